@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv and does so again only when pyproject.toml has changed.
+PYTHON ?= python3
+# Plain `torch` is whichever build your pip finds; point TORCH at another one if you like (a wheel, a version).
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: quickstart test test-fast lint types bench clean
+
+quickstart: .venv/.installed  ## record, train, evaluate, plan and report into runs/quickstart
+	$(BIN)/pan quickstart
+
+test: .venv/.installed-dev  ## the whole suite
+	$(BIN)/python -m pytest -n 2
+
+test-fast: .venv/.installed-dev  ## the suite without the slow tests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+
+types: .venv/.installed-dev  ## checks the installed wheel: checkers cannot follow the checkout's package-dir map
+	rm -rf build/types
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/types/wheel .
+	$(PIP) install --quiet --no-deps --target build/types/site build/types/wheel/*.whl
+	cd build/types/site && ../../../$(BIN)/mypy --config-file ../../../pyproject.toml
+
+bench: .venv/.installed-dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch goes first: pip then keeps this build instead of choosing one for us.
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(PIP) install "$(TORCH)"
+	$(PIP) install -e ".[envs,agent]"
+	touch $@
+
+.venv/.installed-dev: pyproject.toml | .venv/.installed
+	$(PIP) install -e ".[dev]"
+	touch $@
