@@ -1,0 +1,21 @@
+"""The networks: everything a checkpoint needs to run. These files travel with it, so they import only one another."""
+
+from .belief_pan import Belief, Futures, LogProb, State
+from .configuration_pan import PanConfig
+from .modeling_pan import PanModel
+from .sense_configuration_pan import DiscreteAction, ImageSense, TextAction, TextSense, VectorAction, VectorSense
+
+__all__ = [
+    "Belief",
+    "DiscreteAction",
+    "Futures",
+    "ImageSense",
+    "LogProb",
+    "PanConfig",
+    "PanModel",
+    "State",
+    "TextAction",
+    "TextSense",
+    "VectorAction",
+    "VectorSense",
+]

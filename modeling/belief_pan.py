@@ -1,0 +1,200 @@
+"""What the model believes and what it imagines: `State`, `Belief`, `Futures`, `LogProb`.
+
+A belief is the encoded current state plus the backbone's cache of what came before it; it is cheap to branch, because
+the cache holds the trunk of earlier steps and never the current state itself, which enters together with an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+@dataclass
+class State:
+    """An encoded observation, with any leading shape (`(B,)` or `(B, T)`).
+
+    Args:
+        codes: for each image or vector sense, a list over levels (coarse first) of int64 `(..., num_codes)`.
+        latents: for each sense that has them, float `(..., num_places, latent_dim)`; may be empty.
+        text: for each text sense that changes with time, token ids `(..., max_length)`.
+    """
+
+    codes: dict[str, list[Tensor]]
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    text: dict[str, Tensor] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> State:
+        """Applies a function to every tensor."""
+        return State(
+            {name: [function(level) for level in levels] for name, levels in self.codes.items()},
+            {name: function(latents) for name, latents in self.latents.items()},
+            {name: function(ids) for name, ids in self.text.items()},
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Every discrete tensor, in a fixed order: codes by sense and level, then text."""
+        return [level for levels in self.codes.values() for level in levels] + list(self.text.values())
+
+    def without_latents(self) -> State:
+        return replace(self, latents={})
+
+    @staticmethod
+    def combine(states: list[State], join: Callable[[list[Tensor]], Tensor]) -> State:
+        """Joins the tensors of several states, e.g. with `torch.cat` or `torch.stack`. Latents are kept only where all
+        states have them: imagined states usually have none."""
+        first = states[0]
+        return State(
+            {
+                name: [join([s.codes[name][level] for s in states]) for level in range(len(levels))]
+                for name, levels in first.codes.items()
+            },
+            {n: join([s.latents[n] for s in states]) for n in first.latents if all(n in s.latents for s in states)},
+            {name: join([s.text[name] for s in states]) for name in first.text},
+        )
+
+
+def select_cache(cache: DynamicCache | None, index: Tensor) -> DynamicCache | None:
+    """A new cache with the chosen rows of the batch; the old one is left as it was."""
+    if cache is None:
+        return None
+    chosen = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        chosen.update(layer.keys[index], layer.values[index], number)
+    return chosen
+
+
+@dataclass
+class Belief:
+    """What the model holds of the present, for a batch of B.
+
+    Args:
+        state: the current state, leading shape `(B,)`.
+        history: the earlier steps in the cache, oldest first: their states `(B,)` and encoded actions.
+        prefix: ids of the episode's constant text `(B, prefix_length)`, or None.
+        cache: keys and values of the prefix and of the earlier steps; None where there is neither.
+        model: who believes it, for `decode`.
+    """
+
+    state: State
+    history: list[tuple[State, Tensor]]
+    prefix: Tensor | None
+    cache: DynamicCache | None
+    model: object = field(repr=False, default=None)
+
+    def __len__(self) -> int:
+        return len(self.state.tensors()[0])
+
+    @property
+    def codes(self) -> dict[str, list[Tensor]]:
+        return self.state.codes
+
+    def keys(self) -> list[bytes]:
+        """One hashable code state a row: equal keys if and only if all discrete codes (and words) are equal."""
+        flat = torch.cat([tensor.flatten(1) for tensor in self.state.tensors()], 1).to(torch.int32).cpu().numpy()
+        return [row.tobytes() for row in flat]
+
+    def select(self, index: Tensor) -> Belief:
+        """The rows `index` (int64 `(N,)`, repeats allowed) as a belief of its own."""
+        index = torch.as_tensor(index)
+        if index.dtype == torch.bool:
+            raise ValueError("Select rows by their numbers, not by a mask; `mask.nonzero().squeeze(-1)` makes them.")
+        index = index.long()
+        return replace(
+            self,
+            state=self.state.map(lambda tensor: tensor[index]),
+            history=[(state.map(lambda tensor: tensor[index]), action[index]) for state, action in self.history],
+            prefix=None if self.prefix is None else self.prefix[index],
+            cache=select_cache(self.cache, index),
+        )
+
+    def repeat(self, count: int) -> Belief:
+        """Each row `count` times, one after the other: row `b` becomes rows `b * count` to `(b + 1) * count - 1`."""
+        return self.select(torch.arange(len(self)).repeat_interleave(count))
+
+    @staticmethod
+    def cat(beliefs: list[Belief]) -> Belief:
+        """Beliefs with equally long histories as one batch. Raises ValueError where the histories differ."""
+        lengths = {len(belief.history) for belief in beliefs}
+        if len(lengths) > 1:
+            raise ValueError(f"Beliefs to join must hold equally many earlier steps, got {sorted(lengths)}.")
+        first, cache = beliefs[0], None
+        if first.cache is not None:
+            cache = DynamicCache()
+            for number in range(len(first.cache.layers)):
+                layers = [belief.cache.layers[number] for belief in beliefs]
+                cache.update(torch.cat([la.keys for la in layers]), torch.cat([la.values for la in layers]), number)
+        history = [
+            (State.combine([state for state, _ in steps], torch.cat), torch.cat([action for _, action in steps]))
+            for steps in zip(*(belief.history for belief in beliefs), strict=True)
+        ]
+        prefix = None if first.prefix is None else torch.cat([belief.prefix for belief in beliefs])
+        state = State.combine([belief.state for belief in beliefs], torch.cat)
+        return replace(first, state=state, history=history, prefix=prefix, cache=cache)
+
+    def decode(self, sense: str, num_levels: int | None = None, latents: bool = True) -> Tensor:
+        """The current observation in one sense; see [`PanModel.decode`]."""
+        return self.model.decode(self.state, sense, num_levels=num_levels, latents=latents)
+
+
+@dataclass
+class Futures:
+    """Imagined trajectories: N rows of H steps.
+
+    Args:
+        state: the states after each action, leading shape `(N, H)`.
+        log_prob: log probability of each step's discrete blocks under the model, nats `(N, H)`.
+        reward: expected reward of each transition, `(N, H)`.
+        continue_prob: probability that the episode goes on after it, `(N, H)`.
+        belief: the belief after the last action, batch N.
+        conditions: what the latent head needs to fill in each sense's latents, `(N, H, P, C)`.
+        seed: of the latents, drawn only when something is decoded.
+    """
+
+    state: State
+    log_prob: Tensor
+    reward: Tensor
+    continue_prob: Tensor
+    belief: Belief
+    conditions: dict[str, Tensor]
+    seed: int | None = None
+
+    @property
+    def codes(self) -> dict[str, list[Tensor]]:
+        return self.state.codes
+
+    def __len__(self) -> int:
+        return len(self.log_prob)
+
+    def keys(self) -> list[list[bytes]]:
+        """Hashable code states, `[row][step]`."""
+        flat = torch.cat([tensor.flatten(2) for tensor in self.state.tensors()], 2).to(torch.int32).cpu().numpy()
+        return [[step.tobytes() for step in row] for row in flat]
+
+    def decode(self, sense: str, num_levels: int | None = None, latents: bool = True) -> Tensor:
+        """The imagined observations in one sense, `(N, H, ...)`; latents are drawn here, once, if asked for."""
+        if latents and sense in self.conditions and sense not in self.state.latents:
+            self.state.latents[sense] = self.belief.model.sample_latents(sense, self.conditions[sense], self.seed)
+        return self.belief.model.decode(self.state, sense, num_levels=num_levels, latents=latents)
+
+
+@dataclass
+class LogProb:
+    """log p(o' | o, a) of true next observations, nats `(B, H)` a part: exact for the discrete codes, lower bounds for
+    latents and observation (see [`PanModel.log_prob`])."""
+
+    codes: Tensor
+    latents: Tensor
+    observation: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.codes + self.latents + self.observation
+
+    @property
+    def bits_per_observation(self) -> Tensor:
+        return -self.total / torch.log(torch.tensor(2.0))

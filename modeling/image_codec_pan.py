@@ -1,0 +1,235 @@
+"""Images as codes on a pyramid of grids, plus continuous latents: the sensory encoder h and decoder g of one camera.
+
+A frame is cut into patches, each patch encoded where it stands: every normalisation is over the channels of *one*
+position, never over the map, because a map-wide norm makes one moving cell change the codes of cells that did not
+move. Level 0 describes blocks of patches; each finer level quantises what the levels before it leave over, so any
+prefix of levels decodes. What no level holds goes into `latent_dim` continuous numbers a place.
+
+Shapes: B = batch, (R, S) = the finest grid, W = hidden size, P = places, K = capacity of a level.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .latent_head_pan import LATENT_BLUR
+from .quantizer_pan import Codebook
+from .sense_configuration_pan import ImageSense
+
+LEAST_ERROR = 1e-6  # weighted squared error below which nothing is gained: 60 dB
+
+
+class PositionBlock(nn.Module):
+    """Residual block on a channels-last map `(B, R, S, W)`, normalised at each position."""
+
+    def __init__(self, width: int, kernel_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2) if kernel_size > 1 else None
+        self.expand = nn.Linear(width, 2 * width)
+        self.contract = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(x)
+        if self.mix is not None:
+            hidden = nn.functional.gelu(self.mix(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return x + self.contract(nn.functional.gelu(self.expand(hidden)))
+
+
+def fold_grid(x: Tensor, factor: int) -> Tensor:
+    """Space to depth: `(B, R, S, W)` -> `(B, R/f, S/f, f*f*W)`."""
+    if factor == 1:
+        return x
+    batch, rows, columns, width = x.shape
+    x = x.reshape(batch, rows // factor, factor, columns // factor, factor, width)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows // factor, columns // factor, factor * factor * width)
+
+
+def unfold_grid(x: Tensor, factor: int) -> Tensor:
+    """Depth to space, the inverse of `fold_grid`: `(B, R, S, f*f*W)` -> `(B, R*f, S*f, W)`."""
+    if factor == 1:
+        return x
+    batch, rows, columns, width = x.shape
+    width = width // factor**2
+    x = x.reshape(batch, rows, columns, factor, factor, width).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * factor, columns * factor, width)
+
+
+class ImageCodec(nn.Module):
+    """Encoder, codebooks, latents and decoder of an image sense.
+
+    Args:
+        sense (`ImageSense`): shape, levels and sizes.
+    """
+
+    def __init__(self, sense: ImageSense):
+        super().__init__()
+        self.sense = sense
+        width, dim = sense.hidden_size, sense.code_dim
+        pixels = sense.channels * sense.patch_size**2
+        self.stem = nn.Linear(pixels, width)
+        self.encoder = nn.ModuleList(PositionBlock(width, sense.kernel_size) for _ in range(sense.num_blocks))
+        self.encoder_norm = nn.LayerNorm(width)
+        self.codebooks = nn.ModuleList(
+            Codebook(size, capacity, dim)
+            for size, capacity in zip(sense.codebook_size, sense.codebook_capacity, strict=True)
+        )
+        self.to_code = nn.ModuleList(nn.Linear(stride**2 * width, dim) for stride in sense.level_strides)
+        self.from_code = nn.ModuleList(nn.Linear(dim, stride**2 * width) for stride in sense.level_strides)
+        if sense.latent_dim:
+            fold = sense.place_stride**2
+            self.to_latent = nn.Linear(2 * fold * width, sense.latent_dim)
+            self.from_latent = nn.Linear(sense.latent_dim, fold * width)
+            self.register_buffer("latent_scale", torch.ones(sense.latent_dim))
+        self.decoder = nn.ModuleList(PositionBlock(width, sense.kernel_size) for _ in range(sense.num_blocks))
+        self.decoder_norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, pixels)
+        self.register_buffer("residual_scale", torch.ones(2))
+
+    def reset_pan_parameters(self, _std: float) -> None:
+        if self.sense.latent_dim:
+            init.ones_(self.latent_scale)
+        init.ones_(self.residual_scale)
+
+    @staticmethod
+    def to_float(frames: Tensor) -> Tensor:
+        """uint8 frames in [0, 255] -> float in [-1, 1]; float frames pass."""
+        return frames.float() / 127.5 - 1 if frames.dtype == torch.uint8 else frames
+
+    def _features(self, frames: Tensor) -> Tensor:
+        x = fold_grid(self.to_float(frames).permute(0, 2, 3, 1), self.sense.patch_size)  # (B, R, S, pixels)
+        x = self.stem(x)
+        for block in self.encoder:
+            x = block(x)
+        return self.encoder_norm(x)  # (B, R, S, W)
+
+    def _quantize(self, features: Tensor, update: bool):
+        """Codes a level, the map their vectors add up to, one map a prefix, and the commitment loss."""
+        total, prefixes, codes, commitment = torch.zeros_like(features), [], [], 0.0
+        for level, stride in enumerate(self.sense.level_strides):
+            left_over = fold_grid(features - total, stride)
+            level_codes, vectors, loss = self.codebooks[level](self.to_code[level](left_over), update)
+            total = total + unfold_grid(self.from_code[level](vectors), stride)
+            prefixes.append(total)
+            codes.append(level_codes.flatten(1))
+            commitment = commitment + loss
+        return codes, prefixes, commitment
+
+    def _latents(self, features: Tensor, coded: Tensor) -> Tensor:
+        stride = self.sense.place_stride
+        return self.to_latent(torch.cat([fold_grid(features, stride), fold_grid(coded, stride)], -1))  # not yet scaled
+
+    def encode(self, frames: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Args: frames `(B, C, height, width)`, uint8 or float in [-1, 1]. Returns: codes, one `(B, num_codes)` int64
+        a level in raster order, coarse first; latents `(B, P, latent_dim)` at unit scale, or None."""
+        features = self._features(frames)
+        codes, prefixes, _ = self._quantize(features, update=False)
+        if not self.sense.latent_dim:
+            return codes, None
+        return codes, self._latents(features, prefixes[-1]).flatten(1, 2) / self.latent_scale
+
+    def _code_map(self, vectors: list[Tensor]) -> Tensor:
+        total = 0.0
+        rows, columns = self.sense.patch_grid
+        for level, level_vectors in enumerate(vectors):
+            stride = self.sense.level_strides[level]
+            grid = level_vectors.unflatten(1, (rows // stride, columns // stride))
+            total = total + unfold_grid(self.from_code[level](grid), stride)
+        return total
+
+    def _latent_map(self, grid: Tensor) -> Tensor:
+        return unfold_grid(self.from_latent(grid), self.sense.place_stride)
+
+    def _render(self, x: Tensor) -> Tensor:
+        for block in self.decoder:
+            x = block(x)
+        x = self.head(self.decoder_norm(x))
+        return unfold_grid(x, self.sense.patch_size).permute(0, 3, 1, 2)  # (B, C, height, width)
+
+    def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Args: codes, any prefix of levels; latents at unit scale, optional. Returns: frames `(B, C, height, width)`
+        float, nominally in [-1, 1]."""
+        return self._decode_vectors([book.lookup(c) for book, c in zip(self.codebooks, codes, strict=False)], latents)
+
+    def _decode_vectors(self, vectors: list[Tensor], latents: Tensor | None) -> Tensor:
+        x = self._code_map(vectors)
+        if latents is not None:
+            x = x + self._latent_map((latents * self.latent_scale).unflatten(1, self.sense.place_grid))
+        return self._render(x)
+
+    def decode_probabilities(self, probabilities: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Frames of the expected code vectors under distributions `(B, num_codes, K)`, one a level; differentiable, so
+        that the generative loss of equation 8 reaches whatever made the distributions."""
+        vectors = [p.to(b.vectors.dtype) @ b.vectors for p, b in zip(probabilities, self.codebooks, strict=True)]
+        return self._decode_vectors(vectors, latents)
+
+    def pixel_weight(
+        self, frames: Tensor, neighbours: Tensor, usual: Tensor | None, motion: float, rarity: float
+    ) -> Tensor:
+        """Weight of each pixel, `(B, 1, height, width)`, mean 1: 1, plus `motion` where the frame differs from its
+        neighbour in time, plus `rarity` where it differs from the usual frame."""
+        frames = self.to_float(frames)
+
+        def differs(other: Tensor) -> Tensor:
+            return self._widened((frames - self.to_float(other)).abs().amax(1, keepdim=True) > 0.02)
+
+        weight = 1 + motion * differs(neighbours)
+        if usual is not None:
+            weight = weight + rarity * differs(usual)
+        return weight / weight.mean()
+
+    def _widened(self, mask: Tensor) -> Tensor:
+        """A pixel mask widened to the half patches it touches: where something has just left counts too."""
+        size = max(1, self.sense.patch_size // 2)
+        pooled = nn.functional.max_pool2d(mask.float(), size)
+        return nn.functional.interpolate(pooled, scale_factor=size)
+
+    def losses(
+        self,
+        frames: Tensor,
+        neighbours: Tensor,
+        usual: Tensor | None,
+        motion: float,
+        rarity: float,
+        update: bool = True,
+    ) -> dict[str, Tensor]:
+        """Losses of stage 1, with the codebooks moved along if `update`. Nested dropout: each frame is decoded from
+        all codes, and from a random shorter prefix or with its latents as well, so that every prefix of blocks
+        decodes.
+
+        Args: frames, their neighbours in time and what is usually seen there, `(B, C, h, w)`: whole frames, or crops
+        of whole places. Returns: `reconstruction`, `commitment`."""
+        target = self.to_float(frames)
+        features = self._features(frames)
+        _, prefixes, commitment = self._quantize(features, update)
+        weight = self.pixel_weight(frames, neighbours, usual, motion, rarity)
+        variants = self._render(torch.cat([prefixes[-1], self._random_prefix(features, prefixes)]))
+        error, variant_error = (variants - torch.cat([target, target])).square().chunk(2)
+        if self.training:
+            self._track_scales(error, variant_error)
+        # in logarithms, as decibels are: a coarse prefix's large error would otherwise drown what the full code lacks
+        full, variant = (weight * error).mean(), (weight * variant_error).mean()
+        reconstruction = (full + LEAST_ERROR).log() + 0.2 * (variant + LEAST_ERROR).log()
+        return {"reconstruction": reconstruction, "commitment": commitment}
+
+    def _random_prefix(self, features: Tensor, prefixes: list[Tensor]) -> Tensor:
+        """For each frame a shorter prefix of levels, or all of them plus noisy latents."""
+        options = list(prefixes[:-1])
+        if self.sense.latent_dim:
+            latents = self._latents(features, prefixes[-1].detach())
+            if self.training:
+                with torch.no_grad():
+                    self.latent_scale.lerp_(latents.detach().flatten(0, 2).std(0).clamp(min=1e-3), 0.05)
+                latents = latents + LATENT_BLUR * self.latent_scale * torch.randn_like(latents)
+            options.append(prefixes[-1] + self._latent_map(latents))
+        if not options:
+            return prefixes[-1]
+        choice = torch.randint(len(options), (len(features),), device=features.device)
+        stacked = torch.stack(options)  # (options, B, R, S, W)
+        return stacked[choice, torch.arange(len(features), device=features.device)]
+
+    @torch.no_grad()
+    def _track_scales(self, error: Tensor, variant_error: Tensor) -> None:
+        """Moving root mean square error without and with latents: the decoder's noise scale in `log_prob`."""
+        now = torch.stack([error.mean().sqrt(), torch.minimum(error.mean(), variant_error.mean()).sqrt()])
+        self.residual_scale.lerp_(now.to(self.residual_scale.dtype), 0.02)

@@ -1,0 +1,160 @@
+"""The diffusion head: the next continuous latents, given the backbone's hidden states and the codes already chosen.
+
+Flow matching along the straight path x_t = (1 - t) x + t noise, with the network predicting the clean latents x
+(x-prediction): the levels leave little to say, so two steps are enough. Denoiser and scheduler are diffusers classes
+named in the configuration; `PlaceDenoiser`, the default, is our own small one with the same interface.
+"""
+
+import math
+
+import diffusers
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+NUM_TRAIN_TIMESTEPS = 1000
+LATENT_BLUR = 0.1  # noise on unit-scale latents that the decoder is trained to bear
+
+
+class PlaceDenoiser(ModelMixin, ConfigMixin):
+    """An MLP a place, modulated by the time and by the condition at that place (AdaLN, as in DiT).
+
+    Args:
+        in_channels (`int`): latents a place.
+        cross_attention_dim (`int`): width of the condition.
+        hidden_size (`int`), num_layers (`int`): of the network.
+    """
+
+    @register_to_config
+    def __init__(
+        self, in_channels: int = 16, cross_attention_dim: int = 256, hidden_size: int = 128, num_layers: int = 3
+    ):
+        super().__init__()
+        self.time_features = Timesteps(64, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(64, hidden_size)
+        self.condition = nn.Linear(cross_attention_dim, hidden_size)
+        self.inputs = nn.Linear(in_channels, hidden_size)
+        self.layers = nn.ModuleList(_ModulatedLayer(hidden_size) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(hidden_size)
+        self.out = nn.Linear(hidden_size, in_channels)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> ModelOutput:
+        """Args: sample `(B, P, in_channels)`; timestep `(B,)` in [0, 1000]; encoder_hidden_states
+        `(B, P, cross_attention_dim)`. Returns: `.sample`, the clean latents `(B, P, in_channels)`."""
+        time = self.time_embedding(self.time_features(timestep).to(sample.dtype)).unsqueeze(1)
+        condition = nn.functional.silu(self.condition(encoder_hidden_states) + time)
+        x = self.inputs(sample)
+        for layer in self.layers:
+            x = layer(x, condition)
+        return ModelOutput(sample=self.out(self.norm(x)))
+
+
+class _ModulatedLayer(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 3 * width)
+        self.expand, self.contract = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift, gate = self.modulation(condition).chunk(3, -1)
+        hidden = self.norm(x) * (1 + scale) + shift
+        return x + gate * self.contract(nn.functional.silu(self.expand(hidden)))
+
+
+def _denoiser_class(name: str):
+    found = PlaceDenoiser if name == "PlaceDenoiser" else getattr(diffusers, name, None)
+    if found is None:
+        raise ValueError(f"`latent_head.denoiser` names {name!r}; diffusers {diffusers.__version__} has none.")
+    return found
+
+
+class LatentHead(nn.Module):
+    """Trains and samples the latents of one sense.
+
+    Args:
+        sense: an image or vector sense with `latent_dim` > 0.
+        condition_size (`int`): width of what `condition` gets a place.
+        settings (`dict`): `config.latent_head`.
+
+    Raises:
+        ValueError: diffusers has no such denoiser or scheduler.
+    """
+
+    def __init__(self, sense, condition_size: int, settings: dict):
+        super().__init__()
+        self.sense, self.settings = sense, settings
+        given = dict(settings["denoiser"])
+        name = given.pop("_class_name")
+        self.takes_places = name == "PlaceDenoiser"
+        shape = {"in_channels": sense.latent_dim, "cross_attention_dim": given.get("cross_attention_dim", 128)}
+        if not self.takes_places:
+            shape |= {"out_channels": sense.latent_dim, "sample_size": list(self._grid())}
+        self.condition = nn.Linear(condition_size, shape["cross_attention_dim"])
+        self.denoiser = _denoiser_class(name)(**(shape | given))
+        if not hasattr(diffusers, settings["scheduler"]["_class_name"]):
+            name = settings["scheduler"]["_class_name"]
+            raise ValueError(f"`latent_head.scheduler` names {name!r}; diffusers has no such class.")
+
+    def _grid(self) -> tuple[int, int]:
+        return self.sense.place_grid if self.sense.kind == "image" else (1, self.sense.num_places)
+
+    def scheduler(self):
+        """A fresh diffusers scheduler; built lazily, since some keep plain tensors that die on the meta device."""
+        given = dict(self.settings["scheduler"])
+        return getattr(diffusers, given.pop("_class_name"))(**given)
+
+    def predict(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)`."""
+        hidden = self.condition(condition)
+        timestep = time * NUM_TRAIN_TIMESTEPS
+        if self.takes_places:
+            return self.denoiser(noisy, timestep, hidden).sample
+        grid = noisy.transpose(1, 2).unflatten(2, self._grid())
+        return self.denoiser(grid, timestep, encoder_hidden_states=hidden).sample.flatten(2).transpose(1, 2)
+
+    def loss(self, latents: Tensor, condition: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Flow matching. Args: clean latents `(B, P, D)`; condition `(B, P, C)`; weight a place `(B, P)`. Returns: the
+        scalar loss and the clean latents predicted, `(B, P, D)`, for the generative loss."""
+        noise = torch.randn_like(latents)
+        time = torch.rand(len(latents), device=latents.device).clamp(min=0.02)
+        at = time.view(-1, 1, 1)
+        clean = self.predict((1 - at) * latents + at * noise, time, condition)
+        error = (clean - latents).square().mean(-1)
+        return (error.mean() if weight is None else (error * weight).sum() / weight.sum()), clean
+
+    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws latents `(B, P, D)` given condition `(B, P, C)` by `num_inference_steps` steps of the scheduler."""
+        shape = (len(condition), self.sense.num_places, self.sense.latent_dim)
+        x = torch.randn(shape, generator=generator, device=condition.device)
+        scheduler, steps = self.scheduler(), self.settings["num_inference_steps"]
+        # given as sigmas: `set_timesteps(n)` would spend its last step at a noise level of almost nothing
+        scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=condition.device)
+        for index, timestep in enumerate(scheduler.timesteps):
+            sigma = scheduler.sigmas[index].to(x.device)
+            clean = self.predict(x, sigma.expand(len(x)), condition)
+            velocity = (x - clean) / sigma
+            x = scheduler.step(velocity, timestep, x).prev_sample
+        return x
+
+    @torch.no_grad()
+    def log_prob_bound(self, latents: Tensor, condition: Tensor, num_samples: int = 8) -> Tensor:
+        """What the latents cost, as a lower bound in nats `(B,)`: minus the KL divergence between the path that blurs
+        the true latents and the path the head generates, from noise down to latents blurred by `LATENT_BLUR` (Kingma
+        et al. 2021, "Variational Diffusion Models", eq. 17: half the loss of SNR times the squared error). The blurred
+        latents are what the decoder is then given. Estimated at `num_samples` stratified times with a fixed seed."""
+        generator = torch.Generator(device=latents.device).manual_seed(0)
+        low, high = math.log(LATENT_BLUR), 4.0  # of log(noise / signal)
+        total = 0.5 * math.exp(-2 * high) * latents.square().flatten(1).sum(-1)
+        for index in range(num_samples):
+            log_ratio = low + (index + 0.5) / num_samples * (high - low)
+            time = 1 / (1 + math.exp(-log_ratio))
+            noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+            at = torch.full((len(latents),), time, device=latents.device)
+            clean = self.predict((1 - time) * latents + time * noise, at, condition)
+            error = (clean - latents).square().flatten(1).sum(-1)
+            total = total + error * math.exp(-2 * log_ratio) * (high - low) / num_samples
+        return -total

@@ -1,0 +1,515 @@
+"""PAN: a causal language model turned into a world model.
+
+The whole is one `PreTrainedModel`: sensory encoders h, the backbone f with its one vocabulary of words and learned
+codes, a diffusion head for what codes leave over, and decoders g ("Critiques of World Models", section 5.2). This file
+holds the parts and how they are wired; what a step of simulation does is in `simulation_pan.py`, what is minimised in
+`objectives_pan.py`, and where things stand in the sequence in `layout_pan.py`. Without senses it is its backbone.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .belief_pan import State
+from .checks_pan import check_observation
+from .configuration_pan import PanConfig
+from .heads_pan import InverseDynamicsHead, OutcomeHead
+from .latent_head_pan import LatentHead
+from .layout_pan import StepLayout, additive
+from .loading_pan import check_folder, check_loaded, explained
+from .objectives_pan import OBJECTIVES, PanOutput
+from .places_pan import LevelReadout, PlaceEmbedding
+from .senses_pan import VectorCodec, build_codec
+from .simulation_pan import SimulationMixin
+
+
+class PanPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by PAN models."""
+
+    config_class = PanConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["senses", "latent_heads"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """As in Transformers, except that tensors which are missing, left over or of another shape are an error.
+
+        Raises:
+            FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, or tensors and
+                configuration that do not fit one another (see `loading_pan`).
+        """
+        allowed = kwargs.pop("ignore_mismatched_sizes", False)
+        check_folder(pretrained_model_name_or_path)
+        with explained(pretrained_model_name_or_path):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+        check_loaded(pretrained_model_name_or_path, info, allowed)
+        return (model, info) if output_loading_info else model
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
+        """Masks stay masks: the parts kept in float32 would otherwise load the codebooks' bool buffers as floats."""
+        masks = {name: torch.bool for name, buffer in self.named_buffers() if buffer.dtype == torch.bool}
+        return masks | super()._get_dtype_plan(dtype)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Our own layers start at unit gain (a 0.02 normal, made for wide transformers, starves a 48-wide adapter)."""
+        std = self.config.initializer_range
+        if hasattr(module, "reset_pan_parameters"):
+            module.reset_pan_parameters(std)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
+    """A world model around any causal language model.
+
+    Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],
+    [`simulate`], [`decode`], [`log_prob`], and `generate` for text.
+
+    Args:
+        config (`PanConfig`): see there.
+        language_model (`PreTrainedModel`, *optional*): a causal language model to take over, weights and all.
+    """
+
+    # losses here are means over the micro batch, so the Trainer must divide by the accumulation steps
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: PanConfig, language_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        if language_model is not None:
+            config.text_config = language_model.config
+            _keep_weights(language_model)
+        self.loss_type = "ForCausalLM"
+        self.is_world_model = bool(config.senses)
+        if self.is_world_model:
+            self._build_world(config)
+        self.post_init()
+
+    def _build_world(self, config: PanConfig) -> None:
+        hidden_size = config.text_config.hidden_size
+        places = config.place_senses
+        self.layout = StepLayout(config)
+        self._check_positions(config)
+        self.senses = nn.ModuleDict({name: build_codec(sense) for name, sense in places.items()})
+        self.state_embeddings = nn.ModuleDict({n: PlaceEmbedding(s, hidden_size) for n, s in places.items()})
+        slots = 1 if config.fold_levels else self.layout.num_levels
+        self.queries = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(slots, s.num_places, hidden_size)) for name, s in places.items()}
+        )
+        self.readouts = nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    LevelReadout(
+                        sense,
+                        level,
+                        hidden_size,
+                        config.adapter_dim,
+                        config.copy_bias,
+                        autoregressive=level == 0 and config.level0_sampling == "autoregressive",
+                    )
+                    for level in range(sense.num_levels)
+                )
+                for name, sense in places.items()
+            }
+        )
+        if config.action.kind == "vector":
+            self.action_codec = VectorCodec(config.action)
+            self.action_embedding = PlaceEmbedding(config.action, hidden_size)
+        if config.text_senses:
+            self.text_start = nn.Parameter(torch.zeros(hidden_size))
+        width = 2 * config.adapter_dim
+        self.outcome = OutcomeHead(hidden_size, width, config.reward_bound)
+        self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
+        self.latent_heads = nn.ModuleDict(
+            {n: LatentHead(s, 4 * hidden_size, config.latent_head) for n, s in places.items() if s.latent_dim}
+        )
+
+    def _check_positions(self, config: PanConfig) -> None:
+        needed = self.layout.prefix_length + config.context_steps * self.layout.trunk_length + self.layout.query_length
+        available = getattr(config.text_config, "max_position_embeddings", None)
+        if available is not None and needed > available:
+            raise ValueError(
+                f"The backbone has {available} positions; `context_steps={config.context_steps}` with these senses "
+                f"needs {needed}. Use fewer context steps, larger patches or a backbone with more positions."
+            )
+
+    def _num_action_codes(self) -> int:
+        action = self.config.action
+        return action.max_length if action.kind == "text" else action.num_places * sum(action.codes_per_place)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | PreTrainedModel,
+        senses: dict | None = None,
+        action=None,
+        text_reserve: int = 1024,
+        pad_token_id: int | None = None,
+        backbone_kwargs: dict | None = None,
+        **config,
+    ) -> "PanModel":
+        """Turns a causal language model into a world model.
+
+        The backbone's embedding table is resized once, to its words, `text_reserve` words to come and the capacity of
+        every codebook; growth later never changes its shape.
+
+        Args:
+            backbone (`str` or `PreTrainedModel`): a name or folder for `AutoModelForCausalLM.from_pretrained`, or a
+                model, whose weights are taken over (not copied).
+            senses (`dict`): name -> [`ImageSense`], [`VectorSense`], [`TextSense`]. None: the model is its backbone.
+            action: [`DiscreteAction`], [`VectorAction`] or [`TextAction`].
+            text_reserve (`int`): ids kept for new words; unused without senses.
+            pad_token_id (`int`, *optional*): the id text senses are padded with; the backbone's own by default.
+            backbone_kwargs (`dict`, *optional*): for `from_pretrained` of the backbone, e.g. `{"dtype": "bfloat16"}`.
+            config: any other field of [`PanConfig`].
+
+        Raises:
+            ValueError: senses without an action, or a window that the backbone's positions cannot hold.
+        """
+        if isinstance(backbone, str):
+            backbone = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
+        text_size = backbone.get_input_embeddings().weight.shape[0]
+        text_capacity = -(-(text_size + text_reserve) // 64) * 64 if senses else text_size
+        pan_config = PanConfig(
+            text_config=backbone.config,
+            senses=senses,
+            action=action,
+            text_size=text_size,
+            text_capacity=text_capacity,
+            attn_implementation=backbone.config._attn_implementation,
+            **({"backbone_is_pretrained": bool(backbone.name_or_path)} | config),
+        )
+        pan_config.pad_token_id = _first_given(pad_token_id, backbone.config.pad_token_id, _eos(backbone.config), 0)
+        if senses:
+            rows = -(-(text_capacity + pan_config.code_capacity) // 64) * 64
+            std = float(backbone.get_input_embeddings().weight.detach().float().std())
+            backbone.resize_token_embeddings(rows, mean_resizing=False)
+            _fill_new_rows(backbone, text_size, std)
+            pan_config.initializer_range = std
+        model = cls(pan_config, language_model=backbone)
+        model.generation_config = copy.deepcopy(backbone.generation_config)
+        for name, parameter in model.named_parameters():
+            if not name.startswith(tuple(f"{part}." for part in cls._keep_in_fp32_modules_strict)):
+                parameter.data = parameter.data.to(backbone.dtype)
+        return model
+
+    # ---- the one vocabulary
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.base_model
+
+    def code_rows(self, part: str, level: int, codes: Tensor) -> Tensor:
+        """Input rows of codes `(...)` of one level of a sense, or of the part `action`: `(..., hidden_size)`."""
+        offset, _ = self.config.segments[f"{part}.{level}"]
+        return self.get_input_embeddings()(codes + offset)
+
+    def code_table(self, part: str, level: int) -> Tensor:
+        """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
+        vocabulary's."""
+        offset, capacity = self.config.segments[f"{part}.{level}"]
+        return self.get_output_embeddings().weight[offset : offset + capacity]
+
+    def live_codes(self, part: str, level: int) -> Tensor:
+        """Which codes of a segment exist, `(capacity,)` bool."""
+        codec = self.senses[part] if part in self.senses else None
+        if codec is not None and hasattr(codec, "codebooks"):
+            return codec.codebooks[level].live
+        described = self.config.coded_parts()[part]
+        capacity = described.codebook_capacity[level]
+        return torch.arange(capacity, device=self.device) < described.codebook_size[level]
+
+    def live_tokens(self) -> Tensor:
+        """Which ids exist, words and codes, `(vocab_size,)` bool."""
+        live = torch.zeros(self.config.vocab_size, dtype=torch.bool, device=self.device)
+        live[: self.config.text_size] = True
+        for segment, (offset, capacity) in self.config.segments.items():
+            part, level = segment.rsplit(".", 1)
+            live[offset : offset + capacity] = self.live_codes(part, int(level))
+        return live
+
+    # ---- encoder h and decoder g
+
+    def encode(self, observation: dict[str, Tensor]) -> State:
+        """The sensory encoder h: true observations as codes and latents.
+
+        Args:
+            observation: for each sense, a tensor with leading shape `(B, T)`: images `(B, T, C, height, width)` uint8
+                or float in [-1, 1]; vectors `(B, T, dim)`; text that changes with time `(B, T, max_length)` ids.
+                Constant text is not part of a state and is passed over.
+
+        Returns:
+            [`State`] with leading shape `(B, T)`.
+
+        Raises:
+            ValueError: a sense is missing, was not configured, or has another shape.
+        """
+        check_observation(self.config, observation)
+        state = State({})
+        for name in self.config.place_senses:
+            value = observation[name]
+            codes, latents = self.senses[name].encode(value.flatten(0, 1))
+            state.codes[name] = [level.unflatten(0, value.shape[:2]) for level in codes]
+            if latents is not None:
+                state.latents[name] = latents.unflatten(0, value.shape[:2])
+        state.text = {name: observation[name] for name in self.config.text_senses}
+        return state
+
+    def decode(self, state: State, sense: str, num_levels: int | None = None, latents: bool = True) -> Tensor:
+        """The decoder g for one sense, from any prefix of blocks.
+
+        Args:
+            state: with any leading shape.
+            sense (`str`): which.
+            num_levels (`int`, *optional*): levels to use, coarse first; all by default.
+            latents (`bool`): use the state's latents, if it has them and all levels are used.
+
+        Returns:
+            images `(..., C, height, width)` uint8, vectors `(..., dim)` float, text `(..., max_length)` ids.
+
+        Raises:
+            ValueError: no such sense, or no such prefix of levels.
+        """
+        if sense in state.text:
+            return state.text[sense]
+        if sense not in self.senses:
+            raise ValueError(f"No sense {sense!r} to decode; this model has {sorted([*self.senses, *state.text])}.")
+        levels = state.codes[sense]
+        num_levels = len(levels) if num_levels is None else num_levels
+        if not 1 <= num_levels <= len(levels):
+            raise ValueError(f"{sense!r} has levels 1 to {len(levels)}; got num_levels={num_levels}.")
+        leading = levels[0].shape[:-1]
+        flat = [level.flatten(0, len(leading) - 1) for level in levels[:num_levels]]
+        use_latents = latents and num_levels == len(levels) and sense in state.latents
+        given = state.latents[sense].flatten(0, len(leading) - 1) if use_latents else None
+        decoded = self.senses[sense].decode(flat, given)
+        if self.config.senses[sense].kind == "image":
+            decoded = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return decoded.unflatten(0, leading)
+
+    # ---- into the backbone
+
+    def level_rows(self, part: str, codes: list[Tensor]) -> list[Tensor]:
+        """Input rows of a prefix of levels, one `(..., num_codes, hidden_size)` a level."""
+        return [self.code_rows(part, level, level_codes) for level, level_codes in enumerate(codes)]
+
+    def embed_state(self, state: State) -> Tensor:
+        """State embeddings of a state with leading shape `(N,)`: `(N, state_length, hidden_size)`."""
+        parts = [
+            self.state_embeddings[name](self.level_rows(name, codes), state.latents.get(name))
+            for name, codes in state.codes.items()
+        ]
+        parts += [self.get_input_embeddings()(ids) for ids in state.text.values()]
+        return torch.cat(parts, 1)
+
+    def embed_action(self, action: Tensor) -> Tensor:
+        """Actions `(N,)` ints, `(N, dim)` floats or `(N, max_length)` ids -> `(N, action_length, hidden_size)`."""
+        kind = self.config.action.kind
+        if kind == "discrete":
+            return self.code_rows("action", 0, action.long()).unsqueeze(1)
+        if kind == "text":
+            return self.get_input_embeddings()(action)
+        codes, remainder = self.action_codec.encode(action)
+        return self.action_embedding(self.level_rows("action", codes), remainder)
+
+    def action_codes(self, action: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The action as tokens, a tuple a level: codes `(N, n)`, the rows they are read out against, which are
+        live."""
+        kind = self.config.action.kind
+        if kind == "text":
+            table = self.get_output_embeddings().weight[: self.config.text_capacity]
+            return [(action, table, torch.arange(len(table), device=action.device) < self.config.text_size)]
+        codes = [action.long().unsqueeze(1)] if kind == "discrete" else self.action_codec.encode(action)[0]
+        return [
+            (level_codes, self.code_table("action", level), self.live_codes("action", level))
+            for level, level_codes in enumerate(codes)
+        ]
+
+    def embed_queries(self, block, embedded_state: Tensor, chosen: dict[str, list[Tensor]]) -> Tensor:
+        """Queries of a block of levels, `(N, block.length, hidden_size)`: what each place is, what it holds now, and
+        the rows of the coarser codes already chosen for it (`chosen[name]`, `(N, n_l, hidden_size)` a level)."""
+        parts, start, level = [], 0, block.levels[0]
+        for name, sense in self.config.place_senses.items():
+            now = embedded_state[:, start : start + sense.num_places]
+            start += sense.num_places
+            if level >= sense.num_levels:
+                continue
+            query = now + self.queries[name][level]
+            coarser = chosen.get(name, [])[:level]
+            parts.append(query + self.state_embeddings[name].codes(coarser) if coarser else query)
+        return torch.cat(parts, 1)
+
+    def split_places(self, block, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
+        """What readouts get, by sense `(N, P, 3 * hidden_size)`: hidden states of a block's queries, and beside each
+        what its place holds now and what is done. So the backbone need not carry these through, and what happens
+        locally is learned by the local adapter. `trunk` `(N, trunk_length, hidden_size)`: embeddings of the state and
+        the action."""
+        parts, start, place = {}, 0, 0
+        action = trunk[:, self.layout.state_length :].mean(1, keepdim=True)
+        for name, sense in self.config.place_senses.items():
+            if block.levels[0] < sense.num_levels:
+                now = trunk[:, place : place + sense.num_places]
+                parts[name] = torch.cat([hidden[:, start : start + sense.num_places], now, action.expand_as(now)], -1)
+                start += sense.num_places
+            place += sense.num_places
+        return parts
+
+    def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
+        """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions
+        `(L,)`; cache, appended to if given. Returns: `(B, L, H)`."""
+        mask = additive(mask, embeddings.dtype).expand(len(embeddings), -1, -1, -1)
+        kinds = set(getattr(self.config.text_config, "layer_types", None) or [])
+        if kinds - {"full_attention"}:
+            mask = {kind: mask for kind in kinds}
+        return self.language_model.base_model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions.unsqueeze(0).expand(len(embeddings), -1),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def prefix_ids(self, observation: dict[str, Tensor]) -> Tensor | None:
+        """The constant text of an episode, `(B, prefix_length)`, or None where the model has none."""
+        parts = [observation[name] for name in self.config.prefix_senses]
+        return torch.cat(parts, 1) if parts else None
+
+    # ---- forward
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        objective: str | None = None,
+        observation: dict[str, Tensor] | None = None,
+        state: dict | None = None,
+        action: Tensor | None = None,
+        reward: Tensor | None = None,
+        done: Tensor | None = None,
+        condition: dict[str, Tensor] | None = None,
+        importance: Tensor | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast | PanOutput:
+        """Two models in one: with `input_ids` (or `inputs_embeds`) the causal language model over words and codes;
+        with an `objective` the losses of a training stage.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache,
+                logits_to_keep: as in any causal language model.
+            objective (`str`): one of `objectives_pan.OBJECTIVES`; see there for what each needs of the rest (`"text"`:
+                `input_ids`, `labels` and `attention_mask`).
+            observation: true observations of windows, leading shape `(B, T + 1)`; constant text `(B, max_length)`.
+            state: the same already encoded, `{"codes": ..., "latents": ..., "text": ...}` as in [`State`].
+            action: `(B, T, ...)`; reward, done: `(B, T)` float, of the transition each action makes.
+            condition: cached conditions of the latent head, for training it alone.
+            importance: `(B,)`, weight of a window in the codes' loss: what makes up for drawing some windows more
+                often.
+
+        Returns:
+            `CausalLMOutputWithPast`, or [`PanOutput`] with `loss` and its named parts.
+
+        Raises:
+            ValueError: neither text nor an objective is given, or the objective is unknown.
+        """
+        if objective is not None:
+            if objective not in OBJECTIVES:
+                raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")
+            given = {"observation": observation, "state": state, "action": action, "reward": reward, "done": done}
+            given |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+            return OBJECTIVES[objective](self, condition=condition, importance=importance, **given)
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError(
+                "Give `input_ids` (or `inputs_embeds`) to run the language model, or `objective` with an observation "
+                "to train the world model; to imagine, use `perceive` and `simulate`."
+            )
+        output = self.language_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        logits = self._only_live(output.logits)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    def _only_live(self, logits: Tensor) -> Tensor:
+        if self.config.text_size == logits.shape[-1]:
+            return logits
+        return logits.masked_fill(~self.live_tokens(), torch.finfo(logits.dtype).min)
+
+
+def _first_given(*values):
+    return next(value for value in values if value is not None)
+
+
+def _eos(config) -> int | None:
+    eos = config.eos_token_id
+    return eos[0] if isinstance(eos, list) else eos
+
+
+def _keep_weights(model: PreTrainedModel) -> None:
+    """Marks a model as initialised, so that `post_init` of the model around it leaves its weights alone."""
+    for module in model.modules():
+        module._is_hf_initialized = True
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True
+
+
+@torch.no_grad()
+def _fill_new_rows(backbone: PreTrainedModel, first: int, std: float) -> None:
+    """Rows behind the backbone's own words start as spread out as its words are."""
+    tables = {id(e.weight): e.weight for e in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}
+    for weight in tables.values():
+        weight[first:].normal_(std=std)
+
+
+PanModel.register_for_auto_class("AutoModel")

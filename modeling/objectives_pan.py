@@ -1,0 +1,304 @@
+"""What each training stage minimises (section 5.3 of "Critiques of World Models"): every part by name.
+
+`senses` trains encoder, codes and decoder of each sense alone; `text` the backbone on words alone; `dynamics` the
+backbone and the agent's heads on encoded trajectories; `latent_head` the diffusion head on cached conditions; `joint`
+all of it together from raw observations, with the generative loss of equation 8, which reaches encoder, backbone and
+head.
+
+Shapes: B = batch, T = transitions of a window, N = B * T.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .belief_pan import State
+from .heads_pan import two_hot
+
+
+@dataclass
+class PanOutput(ModelOutput):
+    """A training stage's result.
+
+    Args:
+        loss: the weighted sum.
+        losses: every part, unweighted, by name, e.g. `camera.0` (code negative log-likelihood of a level, nats a
+            code), `reward`, `continuation`, `inverse_dynamics`, `camera.latents`, `camera.generative`.
+        metrics: detached figures to log, e.g. `camera.0.accuracy`.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    metrics: dict[str, Tensor] | None = None
+
+
+@dataclass
+class _Window:
+    """One teacher-forced pass over a window: what went in, and the hidden states that came out."""
+
+    current: State  # (N,)
+    following: State  # (N,)
+    trunk: Tensor  # (N, trunk_length, H), embeddings of state and action
+    hidden: dict[str, Tensor]  # by block (N, length, H), and "action": (N, H)
+
+
+def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
+    weights = model.config.loss_weights
+    total = 0.0
+    for name, value in losses.items():
+        last = name.rsplit(".", 1)[-1]
+        total = total + value * weights["codes" if last.isdigit() else last]
+    return PanOutput(loss=total, losses=losses, metrics=metrics or {})
+
+
+def senses_objective(model, observation, **_) -> PanOutput:
+    """Stage 1. `observation`: `(B, 3, ...)` a sense: the neighbour in time (which says what moves), the frame, and
+    what is usually seen there (which says what is rare); whole frames or crops of whole places."""
+    return _sum_up(model, _senses_losses(model, observation, update=model.training))
+
+
+def _senses_losses(model, observation: dict[str, Tensor], update: bool) -> dict[str, Tensor]:
+    config, losses = model.config, {}
+    for name, codec in model.senses.items():
+        frames = observation[name]
+        usual = frames[:, 2] if frames.shape[1] > 2 else None
+        parts = codec.losses(frames[:, 1], frames[:, 0], usual, config.motion_weight, config.rarity_weight, update)
+        losses |= {f"{name}.{part}": value for part, value in parts.items()}
+    return losses
+
+
+def text_objective(model, input_ids, labels, attention_mask=None, **_) -> PanOutput:
+    """Stage 2: the next word of a text. `input_ids`, `labels` (-100 where nothing is to be said) `(B, L)`."""
+    found = model(input_ids=input_ids, labels=labels, attention_mask=attention_mask, use_cache=False)
+    return _sum_up(model, {"text": found.loss})
+
+
+def dynamics_objective(model, state, action, reward, done, importance=None, **_) -> PanOutput:
+    """Stage 4, on encoded trajectories: text and level negative log-likelihood, reward, continuation, inverse.
+    `importance` `(B,)` undoes in the codes' loss what the sampler did to how often a window is drawn."""
+    given = State(state["codes"], state.get("latents", {}), state.get("text", {}))
+    window = _teacher_forced(model, given, action, state.get("prefix"))
+    losses, metrics, _ = _code_losses(model, window, _by_transition(importance, action))
+    losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
+    return _sum_up(model, losses, metrics)
+
+
+def latent_head_objective(model, condition, state, **_) -> PanOutput:
+    """Stage 3: `condition[name]` `(N, P, C)` cached from the backbone, `state["latents"][name]` `(N, P, D)`."""
+    losses = {
+        f"{name}.latents": head.loss(state["latents"][name], condition[name])[0]
+        for name, head in model.latent_heads.items()
+    }
+    return _sum_up(model, losses)
+
+
+def joint_objective(model, observation, action, reward, done, importance=None, **_) -> PanOutput:
+    """Stage 4, from raw observations: everything, plus the generative loss of equation 8 on the decoder's output."""
+    # the codebooks stay: by now each code has a row, and an id never changes its meaning
+    alone = _senses_losses(model, {name: observation[name][:, -2:] for name in model.senses}, update=False)
+    state = model.encode(observation)  # codes are constants; latents carry the gradient back to the encoder
+    window = _teacher_forced(model, state, action, model.prefix_ids(observation))
+    losses, metrics, logits = _code_losses(model, window, _by_transition(importance, action))
+    losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
+    for name, codec in model.senses.items():
+        clean = None
+        if name in model.latent_heads:
+            condition = latent_condition(model, name, window.hidden, window.trunk, window.following)
+            target = window.following.latents[name].detach()
+            losses[f"{name}.latents"], clean = model.latent_heads[name].loss(target, condition)
+        true = observation[name]
+        imagined = codec.decode_probabilities([level.softmax(-1) for level in logits[name]], clean)
+        losses[f"{name}.generative"] = _generative_loss(model, name, imagined, true)
+    return _sum_up(model, losses | alone, metrics)
+
+
+def _by_transition(importance: Tensor | None, action: Tensor) -> Tensor | None:
+    """Importance of windows `(B,)` as that of their transitions `(N,)`."""
+    return None if importance is None else importance.repeat_interleave(action.shape[1])
+
+
+def _generative_loss(model, name: str, imagined: Tensor, true: Tensor) -> Tensor:
+    """|| g(f(h(o), a)) - o' ||, squared, on the pixels or coordinates that matter (`pixel_weight`)."""
+    before, after = true[:, :-1].flatten(0, 1), true[:, 1:].flatten(0, 1)
+    codec, config = model.senses[name], model.config
+    if config.senses[name].kind == "image":
+        weight = codec.pixel_weight(after, before, None, config.motion_weight, 0.0)
+        return (weight * (imagined - codec.to_float(after)).square()).mean()
+    span = torch.tensor(config.senses[name].high, device=after.device)
+    span = span - torch.tensor(config.senses[name].low, device=after.device)
+    return (2 * (imagined - after) / span).square().mean()
+
+
+def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None) -> _Window:
+    """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once."""
+    batch, steps = action.shape[:2]
+    current = state.map(lambda t: t[:, :steps].flatten(0, 1))
+    following = state.map(lambda t: t[:, 1 : steps + 1].flatten(0, 1))
+    embedded = model.embed_state(_trunk_latents(model, current))
+    queries = _queries(model, embedded, following)
+    trunk = torch.cat([embedded, model.embed_action(action.flatten(0, 1))], 1)
+    x = torch.cat([trunk, *queries], 1).unflatten(0, (batch, steps)).flatten(1, 2)
+    layout = model.layout
+    mask = layout.window_mask(steps).to(x.device).view(1, 1, *[layout.prefix_length + steps * layout.step_length] * 2)
+    if prefix is not None:
+        x = torch.cat([model.get_input_embeddings()(prefix), x], 1)
+        mask = hide_padding(mask, prefix, model.config.pad_token_id)
+    hidden = model.run_backbone(x, mask, layout.window_positions(steps).to(x.device))
+    hidden = hidden[:, layout.prefix_length :].unflatten(1, (steps, -1)).flatten(0, 1)
+    return _Window(current, following, trunk, _by_block(layout, hidden))
+
+
+def hide_padding(mask: Tensor, prefix: Tensor, pad_token_id: int) -> Tensor:
+    """Keys of the prefix that are padding are seen by nobody but themselves. mask bool `(1, 1, Q, K)` ->
+    `(1 or B, 1, Q, K)`."""
+    real = prefix != pad_token_id
+    if bool(real.all()):
+        return mask
+    keys = torch.ones(len(prefix), mask.shape[-1], dtype=torch.bool, device=mask.device)
+    keys[:, : prefix.shape[1]] = real
+    own = torch.zeros(mask.shape[-2:], dtype=torch.bool, device=mask.device)
+    if mask.shape[-2] == mask.shape[-1]:
+        own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    return mask & (keys.view(len(prefix), 1, 1, -1) | own)
+
+
+def _trunk_latents(model, state: State) -> State:
+    """Latents as the trunk sees them: noisy and often absent in training, so that imagined ones can be borne."""
+    if not model.training or not state.latents:
+        return state
+    config, latents = model.config, {}
+    for name, value in state.latents.items():
+        keep = (torch.rand(len(value), 1, 1, device=value.device) >= config.latent_dropout).to(value.dtype)
+        latents[name] = keep * (value + config.latent_noise * torch.randn_like(value))
+    return State(state.codes, latents, state.text)
+
+
+def _queries(model, embedded: Tensor, following: State) -> list[Tensor]:
+    """The queries of every block, the coarser blocks' true codes given."""
+    rows = {name: model.level_rows(name, codes) for name, codes in following.codes.items()}
+    parts = []
+    for block in model.layout.blocks:
+        if block.levels:
+            parts.append(model.embed_queries(block, embedded, rows))
+        else:
+            words = model.get_input_embeddings()(following.text[block.name][:, :-1])
+            parts.append(torch.cat([model.text_start.expand(len(words), 1, -1), words], 1))
+    return parts
+
+
+def _by_block(layout, hidden: Tensor) -> dict[str, Tensor]:
+    parts, start = {"action": hidden[:, layout.trunk_length - 1]}, layout.trunk_length
+    for block in layout.blocks:
+        parts[block.name] = hidden[:, start : start + block.length]
+        start += block.length
+    return parts
+
+
+def _code_losses(model, window: _Window, importance: Tensor | None) -> tuple[dict, dict, dict[str, list[Tensor]]]:
+    """Cross-entropy of every level, changed codes weighted by `change_weight`; also the logits, by sense and level."""
+    losses, metrics, logits = {}, {}, {name: [] for name in window.current.codes}
+    for block in model.layout.blocks:
+        if not block.levels:
+            continue
+        for name, places in model.split_places(block, window.hidden[block.name], window.trunk).items():
+            for level in block.levels[: model.config.senses[name].num_levels]:
+                now, target = window.current.codes[name][level], window.following.codes[name][level]
+                found = teacher_forced_logits(model, name, level, places, window.current, window.following)
+                logits[name].append(found)
+                changed = (now != target).flatten()
+                weight = 1 + (model.config.change_weight - 1) * changed
+                weight = weight if importance is None else weight * importance.repeat_interleave(now.shape[1])
+                losses[f"{name}.{level}"] = _change_weighted(found, now, target, weight, model.config.change_weight)
+                right = (found.detach().argmax(-1) == target).flatten()
+                metrics[f"{name}.{level}.accuracy"] = right.float().mean()
+                metrics[f"{name}.{level}.accuracy_changed"] = (right & changed).sum() / changed.sum().clamp(min=1)
+    return losses, metrics, logits
+
+
+def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor, change_weight: float) -> Tensor:
+    """Weighted cross-entropy whose optimum is nevertheless the true distribution.
+
+    Weighing changed codes `change_weight` times teaches probabilities in which change is that much more likely. So the
+    loss is taken on logits shifted by just that (logit adjustment, Menon et al. 2021): `logits` themselves stay
+    calibrated, for sampling and for `log_prob`. logits `(N, n, K)`; now, target `(N, n)`; weight `(N * n,)`."""
+    shift = torch.full((1,), -math.log(change_weight), device=logits.device).expand(now.shape).unsqueeze(-1)
+    adjusted = logits.scatter_add(-1, now.unsqueeze(-1), shift)
+    nll = nn.functional.cross_entropy(adjusted.flatten(0, 1), target.flatten(), reduction="none")
+    return (weight * nll).sum() / weight.sum()
+
+
+def teacher_forced_logits(model, name: str, level: int, places: Tensor, current: State, following: State) -> Tensor:
+    """Logits `(N, num_codes, capacity)` of one level, given the true coarser codes of the following state."""
+    readout, now = model.readouts[name][level], current.codes[name][level]
+    rows = model.code_rows(name, level, now)
+    features = readout.features(places, rows, model.level_rows(name, following.codes[name][:level]))
+    if readout.sentence is not None:
+        features = readout.sentence(features, model.code_rows(name, level, following.codes[name][level]))
+    return readout.logits(features, model.code_table(name, level), model.live_codes(name, level), now)
+
+
+def _text_losses(model, window: _Window) -> dict[str, Tensor]:
+    losses = {}
+    for name, target in window.following.text.items():
+        logits = model.get_output_embeddings()(window.hidden[name])[..., : model.config.text_size].float()
+        nll = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        counts = text_counts(target, model.config.pad_token_id).flatten()
+        losses[f"{name}.text"] = (nll * counts).sum() / counts.sum()
+    return losses
+
+
+def text_counts(ids: Tensor, pad_token_id: int) -> Tensor:
+    """1 for the words of a text and for the first padding, which ends it; 0 behind. `(..., L)` -> float `(..., L)`."""
+    padding = (ids == pad_token_id).long()
+    return ((padding.cumsum(-1) - padding) == 0).float()
+
+
+def _agent_losses(model, window: _Window, action: Tensor, reward: Tensor, done: Tensor) -> dict[str, Tensor]:
+    config = model.config
+    before, after = (model.embed_state(state.without_latents()) for state in (window.current, window.following))
+    reward_logits, continue_logit = model.outcome(before, after, window.hidden["action"])
+    target = two_hot(reward.flatten(), config.reward_bound)
+    losses = {
+        "reward": -(target * reward_logits.log_softmax(-1)).sum(-1).mean(),
+        "continuation": nn.functional.binary_cross_entropy_with_logits(continue_logit, 1 - done.flatten().float()),
+    }
+    slots = model.inverse_dynamics(before, after)
+    inverse, start = [], 0
+    for codes, table, live in model.action_codes(action.flatten(0, 1)):
+        count = codes.shape[1]
+        logits = (slots[:, start : start + count] @ table.T).float().masked_fill(~live, -torch.inf)
+        inverse.append(nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten()))
+        start += count
+    losses["inverse_dynamics"] = torch.stack(inverse).mean()
+    return losses
+
+
+def latent_condition(model, name: str, hidden: dict[str, Tensor], trunk: Tensor, following: State) -> Tensor:
+    """What the latent head is told, `(N, P, 4 * hidden_size)`: the hidden states of the sense's last block of levels,
+    what its places hold now, and the next state's codes, so that the latents are predicted *given the levels*."""
+    sense = model.config.senses[name]
+    last = [block for block in model.layout.blocks if block.levels and block.levels[0] < sense.num_levels][-1]
+    places = model.split_places(last, hidden[last.name], trunk)[name]
+    codes = model.state_embeddings[name].codes(model.level_rows(name, following.codes[name]))
+    return torch.cat([places, codes], -1).float()
+
+
+@torch.no_grad()
+def cache_conditions(model, state: State, action: Tensor, prefix: Tensor | None) -> dict[str, Tensor]:
+    """Conditions of every latent head for windows of encoded trajectories, `(N, P, C)`: run the backbone once, train
+    the head many times."""
+    window = _teacher_forced(model, state, action, prefix)
+    given = (window.hidden, window.trunk, window.following)
+    return {name: latent_condition(model, name, *given) for name in model.latent_heads}
+
+
+OBJECTIVES = {
+    "senses": senses_objective,
+    "text": text_objective,
+    "dynamics": dynamics_objective,
+    "latent_head": latent_head_objective,
+    "joint": joint_objective,
+}

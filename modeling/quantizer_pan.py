@@ -1,0 +1,127 @@
+"""A codebook with room to grow: vector quantisation with moving averages, and revival of codes that nothing uses.
+
+Nearest-neighbour codes with a straight-through gradient (van den Oord et al. 2017) and codebook vectors that follow
+the mean of what they code (EMA, its appendix A.1). Unusual here: the table is allocated at its full *capacity*, and
+only the rows marked `live` can be chosen, so that a new code is a row made live and no shape ever changes.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import initialization as init
+
+PARKED = 1e3  # where a live row waits that has nothing to describe
+LEAST_DISTANCE = 1e-3  # squared, as a share of the inputs' variance: what is closer counts as the same thing
+
+
+class Codebook(nn.Module):
+    """One level's table of code vectors.
+
+    Args:
+        size (`int`): live codes at birth.
+        capacity (`int`): rows of the table.
+        dim (`int`): width of a row.
+        decay (`float`): of the moving averages.
+        revive_below (`float`): a live code used less than this many times a batch, on average, is moved onto an
+            encoder output that the codebook describes badly.
+    """
+
+    def __init__(self, size: int, capacity: int, dim: int, decay: float = 0.95, revive_below: float = 0.03):
+        super().__init__()
+        self.size, self.decay, self.revive_below = size, decay, revive_below
+        self.register_buffer("vectors", torch.zeros(capacity, dim))
+        self.register_buffer("live", torch.zeros(capacity, dtype=torch.bool))
+        self.register_buffer("usage", torch.zeros(capacity))
+        self.register_buffer("sums", torch.zeros(capacity, dim))
+        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
+
+    def reset_pan_parameters(self, _std: float) -> None:
+        init.normal_(self.vectors, std=1.0)
+        init.copy_(self.live, torch.arange(len(self.live)) < self.size)
+        for buffer in (self.usage, self.sums, self.started):
+            init.zeros_(buffer)
+
+    def distances(self, inputs: Tensor) -> Tensor:
+        """Squared distance of `(..., dim)` to every row, `(..., capacity)`; infinite for rows that are not live."""
+        vectors = self.vectors
+        distance = inputs.square().sum(-1, keepdim=True) - 2 * inputs @ vectors.T + vectors.square().sum(-1)
+        return distance.masked_fill(~self.live, torch.inf)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Vectors of codes: `(...)` int64 -> `(..., dim)`."""
+        return nn.functional.embedding(codes, self.vectors)
+
+    def forward(self, inputs: Tensor, update: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Args: inputs `(..., dim)`; update: move the codebook towards them. Returns: codes `(...)`; their vectors
+        `(..., dim)` with a straight-through gradient; the commitment loss, a scalar."""
+        inputs = inputs.float()
+        if update and not bool(self.started):
+            self._start(inputs.detach().flatten(0, -2))
+        with torch.no_grad():
+            distance, codes = self.distances(inputs).min(-1)
+        vectors = self.lookup(codes)
+        if update:
+            self._follow(inputs.detach().flatten(0, -2), codes.flatten(), distance.flatten())
+        commitment = nn.functional.mse_loss(inputs, vectors)
+        return codes, inputs + (vectors - inputs).detach(), commitment
+
+    @torch.no_grad()
+    def _start(self, inputs: Tensor) -> None:
+        """Places the live rows on inputs of the first batch, far from one another (k-means++ seeding); rows for which
+        nothing different is left are parked far away until something is."""
+        inputs = inputs[torch.randperm(len(inputs))[:8192]]
+        chosen = [inputs[:1]]
+        distance = torch.cdist(inputs, chosen[0]).squeeze(-1).square()
+        least = LEAST_DISTANCE * inputs.var(0).sum()
+        for _ in range(int(self.live.sum()) - 1):
+            distance = torch.where(distance > least, distance, torch.zeros_like(distance))
+            if not bool(distance.any()):
+                break
+            chosen.append(inputs[torch.multinomial(distance, 1)])
+            distance = torch.minimum(distance, torch.cdist(inputs, chosen[-1]).squeeze(-1).square())
+        placed = torch.full_like(self.vectors[self.live], PARKED)
+        placed[: len(chosen)] = torch.cat(chosen)
+        _broadcast(placed)
+        self.vectors[self.live] = self.sums[self.live] = placed
+        self.usage[self.live] = (placed[:, 0] < PARKED).float()
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def _follow(self, inputs: Tensor, codes: Tensor, distance: Tensor) -> None:
+        usage = torch.bincount(codes, minlength=len(self.usage)).to(self.usage.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, inputs)
+        _sum_over_processes(usage, sums)
+        self.usage.lerp_(usage, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        used = self.usage > 1e-6
+        self.vectors[used] = self.sums[used] / self.usage[used].unsqueeze(-1)
+        self._revive(inputs, distance)
+
+    def _revive(self, inputs: Tensor, distance: Tensor) -> None:
+        """Moves the live codes nobody uses onto inputs drawn in proportion to how badly they are described, one a
+        batch (two at once could land on the same thing, and twins make codes flicker); parks them if all is described
+        well."""
+        dead = torch.nonzero(self.live & (self.usage < self.revive_below)).squeeze(-1)
+        if len(dead) == 0:
+            return
+        badly = torch.where(distance > LEAST_DISTANCE * inputs.var(0).sum(), distance, torch.zeros_like(distance))
+        found = badly.any()
+        fresh = inputs[torch.multinomial(badly, 1)[0]] if found else torch.full_like(inputs[0], PARKED)
+        _broadcast(fresh)
+        if bool(fresh[0] < PARKED):  # not `found`, which is this process's own: all must do the same
+            first = dead[:1]
+            self.vectors[first], self.sums[first], self.usage[first] = fresh, fresh, 1.0
+        else:
+            self.vectors[dead] = PARKED
+
+
+def _sum_over_processes(*tensors: Tensor) -> None:
+    if dist.is_available() and dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def _broadcast(tensor: Tensor) -> None:
+    """Every process takes the first one's choice, so that codebooks agree."""
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(tensor, src=0)

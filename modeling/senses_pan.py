@@ -1,0 +1,74 @@
+"""The codec of each kind of sense, under one interface.
+
+A codec has `encode(observation) -> (codes, latents)`, `decode(codes, latents)` and `decode_probabilities`; a new kind
+of sense is one more entry in `CODECS`. Vectors use the lattice, whose remainder is the latent.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .image_codec_pan import ImageCodec
+from .lattice_pan import LatticeCodec
+
+
+class VectorCodec(nn.Module):
+    """The lattice behind the interface of a codec; nothing to train, so its stage-1 losses are empty."""
+
+    def __init__(self, sense):
+        super().__init__()
+        self.sense = sense
+        self.lattice = LatticeCodec(sense)
+
+    def encode(self, vectors: Tensor) -> tuple[list[Tensor], Tensor]:
+        """`(B, dim)` float -> digits, one `(B, num_codes)` a level, and the remainder `(B, P, group)` in [-1, 1]."""
+        return self.lattice.encode(vectors)
+
+    def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Any prefix of digits -> `(B, dim)` float; with all of them, latents make it exact."""
+        return self.lattice.decode(codes, latents if len(codes) == self.sense.num_levels else None)
+
+    def decode_probabilities(self, probabilities: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Expected vector `(B, dim)`, the latents' share of the last cell added."""
+        vector = self.lattice.decode_probabilities(probabilities)
+        if latents is None:
+            return vector
+        span = torch.tensor(self.sense.high, device=vector.device) - torch.tensor(self.sense.low, device=vector.device)
+        cell = span / self.sense.base**self.sense.num_levels
+        return vector + latents.flatten(1)[:, : self.sense.dim] * cell / 2
+
+    def losses(self, *_args) -> dict[str, Tensor]:
+        return {}
+
+
+CODECS = {"image": ImageCodec, "vector": VectorCodec}
+
+
+def build_codec(sense) -> nn.Module:
+    """The codec for a sense's kind. Raises ValueError for a kind without one."""
+    if sense.kind not in CODECS:
+        raise ValueError(f"No codec for senses of kind {sense.kind!r}; known kinds are {sorted(CODECS)}.")
+    return CODECS[sense.kind](sense)
+
+
+def fold_places(codes: Tensor, sense, level: int) -> Tensor:
+    """Codes of one level by place: `(B, num_codes, ...)` -> `(B, P, codes_per_place, ...)`, raster order inside."""
+    per_place = sense.codes_per_place[level]
+    if sense.kind != "image" or per_place == 1:
+        return codes.unflatten(1, (-1, per_place))
+    factor = int(per_place**0.5)
+    rows, columns = sense.place_grid
+    rest = codes.shape[2:]
+    x = codes.reshape(len(codes), rows, factor, columns, factor, *rest).transpose(2, 3)
+    return x.reshape(len(codes), rows * columns, per_place, *rest)
+
+
+def unfold_places(codes: Tensor, sense, level: int) -> Tensor:
+    """The inverse of `fold_places`: `(B, P, codes_per_place, ...)` -> `(B, num_codes, ...)`."""
+    per_place = sense.codes_per_place[level]
+    if sense.kind != "image" or per_place == 1:
+        return codes.flatten(1, 2)
+    factor = int(per_place**0.5)
+    rows, columns = sense.place_grid
+    rest = codes.shape[3:]
+    x = codes.reshape(len(codes), rows, columns, factor, factor, *rest).transpose(2, 3)
+    return x.reshape(len(codes), rows * columns * per_place, *rest)

@@ -1,0 +1,411 @@
+"""Using the world model: perceive, simulate, log_prob (the belief, world model and decoder of equation 6).
+
+One imagined step is as many backbone passes as there are blocks, one where the levels fold: the current state, the
+action and the first block's queries share a forward, and what is not trunk is dropped from the cache again.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .belief_pan import Belief, Futures, LogProb, State
+from .checks_pan import action_shape, check_actions, check_observation, has_action_shape
+from .latent_head_pan import LATENT_BLUR
+from .objectives_pan import hide_padding, latent_condition
+
+
+class _Step:
+    """The result of one imagined step."""
+
+    def __init__(self, state: State, log_prob: Tensor, hidden: dict[str, Tensor], trunk: Tensor):
+        self.state, self.log_prob, self.hidden, self.trunk = state, log_prob, hidden, trunk
+
+
+class SimulationMixin:
+    """`perceive`, `simulate`, `log_prob` and `teacher_forced` of [`PanModel`]."""
+
+    @torch.no_grad()
+    def perceive(self, observation: dict[str, Tensor], action: Tensor | None = None, **_) -> Belief:
+        """Encodes what was observed into a belief about now.
+
+        Args:
+            observation: per sense `(B, T, ...)`, as the processor makes it; constant text `(B, max_length)`.
+            action: the T - 1 actions between the frames, `(B, T - 1, ...)`; may be None if T is 1.
+
+        Returns:
+            [`Belief`] of batch B at the last frame, holding up to `config.context_steps - 1` earlier steps.
+
+        Raises:
+            ValueError: senses that do not fit the configuration, or frames without the actions between them.
+        """
+        self._require_world()
+        check_observation(self.config, observation, needs_prefix=True)
+        state = self.encode(observation)
+        steps = state.tensors()[0].shape[1]
+        given = 0 if action is None else action.shape[1]
+        if given not in (steps - 1, steps):
+            raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {given}.")
+        if given:
+            self._check_past_actions(len(state.tensors()[0]), action)
+        first = max(0, steps - self.config.context_steps)
+        history = [(state.map(lambda t, i=i: t[:, i]), action[:, i]) for i in range(first, steps - 1)]
+        belief = Belief(state.map(lambda t: t[:, -1]), history, self.prefix_ids(observation), None, self)
+        return self._rebuild(belief)
+
+    def _check_past_actions(self, rows: int, action: Tensor) -> None:
+        described = self.config.action
+        if not has_action_shape(described, action) or len(action) != rows:
+            expected = action_shape(described, "T - 1")
+            raise ValueError(f"`action` must be {expected} with B = {rows}, as the frames; got {tuple(action.shape)}.")
+        check_actions(described, action)
+
+    def _require_world(self) -> None:
+        if not self.is_world_model:
+            raise ValueError("This model has no senses, so it is a language model only; see PanModel.from_backbone.")
+
+    def _rebuild(self, belief: Belief) -> Belief:
+        """Fills the cache from the belief's prefix and history."""
+        layout, parts = self.layout, []
+        if belief.prefix is not None:
+            parts.append(self.get_input_embeddings()(belief.prefix))
+        for state, action in belief.history:
+            parts += [self.embed_state(state), self.embed_action(action)]
+        if not parts:
+            belief.cache = None
+            return belief
+        x = torch.cat(parts, 1)
+        steps, total = len(belief.history), x.shape[1]
+        trunk = torch.arange(layout.prefix_length + steps * layout.step_length)
+        keep = (trunk - layout.prefix_length) % layout.step_length < layout.trunk_length
+        keep |= trunk < layout.prefix_length
+        mask = layout.window_mask(steps)[keep][:, keep].to(x.device).view(1, 1, total, total)
+        belief.cache = DynamicCache()
+        self.run_backbone(x, self._masked(mask, belief), torch.arange(total, device=x.device), belief.cache)
+        return belief
+
+    def _masked(self, mask: Tensor, belief: Belief) -> Tensor:
+        return mask if belief.prefix is None else hide_padding(mask, belief.prefix, self.config.pad_token_id)
+
+    @torch.no_grad()
+    def simulate(
+        self,
+        belief: Belief,
+        actions: Tensor,
+        num_rollouts: int = 1,
+        temperature: float = 1.0,
+        seed: int | None = None,
+    ) -> Futures:
+        """Imagines what follows from actions.
+
+        Args:
+            belief: of batch B; it is left as it was, and its past is not computed again.
+            actions: `(B, H)` ints, `(B, H, dim)` floats or `(B, H, max_length)` ids: H actions a row.
+            num_rollouts (`int`): futures drawn for each row; N = B * num_rollouts, those of a row one after the other.
+            temperature (`float`): of the sampling of codes and words; 0 takes the most likely.
+            seed (`int`, *optional*): makes the futures reproducible; codes and latents have generators of their own.
+
+        Returns:
+            [`Futures`] of N rows and H steps; observations are decoded only when asked for.
+
+        Raises:
+            ValueError: rows of actions do not match the belief, or an action is out of range.
+        """
+        self._require_world()
+        actions = self._checked_actions(belief, actions)
+        if num_rollouts > 1:
+            belief, actions = belief.repeat(num_rollouts), actions.repeat_interleave(num_rollouts, 0)
+        generator = None if seed is None else torch.Generator(device=actions.device).manual_seed(seed)
+        steps, rewards, continues, conditions = [], [], [], {name: [] for name in self.latent_heads}
+        for index in range(actions.shape[1]):
+            step, belief_next = self._advance(belief, actions[:, index], temperature, generator)
+            reward, continue_prob = self._outcome(belief.state, step)
+            for name in conditions:
+                conditions[name].append(latent_condition(self, name, step.hidden, step.trunk, step.state))
+            if self.config.latent_feedback:
+                drawn = {name: self.latent_heads[name].sample(conditions[name][-1], generator) for name in conditions}
+                belief_next.state.latents = step.state.latents = drawn
+            belief = belief_next
+            steps.append(step)
+            rewards.append(reward)
+            continues.append(continue_prob)
+        return Futures(
+            state=State.combine([step.state for step in steps], lambda tensors: torch.stack(tensors, 1)),
+            log_prob=torch.stack([step.log_prob for step in steps], 1),
+            reward=torch.stack(rewards, 1),
+            continue_prob=torch.stack(continues, 1),
+            belief=belief,
+            conditions={name: torch.stack(parts, 1) for name, parts in conditions.items()},
+            seed=seed,
+        )
+
+    def _checked_actions(self, belief: Belief, actions: Tensor) -> Tensor:
+        actions = torch.as_tensor(actions, device=self.device)
+        described = self.config.action
+        if not has_action_shape(described, actions) or len(actions) != len(belief):
+            raise ValueError(
+                f"`actions` must be {action_shape(described)} with B = {len(belief)} (the belief's rows), got "
+                f"{tuple(actions.shape)}; use `belief.repeat(n)` to try several plans from one belief."
+            )
+        if actions.shape[1] == 0:
+            raise ValueError(f"`actions` must hold at least one action a row, got shape {tuple(actions.shape)}.")
+        check_actions(described, actions)
+        return actions
+
+    def _outcome(self, before: State, step: _Step) -> tuple[Tensor, Tensor]:
+        # without latents, as in training: imagined states have none
+        before, after = self.embed_state(before.without_latents()), self.embed_state(step.state.without_latents())
+        reward_logits, continue_logit = self.outcome(before, after, step.hidden["action"])
+        return self.outcome.expected_reward(reward_logits), continue_logit.sigmoid()
+
+    def _advance(
+        self, belief: Belief, action: Tensor, temperature: float, generator=None, target: State | None = None
+    ) -> tuple[_Step, Belief]:
+        """One step: `target` None samples the next state, else scores it. Returns the step and the belief after it."""
+        layout, many = self.layout, len(self.layout.blocks) > 1
+        keeps_history = self.config.context_steps > 1
+        cache = belief.cache
+        if cache is not None or keeps_history or many:
+            cache = _fork(cache)
+        past = 0 if cache is None else cache.get_seq_length()
+        embedded = self.embed_state(belief.state)
+        trunk = torch.cat([embedded, self.embed_action(action)], 1)
+        chooser = _Chooser(self, belief.state, temperature, generator, target)
+        hidden, seen, visible = {}, 0, layout.step_mask().to(action.device)
+        for block in layout.blocks:
+            if block.levels:
+                x = self.embed_queries(block, embedded, chooser.rows)
+                x = x if seen else torch.cat([trunk, x], 1)
+                out = self._continue(x, seen, past, visible, belief, cache)
+                if not seen:
+                    hidden["action"] = out[:, layout.trunk_length - 1]
+                hidden[block.name] = out[:, -block.length :]
+                chooser.choose_levels(block, hidden[block.name], trunk)
+                seen += x.shape[1]
+            else:
+                seen = self._choose_text(block, trunk, seen, past, visible, belief, cache, chooser, hidden)
+        step = _Step(chooser.state(), chooser.log_prob, hidden, trunk)
+        return step, self._after(belief, action, step.state, cache, seen, past)
+
+    def _continue(self, x: Tensor, seen: int, past: int, visible: Tensor, belief: Belief, cache) -> Tensor:
+        """Runs positions `seen` to `seen + len` of the current step behind `past` cached ones."""
+        rows = visible[seen : seen + x.shape[1], : seen + x.shape[1]]
+        mask = torch.cat([torch.ones(len(rows), past, dtype=torch.bool, device=rows.device), rows], 1)
+        positions = torch.arange(past + seen, past + seen + x.shape[1], device=x.device)
+        return self.run_backbone(x, self._masked(mask.view(1, 1, *mask.shape), belief), positions, cache)
+
+    def _choose_text(self, block, trunk, seen, past, visible, belief, cache, chooser, hidden) -> int:
+        """Ordinary autoregressive decoding of one text block; padding ends a text."""
+        x = self.text_start.expand(len(trunk), 1, -1)
+        if not seen:
+            x = torch.cat([trunk, x], 1)
+        for _ in range(block.length):
+            out = self._continue(x, seen, past, visible, belief, cache)
+            hidden.setdefault("action", out[:, self.layout.trunk_length - 1] if not seen else None)
+            seen += x.shape[1]
+            x = self.get_input_embeddings()(chooser.choose_word(block.name, out[:, -1])).unsqueeze(1)
+        return seen
+
+    def _after(self, belief: Belief, action: Tensor, state: State, cache, seen: int, past: int) -> Belief:
+        """The belief after a step: queries leave the cache, the trunk stays if there is room for it."""
+        room = self.config.context_steps - 1
+        if room == 0:
+            return Belief(state, [], belief.prefix, belief.cache, self)
+        history = [*belief.history, (belief.state, action)]
+        if len(history) <= room:
+            cache.crop(-(seen - self.layout.trunk_length))
+            return Belief(state, history, belief.prefix, cache, self)
+        # full: keep the newer half and encode it again; the cost is spread over the steps until it is full anew
+        return self._rebuild(Belief(state, history[-max(1, (room + 1) // 2) :], belief.prefix, None, self))
+
+    @torch.no_grad()
+    def sample_latents(self, sense: str, condition: Tensor, seed: int | None = None) -> Tensor:
+        """Latents of a sense, `(..., P, latent_dim)`, from conditions `(..., P, C)` kept by `simulate`."""
+        leading = condition.shape[:-2]
+        generator = None if seed is None else torch.Generator(device=condition.device).manual_seed(seed)
+        drawn = self.latent_heads[sense].sample(condition.flatten(0, len(leading) - 1), generator)
+        return drawn.unflatten(0, leading)
+
+    @torch.no_grad()
+    def log_prob(
+        self, belief: Belief, actions: Tensor, observations: dict[str, Tensor], latents: bool = True
+    ) -> LogProb:
+        """log p(o' | o, a) of true next observations, teacher forced (the factorisation at the end of section 5.2).
+
+        The discrete blocks are exact. Since the encoder is deterministic, the sum over states is bounded from below by
+        its one true term. Latents: a variational bound (`LatentHead.log_prob_bound`). Images: a Gaussian of the
+        decoder's running error, integrated over each 8-bit pixel value, and so finite. Vectors count as observed to
+        the precision of their lattice code, so they cost nothing beyond their digits.
+
+        Args:
+            belief: of batch B; actions: `(B, H, ...)`; observations: `(B, H, ...)`, what was seen after each action.
+            latents (`bool`): spend bits on the latents and decode with them; False decodes from the codes alone.
+
+        Returns:
+            [`LogProb`], each part `(B, H)` in nats.
+
+        Raises:
+            ValueError: as `simulate` and `encode`.
+        """
+        self._require_world()
+        actions = self._checked_actions(belief, actions)
+        following = self.encode(observations)
+        parts = []
+        for index in range(actions.shape[1]):
+            target = following.map(lambda t, i=index: t[:, i])
+            step, belief = self._advance(belief, actions[:, index], 1.0, target=target)
+            true = {name: observations[name][:, index] for name in self.senses}
+            latent_part, seen_part = self._residual_log_prob(target, step, true, latents)
+            parts.append((step.log_prob, latent_part, seen_part))
+        return LogProb(*(torch.stack(column, 1) for column in zip(*parts, strict=True)))
+
+    def _residual_log_prob(
+        self, target: State, step: _Step, true: dict[str, Tensor], latents: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows = len(target.tensors()[0])
+        latent_part, seen_part = torch.zeros(rows, device=self.device), torch.zeros(rows, device=self.device)
+        for name, codec in self.senses.items():
+            if self.config.senses[name].kind != "image":
+                continue
+            blurred = None
+            if latents and name in self.latent_heads:
+                condition = latent_condition(self, name, step.hidden, step.trunk, target)
+                latent_part = latent_part + self.latent_heads[name].log_prob_bound(target.latents[name], condition)
+                noise = torch.Generator(device=self.device).manual_seed(0)
+                blur = torch.randn(target.latents[name].shape, generator=noise, device=self.device)
+                blurred = target.latents[name] + LATENT_BLUR * blur
+            mean = codec.decode(target.codes[name], blurred)
+            scale = codec.residual_scale[0 if blurred is None else 1].clamp(min=1e-3)
+            seen_part = seen_part + _pixel_log_prob(mean, codec.to_float(true[name]), scale)
+        return latent_part, seen_part
+
+    @torch.no_grad()
+    def teacher_forced(
+        self, observation: dict[str, Tensor], action: Tensor, temperature: float = 0.0, seed: int | None = None
+    ) -> Futures:
+        """One-step predictions at every step of a window, each given the true frames before it.
+
+        Args:
+            observation: `(B, T + 1, ...)` (the last frame is not looked at), constant text `(B, max_length)`; action:
+                `(B, T, ...)`.
+
+        Returns:
+            [`Futures`] of B rows and T steps; step `t` is the prediction of frame `t + 1`.
+        """
+        steps, context, found = action.shape[1], self.config.context_steps, []
+        for now in range(steps):
+            first = max(0, now + 1 - context)
+            seen = {
+                name: value if name in self.config.prefix_senses else value[:, first : now + 1]
+                for name, value in observation.items()
+            }
+            belief = self.perceive(seen, action[:, first:now])
+            found.append(self.simulate(belief, action[:, now : now + 1], temperature=temperature, seed=seed))
+        joined = State.combine([future.state for future in found], lambda tensors: torch.cat(tensors, 1))
+        return Futures(
+            state=joined,
+            log_prob=torch.cat([future.log_prob for future in found], 1),
+            reward=torch.cat([future.reward for future in found], 1),
+            continue_prob=torch.cat([future.continue_prob for future in found], 1),
+            belief=found[-1].belief,
+            conditions={name: torch.cat([f.conditions[name] for f in found], 1) for name in self.latent_heads},
+            seed=seed,
+        )
+
+
+def _fork(cache: DynamicCache | None) -> DynamicCache:
+    """A cache that can be appended to while the old one stays as it is; tensors are shared until then."""
+    forked = DynamicCache()
+    if cache is not None:
+        forked.layers = [copy.copy(layer) for layer in cache.layers]
+    return forked
+
+
+def _pixel_log_prob(mean: Tensor, true: Tensor, scale: Tensor) -> Tensor:
+    """Log probability of 8-bit pixels, `(B, C, h, w)` in [-1, 1] -> `(B,)` nats: a Gaussian integrated over each
+    value's interval, mixed with a share of 1e-4 of the uniform distribution, so that one surprising value costs 21
+    bits at most."""
+    half = 1 / 255
+    normal = torch.distributions.Normal(mean.float(), scale.float())
+    upper = torch.where(true > 1 - half, torch.ones_like(true), normal.cdf(true + half))
+    lower = torch.where(true < -1 + half, torch.zeros_like(true), normal.cdf(true - half))
+    probability = (1 - 1e-4) * (upper - lower).clamp(min=0) + 1e-4 / 256
+    return probability.log().flatten(1).sum(-1)
+
+
+class _Chooser:
+    """Picks the next state block by block, or reads it off a target, and adds up its log probability."""
+
+    def __init__(self, model, current: State, temperature: float, generator, target: State | None):
+        self.model, self.current, self.temperature, self.generator = model, current, temperature, generator
+        self.target = target
+        self.codes = {name: [] for name in current.codes}
+        self.rows = {name: [] for name in current.codes}
+        self.words: dict[str, list[Tensor]] = {name: [] for name in current.text}
+        self.log_prob = torch.zeros(len(current.tensors()[0]), device=model.device)
+
+    def state(self) -> State:
+        if self.target is not None:
+            return self.target  # latents included: the next step is given the true state before it
+        text = {name: torch.stack(words, 1) for name, words in self.words.items()}
+        return State(self.codes, {}, text)
+
+    def choose_levels(self, block, hidden: Tensor, trunk: Tensor) -> None:
+        model = self.model
+        for name, places in model.split_places(block, hidden, trunk).items():
+            for level in block.levels[: model.config.senses[name].num_levels]:
+                codes = self._level(name, level, places)
+                self.codes[name].append(codes)
+                self.rows[name].append(model.code_rows(name, level, codes))
+
+    def _level(self, name: str, level: int, places: Tensor) -> Tensor:
+        model, now = self.model, self.current.codes[name][level]
+        readout = model.readouts[name][level]
+        features = readout.features(places, model.code_rows(name, level, now), self.rows[name][:level])
+        target = None if self.target is None else self.target.codes[name][level]
+        if readout.sentence is not None and target is None:
+            return self._sentence(name, level, readout, features, now)
+        if readout.sentence is not None:
+            features = readout.sentence(features, model.code_rows(name, level, target))
+        logits = readout.logits(features, model.code_table(name, level), model.live_codes(name, level), now)
+        return self._pick(logits, target)
+
+    def _sentence(self, name: str, level: int, readout, features: Tensor, now: Tensor) -> Tensor:
+        model, table, live = self.model, self.model.code_table(name, level), self.model.live_codes(name, level)
+        codes, row, cache = [], None, []
+        for index in range(features.shape[1]):
+            x = readout.sentence.step(features[:, index], row, index, cache)
+            codes.append(self._pick(readout.logits(x, table, live, now[:, index]), None))
+            row = model.code_rows(name, level, codes[-1])
+        return torch.stack(codes, 1)
+
+    def choose_word(self, name: str, hidden: Tensor) -> Tensor:
+        model, index = self.model, len(self.words[name])
+        logits = model.get_output_embeddings()(hidden)[..., : model.config.text_size].float()
+        target = None if self.target is None else self.target.text[name][:, index]
+        pad = model.config.pad_token_id
+        ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        for word in self.words[name]:
+            ended |= word == pad
+        before = self.log_prob
+        word = self._pick(logits, target)
+        self.log_prob = torch.where(ended, before, self.log_prob)
+        self.words[name].append(torch.where(ended, torch.full_like(word, pad), word))
+        return self.words[name][-1]
+
+    def _pick(self, logits: Tensor, target: Tensor | None) -> Tensor:
+        """Codes `(B, ...)` from logits `(B, ..., K)`, their log probability at temperature 1 added up a row."""
+        log_probs = logits.log_softmax(-1)
+        if target is not None:
+            codes = target
+        elif self.temperature == 0:
+            codes = logits.argmax(-1)
+        else:
+            probabilities = (logits / self.temperature).softmax(-1).flatten(0, -2)
+            codes = torch.multinomial(probabilities, 1, generator=self.generator).view(logits.shape[:-1])
+        chosen = log_probs.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+        self.log_prob = self.log_prob + chosen.reshape(len(chosen), -1).sum(-1)
+        return codes

@@ -1,0 +1,79 @@
+"""PAN world models as a Transformers extension: turns any open causal language model into a world model.
+
+Importing registers the classes with Transformers' Auto classes; it downloads and prints nothing.
+"""
+
+from pathlib import Path
+
+# In a checkout the sub-packages are folders of its root (see [tool.setuptools.package-dir]): it runs uninstalled.
+_ROOT = Path(__file__).resolve().parent.parent
+if (_ROOT / "pyproject.toml").exists():
+    __path__.append(str(_ROOT))
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer  # noqa: E402
+
+from pan_hf.critics import Critic, FunctionCritic, GoalCritic, RewardCritic  # noqa: E402
+from pan_hf.modeling import (  # noqa: E402
+    Belief,
+    DiscreteAction,
+    Futures,
+    ImageSense,
+    LogProb,
+    PanConfig,
+    PanModel,
+    State,
+    TextAction,
+    TextSense,
+    VectorAction,
+    VectorSense,
+)
+from pan_hf.planning import CEM, GraphSearch, Plan, RandomShooting  # noqa: E402
+from pan_hf.tokenization import PanProcessor, PanTokenizer  # noqa: E402
+
+AutoConfig.register(PanConfig.model_type, PanConfig)
+AutoModel.register(PanConfig, PanModel)
+AutoModelForCausalLM.register(PanConfig, PanModel)
+AutoProcessor.register(PanConfig, PanProcessor)
+AutoTokenizer.register(PanConfig, fast_tokenizer_class=PanTokenizer)
+
+__version__ = "0.1.0"
+
+# imported when first asked for, with what they need; commands are in modules of their own, as pan_hf.train.train
+_LAZY = {
+    "PanAgent": "pan_hf.agent",
+    "load_trajectories": "pan_hf.trajectories",
+}
+__all__ = [
+    "CEM",
+    "Belief",
+    "Critic",
+    "DiscreteAction",
+    "FunctionCritic",
+    "Futures",
+    "GoalCritic",
+    "GraphSearch",
+    "ImageSense",
+    "LogProb",
+    "PanAgent",
+    "PanConfig",
+    "PanModel",
+    "PanProcessor",
+    "PanTokenizer",
+    "Plan",
+    "RandomShooting",
+    "RewardCritic",
+    "State",
+    "TextAction",
+    "TextSense",
+    "VectorAction",
+    "VectorSense",
+    "load_trajectories",
+]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,191 @@
+"""A world model made to fit a recording: senses and action from what was recorded, words from its texts.
+
+The backbone is any causal language model by name or folder, or one of `PRESETS`: small random ones that a laptop
+trains.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, TextAction, TextSense, VectorAction, VectorSense
+from pan_hf.tokenization import PanProcessor, PanTokenizer
+from pan_hf.tokenization.vocabulary_pan import Vocabulary
+from pan_hf.trajectories import Trajectories
+
+# width and depth of the random Qwen3 of each preset
+PRESETS = {
+    "debug": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "small": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8},
+}
+LONGEST_TEXT = 64
+
+
+def build(
+    trajectories: Trajectories,
+    backbone: str = "tiny",
+    sense_options: dict[str, dict] | None = None,
+    seed: int = 0,
+    **config,
+) -> tuple[PanModel, PanProcessor]:
+    """An untrained world model and its processor, for a recording.
+
+    Args:
+        trajectories: the training split; senses, bounds and texts are read off it.
+        backbone (`str`): a preset (`debug`, `tiny`, `small`), or a name or folder of any causal language model.
+        sense_options (`dict`, *optional*): by sense, fields that override what the recording suggests, e.g.
+            `{"camera": {"patch_size": 4}}`; under `action` those of the action.
+        seed (`int`): of the random weights.
+        config: any field of [`PanConfig`], e.g. `context_steps=3`.
+
+    Raises:
+        ValueError: an image that no patch size fits, an option for a sense that was not recorded, or a field that the
+            sense does not have.
+    """
+    from transformers import set_seed
+
+    options = dict(sense_options or {})
+    unknown = sorted(set(options) - set(trajectories.observations) - {"action"})
+    if unknown:
+        raise ValueError(
+            f"Options for unknown senses {unknown}; the recording has {sorted(trajectories.observations)}."
+        )
+    set_seed(seed)
+    texts = [
+        *trajectories.tasks,
+        *(t for v in trajectories.observations.values() if v.dtype.kind == "U" for t in v[:4096]),
+    ]
+    tokenizer = _tokenizer(backbone, texts)
+    senses = {
+        name: _sense(name, values, trajectories, tokenizer, options.get(name, {}))
+        for name, values in trajectories.observations.items()
+    }
+    action = _action(trajectories, tokenizer, options.get("action", {}))
+    language_model = _language_model(backbone, tokenizer)
+    model = PanModel.from_backbone(
+        language_model, senses, action, pad_token_id=tokenizer.pad_token_id, text_reserve=256, **config
+    )
+    return model, make_processor(model, tokenizer)
+
+
+def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
+    """The processor that belongs to a model; their ledgers' digests are made equal.
+
+    Args:
+        model: with senses.
+        tokenizer: the backbone's words, without a ledger.
+    """
+    config = model.config
+    sizes = {}
+    for name, part in config.coded_parts().items():
+        for level, capacity in enumerate(part.codebook_capacity):
+            sizes[f"{name}.{level}"] = (capacity, int(model.live_codes(name, level).sum()))
+    vocabulary = Vocabulary.build(config.text_size, config.text_capacity, sizes)
+    config.vocabulary_digest = vocabulary.digest()
+    return PanProcessor(
+        tokenizer=tokenizer,
+        senses={name: sense.to_dict() for name, sense in config.senses.items()},
+        action=config.action.to_dict(),
+        vocabulary=vocabulary,
+    )
+
+
+def save_checkpoint(folder: str | Path, model: PanModel, processor: PanProcessor) -> None:
+    """Saves model and processor into a folder that appears whole or not at all; an older one is replaced."""
+    folder = Path(folder)
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for stale in (temporary, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tokenizer(backbone: str, texts: list[str]) -> PanTokenizer:
+    if backbone in PRESETS:
+        return PanTokenizer.train(sorted(set(texts)), vocab_size=512)
+    return PanTokenizer.from_backbone(AutoTokenizer.from_pretrained(backbone))
+
+
+def _language_model(backbone: str, tokenizer: PanTokenizer):
+    if backbone not in PRESETS:
+        return AutoModelForCausalLM.from_pretrained(backbone)
+    preset = PRESETS[backbone]
+    config = AutoConfig.for_model(
+        "qwen3",
+        vocab_size=512,
+        num_key_value_heads=preset["num_attention_heads"],
+        head_dim=preset["hidden_size"] // preset["num_attention_heads"],
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **preset,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer, options: dict):
+    feature = trajectories.features[f"observation.{name}"]
+    try:
+        if feature["kind"] == "image":
+            height, width = values.shape[2:]
+            shape = {"height": height, "width": width, "channels": values.shape[1]}
+            return ImageSense(**({**shape, **_patches(name, height, width)} | options))
+        if feature["kind"] == "vector":
+            bounds = {key: feature[key] for key in ("dim", "low", "high", "unit") if key in feature}
+            return VectorSense(**(bounds | options))
+        return TextSense(**(_text(values, trajectories, tokenizer) | options))
+    except TypeError as error:
+        raise ValueError(f"Sense {name!r}: {error}.") from error
+
+
+def _patches(name: str, height: int, width: int) -> dict:
+    """A patch size and levels that tile the picture with 16 to 256 cells, 64 where there is a choice."""
+    fitting = [
+        (abs(height // size * (width // size) - 64), size)
+        for size in range(2, min(height, width) + 1)
+        if height % (2 * size) == 0 and width % (2 * size) == 0 and 16 <= height // size * (width // size) <= 256
+    ]
+    if not fitting:
+        raise ValueError(
+            f"Sense {name!r}: no patch size tiles {height}x{width} pixels in 16 to 256 cells; record with "
+            "`--image-size 64` (or any multiple of 16)."
+        )
+    return {"patch_size": min(fitting)[1]}
+
+
+def _text(values: np.ndarray, trajectories: Trajectories, tokenizer) -> dict:
+    """Length from the texts met, and whether they ever change within an episode."""
+    same_as_next = values[1:] == values[:-1]
+    within = trajectories.episode[1:] == trajectories.episode[:-1]
+    lengths = [len(tokenizer(str(text), add_special_tokens=False)["input_ids"]) for text in np.unique(values)[:4096]]
+    changes = bool((within & ~same_as_next).any())
+    return {"max_length": int(min(LONGEST_TEXT, max(lengths) + (2 if changes else 0))), "every_step": changes}
+
+
+def _action(trajectories: Trajectories, tokenizer, options: dict):
+    feature = trajectories.features["action"]
+    if feature["kind"] == "discrete":
+        return DiscreteAction(**({"num_actions": feature["n"], "names": feature.get("names")} | options))
+    if feature["kind"] == "vector":
+        return VectorAction(
+            **({key: feature[key] for key in ("dim", "low", "high", "unit") if key in feature} | options)
+        )
+    lengths = [len(tokenizer(str(text))["input_ids"]) for text in np.unique(trajectories.actions)[:4096]]
+    return TextAction(**({"max_length": int(min(LONGEST_TEXT, max(lengths)))} | options))

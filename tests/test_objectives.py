@@ -1,0 +1,239 @@
+"""What training minimises: every part has a name, reaches what it should, and is the number it says it is."""
+
+import pytest
+import torch
+from tiny_worlds import PAD, acts, differing, language_model, observe, outcomes, world_model
+
+from pan_hf import PanModel
+from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
+from pan_hf.modeling.heads_pan import reward_bins, symexp, symlog, two_hot
+
+EVERYTHING = ("camera", "touch", "heard", "mission")
+
+
+def joint(model, batch=4, seed=0, **override):
+    """The joint objective on a random window."""
+    steps = model.config.context_steps
+    given = {"observation": observe(model, batch, steps + 1, seed), "action": acts(model, batch, steps, seed)}
+    return model(objective="joint", **(given | outcomes(batch, steps, seed) | override))
+
+
+def encoded(model, batch=4, seed=0):
+    """A random window, encoded, as the dynamics objective takes it."""
+    steps = model.config.context_steps
+    observation = observe(model, batch, steps + 1, seed)
+    with torch.no_grad():
+        state = model.encode(observation)
+    given = {"codes": state.codes, "latents": state.latents, "text": state.text}
+    if model.config.prefix_senses:
+        given["prefix"] = model.prefix_ids(observation)
+    return {"state": given, "action": acts(model, batch, steps, seed), **outcomes(batch, steps, seed)}
+
+
+def reached(model):
+    """Names of the parameters with a gradient that is not zero, and of all others."""
+    has = {name: p.grad is not None and bool(p.grad.any()) for name, p in model.named_parameters()}
+    return {name for name, found in has.items() if found}, {name for name, found in has.items() if not found}
+
+
+@pytest.mark.parametrize("action", ["discrete", "vector", "text"])
+@pytest.mark.parametrize(
+    "architecture, config",
+    [
+        ("qwen3", {"level0_sampling": "autoregressive"}),
+        ("llama", {"fold_levels": False, "context_steps": 2}),
+        ("gpt2", {}),
+    ],
+)
+def test_the_joint_objective_reaches_every_parameter(architecture, config, action):
+    model = world_model(EVERYTHING, action, architecture, latent_dropout=0.0, **config).train()
+    torch.manual_seed(0)
+    joint(model).loss.backward()
+    _, left_out = reached(model)
+    assert left_out == set()
+
+
+def test_every_loss_has_a_name_and_a_weight():
+    model = world_model(EVERYTHING)
+    found = joint(model)
+    expected = {"camera.0", "camera.1", "touch.0", "touch.1", "touch.2", "heard.text", "camera.latents"}
+    expected |= {"touch.latents", "camera.generative", "touch.generative"}
+    expected |= {"camera.reconstruction", "camera.commitment", "reward", "continuation", "inverse_dynamics"}
+    assert set(found.losses) == expected
+    assert all(loss.dim() == 0 and torch.isfinite(loss) for loss in found.losses.values())
+    kinds = {name: "codes" if name[-1].isdigit() else name.split(".")[-1] for name in expected}
+    total = sum(LOSS_WEIGHTS[kinds[name]] * loss.item() for name, loss in found.losses.items())
+    assert found.loss.item() == pytest.approx(total, rel=1e-5)
+    assert {"camera.0.accuracy", "touch.2.accuracy_changed"} <= set(found.metrics)
+
+
+def test_a_weight_of_zero_leaves_a_loss_out_of_the_sum_but_not_out_of_the_log():
+    model = world_model(("camera",), loss_weights=dict.fromkeys(LOSS_WEIGHTS, 0.0) | {"reward": 2.0})
+    found = joint(model)
+    assert float(found.loss) == pytest.approx(2 * float(found.losses["reward"]))
+    assert float(found.losses["camera.1"]) > 0
+
+
+def only_generative(model):
+    torch.manual_seed(0)
+    joint(model).losses["camera.generative"].backward()
+    return reached(model)[0]
+
+
+@pytest.mark.parametrize("part", ["senses.camera.stem", "senses.camera.encoder", "senses.camera.to_latent"])
+def test_the_generative_loss_alone_reaches_the_encoder(part):
+    model = world_model(("camera",), latent_dropout=0.0).train()
+    assert any(name.startswith(part) for name in only_generative(model))
+
+
+@pytest.mark.parametrize("part", ["embed_tokens", "layers.0.self_attn", "layers.1.mlp", "norm"])
+def test_the_generative_loss_alone_reaches_the_backbone(part):
+    model = world_model(("camera",)).train()
+    assert any(name.startswith(f"language_model.model.{part}") for name in only_generative(model))
+
+
+def test_the_generative_loss_alone_reaches_the_latent_head_readouts_and_decoder():
+    model = world_model(("camera",)).train()
+    found = only_generative(model)
+    for part in ("latent_heads.camera.denoiser", "latent_heads.camera.condition", "readouts.camera.0"):
+        assert any(name.startswith(part) for name in found), part
+    assert {name for name in found if name.startswith("senses.camera.decoder")}
+    # and nothing that is not on the way from one observation to the next
+    assert not {name for name in found if name.startswith(("outcome", "inverse_dynamics"))}
+
+
+def test_dynamics_reaches_backbone_and_heads_but_no_sense_and_no_latent_head():
+    model = world_model(EVERYTHING, latent_dropout=0.0).train()
+    model(objective="dynamics", **encoded(model)).loss.backward()
+    _, left_out = reached(model)
+    assert left_out == {n for n, _ in model.named_parameters() if n.startswith(("senses.", "latent_heads."))}
+
+
+def test_dynamics_changes_no_buffer():
+    model = world_model(EVERYTHING).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(objective="dynamics", **encoded(model)).loss.backward()
+    assert differing(before, dict(model.named_buffers())) == []
+
+
+def test_dynamics_on_codes_and_joint_on_pixels_agree():
+    model = world_model(("camera", "touch", "mission"), context_steps=2)
+    by_codes, by_pixels = model(objective="dynamics", **encoded(model)).losses, joint(model).losses
+    for name, loss in by_codes.items():
+        torch.testing.assert_close(by_pixels[name], loss, atol=1e-5, rtol=1e-5)
+
+
+def test_codes_that_change_weigh_as_much_as_the_config_says():
+    heavy, light = (world_model(("camera",), change_weight=weight) for weight in (4.0, 1.0))
+    given = encoded(heavy)
+    now, after = (given["state"]["codes"]["camera"][0][:, index].flatten() for index in (0, 1))
+    changed = now != after
+    assert changed.any() and not changed.all()
+    heavy_loss, light_loss = (model(objective="dynamics", **given).losses["camera.0"] for model in (heavy, light))
+    per_code = nll_of_codes(light, given)
+    assert float(light_loss) == pytest.approx(float(per_code.mean()), rel=1e-5)
+    weights = torch.where(changed, 4.0, 1.0)
+    assert float(heavy_loss) == pytest.approx(float((weights * per_code).sum() / weights.sum()), rel=1e-5)
+
+
+def nll_of_codes(model, given):
+    """Cross-entropy of each code of level 0 by way of `log_prob`: one observation at a time, each code by itself."""
+    from pan_hf.modeling.objectives_pan import State, _code_losses, _teacher_forced
+
+    state = State(given["state"]["codes"], given["state"]["latents"], given["state"]["text"])
+    with torch.no_grad():
+        _, _, logits = _code_losses(model, _teacher_forced(model, state, given["action"], None))
+    target = state.codes["camera"][0][:, 1:].flatten(0, 1)
+    return -logits["camera"][0].log_softmax(-1).gather(-1, target.unsqueeze(-1)).flatten()
+
+
+def test_what_stands_behind_a_text_s_end_costs_nothing():
+    model = world_model(("heard",))
+    given = encoded(model)
+    given["state"]["text"]["heard"][:, 1] = torch.tensor([7, PAD, PAD, PAD])
+    one = model(objective="dynamics", **given).losses["heard.text"]
+    from pan_hf.modeling.objectives_pan import text_counts
+
+    assert text_counts(torch.tensor([[7, PAD, PAD, PAD], [7, 8, 9, 4]]), PAD).tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    given["state"]["text"]["heard"][:, 1, 2:] = PAD
+    assert torch.equal(model(objective="dynamics", **given).losses["heard.text"], one)
+
+
+def test_text_is_the_language_model_s_own_loss():
+    backbone = language_model()
+    model = PanModel.from_backbone(backbone).eval()
+    ids = torch.randint(3, 90, (2, 8))
+    labels = ids.masked_fill(torch.rand(2, 8) < 0.3, -100)
+    found = model(objective="text", input_ids=ids, labels=labels)
+    torch.testing.assert_close(found.loss, backbone(ids, labels=labels).loss)
+    assert set(found.losses) == {"text"}
+
+
+def test_latents_in_the_trunk_are_noisy_and_often_missing_in_training_only():
+    from pan_hf.modeling.objectives_pan import _trunk_latents
+
+    model = world_model(("camera",), latent_dropout=0.5, latent_noise=0.1)
+    state = model.encode(observe(model, 64)).map(lambda tensor: tensor[:, 0])
+    assert _trunk_latents(model, state) is state
+    torch.manual_seed(0)
+    found = _trunk_latents(model.train(), state).latents["camera"]
+    missing = (found == 0).flatten(1).all(1)
+    assert 20 < int(missing.sum()) < 44  # 32 of 64 expected, standard deviation 4
+    noise = (found - state.latents["camera"])[~missing]
+    assert noise.std().item() == pytest.approx(0.1, rel=0.15)
+
+
+def test_a_reward_is_written_on_two_bins_and_read_back():
+    rewards = torch.tensor([-10.0, -0.3, 0.0, 1.0, 9.7])
+    weights = two_hot(rewards, 10.0)
+    assert ((weights > 0).sum(-1) <= 2).all() and torch.allclose(weights.sum(-1), torch.ones(5))
+    torch.testing.assert_close(weights @ reward_bins(10.0), symlog(rewards))
+    torch.testing.assert_close(symexp(symlog(rewards)), rewards)
+    assert two_hot(torch.tensor([99.0]), 10.0)[0, -1] == 1
+
+
+def test_latent_head_alone_trains_on_conditions():
+    model = world_model(("camera", "touch")).train()
+    condition = {name: torch.randn(5, model.config.senses[name].num_places, 64) for name in ("camera", "touch")}
+    latents = {name: torch.randn(5, s.num_places, s.latent_dim) for name, s in model.config.place_senses.items()}
+    width = model.latent_heads["camera"].condition.in_features
+    condition = {name: values.repeat(1, 1, 8)[..., :width] for name, values in condition.items()}
+    found = model(objective="latent_head", condition=condition, state={"latents": latents})
+    assert set(found.losses) == {"camera.latents", "touch.latents"}
+    found.loss.backward()
+    assert all(name.startswith("latent_heads.") for name in reached(model)[0])
+
+
+def test_a_diffusers_denoiser_and_scheduler_can_be_named():
+    denoiser = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
+    denoiser |= {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+    denoiser |= {"mid_block_type": None, "norm_num_groups": 4, "cross_attention_dim": 16, "attention_head_dim": 4}
+    model = world_model(("camera",), latent_head={"denoiser": denoiser}).train()
+    joint(model).loss.backward()
+    assert any(name.startswith("latent_heads.camera.denoiser.down_blocks") for name in reached(model)[0])
+    futures = model.eval().simulate(model.perceive(observe(model)), acts(model, 2, 2), seed=0)
+    assert futures.decode("camera").shape == (2, 2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("part, name", [("denoiser", "NoSuchModel"), ("scheduler", "NoSuchScheduler")])
+def test_a_denoiser_or_scheduler_that_diffusers_lacks_is_refused(part, name):
+    with pytest.raises(ValueError, match=f"latent_head.{part}.*{name}"):
+        world_model(("camera",), latent_head={part: {"_class_name": name}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [{}, {"fold_levels": False, "level0_sampling": "autoregressive"}])
+def test_dynamics_learns_one_batch_by_heart(config):
+    model = world_model(("camera", "heard"), context_steps=2, **config).train()
+    given = encoded(model, batch=4)
+    given["state"]["latents"] = {}
+    trained = [p for n, p in model.named_parameters() if not n.startswith(("senses.", "latent_heads."))]
+    optimizer = torch.optim.AdamW(trained, 3e-3, weight_decay=0.0)
+    torch.manual_seed(0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        found = model(objective="dynamics", **given)
+        found.loss.backward()
+        optimizer.step()
+    assert all(float(found.losses[name]) < 0.05 for name in ("camera.0", "camera.1", "heard.text", "inverse_dynamics"))
+    assert float(found.metrics["camera.1.accuracy"]) == 1.0
