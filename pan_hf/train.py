@@ -1,0 +1,150 @@
+"""`pan train`: the stages of section 5.3 in order, within one time budget, into one run folder.
+
+    <run>/stages/0-init, 1-senses, 2-backbone, 3-dynamics, 4-latent_head, 5-joint    one folder a stage
+    <run>/checkpoint                                                                the last one's result
+    <run>/timing.json                                                               seconds and peak memory by stage
+
+A finished stage is not run again and an interrupted one goes on, so the same command continues whatever was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pan_hf.build import build, save_checkpoint
+from pan_hf.results import stage_timer
+from pan_hf.trajectories import Trajectories, load_trajectories
+
+# share of the budget that each stage gets
+SHARES = {"senses": 0.22, "backbone": 0.02, "dynamics": 0.6, "latent_head": 0.06, "joint": 0.1}
+SCRIPTS = {
+    "senses": "pretrain_senses",
+    "backbone": "pretrain_backbone",
+    "dynamics": "align",
+    "latent_head": "pretrain_latent_head",
+    "joint": "align",
+}
+
+
+def stages() -> dict:
+    """The stages in order, by name."""
+    from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses
+
+    return {
+        "senses": pretrain_senses.STAGE,
+        "backbone": pretrain_backbone.STAGE,
+        "dynamics": align.DYNAMICS,
+        "latent_head": pretrain_latent_head.STAGE,
+        "joint": align.JOINT,
+    }
+
+
+def train(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    backbone: str = "tiny",
+    seconds: float = 400.0,
+    sense_options: dict[str, dict] | None = None,
+    config: dict | None = None,
+    overrides: dict[str, dict] | None = None,
+    skip: tuple[str, ...] = (),
+    num_processes: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Trains a world model on a recording.
+
+    Args:
+        run: folder of the run; holds everything afterwards.
+        data: the recording; `<run>/data` by default.
+        backbone (`str`): a preset of `pan_hf.build.PRESETS`, or a name or folder of any causal language model.
+        seconds (`float`): budget of all stages together, shared out as in `SHARES`. It bounds wall-clock time, so the
+            number of steps depends on the machine; `overrides` with `max_steps` makes a run independent of it.
+        sense_options (`dict`, *optional*): fields of senses and action, see [`pan_hf.build.build`].
+        config (`dict`, *optional*): fields of [`PanConfig`].
+        overrides (`dict`, *optional*): by stage, any field of `TrainingArguments`, `seconds` or `max_steps`.
+        skip: stages to leave out.
+        num_processes (`int`): more than 1 runs each stage under `accelerate launch`.
+        seed (`int`): of weights and draws.
+
+    Returns:
+        the folder of the finished checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no recording.
+        ValueError: the run was begun with other settings, or a stage is unknown.
+    """
+    run, overrides = Path(run), dict(overrides or {})
+    data = Path(data) if data is not None else run / "data"
+    unknown = sorted({*overrides, *skip} - set(SHARES))
+    if unknown:
+        raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
+    settings = {"backbone": backbone, "sense_options": sense_options, "config": config, "seed": seed}
+    settings |= {"seconds": seconds, "overrides": overrides, "skip": list(skip)}
+    _check_settings(run / "stages" / "settings.json", settings)
+    trajectories = load_trajectories(data, "train")
+    current = run / "stages" / "0-init"
+    if not current.exists():
+        model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
+        save_checkpoint(current, model, processor)
+    for number, name in enumerate(SHARES, start=1):
+        if name in skip:
+            continue
+        folder = run / "stages" / f"{number}-{name}"
+        if (folder / "final").exists():
+            current = folder / "final"
+            continue
+        given = {"seconds": seconds * SHARES[name], "seed": seed, "progress": progress} | overrides.get(name, {})
+        given |= {"model": str(current), "data": str(data), "output_dir": str(folder)}
+        with stage_timer(run / "timing.json", name, seeds=[seed], resume=folder.exists()):
+            current = _run_stage(name, given, trajectories, num_processes)
+    return _publish(current, run / "checkpoint", data)
+
+
+def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes: int) -> Path:
+    from pan_hf.training.stage import arguments, run
+
+    stage = stages()[name]
+    if num_processes == 1:
+        return run(stage, arguments(stage, **given), trajectories)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes), "--cpu"]
+    command += ["-m", f"pan_hf.training.{SCRIPTS[name]}", *(["--joint"] if name == "joint" else [])]
+    command += [part for key, value in given.items() for part in (f"--{key}", str(value)) if value is not None]
+    subprocess.run(command, check=True)
+    final = Path(given["output_dir"]) / "final"
+    return final if final.exists() else Path(given["model"])
+
+
+def _check_settings(path: Path, settings: dict) -> None:
+    """A run keeps to the settings it was begun with; another choice wants another folder."""
+    from pan_hf.training.trainer import write_text
+
+    if path.exists():
+        known = json.loads(path.read_text())
+        differing = {key: (known.get(key), value) for key, value in settings.items() if known.get(key) != value}
+        if differing:
+            told = "; ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in differing.items())
+            raise ValueError(f"{path.parent.parent} was begun with other settings ({told}); use another run folder.")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(settings, indent=1))
+
+
+def _publish(current: Path, checkpoint: Path, data: Path) -> Path:
+    """Copies the last stage's result to `<run>/checkpoint`, whole or not at all."""
+    from pan_hf.modeling import PanModel
+    from pan_hf.tokenization import PanProcessor
+    from pan_hf.training.stage import TRAINING_DATA
+    from pan_hf.training.trainer import write_text
+
+    model, processor = PanModel.from_pretrained(current), PanProcessor.from_pretrained(current)
+    save_checkpoint(checkpoint, model, processor)
+    known = json.loads((current / TRAINING_DATA).read_text())
+    known["root"] = os.path.relpath(data, checkpoint)
+    write_text(checkpoint / TRAINING_DATA, json.dumps(known, indent=1))
+    return checkpoint

@@ -1,0 +1,371 @@
+"""The training stages: what each trains and leaves alone, and that nothing stops them for good."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_worlds import all_tensors, build_board, differing, record_board
+
+from pan_hf import PanModel, PanProcessor
+from pan_hf.build import save_checkpoint
+from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, trainer
+from pan_hf.training.stage import Stage, arguments, run
+from pan_hf.training.windows import WeightedRows, Windows, encode_all, sense_tensors, window_weights
+from pan_hf.trajectories import load_trajectories
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = {
+    "senses": pretrain_senses.STAGE,
+    "backbone": pretrain_backbone.STAGE,
+    "dynamics": align.DYNAMICS,
+    "latent_head": pretrain_latent_head.STAGE,
+    "joint": align.JOINT,
+}
+LOSSES = {
+    "senses": {"camera.reconstruction", "camera.commitment"},
+    "backbone": {"text"},
+    "dynamics": {"camera.0", "camera.1", "place.0", "place.1", "reward", "continuation", "inverse_dynamics"},
+    "latent_head": {"camera.latents", "place.latents"},
+}
+LOSSES["joint"] = LOSSES["senses"] | LOSSES["dynamics"] | LOSSES["latent_head"]
+LOSSES["joint"] |= {"camera.generative", "place.generative"}
+QUICK = {"per_device_train_batch_size": 4, "logging_steps": 1, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A recording of the board and an untrained model of it."""
+    folder = tmp_path_factory.mktemp("world")
+    data = record_board(folder / "data", episodes=10)
+    trajectories = load_trajectories(data, "train")
+    model, processor = build_board(trajectories, context_steps=2)
+    save_checkpoint(folder / "model", model, processor)
+    return SimpleNamespace(data=data, model=folder / "model", trajectories=trajectories)
+
+
+def run_stage(world, name, folder, **given):
+    stage = STAGES[name] if isinstance(name, str) else name
+    given = {"model": str(world.model), "data": str(world.data), "output_dir": str(folder)} | QUICK | given
+    return run(stage, arguments(stage, **given), world.trajectories)
+
+
+@pytest.fixture(autouse=True)
+def few_conditions(monkeypatch):
+    """The latent head needs fewer examples here than a real one."""
+    monkeypatch.setattr(pretrain_latent_head, "MOST_CONDITIONS", 64)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_trains_its_part_logs_its_losses_and_leaves_the_rest(name, world, tmp_path):
+    final = run_stage(world, name, tmp_path / name, max_steps=3)
+    before, after = (all_tensors(PanModel.from_pretrained(path)) for path in (world.model, final))
+    changed = set(differing(before, after))
+    parts = {
+        "senses": "senses.",
+        "backbone": "language_model.",
+        "latent_head": "latent_heads.",
+        "dynamics": ("language_model.", "readouts.", "state_embeddings.", "queries.", "outcome.", "inverse_dynamics."),
+        "joint": "",
+    }[name]
+    assert changed and all(tensor.startswith(parts) for tensor in changed)
+    if isinstance(parts, tuple):
+        assert all(any(tensor.startswith(part) for tensor in changed) for part in parts)
+    log = json.loads((tmp_path / name / "log.json").read_text())
+    logged = {key.removeprefix("loss/") for entry in log for key in entry if key.startswith("loss/")}
+    assert LOSSES[name] <= logged and not any("loss/" in loss for loss in logged)
+    assert len([entry for entry in log if "loss" in entry]) == 3
+    known = json.loads((final / "training_data.json").read_text())
+    assert known["fingerprints"] == sorted(set(world.trajectories.fingerprints))
+    assert known["environments"] == ["TestPanBoard-v0"]
+    processor = PanProcessor.from_pretrained(final)
+    processor.check_model(PanModel.from_pretrained(final))
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["final", "log.json"]
+
+
+def test_a_stage_that_is_finished_is_not_run_again(world, tmp_path):
+    final = run_stage(world, "backbone", tmp_path, max_steps=1)
+    written = (final / "model.safetensors").stat().st_mtime_ns
+    assert run_stage(world, "backbone", tmp_path, max_steps=5) == final
+    assert (final / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_what_was_trained_on_adds_up(world, tmp_path):
+    first = run_stage(world, "backbone", tmp_path / "one", max_steps=1)
+    known = json.loads((first / "training_data.json").read_text())
+    older = {"fingerprints": ["0" * 16], "environments": ["Old"]}
+    (first / "training_data.json").write_text(json.dumps(known | older))
+    second = run_stage(world, "backbone", tmp_path / "two", model=str(first), max_steps=1)
+    found = json.loads((second / "training_data.json").read_text())
+    assert found["fingerprints"] == sorted({"0" * 16, *world.trajectories.fingerprints})
+    assert found["environments"] == ["Old", "TestPanBoard-v0"]
+
+
+def test_a_pretrained_backbone_skips_its_stage(world, tmp_path):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    assert not model.config.backbone_is_pretrained
+    model.config.backbone_is_pretrained = True
+    save_checkpoint(tmp_path / "model", model, processor)
+    found = run_stage(world, "backbone", tmp_path / "stage", model=str(tmp_path / "model"))
+    assert found == tmp_path / "model" and not (tmp_path / "stage").exists()
+
+
+def test_a_backbone_that_was_loaded_counts_as_pretrained(tmp_path):
+    from tiny_worlds import language_model
+
+    language_model().save_pretrained(tmp_path)
+    assert PanModel.from_backbone(str(tmp_path)).config.backbone_is_pretrained
+    assert not PanModel.from_backbone(language_model()).config.backbone_is_pretrained
+
+
+# interrupted and resumed
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def stopping_at(step, error, monkeypatch):
+    """Makes training end in `error` when it is about to take a step."""
+    take, taken = trainer.PanTrainer.training_step, [0]
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise error
+        taken[0] += 1
+        return take(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.PanTrainer, "training_step", training_step)
+    return taken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGES)
+def test_a_killed_run_resumed_equals_an_uninterrupted_one_to_the_bit(name, world, tmp_path, monkeypatch):
+    given = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6}
+    whole = run_stage(world, name, tmp_path / "whole", **given)
+    with monkeypatch.context() as patch:
+        stopping_at(9, Stop(), patch)
+        with pytest.raises(Stop):
+            run_stage(world, name, tmp_path / "killed", **given)
+    assert not (tmp_path / "killed" / "final").exists()
+    taken = stopping_at(-1, None, monkeypatch)
+    resumed = run_stage(world, name, tmp_path / "killed", **given)
+    assert taken[0] == 6  # and not from the beginning
+    one, other = (all_tensors(PanModel.from_pretrained(path)) for path in (whole, resumed))
+    assert differing(one, other) == []
+    logs = [json.loads((tmp_path / run / "log.json").read_text()) for run in ("whole", "killed")]
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) == 12
+
+
+def test_ctrl_c_keeps_the_last_whole_checkpoint_and_leaves_nothing_final(world, tmp_path, monkeypatch):
+    stopping_at(3, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="'backbone' was interrupted at step 3; checkpoint-2 is kept.*again"):
+        run_stage(world, "backbone", tmp_path, max_steps=9, save_strategy="steps", save_steps=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert trainer.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_ctrl_c_before_any_checkpoint_says_so(world, tmp_path, monkeypatch):
+    stopping_at(1, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="at step 1; it had not been saved yet"):
+        run_stage(world, "backbone", tmp_path, max_steps=9)
+    assert not (tmp_path / "final").exists()
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(world, tmp_path, monkeypatch):
+    write = trainer.write_text
+
+    def killed(path, text):
+        if path == tmp_path / "checkpoint-4" / trainer.COMPLETE:
+            raise Stop
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_text", killed)
+        with pytest.raises(Stop):
+            run_stage(world, "backbone", tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
+    assert trainer.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    taken = stopping_at(-1, None, monkeypatch)
+    run_stage(world, "backbone", tmp_path, max_steps=6)
+    assert taken[0] == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "log.json"]
+
+
+def test_a_full_disk_at_the_end_leaves_no_half_result(world, tmp_path, monkeypatch):
+    from pan_hf.training import stage
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "write_training_data", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run_stage(world, "backbone", tmp_path, max_steps=2)
+    assert not (tmp_path / "final").exists()
+    assert (run_stage(world, "backbone", tmp_path, max_steps=2) / "training_data.json").exists()
+
+
+# seconds as a budget
+
+
+class Clock:
+    """Stands for `time`: every look at it is `seconds` later."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds = 0.0, seconds
+
+    def monotonic(self):
+        self.now += self.seconds
+        return self.now
+
+
+def steps_taken(folder):
+    return json.loads((folder / "log.json").read_text())[-1]["step"]
+
+
+def test_seconds_become_steps(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "time", Clock(0.1))
+    run_stage(world, "backbone", tmp_path, seconds=5.0)
+    assert steps_taken(tmp_path) == json.loads((tmp_path / "budget.json").read_text())["max_steps"]
+    assert 48 <= steps_taken(tmp_path) <= 51
+
+
+def test_a_machine_that_is_too_slow_to_be_timed_still_stops_in_time(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "time", Clock(1.0))
+    run_stage(world, "backbone", tmp_path, seconds=5.0)
+    assert steps_taken(tmp_path) <= 6
+
+
+def test_the_learning_rate_warms_up_stays_and_falls(tmp_path):
+    budget = trainer.Budget(tmp_path, 200, None)
+    assert budget.rate(0) == 0.05 and budget.rate(19) == budget.rate(100) == 1.0
+    assert budget.rate(150) == 0.5 and budget.rate(200) == 0.05
+    undecided = trainer.Budget(tmp_path, 10**6, 60.0)
+    assert undecided.rate(5000) == 1.0
+    undecided.decide(300)
+    assert trainer.Budget(tmp_path, 10**6, 60.0).max_steps == 300  # written down
+
+
+# what is drawn
+
+
+def test_a_sampler_draws_the_same_again_and_in_proportion():
+    weights = torch.tensor([1.0, 0.0, 3.0])
+    draws = [index for index, _ in zip(WeightedRows(weights, 5), range(5000), strict=False)]
+    again = [index for index, _ in zip(iter(WeightedRows(weights, 5)), range(5000), strict=False)]
+    assert draws == again and draws[:50] != draws[4096:4146]
+    assert draws.count(1) == 0 and abs(draws.count(2) / 5000 - 0.75) < 0.02  # three standard deviations
+    other = [index for index, _ in zip(WeightedRows(weights, 6), range(50), strict=False)]
+    assert other != draws[:50]
+
+
+def test_windows_stay_inside_an_episode_and_carry_what_each_action_led_to(world):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
+    actions = torch.from_numpy(world.trajectories.actions)
+    windows = Windows(world.trajectories, tensors, actions, 2, False, {"mission"})
+    batch = windows.__getitems__(list(range(len(windows))))
+    assert batch["action"].shape == batch["reward"].shape == batch["done"].shape == (len(windows), 2)
+    assert batch["observation"]["camera"].shape == (len(windows), 3, 3, 16, 16)
+    assert batch["observation"]["mission"].dim() == 2
+    place = batch["observation"]["place"]
+    moves = torch.tensor([(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)])[batch["action"]]
+    assert torch.equal((place[:, :-1] + moves).clamp(0, 3), place[:, 1:])
+    assert torch.equal(batch["done"].bool(), (place[:, 1:] == 3).all(-1))
+    encoded = encode_all(model, tensors, latents=True)
+    weights = window_weights(Windows(world.trajectories, encoded, actions, 2, True, {"mission"}))
+    assert weights.shape == (len(windows),) and (weights > 0).all()
+
+
+def test_texts_become_blocks_of_words_with_an_end_after_each(world):
+    tokenizer = PanProcessor.from_pretrained(world.model).tokenizer
+    blocks = pretrain_backbone.TextBlocks(["go up", "", "stay here"], tokenizer, block=4)
+    ids = [*tokenizer.text_ids(["go up"])[0], tokenizer.eos_token_id]
+    ids += [*tokenizer.text_ids(["stay here"])[0], tokenizer.eos_token_id]
+    batch = blocks.__getitems__(list(range(len(blocks))))
+    assert batch["input_ids"].flatten()[: len(ids)].tolist() == ids
+    assert batch["labels"].flatten()[: len(ids)].tolist() == ids
+    assert (batch["labels"].flatten()[len(ids) :] == -100).all()
+    with pytest.raises(ValueError, match="no text to train the backbone on"):
+        pretrain_backbone.TextBlocks([" "], tokenizer)
+
+
+def test_texts_come_from_the_recording_or_from_a_file(world, tmp_path):
+    assert pretrain_backbone.recorded_texts(world.trajectories) == ["go to the corner"]
+    (tmp_path / "notes.txt").write_text("one\ntwo\n")
+    assert pretrain_backbone.read_texts(str(tmp_path / "notes.txt")) == ["one", "two"]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"n": 1, "text": "three"}\n{"n": 2, "text": "four"}\n')
+    assert pretrain_backbone.read_texts(str(tmp_path / "set")) == ["three", "four"]
+
+
+def test_a_recording_without_a_configured_sense_is_refused(world, tmp_path):
+    observations = {name: v for name, v in world.trajectories.observations.items() if name != "place"}
+    poorer = SimpleNamespace(**{**vars(world.trajectories), "observations": observations})
+    args = arguments(STAGES["dynamics"], model=str(world.model), data="x", output_dir=str(tmp_path), **QUICK)
+    with pytest.raises(ValueError, match="has a sense 'place', the recording has .*camera"):
+        run(STAGES["dynamics"], args, poorer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_processor_of_another_model_is_refused_before_training(world, tmp_path):
+    copied = shutil.copytree(world.model, tmp_path / "model")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"vocabulary_digest": "0" * 16}))
+    with pytest.raises(ValueError, match="does not belong to this model"):
+        run_stage(world, "backbone", tmp_path / "stage", model=str(copied))
+
+
+# from a shell
+
+
+def launch(*command, timeout=300):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def flags(world, folder, **given):
+    given = {"model": world.model, "data": world.data, "output_dir": folder, **QUICK, **given}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.mark.slow
+def test_a_stage_runs_from_a_shell(world, tmp_path):
+    (tmp_path / "notes.txt").write_text("up and down\n" * 40)
+    command = ["-m", "pan_hf.training.pretrain_backbone", "--text", str(tmp_path / "notes.txt")]
+    found = launch(*command, *flags(world, tmp_path / "stage", max_steps=2))
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert (tmp_path / "stage" / "final" / "model.safetensors").exists()
+    found = launch("-m", "pan_hf.training.pretrain_backbone", "--data", "x", "--output_dir", str(tmp_path))
+    assert found.returncode == 2 and "--model is required" in found.stderr and "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, name", [("pretrain_senses", "senses"), ("align", "dynamics")])
+def test_two_processes_train_together_and_agree(script, name, world, tmp_path):
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [str(ROOT / "tests" / "two_processes.py"), script, str(tmp_path)]
+    found = launch(*command, *flags(world, tmp_path / "stage", seconds=4))
+    assert found.returncode == 0, found.stderr[-3000:]
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert differing(one, other) == []
+    final = all_tensors(PanModel.from_pretrained(tmp_path / "stage" / "final"))
+    assert differing({n: t for n, t in final.items() if n in one}, one) == []
+    assert set(differing(all_tensors(PanModel.from_pretrained(world.model)), final))
+
+
+def test_every_stage_has_an_objective_and_a_script():
+    from pan_hf.modeling.objectives_pan import OBJECTIVES
+
+    assert all(isinstance(stage, Stage) and stage.objective in OBJECTIVES for stage in STAGES.values())
+    assert {stage.name for stage in STAGES.values()} == set(STAGES)

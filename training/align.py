@@ -1,0 +1,55 @@
+"""Stage 4: the backbone meets the senses, on trajectories.
+
+`DYNAMICS` trains backbone, readouts and agent heads on codes encoded once, which is most of the learning at a small
+part of the cost; `JOINT` then trains everything together from raw observations, with the generative loss (equation 8).
+
+    python -m pan_hf.training.align --model DIR --data DIR --output_dir DIR --seconds 240
+    python -m pan_hf.training.align --joint --model DIR --data DIR --output_dir DIR --seconds 30
+"""
+
+import sys
+
+from pan_hf.training.stage import Stage, main
+from pan_hf.training.windows import Windows, action_tensor, encode_all, sense_tensors, window_weights
+
+
+def make_encoded(model, processor, trajectories):
+    """Windows of codes, encoded once by the senses as they are."""
+    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    encoded = encode_all(model, tensors, latents=True)
+    actions = action_tensor(trajectories, model, processor.tokenizer)
+    constant = set(model.config.prefix_senses)
+    windows = Windows(trajectories, encoded, actions, model.config.context_steps, True, constant)
+    weights = window_weights(windows)
+    windows.importance = weights.mean() / weights  # rewards are drawn more often; what happens must not look so
+    return windows, weights
+
+
+def make_raw(model, processor, trajectories):
+    """Windows of raw observations, drawn as often as the windows of their codes would be."""
+    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    encoded, weights = make_encoded(model, processor, trajectories)
+    raw = Windows(trajectories, tensors, encoded.actions, encoded.num_steps, False, encoded.constant)
+    raw.importance = encoded.importance
+    return raw, weights
+
+
+DYNAMICS = Stage(
+    name="dynamics",
+    objective="dynamics",
+    trains=r"(?!senses\.|latent_heads\.)",
+    make_data=make_encoded,
+    defaults={"learning_rate": 2.5e-3},
+)
+JOINT = Stage(
+    name="joint",
+    objective="joint",
+    trains=r"",
+    make_data=make_raw,
+    defaults={"learning_rate": 2e-4, "per_device_train_batch_size": 16},
+)
+
+if __name__ == "__main__":
+    is_joint = "--joint" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--joint"]
+    main(JOINT if is_joint else DYNAMICS)

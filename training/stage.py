@@ -1,0 +1,212 @@
+"""One training stage from a shell or from `pan train`: load, choose what is trained, train, save whole.
+
+A stage reads a checkpoint and a recording and leaves `<output_dir>/final`, a checkpoint like any other. Run again, it
+finds that it is done; run again after a kill, it goes on from its last whole Trainer checkpoint, and ends where an
+uninterrupted run would have ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import HfArgumentParser, PrinterCallback, TrainingArguments, set_seed
+
+from pan_hf.build import save_checkpoint
+from pan_hf.modeling import PanModel
+from pan_hf.tokenization import PanProcessor
+from pan_hf.training.trainer import Budget, PanTrainer, last_checkpoint, write_text
+from pan_hf.trajectories import Trajectories, load_trajectories
+
+TRAINING_DATA = "training_data.json"
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """What every stage takes, beside all of `TrainingArguments`."""
+
+    model: str = field(default="", metadata={"help": "Checkpoint to start from."})
+    data: str = field(default="", metadata={"help": "Recording (`pan record`); only its train split is read."})
+    seconds: float | None = field(
+        default=None, metadata={"help": "Wall-clock budget; turned into a number of steps after the first 30."}
+    )
+    progress: bool = field(default=True, metadata={"help": "Show a progress bar."})
+
+
+# what differs from Transformers' defaults, for every stage
+DEFAULTS = {
+    "per_device_train_batch_size": 32,
+    "max_steps": 100_000,
+    "logging_steps": 50,
+    "save_strategy": "no",  # BudgetCallback asks for checkpoints by the clock
+    "report_to": "none",
+    "remove_unused_columns": False,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.0,
+    "adam_beta2": 0.98,
+    "disable_tqdm": True,
+    "seed": 0,
+    "dataloader_pin_memory": False,
+    "ddp_find_unused_parameters": False,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage trains and on what.
+
+    Args:
+        name: of the stage and of its folder.
+        objective: key of `objectives_pan.OBJECTIVES`.
+        trains: pattern of the parameter names it trains; all others are frozen.
+        make_data: `(model, processor, trajectories) -> (dataset, row weights)`.
+        defaults: differences from `DEFAULTS`.
+        is_needed: whether a model has anything for this stage to train.
+    """
+
+    name: str
+    objective: str
+    trains: str
+    make_data: Callable[[PanModel, PanProcessor, Trajectories], tuple[Dataset, torch.Tensor]]
+    defaults: dict = field(default_factory=dict)
+    is_needed: Callable[[PanModel], bool] = lambda model: True
+
+
+def arguments(stage: Stage, **given) -> StageArguments:
+    """The stage's arguments with its defaults. `use_cpu` is set where there is no accelerator."""
+    cpu = {"use_cpu": True} if not torch.cuda.is_available() else {}
+    return StageArguments(**(DEFAULTS | cpu | stage.defaults | given))
+
+
+def main(stage: Stage) -> None:
+    """The command line of a stage: every field of [`StageArguments`] is a flag."""
+    parser = HfArgumentParser(StageArguments, description=(stage.make_data.__doc__ or stage.name).strip())
+    cpu = {"use_cpu": True} if not torch.cuda.is_available() else {}
+    parser.set_defaults(**(DEFAULTS | cpu | stage.defaults))
+    (parsed,) = parser.parse_args_into_dataclasses()
+    for name in ("model", "data"):
+        if not getattr(parsed, name):
+            parser.error(f"--{name} is required")
+    try:
+        run(stage, parsed)
+    except KeyboardInterrupt as interruption:
+        sys.exit(str(interruption) or "Interrupted.")
+
+
+def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = None) -> Path:
+    """Runs a stage to its end and returns its `final` folder; a finished one returns at once.
+
+    Raises:
+        ValueError: checkpoint, recording and stage do not fit one another.
+        KeyboardInterrupt: Ctrl-C; the last whole checkpoint is kept and the message says how to go on.
+    """
+    folder = Path(args.output_dir)
+    final = folder / "final"
+    if final.exists():
+        return final
+    set_seed(args.seed)
+    model, processor = PanModel.from_pretrained(args.model), PanProcessor.from_pretrained(args.model)
+    processor.check_model(model)
+    trajectories = trajectories or load_trajectories(args.data, "train")
+    if not stage.is_needed(model):
+        return Path(args.model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.match(stage.trains, name) is not None)
+    dataset, weights = stage.make_data(model, processor, trajectories)
+    trainer = _trainer(stage, args, model, processor, dataset, weights)
+    _train(trainer, stage.name, folder)
+    if trainer.is_world_process_zero():
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        unfinished = folder / "unfinished"
+        save_checkpoint(unfinished, trainer.accelerator.unwrap_model(trainer.model), processor)
+        write_training_data(args, unfinished, trajectories)
+        write_text(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
+        os.replace(unfinished, final)  # `final` is never there without the list of what it was trained on
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    return final
+
+
+def _train(trainer: PanTrainer, name: str, folder: Path) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    except KeyboardInterrupt:
+        kept = last_checkpoint(folder)
+        kept = f"{Path(kept).name} is kept" if kept else "it had not been saved yet"
+        told = f"Stage {name!r} was interrupted at step {trainer.state.global_step}; {kept}. Run it again to go on."
+        raise KeyboardInterrupt(told) from None
+
+
+def _trainer(stage: Stage, args, model, processor, dataset, weights) -> PanTrainer:
+    from pan_hf.training.windows import WeightedRows
+
+    trainer = PanTrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        data_collator=_as_it_is,
+        processing_class=processor,
+        objective=stage.objective,
+        sampler=WeightedRows(weights, args.seed),
+        budget=Budget(Path(args.output_dir), args.max_steps, args.seconds),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if args.progress:
+        trainer.add_callback(_progress(stage.name))
+    return trainer
+
+
+def _as_it_is(batch):
+    """The data sets gather whole batches, so there is nothing to collate."""
+    return batch
+
+
+def _progress(name: str):
+    from transformers.trainer_callback import TrainerCallback
+
+    class Progress(TrainerCallback):
+        """One line a stage: steps, loss, time left."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            from tqdm.auto import tqdm
+
+            is_shown = state.is_world_process_zero
+            self.bar = tqdm(total=state.max_steps, desc=name, unit="step", disable=not is_shown, mininterval=5)
+            self.bar.update(state.global_step)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.total = state.max_steps
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs:
+                self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.total = state.global_step
+            self.bar.close()
+
+    return Progress()
+
+
+def write_training_data(args: StageArguments, folder: Path, trajectories: Trajectories) -> None:
+    """Adds the episodes trained on to those the checkpoint was already trained on; evaluation refuses them all."""
+    known = {"fingerprints": [], "environments": []}
+    path = Path(args.model) / TRAINING_DATA
+    if path.exists():
+        known = json.loads(path.read_text())
+    merged = {
+        "fingerprints": sorted({*known["fingerprints"], *trajectories.fingerprints}),
+        "environments": sorted({*known["environments"], *trajectories.environments}),
+    }
+    write_text(folder / TRAINING_DATA, json.dumps(merged, indent=1))

@@ -1,0 +1,173 @@
+"""The Trainer of every stage: named losses in the log, a time budget that is turned into a number of steps,
+checkpoints that count only once they are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback
+
+COMPLETE = "complete"
+MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
+CHECK_EVERY = 50  # steps between looks at the clock
+
+
+class Budget:
+    """How many steps a stage has, given or derived from seconds.
+
+    The learning rate is constant for the first half and then falls linearly to a twentieth, so the number of steps
+    need not be known while it is being measured. Once decided it is written down, and a resumed run keeps to it.
+    """
+
+    def __init__(self, folder: Path, max_steps: int, seconds: float | None):
+        self.path = folder / "budget.json"
+        self.max_steps, self.seconds, self.is_final = max_steps, seconds, seconds is None
+        if seconds is not None and self.path.exists():
+            self.max_steps, self.is_final = json.loads(self.path.read_text())["max_steps"], True
+
+    def decide(self, max_steps: int, is_written: bool = True) -> None:
+        """Fixes the number of steps and, in one process of several, writes it down."""
+        self.max_steps, self.is_final = min(self.max_steps, max_steps), True
+        if not is_written:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps({"max_steps": self.max_steps, "seconds": self.seconds}))
+
+    def rate(self, step: int, warmup: int = 20) -> float:
+        """Share of the peak learning rate at a step."""
+        if not self.is_final:
+            return min(1.0, (step + 1) / warmup)
+        left = (self.max_steps - step) / max(1, self.max_steps / 2)
+        return min(1.0, (step + 1) / warmup, max(0.05, left))
+
+
+class BudgetCallback(TrainerCallback):
+    """Times some steps, fixes their number, and asks for a checkpoint every `save_seconds`."""
+
+    def __init__(self, budget: Budget, save_seconds: float = 60.0):
+        self.budget, self.save_seconds = budget, save_seconds
+        self.started = self.saved = time.monotonic()
+        self.mark, self.first_step = None, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = self.saved = _agreed(time.monotonic())
+        self.first_step = state.global_step
+        state.max_steps = self.budget.max_steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = _agreed(time.monotonic())
+        if not self.budget.is_final:
+            self._measure(state, now)
+        elif self.budget.seconds is not None and state.global_step % CHECK_EVERY == 0:
+            self._keep_to_time(state, now - self.started)
+        if now - self.saved > self.save_seconds:
+            control.should_save, self.saved = True, now
+        if state.global_step >= self.budget.max_steps:
+            control.should_training_stop = True
+        return control
+
+    def _measure(self, state, now: float) -> None:
+        """Turns seconds into steps once enough of this run's steps have been timed, or at once if time is up."""
+        (first, last), done = MEASURED_STEPS, state.global_step - self.first_step
+        left = self.budget.seconds - (now - self.started)
+        if done == first:
+            self.mark = now
+        if left <= 0:
+            self._decide(state, state.global_step)
+        elif done == last:
+            self._decide(state, state.global_step + int(left * (last - first) / (now - self.mark)))
+
+    def _decide(self, state, max_steps: int) -> None:
+        self.budget.decide(max_steps, is_written=state.is_world_process_zero)
+        state.max_steps = self.budget.max_steps
+
+    def _keep_to_time(self, state, elapsed: float) -> None:
+        """Takes steps away where the machine has become slower than it was when they were counted."""
+        done = state.global_step - self.first_step
+        affordable = self.first_step + int(done * self.budget.seconds / elapsed)
+        if affordable < 0.97 * self.budget.max_steps:
+            self._decide(state, max(affordable, state.global_step))
+
+
+def _agreed(seconds: float) -> float:
+    """The first process's clock: processes that decide by their own part ways, and then wait for each other for
+    ever."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return seconds
+    told = [seconds]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+class PanTrainer(Trainer):
+    """Trains one objective of [`PanModel`].
+
+    Args:
+        objective (`str`): a key of `objectives_pan.OBJECTIVES`.
+        sampler: of the rows of the training set.
+        budget ([`Budget`]): number of steps and the learning rate's shape.
+        extra (`dict`, *optional*): added to every batch.
+    """
+
+    def __init__(self, *args, objective: str, sampler, budget: Budget, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.objective, self.sampler, self.budget = objective, sampler, budget
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+        self.add_callback(BudgetCallback(budget))
+
+    def _get_train_sampler(self, *_):
+        return self.sampler
+
+    def floating_point_ops(self, inputs) -> int:
+        return 0  # the estimate assumes `input_ids`
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.budget.rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(objective=self.objective, **inputs)
+        for name, value in {**output.losses, **output.metrics}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+        self._count += 1
+        return (output.loss, output) if return_outputs else output.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._count:
+            logs |= {f"loss/{name}": round(float(value) / self._count, 6) for name, value in self._sums.items()}
+            self._sums, self._count = {}, 0
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """The mark of a whole checkpoint comes last, and only then do older checkpoints go."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial))
+            saved = folder / f"checkpoint-{self.state.global_step}"
+            write_text(saved / COMPLETE, "")
+            for other in set(folder.glob("checkpoint-*")) - {saved}:
+                shutil.rmtree(other)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint in a stage's folder; one that a kill cut short lacks its last file."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,232 @@
+"""Windows of trajectories as batches: gathered from flat arrays, so that a batch costs one index a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from pan_hf.trajectories import Trajectories
+
+
+def sense_tensors(trajectories: Trajectories, model, tokenizer) -> dict[str, Tensor]:
+    """Every row's observation by sense, as the model takes it: images uint8 `(N, C, H, W)`, vectors `(N, dim)`, text
+    ids `(N, max_length)`. Raises ValueError where the recording does not hold a configured sense, or holds it
+    otherwise."""
+    tensors = {}
+    for name, sense in model.config.senses.items():
+        if name not in trajectories.observations:
+            known = sorted(trajectories.observations)
+            raise ValueError(f"The model has a sense {name!r}, the recording has {known}; record it, or build anew.")
+        values = trajectories.observations[name]
+        if sense.kind == "text":
+            tensors[name] = tokenize(values, tokenizer, sense.max_length)
+            continue
+        expected = (sense.channels, sense.height, sense.width) if sense.kind == "image" else (sense.dim,)
+        if values.shape[1:] != expected:
+            raise ValueError(
+                f"Sense {name!r}: the recording has shape {values.shape[1:]}, the model expects {expected}."
+            )
+        tensors[name] = torch.from_numpy(values)
+    return tensors
+
+
+def tokenize(texts, tokenizer, max_length: int) -> Tensor:
+    """Texts `(N,)` -> ids `(N, max_length)`, each distinct text once; longer ones are cut, shorter ones padded."""
+    distinct, inverse = np.unique(np.asarray(texts), return_inverse=True)
+    ids = tokenizer(
+        [str(text) for text in distinct],
+        padding="max_length",
+        truncation=True,
+        max_length=max_length,
+        add_special_tokens=False,
+        return_tensors="pt",
+    )["input_ids"]
+    return ids[torch.from_numpy(inverse)]
+
+
+def action_tensor(trajectories: Trajectories, model, tokenizer) -> Tensor:
+    """Every row's action: int64 `(N,)`, float `(N, dim)` or ids `(N, max_length)`."""
+    action = model.config.action
+    if action.kind == "text":
+        return tokenize(trajectories.actions, tokenizer, action.max_length)
+    return torch.from_numpy(trajectories.actions)
+
+
+class Windows(Dataset):
+    """Windows of `num_steps` transitions from every row that can start one.
+
+    Args:
+        trajectories: a split.
+        tensors: by sense, every row's observation (or, encoded, see [`encode_all`], a `state`).
+        actions: every row's action.
+        num_steps (`int`): T.
+        is_encoded (`bool`): `tensors` is `{"codes": {...}, "text": {...}, "prefix": ...}`.
+        constant (`set[str]`): senses that hold for the whole episode, given once a window.
+    """
+
+    def __init__(self, trajectories, tensors: dict, actions: Tensor, num_steps: int, is_encoded: bool, constant: set):
+        self.rows = torch.from_numpy(trajectories.windows(num_steps))
+        self.tensors, self.actions, self.num_steps = tensors, actions, num_steps
+        self.rewards = torch.from_numpy(trajectories.rewards)
+        self.dones = torch.from_numpy(trajectories.dones).float()
+        self.is_encoded, self.constant = is_encoded, constant
+        self.importance = torch.ones(len(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> dict:
+        first = self.rows[torch.as_tensor(indices)]
+        transitions = first.unsqueeze(1) + torch.arange(self.num_steps)
+        frames = first.unsqueeze(1) + torch.arange(self.num_steps + 1)
+        batch = {
+            "action": self.actions[transitions],
+            "reward": self.rewards[transitions],
+            "done": self.dones[transitions],
+            "importance": self.importance[torch.as_tensor(indices)],
+        }
+        if not self.is_encoded:
+            return batch | {"observation": self._gather(self.tensors, first, frames)}
+        state = {
+            "codes": {n: [level[frames].long() for level in levels] for n, levels in self.tensors["codes"].items()},
+            "text": {name: ids[frames] for name, ids in self.tensors["text"].items()},
+        }
+        if self.tensors.get("latents"):
+            state["latents"] = {name: latents[frames] for name, latents in self.tensors["latents"].items()}
+        if self.tensors["prefix"] is not None:
+            state["prefix"] = self.tensors["prefix"][first]
+        return batch | {"state": state}
+
+    def _gather(self, tensors: dict, first: Tensor, frames: Tensor) -> dict:
+        return {name: values[first if name in self.constant else frames] for name, values in tensors.items()}
+
+
+class CroppedFrames(Dataset):
+    """Crops of frames for the senses, `(B, 3, ...)`: the neighbour in time, the frame, and what is usually seen there.
+
+    Most of a frame is like most of the others, so crops are drawn where something moves or is rare: at equal time that
+    is worth several times the frames. Vectors come whole.
+
+    Args:
+        trajectories: a split.
+        tensors: by sense, every row's observation.
+        senses: their configurations.
+        crop_places (`int`): side of a crop, in places.
+    """
+
+    def __init__(self, trajectories: Trajectories, tensors: dict[str, Tensor], senses: dict, crop_places: int = 2):
+        rows = np.arange(len(trajectories))
+        is_first = np.isin(rows, trajectories.episode_starts)
+        self.neighbour = torch.from_numpy(np.where(is_first, rows + 1, rows - 1))
+        self.tensors, self.senses, self.crop_places = tensors, senses, crop_places
+        self.usual = {name: _usual(values) for name, values in tensors.items()}
+
+    def __len__(self) -> int:
+        return len(self.neighbour)
+
+    def __getitems__(self, indices: list[int]) -> dict:
+        rows = torch.as_tensor(indices)
+        generator = torch.Generator().manual_seed(hash(tuple(indices)) % 2**63)  # the batch alone decides its crops
+        observation = {}
+        for name, values in self.tensors.items():
+            usual = self.usual[name].expand(len(rows), *self.usual[name].shape)
+            triples = torch.stack([values[self.neighbour[rows]], values[rows], usual], 1)
+            sense = self.senses[name]
+            observation[name] = self._crop(triples, sense, generator) if sense.kind == "image" else triples
+        return {"observation": observation}
+
+    def _crop(self, triples: Tensor, sense, generator: torch.Generator) -> Tensor:
+        rows, columns = sense.place_grid
+        size, side = min(self.crop_places, rows, columns), sense.patch_size * sense.place_stride
+        neighbour, frame, usual = triples.unbind(1)
+        interest = 1.0 * (frame != neighbour).any(1) + 0.5 * (frame != usual).any(1)
+        interest = torch.nn.functional.avg_pool2d(
+            interest, size * side, side
+        )  # (B, rows - size + 1, columns - size + 1)
+        place = torch.multinomial(interest.flatten(1) + 0.02, 1, generator=generator).squeeze(1)
+        top, left = place // interest.shape[2] * side, place % interest.shape[2] * side
+        span = torch.arange(size * side)
+        down, across = (
+            (top.unsqueeze(1) + span)[:, None, None, :, None],
+            (left.unsqueeze(1) + span)[:, None, None, None],
+        )
+        batch, kind, channel = (torch.arange(n) for n in triples.shape[:3])
+        return triples[
+            batch[:, None, None, None, None], kind[:, None, None, None], channel[:, None, None], down, across
+        ]
+
+
+def _usual(values: Tensor) -> Tensor:
+    """The median over 501 rows: what is usually seen."""
+    rows = torch.randint(len(values), (min(501, len(values)),), generator=torch.Generator().manual_seed(0))
+    return values[rows].median(0).values
+
+
+class WeightedRows(Sampler):
+    """Endless draws with replacement, in proportion to weights; draw number `i` depends on the seed and `i` alone, so
+    a resumed run continues the very sequence."""
+
+    CHUNK = 4096
+
+    def __init__(self, weights: Tensor, seed: int):
+        self.weights, self.seed = weights.double(), seed
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __iter__(self) -> Iterator[int]:
+        chunk = 0
+        while True:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + chunk)
+            yield from torch.multinomial(self.weights, self.CHUNK, replacement=True, generator=generator).tolist()
+            chunk += 1
+
+
+@torch.no_grad()
+def encode_all(model, tensors: dict[str, Tensor], latents: bool, batch_size: int = 256) -> dict:
+    """Every row's codes (int16), words and constant text, once and for all: what `Windows(is_encoded=True)`
+    gathers."""
+    config = model.config
+    codes = {name: [[] for _ in range(sense.num_levels)] for name, sense in config.place_senses.items()}
+    found = {name: [] for name in config.place_senses}
+    was_training = model.training
+    model.eval()
+    for name in config.place_senses:
+        for values in tensors[name].split(batch_size):
+            levels, remainder = model.senses[name].encode(values.to(model.device))
+            for store, level in zip(codes[name], levels, strict=True):
+                store.append(level.to(torch.int16).cpu())
+            if latents and remainder is not None:
+                found[name].append(remainder.float().cpu())
+    model.train(was_training)
+    prefix = [tensors[name] for name in config.prefix_senses]
+    return {
+        "codes": {name: [torch.cat(level) for level in levels] for name, levels in codes.items()},
+        "latents": {name: torch.cat(parts) for name, parts in found.items() if parts},
+        "text": {name: tensors[name] for name in config.text_senses},
+        "prefix": torch.cat(prefix, 1) if prefix else None,
+    }
+
+
+def window_weights(windows: Windows, change_share: float = 0.6, reward_boost: float = 25.0) -> Tensor:
+    """How often each window is drawn: 1; `change_share` where no code changes; `reward_boost` where a rare reward or
+    an end is met, never so much that those windows are more than a tenth of all draws."""
+    rows = windows.rows.unsqueeze(1) + torch.arange(windows.num_steps)
+    changed = torch.zeros(len(rows), dtype=torch.bool)
+    discrete = [level for levels in windows.tensors["codes"].values() for level in levels]
+    for level in [*discrete, *windows.tensors["text"].values()]:
+        moved = torch.zeros(len(level), dtype=torch.bool)
+        moved[:-1] = (level[1:] != level[:-1]).any(1)
+        changed |= moved[rows].any(1)
+    weights = torch.where(changed, 1.0, change_share)
+    rewards = windows.rewards[rows]
+    usual = windows.rewards.median()
+    rare = ((rewards - usual).abs() > 1e-6).any(1) | (windows.dones[rows] > 0).any(1)
+    if 0 < int(rare.sum()) < 0.1 * len(rare):
+        most = 0.1 * float(weights[~rare].sum()) / 0.9 / int(rare.sum())
+        weights[rare] = min(reward_boost, max(1.0, most))
+    return weights
