@@ -1,0 +1,276 @@
+"""`pan`: everything from a shell. Each command is one function of the library with the same names for its
+arguments."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="pan",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="World models from any causal language model: record, train, evaluate, plan.",
+)
+
+RUN = Annotated[Path, typer.Option("--run", help="Folder of the run; everything a command needs and makes is in it.")]
+DATA = Annotated[Path | None, typer.Option("--data", help="Recording, if not <run>/data.")]
+SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
+ENVIRONMENTS = Annotated[list[str] | None, typer.Option("--env", help="Only these of the recorded environments.")]
+DEFAULT_RUN = Path("runs/default")
+
+
+def _pairs(given: list[str] | None, what: str) -> dict:
+    """`["a=1", "b=x"]` as `{"a": 1, "b": "x"}`; values are Python literals or plain text."""
+    pairs = {}
+    for item in given or []:
+        name, separator, value = item.partition("=")
+        if not separator:
+            raise ValueError(f"{what} {item!r} must be NAME=VALUE.")
+        try:
+            pairs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[name] = value
+    return pairs
+
+
+def _nested(given: list[str] | None, what: str) -> dict[str, dict]:
+    """`["camera.patch_size=4"]` as `{"camera": {"patch_size": 4}}`."""
+    nested: dict[str, dict] = {}
+    for name, value in _pairs(given, what).items():
+        first, separator, second = name.partition(".")
+        if not separator:
+            raise ValueError(f"{what} {name!r} must be NAME.FIELD=VALUE.")
+        nested.setdefault(first, {})[second] = value
+    return nested
+
+
+@app.command()
+def quickstart(
+    run: RUN = Path("runs/quickstart"),
+    seed: SEED = 0,
+    workers: Annotated[int, typer.Option(help="Processes that record.")] = 2,
+    backbone: Annotated[str, typer.Option(help="Preset (debug, tiny, small) or any causal LM.")] = "tiny",
+    seconds: Annotated[float | None, typer.Option(help="Training time, all stages together.")] = None,
+    miniature: Annotated[bool, typer.Option(help="Seconds instead of minutes: shows that everything works.")] = False,
+) -> None:
+    """The whole way once: record, train, evaluate, plan, report (10 minutes on 2 cores)."""
+    from dataclasses import replace
+
+    from pan_hf.quickstart import MINIATURE, Budget
+    from pan_hf.quickstart import quickstart as run_quickstart
+
+    budget = MINIATURE if miniature else Budget()
+    budget = replace(budget, seconds=seconds) if seconds is not None else budget
+    report = run_quickstart(run, budget, backbone, seed, workers)
+    typer.echo(f"Done. Open {report}")
+
+
+@app.command()
+def record(
+    env: Annotated[list[str], typer.Option("--env", help="gymnasium id, or module:Id; several share the frames.")],
+    run: RUN = DEFAULT_RUN,
+    output: Annotated[Path | None, typer.Option(help="Where to record to, if not <run>/data.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames to record at least (20000 if neither is given).")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes to record at least.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="random, module:callable, or several as NAME:WEIGHT.")
+    ] = None,
+    explore_steps: Annotated[int, typer.Option(help="Each episode starts after 0 to this many random steps.")] = 0,
+    start: Annotated[str | None, typer.Option(help="module:callable(env, rng) that sets a starting state.")] = None,
+    env_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the environment.")] = None,
+    wrapper: Annotated[list[str] | None, typer.Option(help="module:Class?name=value, innermost first.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Only these senses.")] = None,
+    rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW name of a sense.")] = None,
+    render: Annotated[bool, typer.Option(help="Add what the environment renders as the sense camera.")] = False,
+    image_size: Annotated[int | None, typer.Option(help="Resize images to this many pixels a side.")] = None,
+    seed: SEED = 0,
+    test_fraction: Annotated[float, typer.Option(help="Share of the episodes held out for evaluation.")] = 0.1,
+    fps: Annotated[float | None, typer.Option(help="Frames a second, if the environment does not say.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that record.")] = 1,
+    max_episode_steps: Annotated[int | None, typer.Option(help="Cut episodes after this many steps.")] = None,
+) -> None:
+    """Record trajectories of any gymnasium environment; run it again to go on after an interruption."""
+    from pan_hf.record import record as run_record
+
+    run_record(
+        env,
+        output or run / "data",
+        frames=frames if frames or episodes else 20_000,
+        episodes=episodes,
+        policy=policy or "random",
+        explore_steps=explore_steps,
+        start=start,
+        env_args=_pairs(env_arg, "--env-arg"),
+        wrappers=wrapper or (),
+        keep=keep or (),
+        rename=rename or (),
+        render=render,
+        image_size=image_size,
+        seed=seed,
+        test_fraction=test_fraction,
+        fps=fps,
+        workers=workers,
+        max_episode_steps=max_episode_steps,
+    )
+
+
+@app.command()
+def train(
+    run: RUN = DEFAULT_RUN,
+    data: DATA = None,
+    backbone: Annotated[
+        str, typer.Option(help="Preset (debug, tiny, small), or name or folder of any causal LM.")
+    ] = "tiny",
+    seconds: Annotated[float, typer.Option(help="Time budget of all stages together.")] = 400.0,
+    sense: Annotated[list[str] | None, typer.Option(help="SENSE.FIELD=VALUE, e.g. camera.patch_size=4.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of the model's config.")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="STAGE.FIELD=VALUE, e.g. dynamics.learning_rate=1e-3.")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Stages to leave out.")] = None,
+    processes: Annotated[int, typer.Option(help="More than 1 runs the stages under accelerate launch.")] = 1,
+    seed: SEED = 0,
+) -> None:
+    """Train a world model on a recording, stage by stage; run it again to go on after an interruption."""
+    from pan_hf.train import train as run_train
+
+    checkpoint = run_train(
+        run,
+        data,
+        backbone=backbone,
+        seconds=seconds,
+        sense_options=_nested(sense, "--sense"),
+        config=_pairs(set_, "--set"),
+        overrides=_nested(stage, "--stage"),
+        skip=tuple(skip or ()),
+        num_processes=processes,
+        seed=seed,
+    )
+    typer.echo(f"Done. The world model is in {checkpoint}")
+
+
+@app.command()
+def evaluate(
+    run: RUN = DEFAULT_RUN,
+    data: DATA = None,
+    horizon: Annotated[list[int] | None, typer.Option(help="Steps ahead (1, 5, 10, 20 by default).")] = None,
+    windows: Annotated[int, typer.Option(help="Windows for each environment and horizon.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: the most likely future; above: sampled ones.")] = 0.0,
+    env: ENVIRONMENTS = None,
+    seed: SEED = 0,
+    skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
+) -> None:
+    """Measure a world model on held-out episodes: writes evaluation.json and horizon.png."""
+    from pan_hf.evaluate import HORIZONS
+    from pan_hf.evaluate import evaluate as run_evaluate
+
+    run_evaluate(
+        run,
+        data or run / "data",
+        horizons=horizon or HORIZONS,
+        num_windows=windows,
+        temperature=temperature,
+        environments=env,
+        seed=seed,
+        skip_trained=skip_trained,
+    )
+    typer.echo(f"Done. See {run / 'evaluation.json'}")
+
+
+@app.command()
+def futures(
+    run: RUN = DEFAULT_RUN,
+    data: DATA = None,
+    states: Annotated[int, typer.Option(help="Held-out states to start from.")] = 64,
+    samples: Annotated[int, typer.Option(help="Futures sampled from each.")] = 128,
+    true: Annotated[int, typer.Option(help="Steps the simulator takes from each.")] = 1000,
+    env: ENVIRONMENTS = None,
+    seed: SEED = 0,
+    skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
+) -> None:
+    """Check sampled futures of a stochastic MiniGrid world against its simulator: writes futures.json."""
+    from pan_hf.futures_check import evaluate_futures
+
+    evaluate_futures(
+        run,
+        data or run / "data",
+        num_states=states,
+        num_samples=samples,
+        num_true=true,
+        environments=env,
+        seed=seed,
+        skip_trained=skip_trained,
+    )
+    typer.echo(f"Done. See {run / 'futures.json'}")
+
+
+@app.command()
+def plan(
+    run: RUN = DEFAULT_RUN,
+    data: DATA = None,
+    planner: Annotated[
+        list[str] | None, typer.Option(help="graph, cem, random_shooting, as NAME?field=value.")
+    ] = None,
+    env: ENVIRONMENTS = None,
+    episodes: Annotated[int, typer.Option(help="Episodes of each environment and planner.")] = 20,
+    seed: Annotated[int, typer.Option(help="First environment seed; must be unseen in training.")] = 10_000,
+    max_steps: Annotated[int | None, typer.Option(help="Cut episodes after this many steps.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Stop after the episode at hand once this is spent.")
+    ] = None,
+    episode_time_limit: Annotated[float | None, typer.Option(help="Give an episode up after this long.")] = None,
+    success: Annotated[str | None, typer.Option(help="module:callable(env, reward, terminated, info).")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write, if not into the run.")] = None,
+) -> None:
+    """Plan with a world model in the real environments, on unseen seeds: writes planning.json."""
+    from pan_hf.plan import plan as run_plan
+
+    run_plan(
+        run,
+        data or run / "data",
+        planners=planner,
+        environments=env,
+        episodes=episodes,
+        seed=seed,
+        max_steps=max_steps,
+        time_limit=time_limit,
+        episode_time_limit=episode_time_limit,
+        success=success,
+        output=output,
+    )
+    typer.echo(f"Done. See {(output or run) / 'planning.json'}")
+
+
+@app.command()
+def report(run: RUN = DEFAULT_RUN) -> None:
+    """Write report.html and the model card from what the run holds."""
+    from pan_hf.card import write_card
+    from pan_hf.report import write_report
+
+    if (run / "checkpoint").exists():
+        write_card(run)
+    typer.echo(f"Done. Open {write_report(run)}")
+
+
+def main() -> None:
+    """Runs `pan`; what a user can do wrong ends in one line, not in a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.secho(
+            "Interrupted. What was finished is kept; run the same command again to go on.", fg="yellow", err=True
+        )
+        sys.exit(130)
+    except (ValueError, FileNotFoundError, ImportError, OSError) as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Critics: how good is an imagined future, and has it reached the goal?
+
+Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinates of a vector, n_l = codes of level l.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Scores futures step by step; a step that scores `threshold` or more has reached the goal.
+
+    Args:
+        threshold (`float`): the score that counts as reaching the goal.
+        discount (`float`): in (0, 1]; below 1 an earlier reward is worth more.
+    """
+
+    threshold: float = 0.5
+    discount: float = 0.99
+
+    def score(self, futures) -> torch.Tensor:
+        """How good each imagined step is, `(N, H)`."""
+        raise NotImplementedError
+
+    def reached(self, futures, scores: torch.Tensor) -> torch.Tensor:
+        """Which imagined steps reach the goal, bool `(N, H)`."""
+        return scores >= self.threshold
+
+    def value(self, futures, scores: torch.Tensor) -> torch.Tensor:
+        """What each future is worth as a whole, `(N,)`: discounted scores, each weighed by the chance to get there."""
+        alive = torch.cumprod(futures.continue_prob, dim=1).roll(1, dims=1)
+        alive[:, 0] = 1.0
+        return (_discounts(self.discount, scores) * alive * scores).sum(dim=1)
+
+    def confirms(self, world, belief, actions: torch.Tensor) -> bool:
+        """Whether a found plan, `actions` of shape `(H,)`, holds on a second look. Plain critics trust the first."""
+        return True
+
+
+@dataclass(frozen=True)
+class RewardCritic(Critic):
+    """Wants reward, as the model's own heads predict it.
+
+    A search over hundreds of states finds the one that a reward head is wrong about. So a found goal is confirmed:
+    the whole plan is imagined again from its root in one rollout, and has to be rewarded there too.
+
+    Args:
+        threshold (`float`): expected reward of a transition that counts as reaching the goal.
+        discount (`float`): see [`Critic`].
+        ends_episode (`bool`): the world ends its episodes with the reward, so a goal counts only where the
+            continuation head agrees: two heads have to be wrong together.
+    """
+
+    ends_episode: bool = False
+
+    def score(self, futures) -> torch.Tensor:
+        return futures.reward.float()
+
+    def reached(self, futures, scores: torch.Tensor) -> torch.Tensor:
+        reached = scores >= self.threshold
+        return reached & (futures.continue_prob < 0.5) if self.ends_episode else reached
+
+    def confirms(self, world, belief, actions: torch.Tensor) -> bool:
+        futures = world.simulate(belief, actions[None], temperature=0.0)
+        return bool(self.reached(futures, self.score(futures))[0, -1])
+
+
+@dataclass(frozen=True)
+class GoalCritic(Critic):
+    """Wants a state that looks like a given one; the value of a future is its best discounted step.
+
+    Args:
+        threshold (`float`): 1 asks for every code to match and every vector to be within its tolerance.
+        discount (`float`): see [`Critic`].
+        codes (`dict[str, list[torch.Tensor]]`): wanted codes of each image sense, `(n_l,)` a level; the score is the
+            share that matches.
+        vectors (`dict[str, torch.Tensor]`): wanted value of each vector sense, `(D,)`.
+        scales (`dict[str, float]`): distance at which a vector scores 0, in the sense's unit.
+        tolerance (`float`): distance within which a vector scores 1, as a share of its scale.
+    """
+
+    threshold: float = 1.0
+    codes: dict = field(default_factory=dict)
+    vectors: dict = field(default_factory=dict)
+    scales: dict = field(default_factory=dict)
+    tolerance: float = 0.02
+
+    def __post_init__(self):
+        if not self.codes and not self.vectors:
+            raise ValueError("GoalCritic needs at least one image or vector sense to compare; got neither.")
+
+    @classmethod
+    @torch.no_grad()
+    def from_observation(cls, model, processor, observation: dict, senses=None, **kwargs) -> "GoalCritic":
+        """The critic that wants what is seen in one `observation`.
+
+        Args:
+            model ([`PanModel`]), processor ([`PanProcessor`]): as loaded.
+            observation (`dict`): raw senses by name, all that the model has.
+            senses (`list[str]`, *optional*): which of them to compare; every image and vector sense by default.
+            kwargs: `threshold`, `discount`, `tolerance`.
+
+        Raises:
+            ValueError: none of `senses` is an image or vector sense of the model.
+        """
+        known = {name: sense for name, sense in model.config.senses.items() if senses is None or name in senses}
+        vectors = {name: sense for name, sense in known.items() if sense.kind == "vector"}
+        seen = processor(observation=observation).to(model.device)["observation"]
+        codes = model.encode(seen).codes
+        spans = {name: torch.tensor(sense.high) - torch.tensor(sense.low) for name, sense in vectors.items()}
+        return cls(
+            codes={name: [level[0, -1] for level in codes[name]] for name in known if known[name].kind == "image"},
+            vectors={name: seen[name][0, -1].float() for name in vectors},
+            scales={name: float(span.norm()) for name, span in spans.items()},
+            **kwargs,
+        )
+
+    def score(self, futures) -> torch.Tensor:
+        scores = [self._matching(futures.codes[name], wanted) for name, wanted in self.codes.items()]
+        scores += [self._nearness(name, futures.decode(name)) for name in self.vectors]
+        return torch.stack(scores).mean(dim=0)
+
+    def value(self, futures, scores: torch.Tensor) -> torch.Tensor:
+        return (_discounts(self.discount, scores) * scores).amax(dim=1)
+
+    @staticmethod
+    def _matching(codes: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
+        """Share of codes, over all levels, that are as wanted: `(N, H)`."""
+        return torch.cat([level == goal for level, goal in zip(codes, wanted, strict=True)], dim=-1).float().mean(-1)
+
+    def _nearness(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """1 within the tolerance of the wanted vector, falling to 0 at its scale: `(N, H)`."""
+        distance = (values.float() - self.vectors[name]).norm(dim=-1) / self.scales.get(name, 1.0)
+        return (1.0 - (distance - self.tolerance).clamp(min=0.0)).clamp(min=0.0)
+
+
+@dataclass(frozen=True)
+class FunctionCritic(Critic):
+    """Any function of futures that returns scores `(N, H)`.
+
+    Args:
+        threshold (`float`): infinite by default: a function says what is better, not what is enough.
+        discount (`float`): see [`Critic`].
+        function (`Callable`): `futures -> (N, H)` scores.
+    """
+
+    threshold: float = float("inf")
+    function: Callable | None = None
+
+    def score(self, futures) -> torch.Tensor:
+        scores = self.function(futures)
+        if scores.shape != futures.reward.shape:
+            raise ValueError(
+                f"A critic function must return one score a future and step, shape {tuple(futures.reward.shape)}; "
+                f"got {tuple(scores.shape)}."
+            )
+        return scores.float()
+
+
+def as_critic(critic) -> Critic:
+    """A [`Critic`] as it is; any other callable becomes a [`FunctionCritic`]."""
+    if isinstance(critic, Critic):
+        return critic
+    if callable(critic):
+        return FunctionCritic(function=critic)
+    raise ValueError(f"Expected a Critic or a function futures -> (N, H) scores, got {type(critic).__name__}.")
+
+
+def _discounts(discount: float, scores: torch.Tensor) -> torch.Tensor:
+    return discount ** torch.arange(scores.shape[1], device=scores.device, dtype=torch.float32)

@@ -1,0 +1,118 @@
+"""`pan quickstart`: the whole way once, from nothing to a report: record, train, evaluate, plan, show.
+
+The default world is MiniGrid at 8x8 in full view: an empty room, four rooms, and a locked door with its key, mixed;
+64x64 RGB and the mission's text. Everything lands in one run folder, and running it again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pan_hf.results import stage_timer
+
+EMPTY, FOUR_ROOMS, DOOR_KEY = "MiniGrid-Empty-8x8-v0", "pan_hf/FourRooms-8x8-v0", "MiniGrid-DoorKey-8x8-v0"
+RECORDING = {
+    "policy": ["random:0.6", "pan_hf.policies:minigrid_expert?epsilon=0.3:0.4"],
+    "start": "pan_hf.policies:minigrid_random_state",
+    "env_args": {"highlight": False},
+    "wrappers": ["minigrid.wrappers:RGBImgObsWrapper?tile_size=8"],
+    "keep": ["image", "mission"],
+    "rename": {"image": "camera"},
+    "max_episode_steps": 30,
+}
+# planning: actions worth trying (not drop, not done), and how long an episode may take
+PLANNER = "graph?actions=[0,1,2,3,5]"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything: the full quickstart by default, `MINIATURE` for the tests.
+
+    Args:
+        frames: recorded, all environments together.
+        seconds: of training, all stages together.
+        windows: evaluated for each environment.
+        episodes: planned in each environment, by name.
+        plan_seconds: planning stops after the episode at hand once this is spent, in each environment.
+    """
+
+    frames: int = 40_000
+    seconds: float = 380.0
+    windows: int = 96
+    episodes: tuple[tuple[str, int], ...] = ((EMPTY, 100), (DOOR_KEY, 20))
+    plan_seconds: float = 45.0
+
+
+MINIATURE = Budget(frames=600, seconds=6.0, windows=4, episodes=((EMPTY, 2),), plan_seconds=5.0)
+
+
+def quickstart(
+    run: str | Path = "runs/quickstart",
+    budget: Budget | None = None,
+    backbone: str = "tiny",
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Records, trains, evaluates, plans and reports.
+
+    Args:
+        run: folder that holds everything afterwards: `data/`, `checkpoint/`, `evaluation.json`, `planning.json`,
+            `timing.json`, `report.html`.
+        budget ([`Budget`], *optional*): how much of everything.
+        backbone (`str`): see [`pan_hf.train.train`].
+        seed (`int`): of the recording and of training.
+        workers (`int`): processes that record.
+        progress (`bool`): show progress bars.
+
+    Returns:
+        the path of `report.html`.
+    """
+    from pan_hf.card import write_card
+    from pan_hf.evaluate import evaluate
+    from pan_hf.record import record
+    from pan_hf.report import write_report
+    from pan_hf.train import train
+
+    run, budget = Path(run), budget or Budget()
+    environments = [EMPTY, FOUR_ROOMS, DOOR_KEY]
+    with stage_timer(run / "timing.json", "record", seeds=[seed]):
+        record(
+            environments,
+            run / "data",
+            frames=budget.frames,
+            seed=seed,
+            workers=workers,
+            progress=progress,
+            **RECORDING,
+        )
+    train(run, backbone=backbone, seconds=budget.seconds, seed=seed, progress=progress)
+    with stage_timer(run / "timing.json", "evaluate", seeds=[seed]):
+        evaluate(run, run / "data", num_windows=budget.windows, seeds=[seed], skip_trained=True, progress=progress)
+    with stage_timer(run / "timing.json", "plan", seeds=[seed]):
+        plan_each(run, budget, progress)
+    with stage_timer(run / "timing.json", "report", seeds=[seed]):
+        write_card(run)
+        report = write_report(run)
+    return report
+
+
+def plan_each(run: Path, budget: Budget, progress: bool) -> None:
+    """Plans in one environment after the other and joins their records in `planning.json`."""
+    from pan_hf.plan import plan
+    from pan_hf.results import write_records
+
+    records = []
+    for environment, episodes in budget.episodes:
+        records += plan(
+            run,
+            run / "data",
+            planners=[PLANNER],
+            environments=[environment],
+            episodes=episodes,
+            time_limit=budget.plan_seconds,
+            episode_time_limit=budget.plan_seconds,
+            progress=progress,
+        )
+    write_records(run / "planning.json", records)

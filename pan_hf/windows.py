@@ -1,0 +1,150 @@
+"""Windows of recorded, held-out episodes: which to evaluate on, and as batches for the model."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class WindowReader:
+    """Turns rows of recorded trajectories into batches for the model.
+
+    Args:
+        trajectories (`Trajectories`): a split of recorded episodes.
+        processor (`PanProcessor`), model (`PanModel`): the batches are on the model's device.
+        context (`int`, *optional*): true frames that a batch shows up to the start of its windows; as many as the
+            model looks back on by default.
+
+    Raises:
+        ValueError: the recording lacks a sense of the model, or `context` is below 1.
+    """
+
+    def __init__(self, trajectories, processor, model, context: int | None = None):
+        self.trajectories, self.processor, self.model = trajectories, processor, model
+        context = model.config.context_steps if context is None else context
+        if context < 1:
+            raise ValueError(f"`context` must be at least 1 frame, got {context}.")
+        self.lead = context - 1
+        missing = sorted(set(model.config.senses) - set(trajectories.observations))
+        if missing:
+            raise ValueError(
+                f"The model's senses {missing} are not in the recording, which has "
+                f"{sorted(trajectories.observations)}. Record them (`pan record --keep`, `--rename`) or evaluate on "
+                "the data the model was trained for."
+            )
+
+    def batch(self, rows: np.ndarray, num_steps: int) -> dict:
+        """`num_steps` transitions from each of `rows`, with the `lead` before them.
+
+        Returns:
+            What the processor gives for `lead + num_steps + 1` frames; frame `lead` is that of `rows`.
+        """
+        frames = rows[:, None] - self.lead + np.arange(self.lead + num_steps + 1)
+        observation = {name: self._sense(name, sense, frames) for name, sense in self.model.config.senses.items()}
+        actions = self.trajectories.actions[frames[:, :-1]]
+        actions = actions.tolist() if actions.dtype.kind in "OUS" else actions
+        return self.processor(observation=observation, action=actions).to(self.model.device)
+
+    def perceive(self, batch: dict, step: int = 0):
+        """The model's belief at the true frame `step` steps after the start, with what it looks back on before it."""
+        end = self.lead + step + 1
+        first = max(0, end - self.model.config.context_steps)
+        seen = self.part(batch["observation"], slice(first, end))
+        return self.model.perceive(observation=seen, action=batch["action"][:, first : end - 1])
+
+    def _sense(self, name: str, sense, frames: np.ndarray):
+        values = self.trajectories.observations[name]
+        if sense.kind == "text":
+            return values[frames if sense.every_step else frames[:, 0]].tolist()
+        return values[frames].transpose(0, 1, 3, 4, 2) if sense.kind == "image" else values[frames]
+
+    def outcome(self, rows: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
+        """Reward and end of the `step`-th action (from 1) after `rows`, on the model's device."""
+        taken = rows + step - 1
+        reward, done = (values[taken] for values in (self.trajectories.rewards, self.trajectories.dones))
+        device = self.model.device
+        return torch.as_tensor(reward, dtype=torch.float, device=device), torch.as_tensor(done, device=device)
+
+    def part(self, observation: dict[str, Tensor], times: slice | Sequence[int]) -> dict[str, Tensor]:
+        """The chosen frames of a batch's observation; texts that hold for the whole episode stay whole."""
+        return {name: x[:, times] if self.changes(name) else x for name, x in observation.items()}
+
+    def changes(self, sense: str) -> bool:
+        """Whether a sense is observed at every step, unlike a text that holds for the whole episode."""
+        return getattr(self.model.config.senses[sense], "every_step", True)
+
+
+def choose_windows(
+    trajectories,
+    environment: str,
+    horizons: Iterable[int],
+    num_windows: int,
+    seed: int,
+    skip: Iterable[int] = (),
+    lead: int = 0,
+) -> dict[int, np.ndarray]:
+    """For each horizon, rows of `environment` to start from, uniform among the windows that are long enough.
+
+    Every row has one random rank and each horizon takes the rows of lowest rank that are long enough for it: a window
+    drawn for horizon 20 is most likely drawn for horizon 1 too, so that one simulation serves both.
+
+    Args:
+        num_windows (`int`): how many a horizon, all where there are fewer.
+        skip (`Iterable[int]`): episodes to leave out.
+        lead (`int`): transitions that must lie before each row, in the same episode.
+
+    Returns:
+        `{horizon: rows}`, ascending; a horizon that no episode reaches is left out, with a warning.
+
+    Raises:
+        ValueError: no episode reaches the shortest horizon, or a horizon is below 1.
+    """
+    horizons = sorted(set(horizons))
+    if not horizons or horizons[0] < 1:
+        raise ValueError(f"Expected horizons of 1 step or more, got {horizons}.")
+    rank = np.random.default_rng(seed).permutation(len(trajectories.episode))
+    chosen = {}
+    for horizon in horizons:
+        try:
+            rows = trajectories.windows(lead + horizon, environment) + lead
+        except ValueError as error:
+            if not chosen:
+                raise
+            warnings.warn(f"Horizon {horizon} is left out for {environment}: {error}", stacklevel=2)
+            break
+        rows = rows[~np.isin(trajectories.episode[rows], list(skip))]
+        if len(rows):
+            chosen[horizon] = np.sort(rows[np.argsort(rank[rows])[:num_windows]])
+    if not chosen:
+        raise ValueError(f"All episodes of {environment} of {lead + horizons[0]} steps or more were trained on.")
+    return chosen
+
+
+def check_held_out(trajectories, trained: Iterable[str], skip_trained: bool = False) -> list[int]:
+    """Refuses episodes that were trained on.
+
+    Args:
+        trained (`Iterable[str]`): fingerprints of the episodes trained on.
+        skip_trained (`bool`): warn in place of refusing, as long as any episode is left.
+
+    Returns:
+        `list[int]`: the episodes to skip.
+
+    Raises:
+        ValueError: names the episodes that were trained on.
+    """
+    trained = set(trained)
+    seen = [index for index, mark in enumerate(trajectories.fingerprints) if mark in trained]
+    if not seen:
+        return []
+    names = zip(trajectories.episode_indices, trajectories.environments, trajectories.fingerprints, strict=True)
+    names = [f"{number} ({environment}, {fingerprint})" for number, environment, fingerprint in names]
+    shown = ", ".join(names[index] for index in seen[:10])
+    what = f"{len(seen)} of {len(trajectories.fingerprints)} episodes to evaluate on were trained on: episode {shown}"
+    what += ", ..." if len(seen) > 10 else ""
+    if not skip_trained or len(seen) == len(trajectories.fingerprints):
+        raise ValueError(f"{what}. Evaluate on episodes recorded for testing, or skip those that were trained on.")
+    warnings.warn(f"{what}; they are left out.", stacklevel=2)
+    return seen

@@ -1,0 +1,146 @@
+"""The benchmarks run in miniature and write records that a table can be made of; no time is asserted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import common, simulate, train
+from pan_hf.results import read_records, select, table
+
+SIMULATE = simulate.__file__
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_subprocess(monkeypatch):
+    """Peak memory of this process instead of a fresh one, whose imports take seconds."""
+
+    def call_here(function, *arguments, threads):
+        function(*arguments)
+        return common._peak_of_this_process()
+
+    monkeypatch.setattr(common, "peak_memory_gib", call_here)
+
+
+def test_simulate_records_both_ways_and_their_ratio(tmp_path, no_subprocess, capsys):
+    path = tmp_path / "simulate.json"
+    simulate.main(horizon=2, seconds=0, repeats=1, quick=True, output=path)
+    records = read_records(path)
+    for mode in simulate.MODES:
+        for batch in ("batch 1", "batch 4"):
+            fast, slow, ratio = (
+                select(records, metric=metric, model=model, split=batch)[0].value
+                for metric, model in (
+                    ("steps_per_second", mode),
+                    ("steps_per_second", f"token by token, {mode}"),
+                    ("speedup", mode),
+                )
+            )
+            assert ratio == pytest.approx(fast / slow)
+    shares = select(records, metric="matmul_share")
+    assert len(shares) == len(simulate.sweep_settings(quick=True))
+    assert all(0 < entry.value < 1.5 for entry in shares)
+    assert "| folded, 64 + 64 codes |" in capsys.readouterr().out
+
+
+def test_train_records_every_step_beside_the_bare_backbone(tmp_path, no_subprocess, capsys):
+    path = tmp_path / "train.json"
+    train.main(seconds=0, repeats=1, quick=True, output=path)
+    records = read_records(path)
+    for step in train.STEPS:
+        assert select(records, metric="tokens_per_second", model=step)[0].value > 0
+        assert 0.05 < select(records, metric="peak_memory_gib", model=step)[0].value < 16
+    assert len(select(records, metric="bare_share")) == 2
+    assert table(select(records, metric="tokens_per_second"), "model", "split")
+    assert "bare share" in capsys.readouterr().out
+
+
+def test_token_by_token_writes_every_code_of_a_state_and_only_live_rows():
+    model = common.world_model("debug")
+    ids = simulate.token_by_token(model, batch=2)()
+    assert ids.shape == (2, 64 + 64)
+    assert model.live_tokens()[ids].all()
+
+
+@pytest.mark.parametrize(("num_levels", "codes"), [(1, [64]), (2, [64, 64]), (3, [16, 64, 64])])
+@pytest.mark.parametrize(("place_stride", "places"), [(2, 16), (4, 4)])
+def test_levels_and_places_vary_apart(num_levels, codes, place_stride, places):
+    model = common.world_model("debug", common.LEVEL_STRIDES[num_levels], place_stride)
+    belief = model.perceive(common.observe(1))
+    assert [level.shape[1] for level in belief.codes["camera"]] == codes
+    assert model.layout.num_places == places
+
+
+def test_half_precision_leaves_senses_in_float32():
+    model = common.world_model("debug", dtype="bfloat16")
+    assert model.dtype == torch.bfloat16 or next(model.language_model.parameters()).dtype == torch.bfloat16
+    assert {p.dtype for p in model.senses.parameters()} == {torch.float32}
+    futures = model.simulate(model.perceive(common.observe(1)), torch.zeros(1, 2, dtype=torch.long), seed=0)
+    assert futures.log_prob.isfinite().all()
+
+
+def test_the_bare_backbone_reads_as_many_positions_as_the_aligned_step():
+    model = common.world_model("debug", context_steps=3).train()
+    lengths = []
+    model.language_model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    model(**train.transitions(model, "dynamics", batch=2, steps=3))
+    assert lengths == [train.positions_of_a_window(3)]
+
+
+def test_flops_of_a_product_and_of_attention_are_counted():
+    left, right = torch.zeros(3, 5), torch.zeros(5, 7)
+    assert common.count_flops(lambda: left @ right) == 2 * 3 * 5 * 7
+    query = torch.zeros(1, 2, 6, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert common.count_flops(lambda: attend(query, query, query)) == 2 * 2 * (2 * 6 * 6 * 8)
+
+
+def test_one_interrupted_round_moves_neither_the_median_nor_its_error_far():
+    median, error = common.median_stderr([1.0, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01, 0.99, 50.0])
+    assert median == pytest.approx(1.0, abs=0.02)
+    assert error < 0.02
+    assert common.median_stderr([2.0, 4.0]) == (3.0, None)
+
+
+def test_rounds_are_taken_in_turn():
+    order = []
+    times = common.side_by_side({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0, repeats=3)
+    assert order == ["a", "b"] * 4  # one round to warm up
+    assert [len(each) for each in times.values()] == [3, 3]
+
+
+def _allocate(mebibytes):
+    torch.ones(mebibytes * 2**18).sum()
+
+
+def _fail():
+    raise MemoryError("too much")
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_the_fresh_process_alone():
+    ballast = torch.ones(2**28)  # 1 GiB here, which must not count there
+    assert 0.6 < common.peak_memory_gib(_allocate, 512, threads=1) < 1.0
+    del ballast
+    with pytest.raises(RuntimeError, match="_fail"):
+        common.peak_memory_gib(_fail, threads=1)
+
+
+@pytest.mark.slow
+def test_a_script_runs_from_a_shell_in_any_folder(tmp_path):
+    flags = ["--quick", "--seconds", "0", "--repeats", "1", "--output", str(tmp_path / "records.json")]
+    done = subprocess.run([sys.executable, SIMULATE, *flags], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| --- |" in done.stdout
+    assert all(row["value"] is None or row["value"] > 0 for row in json.loads((tmp_path / "records.json").read_text()))

@@ -1,0 +1,560 @@
+"""Planners, critics and the agent on worlds small enough to know the right answer."""
+
+import json
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from pan_hf.agent import PanAgent
+from pan_hf.critics import FunctionCritic, GoalCritic, RewardCritic
+from pan_hf.figures import load_film
+from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, VectorAction, VectorSense
+from pan_hf.plan import RecordedFacts, plan, reward_critic
+from pan_hf.planning import CEM, GraphSearch, RandomShooting, Refuted
+from pan_hf.record import record
+from pan_hf.results import read_records, select, wilson
+from pan_hf.tokenization.processing_pan import PanProcessor
+from pan_hf.tokenization.tokenization_pan import PanTokenizer
+from pan_hf.trajectories import load_trajectories
+
+# S start, G goal, # wall. The way from S to G is 11 steps: down, round the wall, and up again.
+MAZE = """
+S.#G.
+..#..
+..#..
+..#..
+.....
+"""
+MOVES = torch.tensor([[-1, 0], [1, 0], [0, -1], [0, 1], [0, 0]])  # up, down, left, right, stay
+
+
+@dataclass
+class GridBelief:
+    cells: torch.Tensor  # (N, 2) row and column
+
+    def __len__(self):
+        return len(self.cells)
+
+    def keys(self):
+        return [bytes(cell) for cell in self.cells.tolist()]
+
+    def select(self, index):
+        return GridBelief(self.cells[index])
+
+    @staticmethod
+    def cat(beliefs):
+        return GridBelief(torch.cat([belief.cells for belief in beliefs]))
+
+
+class GridWorld:
+    """An exact model of a maze; `lies` are cells that claim a reward when imagined one step at a time."""
+
+    def __init__(self, maze=MAZE, lies=(), hidden_doors=()):
+        rows = maze.split()
+        self.wall = torch.tensor([[mark == "#" for mark in row] for row in rows])
+        self.goal = torch.tensor([[mark == "G" for mark in row] for row in rows])
+        for door in hidden_doors:  # the model believes that one can walk here
+            self.wall[door] = False
+        self.start = torch.tensor([next((r, row.index("S")) for r, row in enumerate(rows) if "S" in row)])
+        self.lies, self.calls = {tuple(cell) for cell in lies}, 0
+        senses = {"camera": SimpleNamespace(kind="image")}
+        action = SimpleNamespace(kind="discrete", num_actions=len(MOVES))
+        self.config = SimpleNamespace(action=action, senses=senses, context_steps=1)
+        self.device = torch.device("cpu")
+
+    def root(self):
+        return GridBelief(self.start)
+
+    def perceive(self, observation, action=None):
+        return GridBelief(torch.as_tensor(observation["camera"])[:, -1])
+
+    def step(self, cells, actions):
+        wanted = cells + MOVES[actions]
+        limits = torch.tensor(self.wall.shape)
+        inside = ((wanted >= 0) & (wanted < limits)).all(dim=1)
+        clamped = wanted.clamp(min=torch.zeros(2, dtype=torch.long), max=limits - 1)
+        free = inside & ~self.wall[clamped[:, 0], clamped[:, 1]]
+        return torch.where(free[:, None], clamped, cells)
+
+    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
+        self.calls += 1
+        cells, trace = belief.cells.repeat_interleave(num_rollouts, 0), []
+        for step in actions.repeat_interleave(num_rollouts, 0).T:
+            cells = self.step(cells, step)
+            trace.append(cells)
+        visited = torch.stack(trace, dim=1)  # (N, H, 2)
+        reward = self.goal[visited[..., 0], visited[..., 1]].float()
+        lied = torch.tensor([[tuple(cell) in self.lies for cell in row] for row in visited.tolist()])
+        told = torch.where(lied, 1.0, reward) if actions.shape[1] == 1 else reward
+        return SimpleNamespace(
+            reward=told,
+            continue_prob=1 - reward,
+            belief=GridBelief(cells),
+            codes={"camera": [visited]},
+            keys=lambda: [[bytes(cell) for cell in row] for row in visited.tolist()],
+        )
+
+
+class Batch(dict):
+    def to(self, device):
+        return self
+
+
+def processor(observation, action=None):
+    return Batch(observation=observation, action=action)
+
+
+def carry_out(world, actions):
+    cells = world.start
+    for action in actions:
+        cells = world.step(cells, action[None])
+    return tuple(cells[0].tolist())
+
+
+# --- Graph search
+
+
+def test_graph_search_finds_a_shortest_plan():
+    world = GridWorld()
+    plan = GraphSearch().plan(world, world.root(), RewardCritic())
+    # 4 down, 3 right, 4 up: no way round the wall is shorter.
+    assert len(plan) == 11 and plan.reaches_goal
+    assert carry_out(world, plan.actions) == (0, 3)
+    assert plan.states[-1] == bytes([0, 3]) and len(plan.states) == 11
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batches_of_nodes_do_not_change_the_length_of_the_plan(batch_size):
+    world = GridWorld()
+    assert len(GraphSearch(batch_size=batch_size).plan(world, world.root(), RewardCritic())) == 11
+
+
+def test_equal_states_fold_so_that_each_is_expanded_once():
+    world = GridWorld(MAZE.replace("G", "."))
+    plan = GraphSearch().plan(world, world.root(), RewardCritic())
+    assert plan.num_simulated == 21 * 5  # free cells x actions
+    assert plan.num_folded == 21 * 5 - 20  # all edges but the 20 that found a new cell
+    assert not plan.reaches_goal
+
+
+def test_a_batch_of_nodes_is_one_simulate_call():
+    world = GridWorld(MAZE.replace("G", "."))
+    GraphSearch(batch_size=100).plan(world, world.root(), RewardCritic())
+    assert world.calls == 13  # one a depth: the farthest cell is 12 steps away, and the last call only folds
+
+
+def test_the_search_gives_up_at_max_states():
+    world = GridWorld()
+    plan = GraphSearch(max_states=5, batch_size=1).plan(world, world.root(), RewardCritic())
+    assert not plan.reaches_goal and plan.num_simulated <= 5 * 5 and len(plan) >= 1
+
+
+def test_an_unreachable_goal_gets_a_plan_to_the_best_scored_state():
+    world = GridWorld("S.#G\n..#.\n..#.")
+    target = torch.tensor([0, 3])
+    critic = FunctionCritic(function=lambda futures: -(futures.codes["camera"][0] - target).abs().sum(-1).float())
+    plan = GraphSearch().plan(world, world.root(), critic)
+    assert carry_out(world, plan.actions) == (0, 1) and not plan.reaches_goal
+
+
+def test_a_goal_that_is_not_confirmed_from_the_root_is_passed_over():
+    world = GridWorld(lies=[(1, 1), (3, 1)])
+    plan = GraphSearch().plan(world, world.root(), RewardCritic())
+    assert plan.reaches_goal and carry_out(world, plan.actions) == (0, 3)
+
+
+def test_a_reward_that_does_not_end_the_episode_is_no_goal_where_goals_end_it():
+    world = GridWorld("S.G")
+    world.simulate = _with(world.simulate, continue_prob=1.0)
+    assert GraphSearch().plan(world, world.root(), RewardCritic()).reaches_goal
+    assert not GraphSearch().plan(world, world.root(), RewardCritic(ends_episode=True)).reaches_goal
+
+
+def test_plans_keep_away_from_refuted_transitions_and_goals():
+    world = GridWorld("S.G\n...")
+    root = world.root().keys()[0]
+    around = GraphSearch().plan(world, world.root(), RewardCritic(), refuted=Refuted(transitions={(root, 3)}))
+    assert len(around) == 4 and around.actions[0] == 1
+    claimed = Refuted(goals={(bytes([0, 1]), 3)})
+    other = GraphSearch().plan(world, world.root(), RewardCritic(), refuted=claimed)
+    assert other.reaches_goal and other.actions.tolist()[-1] == 0  # from below instead
+
+
+def test_preferred_actions_are_tried_alone_first_and_all_where_they_fail():
+    world = GridWorld("S..\n..G")
+    cheap = GraphSearch(actions=[1, 3]).plan(world, world.root(), RewardCritic())
+    assert cheap.reaches_goal and len(cheap) == 3 and set(cheap.actions.tolist()) == {1, 3}
+    assert cheap.num_simulated < GraphSearch().plan(world, world.root(), RewardCritic()).num_simulated
+    world = GridWorld()
+    assert len(GraphSearch(actions=[1, 3]).plan(world, world.root(), RewardCritic())) == 11
+    with pytest.raises(ValueError, match="0..4"):
+        GraphSearch(actions=[5]).plan(world, world.root(), RewardCritic())
+
+
+def test_a_goal_observation_is_reached():
+    world = GridWorld()
+    critic = GoalCritic(codes={"camera": [torch.tensor([4, 4])]})
+    plan = GraphSearch().plan(world, world.root(), critic)
+    assert plan.reaches_goal and len(plan) == 8 and carry_out(world, plan.actions) == (4, 4)
+
+
+# --- Sampling planners
+
+
+@pytest.mark.parametrize(
+    "planner", [RandomShooting(512, 6), CEM(128, 6, 4), CEM(64, 6, 3, num_rollouts=2, temperature=1)]
+)
+def test_sampling_planners_reach_a_near_goal(planner):
+    world = GridWorld("S.#\n..#\n..G")
+    plan = planner.plan(world, world.root(), RewardCritic(), generator=torch.Generator().manual_seed(0))
+    assert plan.reaches_goal and carry_out(world, plan.actions) == (2, 2)
+    assert 4 <= len(plan) <= 6
+
+
+@pytest.mark.parametrize("planner", [RandomShooting(32, 4), CEM(32, 4, 2)])
+def test_the_same_generator_state_gives_the_same_plan(planner):
+    world = GridWorld()
+    plans = [
+        planner.plan(world, world.root(), RewardCritic(), generator=torch.Generator().manual_seed(3)).actions
+        for _ in range(2)
+    ]
+    assert torch.equal(*plans)
+
+
+class PointWorld:
+    """A point that moves by a vector action; reward grows towards (3, -1)."""
+
+    target = torch.tensor([3.0, -1.0])
+
+    def __init__(self):
+        action = SimpleNamespace(kind="vector", dim=2, low=[-1.0, -1.0], high=[1.0, 0.5])
+        self.config = SimpleNamespace(action=action, senses={"at": SimpleNamespace(kind="vector")}, context_steps=1)
+        self.largest = 0.0
+
+    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
+        low, high = torch.tensor(self.config.action.low), torch.tensor(self.config.action.high)
+        assert ((actions >= low) & (actions <= high)).all()
+        places = belief.cells[:, None] + actions.cumsum(dim=1)
+        reward = -(places - self.target).norm(dim=-1)
+        return SimpleNamespace(
+            reward=reward,
+            continue_prob=torch.ones_like(reward),
+            belief=GridBelief(places[:, -1]),
+            decode={"at": places}.__getitem__,
+        )
+
+
+def test_cem_steers_vector_actions_within_their_bounds():
+    world, planner = PointWorld(), CEM(128, 4, 6)
+    critic = RewardCritic(threshold=1.0, discount=1.0)
+    plan = planner.plan(world, GridBelief(torch.zeros(1, 2)), critic, generator=torch.Generator().manual_seed(0))
+    assert plan.actions.shape == (4, 2)
+    # The best return by hand: three steps of (1, -1/3) along the straight line, then standing still.
+    distance = world.target.norm()
+    best = -sum(float(distance) * (1 - step / 3) for step in (1, 2, 3))
+    assert best - 0.5 < plan.expected_return <= best + 1e-4
+
+
+def test_a_vector_goal_is_reached_within_its_tolerance():
+    critic = GoalCritic(vectors={"at": PointWorld.target}, scales={"at": 4.0}, tolerance=0.1)
+    plan = CEM(256, 4, 6).plan(
+        PointWorld(), GridBelief(torch.zeros(1, 2)), critic, generator=torch.Generator().manual_seed(0)
+    )
+    assert plan.reaches_goal
+    assert (plan.actions.sum(dim=0) - PointWorld.target).norm() <= 0.1 * 4.0 + 1e-5
+
+
+# --- Critics
+
+
+def test_value_is_the_discounted_reward_weighed_by_the_chance_to_get_there():
+    futures = SimpleNamespace(reward=torch.tensor([[1.0, 2.0, 4.0]]), continue_prob=torch.tensor([[0.5, 0.1, 0.9]]))
+    critic = RewardCritic(discount=0.9)
+    expected = 1.0 + 0.9 * 0.5 * 2.0 + 0.81 * 0.5 * 0.1 * 4.0
+    torch.testing.assert_close(critic.value(futures, critic.score(futures)), torch.tensor([expected]))
+
+
+def test_goal_score_is_the_share_of_matching_codes():
+    codes = [torch.tensor([[[1, 2]]]), torch.tensor([[[5, 6, 7, 8]]])]
+    critic = GoalCritic(codes={"camera": [torch.tensor([1, 0]), torch.tensor([5, 6, 0, 8])]})
+    assert critic.score(SimpleNamespace(codes={"camera": codes})).item() == pytest.approx(4 / 6)
+
+
+# --- Bad input
+
+
+def test_wrong_settings_are_refused_with_what_to_do():
+    world = GridWorld()
+    with pytest.raises(ValueError, match="num_samples"):
+        RandomShooting(num_samples=0)
+    with pytest.raises(ValueError, match="temperature"):
+        CEM(num_rollouts=4)
+    with pytest.raises(ValueError, match="elite_fraction"):
+        CEM(elite_fraction=0)
+    with pytest.raises(ValueError, match="Use CEM"):
+        GraphSearch().plan(PointWorld(), world.root(), RewardCritic())
+    with pytest.raises(ValueError, match="2 rows"):
+        GraphSearch().plan(world, world.root().select(torch.tensor([0, 0])), RewardCritic())
+    with pytest.raises(ValueError, match="shape"):
+        GraphSearch().plan(world, world.root(), lambda futures: futures.reward[:, 0])
+    with pytest.raises(ValueError, match="on_surprise"):
+        PanAgent(world, processor, RewardCritic(), GraphSearch(), replan="sometimes")
+
+
+# --- The agent
+
+
+def walk(agent, world, limit=60):
+    """Carries the agent out in the true world; returns (steps, cell it ended on)."""
+    cells, reward = world.start, 0.0
+    for step in range(limit):
+        action = agent.act({"camera": cells[0].numpy(), "unknown": 0}, reward)
+        cells = world.step(cells, torch.tensor([action]))
+        reward = float(world.goal[tuple(cells[0])])
+        if reward:
+            return step + 1, tuple(cells[0].tolist())
+    return limit, tuple(cells[0].tolist())
+
+
+@pytest.mark.parametrize(("replan", "replans"), [("on_surprise", 1), ("at_end", 1), ("always", 11)])
+def test_a_plan_is_kept_while_the_world_does_what_was_imagined(replan, replans):
+    world = GridWorld()
+    agent = PanAgent(world, processor, RewardCritic(), GraphSearch(), replan=replan)
+    assert walk(agent, world) == (11, (0, 3))
+    assert agent.statistics.replans == replans
+    assert agent.statistics.decisions == 11 and agent.statistics.surprises == 0
+    assert agent.statistics.seconds > 0
+
+
+def test_an_agent_stops_walking_into_a_door_that_only_its_model_believes_in():
+    world, model = GridWorld(), GridWorld(hidden_doors=[(0, 2)])
+    agent = PanAgent(model, processor, RewardCritic(), GraphSearch(), patience=2)
+    steps, cell = walk(agent, world)
+    assert cell == (0, 3)
+    assert agent.statistics.surprises == 2
+    assert steps == 1 + 2 + (4 + 2 + 4)  # to the door, two tries, then down, across and up
+
+
+def test_a_surprise_that_does_not_spoil_the_plan_keeps_it():
+    world = GridWorld("S..G\n...G\n....")
+    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
+    seen = [agent.act({"camera": np.array(cell)}) for cell in ([0, 0], [1, 1], [1, 2])]  # blown down in the first step
+    assert seen == [3, 3, 3]
+    assert (agent.statistics.surprises, agent.statistics.repairs, agent.statistics.replans) == (1, 1, 1)
+    agent.reset()
+    for cell in ([0, 0], [2, 1]):  # blown to where going right misses the goal
+        agent.act({"camera": np.array(cell)})
+    assert (agent.statistics.surprises, agent.statistics.repairs, agent.statistics.replans) == (1, 0, 2)
+
+
+def test_an_agent_that_is_told_the_reward_leaves_an_imagined_goal():
+    world = GridWorld()
+    model = GridWorld()
+    model.goal[1, 0] = True  # the model is sure that a cell beside the start is rewarded
+    model.simulate = _with(model.simulate, continue_prob=1.0)
+    agent = PanAgent(model, processor, RewardCritic(), GraphSearch(), patience=1)
+    assert walk(agent, world)[1] == (0, 3)
+
+
+def test_sampled_plans_are_checked_for_surprise_one_step_ahead():
+    world, model = GridWorld("S#G\n..."), GridWorld("S.G\n...")
+    agent = PanAgent(model, processor, RewardCritic(), RandomShooting(400, 5))
+    assert walk(agent, world, limit=40)[1] == (0, 2) or agent.statistics.surprises > 0
+
+
+def test_reset_forgets_the_episode():
+    world = GridWorld()
+    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
+    first = walk(agent, world)
+    agent.reset()
+    assert agent.statistics.decisions == 0 and agent.plan is None
+    assert walk(agent, world) == first
+
+
+def test_a_missing_sense_is_named():
+    world = GridWorld()
+    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
+    with pytest.raises(ValueError, match="camera"):
+        agent.act({"picture": np.zeros(2)})
+
+
+def _with(simulate, continue_prob):
+    """`simulate` whose futures never end, or always do."""
+
+    def changed(*args, **kwargs):
+        futures = simulate(*args, **kwargs)
+        futures.continue_prob = torch.full_like(futures.continue_prob, continue_prob)
+        return futures
+
+    return changed
+
+
+# --- `pan plan`, in a real environment with a real (untrained) model
+
+
+class Corridor(gymnasium.Env):
+    """Six cells in a row; the agent is a white one, and steps left, right or not at all. The last cell pays 1."""
+
+    def __init__(self):
+        self.observation_space = gymnasium.spaces.Box(0, 255, (16, 24, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(3)
+
+    def frame(self):
+        frame = np.zeros((2, 6, 3), np.uint8)
+        frame[self.cell // 6, self.cell % 6] = 255
+        return frame.repeat(8, axis=0).repeat(4, axis=1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cell, self.steps = int(self.np_random.integers(4)), 0
+        return self.frame(), {}
+
+    def step(self, action):
+        self.cell = int(np.clip(self.cell + action - 1, 0, 11))
+        self.steps += 1
+        done = self.cell == 5
+        return self.frame(), float(done), done, self.steps >= 12, {}
+
+
+gymnasium.register("pan_test/Corridor-v0", entry_point=Corridor)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run folder with a recording of the corridor and an untrained checkpoint for it."""
+    root = tmp_path_factory.mktemp("run")
+    record("pan_test/Corridor-v0", root / "data", episodes=12, progress=False)
+    torch.manual_seed(0)
+    backbone = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=320,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            tie_word_embeddings=True,
+        )
+    )
+    camera = ImageSense(height=16, width=24, patch_size=4, hidden_size=16, codebook_size=[8, 8])
+    model = PanModel.from_backbone(backbone, senses={"camera": camera}, action=DiscreteAction(3))
+    tokenizer = PanTokenizer.train(["go left", "go right"] * 20, vocab_size=300)
+    processor = PanProcessor(tokenizer, senses={"camera": camera.to_dict()}, action=DiscreteAction(3).to_dict())
+    model.save_pretrained(root / "checkpoint")
+    processor.save_pretrained(root / "checkpoint")
+    about = {"fingerprints": [], "environments": ["pan_test/Corridor-v0"], "root": str(root / "data")}
+    (root / "checkpoint" / "training_data.json").write_text(json.dumps(about))
+    return root
+
+
+SMALL = [
+    "graph?max_states=20",
+    "cem?num_samples=4&horizon=3&num_iterations=2",
+    "random_shooting?num_samples=8&horizon=3",
+]
+
+
+def test_pan_plan_writes_records_and_films_beside_a_random_policy(run_dir):
+    records = plan(run_dir, planners=SMALL, episodes=3, progress=False)
+    assert read_records(run_dir / "planning.json") == records
+    models = {entry.model for entry in records}
+    assert models == {"random_policy", *(f"pan/{name}" for name in ("graph", "cem", "random_shooting"))}
+    for model in models:
+        found = {entry.metric: entry for entry in select(records, model=model)}
+        won = round(3 * found["success"].value)
+        assert (found["success_low"].value, found["success_high"].value) == pytest.approx(wilson(won, 3))
+        assert found["success"].seeds == [10_000, 10_001, 10_002] and found["episodes"].value == 3
+        assert ("seconds_per_decision" in found) == (model != "random_policy")
+    films = sorted((run_dir / "report" / "films").glob("*.npz"))
+    assert films
+    for path in films:
+        film = load_film(path)
+        assert film.imagined.shape == film.carried_out.shape == (len(film.actions) + 1, 16, 24, 3)
+        assert film.success == path.stem.endswith("success")
+
+
+def test_the_time_limit_stops_after_the_episode_at_hand(run_dir, tmp_path):
+    records = plan(run_dir, planners=SMALL[:1], episodes=50, time_limit=0.3, output=tmp_path, progress=False)
+    played = {entry.model: entry.value for entry in select(records, metric="episodes")}
+    assert played and all(1 <= count < 50 or model == "random_policy" for model, count in played.items())
+
+
+def test_an_interrupted_plan_keeps_the_finished_episodes(run_dir, tmp_path):
+    calls = []
+
+    def interrupt(env, reward, terminated, info):
+        calls.append(terminated)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return terminated
+
+    with pytest.raises(KeyboardInterrupt):
+        plan(run_dir, planners=SMALL[:1], episodes=5, success=interrupt, output=tmp_path, progress=False)
+    played = select(read_records(tmp_path / "planning.json"), metric="episodes")
+    assert sum(entry.value for entry in played) == 3
+
+
+def test_seeds_of_the_recording_are_refused(run_dir, tmp_path):
+    used = load_trajectories(run_dir / "data", "train").seeds[0]
+    with pytest.raises(ValueError, match="not unseen"):
+        plan(run_dir, seed=int(used) - 1, episodes=3, output=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"planners": ["mcts"]}, "Unknown planner 'mcts'"),
+        ({"planners": ["cem?width=3"]}, "its settings are"),
+        ({"environments": ["MiniGrid-Empty-8x8-v0"]}, "not in the recording"),
+        ({"episodes": 0}, "at least 1"),
+    ],
+)
+def test_what_pan_plan_cannot_do_is_said_before_anything_is_written(run_dir, tmp_path, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan(run_dir, output=tmp_path, progress=False, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_goal_is_read_from_the_recording():
+    sparse = RecordedFacts(rewards=(0.9, 0.5), reward_ends=True)
+    assert reward_critic(sparse) == RewardCritic(threshold=pytest.approx(0.35), ends_episode=True)
+    dense = RecordedFacts(rewards=(0.1, 0.5), reward_ends=False)
+    assert reward_critic(dense) == RewardCritic(threshold=pytest.approx(0.45))
+    assert reward_critic(sparse, threshold=0.1).threshold == 0.1
+    assert reward_critic(None) == RewardCritic()
+
+
+def test_a_goal_picture_is_reached_when_it_is_what_is_seen(run_dir):
+    model = PanModel.from_pretrained(run_dir / "checkpoint").eval()
+    processor = PanProcessor.from_pretrained(run_dir / "checkpoint")
+    env = Corridor()
+    frame, _ = env.reset(seed=0)
+    critic = GoalCritic.from_observation(model, processor, {"camera": frame})
+    belief = model.perceive(**processor(observation={"camera": frame}))
+    now = SimpleNamespace(codes={name: [level[:, None] for level in codes] for name, codes in belief.codes.items()})
+    assert critic.score(now).item() == 1.0
+
+
+def test_cem_plans_vector_actions_in_a_real_model():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    backbone = Qwen3Config(vocab_size=320, num_hidden_layers=1, head_dim=16, **sizes)
+    senses = {"at": VectorSense(dim=2, low=0.0, high=1.0)}
+    action = VectorAction(dim=2, low=[0.0, -1.0], high=[1.0, 1.0])
+    torch.manual_seed(0)
+    model = PanModel.from_backbone(Qwen3ForCausalLM(backbone), senses=senses, action=action).eval()
+    tokenizer = PanTokenizer.train(["go"] * 20, vocab_size=300)
+    processor = PanProcessor(tokenizer, {"at": senses["at"].to_dict()}, action.to_dict())
+    for critic in (RewardCritic(), GoalCritic.from_observation(model, processor, {"at": np.array([0.9, 0.1])})):
+        agent = PanAgent(model, processor, critic, CEM(num_samples=8, horizon=3, num_iterations=2), replan="at_end")
+        for _ in range(4):
+            chosen = agent.act({"at": np.array([0.2, 0.3], np.float32)}, reward=0.0)
+            assert chosen.shape == (2,) and 0 <= chosen[0] <= 1 and -1 <= chosen[1] <= 1
+        assert agent.statistics.replans == 2
