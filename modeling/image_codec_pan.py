@@ -193,8 +193,8 @@ class ImageCodec(nn.Module):
         rarity: float,
         update: bool = True,
     ) -> dict[str, Tensor]:
-        """Losses of stage 1, with the codebooks moved along if `update`. Nested dropout: each frame is decoded from
-        all codes, and from a random shorter prefix or with its latents as well, so that every prefix of blocks
+        """Losses of stage 1, with codebooks and scales moved along if `update`. Nested dropout: each frame is decoded
+        from all codes, and from a random shorter prefix or with its latents as well, so that every prefix of blocks
         decodes.
 
         Args: frames, their neighbours in time and what is usually seen there, `(B, C, h, w)`: whole frames, or crops
@@ -203,24 +203,28 @@ class ImageCodec(nn.Module):
         features = self._features(frames)
         _, prefixes, commitment = self._quantize(features, update)
         weight = self.pixel_weight(frames, neighbours, usual, motion, rarity)
-        variants = self._render(torch.cat([prefixes[-1], self._random_prefix(features, prefixes)]))
+        variants = self._render(torch.cat([prefixes[-1], self._random_prefix(features, prefixes, update)]))
         error, variant_error = (variants - torch.cat([target, target])).square().chunk(2)
         if self.training:
             self._track_scales(error, variant_error)
-        # in logarithms, as decibels are: a coarse prefix's large error would otherwise drown what the full code lacks
         full, variant = (weight * error).mean(), (weight * variant_error).mean()
-        reconstruction = (full + LEAST_ERROR).log() + 0.2 * (variant + LEAST_ERROR).log()
+        if update:
+            # in logarithms, as decibels are: a coarse prefix's large error would otherwise drown what the full code
+            # lacks
+            full, variant = (full + LEAST_ERROR).log(), (variant + LEAST_ERROR).log()
+        reconstruction = full + 0.2 * variant
         return {"reconstruction": reconstruction, "commitment": commitment}
 
-    def _random_prefix(self, features: Tensor, prefixes: list[Tensor]) -> Tensor:
+    def _random_prefix(self, features: Tensor, prefixes: list[Tensor], update: bool) -> Tensor:
         """For each frame a shorter prefix of levels, or all of them plus noisy latents."""
         options = list(prefixes[:-1])
         if self.sense.latent_dim:
             latents = self._latents(features, prefixes[-1].detach())
-            if self.training:
+            if update:
                 with torch.no_grad():
                     self.latent_scale.lerp_(latents.detach().flatten(0, 2).std(0).clamp(min=1e-3), 0.05)
-                latents = latents + LATENT_BLUR * self.latent_scale * torch.randn_like(latents)
+            if self.training:
+                latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
             options.append(prefixes[-1] + self._latent_map(latents))
         if not options:
             return prefixes[-1]

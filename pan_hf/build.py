@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -96,16 +98,28 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
     )
 
 
-def save_checkpoint(folder: str | Path, model: PanModel, processor: PanProcessor) -> None:
-    """Saves model and processor into a folder that appears whole or not at all; an older one is replaced."""
+def save_checkpoint(
+    folder: str | Path, model: PanModel, processor: PanProcessor, files: dict[str, str] | None = None
+) -> None:
+    """Saves model and processor, and `files` (name -> text) with them, into a folder that appears whole or not at all;
+    an older one is replaced."""
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        for name, text in (files or {}).items():
+            (temporary / name).write_text(text)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder to fill, which then takes the name `folder`; if filling it fails, all stays as it was."""
     folder = Path(folder)
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     for stale in (temporary, old):
         shutil.rmtree(stale, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir(parents=True)
     try:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+        yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from pan_hf.build import build, save_checkpoint
+from pan_hf.build import build, save_checkpoint, whole_folder
 from pan_hf.results import stage_timer
 from pan_hf.trajectories import Trajectories, load_trajectories
 
@@ -112,7 +113,9 @@ def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes
     stage = stages()[name]
     if num_processes == 1:
         return run(stage, arguments(stage, **given), trajectories)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes), "--cpu"]
+    # `--cpu` would start one process only; the stages choose the CPU themselves where there is no accelerator
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    command += ["--num_processes", str(num_processes)]
     command += ["-m", f"pan_hf.training.{SCRIPTS[name]}", *(["--joint"] if name == "joint" else [])]
     command += [part for key, value in given.items() for part in (f"--{key}", str(value)) if value is not None]
     subprocess.run(command, check=True)
@@ -137,14 +140,13 @@ def _check_settings(path: Path, settings: dict) -> None:
 
 def _publish(current: Path, checkpoint: Path, data: Path) -> Path:
     """Copies the last stage's result to `<run>/checkpoint`, whole or not at all."""
-    from pan_hf.modeling import PanModel
-    from pan_hf.tokenization import PanProcessor
     from pan_hf.training.stage import TRAINING_DATA
-    from pan_hf.training.trainer import write_text
 
-    model, processor = PanModel.from_pretrained(current), PanProcessor.from_pretrained(current)
-    save_checkpoint(checkpoint, model, processor)
+    if not (current / TRAINING_DATA).exists():
+        raise ValueError("No stage trained anything: leave at least one of them in (`skip`).")
     known = json.loads((current / TRAINING_DATA).read_text())
     known["root"] = os.path.relpath(data, checkpoint)
-    write_text(checkpoint / TRAINING_DATA, json.dumps(known, indent=1))
+    with whole_folder(checkpoint) as temporary:
+        shutil.copytree(current, temporary, dirs_exist_ok=True)
+        (temporary / TRAINING_DATA).write_text(json.dumps(known, indent=1))
     return checkpoint

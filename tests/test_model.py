@@ -73,7 +73,7 @@ def test_a_window_in_one_forward_equals_step_by_step(architecture, config):
 
 def window_log_prob(model, window, batch):
     """The log probability of a window's discrete blocks, from its logits: independent of `log_prob`."""
-    total, (_, _, logits) = 0.0, _code_losses(model, window)
+    total, (_, _, logits) = 0.0, _code_losses(model, window, None)
     for name, levels in window.following.codes.items():
         for found, target in zip(logits[name], levels, strict=True):
             total = total + found.log_softmax(-1).gather(-1, target.unsqueeze(-1)).flatten(1).sum(-1)

@@ -123,28 +123,52 @@ def test_dynamics_on_codes_and_joint_on_pixels_agree():
         torch.testing.assert_close(by_pixels[name], loss, atol=1e-5, rtol=1e-5)
 
 
-def test_codes_that_change_weigh_as_much_as_the_config_says():
-    heavy, light = (world_model(("camera",), change_weight=weight) for weight in (4.0, 1.0))
-    given = encoded(heavy)
-    now, after = (given["state"]["codes"]["camera"][0][:, index].flatten() for index in (0, 1))
-    changed = now != after
-    assert changed.any() and not changed.all()
-    heavy_loss, light_loss = (model(objective="dynamics", **given).losses["camera.0"] for model in (heavy, light))
-    per_code = nll_of_codes(light, given)
-    assert float(light_loss) == pytest.approx(float(per_code.mean()), rel=1e-5)
-    weights = torch.where(changed, 4.0, 1.0)
-    assert float(heavy_loss) == pytest.approx(float((weights * per_code).sum() / weights.sum()), rel=1e-5)
+@pytest.mark.parametrize("change_weight", [1.0, 5.0])
+def test_however_much_change_weighs_the_best_logits_are_the_true_distribution(change_weight):
+    from pan_hf.modeling.objectives_pan import _change_weighted
+
+    true, now = torch.tensor([0.7, 0.2, 0.1]), torch.zeros(3, 1, dtype=torch.long)
+    target = torch.arange(3).unsqueeze(-1)  # each outcome once, weighted by how often it happens
+    weight = true * torch.where(target[:, 0] == 0, 1.0, change_weight)
+    logits = true.log().requires_grad_()
+    _change_weighted(logits.expand(3, 1, 3), now, target, weight, change_weight).backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(3), atol=1e-6, rtol=0)
+
+
+def test_without_extra_weight_the_loss_is_the_mean_nll_of_the_codes():
+    model = world_model(("camera",), change_weight=1.0)
+    given = encoded(model)
+    found, per_code = model(objective="dynamics", **given).losses["camera.0"], nll_of_codes(model, given)
+    assert found.item() == pytest.approx(per_code.mean().item(), rel=1e-5)
+    importance = torch.tensor([1.0, 0.0, 3.0, 0.0])
+    found = model(objective="dynamics", importance=importance, **given).losses["camera.0"]
+    by_window = per_code.unflatten(0, (4, -1)).mean(1)
+    assert found.item() == pytest.approx(((by_window[0] + 3 * by_window[2]) / 4).item(), rel=1e-5)
 
 
 def nll_of_codes(model, given):
-    """Cross-entropy of each code of level 0 by way of `log_prob`: one observation at a time, each code by itself."""
+    """Minus the log probability of each code of level 0, from the logits."""
     from pan_hf.modeling.objectives_pan import State, _code_losses, _teacher_forced
 
     state = State(given["state"]["codes"], given["state"]["latents"], given["state"]["text"])
     with torch.no_grad():
-        _, _, logits = _code_losses(model, _teacher_forced(model, state, given["action"], None))
+        _, _, logits = _code_losses(model, _teacher_forced(model, state, given["action"], None), None)
     target = state.codes["camera"][0][:, 1:].flatten(0, 1)
     return -logits["camera"][0].log_softmax(-1).gather(-1, target.unsqueeze(-1)).flatten()
+
+
+def test_joint_training_moves_no_codebook_and_the_senses_stage_only_in_training():
+    model = world_model(("camera",))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "codebooks" in name}
+
+    def moved():
+        return differing(before, {name: buffer for name, buffer in model.named_buffers() if "codebooks" in name})
+
+    joint(model.train())
+    model.eval()(objective="senses", observation=observe(model, 4, 3))
+    assert moved() == []
+    model.train()(objective="senses", observation=observe(model, 4, 3))
+    assert moved() != []
 
 
 def test_what_stands_behind_a_text_s_end_costs_nothing():

@@ -205,7 +205,7 @@ def test_a_full_disk_at_the_end_leaves_no_half_result(world, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "write_training_data", full_disk)
+        patch.setattr(stage, "training_data", full_disk)
         with pytest.raises(OSError, match="No space left"):
             run_stage(world, "backbone", tmp_path, max_steps=2)
     assert not (tmp_path / "final").exists()

@@ -8,7 +8,6 @@ uninterrupted run would have ended.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -126,11 +125,9 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     if trainer.is_world_process_zero():
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        unfinished = folder / "unfinished"
-        save_checkpoint(unfinished, trainer.accelerator.unwrap_model(trainer.model), processor)
-        write_training_data(args, unfinished, trajectories)
         write_text(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
-        os.replace(unfinished, final)  # `final` is never there without the list of what it was trained on
+        trained_on = {TRAINING_DATA: json.dumps(training_data(args, trajectories), indent=1)}
+        save_checkpoint(final, trainer.accelerator.unwrap_model(trainer.model), processor, trained_on)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
@@ -199,14 +196,13 @@ def _progress(name: str):
     return Progress()
 
 
-def write_training_data(args: StageArguments, folder: Path, trajectories: Trajectories) -> None:
-    """Adds the episodes trained on to those the checkpoint was already trained on; evaluation refuses them all."""
+def training_data(args: StageArguments, trajectories: Trajectories) -> dict:
+    """The episodes trained on, with those the checkpoint was already trained on; evaluation refuses them all."""
     known = {"fingerprints": [], "environments": []}
     path = Path(args.model) / TRAINING_DATA
     if path.exists():
         known = json.loads(path.read_text())
-    merged = {
+    return {
         "fingerprints": sorted({*known["fingerprints"], *trajectories.fingerprints}),
         "environments": sorted({*known["environments"], *trajectories.environments}),
     }
-    write_text(folder / TRAINING_DATA, json.dumps(merged, indent=1))
