@@ -77,7 +77,7 @@ def quickstart(
 
     run, budget = Path(run), budget or Budget()
     environments = [EMPTY, FOUR_ROOMS, DOOR_KEY]
-    with stage_timer(run / "timing.json", "record", seeds=[seed]):
+    with stage_timer(run / "timing.json", "record", seeds=[seed], resume=(run / "data").exists()):
         record(
             environments,
             run / "data",

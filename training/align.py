@@ -47,6 +47,8 @@ JOINT = Stage(
     trains=r"",
     make_data=make_raw,
     defaults={"learning_rate": 2e-4, "per_device_train_batch_size": 16},
+    # an encoder that moves quickly turns codes into other codes faster than the backbone can follow
+    slow={"senses.": 0.01},
 )
 
 if __name__ == "__main__":

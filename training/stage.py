@@ -68,6 +68,7 @@ class Stage:
         trains: pattern of the parameter names it trains; all others are frozen.
         make_data: `(model, processor, trajectories) -> (dataset, row weights)`.
         defaults: differences from `DEFAULTS`.
+        slow: share of the learning rate by the beginning of a parameter's name.
         is_needed: whether a model has anything for this stage to train.
     """
 
@@ -76,6 +77,7 @@ class Stage:
     trains: str
     make_data: Callable[[PanModel, PanProcessor, Trajectories], tuple[Dataset, torch.Tensor]]
     defaults: dict = field(default_factory=dict)
+    slow: dict[str, float] = field(default_factory=dict)
     is_needed: Callable[[PanModel], bool] = lambda model: True
 
 
@@ -156,6 +158,7 @@ def _trainer(stage: Stage, args, model, processor, dataset, weights) -> PanTrain
         objective=stage.objective,
         sampler=WeightedRows(weights, args.seed),
         budget=Budget(Path(args.output_dir), args.max_steps, args.seconds),
+        slow=stage.slow,
     )
     trainer.remove_callback(PrinterCallback)
     if args.progress:

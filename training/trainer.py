@@ -113,12 +113,12 @@ class PanTrainer(Trainer):
         objective (`str`): a key of `objectives_pan.OBJECTIVES`.
         sampler: of the rows of the training set.
         budget ([`Budget`]): number of steps and the learning rate's shape.
-        extra (`dict`, *optional*): added to every batch.
+        slow (`dict[str, float]`, *optional*): share of the learning rate by the beginning of a parameter's name.
     """
 
-    def __init__(self, *args, objective: str, sampler, budget: Budget, **kwargs):
+    def __init__(self, *args, objective: str, sampler, budget: Budget, slow: dict[str, float] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.objective, self.sampler, self.budget = objective, sampler, budget
+        self.objective, self.sampler, self.budget, self.slow = objective, sampler, budget, slow or {}
         self._sums: dict[str, torch.Tensor] = {}
         self._count = 0
         self.add_callback(BudgetCallback(budget))
@@ -128,6 +128,22 @@ class PanTrainer(Trainer):
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # the estimate assumes `input_ids`
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            groups: dict[float, list] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    share = next((share for start, share in self.slow.items() if name.startswith(start)), 1.0)
+                    groups.setdefault(share, []).append(parameter)
+            args = self.args
+            self.optimizer = torch.optim.AdamW(
+                [{"params": group, "lr": args.learning_rate * share} for share, group in groups.items()],
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
+                weight_decay=args.weight_decay,
+            )
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
