@@ -108,7 +108,7 @@ class GoalCritic(Critic):
         """
         known = {name: sense for name, sense in model.config.senses.items() if senses is None or name in senses}
         vectors = {name: sense for name, sense in known.items() if sense.kind == "vector"}
-        seen = processor(observation=observation).to(model.device)["observation"]
+        seen = processor(observation=observation, partial=True).to(model.device)["observation"]
         codes = model.encode(seen).codes
         spans = {name: torch.tensor(sense.high) - torch.tensor(sense.low) for name, sense in vectors.items()}
         return cls(

@@ -353,14 +353,16 @@ def _check_action(id: str, feature: dict, action) -> None:
 
 
 def run_trials(trials: list[_Trial], seeds: list[int], time_limit: float | None, progress: bool = True) -> None:
-    """Plays until each trial has had every seed or the time is up; next is the trial that took least time so far."""
+    """Plays until each trial has had every seed, or the time is up and each has had one; next is the trial that took
+    least time so far."""
     start = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[result]}"), disable=not progress) as bars:
         names = [f"{trial.environment} {trial.model}" for trial in trials]
         tasks = [bars.add_task(name, total=len(seeds), result="") for name in names]
         while pending := [index for index, trial in enumerate(trials) if len(trial.outcomes) < len(seeds)]:
-            if time_limit is not None and time.perf_counter() - start >= time_limit:
+            is_late = time_limit is not None and time.perf_counter() - start >= time_limit
+            if is_late and all(trial.outcomes for trial in trials):
                 if progress:
                     bars.console.print(f"the time limit of {time_limit:g} s is reached; what was played is written")
                 break

@@ -38,7 +38,7 @@ class Budget:
     """
 
     frames: int = 40_000
-    seconds: float = 380.0
+    seconds: float = 350.0
     windows: int = 96
     episodes: tuple[tuple[str, int], ...] = ((EMPTY, 100), (DOOR_KEY, 20))
     plan_seconds: float = 45.0
@@ -112,7 +112,7 @@ def plan_each(run: Path, budget: Budget, progress: bool) -> None:
             environments=[environment],
             episodes=episodes,
             time_limit=budget.plan_seconds,
-            episode_time_limit=budget.plan_seconds,
+            episode_time_limit=budget.plan_seconds / 2,
             progress=progress,
         )
     write_records(run / "planning.json", records)

@@ -341,6 +341,7 @@ def _matches(value: Any, wanted: Any) -> bool:
 
 # metric (or the end of its name) -> unit, factor, digits. The first that fits is taken.
 _UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
+    (("steps_to_success", "steps", "episodes"), "", 1, 1),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
     (("ssim",), "", 1, 3),
     (("exact", "exact_state", "exact_frame", "changed", "accuracy", "f1", "precision", "recall"), "%", 100, 1),

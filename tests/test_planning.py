@@ -552,7 +552,10 @@ def test_cem_plans_vector_actions_in_a_real_model():
     model = PanModel.from_backbone(Qwen3ForCausalLM(backbone), senses=senses, action=action).eval()
     tokenizer = PanTokenizer.train(["go"] * 20, vocab_size=300)
     processor = PanProcessor(tokenizer, {"at": senses["at"].to_dict()}, action.to_dict())
-    for critic in (RewardCritic(), GoalCritic.from_observation(model, processor, {"at": np.array([0.9, 0.1])})):
+    goal = {"at": np.array([0.9, 0.1])}
+    # an untrained model may imagine anything, but a plan is cut where its goal is reached or its episode ends
+    torch.nn.init.constant_(model.outcome.out.bias, 10.0)
+    for critic in (RewardCritic(threshold=1e3), GoalCritic.from_observation(model, processor, goal, threshold=2.0)):
         agent = PanAgent(model, processor, critic, CEM(num_samples=8, horizon=3, num_iterations=2), replan="at_end")
         for _ in range(4):
             chosen = agent.act({"at": np.array([0.2, 0.3], np.float32)}, reward=0.0)

@@ -11,7 +11,7 @@ from pan_hf.modeling.objectives_pan import cache_conditions
 from pan_hf.training.align import make_encoded
 from pan_hf.training.stage import Stage, main
 
-MOST_CONDITIONS = 16_384  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
+MOST_CONDITIONS = 8_192  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
 
 
 class Conditions(Dataset):
