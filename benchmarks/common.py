@@ -1,7 +1,7 @@
 """What both benchmarks share: the models they time, timing side by side, the machine's own limit, and peak memory.
 
-Weights are random and frames are noise: speed does not depend on either. Two things that are compared are timed in
-turn, A B A B, so that whatever else the machine does meets both alike.
+Weights are random and frames are noise. Two things that are compared are timed in turn, A B A B, so that whatever else
+the machine does meets both alike.
 """
 
 import multiprocessing

@@ -4,7 +4,7 @@ The token-by-token way is what a language model over codes does: the current sta
 `generate` writes the next state's codes (64 + 64 by default), one token a forward, with a cache. It gets the cheapest
 prompt there is, the 17 positions of the trunk and no mission, and it is spared the reward and continuation heads.
 
-    python benchmarks/simulate.py            # about five minutes on one thread
+    python benchmarks/simulate.py            # about eight minutes on one thread
     python benchmarks/simulate.py --quick    # seconds: the same path in miniature
 """
 
@@ -42,8 +42,8 @@ MODES = {
 def main(
     threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 1,
     horizon: Annotated[int, typer.Option(help="Steps imagined in one call of `simulate`.")] = 8,
-    seconds: Annotated[float, typer.Option(help="Time for each measurement, at the least.")] = 3.0,
-    repeats: Annotated[int, typer.Option(help="Rounds of each measurement, at the least.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Time for each measurement, at the least.")] = 2.0,
+    repeats: Annotated[int, typer.Option(help="Rounds of each measurement, at the least.")] = 4,
     quick: Annotated[bool, typer.Option("--quick", help="The debug backbone and small batches, in seconds.")] = False,
     output: Annotated[Path, typer.Option(help="Where the records go.")] = common.RESULTS / "simulate.json",
 ) -> list[Record]:
