@@ -144,9 +144,8 @@ class CroppedFrames(Dataset):
         size, side = min(self.crop_places, rows, columns), sense.patch_size * sense.place_stride
         neighbour, frame, usual = triples.unbind(1)
         interest = 1.0 * (frame != neighbour).any(1) + 0.5 * (frame != usual).any(1)
-        interest = torch.nn.functional.avg_pool2d(
-            interest, size * side, side
-        )  # (B, rows - size + 1, columns - size + 1)
+        # (B, rows - size + 1, columns - size + 1)
+        interest = torch.nn.functional.avg_pool2d(interest, size * side, side)
         place = torch.multinomial(interest.flatten(1) + 0.02, 1, generator=generator).squeeze(1)
         top, left = place // interest.shape[2] * side, place % interest.shape[2] * side
         span = torch.arange(size * side)
@@ -188,7 +187,7 @@ class WeightedRows(Sampler):
 
 @torch.no_grad()
 def encode_all(model, tensors: dict[str, Tensor], latents: bool, batch_size: int = 256) -> dict:
-    """Every row's codes (int16), words and constant text, once and for all: what `Windows(is_encoded=True)`
+    """Every row's codes (int32), words and constant text, once and for all: what `Windows(is_encoded=True)`
     gathers."""
     config = model.config
     codes = {name: [[] for _ in range(sense.num_levels)] for name, sense in config.place_senses.items()}
@@ -199,7 +198,7 @@ def encode_all(model, tensors: dict[str, Tensor], latents: bool, batch_size: int
         for values in tensors[name].split(batch_size):
             levels, remainder = model.senses[name].encode(values.to(model.device))
             for store, level in zip(codes[name], levels, strict=True):
-                store.append(level.to(torch.int16).cpu())
+                store.append(level.to(torch.int32).cpu())
             if latents and remainder is not None:
                 found[name].append(remainder.float().cpu())
     model.train(was_training)
