@@ -223,7 +223,6 @@ class ImageCodec(nn.Module):
             if update:
                 with torch.no_grad():
                     self.latent_scale.lerp_(latents.detach().flatten(0, 2).std(0).clamp(min=1e-3), 0.05)
-            if update:
                 # only while the scale follows: against noise of a fixed size, latents would learn to grow for ever
                 latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
             options.append(prefixes[-1] + self._latent_map(latents))

@@ -116,15 +116,14 @@ class LatentHead(nn.Module):
         grid = noisy.transpose(1, 2).unflatten(2, self._grid())
         return self.denoiser(grid, timestep, encoder_hidden_states=hidden).sample.flatten(2).transpose(1, 2)
 
-    def loss(self, latents: Tensor, condition: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Flow matching. Args: clean latents `(B, P, D)`; condition `(B, P, C)`; weight a place `(B, P)`. Returns: the
-        scalar loss and the clean latents predicted, `(B, P, D)`, for the generative loss."""
+    def loss(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Flow matching. Args: clean latents `(B, P, D)`; condition `(B, P, C)`. Returns: the scalar
+        loss and the clean latents predicted, `(B, P, D)`, for the generative loss."""
         noise = torch.randn_like(latents)
         time = torch.rand(len(latents), device=latents.device).clamp(min=0.02)
         at = time.view(-1, 1, 1)
         clean = self.predict((1 - at) * latents + at * noise, time, condition)
-        error = (clean - latents).square().mean(-1)
-        return (error.mean() if weight is None else (error * weight).sum() / weight.sum()), clean
+        return nn.functional.mse_loss(clean, latents), clean
 
     def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws latents `(B, P, D)` given condition `(B, P, C)` by `num_inference_steps` steps of the scheduler."""

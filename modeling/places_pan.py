@@ -3,7 +3,7 @@
 A code enters the backbone through its own row of the vocabulary and is read out against its own row, so a new token is
 a new row and nothing else. What is learned here is shared by all codes of a level: where a code sits inside its place,
 and a local adapter that looks at a place's neighbours. One query a place reads *all* of the codes of that place, so a
-step of a 64x64 image costs the backbone 16 query positions instead of 80.
+step of a 64x64 image costs the backbone 16 query positions, not one for each of its 128 codes.
 
 Shapes: B = batch, P = places, r = codes a place holds at a level, n = P * r, H = backbone width, A = adapter width,
 K = capacity of the level's segment.
@@ -110,13 +110,12 @@ class LevelReadout(nn.Module):
         grid = x.transpose(1, 2).unflatten(2, (rows, columns))
         return nn.functional.gelu(self.neighbours(grid)).flatten(2).transpose(1, 2)
 
-    def logits(self, features: Tensor, table: Tensor, live: Tensor, current_codes: Tensor | None) -> Tensor:
+    def logits(self, features: Tensor, table: Tensor, live: Tensor, current_codes: Tensor) -> Tensor:
         """Args: features `(..., A)`; table, the segment's rows `(K, H)`; live `(K,)` bool; current_codes `(...)`.
         Returns: `(..., K)` float32, minus infinity at rows that are not live."""
         logits = (self.out(self.out_norm(features)) @ table.T).float()
-        if current_codes is not None:
-            bias = self.copy_bias.float().expand(current_codes.shape)
-            logits = logits.scatter_add(-1, current_codes.unsqueeze(-1), bias.unsqueeze(-1))
+        bias = self.copy_bias.float().expand(current_codes.shape).unsqueeze(-1)
+        logits = logits.scatter_add(-1, current_codes.unsqueeze(-1), bias)
         return logits.masked_fill(~live, -torch.inf)
 
 
