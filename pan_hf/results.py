@@ -112,6 +112,9 @@ def _command() -> str:
         return shlex.join(["pan", *arguments])
     if name == "__main__.py" or sys.orig_argv[1:2] == ["-m"]:
         name = f"-m {sys.orig_argv[2] if len(sys.orig_argv) > 2 else name}"
+    else:
+        root, script = Path(__file__).resolve().parent.parent, Path(program).resolve()
+        name = str(script.relative_to(root)) if script.is_relative_to(root) else name  # as typed in the checkout
     return f"python {name} {shlex.join(arguments)}".strip()
 
 

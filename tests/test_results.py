@@ -92,6 +92,11 @@ def test_a_misspelt_origin_is_refused():
     [
         (["/x/.venv/bin/pan", "plan", "--run", "a b"], ["python", "/x/pan"], "pan plan --run 'a b'"),
         (["/x/benchmarks/simulate.py"], ["python", "/x/benchmarks/simulate.py"], "python simulate.py"),
+        (
+            [str(Path(results.__file__).parent.parent / "benchmarks" / "train.py"), "--quick"],
+            ["python", "benchmarks/train.py"],
+            "python benchmarks/train.py --quick",
+        ),
         (["/x/pan_hf/cli.py", "plan"], ["python", "-m", "pan_hf.cli", "plan"], "python -m pan_hf.cli plan"),
     ],
 )
