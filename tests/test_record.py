@@ -244,7 +244,12 @@ def test_a_killed_recording_goes_on_and_leaves_no_process_behind(tmp_path, sent)
     root = tmp_path / "out"
     environment = {**os.environ, "PYTHONPATH": str(Path(trajectories.__file__).parents[1])}
     process = subprocess.Popen(
-        [sys.executable, "run.py", str(root)], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "run.py", str(root)],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        # a suite started in the background ignores Ctrl-C, and what it starts would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while len(list(root.glob("data/*/*.parquet"))) < 20 and time.monotonic() < deadline:
