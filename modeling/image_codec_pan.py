@@ -158,9 +158,12 @@ class ImageCodec(nn.Module):
         return self._render(x)
 
     def decode_probabilities(self, probabilities: list[Tensor], latents: Tensor | None = None) -> Tensor:
-        """Frames of the expected code vectors under distributions `(B, num_codes, K)`, one a level; differentiable, so
-        that the generative loss of equation 8 reaches whatever made the distributions."""
-        vectors = [p.to(b.vectors.dtype) @ b.vectors for p, b in zip(probabilities, self.codebooks, strict=True)]
+        """Frames of the expected code vectors under distributions `(B, num_codes, K)` over the first K codes, one a
+        level; differentiable, so that the generative loss of equation 8 reaches whatever made the distributions."""
+        vectors = [
+            p.to(book.vectors.dtype) @ book.vectors[: p.shape[-1]]
+            for p, book in zip(probabilities, self.codebooks, strict=True)
+        ]
         return self._decode_vectors(vectors, latents)
 
     def pixel_weight(

@@ -41,6 +41,7 @@ class StepLayout:
         self.num_places = sum(places.values())
         self.num_levels = max((sense.num_levels for sense in config.place_senses.values()), default=0)
         self.blocks = self._blocks(config, texts)
+        self._continuation_masks: dict[tuple, Tensor] = {}
 
     def _blocks(self, config, texts: dict[str, int]) -> list[Block]:
         blocks = []
@@ -80,6 +81,16 @@ class StepLayout:
         """`(step_length, step_length)` bool: what may look at what inside one step."""
         rank = self._rank()
         return rank.unsqueeze(0) <= rank.unsqueeze(1)
+
+    def continuation_mask(self, past: int, seen: int, end: int, device: torch.device) -> Tensor:
+        """`(1, 1, end - seen, past + end)` bool: what positions `seen` to `end` of a step look at behind `past` cached
+        positions, all of which they see. Kept, since a rollout asks for the same few at every step."""
+        key = (past, seen, end, device)
+        if key not in self._continuation_masks:
+            inside = self.step_mask()[seen:end, :end]
+            mask = torch.cat([torch.ones(len(inside), past, dtype=torch.bool), inside], 1)
+            self._continuation_masks[key] = mask.to(device).view(1, 1, *mask.shape)
+        return self._continuation_masks[key]
 
     def window_mask(self, num_steps: int) -> Tensor:
         """`(L, L)` bool for a prefix and `num_steps` steps, row looks at column."""

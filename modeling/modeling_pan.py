@@ -22,7 +22,7 @@ from .latent_head_pan import LatentHead
 from .layout_pan import StepLayout, additive
 from .loading_pan import check_folder, check_loaded, explained
 from .objectives_pan import OBJECTIVES, PanOutput
-from .places_pan import LevelReadout, PlaceEmbedding
+from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
 
@@ -320,28 +320,51 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
 
     # ---- into the backbone
 
-    def level_rows(self, part: str, codes: list[Tensor]) -> list[Tensor]:
-        """Input rows of a prefix of levels, one `(..., num_codes, hidden_size)` a level."""
-        return [self.code_rows(part, level, level_codes) for level, level_codes in enumerate(codes)]
+    def code_tables(self) -> CodeTables:
+        """What the layers that read or write codes make of every live code; valid until a weight or live mask changes.
 
-    def embed_state(self, state: State) -> Tensor:
-        """State embeddings of a state with leading shape `(N,)`: `(N, state_length, hidden_size)`."""
+        A forward of training and a call of `simulate` make them once and look codes up, instead of multiplying the row
+        of each code they meet."""
+        sizes, rows, places, levels = {}, {}, {}, {}
+        for part, described in self.config.coded_parts().items():
+            if part == "action" and described.kind == "discrete":
+                continue
+            live = [self.live_codes(part, level) for level in range(described.num_levels)]
+            sizes[part] = [int(alive.nonzero()[-1]) + 1 for alive in live]
+            rows[part] = [
+                self.code_rows(part, level, torch.arange(size, device=self.device))
+                for level, size in enumerate(sizes[part])
+            ]
+            embedding = self.action_embedding if part == "action" else self.state_embeddings[part]
+            places[part] = embedding.table(rows[part])
+            if part in self.senses:
+                levels[part] = [
+                    readout.tables(rows[part], self.code_table(part, level)[:size], live[level][:size])
+                    for level, (readout, size) in enumerate(zip(self.readouts[part], sizes[part], strict=True))
+                ]
+        return CodeTables(sizes, places, levels)
+
+    def embed_state(self, state: State, tables: CodeTables | None = None) -> Tensor:
+        """State embeddings of a state with leading shape `(N,)`: `(N, state_length, hidden_size)`. Args: tables, from
+        `code_tables`, if they are at hand."""
+        tables = tables or self.code_tables()
         parts = [
-            self.state_embeddings[name](self.level_rows(name, codes), state.latents.get(name))
+            self.state_embeddings[name](codes, tables.places[name], tables.sizes[name], state.latents.get(name))
             for name, codes in state.codes.items()
         ]
         parts += [self.get_input_embeddings()(ids) for ids in state.text.values()]
         return torch.cat(parts, 1)
 
-    def embed_action(self, action: Tensor) -> Tensor:
+    def embed_action(self, action: Tensor, tables: CodeTables | None = None) -> Tensor:
         """Actions `(N,)` ints, `(N, dim)` floats or `(N, max_length)` ids -> `(N, action_length, hidden_size)`."""
         kind = self.config.action.kind
         if kind == "discrete":
             return self.code_rows("action", 0, action.long()).unsqueeze(1)
         if kind == "text":
             return self.get_input_embeddings()(action)
+        tables = tables or self.code_tables()
         codes, remainder = self.action_codec.encode(action)
-        return self.action_embedding(self.level_rows("action", codes), remainder)
+        return self.action_embedding(codes, tables.places["action"], tables.sizes["action"], remainder)
 
     def action_codes(self, action: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The action as tokens, a tuple a level: codes `(N, n)`, the rows they are read out against, which are
@@ -356,9 +379,11 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
             for level, level_codes in enumerate(codes)
         ]
 
-    def embed_queries(self, block, embedded_state: Tensor, chosen: dict[str, list[Tensor]]) -> Tensor:
+    def embed_queries(
+        self, block, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
+    ) -> Tensor:
         """Queries of a block of levels, `(N, block.length, hidden_size)`: what each place is, what it holds now, and
-        the rows of the coarser codes already chosen for it (`chosen[name]`, `(N, n_l, hidden_size)` a level)."""
+        the coarser codes already chosen for it (`chosen[name]`, `(N, n_l)` a level)."""
         parts, start, level = [], 0, block.levels[0]
         for name, sense in self.config.place_senses.items():
             now = embedded_state[:, start : start + sense.num_places]
@@ -367,7 +392,9 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
                 continue
             query = now + self.queries[name][level]
             coarser = chosen.get(name, [])[:level]
-            parts.append(query + self.state_embeddings[name].codes(coarser) if coarser else query)
+            if coarser:
+                query = query + self.state_embeddings[name].codes(coarser, tables.places[name], tables.sizes[name])
+            parts.append(query)
         return torch.cat(parts, 1)
 
     def split_places(self, block, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from .belief_pan import State
 from .heads_pan import two_hot
+from .places_pan import CodeTables
 
 
 @dataclass
@@ -43,6 +44,7 @@ class _Window:
     following: State  # (N,)
     trunk: Tensor  # (N, trunk_length, H), embeddings of state and action
     hidden: dict[str, Tensor]  # by block (N, length, H), and "action": (N, H)
+    tables: CodeTables
 
 
 def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
@@ -106,7 +108,7 @@ def joint_objective(model, observation, action, reward, done, importance=None, *
     for name, codec in model.senses.items():
         clean = None
         if name in model.latent_heads:
-            condition = latent_condition(model, name, window.hidden, window.trunk, window.following)
+            condition = latent_condition(model, name, window.hidden, window.trunk, window.following, window.tables)
             target = window.following.latents[name].detach()
             losses[f"{name}.latents"], clean = model.latent_heads[name].loss(target, condition)
         true = observation[name]
@@ -137,9 +139,10 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None) 
     batch, steps = action.shape[:2]
     current = state.map(lambda t: t[:, :steps].flatten(0, 1))
     following = state.map(lambda t: t[:, 1 : steps + 1].flatten(0, 1))
-    embedded = model.embed_state(_trunk_latents(model, current))
-    queries = _queries(model, embedded, following)
-    trunk = torch.cat([embedded, model.embed_action(action.flatten(0, 1))], 1)
+    tables = model.code_tables()
+    embedded = model.embed_state(_trunk_latents(model, current), tables)
+    queries = _queries(model, embedded, following, tables)
+    trunk = torch.cat([embedded, model.embed_action(action.flatten(0, 1), tables)], 1)
     x = torch.cat([trunk, *queries], 1).unflatten(0, (batch, steps)).flatten(1, 2)
     layout = model.layout
     mask = layout.window_mask(steps).to(x.device).view(1, 1, *[layout.prefix_length + steps * layout.step_length] * 2)
@@ -148,7 +151,7 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None) 
         mask = hide_padding(mask, prefix, model.config.pad_token_id)
     hidden = model.run_backbone(x, mask, layout.window_positions(steps).to(x.device))
     hidden = hidden[:, layout.prefix_length :].unflatten(1, (steps, -1)).flatten(0, 1)
-    return _Window(current, following, trunk, _by_block(layout, hidden))
+    return _Window(current, following, trunk, _by_block(layout, hidden), tables)
 
 
 def hide_padding(mask: Tensor, prefix: Tensor, pad_token_id: int) -> Tensor:
@@ -176,13 +179,12 @@ def _trunk_latents(model, state: State) -> State:
     return State(state.codes, latents, state.text)
 
 
-def _queries(model, embedded: Tensor, following: State) -> list[Tensor]:
+def _queries(model, embedded: Tensor, following: State, tables: CodeTables) -> list[Tensor]:
     """The queries of every block, the coarser blocks' true codes given."""
-    rows = {name: model.level_rows(name, codes) for name, codes in following.codes.items()}
     parts = []
     for block in model.layout.blocks:
         if block.levels:
-            parts.append(model.embed_queries(block, embedded, rows))
+            parts.append(model.embed_queries(block, embedded, following.codes, tables))
         else:
             words = model.get_input_embeddings()(following.text[block.name][:, :-1])
             parts.append(torch.cat([model.text_start.expand(len(words), 1, -1), words], 1))
@@ -206,7 +208,9 @@ def _code_losses(model, window: _Window, importance: Tensor | None) -> tuple[dic
         for name, places in model.split_places(block, window.hidden[block.name], window.trunk).items():
             for level in block.levels[: model.config.senses[name].num_levels]:
                 now, target = window.current.codes[name][level], window.following.codes[name][level]
-                found = teacher_forced_logits(model, name, level, places, window.current, window.following)
+                found = teacher_forced_logits(
+                    model, name, level, places, window.current, window.following, window.tables
+                )
                 logits[name].append(found)
                 changed = (now != target).flatten()
                 weight = 1 + (model.config.change_weight - 1) * changed
@@ -230,14 +234,16 @@ def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor
     return (weight * nll).sum() / weight.sum()
 
 
-def teacher_forced_logits(model, name: str, level: int, places: Tensor, current: State, following: State) -> Tensor:
-    """Logits `(N, num_codes, capacity)` of one level, given the true coarser codes of the following state."""
+def teacher_forced_logits(
+    model, name: str, level: int, places: Tensor, current: State, following: State, tables: CodeTables | None = None
+) -> Tensor:
+    """Logits `(N, num_codes, K)` of one level, given the true coarser codes of the following state."""
     readout, now = model.readouts[name][level], current.codes[name][level]
-    rows = model.code_rows(name, level, now)
-    features = readout.features(places, rows, model.level_rows(name, following.codes[name][:level]))
+    found = (tables or model.code_tables()).levels[name][level]
+    features = readout.features(places, now, following.codes[name][:level], found)
     if readout.sentence is not None:
-        features = readout.sentence(features, model.code_rows(name, level, following.codes[name][level]))
-    return readout.logits(features, model.code_table(name, level), model.live_codes(name, level), now)
+        features = readout.sentence(features, following.codes[name][level], found.previous)
+    return readout.logits(features, found, now)
 
 
 def _text_losses(model, window: _Window) -> dict[str, Tensor]:
@@ -258,7 +264,8 @@ def text_counts(ids: Tensor, pad_token_id: int) -> Tensor:
 
 def _agent_losses(model, window: _Window, action: Tensor, reward: Tensor, done: Tensor) -> dict[str, Tensor]:
     config = model.config
-    before, after = (model.embed_state(state.without_latents()) for state in (window.current, window.following))
+    before = model.embed_state(window.current.without_latents(), window.tables)
+    after = model.embed_state(window.following.without_latents(), window.tables)
     reward_logits, continue_logit = model.outcome(before, after, window.hidden["action"])
     target = two_hot(reward.flatten(), config.reward_bound)
     losses = {
@@ -276,13 +283,15 @@ def _agent_losses(model, window: _Window, action: Tensor, reward: Tensor, done: 
     return losses
 
 
-def latent_condition(model, name: str, hidden: dict[str, Tensor], trunk: Tensor, following: State) -> Tensor:
+def latent_condition(
+    model, name: str, hidden: dict[str, Tensor], trunk: Tensor, following: State, tables: CodeTables
+) -> Tensor:
     """What the latent head is told, `(N, P, 4 * hidden_size)`: the hidden states of the sense's last block of levels,
     what its places hold now, and the next state's codes, so that the latents are predicted *given the levels*."""
     sense = model.config.senses[name]
     last = [block for block in model.layout.blocks if block.levels and block.levels[0] < sense.num_levels][-1]
     places = model.split_places(last, hidden[last.name], trunk)[name]
-    codes = model.state_embeddings[name].codes(model.level_rows(name, following.codes[name]))
+    codes = model.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
     return torch.cat([places, codes], -1).float()
 
 
@@ -291,7 +300,7 @@ def cache_conditions(model, state: State, action: Tensor, prefix: Tensor | None)
     """Conditions of every latent head for windows of encoded trajectories, `(N, P, C)`: run the backbone once, train
     the head many times."""
     window = _teacher_forced(model, state, action, prefix)
-    given = (window.hidden, window.trunk, window.following)
+    given = (window.hidden, window.trunk, window.following, window.tables)
     return {name: latent_condition(model, name, *given) for name in model.latent_heads}
 
 

@@ -9,6 +9,8 @@ Shapes: B = batch, P = places, r = codes a place holds at a level, n = P * r, H 
 K = capacity of the level's segment.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -31,16 +33,31 @@ class PlaceEmbedding(nn.Module):
     def reset_pan_parameters(self, std: float) -> None:
         init.normal_(self.place, std=std)
 
-    def codes(self, rows: list[Tensor]) -> Tensor:
-        """Rows of a prefix of levels, one `(B, n, H)` a level -> `(B, P, H)`, without the place's own embedding."""
-        total = 0.0
-        for level, level_rows in enumerate(rows):
-            total = total + self.fold[level](fold_places(level_rows, self.sense, level).flatten(2))
-        return total
+    def table(self, rows: list[Tensor]) -> Tensor:
+        """What each code adds to its place, worked out once for all of them: rows of each level's segment `(K, H)` ->
+        `(sum of r * K, H)`, level by level, a run of K for each slot of a place."""
+        parts = []
+        for fold, level_rows in zip(self.fold, rows, strict=True):
+            weight = fold.weight.unflatten(1, (-1, level_rows.shape[1]))  # (H, r, H)
+            parts.append(torch.einsum("ki,ori->rko", level_rows, weight).flatten(0, 1))
+        return torch.cat(parts)
 
-    def forward(self, rows: list[Tensor], latents: Tensor | None = None) -> Tensor:
-        """Args: rows of a prefix of levels `(B, n, H)`; latents `(B, P, latent_dim)`. Returns: `(B, P, H)`."""
-        x = self.codes(rows) + self.place
+    def codes(self, codes: list[Tensor], table: Tensor, sizes: list[int]) -> Tensor:
+        """Codes of a prefix of levels, one `(B, n)` a level -> `(B, P, H)`, without the place's own embedding.
+
+        Args: table, see `table`; sizes, K of each level in it."""
+        places, first = [], 0
+        for level, (level_codes, size) in enumerate(zip(codes, sizes, strict=False)):
+            slots = fold_places(level_codes, self.sense, level)  # (B, P, r)
+            end = first + size * slots.shape[-1]
+            places.append(slots + torch.arange(first, end, size, device=slots.device))
+            first = end
+        index = torch.cat(places, -1)
+        return nn.functional.embedding_bag(index.flatten(0, 1), table, mode="sum").unflatten(0, index.shape[:2])
+
+    def forward(self, codes: list[Tensor], table: Tensor, sizes: list[int], latents: Tensor | None = None) -> Tensor:
+        """Args: codes, table, sizes as for `codes`; latents `(B, P, latent_dim)`. Returns: `(B, P, H)`."""
+        x = self.codes(codes, table, sizes) + self.place
         if latents is not None and self.latent is not None:
             x = x + self.latent(latents.to(x.dtype))
         return x
@@ -79,16 +96,32 @@ class LevelReadout(nn.Module):
     def reset_pan_parameters(self, _std: float) -> None:
         init.constant_(self.copy_bias, self.initial_copy_bias)
 
-    def features(self, places: Tensor, current: Tensor, coarser: list[Tensor]) -> Tensor:
-        """Args: places `(B, P, 3H)`, see `PanModel.split_places`; current, rows of the current codes `(B, n, H)`;
-        coarser, rows of the new codes of each level before this one `(B, n_l, H)`. Returns: `(B, n, A)`."""
+    def tables(self, rows: list[Tensor], out_rows: Tensor, live: Tensor) -> "LevelTables":
+        """What this level's layers make of each code, worked out once for all of them.
+
+        Args: rows, input rows `(K, H)` of every level's segment up to this one; out_rows `(K, H)`, which this level
+        is read out against; live `(K,)` bool."""
+        return LevelTables(
+            current=self.current(self.row_norm(rows[self.level])),
+            coarser=[layer(self.row_norm(level_rows)) for layer, level_rows in zip(self.coarser, rows, strict=False)],
+            previous=None if self.sentence is None else self.sentence.before(rows[self.level]),
+            weight=out_rows @ self.out.weight,
+            bias=(out_rows @ self.out.bias).masked_fill(~live, -torch.inf),
+        )
+
+    def features(self, places: Tensor, now: Tensor, coarser: list[Tensor], tables: "LevelTables") -> Tensor:
+        """Args: places `(B, P, 3H)`, see `PanModel.split_places`; now, the current codes `(B, n)`; coarser, the new
+        codes of each level before this one `(B, n_l)`. Returns: `(B, n, A)`."""
         per_place = self.sense.codes_per_place[self.level]
-        hidden, now, action = places.chunk(3, -1)
-        places = torch.cat([hidden, self.row_norm(now), self.row_norm(action)], -1)
-        x = unfold_places(self.places(places).unflatten(-1, (per_place, -1)), self.sense, self.level)
-        x = x + self.current(self.row_norm(current))
-        for level, rows in enumerate(coarser):
-            x = x + self._spread(self.coarser[level](self.row_norm(rows)), level)
+        hidden, held, action = places.chunk(3, -1)
+        for_hidden, for_held, for_action = self.places.weight.chunk(3, 1)
+        x = nn.functional.linear(hidden, for_hidden, self.places.bias)
+        x = x + nn.functional.linear(self.row_norm(held), for_held)
+        x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # the same at every place
+        x = unfold_places(x.unflatten(-1, (per_place, -1)), self.sense, self.level)
+        x = x + nn.functional.embedding(now, tables.current)
+        for level, (codes, table) in enumerate(zip(coarser, tables.coarser, strict=False)):
+            x = x + self._spread(nn.functional.embedding(codes, table), level)
         x = x + self._look_around(self.norm(x))
         return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
 
@@ -107,16 +140,47 @@ class LevelReadout(nn.Module):
         if self.sense.kind != "image":
             return nn.functional.gelu(self.neighbours(x))
         rows, columns = (size // self.sense.level_strides[self.level] for size in self.sense.patch_grid)
-        grid = x.transpose(1, 2).unflatten(2, (rows, columns))
-        return nn.functional.gelu(self.neighbours(grid)).flatten(2).transpose(1, 2)
+        grid = x.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)  # channels last, as it is stored
+        return nn.functional.gelu(self.neighbours(grid)).permute(0, 2, 3, 1).flatten(1, 2)
 
-    def logits(self, features: Tensor, table: Tensor, live: Tensor, current_codes: Tensor) -> Tensor:
-        """Args: features `(..., A)`; table, the segment's rows `(K, H)`; live `(K,)` bool; current_codes `(...)`.
-        Returns: `(..., K)` float32, minus infinity at rows that are not live."""
-        logits = (self.out(self.out_norm(features)) @ table.T).float()
-        bias = self.copy_bias.float().expand(current_codes.shape).unsqueeze(-1)
-        logits = logits.scatter_add(-1, current_codes.unsqueeze(-1), bias)
-        return logits.masked_fill(~live, -torch.inf)
+    def logits(self, features: Tensor, tables: "LevelTables", now: Tensor) -> Tensor:
+        """Args: features `(..., A)`; now, the current codes `(...)`. Returns: `(..., K)` float32, minus infinity at
+        rows that are not live."""
+        logits = nn.functional.linear(self.out_norm(features), tables.weight, tables.bias).float()
+        bias = self.copy_bias.float().expand(now.shape)
+        return logits.scatter_add_(-1, now.unsqueeze(-1), bias.unsqueeze(-1))
+
+
+@dataclass
+class LevelTables:
+    """One level's segment of the vocabulary as its readout meets it, a row a code (see `LevelReadout.tables`).
+
+    Args:
+        current `(K, A)`: what the current code adds to the features; coarser: the same for each level before this one.
+        previous `(K, A)`: what the code before adds in the sentence head; None without one.
+        weight `(K, A)`, bias `(K,)`: features to logits; the bias is minus infinity where a row is not live.
+    """
+
+    current: Tensor
+    coarser: list[Tensor]
+    previous: Tensor | None
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass
+class CodeTables:
+    """The tables of every coded part (see `PanModel.code_tables`).
+
+    Args:
+        sizes: by part, K of each level: rows up to the last live one.
+        places: by part, see `PlaceEmbedding.table`.
+        levels: by sense, the tables of each level.
+    """
+
+    sizes: dict[str, list[int]]
+    places: dict[str, Tensor]
+    levels: dict[str, list[LevelTables]]
 
 
 class SentenceHead(nn.Module):
@@ -139,18 +203,24 @@ class SentenceHead(nn.Module):
         init.normal_(self.start, std=std)
         init.normal_(self.position, std=std)
 
-    def forward(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Teacher forced. Args: features `(B, n, A)`; rows of the true codes `(B, n, H)`. Returns: `(B, n, A)`."""
-        previous = torch.cat([self.start.expand(len(rows), 1, -1), self.previous(self.row_norm(rows[:, :-1]))], 1)
+    def before(self, rows: Tensor) -> Tensor:
+        """What each code adds to the one behind it: rows of the level's segment `(K, H)` -> `(K, A)`."""
+        return self.previous(self.row_norm(rows))
+
+    def forward(self, features: Tensor, codes: Tensor, table: Tensor) -> Tensor:
+        """Teacher forced. Args: features `(B, n, A)`; the true codes `(B, n)`; table, see `before`. Returns:
+        `(B, n, A)`."""
+        before = nn.functional.embedding(codes[:, :-1], table)
+        previous = torch.cat([self.start.expand(len(codes), 1, -1).to(before.dtype), before], 1)
         x = features + previous + self.position
         for layer in self.layers:
             x = layer(x)
         return x
 
-    def step(self, features: Tensor, previous_row: Tensor | None, index: int, cache: list) -> Tensor:
-        """One position. Args: features `(B, A)` of it; previous_row `(B, H)` or None at the start; cache, a list that
-        this call fills. Returns: `(B, A)`."""
-        previous = self.start if previous_row is None else self.previous(self.row_norm(previous_row))
+    def step(self, features: Tensor, previous: Tensor | None, index: int, cache: list) -> Tensor:
+        """One position. Args: features `(B, A)` of it; previous `(B, A)`, the table's row of the code before, or None
+        at the start; cache, a list that this call fills. Returns: `(B, A)`."""
+        previous = self.start if previous is None else previous
         x = (features + previous + self.position[index]).unsqueeze(1)
         cache = cache if cache else cache.extend({} for _ in self.layers) or cache
         for layer, memory in zip(self.layers, cache, strict=True):

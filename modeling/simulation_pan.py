@@ -16,6 +16,7 @@ from .belief_pan import Belief, Futures, LogProb, State
 from .checks_pan import action_shape, check_actions, check_observation, has_action_shape
 from .latent_head_pan import LATENT_BLUR
 from .objectives_pan import hide_padding, latent_condition
+from .places_pan import CodeTables
 
 
 class _Step:
@@ -54,7 +55,7 @@ class SimulationMixin:
         first = max(0, steps - self.config.context_steps)
         history = [(state.map(lambda t, i=i: t[:, i]), action[:, i]) for i in range(first, steps - 1)]
         belief = Belief(state.map(lambda t: t[:, -1]), history, self.prefix_ids(observation), None, self)
-        return self._rebuild(belief)
+        return self._rebuild(belief, self.code_tables())
 
     def _check_past_actions(self, rows: int, action: Tensor) -> None:
         described = self.config.action
@@ -67,13 +68,13 @@ class SimulationMixin:
         if not self.is_world_model:
             raise ValueError("This model has no senses, so it is a language model only; see PanModel.from_backbone.")
 
-    def _rebuild(self, belief: Belief) -> Belief:
+    def _rebuild(self, belief: Belief, tables: CodeTables | None = None) -> Belief:
         """Fills the cache from the belief's prefix and history."""
         layout, parts = self.layout, []
         if belief.prefix is not None:
             parts.append(self.get_input_embeddings()(belief.prefix))
         for state, action in belief.history:
-            parts += [self.embed_state(state), self.embed_action(action)]
+            parts += [self.embed_state(state, tables), self.embed_action(action, tables)]
         if not parts:
             belief.cache = None
             return belief
@@ -119,19 +120,25 @@ class SimulationMixin:
         if num_rollouts > 1:
             belief, actions = belief.repeat(num_rollouts), actions.repeat_interleave(num_rollouts, 0)
         generator = None if seed is None else torch.Generator(device=actions.device).manual_seed(seed)
-        steps, rewards, continues, conditions = [], [], [], {name: [] for name in self.latent_heads}
+        tables = self.code_tables()
+        embedded = self.embed_state(belief.state, tables)
+        before = self.embed_state(belief.state.without_latents(), tables)
+        steps, outcomes, conditions = [], [], {name: [] for name in self.latent_heads}
         for index in range(actions.shape[1]):
-            step, belief_next = self._advance(belief, actions[:, index], temperature, generator)
-            reward, continue_prob = self._outcome(belief.state, step)
+            step, belief = self._advance(
+                belief, actions[:, index], temperature, generator, tables=tables, embedded=embedded
+            )
+            after = self.embed_state(step.state, tables)
+            outcomes.append(self._outcome(before, after, step.hidden["action"]))
             for name in conditions:
-                conditions[name].append(latent_condition(self, name, step.hidden, step.trunk, step.state))
+                conditions[name].append(latent_condition(self, name, step.hidden, step.trunk, step.state, tables))
+            before = embedded = after
             if self.config.latent_feedback:
                 drawn = {name: self.latent_heads[name].sample(conditions[name][-1], generator) for name in conditions}
-                belief_next.state.latents = step.state.latents = drawn
-            belief = belief_next
+                belief.state.latents = step.state.latents = drawn
+                embedded = self.embed_state(step.state, tables)
             steps.append(step)
-            rewards.append(reward)
-            continues.append(continue_prob)
+        rewards, continues = zip(*outcomes, strict=True)
         return Futures(
             state=State.combine([step.state for step in steps], lambda tensors: torch.stack(tensors, 1)),
             log_prob=torch.stack([step.log_prob for step in steps], 1),
@@ -155,61 +162,68 @@ class SimulationMixin:
         check_actions(described, actions)
         return actions
 
-    def _outcome(self, before: State, step: _Step) -> tuple[Tensor, Tensor]:
-        # without latents, as in training: imagined states have none
-        before, after = self.embed_state(before.without_latents()), self.embed_state(step.state.without_latents())
-        reward_logits, continue_logit = self.outcome(before, after, step.hidden["action"])
+    def _outcome(self, before: Tensor, after: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """From state embeddings without latents, as in training: imagined states have none."""
+        reward_logits, continue_logit = self.outcome(before, after, context)
         return self.outcome.expected_reward(reward_logits), continue_logit.sigmoid()
 
     def _advance(
-        self, belief: Belief, action: Tensor, temperature: float, generator=None, target: State | None = None
+        self,
+        belief: Belief,
+        action: Tensor,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        target: State | None = None,
+        tables: CodeTables | None = None,
+        embedded: Tensor | None = None,
     ) -> tuple[_Step, Belief]:
-        """One step: `target` None samples the next state, else scores it. Returns the step and the belief after it."""
+        """One step: `target` None samples the next state, else scores it. Returns the step and the belief after it.
+        `tables` and the belief's state `embedded` are made here unless a rollout has them at hand."""
+        tables = tables or self.code_tables()
+        embedded = self.embed_state(belief.state, tables) if embedded is None else embedded
         layout, many = self.layout, len(self.layout.blocks) > 1
         keeps_history = self.config.context_steps > 1
         cache = belief.cache
         if cache is not None or keeps_history or many:
             cache = _fork(cache)
         past = 0 if cache is None else cache.get_seq_length()
-        embedded = self.embed_state(belief.state)
-        trunk = torch.cat([embedded, self.embed_action(action)], 1)
-        chooser = _Chooser(self, belief.state, temperature, generator, target)
-        hidden, seen, visible = {}, 0, layout.step_mask().to(action.device)
+        trunk = torch.cat([embedded, self.embed_action(action, tables)], 1)
+        chooser = _Chooser(self, belief.state, tables, temperature, generator, target)
+        hidden, seen = {}, 0
         for block in layout.blocks:
             if block.levels:
-                x = self.embed_queries(block, embedded, chooser.rows)
+                x = self.embed_queries(block, embedded, chooser.codes, tables)
                 x = x if seen else torch.cat([trunk, x], 1)
-                out = self._continue(x, seen, past, visible, belief, cache)
+                out = self._continue(x, seen, past, belief, cache)
                 if not seen:
                     hidden["action"] = out[:, layout.trunk_length - 1]
                 hidden[block.name] = out[:, -block.length :]
                 chooser.choose_levels(block, hidden[block.name], trunk)
                 seen += x.shape[1]
             else:
-                seen = self._choose_text(block, trunk, seen, past, visible, belief, cache, chooser, hidden)
+                seen = self._choose_text(block, trunk, seen, past, belief, cache, chooser, hidden)
         step = _Step(chooser.state(), chooser.log_prob, hidden, trunk)
-        return step, self._after(belief, action, step.state, cache, seen, past)
+        return step, self._after(belief, action, step.state, cache, seen, tables)
 
-    def _continue(self, x: Tensor, seen: int, past: int, visible: Tensor, belief: Belief, cache) -> Tensor:
+    def _continue(self, x: Tensor, seen: int, past: int, belief: Belief, cache) -> Tensor:
         """Runs positions `seen` to `seen + len` of the current step behind `past` cached ones."""
-        rows = visible[seen : seen + x.shape[1], : seen + x.shape[1]]
-        mask = torch.cat([torch.ones(len(rows), past, dtype=torch.bool, device=rows.device), rows], 1)
+        mask = self.layout.continuation_mask(past, seen, seen + x.shape[1], x.device)
         positions = torch.arange(past + seen, past + seen + x.shape[1], device=x.device)
-        return self.run_backbone(x, self._masked(mask.view(1, 1, *mask.shape), belief), positions, cache)
+        return self.run_backbone(x, self._masked(mask, belief), positions, cache)
 
-    def _choose_text(self, block, trunk, seen, past, visible, belief, cache, chooser, hidden) -> int:
+    def _choose_text(self, block, trunk, seen, past, belief, cache, chooser, hidden) -> int:
         """Ordinary autoregressive decoding of one text block; padding ends a text."""
         x = self.text_start.expand(len(trunk), 1, -1)
         if not seen:
             x = torch.cat([trunk, x], 1)
         for _ in range(block.length):
-            out = self._continue(x, seen, past, visible, belief, cache)
+            out = self._continue(x, seen, past, belief, cache)
             hidden.setdefault("action", out[:, self.layout.trunk_length - 1] if not seen else None)
             seen += x.shape[1]
             x = self.get_input_embeddings()(chooser.choose_word(block.name, out[:, -1])).unsqueeze(1)
         return seen
 
-    def _after(self, belief: Belief, action: Tensor, state: State, cache, seen: int, past: int) -> Belief:
+    def _after(self, belief: Belief, action: Tensor, state: State, cache, seen: int, tables: CodeTables) -> Belief:
         """The belief after a step: queries leave the cache, the trunk stays if there is room for it."""
         room = self.config.context_steps - 1
         if room == 0:
@@ -219,7 +233,8 @@ class SimulationMixin:
             cache.crop(-(seen - self.layout.trunk_length))
             return Belief(state, history, belief.prefix, cache, self)
         # full: keep the newer half and encode it again; the cost is spread over the steps until it is full anew
-        return self._rebuild(Belief(state, history[-max(1, (room + 1) // 2) :], belief.prefix, None, self))
+        newer = history[-max(1, (room + 1) // 2) :]
+        return self._rebuild(Belief(state, newer, belief.prefix, None, self), tables)
 
     @torch.no_grad()
     def sample_latents(self, sense: str, condition: Tensor, seed: int | None = None) -> Tensor:
@@ -253,17 +268,17 @@ class SimulationMixin:
         self._require_world()
         actions = self._checked_actions(belief, actions)
         following = self.encode(observations)
-        parts = []
+        parts, tables = [], self.code_tables()
         for index in range(actions.shape[1]):
             target = following.map(lambda t, i=index: t[:, i])
-            step, belief = self._advance(belief, actions[:, index], 1.0, target=target)
+            step, belief = self._advance(belief, actions[:, index], target=target, tables=tables)
             true = {name: observations[name][:, index] for name in self.senses}
-            latent_part, seen_part = self._residual_log_prob(target, step, true, latents)
+            latent_part, seen_part = self._residual_log_prob(target, step, tables, true, latents)
             parts.append((step.log_prob, latent_part, seen_part))
         return LogProb(*(torch.stack(column, 1) for column in zip(*parts, strict=True)))
 
     def _residual_log_prob(
-        self, target: State, step: _Step, true: dict[str, Tensor], latents: bool
+        self, target: State, step: _Step, tables: CodeTables, true: dict[str, Tensor], latents: bool
     ) -> tuple[Tensor, Tensor]:
         rows = len(target.tensors()[0])
         latent_part, seen_part = torch.zeros(rows, device=self.device), torch.zeros(rows, device=self.device)
@@ -272,7 +287,7 @@ class SimulationMixin:
                 continue
             blurred = None
             if latents and name in self.latent_heads:
-                condition = latent_condition(self, name, step.hidden, step.trunk, target)
+                condition = latent_condition(self, name, step.hidden, step.trunk, target, tables)
                 latent_part = latent_part + self.latent_heads[name].log_prob_bound(target.latents[name], condition)
                 noise = torch.Generator(device=self.device).manual_seed(0)
                 blur = torch.randn(target.latents[name].shape, generator=noise, device=self.device)
@@ -339,11 +354,10 @@ def _pixel_log_prob(mean: Tensor, true: Tensor, scale: Tensor) -> Tensor:
 class _Chooser:
     """Picks the next state block by block, or reads it off a target, and adds up its log probability."""
 
-    def __init__(self, model, current: State, temperature: float, generator, target: State | None):
-        self.model, self.current, self.temperature, self.generator = model, current, temperature, generator
-        self.target = target
+    def __init__(self, model, current: State, tables, temperature: float, generator, target: State | None):
+        self.model, self.current, self.tables = model, current, tables
+        self.temperature, self.generator, self.target = temperature, generator, target
         self.codes = {name: [] for name in current.codes}
-        self.rows = {name: [] for name in current.codes}
         self.words: dict[str, list[Tensor]] = {name: [] for name in current.text}
         self.log_prob = torch.zeros(len(current.tensors()[0]), device=model.device)
 
@@ -357,30 +371,40 @@ class _Chooser:
         model = self.model
         for name, places in model.split_places(block, hidden, trunk).items():
             for level in block.levels[: model.config.senses[name].num_levels]:
-                codes = self._level(name, level, places)
-                self.codes[name].append(codes)
-                self.rows[name].append(model.code_rows(name, level, codes))
+                self.codes[name].append(self._level(name, level, places))
 
     def _level(self, name: str, level: int, places: Tensor) -> Tensor:
-        model, now = self.model, self.current.codes[name][level]
-        readout = model.readouts[name][level]
-        features = readout.features(places, model.code_rows(name, level, now), self.rows[name][:level])
+        readout, tables = self.model.readouts[name][level], self.tables.levels[name][level]
+        now = self.current.codes[name][level]
+        features = readout.features(places, now, self.codes[name][:level], tables)
         target = None if self.target is None else self.target.codes[name][level]
         if readout.sentence is not None and target is None:
-            return self._sentence(name, level, readout, features, now)
+            return self._sentence(readout, tables, features, now)
         if readout.sentence is not None:
-            features = readout.sentence(features, model.code_rows(name, level, target))
-        logits = readout.logits(features, model.code_table(name, level), model.live_codes(name, level), now)
-        return self._pick(logits, target)
+            features = readout.sentence(features, target, tables.previous)
+        return self._pick(readout.logits(features, tables, now), target)
 
-    def _sentence(self, name: str, level: int, readout, features: Tensor, now: Tensor) -> Tensor:
-        model, table, live = self.model, self.model.code_table(name, level), self.model.live_codes(name, level)
-        codes, row, cache = [], None, []
-        for index in range(features.shape[1]):
-            x = readout.sentence.step(features[:, index], row, index, cache)
-            codes.append(self._pick(readout.logits(x, table, live, now[:, index]), None))
-            row = model.code_rows(name, level, codes[-1])
-        return torch.stack(codes, 1)
+    def _sentence(self, readout, tables, features: Tensor, now: Tensor) -> Tensor:
+        """Codes `(B, n)`, each drawn given those before it, yet found together.
+
+        With its random number fixed, a code is a function of the codes before it. So all of them are guessed (at
+        first, that nothing changes) and guessed again until none changes any more, which gives exactly what drawing
+        one by one would: after `i` rounds the first `i` codes are final. Where most codes hardly depend on one another
+        a few rounds are enough (Song et al. 2021, "Accelerating Feedforward Computation via Parallel Nonlinear
+        Equation Solving"). Rows that are done drop out."""
+        draws, codes, log_prob = self._draws(now.shape), now.clone(), torch.zeros_like(self.log_prob)
+        open_rows = torch.arange(len(now), device=now.device)
+        for _ in range(now.shape[1]):
+            guess, held = codes[open_rows], now[open_rows]
+            x = readout.sentence(features[open_rows], guess, tables.previous)
+            logits = readout.logits(x, tables, held)
+            found = self._draw(logits, None if draws is None else draws[open_rows])
+            codes[open_rows], log_prob[open_rows] = found, _log_prob(logits, found)
+            open_rows = open_rows[(found != guess).any(1)]
+            if len(open_rows) == 0:
+                break
+        self.log_prob = self.log_prob + log_prob
+        return codes
 
     def choose_word(self, name: str, hidden: Tensor) -> Tensor:
         model, index = self.model, len(self.words[name])
@@ -398,14 +422,27 @@ class _Chooser:
 
     def _pick(self, logits: Tensor, target: Tensor | None) -> Tensor:
         """Codes `(B, ...)` from logits `(B, ..., K)`, their log probability at temperature 1 added up a row."""
-        log_probs = logits.log_softmax(-1)
-        if target is not None:
-            codes = target
-        elif self.temperature == 0:
-            codes = logits.argmax(-1)
-        else:
-            probabilities = (logits / self.temperature).softmax(-1).flatten(0, -2)
-            codes = torch.multinomial(probabilities, 1, generator=self.generator).view(logits.shape[:-1])
-        chosen = log_probs.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
-        self.log_prob = self.log_prob + chosen.reshape(len(chosen), -1).sum(-1)
+        codes = self._draw(logits, self._draws(logits.shape[:-1])) if target is None else target
+        self.log_prob = self.log_prob + _log_prob(logits, codes)
         return codes
+
+    def _draws(self, shape: torch.Size) -> Tensor | None:
+        """The random numbers behind so many codes, uniform in [0, 1); None where nothing is drawn."""
+        if self.temperature == 0:
+            return None
+        return torch.rand(shape, generator=self.generator, device=self.model.device)
+
+    def _draw(self, logits: Tensor, draws: Tensor | None) -> Tensor:
+        """Inverts the cumulative distribution: one random number a code, where `torch.multinomial` draws one for each
+        of K. The last 1e-6 of it is left out, so that no rounding draws a row that is not live."""
+        if draws is None:
+            return logits.argmax(-1)
+        cumulative = (logits / self.temperature).softmax(-1).cumsum(-1)
+        level = draws.unsqueeze(-1) * (1 - 1e-6) * cumulative[..., -1:]
+        return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+
+
+def _log_prob(logits: Tensor, codes: Tensor) -> Tensor:
+    """Log probability of codes `(B, ...)` under logits `(B, ..., K)`, added up a row: `(B,)`."""
+    chosen = logits.gather(-1, codes.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    return chosen.reshape(len(chosen), -1).sum(-1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_worlds import ACTIONS, CAMERA, PAD, SENSES, acts, language_model, observe, world_model
 
+import pan_hf.modeling.simulation_pan as simulation
 from pan_hf import Belief, DiscreteAction, ImageSense, PanConfig, PanModel, VectorSense
 from pan_hf.modeling.belief_pan import State
 from pan_hf.modeling.objectives_pan import _code_losses, _teacher_forced, text_counts
@@ -464,3 +465,43 @@ def test_a_mask_is_not_taken_for_row_numbers():
     belief = world_model(("camera",)).perceive({"camera": torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8)})
     with pytest.raises(ValueError, match="not by a mask"):
         belief.select(torch.tensor([True, False]))
+
+
+# codes are drawn as the model says
+
+
+def test_a_sentence_found_together_equals_one_drawn_code_by_code():
+    model = world_model(("camera",), level0_sampling="autoregressive")
+    readout = model.readouts["camera"][0]
+    with torch.no_grad():
+        for parameter in readout.sentence.parameters():  # let the codes depend on one another strongly
+            parameter.mul_(3)
+        codes = model.perceive(observe(model, batch=32)).state
+        tables = model.code_tables()
+        level, now = tables.levels["camera"][0], codes.codes["camera"][0]
+        features = torch.randn(*now.shape, model.config.adapter_dim, generator=torch.Generator().manual_seed(0))
+        chooser = simulation._Chooser(model, codes, tables, 1.0, torch.Generator().manual_seed(1), None)
+        together = chooser._sentence(readout, level, features, now)
+        draws = torch.rand(now.shape, generator=torch.Generator().manual_seed(1))
+        drawn, previous, cache, log_prob = [], None, [], torch.zeros(len(now))
+        for index in range(now.shape[1]):
+            x = readout.sentence.step(features[:, index], previous, index, cache)
+            logits = readout.logits(x, level, now[:, index])
+            drawn.append(chooser._draw(logits, draws[:, index]))
+            log_prob += simulation._log_prob(logits, drawn[-1])
+            previous = level.previous[drawn[-1]]
+    assert torch.equal(together, torch.stack(drawn, 1))
+    torch.testing.assert_close(chooser.log_prob, log_prob, atol=1e-3, rtol=1e-4)
+
+
+def test_codes_are_drawn_as_often_as_the_model_says_and_dead_rows_never():
+    model = world_model(("camera",))
+    state = model.perceive(observe(model)).state
+    chooser = simulation._Chooser(model, state, None, 0.7, torch.Generator().manual_seed(0), None)
+    logits = torch.tensor([0.3, -1.0, -torch.inf, 2.0, 0.0, -torch.inf])
+    many = logits.expand(100_000, -1)
+    counts = torch.bincount(chooser._draw(many, chooser._draws(many.shape[:1])), minlength=6)
+    p = (logits / 0.7).softmax(-1)
+    assert counts[[2, 5]].sum() == 0
+    error = (p * (1 - p) / len(many)).sqrt()
+    assert ((counts / len(many) - p).abs() <= 4 * error).all()
