@@ -95,16 +95,31 @@ class Codebook(nn.Module):
         self.sums.lerp_(sums, 1 - self.decay)
         used = self.usage > 1e-6
         self.vectors[used] = self.sums[used] / self.usage[used].unsqueeze(-1)
-        self._revive(inputs, distance)
+        least = LEAST_DISTANCE * inputs.var(0).sum()
+        _broadcast(least)
+        self._merge_twins(least)
+        self._revive(inputs, distance, least)
 
-    def _revive(self, inputs: Tensor, distance: Tensor) -> None:
+    def _merge_twins(self, least: Tensor) -> None:
+        """Parks each row that has come closer than `least` to a row used more: the encoder moves, and rows that once
+        described different things end up on the same one, where the least movement turns one code into the other."""
+        rows = torch.nonzero(self.live & (self.usage > 0)).squeeze(-1)
+        rows = rows[self.usage[rows].argsort(descending=True, stable=True)]
+        distance = torch.cdist(self.vectors[rows], self.vectors[rows]).square()
+        self._park(rows[(distance < least).triu(1).any(0)])
+
+    def _park(self, rows: Tensor) -> None:
+        self.vectors[rows] = PARKED
+        self.usage[rows] = 0.0
+        self.sums[rows] = 0.0
+
+    def _revive(self, inputs: Tensor, distance: Tensor, least: Tensor) -> None:
         """Moves the live codes nobody uses onto inputs drawn in proportion to how badly they are described, one a
-        batch (two at once could land on the same thing, and twins make codes flicker); parks them if all is described
-        well."""
+        batch (two at once could land on the same thing); parks them if all is described well."""
         dead = torch.nonzero(self.live & (self.usage < self.revive_below)).squeeze(-1)
         if len(dead) == 0:
             return
-        badly = torch.where(distance > LEAST_DISTANCE * inputs.var(0).sum(), distance, torch.zeros_like(distance))
+        badly = torch.where(distance > least, distance, torch.zeros_like(distance))
         found = badly.any()
         fresh = inputs[torch.multinomial(badly, 1)[0]] if found else torch.full_like(inputs[0], PARKED)
         _broadcast(fresh)
@@ -112,7 +127,7 @@ class Codebook(nn.Module):
             first = dead[:1]
             self.vectors[first], self.sums[first], self.usage[first] = fresh, fresh, 1.0
         else:
-            self.vectors[dead] = PARKED
+            self._park(dead)
 
 
 def _sum_over_processes(*tensors: Tensor) -> None:

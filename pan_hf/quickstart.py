@@ -41,7 +41,7 @@ class Budget:
     seconds: float = 350.0
     windows: int = 96
     episodes: tuple[tuple[str, int], ...] = ((EMPTY, 100), (DOOR_KEY, 20))
-    plan_seconds: float = 45.0
+    plan_seconds: float = 60.0
 
 
 MINIATURE = Budget(frames=600, seconds=6.0, windows=4, episodes=((EMPTY, 2),), plan_seconds=5.0)

@@ -123,6 +123,21 @@ def test_a_waiting_row_takes_up_a_thing_that_was_never_seen():
     assert len(set(codes.tolist())) == 3 and torch.allclose(vectors, three, atol=1e-3)
 
 
+def test_rows_that_come_to_describe_the_same_thing_become_one():
+    book = codebook(3)
+    three = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]])[torch.arange(90) % 3]
+    book(three, update=True)
+    # the first two things have become one that trembles about the middle between their rows
+    book.vectors[:3] *= torch.tensor([0.02, 1.0])
+    book.sums[:3] *= torch.tensor([0.02, 1.0])
+    trembling = three * torch.tensor([0.02, 1.0])
+    assert len(set(book(trembling)[0].tolist())) == 3
+    for _ in range(2):
+        codes, _, _ = book(trembling, update=True)
+    assert codes[0] == codes[1] != codes[2]
+    assert int((book.vectors[:3] == PARKED).all(-1).sum()) == 1
+
+
 # grids and places
 
 
