@@ -103,7 +103,8 @@ def joint_objective(model, observation, action, reward, done, importance=None, *
     alone = _senses_losses(model, {name: observation[name][:, -2:] for name in model.senses}, update=False)
     state = model.encode(observation)  # codes are constants; latents carry the gradient back to the encoder
     window = _teacher_forced(model, state, action, model.prefix_ids(observation))
-    losses, metrics, logits = _code_losses(model, window, _by_transition(importance, action))
+    importance = _by_transition(importance, action)
+    losses, metrics, logits = _code_losses(model, window, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     for name, codec in model.senses.items():
         clean = None
@@ -113,7 +114,7 @@ def joint_objective(model, observation, action, reward, done, importance=None, *
             losses[f"{name}.latents"], clean = model.latent_heads[name].loss(target, condition)
         true = observation[name]
         imagined = codec.decode_probabilities([level.softmax(-1) for level in logits[name]], clean)
-        losses[f"{name}.generative"] = _generative_loss(model, name, imagined, true)
+        losses[f"{name}.generative"] = _generative_loss(model, name, imagined, true, importance)
     return _sum_up(model, losses | alone, metrics)
 
 
@@ -122,16 +123,19 @@ def _by_transition(importance: Tensor | None, action: Tensor) -> Tensor | None:
     return None if importance is None else importance.repeat_interleave(action.shape[1])
 
 
-def _generative_loss(model, name: str, imagined: Tensor, true: Tensor) -> Tensor:
-    """|| g(f(h(o), a)) - o' ||, squared, on the pixels or coordinates that matter (`pixel_weight`)."""
-    before, after = true[:, :-1].flatten(0, 1), true[:, 1:].flatten(0, 1)
-    codec, config = model.senses[name], model.config
-    if config.senses[name].kind == "image":
-        weight = codec.pixel_weight(after, before, None, config.motion_weight, 0.0)
-        return (weight * (imagined - codec.to_float(after)).square()).mean()
-    span = torch.tensor(config.senses[name].high, device=after.device)
-    span = span - torch.tensor(config.senses[name].low, device=after.device)
-    return (2 * (imagined - after) / span).square().mean()
+def _generative_loss(model, name: str, imagined: Tensor, true: Tensor, importance: Tensor | None) -> Tensor:
+    """|| g(f(h(o), a)) - o' ||, squared. Every pixel counts as much as any other, and every transition as much as its
+    `importance` `(N,)`: more weight where something did change would be taken by the codes' probabilities as that
+    much more change."""
+    after = true[:, 1:].flatten(0, 1)
+    codec, sense = model.senses[name], model.config.senses[name]
+    if sense.kind == "image":
+        error = imagined - codec.to_float(after)
+    else:
+        span = torch.tensor(sense.high, device=after.device) - torch.tensor(sense.low, device=after.device)
+        error = 2 * (imagined - after) / span
+    error = error.square().flatten(1).mean(1)
+    return error.mean() if importance is None else (importance * error).sum() / importance.sum()
 
 
 def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None) -> _Window:

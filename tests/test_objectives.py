@@ -7,6 +7,7 @@ from tiny_worlds import PAD, acts, differing, language_model, observe, outcomes,
 from pan_hf import PanModel
 from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
 from pan_hf.modeling.heads_pan import reward_bins, symexp, symlog, two_hot
+from pan_hf.modeling.objectives_pan import _generative_loss
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 
@@ -78,6 +79,17 @@ def only_generative(model):
     torch.manual_seed(0)
     joint(model).losses["camera.generative"].backward()
     return reached(model)[0]
+
+
+def test_the_generative_loss_counts_what_changed_like_what_stayed():
+    model = world_model(("camera",))
+    after, before = (observe(model, 2, 1, seed)["camera"] for seed in (0, 1))
+    imagined = torch.zeros(after.flatten(0, 1).shape)
+    still, moved = (torch.cat([first, after], 1) for first in (after, before))
+    found = [_generative_loss(model, "camera", imagined, frames, None) for frames in (still, moved)]
+    assert found[0] == found[1] > 0
+    one = _generative_loss(model, "camera", imagined, still, torch.tensor([1.0, 0.0]))
+    assert one == pytest.approx(float(_generative_loss(model, "camera", imagined[:1], still[:1], None)))
 
 
 @pytest.mark.parametrize("part", ["senses.camera.stem", "senses.camera.encoder", "senses.camera.to_latent"])
