@@ -46,7 +46,8 @@ JOINT = Stage(
     objective="joint",
     trains=r"",
     make_data=make_raw,
-    defaults={"learning_rate": 2e-4, "per_device_train_batch_size": 16},
+    # few small batches at a larger rate would shift probabilities that the stage before has settled
+    defaults={"learning_rate": 5e-5, "per_device_train_batch_size": 16},
     # an encoder that moves quickly turns codes into other codes faster than the backbone can follow
     slow={"senses.": 0.01},
 )
