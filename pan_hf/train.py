@@ -85,7 +85,7 @@ def train(
     unknown = sorted({*overrides, *skip} - set(SHARES))
     if unknown:
         raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
-    settings = {"backbone": backbone, "sense_options": sense_options, "config": config, "seed": seed}
+    settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
     settings |= {"seconds": seconds, "overrides": overrides, "skip": list(skip)}
     _check_settings(run / "stages" / "settings.json", settings)
     trajectories = load_trajectories(data, "train")
