@@ -18,7 +18,6 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -590,51 +589,5 @@ def _suggestion(id: str) -> str:
     return hint + " An environment of another package is named 'module:Id', which imports the module first."
 
 
-# FourRooms, small
-
-
-@cache
-def _four_rooms_class() -> type:
-    from minigrid.core.grid import Grid
-    from minigrid.core.mission import MissionSpace
-    from minigrid.core.world_object import Goal
-    from minigrid.minigrid_env import MiniGridEnv
-
-    class FourRoomsEnv(MiniGridEnv):
-        """Four rooms joined by a gap in each of the four walls; agent and goal anywhere."""
-
-        def __init__(self, size: int = 8, max_steps: int = 100, **kwargs: Any):
-            mission_space = MissionSpace(mission_func=self._gen_mission)
-            super().__init__(mission_space=mission_space, grid_size=size, max_steps=max_steps, **kwargs)
-
-        @staticmethod
-        def _gen_mission() -> str:
-            return "reach the goal"
-
-        def _gen_grid(self, width: int, height: int) -> None:
-            self.grid = Grid(width, height)
-            self.grid.wall_rect(0, 0, width, height)
-            middle_x, middle_y = width // 2, height // 2
-            self.grid.vert_wall(middle_x, 0)
-            self.grid.horz_wall(0, middle_y)
-            for low, high in ((1, middle_y), (middle_y + 1, height - 1)):
-                self.grid.set(middle_x, self._rand_int(low, high), None)
-            for low, high in ((1, middle_x), (middle_x + 1, width - 1)):
-                self.grid.set(self._rand_int(low, high), middle_y, None)
-            self.place_agent()
-            self.place_obj(Goal())
-            self.mission = self._gen_mission()
-
-    return FourRoomsEnv
-
-
-def make_four_rooms(**kwargs: Any) -> gymnasium.Env:
-    """`pan_hf/FourRooms-8x8-v0`: minigrid's FourRooms on `size` x `size` cells (8), `max_steps` steps (100)."""
-    try:
-        return _four_rooms_class()(**kwargs)
-    except ImportError as error:
-        raise ImportError("pan_hf/FourRooms-8x8-v0 needs minigrid: pip install 'pan_hf[envs]'") from error
-
-
 if "pan_hf/FourRooms-8x8-v0" not in gymnasium.registry:
-    gymnasium.register("pan_hf/FourRooms-8x8-v0", entry_point="pan_hf.environments:make_four_rooms")
+    gymnasium.register("pan_hf/FourRooms-8x8-v0", entry_point="pan_hf.four_rooms:FourRoomsEnv")
