@@ -87,8 +87,8 @@ def train(
         raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
     settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
     settings |= {"seconds": seconds, "overrides": overrides, "skip": list(skip)}
-    _check_settings(run / "stages" / "settings.json", settings)
     trajectories = load_trajectories(data, "train")
+    _check_settings(run / "stages" / "settings.json", settings)
     current = run / "stages" / "0-init"
     if not current.exists():
         model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))

@@ -14,6 +14,7 @@ from tiny_worlds import all_tensors, build_board, differing, record_board
 
 from pan_hf import PanModel, PanProcessor
 from pan_hf.build import save_checkpoint
+from pan_hf.train import SHARES, train
 from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, trainer
 from pan_hf.training.stage import Stage, arguments, run
 from pan_hf.training.windows import WeightedRows, Windows, encode_all, sense_tensors, window_weights
@@ -93,6 +94,19 @@ def test_a_stage_that_is_finished_is_not_run_again(world, tmp_path):
     written = (final / "model.safetensors").stat().st_mtime_ns
     assert run_stage(world, "backbone", tmp_path, max_steps=5) == final
     assert (final / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_no_options_and_empty_options_are_the_same_run(world, tmp_path):
+    given = {"backbone": "debug", "skip": tuple(SHARES), "progress": False}
+    for options in (None, {}):  # a script gives none, the shell gives empty ones
+        with pytest.raises(ValueError, match="No stage trained anything"):
+            train(tmp_path / "run", world.data, sense_options=options, config=options, **given)
+
+
+def test_without_a_recording_nothing_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Record some"):
+        train(tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_trained_on_adds_up(world, tmp_path):
