@@ -166,6 +166,10 @@ class ImageCodec(nn.Module):
         ]
         return self._decode_vectors(vectors, latents)
 
+    def describe(self) -> list[tuple[Tensor, Tensor]]:
+        """For each level `(K, code_dim)` and `(K,)` bool: what each code stands for, and whether it does so yet."""
+        return [(book.vectors, book.describes()) for book in self.codebooks]
+
     def pixel_weight(
         self, frames: Tensor, neighbours: Tensor, usual: Tensor | None, motion: float, rarity: float
     ) -> Tensor:

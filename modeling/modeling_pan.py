@@ -7,6 +7,7 @@ holds the parts and how they are wired; what a step of simulation does is in `si
 """
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from .layout_pan import StepLayout, additive
 from .loading_pan import check_folder, check_loaded, explained
 from .objectives_pan import OBJECTIVES, PanOutput
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
+from .rows_pan import start_rows
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
 
@@ -207,6 +209,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
             _fill_new_rows(backbone, text_size, std)
             pan_config.initializer_range = std
         model = cls(pan_config, language_model=backbone)
+        model.start_code_rows([name for name, part in pan_config.coded_parts().items() if part.kind == "vector"])
         model.generation_config = copy.deepcopy(backbone.generation_config)
         for name, parameter in model.named_parameters():
             if not name.startswith(tuple(f"{part}." for part in cls._keep_in_fp32_modules_strict)):
@@ -258,6 +261,22 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
             part, level = segment.rsplit(".", 1)
             live[offset : offset + capacity] = self.live_codes(part, int(level))
         return live
+
+    def start_code_rows(self, parts: Iterable[str]) -> None:
+        """Lets the rows of codes start from what the codes stand for, see `rows_pan`. What the rows had learned is
+        lost, so this is for codes that no backbone has been trained on.
+
+        Args:
+            parts: names of senses, or `action`; levels that stand for nothing yet stay as they are.
+        """
+        tables = {id(e.weight): e.weight for e in (self.get_input_embeddings(), self.get_output_embeddings())}
+        for part in parts:
+            codec = self.senses[part] if part in self.senses else self.action_codec
+            for level, (descriptions, described) in enumerate(codec.describe()):
+                offset, capacity = self.config.segments[f"{part}.{level}"]
+                for weight in tables.values():
+                    rows = weight.detach()[offset : offset + capacity]
+                    start_rows(rows, descriptions, described, self.config.initializer_range, seed=offset)
 
     # ---- encoder h and decoder g
 

@@ -246,7 +246,7 @@ def teacher_forced_logits(
     found = (tables or model.code_tables()).levels[name][level]
     features = readout.features(places, now, following.codes[name][:level], found)
     if readout.sentence is not None:
-        features = readout.sentence(features, following.codes[name][level], found.previous)
+        features = readout.sentence(features, following.codes[name][level], found.drawn)
     return readout.logits(features, found, now)
 
 

@@ -63,6 +63,13 @@ class PlaceEmbedding(nn.Module):
         return x
 
 
+def _grid(sense, level: int) -> tuple[int, int]:
+    if sense.kind != "image":
+        return 1, sense.num_places * sense.codes_per_place[level]
+    rows, columns = (size // sense.level_strides[level] for size in sense.patch_grid)
+    return rows, columns
+
+
 class LevelReadout(nn.Module):
     """Logits over one level's codes from the hidden states of the places, the current codes and the coarser new ones.
 
@@ -87,14 +94,18 @@ class LevelReadout(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
-        num_codes = sense.num_places * sense.codes_per_place[level]
-        self.sentence = SentenceHead(num_codes, hidden_size, width) if autoregressive else None
+        self.sentence = SentenceHead(self.grid, hidden_size, width) if autoregressive else None
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, hidden_size)
         self.copy_bias = nn.Parameter(torch.empty(1))
 
     def reset_pan_parameters(self, _std: float) -> None:
         init.constant_(self.copy_bias, self.initial_copy_bias)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of this level's codes; a vector's are one row."""
+        return _grid(self.sense, self.level)
 
     def tables(self, rows: list[Tensor], out_rows: Tensor, live: Tensor) -> "LevelTables":
         """What this level's layers make of each code, worked out once for all of them.
@@ -104,7 +115,7 @@ class LevelReadout(nn.Module):
         return LevelTables(
             current=self.current(self.row_norm(rows[self.level])),
             coarser=[layer(self.row_norm(level_rows)) for layer, level_rows in zip(self.coarser, rows, strict=False)],
-            previous=None if self.sentence is None else self.sentence.before(rows[self.level]),
+            drawn=None if self.sentence is None else self.sentence.table(rows[self.level]),
             weight=out_rows @ self.out.weight,
             bias=(out_rows @ self.out.bias).masked_fill(~live, -torch.inf),
         )
@@ -129,7 +140,7 @@ class LevelReadout(nn.Module):
         """A coarser level's map `(B, n_l, A)` repeated onto this level's finer one `(B, n, A)`."""
         if self.sense.kind != "image":
             return x
-        rows, columns = (size // self.sense.level_strides[level] for size in self.sense.patch_grid)
+        rows, columns = _grid(self.sense, level)
         factor = self.sense.level_strides[level] // self.sense.level_strides[self.level]
         if factor == 1:
             return x
@@ -139,8 +150,7 @@ class LevelReadout(nn.Module):
     def _look_around(self, x: Tensor) -> Tensor:
         if self.sense.kind != "image":
             return nn.functional.gelu(self.neighbours(x))
-        rows, columns = (size // self.sense.level_strides[self.level] for size in self.sense.patch_grid)
-        grid = x.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)  # channels last, as it is stored
+        grid = x.unflatten(1, self.grid).permute(0, 3, 1, 2)  # channels last, as it is stored
         return nn.functional.gelu(self.neighbours(grid)).permute(0, 2, 3, 1).flatten(1, 2)
 
     def logits(self, features: Tensor, tables: "LevelTables", now: Tensor) -> Tensor:
@@ -157,13 +167,13 @@ class LevelTables:
 
     Args:
         current `(K, A)`: what the current code adds to the features; coarser: the same for each level before this one.
-        previous `(K, A)`: what the code before adds in the sentence head; None without one.
+        drawn `(K, A)`: what a code that is drawn tells the sentence head; None without one.
         weight `(K, A)`, bias `(K,)`: features to logits; the bias is minus infinity where a row is not live.
     """
 
     current: Tensor
     coarser: list[Tensor]
-    previous: Tensor | None
+    drawn: Tensor | None
     weight: Tensor
     bias: Tensor
 
@@ -188,62 +198,84 @@ class SentenceHead(nn.Module):
 
     Codes sampled in parallel from their marginals would mix two futures into one (an obstacle in two cells, or in
     none). This head makes level 0 a sentence: each code is drawn given those before it, the backbone having been run
-    once for all of them. Sampling costs `n` steps of this head and no further backbone pass.
+    once for all of them. What was drawn just before and close by, together with what was seen there, comes in through
+    causal convolutions, the same everywhere, as in a PixelCNN; what was drawn farther away through attention.
+
+    Args:
+        grid (`tuple[int, int]`): rows and columns of the level's codes; a vector's are one row.
+        hidden_size, width (`int`): H and A.
     """
 
-    def __init__(self, num_codes: int, hidden_size: int, width: int, num_layers: int = 2, num_heads: int = 4):
+    def __init__(self, grid: tuple[int, int], hidden_size: int, width: int, num_layers: int = 2, num_heads: int = 4):
         super().__init__()
         self.row_norm = nn.LayerNorm(hidden_size)
-        self.previous = nn.Linear(hidden_size, width, bias=False)
-        self.start = nn.Parameter(torch.empty(width))
-        self.position = nn.Parameter(torch.empty(num_codes, width))
-        self.layers = nn.ModuleList(_CausalLayer(width, num_heads) for _ in range(num_layers))
+        self.drawn = nn.Linear(hidden_size, width, bias=False)
+        self.pair_norm = nn.LayerNorm(width)
+        self.pair = nn.Linear(width, 2 * width)
+        self.previous = nn.Linear(2 * width, width, bias=False)
+        self.close_by = _CausalNeighbours(grid, 2 * width, width)
+        self.position = nn.Parameter(torch.empty(grid[0] * grid[1], width))
+        self.layers = nn.ModuleList(_CausalLayer(grid, width, num_heads) for _ in range(num_layers))
 
     def reset_pan_parameters(self, std: float) -> None:
-        init.normal_(self.start, std=std)
         init.normal_(self.position, std=std)
 
-    def before(self, rows: Tensor) -> Tensor:
-        """What each code adds to the one behind it: rows of the level's segment `(K, H)` -> `(K, A)`."""
-        return self.previous(self.row_norm(rows))
+    def table(self, rows: Tensor) -> Tensor:
+        """What each code tells those behind it: rows of the level's segment `(K, H)` -> `(K, A)`."""
+        return self.drawn(self.row_norm(rows))
 
     def forward(self, features: Tensor, codes: Tensor, table: Tensor) -> Tensor:
-        """Teacher forced. Args: features `(B, n, A)`; the true codes `(B, n)`; table, see `before`. Returns:
-        `(B, n, A)`."""
-        before = nn.functional.embedding(codes[:, :-1], table)
-        previous = torch.cat([self.start.expand(len(codes), 1, -1).to(before.dtype), before], 1)
-        x = features + previous + self.position
+        """Features `(B, n, A)` that know the codes before each: `codes` `(B, n)`, of which the last is not looked at;
+        table, see `table`. Returns: `(B, n, A)`."""
+        pairs = nn.functional.gelu(self.pair(self.pair_norm(features + nn.functional.embedding(codes, table))))
+        previous = nn.functional.pad(self.previous(pairs[:, :-1]), (0, 0, 1, 0))
+        x = features + previous + self.close_by(pairs) + self.position
         for layer in self.layers:
             x = layer(x)
         return x
 
-    def step(self, features: Tensor, previous: Tensor | None, index: int, cache: list) -> Tensor:
-        """One position. Args: features `(B, A)` of it; previous `(B, A)`, the table's row of the code before, or None
-        at the start; cache, a list that this call fills. Returns: `(B, A)`."""
-        previous = self.start if previous is None else previous
-        x = (features + previous + self.position[index]).unsqueeze(1)
-        cache = cache if cache else cache.extend({} for _ in self.layers) or cache
-        for layer, memory in zip(self.layers, cache, strict=True):
-            x = layer(x, memory)
-        return x.squeeze(1)
-
 
 class _CausalLayer(nn.Module):
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, grid: tuple[int, int], width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.local_norm, self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.local = _CausalNeighbours(grid, width, width, itself=True)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, memory: dict | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.local(nn.functional.gelu(self.local_norm(x)))
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1)
         )
-        if memory is not None:
-            if memory:
-                key, value = torch.cat([memory["key"], key], 2), torch.cat([memory["value"], value], 2)
-            memory["key"], memory["value"] = key, value
-        attended = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=memory is None)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
+
+
+class _CausalNeighbours(nn.Module):
+    """A convolution over what stands before on a grid: `REACH` rows above, and as many columns to the left.
+
+    Padding one side and cutting off the other is what makes it causal; no weight is masked.
+
+    Args:
+        itself (`bool`): see the position itself too.
+    """
+
+    REACH = 2
+
+    def __init__(self, grid: tuple[int, int], width: int, out: int, itself: bool = False):
+        super().__init__()
+        self.grid, self.itself = grid, itself
+        self.beside = nn.Conv2d(width, out, (1, self.REACH + itself))
+        window = (self.REACH, 2 * self.REACH + 1)
+        self.above = nn.Conv2d(width, out, window, bias=False) if grid[0] > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, n, width)` -> `(B, n, out)`."""
+        reach, x = self.REACH, x.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        found = self.beside(nn.functional.pad(x if self.itself else x[..., :-1], (reach, 0)))
+        if self.above is not None:
+            found = found + self.above(nn.functional.pad(x[:, :, :-1], (reach, reach, reach, 0)))
+        return found.permute(0, 2, 3, 1).flatten(1, 2)

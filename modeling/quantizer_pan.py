@@ -51,6 +51,10 @@ class Codebook(nn.Module):
         """Vectors of codes: `(...)` int64 -> `(..., dim)`."""
         return nn.functional.embedding(codes, self.vectors)
 
+    def describes(self) -> Tensor:
+        """`(capacity,)` bool: live rows that describe something; none before training has begun."""
+        return self.live & (self.vectors[:, 0] < PARKED) & self.started
+
     def forward(self, inputs: Tensor, update: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Args: inputs `(..., dim)`; update: move the codebook towards them. Returns: codes `(...)`; their vectors
         `(..., dim)` with a straight-through gradient; the commitment loss, a scalar."""

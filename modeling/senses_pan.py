@@ -1,7 +1,7 @@
 """The codec of each kind of sense, under one interface.
 
-A codec has `encode(observation) -> (codes, latents)`, `decode(codes, latents)` and `decode_probabilities`; a new kind
-of sense is one more entry in `CODECS`. Vectors use the lattice, whose remainder is the latent.
+A codec has `encode(observation) -> (codes, latents)`, `decode(codes, latents)`, `decode_probabilities` and `describe`;
+a new kind of sense is one more entry in `CODECS`. Vectors use the lattice, whose remainder is the latent.
 """
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .image_codec_pan import ImageCodec
 from .lattice_pan import LatticeCodec
+from .rows_pan import describe_digits
 
 
 class VectorCodec(nn.Module):
@@ -35,6 +36,11 @@ class VectorCodec(nn.Module):
         span = torch.tensor(self.sense.high, device=vector.device) - torch.tensor(self.sense.low, device=vector.device)
         cell = span / self.sense.base**self.sense.num_levels
         return vector + latents.flatten(1)[:, : self.sense.dim] * cell / 2
+
+    def describe(self) -> list[tuple[Tensor, Tensor]]:
+        """For each level `(base, base)` and `(base,)` bool: what each digit stands for, and that it does."""
+        digits = describe_digits(self.sense.base)
+        return [(digits, torch.ones(len(digits), dtype=torch.bool))] * self.sense.num_levels
 
     def losses(self, *_args) -> dict[str, Tensor]:
         return {}

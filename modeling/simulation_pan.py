@@ -381,7 +381,7 @@ class _Chooser:
         if readout.sentence is not None and target is None:
             return self._sentence(readout, tables, features, now)
         if readout.sentence is not None:
-            features = readout.sentence(features, target, tables.previous)
+            features = readout.sentence(features, target, tables.drawn)
         return self._pick(readout.logits(features, tables, now), target)
 
     def _sentence(self, readout, tables, features: Tensor, now: Tensor) -> Tensor:
@@ -396,7 +396,7 @@ class _Chooser:
         open_rows = torch.arange(len(now), device=now.device)
         for _ in range(now.shape[1]):
             guess, held = codes[open_rows], now[open_rows]
-            x = readout.sentence(features[open_rows], guess, tables.previous)
+            x = readout.sentence(features[open_rows], guess, tables.drawn)
             logits = readout.logits(x, tables, held)
             found = self._draw(logits, None if draws is None else draws[open_rows])
             codes[open_rows], log_prob[open_rows] = found, _log_prob(logits, found)

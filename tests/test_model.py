@@ -10,6 +10,7 @@ import pan_hf.modeling.simulation_pan as simulation
 from pan_hf import Belief, DiscreteAction, ImageSense, PanConfig, PanModel, VectorSense
 from pan_hf.modeling.belief_pan import State
 from pan_hf.modeling.objectives_pan import _code_losses, _teacher_forced, text_counts
+from pan_hf.modeling.places_pan import SentenceHead
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 # float32 attention over the same keys in another order of summation; measured 1e-6, a wrong mask gives 1e-2
@@ -483,15 +484,30 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
         chooser = simulation._Chooser(model, codes, tables, 1.0, torch.Generator().manual_seed(1), None)
         together = chooser._sentence(readout, level, features, now)
         draws = torch.rand(now.shape, generator=torch.Generator().manual_seed(1))
-        drawn, previous, cache, log_prob = [], None, [], torch.zeros(len(now))
+        drawn, log_prob = torch.zeros_like(now), torch.zeros(len(now))
         for index in range(now.shape[1]):
-            x = readout.sentence.step(features[:, index], previous, index, cache)
+            x = readout.sentence(features, drawn, level.drawn)[:, index]
             logits = readout.logits(x, level, now[:, index])
-            drawn.append(chooser._draw(logits, draws[:, index]))
-            log_prob += simulation._log_prob(logits, drawn[-1])
-            previous = level.previous[drawn[-1]]
-    assert torch.equal(together, torch.stack(drawn, 1))
+            drawn[:, index] = chooser._draw(logits, draws[:, index])
+            log_prob += simulation._log_prob(logits, drawn[:, index])
+    assert torch.equal(together, drawn)
     torch.testing.assert_close(chooser.log_prob, log_prob, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("grid", [(4, 7), (1, 6)])
+def test_a_sentence_looks_at_every_code_before_and_at_none_from_there_on(grid):
+    torch.manual_seed(0)
+    head = SentenceHead(grid, 32, 16)
+    head.reset_pan_parameters(1.0)
+    codes, table = torch.randint(8, (1, grid[0] * grid[1])), torch.randn(8, 16)
+    features = torch.randn(1, codes.shape[1], 16)
+    with torch.no_grad():
+        before = head(features, codes, table)
+        for index in range(codes.shape[1]):
+            other = codes.clone()
+            other[0, index] = (other[0, index] + 1) % 8
+            changed = (head(features, other, table) - before).abs().amax(-1)[0] > 1e-6
+            assert changed.tolist() == [place > index for place in range(codes.shape[1])]
 
 
 def test_codes_are_drawn_as_often_as_the_model_says_and_dead_rows_never():

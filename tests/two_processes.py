@@ -18,18 +18,18 @@ def main():
     script, folder = sys.argv[1], Path(sys.argv[2])
     sys.argv[1:] = sys.argv[3:]
     module = importlib.import_module(f"pan_hf.training.{script}")
-    train = PanTrainer.train
+    train, trainers = PanTrainer.train, []
 
-    def train_and_tell(self, *args, **kwargs):
-        result = train(self, *args, **kwargs)
+    def train_and_remember(self, *args, **kwargs):
+        trainers.append(self)
         assert dist.get_world_size() == 2
-        model = self.accelerator.unwrap_model(self.model)
-        held = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        torch.save(held, folder / f"rank{dist.get_rank()}.pt")
-        return result
+        return train(self, *args, **kwargs)
 
-    PanTrainer.train = train_and_tell
+    PanTrainer.train = train_and_remember
     stages.main(getattr(module, "STAGE", None) or module.DYNAMICS)
+    model = trainers[0].accelerator.unwrap_model(trainers[0].model)
+    held = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    torch.save(held, folder / f"rank{dist.get_rank()}.pt")
 
 
 if __name__ == "__main__":

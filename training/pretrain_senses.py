@@ -17,12 +17,20 @@ def make_data(model, processor, trajectories):
     return dataset, torch.ones(len(dataset))
 
 
+def prepare(model):
+    """The rows of codes that are new to the backbone start from what the codes came to stand for."""
+    new = [name for name, sense in model.config.place_senses.items() if sense.kind == "image"]
+    new = [name for name in new if not any(book.started.item() for book in model.senses[name].codebooks)]
+    return lambda trained: trained.start_code_rows(new)
+
+
 STAGE = Stage(
     name="senses",
     objective="senses",
     trains=r"senses\.",
     make_data=make_data,
     defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 64},
+    prepare=prepare,
     is_needed=lambda model: any(sense.kind == "image" for sense in model.config.place_senses.values()),
 )
 

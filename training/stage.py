@@ -70,6 +70,8 @@ class Stage:
         defaults: differences from `DEFAULTS`.
         slow: share of the learning rate by the beginning of a parameter's name.
         is_needed: whether a model has anything for this stage to train.
+        prepare: `(model) -> (model) -> None`, called with the model before training and what it returns with the model
+            after it.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Stage:
     defaults: dict = field(default_factory=dict)
     slow: dict[str, float] = field(default_factory=dict)
     is_needed: Callable[[PanModel], bool] = lambda model: True
+    prepare: Callable[[PanModel], Callable[[PanModel], None]] = lambda model: lambda trained: None
 
 
 def arguments(stage: Stage, **given) -> StageArguments:
@@ -122,8 +125,10 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
     dataset, weights = stage.make_data(model, processor, trajectories)
+    finish = stage.prepare(model)
     trainer = _trainer(stage, args, model, processor, dataset, weights)
     _train(trainer, stage.name, folder)
+    finish(trainer.accelerator.unwrap_model(trainer.model))
     if trainer.is_world_process_zero():
         for parameter in model.parameters():
             parameter.requires_grad_(True)
