@@ -9,6 +9,7 @@ What the last digit leaves over is returned as a remainder in [-1, 1]: digits an
 import torch
 from torch import Tensor, nn
 
+from .digit_density_pan import digits_to_unit
 from .sense_configuration_pan import VectorSense
 
 
@@ -52,11 +53,8 @@ class LatticeCodec(nn.Module):
         """Args: digits, any prefix of those of `encode`; remainder, only with all of them. Returns: `(..., dim)`
         float, the middle of the cell or, with the remainder, the vector itself."""
         low, high = self._bounds(digits[0])
-        fine = torch.zeros_like(digits[0], dtype=torch.float32)
-        for digit in digits:
-            fine = fine * self.base + digit
         offset = 0.5 if remainder is None else (remainder.flatten(-2).float().clamp(-1, 1) + 1) / 2
-        unit = (fine + offset) / self.base ** len(digits)
+        unit = digits_to_unit(digits, self.base, offset)
         return low + unit[..., : self.sense.dim] * (high - low)
 
     def decode_probabilities(self, probabilities: list[Tensor]) -> Tensor:

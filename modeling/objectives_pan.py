@@ -45,6 +45,7 @@ class _Window:
     trunk: Tensor  # (N, trunk_length, H), embeddings of state and action
     hidden: dict[str, Tensor]  # by block (N, length, H), and "action": (N, H)
     tables: CodeTables
+    numbers: Tensor | None  # (N, V), see `PanModel.numbers`
 
 
 def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
@@ -155,7 +156,10 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None) 
         mask = hide_padding(mask, prefix, model.config.pad_token_id)
     hidden = model.run_backbone(x, mask, layout.window_positions(steps).to(x.device))
     hidden = hidden[:, layout.prefix_length :].unflatten(1, (steps, -1)).flatten(0, 1)
-    return _Window(current, following, trunk, _by_block(layout, hidden), tables)
+    first = (torch.arange(batch * steps, device=x.device) % steps) == 0
+    before = state.map(lambda t: t[:, :steps].roll(1, 1).flatten(0, 1)) if steps > 1 else None
+    numbers = model.numbers(current, before, None if before is None else ~first, action.flatten(0, 1))
+    return _Window(current, following, trunk, _by_block(layout, hidden), tables, numbers)
 
 
 def hide_padding(mask: Tensor, prefix: Tensor, pad_token_id: int) -> Tensor:
@@ -212,9 +216,7 @@ def _code_losses(model, window: _Window, importance: Tensor | None) -> tuple[dic
         for name, places in model.split_places(block, window.hidden[block.name], window.trunk).items():
             for level in block.levels[: model.config.senses[name].num_levels]:
                 now, target = window.current.codes[name][level], window.following.codes[name][level]
-                found = teacher_forced_logits(
-                    model, name, level, places, window.current, window.following, window.tables
-                )
+                found = teacher_forced_logits(model, name, level, places, window)
                 logits[name].append(found)
                 changed = (now != target).flatten()
                 weight = 1 + (model.config.change_weight - 1) * changed
@@ -238,16 +240,14 @@ def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor
     return (weight * nll).sum() / weight.sum()
 
 
-def teacher_forced_logits(
-    model, name: str, level: int, places: Tensor, current: State, following: State, tables: CodeTables | None = None
-) -> Tensor:
+def teacher_forced_logits(model, name: str, level: int, places: Tensor, window: _Window) -> Tensor:
     """Logits `(N, num_codes, K)` of one level, given the true coarser codes of the following state."""
-    readout, now = model.readouts[name][level], current.codes[name][level]
-    found = (tables or model.code_tables()).levels[name][level]
-    features = readout.features(places, now, following.codes[name][:level], found)
+    current, following, numbers = window.current.codes[name], window.following.codes[name], window.numbers
+    readout, found = model.readouts[name][level], window.tables.levels[name][level]
+    features = readout.features(places, current[level], following[:level], found, numbers)
     if readout.sentence is not None:
-        features = readout.sentence(features, following.codes[name][level], found.drawn)
-    return readout.logits(features, found, now)
+        features = readout.sentence(features, following[level], found.drawn)
+    return readout.logits(features, found, current, following[:level], numbers)
 
 
 def _text_losses(model, window: _Window) -> dict[str, Tensor]:

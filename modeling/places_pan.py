@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .digit_density_pan import DigitDensity
 from .senses_pan import fold_places, unfold_places
 
 
@@ -79,12 +80,23 @@ class LevelReadout(nn.Module):
         hidden_size, width (`int`): H and A.
         copy_bias (`float`): initial value of the scalar added to the current code's logit.
         autoregressive (`bool`): sample the codes one after the other (see [`SentenceHead`]).
+        num_numbers (`int`): V, of `PanModel.numbers`.
     """
 
-    def __init__(self, sense, level: int, hidden_size: int, width: int, copy_bias: float, autoregressive: bool):
+    def __init__(
+        self,
+        sense,
+        level: int,
+        hidden_size: int,
+        width: int,
+        copy_bias: float,
+        autoregressive: bool,
+        num_numbers: int = 0,
+    ):
         super().__init__()
         self.sense, self.level, self.initial_copy_bias = sense, level, copy_bias
         self.places = nn.Linear(3 * hidden_size, sense.codes_per_place[level] * width)
+        self.numbers = nn.Linear(num_numbers, self.places.out_features, bias=False) if num_numbers else None
         self.current = nn.Linear(hidden_size, width, bias=False)
         self.coarser = nn.ModuleList(nn.Linear(hidden_size, width, bias=False) for _ in range(level))
         # vocabulary rows are a fiftieth of the size of hidden states, and would otherwise hardly be seen beside them
@@ -98,9 +110,10 @@ class LevelReadout(nn.Module):
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, hidden_size)
         self.copy_bias = nn.Parameter(torch.empty(1))
+        self.density = DigitDensity(sense, level, width, num_numbers) if sense.kind == "vector" else None
 
     def reset_pan_parameters(self, _std: float) -> None:
-        init.constant_(self.copy_bias, self.initial_copy_bias)
+        init.constant_(self.copy_bias, self.initial_copy_bias if self.density is None else 0.0)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -120,15 +133,20 @@ class LevelReadout(nn.Module):
             bias=(out_rows @ self.out.bias).masked_fill(~live, -torch.inf),
         )
 
-    def features(self, places: Tensor, now: Tensor, coarser: list[Tensor], tables: "LevelTables") -> Tensor:
+    def features(
+        self, places: Tensor, now: Tensor, coarser: list[Tensor], tables: "LevelTables", numbers: Tensor | None
+    ) -> Tensor:
         """Args: places `(B, P, 3H)`, see `PanModel.split_places`; now, the current codes `(B, n)`; coarser, the new
-        codes of each level before this one `(B, n_l)`. Returns: `(B, n, A)`."""
+        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `PanModel.numbers`. Returns:
+        `(B, n, A)`."""
         per_place = self.sense.codes_per_place[self.level]
         hidden, held, action = places.chunk(3, -1)
         for_hidden, for_held, for_action = self.places.weight.chunk(3, 1)
         x = nn.functional.linear(hidden, for_hidden, self.places.bias)
         x = x + nn.functional.linear(self.row_norm(held), for_held)
         x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # the same at every place
+        if self.numbers is not None:
+            x = x + self.numbers(numbers.to(x.dtype)).unsqueeze(1)  # the same at every place, too
         x = unfold_places(x.unflatten(-1, (per_place, -1)), self.sense, self.level)
         x = x + nn.functional.embedding(now, tables.current)
         for level, (codes, table) in enumerate(zip(coarser, tables.coarser, strict=False)):
@@ -153,10 +171,21 @@ class LevelReadout(nn.Module):
         grid = x.unflatten(1, self.grid).permute(0, 3, 1, 2)  # channels last, as it is stored
         return nn.functional.gelu(self.neighbours(grid)).permute(0, 2, 3, 1).flatten(1, 2)
 
-    def logits(self, features: Tensor, tables: "LevelTables", now: Tensor) -> Tensor:
-        """Args: features `(..., A)`; now, the current codes `(...)`. Returns: `(..., K)` float32, minus infinity at
+    def logits(
+        self,
+        features: Tensor,
+        tables: "LevelTables",
+        current: list[Tensor],
+        coarser: list[Tensor],
+        numbers: Tensor | None,
+    ) -> Tensor:
+        """Args: features `(B, n, A)`; current, the current codes of every level `(B, n_l)`; coarser, the new codes of
+        each level before this one; numbers `(B, V)`. Returns: `(B, n, K)` float32, minus infinity at
         rows that are not live."""
         logits = nn.functional.linear(self.out_norm(features), tables.weight, tables.bias).float()
+        if self.density is not None:
+            logits = logits + self.density(features, current, coarser, numbers)
+        now = current[self.level]
         bias = self.copy_bias.float().expand(now.shape)
         return logits.scatter_add_(-1, now.unsqueeze(-1), bias.unsqueeze(-1))
 

@@ -7,6 +7,7 @@ a new kind of sense is one more entry in `CODECS`. Vectors use the lattice, whos
 import torch
 from torch import Tensor, nn
 
+from .digit_density_pan import digits_to_unit
 from .image_codec_pan import ImageCodec
 from .lattice_pan import LatticeCodec
 from .rows_pan import describe_digits
@@ -23,6 +24,10 @@ class VectorCodec(nn.Module):
     def encode(self, vectors: Tensor) -> tuple[list[Tensor], Tensor]:
         """`(B, dim)` float -> digits, one `(B, num_codes)` a level, and the remainder `(B, P, group)` in [-1, 1]."""
         return self.lattice.encode(vectors)
+
+    def unit(self, codes: list[Tensor]) -> Tensor:
+        """Digits `(..., num_codes)`, one a level -> where between the bounds each coordinate is, in [-1, 1]."""
+        return 2 * digits_to_unit(codes, self.sense.base) - 1
 
     def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
         """Any prefix of digits -> `(B, dim)` float; with all of them, latents make it exact."""

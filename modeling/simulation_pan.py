@@ -188,7 +188,9 @@ class SimulationMixin:
             cache = _fork(cache)
         past = 0 if cache is None else cache.get_seq_length()
         trunk = torch.cat([embedded, self.embed_action(action, tables)], 1)
-        chooser = _Chooser(self, belief.state, tables, temperature, generator, target)
+        before = belief.history[-1][0] if belief.history else None
+        numbers = self.numbers(belief.state, before, None, action)
+        chooser = _Chooser(self, belief.state, tables, temperature, generator, target, numbers)
         hidden, seen = {}, 0
         for block in layout.blocks:
             if block.levels:
@@ -354,8 +356,10 @@ def _pixel_log_prob(mean: Tensor, true: Tensor, scale: Tensor) -> Tensor:
 class _Chooser:
     """Picks the next state block by block, or reads it off a target, and adds up its log probability."""
 
-    def __init__(self, model, current: State, tables, temperature: float, generator, target: State | None):
-        self.model, self.current, self.tables = model, current, tables
+    def __init__(
+        self, model, current: State, tables, temperature: float, generator, target: State | None, numbers=None
+    ):
+        self.model, self.current, self.tables, self.numbers = model, current, tables, numbers
         self.temperature, self.generator, self.target = temperature, generator, target
         self.codes = {name: [] for name in current.codes}
         self.words: dict[str, list[Tensor]] = {name: [] for name in current.text}
@@ -375,29 +379,31 @@ class _Chooser:
 
     def _level(self, name: str, level: int, places: Tensor) -> Tensor:
         readout, tables = self.model.readouts[name][level], self.tables.levels[name][level]
-        now = self.current.codes[name][level]
-        features = readout.features(places, now, self.codes[name][:level], tables)
+        current, coarser = self.current.codes[name], self.codes[name][:level]
+        features = readout.features(places, current[level], coarser, tables, self.numbers)
         target = None if self.target is None else self.target.codes[name][level]
         if readout.sentence is not None and target is None:
-            return self._sentence(readout, tables, features, now)
+            return self._sentence(readout, tables, features, current)
         if readout.sentence is not None:
             features = readout.sentence(features, target, tables.drawn)
-        return self._pick(readout.logits(features, tables, now), target)
+        return self._pick(readout.logits(features, tables, current, coarser, self.numbers), target)
 
-    def _sentence(self, readout, tables, features: Tensor, now: Tensor) -> Tensor:
-        """Codes `(B, n)`, each drawn given those before it, yet found together.
+    def _sentence(self, readout, tables, features: Tensor, current: list[Tensor]) -> Tensor:
+        """Codes of level 0 `(B, n)`, each drawn given those before it, yet found together.
 
         With its random number fixed, a code is a function of the codes before it. So all of them are guessed (at
         first, that nothing changes) and guessed again until none changes any more, which gives exactly what drawing
         one by one would: after `i` rounds the first `i` codes are final. Where most codes hardly depend on one another
         a few rounds are enough (Song et al. 2021, "Accelerating Feedforward Computation via Parallel Nonlinear
         Equation Solving"). Rows that are done drop out."""
+        now = current[0]
         draws, codes, log_prob = self._draws(now.shape), now.clone(), torch.zeros_like(self.log_prob)
         open_rows = torch.arange(len(now), device=now.device)
         for _ in range(now.shape[1]):
-            guess, held = codes[open_rows], now[open_rows]
+            guess, held = codes[open_rows], [level[open_rows] for level in current]
+            numbers = None if self.numbers is None else self.numbers[open_rows]
             x = readout.sentence(features[open_rows], guess, tables.drawn)
-            logits = readout.logits(x, tables, held)
+            logits = readout.logits(x, tables, held, [], numbers)
             found = self._draw(logits, None if draws is None else draws[open_rows])
             codes[open_rows], log_prob[open_rows] = found, _log_prob(logits, found)
             open_rows = open_rows[(found != guess).any(1)]

@@ -479,15 +479,16 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
             parameter.mul_(3)
         codes = model.perceive(observe(model, batch=32)).state
         tables = model.code_tables()
-        level, now = tables.levels["camera"][0], codes.codes["camera"][0]
+        level, current = tables.levels["camera"][0], codes.codes["camera"]
+        now = current[0]
         features = torch.randn(*now.shape, model.config.adapter_dim, generator=torch.Generator().manual_seed(0))
         chooser = simulation._Chooser(model, codes, tables, 1.0, torch.Generator().manual_seed(1), None)
-        together = chooser._sentence(readout, level, features, now)
+        together = chooser._sentence(readout, level, features, current)
         draws = torch.rand(now.shape, generator=torch.Generator().manual_seed(1))
         drawn, log_prob = torch.zeros_like(now), torch.zeros(len(now))
         for index in range(now.shape[1]):
-            x = readout.sentence(features, drawn, level.drawn)[:, index]
-            logits = readout.logits(x, level, now[:, index])
+            x = readout.sentence(features, drawn, level.drawn)
+            logits = readout.logits(x, level, current, [], None)[:, index]
             drawn[:, index] = chooser._draw(logits, draws[:, index])
             log_prob += simulation._log_prob(logits, drawn[:, index])
     assert torch.equal(together, drawn)
