@@ -248,6 +248,18 @@ def plan(
 
 
 @app.command()
+def pool(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, each evaluated and trained with another seed.")],
+    output: Annotated[Path, typer.Option(help="Folder for the pooled evaluation.json.")],
+) -> None:
+    """The mean of several evaluated runs, and its standard error over their seeds."""
+    from pan_hf.evaluate import pool as pool_runs
+
+    pool_runs(runs, output)
+    typer.echo(f"Done. See {output / 'evaluation.json'}")
+
+
+@app.command()
 def report(run: RUN = DEFAULT_RUN) -> None:
     """Write report.html and the model card from what the run holds."""
     from pan_hf.card import write_card

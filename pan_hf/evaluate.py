@@ -45,7 +45,7 @@ from . import metrics
 from .figures import curves, horizon_plot
 from .judge import Judge, Step
 from .metrics import Tally
-from .results import Record, mean_stderr, record, write_records
+from .results import Record, mean_stderr, read_records, record, write_records
 from .strips import write_strips
 from .trajectories import load_trajectories
 from .windows import WindowReader, check_held_out, choose_windows
@@ -430,6 +430,23 @@ def evaluate(
     plotted = [entry for entry in records if entry.metric.endswith(PLOTTED) and not entry.metric.startswith(UNPLOTTED)]
     if curves(plotted):
         horizon_plot(plotted, output / "horizon.png")
+    return records
+
+
+def pool(runs: Sequence[str | Path], output: str | Path) -> list[Record]:
+    """Pools the `evaluation.json` of runs that differ in their seed, and writes that of all of them into `output`.
+
+    Raises:
+        FileNotFoundError: a run has not been evaluated.
+        ValueError: fewer than two runs, or two of the same seed, whose difference would not be one of seeds.
+    """
+    found = [read_records(Path(run) / "evaluation.json") for run in runs]
+    seeds = [sorted({seed for entry in entries for seed in entry.seeds}) for entries in found]
+    if len({tuple(seed) for seed in seeds}) < max(2, len(runs)):
+        told = ", ".join(f"{run}: {seed}" for run, seed in zip(runs, seeds, strict=True))
+        raise ValueError(f"A spread over seeds needs different seeds, got {told}. Train with another `--seed`.")
+    records = across_seeds(found)
+    write_records(Path(output) / "evaluation.json", records)
     return records
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from dot_world import DotModel, DotProcessor, record_dots
 
-from pan_hf.evaluate import across_seeds, check_held_out, choose_windows, evaluate_model, find_checkpoint
+from pan_hf.evaluate import across_seeds, check_held_out, choose_windows, evaluate_model, find_checkpoint, pool
 from pan_hf.evaluate import evaluate as evaluate_checkpoint
-from pan_hf.results import read_records, select
+from pan_hf.results import read_records, select, write_records
 from pan_hf.strips import action_label, pick_by_rank
 
 SETTINGS = {"horizons": (1, 3, 5), "num_windows": 40, "batch_size": 16, "progress": False}
@@ -227,6 +227,19 @@ def test_seeds_are_pooled_with_their_spread():
     runs = [evaluate(seeds=[seed]) for seed in (1, 2)]
     (pooled,) = select(across_seeds(runs), metric="psnr", horizon=1, model="pan", environment="dots")
     assert pooled.value == 100 and pooled.stderr == 0 and pooled.seeds == [1, 2]
+
+
+def test_runs_are_pooled_only_if_their_seeds_differ(tmp_path):
+    for seed in (1, 2):
+        write_records(tmp_path / f"run{seed}" / "evaluation.json", evaluate(seeds=[seed]))
+    pooled = pool([tmp_path / "run1", tmp_path / "run2"], tmp_path / "both")
+    assert read_records(tmp_path / "both" / "evaluation.json") == pooled
+    assert {tuple(entry.seeds) for entry in pooled} == {(1, 2)}
+    with pytest.raises(ValueError, match="different seeds, got .*run1: \\[1\\]"):
+        pool([tmp_path / "run1", tmp_path / "run1"], tmp_path / "none")
+    with pytest.raises(ValueError, match="different seeds"):
+        pool([tmp_path / "run1"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
