@@ -156,13 +156,6 @@ class PanConfig(PreTrainedConfig):
         return {name: sense for name, sense in self.senses.items() if sense.kind == "text" and sense.every_step}
 
     @property
-    def num_numbers(self) -> int:
-        """Width of what [`PanModel.numbers`] says; 0 where nothing is a number."""
-        senses = sum(2 * sense.dim for sense in self.senses.values() if sense.kind == "vector")
-        action = self.action.dim if self.action is not None and self.action.kind == "vector" else 0
-        return senses + bool(senses) + action
-
-    @property
     def vocab_size(self) -> int:
         """Rows of the one embedding table, words and codes."""
         return self.text_config.vocab_size

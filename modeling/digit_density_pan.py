@@ -24,7 +24,7 @@ class DigitDensity(nn.Module):
         sense (`VectorSense`): base and number of levels.
         level (`int`): 0 is the coarsest.
         width (`int`): A, of the features.
-        num_numbers (`int`): V, of `PanModel.numbers`, which act on the displacement directly, since much of what
+        num_numbers (`int`): V, see `numbers_pan`, which act on the displacement directly, since much of what
             numbers do is nearly linear.
         num_components (`int`): logistics in the mixture.
     """

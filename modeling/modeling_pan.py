@@ -22,6 +22,7 @@ from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .latent_head_pan import LatentHead
 from .layout_pan import StepLayout, additive
 from .loading_pan import check_folder, check_loaded, explained
+from .numbers_pan import num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
 from .rows_pan import start_rows
@@ -128,7 +129,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
                         config.adapter_dim,
                         config.copy_bias,
                         autoregressive=level == 0 and config.level0_sampling == "autoregressive",
-                        num_numbers=config.num_numbers,
+                        num_numbers=num_readout_numbers(config, name),
                     )
                     for level in range(sense.num_levels)
                 )
@@ -430,38 +431,8 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
                 parts[name] = torch.cat([hidden[:, start : start + sense.num_places], now, action.expand_as(now)], -1)
                 start += sense.num_places
             place += sense.num_places
-        return parts
-
-    def numbers(self, now: State, before: State | None, known: Tensor | None, action: Tensor) -> Tensor | None:
-        """What is a number in a step, as numbers: `(N, config.num_numbers)` float32, or None where nothing is. Every
-        vector sense in [-1, 1], its change since the step before, whether that is known, and a vector action.
-
-        Args:
-            now, before: states of leading shape `(N,)`; `before` is None where no step before is remembered.
-            known: `(N,)` bool, which rows of `before` count; all if None.
-            action: `(N, ...)`.
-        """
-        vectors, described = (
-            [n for n, sense in self.config.senses.items() if sense.kind == "vector"],
-            self.config.action,
-        )
-        parts = []
-        for name in vectors:
-            dim = self.config.senses[name].dim
-            unit = self.senses[name].unit(now.codes[name])[:, :dim]
-            change = (
-                torch.zeros_like(unit)
-                if before is None
-                else unit - self.senses[name].unit(before.codes[name])[:, :dim]
-            )
-            parts += [unit, change if known is None else change * known.unsqueeze(1)]
-        if vectors:
-            flag = torch.full((len(action), 1), float(before is not None), device=action.device)
-            parts.append(flag if known is None else flag * known.unsqueeze(1))
-        if described.kind == "vector":
-            low, high = (torch.tensor(bound, device=action.device) for bound in (described.low, described.high))
-            parts.append((2 * (action.float() - low) / (high - low) - 1).clamp(-1, 1))
-        return torch.cat(parts, 1) if parts else None
+        # vectors first: pictures are then told what was drawn, and agree with it
+        return dict(sorted(parts.items(), key=lambda item: self.config.senses[item[0]].kind != "vector"))
 
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions

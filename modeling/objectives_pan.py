@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from .belief_pan import State
 from .heads_pan import two_hot
+from .numbers_pan import readout_numbers, step_numbers
 from .places_pan import CodeTables
 
 
@@ -45,7 +46,7 @@ class _Window:
     trunk: Tensor  # (N, trunk_length, H), embeddings of state and action
     hidden: dict[str, Tensor]  # by block (N, length, H), and "action": (N, H)
     tables: CodeTables
-    numbers: Tensor | None  # (N, V), see `PanModel.numbers`
+    numbers: Tensor | None  # (N, V), see `numbers_pan`
 
 
 def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
@@ -158,7 +159,7 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None) 
     hidden = hidden[:, layout.prefix_length :].unflatten(1, (steps, -1)).flatten(0, 1)
     first = (torch.arange(batch * steps, device=x.device) % steps) == 0
     before = state.map(lambda t: t[:, :steps].roll(1, 1).flatten(0, 1)) if steps > 1 else None
-    numbers = model.numbers(current, before, None if before is None else ~first, action.flatten(0, 1))
+    numbers = step_numbers(model, current, before, None if before is None else ~first, action.flatten(0, 1))
     return _Window(current, following, trunk, _by_block(layout, hidden), tables, numbers)
 
 
@@ -213,10 +214,12 @@ def _code_losses(model, window: _Window, importance: Tensor | None) -> tuple[dic
     for block in model.layout.blocks:
         if not block.levels:
             continue
+        drawn = {name: levels[: block.levels[-1] + 1] for name, levels in window.following.codes.items()}
         for name, places in model.split_places(block, window.hidden[block.name], window.trunk).items():
+            numbers = readout_numbers(model, name, window.numbers, drawn)
             for level in block.levels[: model.config.senses[name].num_levels]:
                 now, target = window.current.codes[name][level], window.following.codes[name][level]
-                found = teacher_forced_logits(model, name, level, places, window)
+                found = teacher_forced_logits(model, name, level, places, window, numbers)
                 logits[name].append(found)
                 changed = (now != target).flatten()
                 weight = 1 + (model.config.change_weight - 1) * changed
@@ -240,9 +243,11 @@ def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor
     return (weight * nll).sum() / weight.sum()
 
 
-def teacher_forced_logits(model, name: str, level: int, places: Tensor, window: _Window) -> Tensor:
+def teacher_forced_logits(
+    model, name: str, level: int, places: Tensor, window: _Window, numbers: Tensor | None
+) -> Tensor:
     """Logits `(N, num_codes, K)` of one level, given the true coarser codes of the following state."""
-    current, following, numbers = window.current.codes[name], window.following.codes[name], window.numbers
+    current, following = window.current.codes[name], window.following.codes[name]
     readout, found = model.readouts[name][level], window.tables.levels[name][level]
     features = readout.features(places, current[level], following[:level], found, numbers)
     if readout.sentence is not None:

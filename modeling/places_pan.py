@@ -80,7 +80,7 @@ class LevelReadout(nn.Module):
         hidden_size, width (`int`): H and A.
         copy_bias (`float`): initial value of the scalar added to the current code's logit.
         autoregressive (`bool`): sample the codes one after the other (see [`SentenceHead`]).
-        num_numbers (`int`): V, of `PanModel.numbers`.
+        num_numbers (`int`): V, of `numbers_pan.readout_numbers`.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class LevelReadout(nn.Module):
         self, places: Tensor, now: Tensor, coarser: list[Tensor], tables: "LevelTables", numbers: Tensor | None
     ) -> Tensor:
         """Args: places `(B, P, 3H)`, see `PanModel.split_places`; now, the current codes `(B, n)`; coarser, the new
-        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `PanModel.numbers`. Returns:
+        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `numbers_pan`. Returns:
         `(B, n, A)`."""
         per_place = self.sense.codes_per_place[self.level]
         hidden, held, action = places.chunk(3, -1)

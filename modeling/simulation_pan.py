@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from .belief_pan import Belief, Futures, LogProb, State
 from .checks_pan import action_shape, check_actions, check_observation, has_action_shape
 from .latent_head_pan import LATENT_BLUR
+from .numbers_pan import readout_numbers, step_numbers
 from .objectives_pan import hide_padding, latent_condition
 from .places_pan import CodeTables
 
@@ -189,7 +190,7 @@ class SimulationMixin:
         past = 0 if cache is None else cache.get_seq_length()
         trunk = torch.cat([embedded, self.embed_action(action, tables)], 1)
         before = belief.history[-1][0] if belief.history else None
-        numbers = self.numbers(belief.state, before, None, action)
+        numbers = step_numbers(self, belief.state, before, None, action)
         chooser = _Chooser(self, belief.state, tables, temperature, generator, target, numbers)
         hidden, seen = {}, 0
         for block in layout.blocks:
@@ -374,21 +375,22 @@ class _Chooser:
     def choose_levels(self, block, hidden: Tensor, trunk: Tensor) -> None:
         model = self.model
         for name, places in model.split_places(block, hidden, trunk).items():
+            numbers = readout_numbers(model, name, self.numbers, self.codes)
             for level in block.levels[: model.config.senses[name].num_levels]:
-                self.codes[name].append(self._level(name, level, places))
+                self.codes[name].append(self._level(name, level, places, numbers))
 
-    def _level(self, name: str, level: int, places: Tensor) -> Tensor:
+    def _level(self, name: str, level: int, places: Tensor, numbers: Tensor | None) -> Tensor:
         readout, tables = self.model.readouts[name][level], self.tables.levels[name][level]
         current, coarser = self.current.codes[name], self.codes[name][:level]
-        features = readout.features(places, current[level], coarser, tables, self.numbers)
+        features = readout.features(places, current[level], coarser, tables, numbers)
         target = None if self.target is None else self.target.codes[name][level]
         if readout.sentence is not None and target is None:
-            return self._sentence(readout, tables, features, current)
+            return self._sentence(readout, tables, features, current, numbers)
         if readout.sentence is not None:
             features = readout.sentence(features, target, tables.drawn)
-        return self._pick(readout.logits(features, tables, current, coarser, self.numbers), target)
+        return self._pick(readout.logits(features, tables, current, coarser, numbers), target)
 
-    def _sentence(self, readout, tables, features: Tensor, current: list[Tensor]) -> Tensor:
+    def _sentence(self, readout, tables, features, current: list[Tensor], numbers: Tensor | None) -> Tensor:
         """Codes of level 0 `(B, n)`, each drawn given those before it, yet found together.
 
         With its random number fixed, a code is a function of the codes before it. So all of them are guessed (at
@@ -401,9 +403,9 @@ class _Chooser:
         open_rows = torch.arange(len(now), device=now.device)
         for _ in range(now.shape[1]):
             guess, held = codes[open_rows], [level[open_rows] for level in current]
-            numbers = None if self.numbers is None else self.numbers[open_rows]
+            told = None if numbers is None else numbers[open_rows]
             x = readout.sentence(features[open_rows], guess, tables.drawn)
-            logits = readout.logits(x, tables, held, [], numbers)
+            logits = readout.logits(x, tables, held, [], told)
             found = self._draw(logits, None if draws is None else draws[open_rows])
             codes[open_rows], log_prob[open_rows] = found, _log_prob(logits, found)
             open_rows = open_rows[(found != guess).any(1)]

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from tiny_worlds import language_model, world_model
+from tiny_worlds import language_model
 
 from pan_hf import PanModel, VectorAction, VectorSense
-from pan_hf.modeling.belief_pan import State
 from pan_hf.modeling.digit_density_pan import DigitDensity, digits_to_unit
 
 SENSE = VectorSense(dim=2, base=8, num_levels=2)
@@ -59,22 +58,6 @@ def test_digits_name_the_cell_that_the_number_lies_in():
     assert digits_to_unit([torch.tensor([3]), torch.tensor([4])], 8, inside=0.0).item() == pytest.approx(
         3 / 8 + 4 / 64
     )
-
-
-def test_numbers_say_where_things_are_how_they_changed_and_what_is_done():
-    model = world_model(("camera", "touch"), action=VectorAction(dim=2, low=0.0, high=4.0))
-    dim = model.config.senses["touch"].dim
-    low = State({"touch": [torch.zeros(3, dim, dtype=torch.long)] * 2})
-    high = low.map(lambda digits: digits + 1)
-    action = torch.tensor([[0.0, 4.0]] * 3)
-    unknown = model.numbers(high, None, None, action)
-    assert unknown.shape == (3, model.config.num_numbers)
-    assert not unknown[:, dim : 2 * dim + 1].any()  # neither a change, nor a sign that it is known
-    known = model.numbers(high, low, torch.tensor([True, False, True]), action)
-    assert (known[0, dim : 2 * dim] > 0).all()
-    assert known[:, 2 * dim].tolist() == [1, 0, 1]
-    assert torch.equal(known[1], unknown[1])
-    assert known[0, -2:].tolist() == [-1, 1]
 
 
 @pytest.mark.slow

@@ -483,7 +483,7 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
         now = current[0]
         features = torch.randn(*now.shape, model.config.adapter_dim, generator=torch.Generator().manual_seed(0))
         chooser = simulation._Chooser(model, codes, tables, 1.0, torch.Generator().manual_seed(1), None)
-        together = chooser._sentence(readout, level, features, current)
+        together = chooser._sentence(readout, level, features, current, None)
         draws = torch.rand(now.shape, generator=torch.Generator().manual_seed(1))
         drawn, log_prob = torch.zeros_like(now), torch.zeros(len(now))
         for index in range(now.shape[1]):

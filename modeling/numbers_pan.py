@@ -1,0 +1,77 @@
+"""What is a number in a step, told to the readouts as a number.
+
+Codes are good at naming things and poor at arithmetic. Where a coordinate is, how it has just changed and which way a
+vector action points are known exactly, so the readouts get them beside the hidden states: displacements follow nearly
+linear rules (`digit_density_pan`), and a picture that is told where the vectors of its own future are agrees with
+them.
+"""
+
+import torch
+from torch import Tensor
+
+from .belief_pan import State
+
+OCTAVES = 6  # the highest has a period of a thirty-second of the range
+
+
+def _vectors(config) -> dict:
+    return {name: sense for name, sense in config.senses.items() if sense.kind == "vector"}
+
+
+def num_step_numbers(config) -> int:
+    """V, the width of `step_numbers`; 0 where nothing is a number."""
+    senses = sum(2 * sense.dim for sense in _vectors(config).values())
+    return senses + bool(senses) + (config.action.dim if config.action.kind == "vector" else 0)
+
+
+def num_readout_numbers(config, sense: str) -> int:
+    """Width of `readout_numbers` of one sense."""
+    drawn = sum(vector.dim for vector in _vectors(config).values())
+    return num_step_numbers(config) + (drawn * (1 + 2 * OCTAVES) if config.senses[sense].kind == "image" else 0)
+
+
+def step_numbers(model, now: State, before: State | None, known: Tensor | None, action: Tensor) -> Tensor | None:
+    """Every vector sense in [-1, 1], its change since the step before, whether that is known, and a vector action:
+    `(N, V)` float32, or None where nothing is a number.
+
+    Args:
+        now, before: states of leading shape `(N,)`; `before` is None where no step before is remembered.
+        known: `(N,)` bool, which rows of `before` count; all if None.
+        action: `(N, ...)`.
+    """
+    parts, described = [], model.config.action
+    for name, sense in _vectors(model.config).items():
+        unit = model.senses[name].unit(now.codes[name])[:, : sense.dim]
+        change = torch.zeros_like(unit)
+        if before is not None:
+            change = unit - model.senses[name].unit(before.codes[name])[:, : sense.dim]
+        parts += [unit, change if known is None else change * known.unsqueeze(1)]
+    if parts:
+        flag = torch.full((len(action), 1), float(before is not None), device=action.device)
+        parts.append(flag if known is None else flag * known.unsqueeze(1))
+    if described.kind == "vector":
+        low, high = (torch.tensor(bound, device=action.device) for bound in (described.low, described.high))
+        parts.append((2 * (action.float() - low) / (high - low) - 1).clamp(-1, 1))
+    return torch.cat(parts, 1) if parts else None
+
+
+def readout_numbers(model, sense: str, numbers: Tensor | None, drawn: dict[str, list[Tensor]]) -> Tensor | None:
+    """What the readouts of one sense are told, `(N, num_readout_numbers)`: the step's numbers, and for an image also
+    where the vectors will be.
+
+    Args:
+        numbers: see `step_numbers`.
+        drawn: the next state's codes `(N, n)` a level, of all vector senses as far as they are drawn.
+    """
+    vectors = _vectors(model.config)
+    if model.config.senses[sense].kind != "image" or not vectors:
+        return numbers
+    units = [model.senses[name].unit(drawn[name])[:, : vector.dim] for name, vector in vectors.items()]
+    return torch.cat([numbers, _waves(torch.cat(units, 1))], 1)
+
+
+def _waves(unit: Tensor) -> Tensor:
+    """Numbers in [-1, 1] `(N, dim)` with their sines and cosines at `OCTAVES` octaves, so that a layer can tell close
+    ones apart."""
+    phases = (unit.unsqueeze(-1) * torch.pi * 2.0 ** torch.arange(OCTAVES, device=unit.device)).flatten(1)
+    return torch.cat([unit, phases.sin(), phases.cos()], 1)

@@ -1,0 +1,54 @@
+"""Readouts are told in numbers what is a number, and the senses of one future agree."""
+
+import torch
+from tiny_worlds import acts, observe, world_model
+
+import pan_hf.modeling.simulation_pan as simulation
+from pan_hf import VectorAction
+from pan_hf.modeling.belief_pan import State
+from pan_hf.modeling.numbers_pan import num_readout_numbers, num_step_numbers, readout_numbers, step_numbers
+
+
+def test_numbers_say_where_things_are_how_they_changed_and_what_is_done():
+    model = world_model(("camera", "touch"), action=VectorAction(dim=2, low=0.0, high=4.0))
+    dim = model.config.senses["touch"].dim
+    low = State({"touch": [torch.zeros(3, dim, dtype=torch.long)] * 2})
+    high = low.map(lambda digits: digits + 1)
+    action = torch.tensor([[0.0, 4.0]] * 3)
+    unknown = step_numbers(model, high, None, None, action)
+    assert unknown.shape == (3, num_step_numbers(model.config))
+    assert not unknown[:, dim : 2 * dim + 1].any()  # neither a change, nor a sign that it is known
+    known = step_numbers(model, high, low, torch.tensor([True, False, True]), action)
+    assert (known[0, dim : 2 * dim] > 0).all()
+    assert known[:, 2 * dim].tolist() == [1, 0, 1]
+    assert torch.equal(known[1], unknown[1])
+    assert known[0, -2:].tolist() == [-1, 1]
+
+
+def test_a_world_without_numbers_has_none():
+    model = world_model(("camera",))
+    assert num_readout_numbers(model.config, "camera") == 0
+    assert readout_numbers(model, "camera", step_numbers(model, State({}), None, None, torch.zeros(2)), {}) is None
+
+
+def test_a_picture_is_told_where_the_vectors_of_its_own_future_are(monkeypatch):
+    model = world_model(("camera", "touch")).eval()
+    belief = model.perceive(observe(model, batch=2))
+    told = []
+
+    class Spy(simulation._Chooser):
+        def _level(self, name, level, places, numbers):
+            codes = super()._level(name, level, places, numbers)
+            if name == "camera":
+                told.append((numbers, [drawn.clone() for drawn in self.codes["touch"]]))
+            return codes
+
+    monkeypatch.setattr(simulation, "_Chooser", Spy)
+    model.simulate(belief, acts(model, 2, 1), seed=0)
+    touch = model.senses["touch"]
+    for numbers, drawn in told:
+        assert numbers.shape[1] == num_readout_numbers(model.config, "camera")
+        unit = touch.unit(drawn)[:, : model.config.senses["touch"].dim]
+        first = num_step_numbers(model.config)
+        torch.testing.assert_close(numbers[:, first : first + unit.shape[1]], unit)
+    assert told
