@@ -21,7 +21,7 @@ from pan_hf.results import stage_timer
 from pan_hf.trajectories import Trajectories, load_trajectories
 
 # share of the budget that each stage gets
-SHARES = {"senses": 0.28, "backbone": 0.02, "dynamics": 0.58, "latent_head": 0.05, "joint": 0.07}
+SHARES = {"senses": 0.2, "backbone": 0.02, "dynamics": 0.67, "latent_head": 0.04, "joint": 0.07}
 SCRIPTS = {
     "senses": "pretrain_senses",
     "backbone": "pretrain_backbone",
