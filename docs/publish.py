@@ -1,6 +1,6 @@
 """Publishes runs: their result files into docs/results, the README's tables from them, and a model card each.
 
-    python docs/publish.py runs/quickstart runs/dynamic_obstacles
+    python docs/publish.py runs/quickstart runs/pusht runs/dynamic_obstacles/stages/4-latent_head=dynamic_obstacles
 """
 
 import shutil
@@ -15,22 +15,24 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 
 
-def publish(run: Path) -> None:
-    """Copies what a run measured, and pictures of its first strip of median error."""
-    folder = RESULTS / run.name
+def publish(run: Path, name: str) -> None:
+    """Copies what a run, or a folder of results, measured, and pictures of its first strip of median error."""
+    folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("evaluation.json", "planning.json", "futures.json", "timing.json", "horizon.png"):
-        if (run / name).exists():
-            shutil.copy(run / name, folder / name)
+    for file in ("evaluation.json", "planning.json", "futures.json", "timing.json", "horizon.png"):
+        if (run / file).exists():
+            shutil.copy(run / file, folder / file)
     strips = sorted((run / "report" / "strips").glob("*DoorKey*median.npz")) or sorted(
         (run / "report" / "strips").glob("*median.npz")
     )
     if strips:
         strip_picture(load_strip(strips[0]), folder / "strip.png", cell=64)
-    write_card(run, ROOT / "model_cards" / f"pan-{run.name.replace('_', '-')}.md", model_id=f"pan-{run.name}")
+    if (run / "checkpoint").exists():
+        write_card(run, ROOT / "model_cards" / f"pan-{name.replace('_', '-')}.md", model_id=f"pan-{name}")
 
 
 if __name__ == "__main__":
     for given in sys.argv[1:]:
-        publish(Path(given))
+        run, _, name = given.partition("=")
+        publish(Path(run), name or Path(run).name)
     update_readme(ROOT / "README.md", sorted(path for path in RESULTS.iterdir() if path.is_dir()))
