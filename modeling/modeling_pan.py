@@ -7,6 +7,8 @@ holds the parts and how they are wired; what a step of simulation does is in `si
 """
 
 import copy
+import functools
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -445,8 +447,8 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=positions.unsqueeze(0).expand(len(embeddings), -1),
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{_cache_argument(self.language_model.base_model): cache},
         ).last_hidden_state
 
     def prefix_ids(self, observation: dict[str, Tensor]) -> Tensor | None:
@@ -462,6 +464,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values=None,
+        cache=None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -480,7 +483,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         with an `objective` the losses of a training stage.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache,
+            input_ids, attention_mask, position_ids, past_key_values (or `cache`), inputs_embeds, labels, use_cache,
                 logits_to_keep: as in any causal language model.
             objective (`str`): one of `objectives_pan.OBJECTIVES`; see there for what each needs of the rest (`"text"`:
                 `input_ids`, `labels` and `attention_mask`).
@@ -512,10 +515,10 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            **{_cache_argument(self.language_model): past_key_values if cache is None else cache},
             **kwargs,
         )
         logits = self._only_live(output.logits)
@@ -534,6 +537,17 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         if self.config.text_size == logits.shape[-1]:
             return logits
         return logits.masked_fill(~self.live_tokens(), torch.finfo(logits.dtype).min)
+
+
+def _cache_argument(model: nn.Module) -> str:
+    """What a model's forward calls its cache: newer Transformers say `cache`, older ones and code from the Hub
+    `past_key_values`."""
+    return _cache_argument_of(type(model))
+
+
+@functools.cache
+def _cache_argument_of(kind: type) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def _first_given(*values):
