@@ -7,7 +7,7 @@ them.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .belief_pan import State
 
@@ -30,28 +30,46 @@ def num_readout_numbers(config, sense: str) -> int:
     return num_step_numbers(config) + (drawn * (1 + 2 * OCTAVES) if config.senses[sense].kind == "image" else 0)
 
 
-def step_numbers(model, now: State, before: State | None, known: Tensor | None, action: Tensor) -> Tensor | None:
+def step_numbers(model, now: State, before: State | None, action: Tensor) -> Tensor | None:
     """Every vector sense in [-1, 1], its change since the step before, whether that is known, and a vector action:
     `(N, V)` float32, or None where nothing is a number.
 
     Args:
         now, before: states of leading shape `(N,)`; `before` is None where no step before is remembered.
-        known: `(N,)` bool, which rows of `before` count; all if None.
         action: `(N, ...)`.
     """
-    parts, described = [], model.config.action
-    for name, sense in _vectors(model.config).items():
-        unit = model.senses[name].unit(now.codes[name])[:, : sense.dim]
-        change = torch.zeros_like(unit)
-        if before is not None:
-            change = unit - model.senses[name].unit(before.codes[name])[:, : sense.dim]
-        parts += [unit, change if known is None else change * known.unsqueeze(1)]
-    if parts:
-        flag = torch.full((len(action), 1), float(before is not None), device=action.device)
-        parts.append(flag if known is None else flag * known.unsqueeze(1))
-    if described.kind == "vector":
-        low, high = (torch.tensor(bound, device=action.device) for bound in (described.low, described.high))
-        parts.append((2 * (action.float() - low) / (high - low) - 1).clamp(-1, 1))
+    unit = _units(model, now.codes)
+    if unit is None:
+        return _joined(model.config, [], action)
+    change = torch.zeros_like(unit) if before is None else unit - _units(model, before.codes)
+    known = torch.full_like(unit[..., :1], float(before is not None))
+    return _joined(model.config, [unit, change, known], action)
+
+
+def window_numbers(model, state: State, action: Tensor) -> Tensor | None:
+    """`step_numbers` of all transitions of windows, each window's first without a step before. Args: state, of leading
+    shape `(B, T + 1)`; action `(B, T, ...)`. Returns: `(B * T, V)` or None."""
+    unit = _units(model, state.codes)
+    if unit is None:
+        return _joined(model.config, [], action.flatten(0, 1))
+    unit = unit[:, : action.shape[1]]
+    change = nn.functional.pad(unit.diff(dim=1), (0, 0, 1, 0))
+    known = nn.functional.pad(torch.ones_like(unit[:, 1:, :1]), (0, 0, 1, 0))
+    return _joined(model.config, [part.flatten(0, 1) for part in (unit, change, known)], action.flatten(0, 1))
+
+
+def _units(model, codes: dict[str, list[Tensor]]) -> Tensor | None:
+    """All vector senses side by side, in [-1, 1]: `(..., sum of dim)`, or None where there are none."""
+    vectors = _vectors(model.config)
+    parts = [model.senses[name].unit(codes[name])[..., : sense.dim] for name, sense in vectors.items()]
+    return torch.cat(parts, -1) if parts else None
+
+
+def _joined(config, parts: list[Tensor], action: Tensor) -> Tensor | None:
+    """Parts and, if it is one, a vector action in [-1, 1]."""
+    if config.action.kind == "vector":
+        low, high = (torch.tensor(bound, device=action.device) for bound in (config.action.low, config.action.high))
+        parts = [*parts, (2 * (action.float() - low) / (high - low) - 1).clamp(-1, 1)]
     return torch.cat(parts, 1) if parts else None
 
 
@@ -63,11 +81,9 @@ def readout_numbers(model, sense: str, numbers: Tensor | None, drawn: dict[str, 
         numbers: see `step_numbers`.
         drawn: the next state's codes `(N, n)` a level, of all vector senses as far as they are drawn.
     """
-    vectors = _vectors(model.config)
-    if model.config.senses[sense].kind != "image" or not vectors:
+    if model.config.senses[sense].kind != "image" or not _vectors(model.config):
         return numbers
-    units = [model.senses[name].unit(drawn[name])[:, : vector.dim] for name, vector in vectors.items()]
-    return torch.cat([numbers, _waves(torch.cat(units, 1))], 1)
+    return torch.cat([numbers, _waves(_units(model, drawn))], 1)
 
 
 def _waves(unit: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from .belief_pan import State
 from .heads_pan import two_hot
-from .numbers_pan import readout_numbers, step_numbers
+from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
 
 
@@ -157,10 +157,7 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None) 
         mask = hide_padding(mask, prefix, model.config.pad_token_id)
     hidden = model.run_backbone(x, mask, layout.window_positions(steps).to(x.device))
     hidden = hidden[:, layout.prefix_length :].unflatten(1, (steps, -1)).flatten(0, 1)
-    first = (torch.arange(batch * steps, device=x.device) % steps) == 0
-    before = state.map(lambda t: t[:, :steps].roll(1, 1).flatten(0, 1)) if steps > 1 else None
-    numbers = step_numbers(model, current, before, None if before is None else ~first, action.flatten(0, 1))
-    return _Window(current, following, trunk, _by_block(layout, hidden), tables, numbers)
+    return _Window(current, following, trunk, _by_block(layout, hidden), tables, window_numbers(model, state, action))
 
 
 def hide_padding(mask: Tensor, prefix: Tensor, pad_token_id: int) -> Tensor:

@@ -190,7 +190,7 @@ class SimulationMixin:
         past = 0 if cache is None else cache.get_seq_length()
         trunk = torch.cat([embedded, self.embed_action(action, tables)], 1)
         before = belief.history[-1][0] if belief.history else None
-        numbers = step_numbers(self, belief.state, before, None, action)
+        numbers = step_numbers(self, belief.state, before, action)
         chooser = _Chooser(self, belief.state, tables, temperature, generator, target, numbers)
         hidden, seen = {}, 0
         for block in layout.blocks:

@@ -6,29 +6,48 @@ from tiny_worlds import acts, observe, world_model
 import pan_hf.modeling.simulation_pan as simulation
 from pan_hf import VectorAction
 from pan_hf.modeling.belief_pan import State
-from pan_hf.modeling.numbers_pan import num_readout_numbers, num_step_numbers, readout_numbers, step_numbers
+from pan_hf.modeling.numbers_pan import (
+    num_readout_numbers,
+    num_step_numbers,
+    readout_numbers,
+    step_numbers,
+    window_numbers,
+)
+
+
+def _touched(model):
+    dim = model.config.senses["touch"].dim
+    low = State({"touch": [torch.zeros(3, dim, dtype=torch.long)] * 2})
+    return dim, low, low.map(lambda digits: digits + 1)
 
 
 def test_numbers_say_where_things_are_how_they_changed_and_what_is_done():
     model = world_model(("camera", "touch"), action=VectorAction(dim=2, low=0.0, high=4.0))
-    dim = model.config.senses["touch"].dim
-    low = State({"touch": [torch.zeros(3, dim, dtype=torch.long)] * 2})
-    high = low.map(lambda digits: digits + 1)
+    dim, low, high = _touched(model)
     action = torch.tensor([[0.0, 4.0]] * 3)
-    unknown = step_numbers(model, high, None, None, action)
+    unknown = step_numbers(model, high, None, action)
     assert unknown.shape == (3, num_step_numbers(model.config))
     assert not unknown[:, dim : 2 * dim + 1].any()  # neither a change, nor a sign that it is known
-    known = step_numbers(model, high, low, torch.tensor([True, False, True]), action)
-    assert (known[0, dim : 2 * dim] > 0).all()
-    assert known[:, 2 * dim].tolist() == [1, 0, 1]
-    assert torch.equal(known[1], unknown[1])
+    known = step_numbers(model, high, low, action)
+    assert (known[:, dim : 2 * dim] > 0).all()
+    assert known[:, 2 * dim].tolist() == [1, 1, 1]
     assert known[0, -2:].tolist() == [-1, 1]
+
+
+def test_a_window_s_numbers_are_those_of_its_steps_and_its_first_knows_no_change():
+    model = world_model(("camera", "touch"), action=VectorAction(dim=2, low=0.0, high=4.0))
+    _, low, high = _touched(model)
+    window = State.combine([low, high, low], lambda frames: torch.stack(frames, 1))
+    action = 4 * torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    first, second = window_numbers(model, window, action).unflatten(0, (3, 2)).unbind(1)
+    torch.testing.assert_close(first, step_numbers(model, low, None, action[:, 0]))
+    torch.testing.assert_close(second, step_numbers(model, high, low, action[:, 1]))
 
 
 def test_a_world_without_numbers_has_none():
     model = world_model(("camera",))
     assert num_readout_numbers(model.config, "camera") == 0
-    assert readout_numbers(model, "camera", step_numbers(model, State({}), None, None, torch.zeros(2)), {}) is None
+    assert readout_numbers(model, "camera", step_numbers(model, State({}), None, torch.zeros(2)), {}) is None
 
 
 def test_a_picture_is_told_where_the_vectors_of_its_own_future_are(monkeypatch):
