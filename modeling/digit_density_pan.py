@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .lattice_pan import digits_to_unit
+
 STEP = (
-    0.1  # unit of a displacement told by the features, as a share of the range: Adam moves it by a hundredth at a time
+    0.1  # unit of a displacement that features tell, as a share of the range: at 1, Adam's jitter alone is a hundredth
 )
 WIDTH = 0.02  # initial width of a logistic, as a share of the range
 
@@ -61,12 +63,3 @@ class DigitDensity(nn.Module):
         # log(sigmoid(above) - sigmoid(below)), without cancellation
         inside = nn.functional.logsigmoid(above) + nn.functional.logsigmoid(-below) + torch.log(-torch.expm1(-gap))
         return (inside + share.log_softmax(-1)).logsumexp(-1)
-
-
-def digits_to_unit(digits: list[Tensor], base: int, inside: float | Tensor = 0.5) -> Tensor:
-    """A prefix of digits `(...)` -> where in [0, 1] their cell is, float32; `inside` 0.5 is its middle, 0 its lower
-    end."""
-    fine = torch.zeros_like(digits[0], dtype=torch.float32)
-    for digit in digits:
-        fine = fine * base + digit
-    return (fine + inside) / base ** len(digits)

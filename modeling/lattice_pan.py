@@ -9,7 +9,6 @@ What the last digit leaves over is returned as a remainder in [-1, 1]: digits an
 import torch
 from torch import Tensor, nn
 
-from .digit_density_pan import digits_to_unit
 from .sense_configuration_pan import VectorSense
 
 
@@ -67,3 +66,12 @@ class LatticeCodec(nn.Module):
             scale = scale / self.base
             unit = unit + scale * (distribution[..., : self.base].float() @ values)
         return low + (unit[..., : self.sense.dim] + 0.5 * scale) * (high - low)
+
+
+def digits_to_unit(digits: list[Tensor], base: int, inside: float | Tensor = 0.5) -> Tensor:
+    """A prefix of digits `(...)` -> where in [0, 1] their cell is, float32; `inside` 0.5 is its middle, 0 its lower
+    end."""
+    fine = torch.zeros_like(digits[0], dtype=torch.float32)
+    for digit in digits:
+        fine = fine * base + digit
+    return (fine + inside) / base ** len(digits)

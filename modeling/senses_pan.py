@@ -7,9 +7,8 @@ a new kind of sense is one more entry in `CODECS`. Vectors use the lattice, whos
 import torch
 from torch import Tensor, nn
 
-from .digit_density_pan import digits_to_unit
 from .image_codec_pan import ImageCodec
-from .lattice_pan import LatticeCodec
+from .lattice_pan import LatticeCodec, digits_to_unit
 from .rows_pan import describe_digits
 
 
