@@ -1,6 +1,7 @@
 """Publishes runs: their result files into docs/results, the README's tables from them, and a model card each.
 
-    python docs/publish.py runs/quickstart runs/pusht runs/dynamic_obstacles/stages/4-latent_head=dynamic_obstacles
+python docs/publish.py runs/quickstart runs/dynamic_obstacles
+python docs/publish.py runs/dynamic_obstacles/stages/4-latent_head=dynamic_obstacles_before_joint
 """
 
 import shutil

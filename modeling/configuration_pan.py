@@ -54,7 +54,8 @@ class PanConfig(PreTrainedConfig):
         fold_levels (`bool`): `True`: all levels are read out of one backbone pass; `False`: one pass a level.
         level0_sampling (`str`): `"parallel"`, for worlds that are deterministic, or `"autoregressive"`: the coarsest
             codes are sampled one after the other, so that a future is one possibility and not a mixture of several.
-        copy_bias (`float`): initial value of the learned scalar added to the current code's logit.
+        copy_bias (`float`): initial value of the learned scalar added to the current code's logit; the digits of
+            vectors start without.
         change_weight (`float`): weight of the codes that change in the cross-entropy of a level.
         motion_weight, rarity_weight (`float`): weights of pixels that move, and of pixels unlike the usual frame, in
             the reconstruction loss, beside 1 for every pixel.

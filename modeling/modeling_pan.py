@@ -448,7 +448,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
             attention_mask=mask,
             position_ids=positions.unsqueeze(0).expand(len(embeddings), -1),
             use_cache=cache is not None,
-            **{_cache_argument(self.language_model.base_model): cache},
+            **{_cache_argument(type(self.language_model.base_model)): cache},
         ).last_hidden_state
 
     def prefix_ids(self, observation: dict[str, Tensor]) -> Tensor | None:
@@ -464,7 +464,6 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values=None,
-        cache=None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -477,6 +476,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         done: Tensor | None = None,
         condition: dict[str, Tensor] | None = None,
         importance: Tensor | None = None,
+        cache=None,
         **kwargs,
     ) -> CausalLMOutputWithPast | PanOutput:
         """Two models in one: with `input_ids` (or `inputs_embeds`) the causal language model over words and codes;
@@ -518,7 +518,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
-            **{_cache_argument(self.language_model): past_key_values if cache is None else cache},
+            **{_cache_argument(type(self.language_model)): past_key_values if cache is None else cache},
             **kwargs,
         )
         logits = self._only_live(output.logits)
@@ -539,14 +539,10 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         return logits.masked_fill(~self.live_tokens(), torch.finfo(logits.dtype).min)
 
 
-def _cache_argument(model: nn.Module) -> str:
+@functools.cache
+def _cache_argument(kind: type) -> str:
     """What a model's forward calls its cache: newer Transformers say `cache`, older ones and code from the Hub
     `past_key_values`."""
-    return _cache_argument_of(type(model))
-
-
-@functools.cache
-def _cache_argument_of(kind: type) -> str:
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 

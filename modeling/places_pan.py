@@ -65,6 +65,7 @@ class PlaceEmbedding(nn.Module):
 
 
 def _grid(sense, level: int) -> tuple[int, int]:
+    """Rows and columns of a level's codes; a vector's are one row."""
     if sense.kind != "image":
         return 1, sense.num_places * sense.codes_per_place[level]
     rows, columns = (size // sense.level_strides[level] for size in sense.patch_grid)
@@ -78,7 +79,8 @@ class LevelReadout(nn.Module):
         sense: an image or vector sense.
         level (`int`): 0 is the coarsest.
         hidden_size, width (`int`): H and A.
-        copy_bias (`float`): initial value of the scalar added to the current code's logit.
+        copy_bias (`float`): initial value of the scalar added to the current code's logit; vectors start at 0, since
+            their [`DigitDensity`] already lies where they are.
         autoregressive (`bool`): sample the codes one after the other (see [`SentenceHead`]).
         num_numbers (`int`): V, of `numbers_pan.readout_numbers`.
     """
@@ -91,10 +93,10 @@ class LevelReadout(nn.Module):
         width: int,
         copy_bias: float,
         autoregressive: bool,
-        num_numbers: int = 0,
+        num_numbers: int,
     ):
         super().__init__()
-        self.sense, self.level, self.initial_copy_bias = sense, level, copy_bias
+        self.sense, self.level, self.grid, self.initial_copy_bias = sense, level, _grid(sense, level), copy_bias
         self.places = nn.Linear(3 * hidden_size, sense.codes_per_place[level] * width)
         self.numbers = nn.Linear(num_numbers, self.places.out_features, bias=False) if num_numbers else None
         self.current = nn.Linear(hidden_size, width, bias=False)
@@ -115,11 +117,6 @@ class LevelReadout(nn.Module):
     def reset_pan_parameters(self, _std: float) -> None:
         init.constant_(self.copy_bias, self.initial_copy_bias if self.density is None else 0.0)
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of this level's codes; a vector's are one row."""
-        return _grid(self.sense, self.level)
-
     def tables(self, rows: list[Tensor], out_rows: Tensor, live: Tensor) -> "LevelTables":
         """What this level's layers make of each code, worked out once for all of them.
 
@@ -137,8 +134,7 @@ class LevelReadout(nn.Module):
         self, places: Tensor, now: Tensor, coarser: list[Tensor], tables: "LevelTables", numbers: Tensor | None
     ) -> Tensor:
         """Args: places `(B, P, 3H)`, see `PanModel.split_places`; now, the current codes `(B, n)`; coarser, the new
-        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `numbers_pan`. Returns:
-        `(B, n, A)`."""
+        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `numbers_pan`. Returns: `(B, n, A)`."""
         per_place = self.sense.codes_per_place[self.level]
         hidden, held, action = places.chunk(3, -1)
         for_hidden, for_held, for_action = self.places.weight.chunk(3, 1)
@@ -180,8 +176,8 @@ class LevelReadout(nn.Module):
         numbers: Tensor | None,
     ) -> Tensor:
         """Args: features `(B, n, A)`; current, the current codes of every level `(B, n_l)`; coarser, the new codes of
-        each level before this one; numbers `(B, V)`. Returns: `(B, n, K)` float32, minus infinity at
-        rows that are not live."""
+        each level before this one; numbers `(B, V)`. Returns: `(B, n, K)` float32, minus infinity at rows
+        that are not live."""
         logits = nn.functional.linear(self.out_norm(features), tables.weight, tables.bias).float()
         if self.density is not None:
             logits = logits + self.density(features, current, coarser, numbers)

@@ -25,6 +25,7 @@ def start_rows(rows: Tensor, descriptions: Tensor, described: Tensor, std: float
         std (`float`): of the entries of a row.
         seed (`int`): of projection and chance.
     """
+    descriptions, described = descriptions.to(rows.device), described.to(rows.device)
     known = descriptions[described].float()
     if len(known) < 2:
         return
