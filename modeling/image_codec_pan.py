@@ -55,6 +55,11 @@ def unfold_grid(x: Tensor, factor: int) -> Tensor:
     return x.reshape(batch, rows * factor, columns * factor, width)
 
 
+def as_bytes(frames: Tensor) -> Tensor:
+    """Decoded frames, nominally in [-1, 1], as uint8."""
+    return ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 class ImageCodec(nn.Module):
     """Encoder, codebooks, latents and decoder of an image sense.
 
@@ -71,8 +76,10 @@ class ImageCodec(nn.Module):
         self.encoder = nn.ModuleList(PositionBlock(width, sense.kernel_size) for _ in range(sense.num_blocks))
         self.encoder_norm = nn.LayerNorm(width)
         self.codebooks = nn.ModuleList(
-            Codebook(size, capacity, dim)
-            for size, capacity in zip(sense.codebook_size, sense.codebook_capacity, strict=True)
+            Codebook(size, capacity, dim, pixels * stride**2)
+            for size, capacity, stride in zip(
+                sense.codebook_size, sense.codebook_capacity, sense.level_strides, strict=True
+            )
         )
         self.to_code = nn.ModuleList(nn.Linear(stride**2 * width, dim) for stride in sense.level_strides)
         self.from_code = nn.ModuleList(nn.Linear(dim, stride**2 * width) for stride in sense.level_strides)
@@ -104,16 +111,23 @@ class ImageCodec(nn.Module):
         return self.encoder_norm(x)  # (B, R, S, W)
 
     def _quantize(self, features: Tensor, update: bool):
-        """Codes a level, the map their vectors add up to, one map a prefix, and the commitment loss."""
+        """Codes a level `(B, r, s)`, the map their vectors add up to, one map a prefix, and the commitment loss."""
         total, prefixes, codes, commitment = torch.zeros_like(features), [], [], 0.0
         for level, stride in enumerate(self.sense.level_strides):
             left_over = fold_grid(features - total, stride)
             level_codes, vectors, loss = self.codebooks[level](self.to_code[level](left_over), update)
             total = total + unfold_grid(self.from_code[level](vectors), stride)
             prefixes.append(total)
-            codes.append(level_codes.flatten(1))
+            codes.append(level_codes)
             commitment = commitment + loss
         return codes, prefixes, commitment
+
+    def code_inputs(self, frames: Tensor, level: int) -> Tensor:
+        """What the codebook of a level is asked to describe, `(B, r, s, code_dim)`: what the levels before it leave
+        over of frames `(B, C, height, width)`."""
+        features = self._features(frames)
+        total = torch.zeros_like(features) if level == 0 else self._quantize(features, update=False)[1][level - 1]
+        return self.to_code[level](fold_grid(features - total, self.sense.level_strides[level])).float()
 
     def _latents(self, features: Tensor, coded: Tensor) -> Tensor:
         stride = self.sense.place_stride
@@ -123,48 +137,67 @@ class ImageCodec(nn.Module):
         """Args: frames `(B, C, height, width)`, uint8 or float in [-1, 1]. Returns: codes, one `(B, num_codes)` int64
         a level in raster order, coarse first; latents `(B, P, latent_dim)` at unit scale, or None."""
         features = self._features(frames)
-        codes, prefixes, _ = self._quantize(features, update=False)
+        grids, prefixes, _ = self._quantize(features, update=False)
+        codes = [grid.flatten(1) for grid in grids]
         if not self.sense.latent_dim:
             return codes, None
         return codes, self._latents(features, prefixes[-1]).flatten(1, 2) / self.latent_scale
 
     def _code_map(self, vectors: list[Tensor]) -> Tensor:
         total = 0.0
-        rows, columns = self.sense.patch_grid
         for level, level_vectors in enumerate(vectors):
-            stride = self.sense.level_strides[level]
-            grid = level_vectors.unflatten(1, (rows // stride, columns // stride))
-            total = total + unfold_grid(self.from_code[level](grid), stride)
+            grid = level_vectors.unflatten(1, self._level_grid(level))
+            total = total + unfold_grid(self.from_code[level](grid), self.sense.level_strides[level])
         return total
 
     def _latent_map(self, grid: Tensor) -> Tensor:
         return unfold_grid(self.from_latent(grid), self.sense.place_stride)
 
-    def _render(self, x: Tensor) -> Tensor:
+    def _corrections(self, grids: list[Tensor]) -> Tensor:
+        """Pixels that codes add by themselves (see `Codebook`): maps `(B, r, s)` of codes, or `(B, r, s, K)` of their
+        probabilities, one a level -> `(B, R, S, pixels)`."""
+        total = 0.0
+        for level, grid in enumerate(grids):
+            table = self.codebooks[level].corrections
+            if grid.is_floating_point():
+                found = grid @ table[: grid.shape[-1]]
+            else:
+                found = nn.functional.embedding(grid, table)
+            total = total + unfold_grid(found, self.sense.level_strides[level])
+        return total
+
+    def _render(self, x: Tensor, corrections: Tensor) -> Tensor:
+        """Maps `(B, R, S, W)` and what codes add by themselves -> frames `(B, C, height, width)`."""
         for block in self.decoder:
             x = block(x)
-        x = self.head(self.decoder_norm(x))
-        return unfold_grid(x, self.sense.patch_size).permute(0, 3, 1, 2)  # (B, C, height, width)
+        x = self.head(self.decoder_norm(x)) + corrections
+        return unfold_grid(x, self.sense.patch_size).permute(0, 3, 1, 2)
 
     def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
         """Args: codes, any prefix of levels; latents at unit scale, optional. Returns: frames `(B, C, height, width)`
         float, nominally in [-1, 1]."""
-        return self._decode_vectors([book.lookup(c) for book, c in zip(self.codebooks, codes, strict=False)], latents)
+        vectors = [book.lookup(c) for book, c in zip(self.codebooks, codes, strict=False)]
+        return self._decode_vectors(vectors, codes, latents)
 
-    def _decode_vectors(self, vectors: list[Tensor], latents: Tensor | None) -> Tensor:
+    def _decode_vectors(self, vectors: list[Tensor], chosen: list[Tensor], latents: Tensor | None) -> Tensor:
+        """Args: vectors `(B, n, dim)` a level; chosen, the codes `(B, n)` they are of, or the probabilities
+        `(B, n, K)` they are the mean under; latents as for `decode`."""
         x = self._code_map(vectors)
         if latents is not None:
             x = x + self._latent_map((latents * self.latent_scale).unflatten(1, self.sense.place_grid))
-        return self._render(x)
+        grids = [part.unflatten(1, self._level_grid(level)) for level, part in enumerate(chosen)]
+        return self._render(x, self._corrections(grids))
+
+    def _level_grid(self, level: int) -> tuple[int, int]:
+        rows, columns = self.sense.patch_grid
+        stride = self.sense.level_strides[level]
+        return rows // stride, columns // stride
 
     def decode_probabilities(self, probabilities: list[Tensor], latents: Tensor | None = None) -> Tensor:
         """Frames of the expected code vectors under distributions `(B, num_codes, K)` over the first K codes, one a
         level; differentiable, so that the generative loss of equation 8 reaches whatever made the distributions."""
-        vectors = [
-            p.to(book.vectors.dtype) @ book.vectors[: p.shape[-1]]
-            for p, book in zip(probabilities, self.codebooks, strict=True)
-        ]
-        return self._decode_vectors(vectors, latents)
+        vectors = [book.mean(p) for p, book in zip(probabilities, self.codebooks, strict=True)]
+        return self._decode_vectors(vectors, probabilities, latents)
 
     def describe(self) -> list[tuple[Tensor, Tensor]]:
         """For each level `(K, code_dim)` and `(K,)` bool: what each code stands for, and whether it does so yet."""
@@ -208,9 +241,11 @@ class ImageCodec(nn.Module):
         of whole places. Returns: `reconstruction`, `commitment`."""
         target = self.to_float(frames)
         features = self._features(frames)
-        _, prefixes, commitment = self._quantize(features, update)
+        grids, prefixes, commitment = self._quantize(features, update)
         weight = self.pixel_weight(frames, neighbours, usual, motion, rarity)
-        variants = self._render(torch.cat([prefixes[-1], self._random_prefix(features, prefixes, update)]))
+        variant, variant_corrections = self._random_prefix(features, prefixes, grids, update)
+        corrections = torch.cat([self._corrections(grids), variant_corrections])
+        variants = self._render(torch.cat([prefixes[-1], variant]), corrections)
         error, variant_error = (variants - torch.cat([target, target])).square().chunk(2)
         if self.training:
             self._track_scales(error, variant_error)
@@ -222,9 +257,12 @@ class ImageCodec(nn.Module):
         reconstruction = full + 0.2 * variant
         return {"reconstruction": reconstruction, "commitment": commitment}
 
-    def _random_prefix(self, features: Tensor, prefixes: list[Tensor], update: bool) -> Tensor:
-        """For each frame a shorter prefix of levels, or all of them plus noisy latents."""
-        options = list(prefixes[:-1])
+    def _random_prefix(
+        self, features: Tensor, prefixes: list[Tensor], grids: list[Tensor], update: bool
+    ) -> tuple[Tensor, Tensor]:
+        """For each frame a shorter prefix of levels, or all of them plus noisy latents: its map, and the corrections
+        of its codes."""
+        options = [(prefix, self._corrections(grids[: level + 1])) for level, prefix in enumerate(prefixes)]
         if self.sense.latent_dim:
             latents = self._latents(features, prefixes[-1].detach())
             if update:
@@ -232,12 +270,13 @@ class ImageCodec(nn.Module):
                     self.latent_scale.lerp_(latents.detach().flatten(0, 2).std(0).clamp(min=1e-3), 0.05)
                 # only while the scale follows: against noise of a fixed size, latents would learn to grow for ever
                 latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
-            options.append(prefixes[-1] + self._latent_map(latents))
-        if not options:
-            return prefixes[-1]
+            options[-1] = (prefixes[-1] + self._latent_map(latents), options[-1][1])
+        elif len(options) > 1:
+            options.pop()
         choice = torch.randint(len(options), (len(features),), device=features.device)
-        stacked = torch.stack(options)  # (options, B, R, S, W)
-        return stacked[choice, torch.arange(len(features), device=features.device)]
+        rows = torch.arange(len(features), device=features.device)
+        maps, corrections = (torch.stack(part)[choice, rows] for part in zip(*options, strict=True))
+        return maps, corrections
 
     @torch.no_grad()
     def _track_scales(self, error: Tensor, variant_error: Tensor) -> None:

@@ -20,7 +20,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .belief_pan import State
 from .checks_pan import check_observation
 from .configuration_pan import PanConfig
+from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
+from .image_codec_pan import as_bytes
 from .latent_head_pan import LatentHead
 from .layout_pan import StepLayout, additive
 from .loading_pan import check_folder, check_loaded, explained
@@ -84,11 +86,11 @@ class PanPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
+class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin):
     """A world model around any causal language model.
 
     Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],
-    [`simulate`], [`decode`], [`log_prob`], and `generate` for text.
+    [`simulate`], [`decode`], [`log_prob`], `generate` for text, and [`grow`] and [`learn`] for new tokens.
 
     Args:
         config (`PanConfig`): see there.
@@ -112,6 +114,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
 
     def _build_world(self, config: PanConfig) -> None:
         hidden_size = config.text_config.hidden_size
+        self.register_buffer("live_rows", torch.zeros(config.vocab_size, dtype=torch.bool))
         places = config.place_senses
         self.layout = StepLayout(config)
         self._check_positions(config)
@@ -132,6 +135,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
                         config.copy_bias,
                         autoregressive=level == 0 and config.level0_sampling == "autoregressive",
                         num_numbers=num_readout_numbers(config, name),
+                        num_blocks=config.adapter_blocks,
                     )
                     for level in range(sense.num_levels)
                 )
@@ -149,6 +153,17 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         self.latent_heads = nn.ModuleDict(
             {n: LatentHead(s, 4 * hidden_size, config.latent_head) for n, s in places.items() if s.latent_dim}
         )
+
+    def reset_pan_parameters(self, _std: float) -> None:
+        """What is live at birth: the backbone's words, and of each segment as many codes as its part has."""
+        if not self.is_world_model:
+            return
+        live = torch.arange(self.config.vocab_size) < self.config.text_size
+        for part, described in self.config.coded_parts().items():
+            for level, size in enumerate(described.codebook_size):
+                offset, _ = self.config.segments[f"{part}.{level}"]
+                live[offset : offset + size] = True
+        init.copy_(self.live_rows, live)
 
     def _check_positions(self, config: PanConfig) -> None:
         needed = self.layout.prefix_length + config.context_steps * self.layout.trunk_length + self.layout.query_length
@@ -250,21 +265,19 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
 
     def live_codes(self, part: str, level: int) -> Tensor:
         """Which codes of a segment exist, `(capacity,)` bool."""
-        codec = self.senses[part] if part in self.senses else None
-        if codec is not None and hasattr(codec, "codebooks"):
-            return codec.codebooks[level].live
-        described = self.config.coded_parts()[part]
-        capacity = described.codebook_capacity[level]
-        return torch.arange(capacity, device=self.device) < described.codebook_size[level]
+        offset, capacity = self.config.segments[f"{part}.{level}"]
+        return self.live_rows[offset : offset + capacity]
 
-    def live_tokens(self) -> Tensor:
-        """Which ids exist, words and codes, `(vocab_size,)` bool."""
-        live = torch.zeros(self.config.vocab_size, dtype=torch.bool, device=self.device)
-        live[: self.config.text_size] = True
-        for segment, (offset, capacity) in self.config.segments.items():
-            part, level = segment.rsplit(".", 1)
-            live[offset : offset + capacity] = self.live_codes(part, int(level))
-        return live
+    def live_words(self) -> Tensor:
+        """Which words exist, `(text_capacity,)` bool."""
+        return self.live_rows[: self.config.text_capacity]
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """Logits `(..., text_capacity)` float32 over words alone, minus infinity where there is none."""
+        head, capacity = self.get_output_embeddings(), self.config.text_capacity
+        bias = None if getattr(head, "bias", None) is None else head.bias[:capacity]
+        logits = nn.functional.linear(hidden, head.weight[:capacity], bias)
+        return logits.float().masked_fill(~self.live_words(), -torch.inf)
 
     def start_code_rows(self, parts: Iterable[str]) -> None:
         """Lets the rows of codes start from what the codes stand for, see `rows_pan`. What the rows had learned is
@@ -338,7 +351,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         given = state.latents[sense].flatten(0, len(leading) - 1) if use_latents else None
         decoded = self.senses[sense].decode(flat, given)
         if self.config.senses[sense].kind == "image":
-            decoded = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            decoded = as_bytes(decoded)
         return decoded.unflatten(0, leading)
 
     # ---- into the backbone
@@ -353,7 +366,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
             if part == "action" and described.kind == "discrete":
                 continue
             live = [self.live_codes(part, level) for level in range(described.num_levels)]
-            sizes[part] = [int(alive.nonzero()[-1]) + 1 for alive in live]
+            sizes[part] = [_extent(alive) for alive in live]
             rows[part] = [
                 self.code_rows(part, level, torch.arange(size, device=self.device))
                 for level, size in enumerate(sizes[part])
@@ -395,7 +408,7 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         kind = self.config.action.kind
         if kind == "text":
             table = self.get_output_embeddings().weight[: self.config.text_capacity]
-            return [(action, table, torch.arange(len(table), device=action.device) < self.config.text_size)]
+            return [(action, table, self.live_words())]
         codes = [action.long().unsqueeze(1)] if kind == "discrete" else self.action_codec.encode(action)[0]
         return [
             (level_codes, self.code_table("action", level), self.live_codes("action", level))
@@ -534,9 +547,14 @@ class PanModel(PanPreTrainedModel, SimulationMixin, GenerationMixin):
         )
 
     def _only_live(self, logits: Tensor) -> Tensor:
-        if self.config.text_size == logits.shape[-1]:
+        if not self.is_world_model:
             return logits
-        return logits.masked_fill(~self.live_tokens(), torch.finfo(logits.dtype).min)
+        return logits.masked_fill(~self.live_rows, torch.finfo(logits.dtype).min)
+
+
+def _extent(live: Tensor) -> int:
+    """Rows of a segment up to the last live one; all of them in a compiled forward, which growth must not change."""
+    return len(live) if torch.compiler.is_compiling() else int(live.nonzero()[-1]) + 1
 
 
 @functools.cache

@@ -21,24 +21,35 @@ class Codebook(nn.Module):
         size (`int`): live codes at birth.
         capacity (`int`): rows of the table.
         dim (`int`): width of a row.
+        picture_dim (`int`): numbers of the piece of picture that a code covers. Each row keeps in `corrections` what
+            the decoder's picture of it lacked when it was born from an observation; zero for codes of training.
         decay (`float`): of the moving averages.
         revive_below (`float`): a live code used less than this many times a batch, on average, is moved onto an
             encoder output that the codebook describes badly.
     """
 
-    def __init__(self, size: int, capacity: int, dim: int, decay: float = 0.95, revive_below: float = 0.03):
+    def __init__(
+        self,
+        size: int,
+        capacity: int,
+        dim: int,
+        picture_dim: int = 0,
+        decay: float = 0.95,
+        revive_below: float = 0.03,
+    ):
         super().__init__()
         self.size, self.decay, self.revive_below = size, decay, revive_below
         self.register_buffer("vectors", torch.zeros(capacity, dim))
         self.register_buffer("live", torch.zeros(capacity, dtype=torch.bool))
         self.register_buffer("usage", torch.zeros(capacity))
         self.register_buffer("sums", torch.zeros(capacity, dim))
+        self.register_buffer("corrections", torch.zeros(capacity, picture_dim))
         self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
 
     def reset_pan_parameters(self, _std: float) -> None:
         init.normal_(self.vectors, std=1.0)
         init.copy_(self.live, torch.arange(len(self.live)) < self.size)
-        for buffer in (self.usage, self.sums, self.started):
+        for buffer in (self.usage, self.sums, self.corrections, self.started):
             init.zeros_(buffer)
 
     def distances(self, inputs: Tensor) -> Tensor:
@@ -51,9 +62,29 @@ class Codebook(nn.Module):
         """Vectors of codes: `(...)` int64 -> `(..., dim)`."""
         return nn.functional.embedding(codes, self.vectors)
 
+    def mean(self, probabilities: Tensor) -> Tensor:
+        """Mean vector under probabilities `(..., K)` of the first K codes, `(..., dim)`, differentiable. Codes that
+        describe nothing count as 0 and not as what they are parked on, or the least probability would move it far."""
+        vectors = self.vectors.masked_fill(self.vectors[:, :1] >= PARKED, 0.0)[: probabilities.shape[-1]]
+        return probabilities.to(vectors.dtype) @ vectors
+
     def describes(self) -> Tensor:
         """`(capacity,)` bool: live rows that describe something; none before training has begun."""
         return self.live & (self.vectors[:, 0] < PARKED) & self.started
+
+    def spread(self) -> Tensor:
+        """Mean squared distance of what is coded to its mean, as far as the codes tell: a scalar."""
+        rows = self.describes()
+        vectors, share = self.vectors[rows], self.usage[rows] / self.usage[rows].sum()
+        mean = (share.unsqueeze(1) * vectors).sum(0)
+        return (share * (vectors - mean).square().sum(1)).sum()
+
+    def add(self, codes: range, vectors: Tensor) -> None:
+        """Makes reserved rows live: codes that stand for `vectors` `(len(codes), dim)`."""
+        rows = slice(codes.start, codes.stop)
+        self.vectors[rows] = self.sums[rows] = vectors.to(self.vectors.dtype)
+        self.usage[rows], self.live[rows] = 1.0, True
+        self.corrections[rows] = 0.0
 
     def forward(self, inputs: Tensor, update: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Args: inputs `(..., dim)`; update: move the codebook towards them. Returns: codes `(...)`; their vectors

@@ -226,14 +226,22 @@ class DiscreteAction(_Serializable):
     Args:
         num_actions (`int`): how many.
         names (`list[str]`, *optional*): what they are called, for reports.
+        capacity (`int`, *optional*): rows reserved for actions to come, these included; twice as many by default.
     """
 
     num_actions: int = 2
     names: list[str] | None = None
+    capacity: int | None = None
     kind: str = "discrete"
 
     def __post_init__(self):
         _require(self.num_actions >= 1, f"DiscreteAction: num_actions must be at least 1, got {self.num_actions}.")
+        if self.capacity is None:
+            object.__setattr__(self, "capacity", 2 * self.num_actions)
+        _require(
+            self.capacity >= self.num_actions,
+            f"DiscreteAction: capacity must be at least num_actions={self.num_actions}, got {self.capacity}.",
+        )
         _require(
             self.names is None or len(self.names) == self.num_actions,
             f"DiscreteAction: expected {self.num_actions} names, got {self.names}.",
@@ -253,7 +261,7 @@ class DiscreteAction(_Serializable):
 
     @property
     def codebook_capacity(self) -> list[int]:
-        return [2 * self.num_actions]
+        return [self.capacity]
 
 
 @dataclass(frozen=True)

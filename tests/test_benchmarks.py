@@ -68,7 +68,7 @@ def test_token_by_token_writes_every_code_of_a_state_and_only_live_rows():
     model = common.world_model("debug")
     ids = simulate.token_by_token(model, batch=2)()
     assert ids.shape == (2, 64 + 64)
-    assert model.live_tokens()[ids].all()
+    assert model.live_rows[ids].all()
 
 
 @pytest.mark.parametrize(("num_levels", "codes"), [(1, [64]), (2, [64, 64]), (3, [16, 64, 64])])

@@ -63,7 +63,7 @@ def test_generate_equals_choosing_word_by_word_without_a_cache(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_id_that_does_not_exist_is_never_generated(architecture):
     model = world_model(("camera", "touch"), architecture=architecture)
-    live = model.live_tokens()
+    live = model.live_rows
     assert int(live.sum()) == WORDS + 6 + 10 + 3 * 5 + 4 < len(live)
     ids = model.generate(PROMPT[:1].repeat(16, 1), max_new_tokens=24, do_sample=True, top_k=0, temperature=10.0)
     assert live[ids].all()

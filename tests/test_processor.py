@@ -388,7 +388,7 @@ def test_check_model_says_what_differs(processor):
     processor.check_model(model)
     grown = Vocabulary.from_dict(processor.vocabulary.to_dict())
     grown.grow("camera.0", 8, "novelty", step=5)
-    config.vocabulary_digest, model.vocabulary = grown.digest(), grown
+    config.vocabulary_digest, model.processor = grown.digest(), SimpleNamespace(vocabulary=grown)
     with pytest.raises(ValueError, match="does not belong(?s:.*)8 born in camera.0 .novelty, step 5. in the model"):
         processor.check_model(model)
     config.vocabulary_digest = processor.vocabulary_digest

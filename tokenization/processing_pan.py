@@ -201,15 +201,21 @@ class PanProcessor(ProcessorMixin):
         padding = np.flatnonzero(ids == self.tokenizer.pad_token_id)
         return self.tokenizer.decode(ids[: padding[0]] if len(padding) else ids, skip_special_tokens=True)
 
+    def attach(self, model) -> None:
+        """Lets `model` (a [`PanModel`]) grow: from now on its new tokens are written into this processor's ledger.
+        Save the two together. Raises ValueError as `check_model`."""
+        self.check_model(model)
+        model.processor = self
+
     def check_model(self, model) -> None:
         """Raises ValueError, saying what differs, unless this processor belongs to `model` (a [`PanModel`])."""
         differences = []
         digest = getattr(model.config, "vocabulary_digest", None)
         if digest != self.vocabulary_digest:
-            ledger = getattr(model, "vocabulary", None)
+            attached = getattr(model, "processor", None)
             differences.append(f"vocabulary digest: {self.vocabulary_digest} in the processor, {digest} in the model")
-            if ledger is not None and self.vocabulary is not None:
-                differences.append(self.vocabulary.difference(ledger, "in the processor", "in the model"))
+            if attached is not None and self.vocabulary is not None:
+                differences.append(self.vocabulary.difference(attached.vocabulary, "in the processor", "in the model"))
         mine = {**self.senses, **({"action": self.action} if self.action else {})}
         theirs = {**(getattr(model.config, "senses", None) or {}), "action": getattr(model.config, "action", None)}
         for name in dict.fromkeys([*mine, *theirs]):

@@ -1,0 +1,422 @@
+"""One vocabulary that grows: reserved rows go live, in training and at inference (sections 4.2 and 5.2 of "Critiques
+of World Models").
+
+Growth changes no shape: it writes reserved rows and marks them live, so optimizer states, adapters, compiled graphs
+and caches stay valid. What was born is told to the ledger of the processor that is attached to the model
+(`PanProcessor.attach`), and the two stay together. Codes that a model finds by itself stay only if what was held out
+then takes fewer bits, code tokens included; if not, the model is bit for bit what it was.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .belief_pan import Belief
+from .checks_pan import check_observation
+from .novelty_pan import find_corrections, find_novelties
+from .rows_pan import fit_rows
+from .simulation_pan import pixel_log_prob
+
+logger = logging.getLogger(__name__)
+
+NOVEL = 0.05  # default threshold, see `find_novelties`
+TOO_MANY = 0.5  # share of novel pieces from which the threshold is doubted aloud
+BITS_A_NUMBER = 8  # of a new code's vector and corrections, where nothing is held out to judge it by
+LEAST_SCALE = 1e-3  # of the decoder's error, as in `log_prob`
+
+
+@dataclass
+class Growth:
+    """One attempt to grow, as it is logged.
+
+    Args:
+        segment (`str`): "camera.0", say.
+        reason (`str`): as in the ledger.
+        tried (`int`): tokens that were tried.
+        accepted (`bool`): whether they stay.
+        bits_before, bits_after (`float`): description length of what was held out, bits an observation.
+        ids (`tuple[int, ...]`): of the tokens that stay.
+    """
+
+    segment: str
+    reason: str
+    tried: int
+    accepted: bool
+    bits_before: float
+    bits_after: float
+    ids: tuple[int, ...] = ()
+
+    @property
+    def gain(self) -> float:
+        """Bits an observation that the tokens save, or would have saved; negative where they cost."""
+        return self.bits_before - self.bits_after
+
+
+class GrowthMixin:
+    """`grow`, `retire`, `learn`, `observe` and `description_length` of [`PanModel`]."""
+
+    processor = None
+
+    # ---- by hand
+
+    @torch.no_grad()
+    def grow(
+        self,
+        segment: str,
+        names: Sequence[str] | None = None,
+        descriptions: Sequence[str] | None = None,
+        vectors: Tensor | None = None,
+        step: int = 0,
+    ) -> tuple[int, ...]:
+        """Makes tokens live: words, actions or codes that a person names.
+
+        Args:
+            segment (`str`): "text"; "action.0" of discrete actions; or a level of an image sense, "camera.0".
+            names (`list[str]`): what the tokens are called; may be left out for codes.
+            descriptions (`list[str]`, *optional*): what each word or action means, in words the model knows: its row
+                starts as the mean of theirs. Without, as the mean of its segment.
+            vectors (`Tensor`, *optional*): for codes, what each stands for, `(count, code_dim)`; see `learn` for codes
+                from observations.
+            step (`int`): training step, for the ledger.
+
+        Returns:
+            the new ids.
+
+        Raises:
+            ValueError: no processor attached, no such segment, names that are taken or do not fit, a segment that
+                cannot grow or is full. Nothing has changed then.
+        """
+        ledger = self._ledger()
+        ledger.capacity(segment)  # says so if there is no such segment
+        count = len(vectors) if vectors is not None else len(names or ())
+        _check_given(segment, count, names, descriptions)
+        if segment == "text":
+            return self._grow_words(list(names), descriptions)
+        part, level = segment.rsplit(".", 1)
+        if part in self.senses and hasattr(self.senses[part], "codebooks"):
+            return self._grow_codes(part, int(level), vectors, names, "named", step)
+        if part == "action" and self.config.action.kind == "discrete":
+            return self._grow_actions(names, descriptions, step)
+        raise ValueError(
+            f"{segment} holds the digits of a lattice, which are complete; give the vector a larger `base` or more "
+            "levels, or merge its digits."
+        )
+
+    def retire(self, segment: str, codes: Sequence[int], reason: str = "unused", into: int | None = None) -> None:
+        """Makes codes dead: they are neither chosen nor predicted any more, and their ids stay reserved.
+
+        Args:
+            segment (`str`): a level of an image sense.
+            codes (`list[int]`): which, counted within the segment.
+            reason (`str`): for the ledger, e.g. "unused", "indistinguishable".
+            into (`int`, *optional*): the code that stands for them from now on.
+
+        Raises:
+            ValueError: no such codes, or all of the segment. Nothing has changed then.
+        """
+        ledger, (part, _, level) = self._ledger(), segment.rpartition(".")
+        if part not in self.senses or not hasattr(self.senses[part], "codebooks"):
+            raise ValueError(f"Only codes of image senses retire; {segment!r} is none.")
+        codes = sorted({int(code) for code in codes})
+        if len(codes) >= ledger.live(segment):
+            raise ValueError(f"{segment} has {ledger.live(segment)} live codes; at least one must stay.")
+        first = ledger.offset(segment)
+        kept = None if into is None else first + into
+        ledger.retire([first + code for code in codes], reason, step=0, into=kept)
+        self.live_rows[[first + code for code in codes]] = False
+        self.senses[part].codebooks[int(level)].live[codes] = False
+        self.config.vocabulary_digest = ledger.digest()
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """As Transformers' users call it after `tokenizer.add_tokens`: the words that the tokenizer has and the model
+        has not go live. The table has its rows already, so nothing is resized and no id moves.
+
+        Args:
+            new_num_tokens (`int`, *optional*): words, `len(tokenizer)`.
+            pad_to_multiple_of, mean_resizing: have no meaning here and are ignored.
+
+        Returns:
+            the input embeddings.
+
+        Raises:
+            ValueError: more words than reserved rows, or words that no attached tokenizer knows.
+        """
+        if not self.is_world_model:
+            return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        live = int(self.live_words().sum())
+        if new_num_tokens is None or new_num_tokens <= live:
+            return self.get_input_embeddings()
+        if new_num_tokens > self.config.text_capacity:
+            raise ValueError(
+                f"{new_num_tokens} words do not fit the {self.config.text_capacity} rows reserved for words; ids of "
+                "codes lie behind them and never move. Run `pan vocabulary --double` on the checkpoint."
+            )
+        born = self._ledger().born("text")
+        if born < new_num_tokens:
+            raise ValueError(
+                f"The attached tokenizer has {born} words, not {new_num_tokens}; add words with "
+                "`tokenizer.add_tokens([...])` first, or use `model.grow('text', names=[...])`."
+            )
+        self._start_words(list(range(live, born)), None)
+        return self.get_input_embeddings()
+
+    # ---- by itself
+
+    @torch.no_grad()
+    def observe(
+        self, observation: dict[str, Tensor], action: Tensor | None = None, learn: bool = False, **options
+    ) -> Belief:
+        """`perceive`, after growing codes for what no code describes if `learn`; the belief's `growths` say what was
+        tried. Args: observation, action as for `perceive`; options as for `learn`."""
+        self._check_past(observation, action)
+        growths = self.learn(observation, action, **options) if learn else []
+        belief = self.perceive(observation, action)
+        belief.growths = growths
+        return belief
+
+    @torch.no_grad()
+    def learn(
+        self,
+        observation: dict[str, Tensor],
+        action: Tensor | None = None,
+        held_out: tuple[dict[str, Tensor], Tensor | None] | None = None,
+        threshold: float = NOVEL,
+        max_new: int = 32,
+        step: int = 0,
+    ) -> list[Growth]:
+        """Grows codes for what an observation holds and no code describes, without a gradient.
+
+        Args:
+            observation: per sense `(B, T, ...)`, as the processor makes it.
+            action: the T - 1 actions between the frames, `(B, T - 1, ...)`, if known.
+            held_out: observation and actions by which new codes are judged (see `description_length`). Without, they
+                are judged by what was observed, and the bits it takes to write the codes down count too.
+            threshold (`float`): distance from which a piece of an image is novel, see `novelty_pan.find_novelties`.
+            max_new (`int`): codes at most, all levels of a sense together.
+            step (`int`): training step, for the ledger.
+
+        Returns:
+            one [`Growth`] for each level that was tried.
+
+        Raises:
+            ValueError: no processor attached, an observation that does not fit, or a threshold not above 0.
+        """
+        ledger = self._ledger()
+        check_observation(self.config, observation)
+        if threshold <= 0 or max_new < 1:
+            raise ValueError(f"`threshold` must be above 0 and `max_new` at least 1, got {threshold} and {max_new}.")
+        growths = []
+        for name, codec in self.senses.items():
+            if not hasattr(codec, "codebooks"):
+                continue
+            frames, room = observation[name].flatten(0, 1), max_new
+            for level in range(len(codec.codebooks)):
+                segment = f"{name}.{level}"
+                free = ledger.capacity(segment) - ledger.born(segment)
+                vectors, share = find_novelties(codec, frames, level, threshold, min(room, free))
+                vectors, share = _from_first((vectors, share))
+                if share > TOO_MANY:
+                    logger.warning(
+                        f"{share:.0%} of {segment} is farther than threshold={threshold} from every code; "
+                        f"{len(vectors)} codes are tried (at most {min(room, free)}). If this is no new world, raise "
+                        "the threshold."
+                    )
+                if len(vectors):
+                    growths.append(self._try(name, level, vectors, frames, (observation, action), held_out, step))
+                    room -= len(growths[-1].ids)
+        return growths
+
+    @torch.no_grad()
+    def description_length(self, observation: dict[str, Tensor], action: Tensor | None = None) -> float:
+        """Bits an observation takes, code tokens included (minimum description length, Rissanen 1978).
+
+        With actions: each frame after the first given those before it, by the model's own probabilities (`log_prob`
+        without latents). Without: each frame by itself, its codes equally likely among the live ones of their level.
+        Either way pixels cost what the decoder gets wrong.
+
+        Args: observation `(B, T, ...)` and action `(B, T - 1, ...)` as for `perceive`.
+        """
+        if action is not None and action.shape[1]:
+            first = {n: v if n in self.config.prefix_senses else v[:, :1] for n, v in observation.items()}
+            later = {n: v if n in self.config.prefix_senses else v[:, 1:] for n, v in observation.items()}
+            found = self.log_prob(self.perceive(first), action, later, latents=False)
+            return float(found.bits_per_observation.mean())
+        bits = 0.0
+        for name, codec in self.senses.items():
+            if not hasattr(codec, "codebooks"):
+                continue
+            frames = observation[name].flatten(0, 1)
+            codes, _ = codec.encode(frames)
+            for level, level_codes in enumerate(codes):
+                bits += level_codes.shape[1] * math.log2(int(self.live_codes(name, level).sum()))
+            scale = codec.residual_scale[0].clamp(min=LEAST_SCALE)
+            seen = pixel_log_prob(codec.decode(codes), codec.to_float(frames), scale)
+            bits -= float(seen.mean()) / math.log(2)
+        return bits
+
+    # ---- inside
+
+    def _ledger(self):
+        if self.processor is None or self.processor.vocabulary is None:
+            raise ValueError(
+                "This model has no ledger to write new tokens into; call `processor.attach(model)` with the processor "
+                "it was saved with. The two grow together, and are saved together."
+            )
+        return self.processor.vocabulary
+
+    def _try(self, name: str, level: int, vectors: Tensor, frames: Tensor, seen: tuple, held_out, step: int) -> Growth:
+        """Codes for `vectors`, kept if they pay."""
+        ledger, segment = self._ledger(), f"{name}.{level}"
+        codec, first = self.senses[name], ledger.born(segment)
+        codes = range(first, first + len(vectors))
+        before = self._judge(seen, held_out)
+        with self._trial(name, level) as trial:
+            self._write_codes(name, level, codes, vectors)
+            codec.codebooks[level].corrections[codes.start : codes.stop] = _from_first(
+                find_corrections(codec, frames, level, codes)
+            )
+            after = self._judge(seen, held_out)
+            if held_out is None:
+                numbers = vectors.numel() + codec.codebooks[level].corrections[0].numel() * len(vectors)
+                after += BITS_A_NUMBER * numbers / len(frames)
+            before, after = _from_first((before, after))
+            trial.accepted = after < before
+        ids = ()
+        if trial.accepted:
+            ids = tuple(ledger.grow(segment, len(vectors), "novelty", step))
+            self.config.vocabulary_digest = ledger.digest()
+        growth = Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids)
+        logger.info(f"{growth}, gain {growth.gain:.1f} bits an observation")
+        return growth
+
+    def _judge(self, seen: tuple, held_out: tuple | None) -> float:
+        was_training = self.training
+        self.eval()
+        try:
+            return self.description_length(*(held_out or seen))
+        finally:
+            self.train(was_training)
+
+    @contextmanager
+    def _trial(self, name: str, level: int) -> Iterator["_Trial"]:
+        """What is changed of one level inside is undone, bit for bit, unless the trial is accepted."""
+        offset, capacity = self.config.segments[f"{name}.{level}"]
+        rows = slice(offset, offset + capacity)
+        tensors = [table.detach()[rows] for table in self._tables()] + [self.live_rows[rows]]
+        tensors += list(self.senses[name].codebooks[level].buffers())
+        kept, trial = [tensor.clone() for tensor in tensors], _Trial()
+        try:
+            yield trial
+        finally:
+            if not trial.accepted:
+                for tensor, old in zip(tensors, kept, strict=True):
+                    tensor.copy_(old)
+
+    def _tables(self) -> list[Tensor]:
+        """The embedding tables: one where they are tied, else two."""
+        tables = (self.get_input_embeddings().weight, self.get_output_embeddings().weight)
+        return list({id(table): table for table in tables}.values())
+
+    def _write_codes(self, name: str, level: int, codes: range, vectors: Tensor) -> None:
+        """Codebook rows, vocabulary rows fitted to those of the codes that live, and the marks that they live."""
+        offset, capacity = self.config.segments[f"{name}.{level}"]
+        book = self.senses[name].codebooks[level]
+        vectors = vectors.to(book.vectors)
+        for table in self._tables():
+            rows = table.detach()[offset : offset + capacity]
+            rows[codes.start : codes.stop] = fit_rows(book.vectors, rows, book.describes(), vectors)
+        book.add(codes, vectors)
+        self.live_rows[offset + codes.start : offset + codes.stop] = True
+
+    def _grow_codes(self, name: str, level: int, vectors, names, reason: str, step: int) -> tuple[int, ...]:
+        ledger, segment = self._ledger(), f"{name}.{level}"
+        dim = self.config.senses[name].code_dim
+        if vectors is None or vectors.ndim != 2 or vectors.shape[1] != dim or not bool(vectors.isfinite().all()):
+            shape = None if vectors is None else tuple(vectors.shape)
+            raise ValueError(f"Codes of {segment} need finite `vectors` (count, {dim}), got {shape}.")
+        first = ledger.born(segment)
+        ids = ledger.grow(segment, len(vectors), reason, step, names=names)
+        self._write_codes(name, level, range(first, first + len(vectors)), vectors)
+        self.config.vocabulary_digest = ledger.digest()
+        return tuple(ids)
+
+    def _grow_words(self, names: list[str], descriptions: Sequence[str] | None) -> tuple[int, ...]:
+        tokenizer = self.processor.tokenizer
+        taken = sorted(set(names) & set(tokenizer.get_vocab()))
+        if taken:
+            raise ValueError(f"{taken} are words already; choose other names.")
+        groups = self._words_of(descriptions)
+        tokenizer.add_tokens(names)
+        ids = tokenizer.convert_tokens_to_ids(names)
+        self._start_words(ids, groups)
+        return tuple(ids)
+
+    def _words_of(self, descriptions: Sequence[str] | None) -> list[list[int]] | None:
+        if descriptions is None:
+            return None
+        groups = self.processor.tokenizer.text_ids(list(descriptions))
+        if not all(groups):
+            raise ValueError(f"Descriptions must hold words, got {list(descriptions)}.")
+        return groups
+
+    def _start_words(self, ids: list[int], groups: list[list[int]] | None) -> None:
+        self._start_rows(ids, groups, self.live_words().nonzero().squeeze(1))
+        self.config.vocabulary_digest = self._ledger().digest()
+
+    @torch.no_grad()
+    def _start_rows(self, ids: list[int], groups: list[list[int]] | None, others: Tensor) -> None:
+        """Rows `ids` as means of the rows of their groups of words, or of `others`; they go live."""
+        for table in self._tables():
+            rows = table.detach()
+            means = [rows[group].float().mean(0) for group in groups] if groups else [rows[others].float().mean(0)]
+            rows[ids] = torch.stack(means).to(rows.dtype).expand(len(ids), -1)
+        self.live_rows[ids] = True
+
+    def _grow_actions(self, names, descriptions, step: int) -> tuple[int, ...]:
+        ledger, action = self._ledger(), self.config.action
+        taken = sorted(set(names) & set(action.names or ()))
+        if taken:
+            raise ValueError(f"{taken} are actions already; choose other names.")
+        groups = self._words_of(descriptions)
+        others = self.live_codes("action", 0).nonzero().squeeze(1) + ledger.offset("action.0")
+        ids = list(ledger.grow("action.0", len(names), "named", step, names=names))
+        self._start_rows(ids, groups, others)
+        known = action.names or [str(number) for number in range(action.num_actions)]
+        grown = action.to_dict() | {"num_actions": action.num_actions + len(names), "names": [*known, *names]}
+        self.config.action = type(action)(**grown)
+        self.processor.action = self.config.action.to_dict()
+        self.config.vocabulary_digest = ledger.digest()
+        return tuple(ids)
+
+
+@dataclass
+class _Trial:
+    accepted: bool = False
+
+
+def _check_given(segment: str, count: int, names, descriptions) -> None:
+    needs_names = segment == "text" or segment.startswith("action.")
+    if count < 1 or (needs_names and not names):
+        raise ValueError(f"Nothing to grow {segment} by: give `names`{'' if needs_names else ' or `vectors`'}.")
+    for what, given in (("names", names), ("descriptions", descriptions)):
+        if isinstance(given, str):
+            raise ValueError(f"`{what}` must be a list of strings, got {given!r}; pass [{given!r}].")
+        if given is not None and len(given) != count:
+            raise ValueError(f"{count} tokens of {segment} need as many {what}, got {len(given)}.")
+    if names is not None and len(set(names)) != len(names):
+        raise ValueError(f"`names` must differ, got {list(names)}.")
+
+
+def _from_first(value):
+    """The first process's value, so that all grow alike."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]

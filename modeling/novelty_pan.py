@@ -1,0 +1,59 @@
+"""What an image codec cannot say yet: pieces of pictures farther than a threshold from every code, and codes for them.
+
+Nothing here takes a gradient. A new code's vector is where the encoder puts the new thing; since the decoder never
+learned to paint from there, the code also keeps what the decoder's picture of it lacks (`Codebook.corrections`), the
+mean over all places where it was seen.
+
+Shapes: B = frames, n = codes of a level in a frame, D = `code_dim`, M = new codes.
+"""
+
+import torch
+from torch import Tensor
+
+from .image_codec_pan import fold_grid
+
+MANY = 4096  # novel pieces that are compared with one another at most
+ALIKE = 0.1  # pieces closer than this share of the threshold (squared distances) become one code
+
+
+def find_novelties(codec, frames: Tensor, level: int, threshold: float, max_new: int) -> tuple[Tensor, float]:
+    """Vectors for what no live code of a level describes, the most frequent first.
+
+    Args:
+        codec (`ImageCodec`): trained.
+        frames `(B, C, height, width)`: what was observed.
+        level (`int`): 0 is the coarsest; the levels before it are taken as they are now.
+        threshold (`float`): squared distance to the nearest code from which a piece is novel, as a share of the
+            squared spread of the codes in use.
+        max_new (`int`): M at most.
+
+    Returns:
+        vectors `(M, D)`, and the share of all pieces that were novel.
+    """
+    book = codec.codebooks[level]
+    inputs = codec.code_inputs(frames, level).flatten(0, -2)
+    least = threshold * book.spread()
+    novel = inputs[book.distances(inputs).amin(-1) > least]
+    share = len(novel) / len(inputs)
+    if len(novel) > MANY:
+        novel = novel[:: -(-len(novel) // MANY)]
+    found = []
+    while len(novel) and len(found) < max_new:
+        alike = torch.cdist(novel, novel).square() < ALIKE * least
+        members = alike[alike.sum(1).argmax()]
+        found.append(novel[members].mean(0))
+        novel = novel[~members]
+    return torch.stack(found) if found else inputs.new_zeros(0, inputs.shape[1]), share
+
+
+def find_corrections(codec, frames: Tensor, level: int, codes: range) -> Tensor:
+    """What the pictures of some codes of a level lack, `(len(codes), picture_dim)`: the mean of (frame - decoded) over
+    where they are used in `frames`, zero where they are not."""
+    used, _ = codec.encode(frames)
+    error = codec.to_float(frames) - codec.decode(used)
+    pieces = fold_grid(fold_grid(error.permute(0, 2, 3, 1), codec.sense.patch_size), codec.sense.level_strides[level])
+    pieces, places = pieces.flatten(0, 2), used[level].flatten()
+    is_new = (places >= codes.start) & (places < codes.stop)
+    places = places[is_new] - codes.start
+    total = pieces.new_zeros(len(codes), pieces.shape[1]).index_add_(0, places, pieces[is_new])
+    return total / torch.bincount(places, minlength=len(codes)).clamp(min=1).unsqueeze(1)
