@@ -78,6 +78,7 @@ class Belief:
         prefix: ids of the episode's constant text `(B, prefix_length)`, or None.
         cache: keys and values of the prefix and of the earlier steps; None where there is neither.
         model: who believes it, for `decode`.
+        growths: what [`PanModel.observe`] tried to learn.
     """
 
     state: State
@@ -85,6 +86,7 @@ class Belief:
     prefix: Tensor | None
     cache: DynamicCache | None
     model: object = field(repr=False, default=None)
+    growths: list = field(repr=False, default_factory=list)
 
     def __len__(self) -> int:
         return len(self.state.tensors()[0])
@@ -153,6 +155,7 @@ class Futures:
         belief: the belief after the last action, batch N.
         conditions: what the latent head needs to fill in each sense's latents, `(N, H, P, C)`.
         seed: of the latents, drawn only when something is decoded.
+        expected: images that `simulate` was asked to expect, uint8 `(N, steps asked for, C, height, width)` a sense.
     """
 
     state: State
@@ -162,6 +165,7 @@ class Futures:
     belief: Belief
     conditions: dict[str, Tensor]
     seed: int | None = None
+    expected: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def codes(self) -> dict[str, list[Tensor]]:

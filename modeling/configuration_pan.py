@@ -24,6 +24,7 @@ _TINY_BACKBONE = {
 
 LOSS_WEIGHTS = {
     "codes": 1.0,
+    "vectors": 1.0,
     "text": 1.0,
     "latents": 1.0,
     "generative": 1.0,
@@ -60,6 +61,7 @@ class PanConfig(PreTrainedConfig):
         motion_weight, rarity_weight (`float`): weights of pixels that move, and of pixels unlike the usual frame, in
             the reconstruction loss, beside 1 for every pixel.
         adapter_dim (`int`): width of the local adapter that reads codes out of a place.
+        adapter_blocks (`int`): its depth; more of them where things move by fractions of a code.
         latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name`, and
             `num_inference_steps`.
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
@@ -94,6 +96,7 @@ class PanConfig(PreTrainedConfig):
     motion_weight: float = 15.0
     rarity_weight: float = 9.0
     adapter_dim: int = 48
+    adapter_blocks: int = 1
     latent_head: dict | None = None
     latent_feedback: bool = False
     latent_noise: float = 0.1

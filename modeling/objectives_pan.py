@@ -28,7 +28,8 @@ class PanOutput(ModelOutput):
     Args:
         loss: the weighted sum.
         losses: every part, unweighted, by name, e.g. `camera.0` (code negative log-likelihood of a level, nats a
-            code), `reward`, `continuation`, `inverse_dynamics`, `camera.latents`, `camera.generative`.
+            code), `camera.0.vectors` (see `_vector_loss`), `reward`, `continuation`, `inverse_dynamics`,
+            `camera.latents`, `camera.generative`.
         metrics: detached figures to log, e.g. `camera.0.accuracy`.
     """
 
@@ -222,10 +223,27 @@ def _code_losses(model, window: _Window, importance: Tensor | None) -> tuple[dic
                 weight = 1 + (model.config.change_weight - 1) * changed
                 weight = weight if importance is None else weight * importance.repeat_interleave(now.shape[1])
                 losses[f"{name}.{level}"] = _change_weighted(found, now, target, weight, model.config.change_weight)
+                if model.config.senses[name].kind == "image":
+                    book = model.senses[name].codebooks[level]
+                    losses[f"{name}.{level}.vectors"] = _vector_loss(book, found, now, target, importance)
                 right = (found.detach().argmax(-1) == target).flatten()
                 metrics[f"{name}.{level}.accuracy"] = right.float().mean()
                 metrics[f"{name}.{level}.accuracy_changed"] = (right & changed).sum() / changed.sum().clamp(min=1)
     return losses, metrics, logits
+
+
+def _vector_loss(book, logits: Tensor, now: Tensor, target: Tensor, importance: Tensor | None) -> Tensor:
+    """Squared error of the expected code vector of a codebook, over that of standing still.
+
+    Cross-entropy counts a code that looks nearly right as wrong as any other. This loss is least at the mean under the
+    true probabilities, so it draws them nowhere else; it is the generative loss of equation 8 before the decoder.
+    logits `(N, n, K)`; now, target `(N, n)`; importance `(N,)`."""
+    true = book.lookup(target)
+    error = (book.mean(logits.softmax(-1)) - true).square().sum((1, 2))
+    still = (book.lookup(now) - true).square().sum((1, 2))
+    if importance is not None:
+        error, still = importance * error, importance * still
+    return error.sum() / still.sum().clamp(min=1e-6)
 
 
 def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor, change_weight: float) -> Tensor:
@@ -255,7 +273,7 @@ def teacher_forced_logits(
 def _text_losses(model, window: _Window) -> dict[str, Tensor]:
     losses = {}
     for name, target in window.following.text.items():
-        logits = model.get_output_embeddings()(window.hidden[name])[..., : model.config.text_size].float()
+        logits = model.word_logits(window.hidden[name])
         nll = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
         counts = text_counts(target, model.config.pad_token_id).flatten()
         losses[f"{name}.text"] = (nll * counts).sum() / counts.sum()

@@ -83,6 +83,7 @@ class LevelReadout(nn.Module):
             their [`DigitDensity`] already lies where they are.
         autoregressive (`bool`): sample the codes one after the other (see [`SentenceHead`]).
         num_numbers (`int`): V, of `numbers_pan.readout_numbers`.
+        num_blocks (`int`): local blocks; each lets a code look one code farther around itself.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class LevelReadout(nn.Module):
         copy_bias: float,
         autoregressive: bool,
         num_numbers: int,
+        num_blocks: int,
     ):
         super().__init__()
         self.sense, self.level, self.grid, self.initial_copy_bias = sense, level, _grid(sense, level), copy_bias
@@ -103,11 +105,7 @@ class LevelReadout(nn.Module):
         self.coarser = nn.ModuleList(nn.Linear(hidden_size, width, bias=False) for _ in range(level))
         # vocabulary rows are a fiftieth of the size of hidden states, and would otherwise hardly be seen beside them
         self.row_norm = nn.LayerNorm(hidden_size)
-        self.norm = nn.LayerNorm(width)
-        self.neighbours = nn.Conv2d(width, width, 3, padding=1) if sense.kind == "image" else nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
+        self.blocks = nn.ModuleList(_LocalBlock(self.grid, width) for _ in range(num_blocks))
         self.sentence = SentenceHead(self.grid, hidden_size, width) if autoregressive else None
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, hidden_size)
@@ -147,8 +145,9 @@ class LevelReadout(nn.Module):
         x = x + nn.functional.embedding(now, tables.current)
         for level, (codes, table) in enumerate(zip(coarser, tables.coarser, strict=False)):
             x = x + self._spread(nn.functional.embedding(codes, table), level)
-        x = x + self._look_around(self.norm(x))
-        return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
+        for block in self.blocks:
+            x = block(x)
+        return x
 
     def _spread(self, x: Tensor, level: int) -> Tensor:
         """A coarser level's map `(B, n_l, A)` repeated onto this level's finer one `(B, n, A)`."""
@@ -160,12 +159,6 @@ class LevelReadout(nn.Module):
             return x
         grid = x.reshape(len(x), rows, 1, columns, 1, -1).expand(-1, -1, factor, -1, factor, -1)
         return grid.reshape(len(x), rows * columns * factor**2, -1)
-
-    def _look_around(self, x: Tensor) -> Tensor:
-        if self.sense.kind != "image":
-            return nn.functional.gelu(self.neighbours(x))
-        grid = x.unflatten(1, self.grid).permute(0, 3, 1, 2)  # channels last, as it is stored
-        return nn.functional.gelu(self.neighbours(grid)).permute(0, 2, 3, 1).flatten(1, 2)
 
     def logits(
         self,
@@ -184,6 +177,28 @@ class LevelReadout(nn.Module):
         now = current[self.level]
         bias = self.copy_bias.float().expand(now.shape)
         return logits.scatter_add_(-1, now.unsqueeze(-1), bias.unsqueeze(-1))
+
+
+class _LocalBlock(nn.Module):
+    """What stands around a code on its grid (on a row: the code by itself), then a perceptron; each added to it."""
+
+    def __init__(self, grid: tuple[int, int], width: int):
+        super().__init__()
+        self.grid = grid
+        self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.neighbours = nn.Conv2d(width, width, 3, padding=1) if grid[0] > 1 else nn.Linear(width, width)
+        self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, n, A)` -> `(B, n, A)`."""
+        x = x + nn.functional.gelu(self._around(self.norm(x)))
+        return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
+
+    def _around(self, x: Tensor) -> Tensor:
+        if self.grid[0] == 1:
+            return self.neighbours(x)
+        grid = x.unflatten(1, self.grid).permute(0, 3, 1, 2)  # channels last, as it is stored
+        return self.neighbours(grid).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 @dataclass

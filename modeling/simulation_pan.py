@@ -7,6 +7,7 @@ action and the first block's queries share a forward, and what is not trunk is d
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import DynamicCache
 
 from .belief_pan import Belief, Futures, LogProb, State
 from .checks_pan import action_shape, check_actions, check_observation, has_action_shape
+from .image_codec_pan import as_bytes
 from .latent_head_pan import LATENT_BLUR
 from .numbers_pan import readout_numbers, step_numbers
 from .objectives_pan import hide_padding, latent_condition
@@ -23,8 +25,9 @@ from .places_pan import CodeTables
 class _Step:
     """The result of one imagined step."""
 
-    def __init__(self, state: State, log_prob: Tensor, hidden: dict[str, Tensor], trunk: Tensor):
-        self.state, self.log_prob, self.hidden, self.trunk = state, log_prob, hidden, trunk
+    def __init__(self, chooser: _Chooser, hidden: dict[str, Tensor], trunk: Tensor):
+        self.state, self.log_prob, self.logits = chooser.state(), chooser.log_prob, chooser.logits
+        self.hidden, self.trunk = hidden, trunk
 
 
 class SimulationMixin:
@@ -44,21 +47,23 @@ class SimulationMixin:
         Raises:
             ValueError: senses that do not fit the configuration, or frames without the actions between them.
         """
-        self._require_world()
-        check_observation(self.config, observation, needs_prefix=True)
+        self._check_past(observation, action)
         state = self.encode(observation)
         steps = state.tensors()[0].shape[1]
-        given = 0 if action is None else action.shape[1]
-        if given not in (steps - 1, steps):
-            raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {given}.")
-        if given:
-            self._check_past_actions(len(state.tensors()[0]), action)
         first = max(0, steps - self.config.context_steps)
         history = [(state.map(lambda t, i=i: t[:, i]), action[:, i]) for i in range(first, steps - 1)]
         belief = Belief(state.map(lambda t: t[:, -1]), history, self.prefix_ids(observation), None, self)
         return self._rebuild(belief, self.code_tables())
 
-    def _check_past_actions(self, rows: int, action: Tensor) -> None:
+    def _check_past(self, observation: dict[str, Tensor], action: Tensor | None) -> None:
+        self._require_world()
+        check_observation(self.config, observation, needs_prefix=True)
+        rows, steps = next(v.shape[:2] for n, v in observation.items() if n not in self.config.prefix_senses)
+        given = 0 if action is None else action.shape[1]
+        if given not in (steps - 1, steps):
+            raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {given}.")
+        if given == 0:
+            return
         described = self.config.action
         if not has_action_shape(described, action) or len(action) != rows:
             expected = action_shape(described, "T - 1")
@@ -100,6 +105,7 @@ class SimulationMixin:
         num_rollouts: int = 1,
         temperature: float = 1.0,
         seed: int | None = None,
+        expected: Collection[int] = (),
     ) -> Futures:
         """Imagines what follows from actions.
 
@@ -109,6 +115,9 @@ class SimulationMixin:
             num_rollouts (`int`): futures drawn for each row; N = B * num_rollouts, those of a row one after the other.
             temperature (`float`): of the sampling of codes and words; 0 takes the most likely.
             seed (`int`, *optional*): makes the futures reproducible; codes and latents have generators of their own.
+            expected (`Collection[int]`): steps, 0 the first, of which the *expected* images are decoded too: those of
+                the mean code vectors under the step's probabilities, given the drawn state before it. They are nearer
+                to what will be seen than any one possibility, in squared error, and blurred where several are open.
 
         Returns:
             [`Futures`] of N rows and H steps; observations are decoded only when asked for.
@@ -125,10 +134,21 @@ class SimulationMixin:
         embedded = self.embed_state(belief.state, tables)
         before = self.embed_state(belief.state.without_latents(), tables)
         steps, outcomes, conditions = [], [], {name: [] for name in self.latent_heads}
+        images = {name: [] for name, sense in self.config.senses.items() if sense.kind == "image" and expected}
         for index in range(actions.shape[1]):
             step, belief = self._advance(
-                belief, actions[:, index], temperature, generator, tables=tables, embedded=embedded
+                belief,
+                actions[:, index],
+                temperature,
+                generator,
+                tables=tables,
+                embedded=embedded,
+                keeps_logits=index in expected,
             )
+            for name in images if index in expected else ():
+                probabilities = [logits.softmax(-1) for logits in step.logits[name]]
+                images[name].append(as_bytes(self.senses[name].decode_probabilities(probabilities)))
+            step.logits = {}  # they are large, and the step is kept
             after = self.embed_state(step.state, tables)
             outcomes.append(self._outcome(before, after, step.hidden["action"]))
             for name in conditions:
@@ -148,6 +168,7 @@ class SimulationMixin:
             belief=belief,
             conditions={name: torch.stack(parts, 1) for name, parts in conditions.items()},
             seed=seed,
+            expected={name: torch.stack(parts, 1) for name, parts in images.items()},
         )
 
     def _checked_actions(self, belief: Belief, actions: Tensor) -> Tensor:
@@ -177,6 +198,7 @@ class SimulationMixin:
         target: State | None = None,
         tables: CodeTables | None = None,
         embedded: Tensor | None = None,
+        keeps_logits: bool = False,
     ) -> tuple[_Step, Belief]:
         """One step: `target` None samples the next state, else scores it. Returns the step and the belief after it.
         `tables` and the belief's state `embedded` are made here unless a rollout has them at hand."""
@@ -191,7 +213,7 @@ class SimulationMixin:
         trunk = torch.cat([embedded, self.embed_action(action, tables)], 1)
         before = belief.history[-1][0] if belief.history else None
         numbers = step_numbers(self, belief.state, before, action)
-        chooser = _Chooser(self, belief.state, tables, temperature, generator, target, numbers)
+        chooser = _Chooser(self, belief.state, tables, temperature, generator, target, numbers, keeps_logits)
         hidden, seen = {}, 0
         for block in layout.blocks:
             if block.levels:
@@ -205,7 +227,7 @@ class SimulationMixin:
                 seen += x.shape[1]
             else:
                 seen = self._choose_text(block, trunk, seen, past, belief, cache, chooser, hidden)
-        step = _Step(chooser.state(), chooser.log_prob, hidden, trunk)
+        step = _Step(chooser, hidden, trunk)
         return step, self._after(belief, action, step.state, cache, seen, tables)
 
     def _continue(self, x: Tensor, seen: int, past: int, belief: Belief, cache) -> Tensor:
@@ -297,7 +319,7 @@ class SimulationMixin:
                 blurred = target.latents[name] + LATENT_BLUR * blur
             mean = codec.decode(target.codes[name], blurred)
             scale = codec.residual_scale[0 if blurred is None else 1].clamp(min=1e-3)
-            seen_part = seen_part + _pixel_log_prob(mean, codec.to_float(true[name]), scale)
+            seen_part = seen_part + pixel_log_prob(mean, codec.to_float(true[name]), scale)
         return latent_part, seen_part
 
     @torch.no_grad()
@@ -342,7 +364,7 @@ def _fork(cache: DynamicCache | None) -> DynamicCache:
     return forked
 
 
-def _pixel_log_prob(mean: Tensor, true: Tensor, scale: Tensor) -> Tensor:
+def pixel_log_prob(mean: Tensor, true: Tensor, scale: Tensor) -> Tensor:
     """Log probability of 8-bit pixels, `(B, C, h, w)` in [-1, 1] -> `(B,)` nats: a Gaussian integrated over each
     value's interval, mixed with a share of 1e-4 of the uniform distribution, so that one surprising value costs 21
     bits at most."""
@@ -358,13 +380,23 @@ class _Chooser:
     """Picks the next state block by block, or reads it off a target, and adds up its log probability."""
 
     def __init__(
-        self, model, current: State, tables, temperature: float, generator, target: State | None, numbers=None
+        self,
+        model,
+        current: State,
+        tables,
+        temperature: float,
+        generator,
+        target: State | None,
+        numbers: Tensor | None = None,
+        keeps_logits: bool = False,
     ):
         self.model, self.current, self.tables, self.numbers = model, current, tables, numbers
         self.temperature, self.generator, self.target = temperature, generator, target
         self.codes = {name: [] for name in current.codes}
         self.words: dict[str, list[Tensor]] = {name: [] for name in current.text}
         self.log_prob = torch.zeros(len(current.tensors()[0]), device=model.device)
+        self.keeps_logits = keeps_logits
+        self.logits: dict[str, list[Tensor]] = {name: [] for name in current.codes}
 
     def state(self) -> State:
         if self.target is not None:
@@ -385,10 +417,17 @@ class _Chooser:
         features = readout.features(places, current[level], coarser, tables, numbers)
         target = None if self.target is None else self.target.codes[name][level]
         if readout.sentence is not None and target is None:
-            return self._sentence(readout, tables, features, current, numbers)
+            codes = self._sentence(readout, tables, features, current, numbers)
+            if self.keeps_logits:
+                x = readout.sentence(features, codes, tables.drawn)
+                self.logits[name].append(readout.logits(x, tables, current, coarser, numbers))
+            return codes
         if readout.sentence is not None:
             features = readout.sentence(features, target, tables.drawn)
-        return self._pick(readout.logits(features, tables, current, coarser, numbers), target)
+        logits = readout.logits(features, tables, current, coarser, numbers)
+        if self.keeps_logits:
+            self.logits[name].append(logits)
+        return self._pick(logits, target)
 
     def _sentence(self, readout, tables, features, current: list[Tensor], numbers: Tensor | None) -> Tensor:
         """Codes of level 0 `(B, n)`, each drawn given those before it, yet found together.
@@ -416,7 +455,7 @@ class _Chooser:
 
     def choose_word(self, name: str, hidden: Tensor) -> Tensor:
         model, index = self.model, len(self.words[name])
-        logits = model.get_output_embeddings()(hidden)[..., : model.config.text_size].float()
+        logits = model.word_logits(hidden)
         target = None if self.target is None else self.target.text[name][:, index]
         pad = model.config.pad_token_id
         ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)

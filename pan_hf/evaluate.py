@@ -5,6 +5,7 @@ From each of many *windows* (a start row and the true actions after it) the mode
 at horizon h is about the state h steps after the start. *Teacher-forced*, prefix `teacher_forced_`: it sees every true
 frame and predicts one step; a metric at horizon h is about the same state, predicted from the true one before it.
 Beside each stands `copy_last`: nothing changes from the last frame seen, no reward and no end, defined the same way.
+`pan_expected` is the expected image of each autoregressive step (see `PanModel.simulate`) in place of the most likely.
 
 | metric | what it is, over windows |
 |---|---|
@@ -77,12 +78,17 @@ class _Evaluation:
         actions = batch["action"][:, self.reader.lead :]
         true = self._true_steps(rows, batch, wanted)
         belief = self.reader.perceive(batch)
-        imagined = self._steps(self._simulate(belief, actions), wanted)
+        futures = self._simulate(belief, actions, wanted)
+        imagined = self._steps(futures, wanted)
         for horizon, chosen in wanted.items():
             kept = torch.as_tensor(chosen, device=self.model.device)
             where: Where = (environment, rows[chosen], horizon)
             measures = self._compare(kept, imagined[horizon], true[horizon], true[0])
             self._add_all(where, measures)
+            if futures.expected:
+                index, facts = sorted(wanted).index(horizon), (true[horizon].where(kept), true[0].where(kept))
+                images = {name: values[kept, index] for name, values in futures.expected.items()}
+                self._add(*where, "pan_expected", self.judge.images(images, *facts))
             seen = belief
             if horizon == 1:  # the first step is the same in both ways
                 self._reconstruction(where, kept, batch)
@@ -95,8 +101,10 @@ class _Evaluation:
             self._add(*where, "pan", self._bits(seen, batch, horizon, kept))
         self._rank(environment, rows, imagined[max(wanted)], true[max(wanted)])
 
-    def _simulate(self, belief, actions: Tensor):
-        return self.model.simulate(belief, actions, temperature=self.temperature, seed=self.seed)
+    def _simulate(self, belief, actions: Tensor, expected: Iterable[int] = ()):
+        """Futures, and the expected images at these horizons where the most likely future is asked for."""
+        steps = [horizon - 1 for horizon in expected] if self.temperature == 0 else []
+        return self.model.simulate(belief, actions, temperature=self.temperature, seed=self.seed, expected=steps)
 
     def _one_step(self, belief, action: Tensor) -> Step:
         return self._steps(self._simulate(belief, action.unsqueeze(1)), [1])[1]

@@ -23,7 +23,7 @@ from pan_hf.metrics import EXACT_TOLERANCE
 from pan_hf.results import Record, metric_label, select, unit_of, write_bytes
 
 GAP = 2  # transparent pixels between two frames of a row
-_SERIES_NAMES = {"pan": "PAN", "copy_last": "copy last frame"}
+_SERIES_NAMES = {"pan": "PAN", "pan_expected": "PAN, expected image", "copy_last": "copy last frame"}
 TEACHER_FORCED = "teacher_forced_"  # a metric with this before its name is drawn beside the one without
 CURVE_METRICS = (
     "exact_state",
@@ -34,7 +34,7 @@ CURVE_METRICS = (
     "rmse_normalised",
     "bits_per_observation",
 )
-_SERIES_COLOURS = {"pan": "#3b82f6", "copy_last": "#9a8c7c"}
+_SERIES_COLOURS = {"pan": "#3b82f6", "pan_expected": "#8b5cf6", "copy_last": "#9a8c7c"}
 _OTHER_COLOURS = ("#e07b39", "#2f9e6e", "#b45fc4", "#c9a227")
 
 

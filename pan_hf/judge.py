@@ -63,10 +63,7 @@ class Judge:
 
     def __call__(self, predicted: Step, true: Step, last_seen: Step) -> dict[str, tuple[str, Tensor]]:
         """`metric: (formula, components)` of `predicted` against `true`; "changed" is since `last_seen`."""
-        measures = {}
-        for name in self.predicted("image"):
-            views = (step.observations[name] for step in (predicted, true, last_seen))
-            measures |= {self.name(name, key): value for key, value in self._image(name, *views).items()}
+        measures = self.images(predicted.observations, true, last_seen)
         for name in self.predicted("vector"):
             guess, fact = predicted.observations[name], true.observations[name]
             measures[self.name(name, "rmse")] = metrics.rmse(guess, fact)
@@ -75,6 +72,14 @@ class Judge:
             guess, fact = predicted.observations[name], true.observations[name]
             measures[self.name(name, "token_accuracy")] = metrics.token_accuracy(guess, fact, self.pad_token_id)
         return measures | self._codes(predicted, true, last_seen) | self._outcome(predicted, true)
+
+    def images(self, predicted: dict[str, Tensor], true: Step, last_seen: Step) -> dict[str, tuple[str, Tensor]]:
+        """What of `__call__` is about images, `predicted` by sense."""
+        measures = {}
+        for name in self.predicted("image"):
+            views = predicted[name], true.observations[name], last_seen.observations[name]
+            measures |= {self.name(name, key): value for key, value in self._image(name, *views).items()}
+        return measures
 
     def changed(self, true: Step, last_seen: Step) -> Tensor:
         """`(n,)`: whether anything observed differs from the last frame seen."""

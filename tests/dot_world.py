@@ -142,7 +142,7 @@ class DotModel:
         assert (0 if action is None else action.shape[1]) == steps - 1
         return Belief(self.encode(observation).map(lambda codes: codes[:, -1]), [], None, None, self)
 
-    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
+    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None, expected=()):
         assert num_rollouts == 1
         self.simulated += actions.numel()
         before, states, ends = torch.cat(belief.state.codes["camera"], -1), [], []
@@ -154,7 +154,10 @@ class DotModel:
             before = after
         places, ends = torch.stack(states, 1), torch.stack(ends, 1).float()
         state = State({"camera": list(places.split(1, -1))})
-        return Futures(state, torch.zeros_like(ends), ends, 1 - ends, Belief(state, [], None, None, self), {}, seed)
+        belief = Belief(state, [], None, None, self)
+        shown = state.map(lambda codes: codes[:, sorted(expected)])
+        images = {"camera": self.decode(shown, "camera")} if expected else {}
+        return Futures(state, torch.zeros_like(ends), ends, 1 - ends, belief, {}, seed, images)
 
     def log_prob(self, belief, actions, observations):
         """One bit for the codes, none for latents, two for the pixels."""

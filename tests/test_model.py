@@ -343,13 +343,13 @@ def test_log_prob_is_finite_and_the_sum_of_its_parts():
 
 
 def test_the_most_surprising_pixel_value_costs_twenty_one_bits():
-    from pan_hf.modeling.simulation_pan import _pixel_log_prob
+    from pan_hf.modeling.simulation_pan import pixel_log_prob
 
     mean, true = torch.full((1, 1, 1, 1), -1.0), torch.full((1, 1, 1, 1), 1.0)
-    nats = _pixel_log_prob(mean, true, torch.tensor(1e-3))
+    nats = pixel_log_prob(mean, true, torch.tensor(1e-3))
     assert -nats.item() / 0.6931 == pytest.approx(21.29, abs=0.01)  # log2(256 / 1e-4)
     values = (torch.arange(256.0) / 127.5 - 1).view(256, 1, 1, 1)
-    every = _pixel_log_prob(torch.full_like(values, 0.1), values, torch.tensor(0.05))
+    every = pixel_log_prob(torch.full_like(values, 0.1), values, torch.tensor(0.05))
     assert every.exp().sum().item() == pytest.approx(1.0, abs=1e-4)  # a distribution over the 256 values
 
 
@@ -493,6 +493,18 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
             log_prob += simulation._log_prob(logits, drawn[:, index])
     assert torch.equal(together, drawn)
     torch.testing.assert_close(chooser.log_prob, log_prob, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", ["parallel", "autoregressive"])
+def test_where_one_future_is_certain_the_expected_image_is_its_image(sampling):
+    model = world_model(("camera", "touch"), level0_sampling=sampling)
+    with torch.no_grad():
+        for readout in model.readouts["camera"]:
+            readout.copy_bias.fill_(1e4)
+    belief = model.perceive(observe(model))
+    futures = model.simulate(belief, acts(model, steps=3), temperature=0.0, expected=[0, 2])
+    assert torch.equal(futures.expected["camera"], futures.decode("camera", latents=False)[:, [0, 2]])
+    assert model.simulate(belief, acts(model, steps=3)).expected == {}
 
 
 @pytest.mark.parametrize("grid", [(4, 7), (1, 6)])

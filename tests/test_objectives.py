@@ -7,7 +7,8 @@ from tiny_worlds import PAD, acts, differing, language_model, observe, outcomes,
 from pan_hf import PanModel
 from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
 from pan_hf.modeling.heads_pan import reward_bins, symexp, symlog, two_hot
-from pan_hf.modeling.objectives_pan import _generative_loss
+from pan_hf.modeling.objectives_pan import _generative_loss, _vector_loss
+from pan_hf.modeling.quantizer_pan import PARKED, Codebook
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 
@@ -58,7 +59,7 @@ def test_every_loss_has_a_name_and_a_weight():
     model = world_model(EVERYTHING)
     found = joint(model)
     expected = {"camera.0", "camera.1", "touch.0", "touch.1", "touch.2", "heard.text", "camera.latents"}
-    expected |= {"touch.latents", "camera.generative", "touch.generative"}
+    expected |= {"touch.latents", "camera.generative", "touch.generative", "camera.0.vectors", "camera.1.vectors"}
     expected |= {"camera.reconstruction", "camera.commitment", "reward", "continuation", "inverse_dynamics"}
     assert set(found.losses) == expected
     assert all(loss.dim() == 0 and torch.isfinite(loss) for loss in found.losses.values())
@@ -73,6 +74,23 @@ def test_a_weight_of_zero_leaves_a_loss_out_of_the_sum_but_not_out_of_the_log():
     found = joint(model)
     assert float(found.loss) == pytest.approx(2 * float(found.losses["reward"]))
     assert float(found.losses["camera.1"]) > 0
+
+
+def test_the_vector_loss_is_least_at_the_true_mean_and_1_where_everything_stands_still():
+    book = Codebook(3, 4, 1)
+    book.vectors.copy_(torch.tensor([[0.0], [2.0], [PARKED], [0.0]]))
+    book.live[:3], book.started[:] = True, True
+    now, target = torch.zeros(4, 1, dtype=torch.long), torch.tensor([[0], [0], [0], [1]])
+
+    def loss(*probabilities, importance=None):
+        logits = torch.tensor([*probabilities, 0.0]).log().expand(4, 1, 4)
+        return float(_vector_loss(book, logits, now, target, importance))
+
+    assert loss(1.0, 0.0, 0.0) == pytest.approx(1.0)
+    assert loss(0.75, 0.25, 0.0) == pytest.approx(0.75)
+    assert loss(0.75, 0.25, 0.0) < min(loss(0.7, 0.3, 0.0), loss(0.8, 0.2, 0.0))
+    assert loss(0.7, 0.2, 0.1) < 1.0  # what a code that describes nothing is parked on counts for nothing
+    assert loss(0.0, 1.0, 0.0, importance=torch.tensor([0.0, 0.0, 0.0, 1.0])) == pytest.approx(0.0)
 
 
 def only_generative(model):

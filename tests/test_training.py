@@ -34,6 +34,7 @@ LOSSES = {
     "dynamics": {"camera.0", "camera.1", "place.0", "place.1", "reward", "continuation", "inverse_dynamics"},
     "latent_head": {"camera.latents", "place.latents"},
 }
+LOSSES["dynamics"] |= {"camera.0.vectors", "camera.1.vectors"}
 LOSSES["joint"] = LOSSES["senses"] | LOSSES["dynamics"] | LOSSES["latent_head"]
 LOSSES["joint"] |= {"camera.generative", "place.generative"}
 QUICK = {"per_device_train_batch_size": 4, "logging_steps": 1, "progress": False}
