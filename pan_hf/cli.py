@@ -156,6 +156,26 @@ def train(
 
 
 @app.command()
+def grow(
+    start: Annotated[Path, typer.Option("--from", help="Run or checkpoint to start from; it is left as it is.")],
+    run: RUN = DEFAULT_RUN,
+    data: DATA = None,
+    seconds: Annotated[float, typer.Option(help="Time budget.")] = 60.0,
+    max_steps: Annotated[int | None, typer.Option(help="Steps, in place of a time budget.")] = None,
+    every: Annotated[int, typer.Option(help="Steps between attempts to grow.")] = 50,
+    threshold: Annotated[float | None, typer.Option(help="Distance from which a piece of an image is novel.")] = None,
+    max_new: Annotated[int, typer.Option(help="Codes at most.")] = 32,
+    seed: SEED = 0,
+) -> None:
+    """Train on a recording with something new in it, growing codes for what none describes: writes growth.json."""
+    from pan_hf.grow import grow as run_grow
+
+    options = {"max_steps": max_steps, "every": every, "threshold": threshold, "max_new": max_new, "seed": seed}
+    checkpoint = run_grow(run, start, data, seconds=seconds, **options)
+    typer.echo(f"Done. The world model is in {checkpoint}")
+
+
+@app.command()
 def evaluate(
     run: RUN = DEFAULT_RUN,
     data: DATA = None,

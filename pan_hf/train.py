@@ -104,7 +104,7 @@ def train(
         given |= {"model": str(current), "data": str(data), "output_dir": str(folder)}
         with stage_timer(run / "timing.json", name, seeds=[seed], resume=folder.exists()):
             current = _run_stage(name, given, trajectories, num_processes)
-    return _publish(current, run / "checkpoint", data)
+    return publish(current, run / "checkpoint", data)
 
 
 def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes: int) -> Path:
@@ -138,8 +138,8 @@ def _check_settings(path: Path, settings: dict) -> None:
     write_text(path, json.dumps(settings, indent=1))
 
 
-def _publish(current: Path, checkpoint: Path, data: Path) -> Path:
-    """Copies the last stage's result to `<run>/checkpoint`, whole or not at all."""
+def publish(current: Path, checkpoint: Path, data: Path) -> Path:
+    """Copies a stage's result to a run's `checkpoint`, whole or not at all."""
     from pan_hf.training.stage import TRAINING_DATA
 
     if not (current / TRAINING_DATA).exists():

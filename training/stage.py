@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser, PrinterCallback, TrainingArguments, set_seed
+from transformers import HfArgumentParser, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from pan_hf.build import save_checkpoint
 from pan_hf.modeling import PanModel
@@ -72,6 +72,8 @@ class Stage:
         is_needed: whether a model has anything for this stage to train.
         prepare: `(model) -> (model) -> None`, called with the model before training and what it returns with the model
             after it.
+        arguments: the class of its arguments.
+        callbacks: `(model, dataset, arguments) -> callbacks` of the Trainer.
     """
 
     name: str
@@ -82,17 +84,19 @@ class Stage:
     slow: dict[str, float] = field(default_factory=dict)
     is_needed: Callable[[PanModel], bool] = lambda model: True
     prepare: Callable[[PanModel], Callable[[PanModel], None]] = lambda model: lambda trained: None
+    arguments: type[StageArguments] = StageArguments
+    callbacks: Callable[[PanModel, Dataset, StageArguments], list[TrainerCallback]] = lambda model, data, args: []
 
 
 def arguments(stage: Stage, **given) -> StageArguments:
     """The stage's arguments with its defaults. `use_cpu` is set where there is no accelerator."""
     cpu = {"use_cpu": True} if not torch.cuda.is_available() else {}
-    return StageArguments(**(DEFAULTS | cpu | stage.defaults | given))
+    return stage.arguments(**(DEFAULTS | cpu | stage.defaults | given))
 
 
 def main(stage: Stage) -> None:
-    """The command line of a stage: every field of [`StageArguments`] is a flag."""
-    parser = HfArgumentParser(StageArguments, description=(stage.make_data.__doc__ or stage.name).strip())
+    """The command line of a stage: every field of its arguments is a flag."""
+    parser = HfArgumentParser(stage.arguments, description=(stage.make_data.__doc__ or stage.name).strip())
     cpu = {"use_cpu": True} if not torch.cuda.is_available() else {}
     parser.set_defaults(**(DEFAULTS | cpu | stage.defaults))
     (parsed,) = parser.parse_args_into_dataclasses()
@@ -117,8 +121,9 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     if final.exists():
         return final
     set_seed(args.seed)
-    model, processor = PanModel.from_pretrained(args.model), PanProcessor.from_pretrained(args.model)
-    processor.check_model(model)
+    begun = last_checkpoint(folder) or args.model  # its vocabulary may have grown since the stage began
+    model, processor = PanModel.from_pretrained(begun), PanProcessor.from_pretrained(begun)
+    processor.attach(model)
     trajectories = trajectories or load_trajectories(args.data, "train")
     if not stage.is_needed(model):
         return Path(args.model)
@@ -166,6 +171,8 @@ def _trainer(stage: Stage, args, model, processor, dataset, weights) -> PanTrain
         slow=stage.slow,
     )
     trainer.remove_callback(PrinterCallback)
+    for callback in stage.callbacks(model, dataset, args):
+        trainer.add_callback(callback)
     if args.progress:
         trainer.add_callback(_progress(stage.name))
     return trainer

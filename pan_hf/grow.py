@@ -1,0 +1,69 @@
+"""`pan grow`: a trained world model meets a recording with something new in it, and grows codes for it.
+
+    <run>/stages/growth     the stage, see `training/grow.py`
+    <run>/checkpoint        its result, like that of `pan train`
+    <run>/growth.json       what was tried, accepted and rejected, and the bits an observation it saves
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pan_hf.evaluate import find_checkpoint
+from pan_hf.results import stage_timer
+from pan_hf.train import publish
+from pan_hf.trajectories import load_trajectories
+
+
+def grow(
+    run: str | Path,
+    start: str | Path,
+    data: str | Path | None = None,
+    *,
+    seconds: float = 60.0,
+    max_steps: int | None = None,
+    every: int = 50,
+    threshold: float | None = None,
+    max_new: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Goes on training a world model on a recording, growing codes for what none describes.
+
+    Args:
+        run: folder of the new run; holds everything afterwards.
+        start: the run or checkpoint to start from; it is left as it is.
+        data: the recording; `<run>/data` by default.
+        seconds (`float`), max_steps (`int`, *optional*): how long to train; `max_steps` makes a run independent of the
+            machine's speed.
+        every (`int`): steps between attempts to grow.
+        threshold (`float`, *optional*): see [`PanModel.learn`].
+        max_new (`int`): codes at most.
+        seed (`int`): of everything random.
+
+    Returns:
+        the folder of the finished checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no recording.
+        ValueError: the recording does not fit the model.
+    """
+    from pan_hf.training.grow import STAGE
+    from pan_hf.training.stage import arguments
+    from pan_hf.training.stage import run as run_stage
+    from pan_hf.training.trainer import write_text
+
+    run = Path(run)
+    data = Path(data) if data is not None else run / "data"
+    trajectories = load_trajectories(data, "train")
+    given = {"model": str(find_checkpoint(start)), "data": str(data), "output_dir": str(run / "stages" / "growth")}
+    given |= {"seconds": seconds} if max_steps is None else {"max_steps": max_steps}
+    given |= {"grow_every": every, "max_new": max_new, "seed": seed, "progress": progress}
+    given |= {} if threshold is None else {"threshold": threshold}
+    with stage_timer(run / "timing.json", "growth", seeds=[seed], resume=(run / "stages").exists()):
+        final = run_stage(STAGE, arguments(STAGE, **given), trajectories)
+    log = json.loads((final.parent / "log.json").read_text())
+    growths = [entry["growth"] | {"gain": entry["gain"], "step": entry["step"]} for entry in log if "growth" in entry]
+    write_text(run / "growth.json", json.dumps(growths, indent=1))
+    return publish(final, run / "checkpoint", data)

@@ -1,0 +1,115 @@
+"""Growth in training: a recording that holds something new, codes for it on a schedule, and a model that learns them.
+
+It is the joint stage, in which new codes are tried every so many steps and stay if they make held-out windows shorter
+to describe. The last tenth of the training episodes is held out for that; no gradient is taken on it.
+
+    python -m pan_hf.training.grow --model DIR --data DIR --output_dir DIR --seconds 60 --grow_every 50
+"""
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from pan_hf.modeling.growth_pan import NOVEL
+from pan_hf.training.align import make_raw
+from pan_hf.training.stage import Stage, StageArguments, main
+
+HELD_OUT = 10  # one in so many episodes judges growth
+JUDGED = 64  # windows that do
+
+
+@dataclass
+class GrowthArguments(StageArguments):
+    """What the growth stage takes beside what every stage takes."""
+
+    grow_every: int = field(default=50, metadata={"help": "Steps between attempts to grow; the first is at step 1."})
+    grow_windows: int = field(default=256, metadata={"help": "Windows of training looked at in an attempt."})
+    threshold: float = field(default=NOVEL, metadata={"help": "Distance from which a piece of an image is novel."})
+    max_new: int = field(default=32, metadata={"help": "Codes at most, in the whole stage."})
+
+
+class GrowthCallback(TrainerCallback):
+    """Lets a model grow while it is trained, on a schedule.
+
+    Every process grows alike, since the first one decides. Attempts are kept in `growths` and in the Trainer's log, by
+    step: what was tried, accepted or rejected, and the bits an observation it saves.
+
+    Args:
+        model ([`PanModel`]): attached to its processor.
+        windows: raw windows of training, with `__getitems__`; a batch has `observation` and `action`.
+        candidates, held_out (`list[int]`): indices of windows to learn from, and to judge by.
+        every, num_windows, threshold, max_new: see [`GrowthArguments`].
+        seed (`int`): of the windows looked at.
+    """
+
+    def __init__(self, model, windows, candidates, held_out, every, num_windows, threshold, max_new, seed):
+        self.model, self.windows, self.candidates, self.held_out = model, windows, candidates, held_out
+        self.every, self.num_windows, self.threshold, self.max_new = every, num_windows, threshold, max_new
+        self.seed, self.growths = seed, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if (state.global_step - 1) % self.every == 0:
+            self.grow(state)
+
+    def grow(self, state) -> None:
+        """One attempt."""
+        room = self.max_new - self._grown(state)
+        if room < 1:
+            return
+        generator = np.random.default_rng([self.seed, state.global_step])
+        chosen = generator.choice(self.candidates, min(self.num_windows, len(self.candidates)), replace=False)
+        seen, judged = (self.windows.__getitems__(list(rows)) for rows in (chosen, self.held_out))
+        growths = self.model.learn(
+            self._on_device(seen["observation"]),
+            held_out=(self._on_device(judged["observation"]), judged["action"].to(self.model.device)),
+            threshold=self.threshold,
+            max_new=room,
+            step=state.global_step,
+        )
+        self.growths += growths
+        state.log_history += [
+            {"growth": asdict(growth), "gain": growth.gain, "step": state.global_step} for growth in growths
+        ]
+
+    def _grown(self, state) -> int:
+        """Codes that this run has grown so far; the log outlives a kill."""
+        return sum(len(entry["growth"]["ids"]) for entry in state.log_history if "growth" in entry)
+
+    def _on_device(self, observation: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: values.to(self.model.device) for name, values in observation.items()}
+
+
+def make_data(model, processor, trajectories):
+    """Raw windows; those of the last episodes are never drawn."""
+    windows, weights = make_raw(model, processor, trajectories)
+    number = trajectories.episode[windows.rows.numpy()]
+    first = int(len(trajectories.episode_starts) * (1 - 1 / HELD_OUT))
+    windows.is_held_out = torch.from_numpy(number >= max(first, 1))
+    return windows, weights * ~windows.is_held_out
+
+
+def callbacks(model, windows, args) -> list[TrainerCallback]:
+    """The one that grows."""
+    candidates, held_out = ((windows.is_held_out == which).nonzero().squeeze(1).numpy() for which in (False, True))
+    if not len(held_out):
+        raise ValueError("Growth is judged by episodes held out, and the recording has one alone; record more.")
+    judged = np.random.default_rng(args.seed).choice(held_out, min(JUDGED, len(held_out)), replace=False)
+    schedule = args.grow_every, args.grow_windows, args.threshold, args.max_new
+    return [GrowthCallback(model, windows, candidates, judged, *schedule, args.seed)]
+
+
+STAGE = Stage(
+    name="growth",
+    objective="joint",
+    trains=r"",
+    make_data=make_data,
+    callbacks=callbacks,
+    arguments=GrowthArguments,
+    defaults={"learning_rate": 2e-4, "per_device_train_batch_size": 16},
+    slow={"senses.": 0.01},
+)
+
+if __name__ == "__main__":
+    main(STAGE)
