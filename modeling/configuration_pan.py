@@ -46,6 +46,8 @@ class PanConfig(PreTrainedConfig):
         action (`DiscreteAction | VectorAction | TextAction`, *optional*): required as soon as there is a sense.
         segments (`dict[str, list[int]]`): name of each run of code ids -> `[offset, capacity]`; names are
             `<sense>.<level>` and `action.<level>`.
+        extensions (`dict[str, list[list[int]]]`, *optional*): further runs of rows that a segment has been given, see
+            `runs`.
         text_size (`int`): words the backbone knows.
         text_capacity (`int`): ids below it are words; those from `text_size` on are reserved for words to come.
         code_capacity (`int`): rows reserved for codes, behind the words.
@@ -84,6 +86,7 @@ class PanConfig(PreTrainedConfig):
     senses: dict | None = None
     action: dict | None = None
     segments: dict | None = None
+    extensions: dict | None = None
     text_size: int | None = None
     text_capacity: int | None = None
     code_capacity: int = 0
@@ -137,7 +140,12 @@ class PanConfig(PreTrainedConfig):
             self.text_capacity = self.text_size
         if self.segments is None:
             self.segments, self.code_capacity = _segment_table(self.coded_parts(), self.text_capacity)
-        _check_segments(self.segments, self.coded_parts(), self.text_capacity)
+        self.extensions = self.extensions or {}
+        _check_segments(self.segments, self.extensions, self.coded_parts(), self.text_capacity)
+
+    def runs(self, segment: str) -> list[list[int]]:
+        """The `[offset, capacity]` of each run of rows of a segment, in the order of its codes."""
+        return [self.segments[segment], *self.extensions.get(segment, [])]
 
     def coded_parts(self) -> dict:
         """The senses, and the action under the name `action`, that are written in codes rather than in words."""
@@ -181,14 +189,18 @@ def _segment_table(parts: dict, offset: int) -> tuple[dict[str, list[int]], int]
     return segments, offset - start
 
 
-def _check_segments(segments: dict[str, list[int]], parts: dict, text_capacity: int) -> None:
+def _check_segments(segments: dict, extensions: dict, parts: dict, text_capacity: int) -> None:
     """A moved or resized segment would quietly read other tokens' rows."""
     expected = {f"{name}.{level}": size for name, p in parts.items() for level, size in enumerate(p.codebook_capacity)}
-    given = {name: capacity for name, (_, capacity) in segments.items()}
+    runs = list(segments.items())
+    runs += [(name, run) for name, more in extensions.items() for run in more]
+    given = dict.fromkeys(segments, 0)
+    for name, (_, capacity) in runs:
+        given[name] = given.get(name, 0) + capacity
     if given != expected:
         raise ValueError(f"`segments` must hold these capacities: {expected}, as the senses say; got {given}.")
     end, last = text_capacity, "the words"
-    for name, (offset, capacity) in sorted(segments.items(), key=lambda item: item[1]):
+    for name, (offset, capacity) in sorted(runs, key=lambda item: item[1]):
         if offset < end:
             raise ValueError(f"Segment {name!r} starts at row {offset}, inside {last}, which end at row {end}.")
         end, last = offset + capacity, repr(name)

@@ -108,7 +108,9 @@ class GrowthMixin:
             "levels, or merge its digits."
         )
 
-    def retire(self, segment: str, codes: Sequence[int], reason: str = "unused", into: int | None = None) -> None:
+    def retire(
+        self, segment: str, codes: Sequence[int], reason: str = "unused", into: int | None = None, step: int = 0
+    ) -> None:
         """Makes codes dead: they are neither chosen nor predicted any more, and their ids stay reserved.
 
         Args:
@@ -116,6 +118,7 @@ class GrowthMixin:
             codes (`list[int]`): which, counted within the segment.
             reason (`str`): for the ledger, e.g. "unused", "indistinguishable".
             into (`int`, *optional*): the code that stands for them from now on.
+            step (`int`): training step, for the ledger.
 
         Raises:
             ValueError: no such codes, or all of the segment. Nothing has changed then.
@@ -126,10 +129,9 @@ class GrowthMixin:
         codes = sorted({int(code) for code in codes})
         if len(codes) >= ledger.live(segment):
             raise ValueError(f"{segment} has {ledger.live(segment)} live codes; at least one must stay.")
-        first = ledger.offset(segment)
-        kept = None if into is None else first + into
-        ledger.retire([first + code for code in codes], reason, step=0, into=kept)
-        self.live_rows[[first + code for code in codes]] = False
+        ids = [ledger.id_of(segment, code) for code in codes]
+        ledger.retire(ids, reason, step, into=None if into is None else ledger.id_of(segment, into))
+        self.live_rows[ids] = False
         self.senses[part].codebooks[int(level)].live[codes] = False
         self.config.vocabulary_digest = ledger.digest()
 
@@ -155,7 +157,7 @@ class GrowthMixin:
         if new_num_tokens > self.config.text_capacity:
             raise ValueError(
                 f"{new_num_tokens} words do not fit the {self.config.text_capacity} rows reserved for words; ids of "
-                "codes lie behind them and never move. Run `pan vocabulary --double` on the checkpoint."
+                "codes lie behind them and never move. Build the model with a larger `text_reserve`."
             )
         born = self._ledger().born("text")
         if born < new_num_tokens:
@@ -306,17 +308,16 @@ class GrowthMixin:
     @contextmanager
     def _trial(self, name: str, level: int) -> Iterator["_Trial"]:
         """What is changed of one level inside is undone, bit for bit, unless the trial is accepted."""
-        offset, capacity = self.config.segments[f"{name}.{level}"]
-        rows = slice(offset, offset + capacity)
-        tensors = [table.detach()[rows] for table in self._tables()] + [self.live_rows[rows]]
-        tensors += list(self.senses[name].codebooks[level].buffers())
-        kept, trial = [tensor.clone() for tensor in tensors], _Trial()
+        rows = self.segment_rows(name, level)
+        changed = [(table.detach(), rows) for table in [*self._tables(), self.live_rows]]
+        changed += [(buffer, slice(None)) for buffer in self.senses[name].codebooks[level].buffers()]
+        kept, trial = [tensor[where].clone() for tensor, where in changed], _Trial()
         try:
             yield trial
         finally:
             if not trial.accepted:
-                for tensor, old in zip(tensors, kept, strict=True):
-                    tensor.copy_(old)
+                for (tensor, where), old in zip(changed, kept, strict=True):
+                    tensor[where] = old
 
     def _tables(self) -> list[Tensor]:
         """The embedding tables: one where they are tied, else two."""
@@ -325,14 +326,13 @@ class GrowthMixin:
 
     def _write_codes(self, name: str, level: int, codes: range, vectors: Tensor) -> None:
         """Codebook rows, vocabulary rows fitted to those of the codes that live, and the marks that they live."""
-        offset, capacity = self.config.segments[f"{name}.{level}"]
-        book = self.senses[name].codebooks[level]
+        book, rows = self.senses[name].codebooks[level], self.segment_rows(name, level)
+        new = rows[codes.start : codes.stop]
         vectors = vectors.to(book.vectors)
         for table in self._tables():
-            rows = table.detach()[offset : offset + capacity]
-            rows[codes.start : codes.stop] = fit_rows(book.vectors, rows, book.describes(), vectors)
+            table.detach()[new] = fit_rows(book.vectors, table.detach()[rows], book.describes(), vectors)
         book.add(codes, vectors)
-        self.live_rows[offset + codes.start : offset + codes.stop] = True
+        self.live_rows[new] = True
 
     def _grow_codes(self, name: str, level: int, vectors, names, reason: str, step: int) -> tuple[int, ...]:
         ledger, segment = self._ledger(), f"{name}.{level}"

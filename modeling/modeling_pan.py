@@ -161,8 +161,9 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
         live = torch.arange(self.config.vocab_size) < self.config.text_size
         for part, described in self.config.coded_parts().items():
             for level, size in enumerate(described.codebook_size):
-                offset, _ = self.config.segments[f"{part}.{level}"]
-                live[offset : offset + size] = True
+                for offset, capacity in self.config.runs(f"{part}.{level}"):
+                    live[offset : offset + min(size, capacity)] = True
+                    size = max(0, size - capacity)
         init.copy_(self.live_rows, live)
 
     def _check_positions(self, config: PanConfig) -> None:
@@ -252,21 +253,23 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
     def get_decoder(self) -> nn.Module:
         return self.language_model.base_model
 
+    def segment_rows(self, part: str, level: int) -> Tensor:
+        """The rows of one level's segment, `(capacity,)` int64: row `i` is the id of code `i`."""
+        runs = [torch.arange(first, first + count) for first, count in self.config.runs(f"{part}.{level}")]
+        return torch.cat(runs).to(self.device)
+
     def code_rows(self, part: str, level: int, codes: Tensor) -> Tensor:
         """Input rows of codes `(...)` of one level of a sense, or of the part `action`: `(..., hidden_size)`."""
-        offset, _ = self.config.segments[f"{part}.{level}"]
-        return self.get_input_embeddings()(codes + offset)
+        return self.get_input_embeddings()(self.segment_rows(part, level)[codes])
 
     def code_table(self, part: str, level: int) -> Tensor:
         """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
         vocabulary's."""
-        offset, capacity = self.config.segments[f"{part}.{level}"]
-        return self.get_output_embeddings().weight[offset : offset + capacity]
+        return self.get_output_embeddings().weight[self.segment_rows(part, level)]
 
     def live_codes(self, part: str, level: int) -> Tensor:
         """Which codes of a segment exist, `(capacity,)` bool."""
-        offset, capacity = self.config.segments[f"{part}.{level}"]
-        return self.live_rows[offset : offset + capacity]
+        return self.live_rows[self.segment_rows(part, level)]
 
     def live_words(self) -> Tensor:
         """Which words exist, `(text_capacity,)` bool."""
@@ -290,10 +293,11 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
         for part in parts:
             codec = self.senses[part] if part in self.senses else self.action_codec
             for level, (descriptions, described) in enumerate(codec.describe()):
-                offset, capacity = self.config.segments[f"{part}.{level}"]
+                ids = self.segment_rows(part, level)
                 for weight in tables.values():
-                    rows = weight.detach()[offset : offset + capacity]
-                    start_rows(rows, descriptions, described, self.config.initializer_range, seed=offset)
+                    rows = weight.detach()[ids]
+                    start_rows(rows, descriptions, described, self.config.initializer_range, seed=int(ids[0]))
+                    weight.detach()[ids] = rows
 
     # ---- encoder h and decoder g
 

@@ -44,7 +44,7 @@ def test_growth_keeps_old_ids_and_the_size_of_the_table(growths):
         if live + count > vocabulary.capacity(segment):
             continue
         ids = vocabulary.grow(segment, count, "novelty", step)
-        assert ids == range(vocabulary.offset(segment) + live, vocabulary.offset(segment) + live + count)
+        assert ids == [vocabulary.offset(segment) + live + index for index in range(count)]
     assert vocabulary.size == old.size and vocabulary.segments == old.segments
     assert old.is_ancestor_of(vocabulary)
     assert all(vocabulary.id_of(name, 0) == old.id_of(name, 0) for name in SEGMENTS)
@@ -80,7 +80,7 @@ def test_a_retired_id_is_dead_but_stays_taken():
     ("act", "message"),
     [
         (lambda v: v.grow("camera.9", 1, "novelty", 0), "Known segments: text, camera.0, camera.1, action.0"),
-        (lambda v: v.grow("camera.1", 1, "novelty", 0), r"0 of 64 rows left. Run `pan vocabulary --double`"),
+        (lambda v: v.grow("camera.1", 1, "novelty", 0), r"0 of 64 rows left. Run `pan vocabulary --double camera.1`"),
         (lambda v: v.grow("camera.0", 0, "novelty", 0), "count of at least 1"),
         (lambda v: v.grow("camera.0", 1, "whim", 0), "expected one of start, named, novelty, merge"),
         (lambda v: v.grow("camera.0", 2, "merge", 0, parents=[[512, 513]]), "one list of parents each"),
@@ -201,3 +201,28 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
         vocabulary.save(tmp_path)
     assert (tmp_path / "vocabulary.json").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_extended_segment_grows_on_behind_all_others_and_no_id_moves():
+    vocabulary = build()
+    segment = "camera.0"
+    room = vocabulary.capacity(segment) - vocabulary.born(segment)
+    before, size = [vocabulary.id_of(segment, code) for code in range(vocabulary.born(segment))], vocabulary.size
+    old = Vocabulary.from_dict(vocabulary.to_dict())
+    assert vocabulary.extend(segment, 8) == (size, 8)
+    ids = vocabulary.grow(segment, room + 3, "novelty", step=1)
+    assert [vocabulary.id_of(segment, code) for code in range(len(before))] == before
+    assert ids[-3:] == [size, size + 1, size + 2] and vocabulary.size == size + 8
+    assert [vocabulary.segment_of(item) for item in ids[-3:]] == [
+        (segment, vocabulary.capacity(segment) - 8 + index) for index in range(3)
+    ]
+    assert vocabulary.capacity(segment) == old.capacity(segment) + 8 and int(vocabulary.live_mask(segment).sum()) == (
+        vocabulary.live(segment)
+    )
+    vocabulary.retire([size + 1], "unused", step=2)
+    assert not vocabulary.live_mask(segment)[vocabulary.segment_of(size + 1)[1]]
+    assert old.is_ancestor_of(vocabulary)
+    assert Vocabulary.from_dict(vocabulary.to_dict()).digest() == vocabulary.digest()
+    for wrong in (("text", 8), (segment, 0)):
+        with pytest.raises(ValueError, match="cannot have"):
+            vocabulary.extend(*wrong)

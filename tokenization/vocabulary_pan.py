@@ -2,9 +2,10 @@
 
 Words and codes share one table whose rows are all reserved when a model is built: words from 0, then one *segment* for
 each level of each sense and of the action. A token is *born* when a reserved row of its segment goes live, and
-*retired* when it goes dead again; no shape ever changes. An id, once born, never changes meaning or place. Births and
-retirements are events of an append-only list, so one ledger is the ancestor of another exactly when its events are the
-first of the other's. The digest of a ledger is what a model and a processor compare.
+*retired* when it goes dead again; no shape ever changes. An id, once born, never changes meaning or place. A segment
+that is full is *extended*, offline, by rows behind all others. Births, retirements and extensions are events of an
+append-only list, so one ledger is the ancestor of another exactly when its events are the first of the other's. The
+digest of a ledger is what a model and a processor compare.
 
 Events are plain dicts, not classes: code loaded from the Hub may hold this module twice, and the same event must be
 equal in both.
@@ -34,7 +35,8 @@ class Vocabulary:
 
     Attributes:
         text_capacity (`int`): as above.
-        segments (`dict[str, tuple[int, int]]`): as above; words are the segment "text", which is not listed here.
+        segments (`dict[str, tuple[int, int]]`): as above, without extensions (see `runs`); words are the segment
+            "text", which is not listed here.
 
     Raises:
         ValueError: segments that overlap, leave gaps, or are empty.
@@ -47,6 +49,7 @@ class Vocabulary:
         self._events: list[dict] = []
         self._born = dict.fromkeys([TEXT, *self.segments], 0)
         self._retired: dict[str, set[int]] = {name: set() for name in self._born}
+        self._extensions: dict[str, list[tuple[int, int]]] = {name: [] for name in self.segments}
         self._check_layout()
 
     @classmethod
@@ -83,11 +86,12 @@ class Vocabulary:
     @property
     def code_capacity(self) -> int:
         """Rows reserved for codes, behind the words."""
-        return sum(capacity for _, capacity in self.segments.values())
+        return sum(self.capacity(name) for name in self.segments)
 
     @property
     def events(self) -> tuple[dict, ...]:
-        """Everything that happened, in order: births and retirements as JSON-able dicts (not to be edited)."""
+        """Everything that happened, in order: births, retirements and extensions as JSON-able dicts (not to be
+        edited)."""
         return tuple(self._events)
 
     @property
@@ -100,8 +104,12 @@ class Vocabulary:
         return self._place(segment)[0]
 
     def capacity(self, segment: str) -> int:
-        """Rows reserved for `segment`."""
-        return self._place(segment)[1]
+        """Rows reserved for `segment`, extensions included."""
+        return sum(capacity for _, capacity in self.runs(segment))
+
+    def runs(self, segment: str) -> list[tuple[int, int]]:
+        """The (offset, capacity) of each run of rows that `segment` has: its own, and its extensions behind it."""
+        return [self._place(segment), *self._extensions.get(segment, [])]
 
     def born(self, segment: str) -> int:
         """Tokens of `segment` that were ever born, retired ones included; the next one is code `born(segment)`."""
@@ -120,18 +128,20 @@ class Vocabulary:
 
     def id_of(self, segment: str, code: int) -> int:
         """Id of the `code`-th token of `segment`, retired or not. Raises ValueError when it is not born."""
-        offset, _ = self._place(segment)
-        if not 0 <= code < self._born[segment]:
+        if not 0 <= code < self.born(segment):
             raise ValueError(f"{segment} has no token {code}: {self._born[segment]} were born, counted from 0.")
-        return offset + int(code)
+        return self._row(segment, int(code))
 
     def segment_of(self, token_id: int) -> tuple[str, int]:
         """The segment and the code behind an id, born or reserved. Raises ValueError outside `[0, size)`."""
         if 0 <= token_id < self.text_capacity:
             return TEXT, int(token_id)
-        for name, (offset, capacity) in self.segments.items():
-            if offset <= token_id < offset + capacity:
-                return name, int(token_id) - offset
+        for name in self.segments:
+            before = 0
+            for offset, capacity in self.runs(name):
+                if offset <= token_id < offset + capacity:
+                    return name, before + int(token_id) - offset
+                before += capacity
         raise ValueError(f"Id {token_id} is outside this vocabulary of {self.size} rows.")
 
     # -- what happens
@@ -144,7 +154,7 @@ class Vocabulary:
         step: int,
         parents: Sequence[Sequence[int]] | None = None,
         names: Sequence[str] | None = None,
-    ) -> range:
+    ) -> list[int]:
         """Makes the next `count` reserved rows of `segment` live.
 
         Args:
@@ -157,28 +167,38 @@ class Vocabulary:
             names (`list[str]`, *optional*): what each new token is called; all of a segment's names differ.
 
         Returns:
-            `range`: the new ids.
+            `list[int]`: the new ids.
 
         Raises:
             ValueError: an unknown segment or reason, no room left, or parents and names that do not fit.
         """
-        offset, capacity = self._place(segment)
-        born = self._born[segment]
+        capacity, born = self.capacity(segment), self._born[segment]
         if count < 1:
             raise ValueError(f"Growing {segment} needs a count of at least 1, got {count}.")
         if born + count > capacity:
             raise ValueError(
                 f"{segment} is full: {count} more tokens asked for, {capacity - born} of {capacity} rows left. "
-                "Run `pan vocabulary --double` to double the rows of a checkpoint offline."
+                + full_help(segment)
             )
-        event = {"event": "birth", "first": offset + born, "count": int(count), "segment": segment, "reason": reason}
+        ids = [self._row(segment, code) for code in range(born, born + count)]
+        event = {"event": "birth", "first": ids[0], "count": int(count), "segment": segment, "reason": reason}
         event["step"] = int(step)
         if parents is not None:
             event["parents"] = [[int(parent) for parent in group] for group in parents]
         if names is not None:
             event["names"] = [str(name) for name in names]
         self._apply(event)
-        return range(event["first"], event["first"] + event["count"])
+        return ids
+
+    def extend(self, segment: str, capacity: int, step: int = 0) -> tuple[int, int]:
+        """Reserves `capacity` more rows for a code segment, behind all others. Returns their (offset, capacity).
+
+        Raises:
+            ValueError: no such code segment, or no rows.
+        """
+        event = {"event": "extension", "segment": segment, "first": self.size, "capacity": int(capacity)}
+        self._apply(event | {"step": int(step)})
+        return event["first"], event["capacity"]
 
     def retire(self, ids: Iterable[int], reason: str, step: int, into: int | None = None) -> None:
         """Makes live tokens dead. Their ids stay reserved for ever.
@@ -346,6 +366,7 @@ class Vocabulary:
     def _apply(self, event: dict) -> None:
         """Checks one event against what happened before, then lets it happen."""
         kinds = {"birth": self._apply_birth, "retirement": self._apply_retirement}
+        kinds |= {"extension": self._apply_extension}
         if event["event"] not in kinds:
             raise ValueError(f"Unknown event {event['event']!r}; expected one of {', '.join(kinds)}.")
         kinds[event["event"]](event)
@@ -353,13 +374,14 @@ class Vocabulary:
 
     def _apply_birth(self, event: dict) -> None:
         segment, count = event["segment"], event["count"]
-        offset, capacity = self._place(segment)
+        capacity = self.capacity(segment)
         if event["reason"] not in BIRTH_REASONS:
             raise ValueError(f"Unknown reason {event['reason']!r}; expected one of {', '.join(BIRTH_REASONS)}.")
-        if event["first"] != offset + self._born[segment] or not 1 <= count <= capacity - self._born[segment]:
+        born = self._born[segment]
+        if not 1 <= count <= capacity - born or event["first"] != self._row(segment, born):
             raise ValueError(
                 f"{count} tokens cannot be born at id {event['first']} of {segment}: "
-                f"{self._born[segment]} of its {capacity} rows, from {offset} on, are taken."
+                f"{born} of its {capacity} rows, from {self.offset(segment)} on, are taken."
             )
         self._check_parents(event)
         self._check_names(event)
@@ -393,7 +415,7 @@ class Vocabulary:
         if len(owners) != 1 or TEXT in owners or len(set(ids)) != len(ids):
             raise ValueError(f"Retire different tokens of one code segment at a time, got {ids} of {sorted(owners)}.")
         (segment,) = owners
-        codes = {item - self.offset(segment) for item in ids}
+        codes = {self.segment_of(item)[1] for item in ids}
         dead = sorted(code for code in codes if not self._is_live(segment, code))
         if dead:
             raise ValueError(f"{segment} has no live tokens {dead} to retire.")
@@ -403,8 +425,32 @@ class Vocabulary:
                 raise ValueError(f"Tokens of {segment} fold into a live token of {segment}, got id {event['into']}.")
         self._retired[segment] |= codes
 
+    def _apply_extension(self, event: dict) -> None:
+        segment, capacity = event["segment"], event["capacity"]
+        if segment not in self.segments or capacity < 1 or event["first"] != self.size:
+            raise ValueError(
+                f"{segment} cannot have {capacity} more rows from row {event['first']}: expected one of "
+                f"{', '.join(self.segments)}, and at least one row from row {self.size}."
+            )
+        self._extensions[segment].append((event["first"], capacity))
+
+    def _row(self, segment: str, code: int) -> int:
+        """The row that is or will be a code's id."""
+        for offset, capacity in self.runs(segment):
+            if code < capacity:
+                return offset + code
+            code -= capacity
+        raise ValueError(f"{segment} has {self.capacity(segment)} rows.")
+
     def _is_live(self, segment: str, code: int) -> bool:
         return code < self._born[segment] and code not in self._retired[segment]
+
+
+def full_help(segment: str) -> str:
+    """What to do about a segment without room."""
+    if segment == TEXT:
+        return "Ids of words are the tokenizer's and cannot move; build the model with a larger `text_reserve`."
+    return f"Run `pan vocabulary --double {segment}`, which doubles its rows in a checkpoint."
 
 
 _RESTORE = "Restore the file from the checkpoint it came from; a ledger is never edited by hand."
@@ -427,4 +473,6 @@ def _describe_event(events: Sequence[dict], index: int) -> str:
     event = events[index]
     if event["event"] == "birth":
         return f"{event['count']} born in {event['segment']} ({event['reason']}, step {event['step']})"
+    if event["event"] == "extension":
+        return f"{event['capacity']} rows more for {event['segment']} (step {event['step']})"
     return f"{len(event['ids'])} retired from id {event['ids'][0]} ({event['reason']}, step {event['step']})"
