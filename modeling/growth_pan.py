@@ -309,7 +309,7 @@ class GrowthMixin:
     def _trial(self, name: str, level: int) -> Iterator["_Trial"]:
         """What is changed of one level inside is undone, bit for bit, unless the trial is accepted."""
         rows = self.segment_rows(name, level)
-        changed = [(table.detach(), rows) for table in [*self._tables(), self.live_rows]]
+        changed = [(table.detach(), rows) for table in [*self.embedding_tables(), self.live_rows]]
         changed += [(buffer, slice(None)) for buffer in self.senses[name].codebooks[level].buffers()]
         kept, trial = [tensor[where].clone() for tensor, where in changed], _Trial()
         try:
@@ -319,17 +319,12 @@ class GrowthMixin:
                 for (tensor, where), old in zip(changed, kept, strict=True):
                     tensor[where] = old
 
-    def _tables(self) -> list[Tensor]:
-        """The embedding tables: one where they are tied, else two."""
-        tables = (self.get_input_embeddings().weight, self.get_output_embeddings().weight)
-        return list({id(table): table for table in tables}.values())
-
     def _write_codes(self, name: str, level: int, codes: range, vectors: Tensor) -> None:
         """Codebook rows, vocabulary rows fitted to those of the codes that live, and the marks that they live."""
         book, rows = self.senses[name].codebooks[level], self.segment_rows(name, level)
         new = rows[codes.start : codes.stop]
         vectors = vectors.to(book.vectors)
-        for table in self._tables():
+        for table in self.embedding_tables():
             table.detach()[new] = fit_rows(book.vectors, table.detach()[rows], book.describes(), vectors)
         book.add(codes, vectors)
         self.live_rows[new] = True
@@ -372,7 +367,7 @@ class GrowthMixin:
     @torch.no_grad()
     def _start_rows(self, ids: list[int], groups: list[list[int]] | None, others: Tensor) -> None:
         """Rows `ids` as means of the rows of their groups of words, or of `others`; they go live."""
-        for table in self._tables():
+        for table in self.embedding_tables():
             rows = table.detach()
             means = [rows[group].float().mean(0) for group in groups] if groups else [rows[others].float().mean(0)]
             rows[ids] = torch.stack(means).to(rows.dtype).expand(len(ids), -1)

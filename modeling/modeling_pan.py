@@ -253,6 +253,10 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
     def get_decoder(self) -> nn.Module:
         return self.language_model.base_model
 
+    def embedding_tables(self) -> list[Tensor]:
+        """The weights whose rows are tokens: one where input and output are tied, else two."""
+        return _tables_of(self)
+
     def segment_rows(self, part: str, level: int) -> Tensor:
         """The rows of one level's segment, `(capacity,)` int64: row `i` is the id of code `i`."""
         runs = [torch.arange(first, first + count) for first, count in self.config.runs(f"{part}.{level}")]
@@ -289,15 +293,14 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
         Args:
             parts: names of senses, or `action`; levels that stand for nothing yet stay as they are.
         """
-        tables = {id(e.weight): e.weight for e in (self.get_input_embeddings(), self.get_output_embeddings())}
         for part in parts:
             codec = self.senses[part] if part in self.senses else self.action_codec
             for level, (descriptions, described) in enumerate(codec.describe()):
                 ids = self.segment_rows(part, level)
-                for weight in tables.values():
-                    rows = weight.detach()[ids]
+                for table in self.embedding_tables():
+                    rows = table.detach()[ids]
                     start_rows(rows, descriptions, described, self.config.initializer_range, seed=int(ids[0]))
-                    weight.detach()[ids] = rows
+                    table.detach()[ids] = rows
 
     # ---- encoder h and decoder g
 
@@ -588,9 +591,13 @@ def _keep_weights(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def _fill_new_rows(backbone: PreTrainedModel, first: int, std: float) -> None:
     """Rows behind the backbone's own words start as spread out as its words are."""
-    tables = {id(e.weight): e.weight for e in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}
-    for weight in tables.values():
-        weight[first:].normal_(std=std)
+    for table in _tables_of(backbone):
+        table[first:].normal_(std=std)
+
+
+def _tables_of(model: PreTrainedModel) -> list[Tensor]:
+    tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    return list({id(table): table for table in tables}.values())
 
 
 PanModel.register_for_auto_class("AutoModel")

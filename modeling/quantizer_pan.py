@@ -86,6 +86,13 @@ class Codebook(nn.Module):
         self.usage[rows], self.live[rows] = 1.0, True
         self.corrections[rows] = 0.0
 
+    def reserve(self, rows: int) -> None:
+        """Appends dead rows."""
+        for name, buffer in list(self.named_buffers()):
+            if name != "started":
+                more = torch.zeros(rows, *buffer.shape[1:], dtype=buffer.dtype, device=buffer.device)
+                setattr(self, name, torch.cat([buffer, more.normal_() if name == "vectors" else more]))
+
     def forward(self, inputs: Tensor, update: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Args: inputs `(..., dim)`; update: move the codebook towards them. Returns: codes `(...)`; their vectors
         `(..., dim)` with a straight-through gradient; the commitment loss, a scalar."""

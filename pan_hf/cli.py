@@ -280,6 +280,32 @@ def pool(
 
 
 @app.command()
+def vocabulary(
+    run: RUN = DEFAULT_RUN,
+    double: Annotated[
+        list[str] | None, typer.Option(help="Give this segment twice the rows, e.g. camera.0; ids stay.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the picture, or the larger checkpoint, goes, if not into the run.")
+    ] = None,
+) -> None:
+    """Show a checkpoint's vocabulary: what lives, how it is used, what is new; writes vocabulary.png."""
+    from rich.console import Console
+
+    from pan_hf import vocabulary as vocabularies
+
+    if double:
+        typer.echo(f"Done. The larger checkpoint is in {vocabularies.double(run, double, output)}")
+        return
+    tables, picture = vocabularies.show(run, output)
+    console = Console()
+    for table in tables:
+        console.print(table)
+    if picture is not None:
+        typer.echo(f"What each image code decodes to: {picture}")
+
+
+@app.command()
 def report(run: RUN = DEFAULT_RUN) -> None:
     """Write report.html and the model card from what the run holds."""
     from pan_hf.card import write_card

@@ -1,0 +1,201 @@
+"""`pan vocabulary`: what a checkpoint's one vocabulary holds, how it came to be, and how a full part of it gets room.
+
+Counts and births come from the ledger, usage from the codebooks' running averages of training, and the picture of an
+image code is what the decoder makes of it alone: every place of the frame holds it, and one place is cut out. Codes of
+finer levels stand on the most used code of the level before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import nn
+
+from pan_hf.build import whole_folder
+from pan_hf.evaluate import find_checkpoint
+from pan_hf.modeling import PanModel
+from pan_hf.modeling.image_codec_pan import as_bytes
+from pan_hf.tokenization import PanProcessor
+
+NEWEST = 12  # births in the list
+TILE, COLUMNS = 36, 16  # of the picture: pixels of a tile, tiles a row
+USED = 0.01  # times a batch, on average, from which a code counts as used
+
+
+def load(path: str | Path) -> tuple[PanModel, PanProcessor]:
+    """Model and processor of a run or checkpoint, attached to one another.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the two do not belong together.
+    """
+    folder = find_checkpoint(path)
+    model, processor = PanModel.from_pretrained(folder), PanProcessor.from_pretrained(folder)
+    processor.attach(model)
+    return model.eval(), processor
+
+
+def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
+    """How many tokens live, by segment, with their usage; and the newest births."""
+    ledger = processor.vocabulary
+    counts = Table("segment", "rows", "born", "retired", "live", "used", title=f"Vocabulary {ledger.digest()}")
+    for segment in ["text", *ledger.segments]:
+        born, live = ledger.born(segment), ledger.live(segment)
+        usage = _usage(model, segment)
+        used = "" if usage is None else str(int((usage >= USED).sum()))
+        counts.add_row(segment, str(ledger.capacity(segment)), str(born), str(born - live), str(live), used)
+    newest = Table("step", "segment", "count", "reason", "names or ids", title="Newest tokens")
+    for birth in [birth for birth in ledger.births if birth["reason"] != "start"][: -NEWEST - 1 : -1]:
+        ids = f"{birth['first']}" + (f" to {birth['first'] + birth['count'] - 1}" if birth["count"] > 1 else "")
+        names = ", ".join(birth.get("names", [])) or ids
+        newest.add_row(str(birth["step"]), birth["segment"], str(birth["count"]), birth["reason"], names)
+    return [counts, newest] if newest.row_count else [counts]
+
+
+def _usage(model: PanModel, segment: str) -> torch.Tensor | None:
+    part, _, level = segment.rpartition(".")
+    if part not in model.senses or not hasattr(model.senses[part], "codebooks"):
+        return None
+    book = model.senses[part].codebooks[int(level)]
+    return book.usage.masked_fill(~book.describes(), 0.0)
+
+
+@torch.no_grad()
+def code_pictures(model: PanModel, sense: str, level: int) -> np.ndarray:
+    """What each code that describes something decodes to, in their order: uint8 `(codes, side, side, channels)`.
+
+    Raises:
+        ValueError: no such image sense or level.
+    """
+    codec = model.senses[sense] if sense in model.senses else None
+    if not hasattr(codec, "codebooks") or not 0 <= level < len(codec.codebooks):
+        raise ValueError(f"No codes {sense}.{level} with pictures; image senses are {_image_senses(model)}.")
+    codes = codec.codebooks[level].describes().nonzero().squeeze(1)
+    prefix = [int(_usage(model, f"{sense}.{coarser}").argmax()) for coarser in range(level)]
+    side = codec.sense.patch_size * codec.sense.level_strides[level]
+    top, left = (size // 2 // side * side for size in (codec.sense.height, codec.sense.width))
+    pictures = []
+    for chunk in codes.split(64):
+        grids = [torch.full((len(chunk), _num_codes(codec.sense, at)), code) for at, code in enumerate(prefix)]
+        grids.append(chunk.unsqueeze(1).expand(-1, _num_codes(codec.sense, level)))
+        frames = as_bytes(codec.decode([grid.to(model.device) for grid in grids]))
+        pictures.append(frames[:, :, top : top + side, left : left + side].permute(0, 2, 3, 1))
+    return torch.cat(pictures).cpu().numpy()
+
+
+def _num_codes(sense, level: int) -> int:
+    return sense.num_places * sense.codes_per_place[level]
+
+
+def _image_senses(model: PanModel) -> list[str]:
+    return [name for name, codec in model.senses.items() if hasattr(codec, "codebooks")]
+
+
+def picture(model: PanModel) -> Image.Image | None:
+    """All codes of all image senses, level by level, 16 a row; None where there is no image sense."""
+    rows = []
+    for sense in _image_senses(model):
+        for level in range(model.config.senses[sense].num_levels):
+            rows += _rows_of(code_pictures(model, sense, level))
+            rows.append(np.full((TILE // 3, COLUMNS * TILE, 3), 255, np.uint8))
+    return Image.fromarray(np.concatenate(rows[:-1])) if rows else None
+
+
+def _rows_of(pictures: np.ndarray) -> list[np.ndarray]:
+    tiles = []
+    for code in pictures:
+        rgb = np.repeat(code, 3, -1) if code.shape[-1] == 1 else code[..., :3]
+        tile = Image.fromarray(rgb).resize((TILE - 2, TILE - 2), Image.Resampling.NEAREST)
+        tiles.append(np.pad(np.asarray(tile), ((1, 1), (1, 1), (0, 0)), constant_values=255))
+    tiles += [np.full((TILE, TILE, 3), 255, np.uint8)] * (-len(tiles) % COLUMNS)
+    return [np.concatenate(tiles[start : start + COLUMNS], 1) for start in range(0, len(tiles), COLUMNS)]
+
+
+def show(path: str | Path, output: str | Path | None = None) -> tuple[list[Table], Path | None]:
+    """Tables of a run's or checkpoint's vocabulary, and where the picture of its image codes was written
+    (`vocabulary.png` in `output`, or beside the checkpoint), if there are any."""
+    model, processor = load(path)
+    image = picture(model)
+    if image is None:
+        return tables(model, processor), None
+    target = Path(output or path) / "vocabulary.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image.save(target)
+    return tables(model, processor), target
+
+
+def double(path: str | Path, segments: Iterable[str], output: str | Path | None = None) -> Path:
+    """Doubles the rows of segments in a checkpoint; its tokens keep their ids, its predictions stay as they were.
+
+    Args:
+        path: a run or a checkpoint.
+        segments: levels of image senses ("camera.0") or discrete actions ("action.0").
+        output: where the larger checkpoint goes; in place of the old one by default.
+
+    Returns:
+        the folder of the larger checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: a segment that is none or cannot be extended. Nothing has been written then.
+    """
+    source = find_checkpoint(path)
+    target = source if output is None else Path(output)
+    model, processor = load(source)
+    for segment in dict.fromkeys(segments):
+        extend(model, segment, processor.vocabulary.capacity(segment))
+    with whole_folder(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+    return target
+
+
+@torch.no_grad()
+def extend(model: PanModel, segment: str, rows: int) -> None:
+    """Gives a segment more rows, behind all others. Unlike growth this changes shapes: no optimizer state, adapter or
+    compiled graph of before fits any more.
+
+    Args:
+        model: attached to its processor.
+        segment (`str`): a level of an image sense, or "action.0" of discrete actions.
+        rows (`int`): how many more.
+
+    Raises:
+        ValueError: no such segment, or one that cannot be extended.
+    """
+    ledger, (part, _, level) = model.processor.vocabulary, segment.rpartition(".")
+    ledger.capacity(segment)
+    described = model.config.coded_parts().get(part)
+    if described is None or described.kind == "vector":
+        raise ValueError(
+            f"{segment} cannot be extended: {'words keep the rows they have' if not part else 'its digits are all'}. "
+            "Levels of images and discrete actions can."
+        )
+    offset, _ = ledger.extend(segment, rows)
+    backbone, config = model.language_model, model.config
+    old = backbone.get_input_embeddings().weight.shape[0]
+    total = max(old, -(-ledger.size // 64) * 64)
+    backbone.resize_token_embeddings(total, mean_resizing=False)
+    for table in model.embedding_tables():
+        table[old:].normal_(std=config.initializer_range)
+    model.register_buffer("live_rows", nn.functional.pad(model.live_rows, (0, total - old)))
+    config.extensions = config.extensions | {segment: [*config.extensions.get(segment, []), [offset, rows]]}
+    config.code_capacity = ledger.code_capacity
+    if part == "action":
+        config.action = replace(config.action, capacity=config.action.capacity + rows)
+        model.processor.action = config.action.to_dict()
+    else:
+        capacity = list(described.codebook_capacity)
+        capacity[int(level)] += rows
+        config.senses[part] = model.senses[part].sense = replace(described, codebook_capacity=capacity)
+        model.senses[part].codebooks[int(level)].reserve(rows)
+        model.processor.senses[part] = config.senses[part].to_dict()
+    config.vocabulary_digest = ledger.digest()

@@ -1,0 +1,106 @@
+"""`pan vocabulary`: what lives is shown as it is, and a doubled checkpoint predicts what it predicted."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from test_growth import OLD, PROMPT, codec_vectors, grown_up, observation, pictures
+from tiny_worlds import ARCHITECTURES, acts
+from typer.testing import CliRunner
+
+from pan_hf.build import save_checkpoint
+from pan_hf.cli import app
+from pan_hf.vocabulary import code_pictures, double, load, picture, show
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = grown_up()
+    model.grow("text", names=["mug", "lava"], step=3)
+    model.learn(observation(model, pictures(8, (*OLD, "key"))), step=7)
+    model.retire("camera.0", [2])
+    save_checkpoint(tmp_path / "run" / "checkpoint", model, model.processor, {"training_data.json": "{}"})
+    return tmp_path / "run"
+
+
+def text_of(tables):
+    console = Console(width=160, record=True, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    return console.export_text()
+
+
+def test_counts_and_newest_births_are_shown(checkpoint):
+    tables, image = show(checkpoint)
+    lines = [re.findall(r"[^\s│┃]+", line) for line in text_of(tables).splitlines()]
+    assert ["camera.0", "12", "5", "1", "4"] in [line[:5] for line in lines]
+    assert ["7", "camera.0", "1", "novelty"] in [line[:4] for line in lines]
+    assert ["mug,", "lava"] in [line[-2:] for line in lines]
+    assert image == checkpoint / "vocabulary.png" and Image.open(image).size[0] == 16 * 36
+
+
+def test_a_learned_code_looks_like_what_it_was_learned_from(checkpoint):
+    model, _ = load(checkpoint)
+    tiles = code_pictures(model, "camera", 0)
+    assert tiles.shape == (int(model.senses["camera"].codebooks[0].describes().sum()), 4, 4, 3)
+    np.testing.assert_allclose(tiles[-1], np.broadcast_to((240, 20, 20), (4, 4, 3)), atol=2)
+    with pytest.raises(ValueError, match="No codes camera.3"):
+        code_pictures(model, "camera", 3)
+    assert picture(model).size[1] % 36 == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_doubled_checkpoint_predicts_what_it_predicted_and_has_room(architecture, tmp_path):
+    model = grown_up(architecture)
+    save_checkpoint(tmp_path / "one", model, model.processor, {"training_data.json": "{}"})
+    double(tmp_path / "one", ["camera.0", "action.0"], tmp_path / "two")
+    larger, processor = load(tmp_path / "two")
+    assert larger.config.senses["camera"].codebook_capacity == [24] and larger.config.action.capacity == 16
+    assert (tmp_path / "two" / "training_data.json").exists()
+    with torch.no_grad():
+        old, new = model(PROMPT).logits, larger(PROMPT).logits
+    assert torch.equal(old[..., model.live_rows], new[..., larger.live_rows])
+    assert torch.equal(model.live_rows.nonzero(), larger.live_rows.nonzero())  # no id has moved
+    seen = observation(model, pictures(4, OLD))
+    one, two = (m.simulate(m.perceive(seen), acts(model, 4, 3), temperature=1.0, seed=0) for m in (model, larger))
+    assert torch.equal(one.codes["camera"][0], two.codes["camera"][0]) and torch.equal(one.log_prob, two.log_prob)
+    assert model.processor.vocabulary.is_ancestor_of(processor.vocabulary)
+    ids = larger.grow("camera.0", vectors=codec_vectors(15))
+    assert ids[-1] >= processor.vocabulary.runs("camera.0")[1][0] and larger.live_rows[list(ids)].all()
+    larger.grow("action.0", names=["a", "b", "c", "d", "e"])
+    futures = larger.simulate(larger.perceive(seen), torch.full((4, 2), 8), temperature=30.0, seed=0)
+    assert int(futures.codes["camera"][0].max()) >= 12  # codes of the extension are predicted, too
+    save_checkpoint(tmp_path / "three", larger, processor)
+    again, _ = load(tmp_path / "three")
+    assert torch.equal(again(PROMPT).logits, larger(PROMPT).logits)
+
+
+def test_doubling_in_place_keeps_the_other_files(checkpoint):
+    before = json.loads((checkpoint / "checkpoint" / "config.json").read_text())
+    assert double(checkpoint, ["camera.0"]) == checkpoint / "checkpoint"
+    after = json.loads((checkpoint / "checkpoint" / "config.json").read_text())
+    assert after["segments"] == before["segments"] and after["extensions"]["camera.0"][0][1] == 12
+    assert (checkpoint / "checkpoint" / "training_data.json").exists()
+
+
+@pytest.mark.parametrize(
+    "segment, message",
+    [("smell.0", "Unknown segment"), ("text", "words keep the rows they have"), ("camera.1", "Unknown segment")],
+)
+def test_what_cannot_be_doubled_leaves_the_checkpoint(checkpoint, segment, message):
+    before = {path.name: path.read_bytes() for path in (checkpoint / "checkpoint").iterdir()}
+    with pytest.raises(ValueError, match=message):
+        double(checkpoint, ["camera.0", segment])
+    assert {path.name: path.read_bytes() for path in (checkpoint / "checkpoint").iterdir()} == before
+
+
+def test_the_command_shows_and_doubles(checkpoint):
+    found = CliRunner().invoke(app, ["vocabulary", "--run", str(checkpoint)])
+    assert found.exit_code == 0 and "vocabulary.png" in found.output and "novelty" in found.output
+    found = CliRunner().invoke(app, ["vocabulary", "--run", str(checkpoint), "--double", "camera.0"])
+    assert found.exit_code == 0 and "larger checkpoint" in found.output
