@@ -62,6 +62,22 @@ class GrowthMixin:
     """`grow`, `retire`, `learn`, `observe` and `description_length` of [`PanModel`]."""
 
     processor = None
+    base_events, base_digest = 0, None  # of the ledger when it was attached
+
+    def attach(self, processor) -> None:
+        """Ties the model to the processor it was saved with; see `PanProcessor.attach`, which checks first."""
+        self.processor, ledger = processor, processor.vocabulary
+        if ledger is not None:
+            self.base_events, self.base_digest = len(ledger.events), ledger.digest()
+
+    def ledger(self):
+        """The ledger of the attached processor. Raises ValueError without one."""
+        if self.processor is None or self.processor.vocabulary is None:
+            raise ValueError(
+                "This model has no ledger to write new tokens into; call `processor.attach(model)` with the processor "
+                "it was saved with. The two grow together, and are saved together."
+            )
+        return self.processor.vocabulary
 
     # ---- by hand
 
@@ -92,7 +108,7 @@ class GrowthMixin:
             ValueError: no processor attached, no such segment, names that are taken or do not fit, a segment that
                 cannot grow or is full. Nothing has changed then.
         """
-        ledger = self._ledger()
+        ledger = self.ledger()
         ledger.capacity(segment)  # says so if there is no such segment
         count = len(vectors) if vectors is not None else len(names or ())
         _check_given(segment, count, names, descriptions)
@@ -100,13 +116,28 @@ class GrowthMixin:
             return self._grow_words(list(names), descriptions)
         part, level = segment.rsplit(".", 1)
         if part in self.senses and hasattr(self.senses[part], "codebooks"):
-            return self._grow_codes(part, int(level), vectors, names, "named", step)
+            return self.grow_codes(part, int(level), vectors, names, "named", step)
         if part == "action" and self.config.action.kind == "discrete":
             return self._grow_actions(names, descriptions, step)
         raise ValueError(
             f"{segment} holds the digits of a lattice, which are complete; give the vector a larger `base` or more "
             "levels, or merge its digits."
         )
+
+    def grow_codes(
+        self, name: str, level: int, vectors: Tensor, names: Sequence[str] | None, reason: str, step: int
+    ) -> tuple[int, ...]:
+        """`grow` for a level of an image sense, whatever the ledger's `reason`; corrections are zero."""
+        ledger, segment = self.ledger(), f"{name}.{level}"
+        dim = self.config.senses[name].code_dim
+        if vectors is None or vectors.ndim != 2 or vectors.shape[1] != dim or not bool(vectors.isfinite().all()):
+            shape = None if vectors is None else tuple(vectors.shape)
+            raise ValueError(f"Codes of {segment} need finite `vectors` (count, {dim}), got {shape}.")
+        first = ledger.born(segment)
+        ids = ledger.grow(segment, len(vectors), reason, step, names=names)
+        self._write_codes(name, level, range(first, first + len(vectors)), vectors)
+        self.config.vocabulary_digest = ledger.digest()
+        return tuple(ids)
 
     def retire(
         self, segment: str, codes: Sequence[int], reason: str = "unused", into: int | None = None, step: int = 0
@@ -123,7 +154,7 @@ class GrowthMixin:
         Raises:
             ValueError: no such codes, or all of the segment. Nothing has changed then.
         """
-        ledger, (part, _, level) = self._ledger(), segment.rpartition(".")
+        ledger, (part, _, level) = self.ledger(), segment.rpartition(".")
         if part not in self.senses or not hasattr(self.senses[part], "codebooks"):
             raise ValueError(f"Only codes of image senses retire; {segment!r} is none.")
         codes = sorted({int(code) for code in codes})
@@ -159,7 +190,7 @@ class GrowthMixin:
                 f"{new_num_tokens} words do not fit the {self.config.text_capacity} rows reserved for words; ids of "
                 "codes lie behind them and never move. Build the model with a larger `text_reserve`."
             )
-        born = self._ledger().born("text")
+        born = self.ledger().born("text")
         if born < new_num_tokens:
             raise ValueError(
                 f"The attached tokenizer has {born} words, not {new_num_tokens}; add words with "
@@ -209,7 +240,7 @@ class GrowthMixin:
         Raises:
             ValueError: no processor attached, an observation that does not fit, or a threshold not above 0.
         """
-        ledger = self._ledger()
+        ledger = self.ledger()
         check_observation(self.config, observation)
         if threshold <= 0 or max_new < 1:
             raise ValueError(f"`threshold` must be above 0 and `max_new` at least 1, got {threshold} and {max_new}.")
@@ -264,17 +295,9 @@ class GrowthMixin:
 
     # ---- inside
 
-    def _ledger(self):
-        if self.processor is None or self.processor.vocabulary is None:
-            raise ValueError(
-                "This model has no ledger to write new tokens into; call `processor.attach(model)` with the processor "
-                "it was saved with. The two grow together, and are saved together."
-            )
-        return self.processor.vocabulary
-
     def _try(self, name: str, level: int, vectors: Tensor, frames: Tensor, seen: tuple, held_out, step: int) -> Growth:
         """Codes for `vectors`, kept if they pay."""
-        ledger, segment = self._ledger(), f"{name}.{level}"
+        ledger, segment = self.ledger(), f"{name}.{level}"
         codec, first = self.senses[name], ledger.born(segment)
         codes = range(first, first + len(vectors))
         before = self._judge(seen, held_out)
@@ -329,18 +352,6 @@ class GrowthMixin:
         book.add(codes, vectors)
         self.live_rows[new] = True
 
-    def _grow_codes(self, name: str, level: int, vectors, names, reason: str, step: int) -> tuple[int, ...]:
-        ledger, segment = self._ledger(), f"{name}.{level}"
-        dim = self.config.senses[name].code_dim
-        if vectors is None or vectors.ndim != 2 or vectors.shape[1] != dim or not bool(vectors.isfinite().all()):
-            shape = None if vectors is None else tuple(vectors.shape)
-            raise ValueError(f"Codes of {segment} need finite `vectors` (count, {dim}), got {shape}.")
-        first = ledger.born(segment)
-        ids = ledger.grow(segment, len(vectors), reason, step, names=names)
-        self._write_codes(name, level, range(first, first + len(vectors)), vectors)
-        self.config.vocabulary_digest = ledger.digest()
-        return tuple(ids)
-
     def _grow_words(self, names: list[str], descriptions: Sequence[str] | None) -> tuple[int, ...]:
         tokenizer = self.processor.tokenizer
         taken = sorted(set(names) & set(tokenizer.get_vocab()))
@@ -362,7 +373,7 @@ class GrowthMixin:
 
     def _start_words(self, ids: list[int], groups: list[list[int]] | None) -> None:
         self._start_rows(ids, groups, self.live_words().nonzero().squeeze(1))
-        self.config.vocabulary_digest = self._ledger().digest()
+        self.config.vocabulary_digest = self.ledger().digest()
 
     @torch.no_grad()
     def _start_rows(self, ids: list[int], groups: list[list[int]] | None, others: Tensor) -> None:
@@ -374,7 +385,7 @@ class GrowthMixin:
         self.live_rows[ids] = True
 
     def _grow_actions(self, names, descriptions, step: int) -> tuple[int, ...]:
-        ledger, action = self._ledger(), self.config.action
+        ledger, action = self.ledger(), self.config.action
         taken = sorted(set(names) & set(action.names or ()))
         if taken:
             raise ValueError(f"{taken} are actions already; choose other names.")

@@ -205,7 +205,7 @@ class PanProcessor(ProcessorMixin):
         """Lets `model` (a [`PanModel`]) grow: from now on its new tokens are written into this processor's ledger.
         Save the two together. Raises ValueError as `check_model`."""
         self.check_model(model)
-        model.processor = self
+        model.attach(self)
 
     def check_model(self, model) -> None:
         """Raises ValueError, saying what differs, unless this processor belongs to `model` (a [`PanModel`])."""
