@@ -30,6 +30,19 @@ def _check_codebooks(owner: str, num_levels: int, size: list[int], capacity: lis
         )
 
 
+def cells_within(span: float, width: float) -> int:
+    """How many equal cells of at most `width` an interval takes; rounding is never to the disadvantage of width."""
+    return max(1, math.ceil(span / width * (1 + 1e-9)))
+
+
+def digits_for(num_cells: int, base: int) -> int:
+    """How many digits in a base count so many cells; exact, unlike a logarithm."""
+    digits, counted = 1, base
+    while counted < num_cells:
+        digits, counted = digits + 1, counted * base
+    return digits
+
+
 class _Serializable:
     """Turns a sense or action into JSON-able data; `kind` is always part of it."""
 
@@ -151,6 +164,28 @@ class _Vector(_Serializable):
             all(-math.inf < lo < hi < math.inf for lo, hi in zip(self.low, self.high, strict=True)),
             f"{owner}: every coordinate needs finite low < high, got low={self.low}, high={self.high}.",
         )
+
+    @classmethod
+    def within(cls, epsilon: float, dim: int, low, high, base: int | None = None, **fields):
+        """The sense (or action) whose code keeps vectors apart that are farther than `epsilon` from one another, and
+        decodes at most half of it away (Theorem 1 for one vector).
+
+        Args:
+            epsilon (`float`): Euclidean distance, in the unit of the vector.
+            dim, low, high: as in the class.
+            base (`int`, *optional*): alphabet of a digit, of which there are as many as it takes (scale out). Without,
+                one digit from an alphabet as large as it takes (scale up).
+            fields: any other.
+
+        Raises:
+            ValueError: as the class, or an epsilon that is not positive.
+        """
+        _require(0 < epsilon < math.inf, f"`epsilon` must be positive and finite, got {epsilon}.")
+        sense = cls(dim=dim, low=low, high=high)
+        span = max(hi - lo for lo, hi in zip(sense.low, sense.high, strict=True))
+        cells = max(2, cells_within(span, epsilon / math.sqrt(dim)))
+        digits = 1 if base is None else digits_for(cells, base)
+        return cls(dim=dim, low=low, high=high, base=base or cells, num_levels=digits, **fields)
 
     @property
     def group(self) -> int:
