@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import common, simulate, train
+from benchmarks import common, growth, novelty, simulate, theorem1, train
 from pan_hf.results import read_records, select, table
 
 SIMULATE = simulate.__file__
@@ -144,3 +144,38 @@ def test_a_script_runs_from_a_shell_in_any_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "| --- |" in done.stdout
     assert all(row["value"] is None or row["value"] > 0 for row in json.loads((tmp_path / "records.json").read_text()))
+
+
+def test_growth_is_timed_without_a_reallocation(tmp_path, capsys):
+    records = growth.main(quick=True, output=tmp_path / "growth.json")
+    assert select(records, metric="reallocations")[0].value == 0
+    assert select(records, metric="grow_1000_ms")[0].value > 0
+    assert "readout ratio" in capsys.readouterr().out
+
+
+def test_bits_are_cut_into_tokens_and_none_is_lost():
+    bits = torch.randint(0, 2, (5, 7, 12), generator=torch.Generator().manual_seed(0))
+    for count in theorem1.TOKENS:
+        ids, size = theorem1.tokens_of(bits, count), 2 ** (12 // count)
+        assert ids.shape == (5, 7, count)
+        values = ids - size * torch.arange(count)
+        back = values.unsqueeze(-1) // 2 ** torch.arange(12 // count).flip(0) % 2
+        assert torch.equal(back.flatten(-2), bits)
+
+
+@pytest.mark.slow
+def test_scaling_up_and_out_are_compared_at_equal_distortion(tmp_path):
+    records = theorem1.main(threads=1, quick=True, output=tmp_path / "theorem1.json")
+    assert len(select(records, metric="distortion_rmse")) == 1
+    assert len(select(records, metric="bits_per_vector")) == len(theorem1.TOKENS)
+    assert (tmp_path / "theorem1.png").exists()
+
+
+@pytest.mark.slow
+def test_novelty_is_measured_without_growth_grown_and_trained_with_it(tmp_path):
+    records = novelty.main(run=tmp_path / "run", threads=1, quick=True, output=tmp_path / "novelty.json")
+    models = {entry.model for entry in records}
+    assert {"without growth", "grown, 1 observations", "grown in training", "trained with it"} <= models
+    assert (tmp_path / "novelty.png").exists()
+    share = select(records, metric="new_places")[0].value
+    assert 0 < share < 0.3
