@@ -21,6 +21,7 @@ from pan_hf import DiscreteAction, ImageSense, PanModel, TextSense
 from pan_hf.build import PRESETS
 
 RESULTS = Path(__file__).resolve().parent / "results"
+VOCABULARY = Path(__file__).resolve().parent.parent / "docs" / "results" / "vocabulary"  # the README quotes these
 ENVIRONMENT = "random 64x64 frames, 14 words, 7 actions"
 SEED = 0
 MISSION_LENGTH = 14

@@ -34,7 +34,7 @@ def main(
     repeats: Annotated[int, typer.Option(help="Growths that are timed, 1000 tokens each.")] = 8,
     seconds: Annotated[float, typer.Option(help="Time for the readouts, at the least.")] = 20.0,
     quick: Annotated[bool, typer.Option("--quick", help="The debug backbone, in seconds.")] = False,
-    output: Annotated[Path, typer.Option(help="Where the records go.")] = common.RESULTS / "growth.json",
+    output: Annotated[Path, typer.Option(help="Where the records go.")] = common.VOCABULARY / "growth.json",
 ) -> list[Record]:
     """Measures, writes the records and prints them as a table."""
     torch.set_num_threads(threads)

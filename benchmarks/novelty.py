@@ -43,6 +43,7 @@ WORLD = "pan_hf/Scattered-8x8-v0"
 KINDS = {"old": ("ball", "box"), "new": ("ball", "box", "key")}
 OBSERVATIONS = (1, 2, 4, 8, 16, 32, 64, 128)
 MAX_NEW = 32
+RESULTS = common.VOCABULARY / "novelty.json"
 JUDGED = 512  # held-out transitions
 
 
@@ -54,7 +55,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="A minute: the same path in miniature.")] = False,
-    output: Annotated[Path, typer.Option(help="Where the records and the plot go.")] = common.RESULTS / "novelty.json",
+    output: Annotated[Path, typer.Option(help="Where the records and the plot go.")] = RESULTS,
 ) -> list[Record]:
     """Records, trains, grows, measures, writes records and a plot, and prints a table."""
     torch.set_num_threads(threads)

@@ -34,7 +34,7 @@ ENVIRONMENT = "Pendulum-v1, random torques"
 BITS = 4  # a coordinate
 SENSE = VectorSense(dim=3, low=[-1.0, -1.0, -8.0], high=[1.0, 1.0, 8.0], base=2, num_levels=BITS)
 TOKENS = (1, 2, 3, 4, 6, 12)  # of a vector
-RESULTS = common.RESULTS / "theorem1.json"
+RESULTS = common.VOCABULARY / "theorem1.json"
 HELD_OUT = 5  # one episode in so many
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .belief_pan import Belief
 from .checks_pan import check_observation
-from .novelty_pan import find_corrections, find_novelties
+from .novelty_pan import find_corrections, find_idle, find_novelties
 from .rows_pan import fit_rows
 from .simulation_pan import pixel_log_prob
 
@@ -39,9 +39,9 @@ class Growth:
         segment (`str`): "camera.0", say.
         reason (`str`): as in the ledger.
         tried (`int`): tokens that were tried.
-        accepted (`bool`): whether they stay.
+        accepted (`bool`): whether it stays so.
         bits_before, bits_after (`float`): description length of what was held out, bits an observation.
-        ids (`tuple[int, ...]`): of the tokens that stay.
+        ids (`tuple[int, ...]`): of the tokens that were born, or retired.
     """
 
     segment: str
@@ -59,7 +59,7 @@ class Growth:
 
 
 class GrowthMixin:
-    """`grow`, `retire`, `learn`, `observe` and `description_length` of [`PanModel`]."""
+    """`grow`, `retire`, `learn`, `prune`, `observe` and `description_length` of [`PanModel`]."""
 
     processor = None
     base_events, base_digest = 0, None  # of the ledger when it was attached
@@ -260,9 +260,55 @@ class GrowthMixin:
                         f"{len(vectors)} codes are tried (at most {min(room, free)}). If this is no new world, raise "
                         "the threshold."
                     )
+                if free == 0 and share > 0:
+                    logger.warning(
+                        f"{segment} is full, and {share:.1%} of what it should describe is novel. Run `pan vocabulary "
+                        f"--double {segment}`, which doubles its rows in a checkpoint."
+                    )
                 if len(vectors):
                     growths.append(self._try(name, level, vectors, frames, (observation, action), held_out, step))
                     room -= len(growths[-1].ids)
+        return growths
+
+    @torch.no_grad()
+    def prune(
+        self,
+        observation: dict[str, Tensor],
+        action: Tensor | None = None,
+        held_out: tuple[dict[str, Tensor], Tensor | None] | None = None,
+        step: int = 0,
+    ) -> list[Growth]:
+        """Retires codes of images that nothing uses, and codes that stand for the same thing as a more used one.
+
+        Args:
+            observation, action: as for `learn`; a code that occurs in it counts as used.
+            held_out: as for `learn`. Without, retirement is judged by what was observed.
+            step (`int`): training step, for the ledger.
+
+        Returns:
+            one [`Growth`] for each retirement that was tried, with the ids that were retired.
+
+        Raises:
+            ValueError: no processor attached, or an observation that does not fit.
+        """
+        self.ledger()
+        check_observation(self.config, observation)
+        growths = []
+        for name, codec in self.senses.items():
+            if not hasattr(codec, "codebooks"):
+                continue
+            for level, book in enumerate(codec.codebooks):
+                used, _ = codec.encode(observation[name].flatten(0, 1))
+                for reason, codes, into in _from_first(find_idle(book, used[level])):
+                    before = self._judge((observation, action), held_out)
+                    after = self._bits_without(name, level, codes, (observation, action), held_out)
+                    before, after = _from_first((before, after))
+                    ids = ()
+                    if after < before:
+                        ids = tuple(self.segment_rows(name, level)[codes].tolist())
+                        self.retire(f"{name}.{level}", codes, reason, into, step)
+                    growth = Growth(f"{name}.{level}", reason, len(codes), after < before, before, after, ids)
+                    growths.append(_logged(growth))
         return growths
 
     @torch.no_grad()
@@ -316,9 +362,14 @@ class GrowthMixin:
         if trial.accepted:
             ids = tuple(ledger.grow(segment, len(vectors), "novelty", step))
             self.config.vocabulary_digest = ledger.digest()
-        growth = Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids)
-        logger.info(f"{growth}, gain {growth.gain:.1f} bits an observation")
-        return growth
+        return _logged(Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids))
+
+    def _bits_without(self, name: str, level: int, codes: list[int], seen: tuple, held_out) -> float:
+        """Description length were some codes dead; nothing has changed afterwards."""
+        with self._trial(name, level):
+            self.live_rows[self.segment_rows(name, level)[codes]] = False
+            self.senses[name].codebooks[level].live[codes] = False
+            return self._judge(seen, held_out)
 
     def _judge(self, seen: tuple, held_out: tuple | None) -> float:
         was_training = self.training
@@ -417,6 +468,11 @@ def _check_given(segment: str, count: int, names, descriptions) -> None:
             raise ValueError(f"{count} tokens of {segment} need as many {what}, got {len(given)}.")
     if names is not None and len(set(names)) != len(names):
         raise ValueError(f"`names` must differ, got {list(names)}.")
+
+
+def _logged(growth: Growth) -> Growth:
+    logger.info(f"{growth}, gain {growth.gain:.1f} bits an observation")
+    return growth
 
 
 def _from_first(value):

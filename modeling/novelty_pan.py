@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from .image_codec_pan import fold_grid
+from .quantizer_pan import LEAST_DISTANCE
 
+UNUSED = 0.01  # times a batch, on average, below which a code counts as unused
 MANY = 4096  # novel pieces that are compared with one another at most
 ALIKE = 0.1  # pieces closer than this share of the threshold (squared distances) become one code
 
@@ -44,6 +46,28 @@ def find_novelties(codec, frames: Tensor, level: int, threshold: float, max_new:
         found.append(novel[members].mean(0))
         novel = novel[~members]
     return torch.stack(found) if found else inputs.new_zeros(0, inputs.shape[1]), share
+
+
+def find_idle(book, used: Tensor) -> list[tuple[str, list[int], int | None]]:
+    """Codes to retire: (reason, codes, the code that stands for them) of each group.
+
+    Args:
+        book (`Codebook`): of one level.
+        used: codes of some observations, any shape; what occurs there is not idle.
+    """
+    seen = torch.bincount(used.flatten(), minlength=len(book.live)) > 0
+    unused = book.live & ~seen & (book.usage < UNUSED)
+    found = [("unused", unused.nonzero().squeeze(1).tolist(), None)]
+    rows = (book.describes() & ~unused).nonzero().squeeze(1)
+    rows = rows[book.usage[rows].argsort(descending=True, stable=True)]
+    twins = (torch.cdist(book.vectors[rows], book.vectors[rows]).square() < LEAST_DISTANCE * book.spread()).triu(1)
+    gone: set[int] = set()
+    for index, row in enumerate(rows.tolist()):
+        group = [code for code in rows[twins[index]].tolist() if code not in gone]
+        if row not in gone and group:
+            found.append(("indistinguishable", group, row))
+            gone.update(group)
+    return [group for group in found if 0 < len(group[1]) < int(book.live.sum())]
 
 
 def find_corrections(codec, frames: Tensor, level: int, codes: range) -> Tensor:

@@ -85,6 +85,16 @@ def test_a_recording_with_something_new_grows_codes_for_it(given, world, tmp_pat
     assert {n: t.shape for n, t in all_tensors(before).items()} == {n: t.shape for n, t in all_tensors(model).items()}
 
 
+def test_codes_that_nothing_uses_are_retired_on_the_same_schedule(world, tmp_path):
+    final = grow_stage(world, tmp_path / "growth", prune=True)
+    retired = [growth for _, growth in growths_of(final) if growth["reason"] == "unused"]
+    model, processor = PanModel.from_pretrained(final), PanProcessor.from_pretrained(final)
+    processor.check_model(model)
+    for growth in retired:
+        assert growth["accepted"] == bool(growth["ids"]) and not model.live_rows[growth["ids"]].any()
+    assert retired
+
+
 def test_what_is_known_already_grows_nothing(world, tmp_path):
     final = grow_stage(SimpleNamespace(model=world.model, data=world.old), tmp_path / "growth")
     assert [growth for _, growth in growths_of(final) if growth["accepted"]] == []

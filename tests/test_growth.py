@@ -275,6 +275,43 @@ def test_description_length_counts_tokens_and_pixels():
     assert given > 0
 
 
+def test_unused_codes_and_twins_are_retired_and_predictions_of_the_others_stay():
+    model = grown_up()
+    seen = observation(model, pictures(8, OLD))
+    book = model.senses["camera"].codebooks[0]
+    used = model.encode(seen).codes["camera"][0].unique().tolist()
+    twin = used[0]
+    model.grow("camera.0", vectors=torch.cat([torch.full((2, 4), 50.0), book.vectors[[twin]] + 1e-6]))
+    book.usage[4:6], book.usage[6] = 0.0, 0.5 * book.usage[twin]
+    (unused, twins) = model.prune(seen)
+    assert unused.reason == "unused" and unused.accepted and unused.gain > 0
+    assert {4, 5} <= {model.processor.vocabulary.segment_of(item)[1] for item in unused.ids}
+    assert twins.reason == "indistinguishable" and twins.accepted and len(twins.ids) == 1
+    event = model.processor.vocabulary.events[-1]
+    assert event["into"] == model.processor.vocabulary.offset("camera.0") + twin
+    assert set(model.encode(seen).codes["camera"][0].unique().tolist()) == set(used)
+    assert sorted(book.live.nonzero().squeeze(1).tolist()) == sorted(used)
+    assert model.prune(seen) == []
+
+
+def test_a_retirement_that_does_not_pay_is_undone(monkeypatch):
+    model = grown_up()
+    model.grow("camera.0", vectors=torch.full((1, 4), 50.0))
+    model.senses["camera"].codebooks[0].usage[4] = 0.0
+    monkeypatch.setattr(model, "description_length", lambda *_: 1.0)
+    before, ledger = {n: t.clone() for n, t in all_tensors(model).items()}, model.processor.vocabulary.to_dict()
+    growths = model.prune(observation(model, pictures(8, OLD)))
+    assert growths and not any(growth.accepted or growth.ids for growth in growths)
+    assert differing(before, all_tensors(model)) == [] and model.processor.vocabulary.to_dict() == ledger
+
+
+def test_a_full_segment_says_so_while_learning(caplog):
+    model = grown_up()
+    model.grow("camera.0", vectors=model.senses["camera"].codebooks[0].vectors[:1].repeat(8, 1))
+    assert model.learn(observation(model, pictures(8, (*OLD, "key")))) == []
+    assert "pan vocabulary --double camera.0" in caplog.text
+
+
 def test_a_threshold_that_makes_everything_novel_is_capped_and_doubted_aloud(caplog):
     model = grown_up()
     noise = torch.randint(0, 256, (4, 1, 3, 16, 16), dtype=torch.uint8)

@@ -27,6 +27,7 @@ class GrowthArguments(StageArguments):
     grow_every: int = field(default=50, metadata={"help": "Steps between attempts to grow; the first is at step 1."})
     grow_windows: int = field(default=256, metadata={"help": "Windows of training looked at in an attempt."})
     threshold: float = field(default=NOVEL, metadata={"help": "Distance from which a piece of an image is novel."})
+    prune: bool = field(default=False, metadata={"help": "Also try to retire codes that are unused or twins."})
     max_new: int = field(default=32, metadata={"help": "Codes at most, in the whole stage."})
 
 
@@ -40,12 +41,13 @@ class GrowthCallback(TrainerCallback):
         model ([`PanModel`]): attached to its processor.
         windows: raw windows of training, with `__getitems__`; a batch has `observation` and `action`.
         candidates, held_out (`list[int]`): indices of windows to learn from, and to judge by.
-        every, num_windows, threshold, max_new: see [`GrowthArguments`].
+        every, num_windows, threshold, max_new, prune: see [`GrowthArguments`].
         seed (`int`): of the windows looked at.
     """
 
-    def __init__(self, model, windows, candidates, held_out, every, num_windows, threshold, max_new, seed):
+    def __init__(self, model, windows, candidates, held_out, every, num_windows, threshold, max_new, prune, seed):
         self.model, self.windows, self.candidates, self.held_out = model, windows, candidates, held_out
+        self.prune = prune
         self.every, self.num_windows, self.threshold, self.max_new = every, num_windows, threshold, max_new
         self.seed, self.growths = seed, []
 
@@ -56,18 +58,18 @@ class GrowthCallback(TrainerCallback):
     def grow(self, state) -> None:
         """One attempt."""
         room = self.max_new - self._grown(state)
-        if room < 1:
+        if room < 1 and not self.prune:
             return
         generator = np.random.default_rng([self.seed, state.global_step])
         chosen = generator.choice(self.candidates, min(self.num_windows, len(self.candidates)), replace=False)
         seen, judged = (self.windows.__getitems__(list(rows)) for rows in (chosen, self.held_out))
-        growths = self.model.learn(
-            self._on_device(seen["observation"]),
-            held_out=(self._on_device(judged["observation"]), judged["action"].to(self.model.device)),
-            threshold=self.threshold,
-            max_new=room,
-            step=state.global_step,
-        )
+        seen = self._on_device(seen["observation"])
+        common = {
+            "held_out": (self._on_device(judged["observation"]), judged["action"].to(self.model.device)),
+            "step": state.global_step,
+        }
+        growths = self.model.learn(seen, threshold=self.threshold, max_new=room, **common) if room else []
+        growths += self.model.prune(seen, **common) if self.prune else []
         self.growths += growths
         state.log_history += [
             {"growth": asdict(growth), "gain": growth.gain, "step": state.global_step} for growth in growths
@@ -75,7 +77,8 @@ class GrowthCallback(TrainerCallback):
 
     def _grown(self, state) -> int:
         """Codes that this run has grown so far; the log outlives a kill."""
-        return sum(len(entry["growth"]["ids"]) for entry in state.log_history if "growth" in entry)
+        found = [entry["growth"] for entry in state.log_history if "growth" in entry]
+        return sum(len(growth["ids"]) for growth in found if growth["reason"] == "novelty")
 
     def _on_device(self, observation: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: values.to(self.model.device) for name, values in observation.items()}
@@ -96,7 +99,7 @@ def callbacks(model, windows, args) -> list[TrainerCallback]:
     if not len(held_out):
         raise ValueError("Growth is judged by episodes held out, and the recording has one alone; record more.")
     judged = np.random.default_rng(args.seed).choice(held_out, min(JUDGED, len(held_out)), replace=False)
-    schedule = args.grow_every, args.grow_windows, args.threshold, args.max_new
+    schedule = args.grow_every, args.grow_windows, args.threshold, args.max_new, args.prune
     return [GrowthCallback(model, windows, candidates, judged, *schedule, args.seed)]
 
 
