@@ -264,16 +264,26 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
 
     def code_rows(self, part: str, level: int, codes: Tensor) -> Tensor:
         """Input rows of codes `(...)` of one level of a sense, or of the part `action`: `(..., hidden_size)`."""
-        return self.get_input_embeddings()(self.segment_rows(part, level)[codes])
+        runs = self.config.runs(f"{part}.{level}")
+        ids = codes + runs[0][0] if len(runs) == 1 else self.segment_rows(part, level)[codes]
+        return self.get_input_embeddings()(ids)
 
     def code_table(self, part: str, level: int) -> Tensor:
         """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
         vocabulary's."""
-        return self.get_output_embeddings().weight[self.segment_rows(part, level)]
+        return self._segment_of(self.get_output_embeddings().weight, part, level)
 
     def live_codes(self, part: str, level: int) -> Tensor:
         """Which codes of a segment exist, `(capacity,)` bool."""
-        return self.live_rows[self.segment_rows(part, level)]
+        return self._segment_of(self.live_rows, part, level)
+
+    def _segment_of(self, table: Tensor, part: str, level: int) -> Tensor:
+        """A segment's rows of a table: a view, as long as the segment is one run."""
+        runs = self.config.runs(f"{part}.{level}")
+        if len(runs) > 1:
+            return table[self.segment_rows(part, level)]
+        ((first, count),) = runs
+        return table[first : first + count]
 
     def live_words(self) -> Tensor:
         """Which words exist, `(text_capacity,)` bool."""

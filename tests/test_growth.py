@@ -147,6 +147,7 @@ def test_a_compiled_forward_is_not_compiled_again(objective):
         with torch._dynamo.config.patch(error_on_recompile=True):
             model.grow("text", names=["mug"])
             model.grow("camera.0", vectors=codec_vectors(3))
+            model.grow("action.0", names=["jump"])
             found = compiled(**given)
         expected = model(**given)
     key = "loss" if objective == "dynamics" else "logits"
