@@ -14,8 +14,9 @@ figures are of held-out episodes of the world with keys (`psnr_old_world`: of th
 - `grown in training`: after `pan grow` on the recording with keys.
 - `trained with it`: the reference.
 
-`next_state_new` is the share of new places whose codes are all predicted right one step ahead; each model is judged by
-its own codes.
+`imagined_psnr_new` is of the frame imagined one step ahead. `next_state_new` is the share of new places whose codes
+are all predicted right one step ahead; each model is judged by its own codes, so one that takes a key for a ball may
+be right about it.
 """
 
 import copy
@@ -88,7 +89,7 @@ def learned(run: Path, judge: "Judge", count: int, seed: int):
     """The first world's model after seeing `count` training frames of the second."""
     model, processor = load(run / "old")
     shown = load_trajectories(run / "new" / "data", "train")
-    rows = np.random.default_rng(seed).choice(len(shown), count, replace=False)
+    rows = np.random.default_rng(seed).permutation(len(shown))[:count]  # more observations hold the fewer
     model.learn(judge.observation(model, processor, shown, rows[:, None]), max_new=MAX_NEW)
     return model
 
@@ -141,6 +142,8 @@ class Judge:
         actions = torch.from_numpy(trajectories.actions[rows[:, :1]])
         imagined = model.simulate(belief, actions, temperature=0.0)
         pairs = zip(imagined.codes["camera"], after.codes["camera"], strict=True)
+        painted = self.patches(imagined.decode("camera", latents=False)[:, 0].numpy()).astype(float)
+        imagined_error = torch.from_numpy((painted - self.patches(frames)) / 255).square().mean(-1)
         right = torch.stack([guess[:, 0] == true for guess, true in pairs]).all(0)
         old = self.observation(model, model.processor, self.tests["old"], self.old_rows()[:, None])
         back = model.decode(model.encode(old), "camera", latents=False)
@@ -149,6 +152,7 @@ class Judge:
             "psnr_new": psnr(error[is_new].mean()),
             "psnr_old": psnr(error[~is_new].mean()),
             "psnr_old_world": psnr(old_error),
+            "imagined_psnr_new": psnr(imagined_error[is_new].mean()),
             "next_state_new": float(right[is_new].float().mean()),
             "next_state_old": float(right[~is_new].float().mean()),
             "live_codes": float(sum(model.live_codes("camera", level).sum() for level in range(2))),
@@ -170,9 +174,13 @@ def plot(results: dict[str, dict[str, float]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     lines = {"without growth": "#9a8c7c", "grown in training": "#16a34a", "trained with it": "#8b5cf6"}
-    panels = {"psnr_new": "PSNR at new places, dB", "next_state_new": "next state right at new places"}
+    panels = {
+        "psnr_new": "PSNR at new places, dB",
+        "imagined_psnr_new": "the same, imagined one step ahead",
+        "next_state_new": "next state right at new places",
+    }
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.4), constrained_layout=True)
     for axis, (metric, title) in zip(axes, panels.items(), strict=True):
         values = [results[f"grown, {count} observations"][metric] for count in OBSERVATIONS]
         axis.plot(OBSERVATIONS, values, "o-", color="#3b82f6", label="grown, no gradient")

@@ -169,7 +169,7 @@ def held_out_bits(model, ids: torch.Tensor, window: int, count: int) -> float:
     for chunk in ids.unfold(1, length, length).flatten(0, 1).split(32):
         logits = model(input_ids=chunk, use_cache=False).logits[:, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), chunk[:, 1:].flatten(), reduction="none")
-        later = nll.unflatten(0, (len(chunk), -1))[:, length // 2 - 1 :]
+        later = nll.unflatten(0, (len(chunk), -1))[:, window // 2 * count - 1 :]
         bits, vectors = bits + float(later.sum()) / math.log(2), vectors + len(chunk) * (window - window // 2)
     return bits / vectors
 

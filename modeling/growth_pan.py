@@ -66,8 +66,9 @@ class GrowthMixin:
 
     def attach(self, processor) -> None:
         """Ties the model to the processor it was saved with; see `PanProcessor.attach`, which checks first."""
-        self.processor, ledger = processor, processor.vocabulary
-        if ledger is not None:
+        ledger, is_another = processor.vocabulary, processor is not self.processor
+        self.processor = processor
+        if ledger is not None and is_another:
             self.base_events, self.base_digest = len(ledger.events), ledger.digest()
 
     def ledger(self):
@@ -133,9 +134,14 @@ class GrowthMixin:
         if vectors is None or vectors.ndim != 2 or vectors.shape[1] != dim or not bool(vectors.isfinite().all()):
             shape = None if vectors is None else tuple(vectors.shape)
             raise ValueError(f"Codes of {segment} need finite `vectors` (count, {dim}), got {shape}.")
+        if not bool(self.senses[name].codebooks[level].started):
+            raise ValueError(f"{segment} stands for nothing yet; train the senses first, codes would be moved.")
         first = ledger.born(segment)
-        ids = ledger.grow(segment, len(vectors), reason, step, names=names)
-        self._write_codes(name, level, range(first, first + len(vectors)), vectors)
+        with self._trial(name, level) as trial:
+            self._check_room(segment, len(vectors))
+            self._write_codes(name, level, range(first, first + len(vectors)), vectors)
+            ids = ledger.grow(segment, len(vectors), reason, step, names=names)
+            trial.accepted = True
         self.config.vocabulary_digest = ledger.digest()
         return tuple(ids)
 
@@ -196,8 +202,12 @@ class GrowthMixin:
                 f"The attached tokenizer has {born} words, not {new_num_tokens}; add words with "
                 "`tokenizer.add_tokens([...])` first, or use `model.grow('text', names=[...])`."
             )
-        self._start_words(list(range(live, born)), None)
+        self._start_words(self._waiting_words(), None)
         return self.get_input_embeddings()
+
+    def _waiting_words(self) -> list[int]:
+        """Words that the tokenizer was given and the model has not started yet."""
+        return (~self.live_words()[: self.ledger().born("text")]).nonzero().squeeze(1).tolist()
 
     # ---- by itself
 
@@ -321,7 +331,9 @@ class GrowthMixin:
 
         Args: observation `(B, T, ...)` and action `(B, T - 1, ...)` as for `perceive`.
         """
-        if action is not None and action.shape[1]:
+        frames = next(v.shape[1] for n, v in observation.items() if n not in self.config.prefix_senses)
+        if action is not None and frames > 1:
+            action = action[:, : frames - 1]
             first = {n: v if n in self.config.prefix_senses else v[:, :1] for n, v in observation.items()}
             later = {n: v if n in self.config.prefix_senses else v[:, 1:] for n, v in observation.items()}
             found = self.log_prob(self.perceive(first), action, later, latents=False)
@@ -357,11 +369,9 @@ class GrowthMixin:
                 numbers = vectors.numel() + codec.codebooks[level].corrections[0].numel() * len(vectors)
                 after += BITS_A_NUMBER * numbers / len(frames)
             before, after = _from_first((before, after))
-            trial.accepted = after < before
-        ids = ()
-        if trial.accepted:
-            ids = tuple(ledger.grow(segment, len(vectors), "novelty", step))
-            self.config.vocabulary_digest = ledger.digest()
+            ids = tuple(ledger.grow(segment, len(vectors), "novelty", step)) if after < before else ()
+            trial.accepted = bool(ids)
+        self.config.vocabulary_digest = ledger.digest()
         return _logged(Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids))
 
     def _bits_without(self, name: str, level: int, codes: list[int], seen: tuple, held_out) -> float:
@@ -372,18 +382,19 @@ class GrowthMixin:
             return self._judge(seen, held_out)
 
     def _judge(self, seen: tuple, held_out: tuple | None) -> float:
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             return self.description_length(*(held_out or seen))
         finally:
-            self.train(was_training)
+            for module in training:
+                module.training = True
 
     @contextmanager
     def _trial(self, name: str, level: int) -> Iterator["_Trial"]:
         """What is changed of one level inside is undone, bit for bit, unless the trial is accepted."""
         rows = self.segment_rows(name, level)
-        changed = [(table.detach(), rows) for table in [*self.embedding_tables(), self.live_rows]]
+        changed = [(table.detach(), rows) for table in [*self.embedding_tables(), self.live_rows, self.born_rows]]
         changed += [(buffer, slice(None)) for buffer in self.senses[name].codebooks[level].buffers()]
         kept, trial = [tensor[where].clone() for tensor, where in changed], _Trial()
         try:
@@ -401,14 +412,19 @@ class GrowthMixin:
         for table in self.embedding_tables():
             table.detach()[new] = fit_rows(book.vectors, table.detach()[rows], book.describes(), vectors)
         book.add(codes, vectors)
-        self.live_rows[new] = True
+        self.live_rows[new] = self.born_rows[new] = True
 
     def _grow_words(self, names: list[str], descriptions: Sequence[str] | None) -> tuple[int, ...]:
         tokenizer = self.processor.tokenizer
         taken = sorted(set(names) & set(tokenizer.get_vocab()))
         if taken:
             raise ValueError(f"{taken} are words already; choose other names.")
-        groups = self._words_of(descriptions)
+        odd = [name for name in names if not name or name != name.strip() or tokenizer.is_code(name)]
+        if odd:
+            raise ValueError(f"{odd} cannot be words: empty, with space around them, or spelled like codes.")
+        groups, waiting = self._words_of(descriptions), self._waiting_words()
+        if waiting:
+            self._start_words(waiting, None)
         tokenizer.add_tokens(names)
         ids = tokenizer.convert_tokens_to_ids(names)
         self._start_words(ids, groups)
@@ -423,28 +439,45 @@ class GrowthMixin:
         return groups
 
     def _start_words(self, ids: list[int], groups: list[list[int]] | None) -> None:
-        self._start_rows(ids, groups, self.live_words().nonzero().squeeze(1))
+        self._write_rows(ids, self._means(len(ids), groups, self.live_words().nonzero().squeeze(1)))
         self.config.vocabulary_digest = self.ledger().digest()
 
     @torch.no_grad()
-    def _start_rows(self, ids: list[int], groups: list[list[int]] | None, others: Tensor) -> None:
-        """Rows `ids` as means of the rows of their groups of words, or of `others`; they go live."""
+    def _means(self, count: int, groups: list[list[int]] | None, others: Tensor) -> list[Tensor]:
+        """For each table `(count, H)`: the means of the rows of groups of words, or of the rows `others`."""
+        means = []
         for table in self.embedding_tables():
-            rows = table.detach()
-            means = [rows[group].float().mean(0) for group in groups] if groups else [rows[others].float().mean(0)]
-            rows[ids] = torch.stack(means).to(rows.dtype).expand(len(ids), -1)
-        self.live_rows[ids] = True
+            found = [table[group].float().mean(0) for group in groups or [others]]
+            means.append(torch.stack(found).to(table.dtype).expand(count, -1))
+        return means
+
+    @torch.no_grad()
+    def _write_rows(self, ids: list[int], rows: list[Tensor]) -> None:
+        """Rows of each table; they go live."""
+        for table, new in zip(self.embedding_tables(), rows, strict=True):
+            table[ids] = new
+        self.live_rows[ids] = self.born_rows[ids] = True
+
+    def _check_room(self, segment: str, count: int) -> None:
+        ledger = self.ledger()
+        free = ledger.capacity(segment) - ledger.born(segment)
+        if count > free:
+            raise ValueError(
+                f"{segment} is full: {count} more tokens asked for, {free} of {ledger.capacity(segment)} rows left. "
+                f"Run `pan vocabulary --double {segment}`, which doubles its rows in a checkpoint."
+            )
 
     def _grow_actions(self, names, descriptions, step: int) -> tuple[int, ...]:
         ledger, action = self.ledger(), self.config.action
-        taken = sorted(set(names) & set(action.names or ()))
+        known = action.names or [str(number) for number in range(action.num_actions)]
+        taken = sorted(set(names) & set(known))
         if taken:
             raise ValueError(f"{taken} are actions already; choose other names.")
         groups = self._words_of(descriptions)
-        others = self.live_codes("action", 0).nonzero().squeeze(1) + ledger.offset("action.0")
-        ids = list(ledger.grow("action.0", len(names), "named", step, names=names))
-        self._start_rows(ids, groups, others)
-        known = action.names or [str(number) for number in range(action.num_actions)]
+        others = self.segment_rows("action", 0)[self.live_codes("action", 0)]
+        means = self._means(len(names), groups, others)
+        ids = ledger.grow("action.0", len(names), "named", step, names=names)
+        self._write_rows(ids, means)
         grown = action.to_dict() | {"num_actions": action.num_actions + len(names), "names": [*known, *names]}
         self.config.action = type(action)(**grown)
         self.processor.action = self.config.action.to_dict()
@@ -479,6 +512,8 @@ def _from_first(value):
     """The first process's value, so that all grow alike."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return value
-    told = [value]
+    parts = value if isinstance(value, tuple) else (value,)
+    parts = tuple(part.cpu() if isinstance(part, Tensor) else part for part in parts)
+    told = [parts if isinstance(value, tuple) else parts[0]]
     dist.broadcast_object_list(told, src=0)
     return told[0]

@@ -155,10 +155,12 @@ class ImageCodec(nn.Module):
 
     def _corrections(self, grids: list[Tensor]) -> Tensor:
         """Pixels that codes add by themselves (see `Codebook`): maps `(B, r, s)` of codes, or `(B, r, s, K)` of their
-        probabilities, one a level -> `(B, R, S, pixels)`."""
-        total = 0.0
+        probabilities, one a level -> `(B, R, S, pixels)`, or a scalar 0 where no code adds any."""
+        total = torch.zeros((), device=self.residual_scale.device)
         for level, grid in enumerate(grids):
             table = self.codebooks[level].corrections
+            if not bool(table.any()):
+                continue
             if grid.is_floating_point():
                 found = grid @ table[: grid.shape[-1]]
             else:
@@ -244,7 +246,8 @@ class ImageCodec(nn.Module):
         grids, prefixes, commitment = self._quantize(features, update)
         weight = self.pixel_weight(frames, neighbours, usual, motion, rarity)
         variant, variant_corrections = self._random_prefix(features, prefixes, grids, update)
-        corrections = torch.cat([self._corrections(grids), variant_corrections])
+        parts = [self._corrections(grids), variant_corrections]
+        corrections = torch.cat(parts) if all(part.dim() for part in parts) else parts[0]
         variants = self._render(torch.cat([prefixes[-1], variant]), corrections)
         error, variant_error = (variants - torch.cat([target, target])).square().chunk(2)
         if self.training:
@@ -275,8 +278,12 @@ class ImageCodec(nn.Module):
             options.pop()
         choice = torch.randint(len(options), (len(features),), device=features.device)
         rows = torch.arange(len(features), device=features.device)
-        maps, corrections = (torch.stack(part)[choice, rows] for part in zip(*options, strict=True))
-        return maps, corrections
+        maps = torch.stack([found for found, _ in options])[choice, rows]
+        corrections = [found for _, found in options]
+        if all(found.dim() == 0 for found in corrections):
+            return maps, corrections[0]
+        shape = next(found.shape for found in corrections if found.dim())
+        return maps, torch.stack([found.expand(shape) for found in corrections])[choice, rows]
 
     @torch.no_grad()
     def _track_scales(self, error: Tensor, variant_error: Tensor) -> None:

@@ -94,7 +94,7 @@ class LatticeLanguage:
 
     Raises:
         ValueError: sizes below 1, a bound or epsilon that is not positive and finite, a base below 2, or a vocabulary
-            whose ids do not fit 62 bits.
+            whose ids do not fit 62 bits, or an epsilon finer than numbers are.
     """
 
     def __init__(self, length: int, dim: int, bound: float, epsilon: float, base: int | None = None):
@@ -110,7 +110,9 @@ class LatticeLanguage:
         self.num_digits = 1 if base is None else digits_for(self.num_cells, base)
         self.vocab_size = self.num_cells**dim if base is None else base
         self.num_tokens = length if base is None else length * dim * self.num_digits
-        if max(self.vocab_size, self.num_cells) >= 2**62:
+        if self.num_cells > 2**50:
+            raise ValueError(f"An epsilon of {epsilon} is finer than float64 can tell within {bound}.")
+        if self.vocab_size >= 2**62:
             raise ValueError(
                 f"Scaling up takes {self.num_cells} ** {dim} tokens, more than ids can count; give a `base` to scale "
                 "out."

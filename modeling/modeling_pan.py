@@ -114,7 +114,9 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
 
     def _build_world(self, config: PanConfig) -> None:
         hidden_size = config.text_config.hidden_size
+        # which rows are tokens, and which have ever been: a retired code still occurs in what was encoded before
         self.register_buffer("live_rows", torch.zeros(config.vocab_size, dtype=torch.bool))
+        self.register_buffer("born_rows", torch.zeros(config.vocab_size, dtype=torch.bool))
         places = config.place_senses
         self.layout = StepLayout(config)
         self._check_positions(config)
@@ -165,6 +167,7 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
                     live[offset : offset + min(size, capacity)] = True
                     size = max(0, size - capacity)
         init.copy_(self.live_rows, live)
+        init.copy_(self.born_rows, live)
 
     def _check_positions(self, config: PanConfig) -> None:
         needed = self.layout.prefix_length + config.context_steps * self.layout.trunk_length + self.layout.query_length
@@ -383,7 +386,8 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
             if part == "action" and described.kind == "discrete":
                 continue
             live = [self.live_codes(part, level) for level in range(described.num_levels)]
-            sizes[part] = [_extent(alive) for alive in live]
+            born = [self._segment_of(self.born_rows, part, level) for level in range(described.num_levels)]
+            sizes[part] = [_extent(rows) for rows in born]
             rows[part] = [
                 self.code_rows(part, level, torch.arange(size, device=self.device))
                 for level, size in enumerate(sizes[part])
@@ -569,9 +573,9 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
         return logits.masked_fill(~self.live_rows, torch.finfo(logits.dtype).min)
 
 
-def _extent(live: Tensor) -> int:
-    """Rows of a segment up to the last live one; all of them in a compiled forward, which growth must not change."""
-    return len(live) if torch.compiler.is_compiling() else int(live.nonzero()[-1]) + 1
+def _extent(born: Tensor) -> int:
+    """Rows of a segment up to the last one born; all of them in a compiled forward, which growth must not change."""
+    return len(born) if torch.compiler.is_compiling() else int(born.nonzero()[-1]) + 1
 
 
 @functools.cache

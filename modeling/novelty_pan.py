@@ -35,6 +35,8 @@ def find_novelties(codec, frames: Tensor, level: int, threshold: float, max_new:
     book = codec.codebooks[level]
     inputs = codec.code_inputs(frames, level).flatten(0, -2)
     least = threshold * book.spread()
+    if not least > 0:  # nothing is known yet, so nothing is new
+        return inputs.new_zeros(0, inputs.shape[1]), 0.0
     novel = inputs[book.distances(inputs).amin(-1) > least]
     share = len(novel) / len(inputs)
     if len(novel) > MANY:

@@ -20,6 +20,9 @@ from .heads_pan import two_hot
 from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
 
+STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
+
+
 
 @dataclass
 class PanOutput(ModelOutput):
@@ -243,7 +246,8 @@ def _vector_loss(book, logits: Tensor, now: Tensor, target: Tensor, importance: 
     still = (book.lookup(now) - true).square().sum((1, 2))
     if importance is not None:
         error, still = importance * error, importance * still
-    return error.sum() / still.sum().clamp(min=1e-6)
+    least = STILL * book.spread() * target.numel()  # where next to nothing changes, nothing much is to be learned
+    return error.sum() / still.sum().clamp(min=1e-6).maximum(least)
 
 
 def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor, change_weight: float) -> Tensor:

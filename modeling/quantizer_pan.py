@@ -73,11 +73,12 @@ class Codebook(nn.Module):
         return self.live & (self.vectors[:, 0] < PARKED) & self.started
 
     def spread(self) -> Tensor:
-        """Mean squared distance of what is coded to its mean, as far as the codes tell: a scalar."""
-        rows = self.describes()
-        vectors, share = self.vectors[rows], self.usage[rows] / self.usage[rows].sum()
-        mean = (share.unsqueeze(1) * vectors).sum(0)
-        return (share * (vectors - mean).square().sum(1)).sum()
+        """Mean squared distance of what is coded to its mean, as far as the codes in use tell: a scalar, 0
+        before training."""
+        used = self.usage * self.describes()
+        share = (used / used.sum().clamp(min=1e-12)).unsqueeze(1)
+        mean = (share * self.vectors).sum(0)
+        return (share * (self.vectors - mean).square()).sum()
 
     def add(self, codes: range, vectors: Tensor) -> None:
         """Makes reserved rows live: codes that stand for `vectors` `(len(codes), dim)`."""
@@ -152,8 +153,8 @@ class Codebook(nn.Module):
 
     def _park(self, rows: Tensor) -> None:
         self.vectors[rows] = PARKED
-        self.usage[rows] = 0.0
-        self.sums[rows] = 0.0
+        for buffer in (self.usage, self.sums, self.corrections):
+            buffer[rows] = 0.0
 
     def _revive(self, inputs: Tensor, distance: Tensor, least: Tensor) -> None:
         """Moves the live codes nobody uses onto inputs drawn in proportion to how badly they are described, one a
@@ -168,6 +169,7 @@ class Codebook(nn.Module):
         if bool(fresh[0] < PARKED):  # not `found`, which is this process's own: all must do the same
             first = dead[:1]
             self.vectors[first], self.sums[first], self.usage[first] = fresh, fresh, 1.0
+            self.corrections[first] = 0.0
         else:
             self._park(dead)
 

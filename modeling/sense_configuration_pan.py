@@ -181,9 +181,11 @@ class _Vector(_Serializable):
             ValueError: as the class, or an epsilon that is not positive.
         """
         _require(0 < epsilon < math.inf, f"`epsilon` must be positive and finite, got {epsilon}.")
+        _require(base is None or base >= 2, f"`base` must be at least 2, got {base}.")
         sense = cls(dim=dim, low=low, high=high)
         span = max(hi - lo for lo, hi in zip(sense.low, sense.high, strict=True))
         cells = max(2, cells_within(span, epsilon / math.sqrt(dim)))
+        _require(cells <= 2**22, f"`epsilon` of {epsilon} is finer than float32 can tell within {span}.")
         digits = 1 if base is None else digits_for(cells, base)
         return cls(dim=dim, low=low, high=high, base=base or cells, num_levels=digits, **fields)
 

@@ -116,17 +116,21 @@ class SimulationMixin:
             temperature (`float`): of the sampling of codes and words; 0 takes the most likely.
             seed (`int`, *optional*): makes the futures reproducible; codes and latents have generators of their own.
             expected (`Collection[int]`): steps, 0 the first, of which the *expected* images are decoded too: those of
-                the mean code vectors under the step's probabilities, given the drawn state before it. They are nearer
-                to what will be seen than any one possibility, in squared error, and blurred where several are open.
+                the mean code vectors under the probabilities that the step's codes were chosen from, each level given
+                the coarser codes chosen. They are meant to be near to what will be seen in squared error, and are
+                blurred where several futures are open.
 
         Returns:
             [`Futures`] of N rows and H steps; observations are decoded only when asked for.
 
         Raises:
-            ValueError: rows of actions do not match the belief, or an action is out of range.
+            ValueError: rows of actions do not match the belief, or an action or an expected step is out of range.
         """
         self._require_world()
         actions = self._checked_actions(belief, actions)
+        wrong = [step for step in expected if not 0 <= step < actions.shape[1]]
+        if wrong:
+            raise ValueError(f"`expected` steps must be 0 to {actions.shape[1] - 1}, got {wrong}.")
         if num_rollouts > 1:
             belief, actions = belief.repeat(num_rollouts), actions.repeat_interleave(num_rollouts, 0)
         generator = None if seed is None else torch.Generator(device=actions.device).manual_seed(seed)

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -32,12 +32,17 @@ def train_grown_rows(model: PanModel) -> list:
     Returns:
         the gradient hooks, each with `remove()`.
     """
-    rows = torch.zeros(model.config.vocab_size, 1, dtype=torch.bool, device=model.device)
-    rows[_grown_ids(model)] = True
+
+    def only_grown(gradient: torch.Tensor) -> torch.Tensor:
+        ids = _grown_ids(model)  # anew at each step, since tokens may be born while the adapter is trained
+        kept = torch.zeros_like(gradient)
+        kept[ids] = gradient[ids]
+        return kept
+
     handles = []
     for table in model.embedding_tables():
         table.requires_grad_(True)
-        handles.append(table.register_hook(lambda gradient: gradient * rows))
+        handles.append(table.register_hook(only_grown))
     return handles
 
 
@@ -90,9 +95,14 @@ def load_adapter(model: PanModel, folder: str | Path, is_trainable: bool = False
                 f"The adapter's {event['segment']} has {event['capacity']} rows more than the base's; run "
                 f"`pan vocabulary --double {event['segment']}` on the base first."
             )
+    tensors, ids = load_file(folder / GROWN, device=str(model.device)), json.loads(about["ids"])
+    tables = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("table.")}
+    expected = {f"table.{n}": (len(ids), table.shape[1]) for n, table in enumerate(model.embedding_tables())}
+    if tables != expected:
+        raise ValueError(f"{folder / GROWN} holds rows {tables}, this base needs {expected}; it is of another model.")
+    PeftConfig.from_pretrained(str(folder))
     for event in events:
         _replay(model, event)
-    tensors, ids = load_file(folder / GROWN, device=str(model.device)), json.loads(about["ids"])
     with torch.no_grad():
         for number, table in enumerate(model.embedding_tables()):
             table[ids] = tensors[f"table.{number}"].to(table.dtype)
@@ -115,8 +125,9 @@ def _check_ancestor(mine: Vocabulary, theirs: Vocabulary, about: dict, folder: P
 
 def _grown_ids(model: PanModel) -> list[int]:
     """Ids of the tokens born since the model was attached to its processor."""
-    births = [event for event in model.ledger().events[model.base_events :] if event["event"] == "birth"]
-    return [event["first"] + index for event in births for index in range(event["count"])]
+    ledger = model.ledger()
+    births = [event for event in ledger.events[model.base_events :] if event["event"] == "birth"]
+    return [item for birth in births for item in ledger.ids_of(birth)]
 
 
 def _book_of(model: PanModel, segment: str) -> dict[str, torch.Tensor]:

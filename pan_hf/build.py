@@ -84,6 +84,10 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
         tokenizer: the backbone's words, without a ledger.
     """
     config = model.config
+    words = max(tokenizer.get_vocab().values()) + 1
+    if words < config.text_size:  # rows that only fill the backbone's table up are no words yet
+        model.live_rows[words : config.text_size] = model.born_rows[words : config.text_size] = False
+        config.text_size = words
     sizes = {}
     for name, part in config.coded_parts().items():
         for level, capacity in enumerate(part.codebook_capacity):

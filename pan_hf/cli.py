@@ -165,13 +165,14 @@ def grow(
     every: Annotated[int, typer.Option(help="Steps between attempts to grow.")] = 50,
     threshold: Annotated[float | None, typer.Option(help="Distance from which a piece of an image is novel.")] = None,
     max_new: Annotated[int, typer.Option(help="Codes at most.")] = 32,
+    prune: Annotated[bool, typer.Option(help="Also retire codes that are unused, or twins of others.")] = False,
     seed: SEED = 0,
 ) -> None:
     """Train on a recording with something new in it, growing codes for what none describes: writes growth.json."""
     from pan_hf.grow import grow as run_grow
 
-    options = {"max_steps": max_steps, "every": every, "threshold": threshold, "max_new": max_new, "seed": seed}
-    checkpoint = run_grow(run, start, data, seconds=seconds, **options)
+    schedule = {"every": every, "threshold": threshold, "max_new": max_new, "prune": prune}
+    checkpoint = run_grow(run, start, data, seconds=seconds, max_steps=max_steps, seed=seed, **schedule)
     typer.echo(f"Done. The world model is in {checkpoint}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pan_hf.evaluate import find_checkpoint
 from pan_hf.results import stage_timer
-from pan_hf.train import publish
+from pan_hf.train import check_settings, publish
 from pan_hf.trajectories import load_trajectories
 
 
@@ -26,6 +26,7 @@ def grow(
     every: int = 50,
     threshold: float | None = None,
     max_new: int = 32,
+    prune: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
@@ -40,6 +41,7 @@ def grow(
         every (`int`): steps between attempts to grow.
         threshold (`float`, *optional*): see [`PanModel.learn`].
         max_new (`int`): codes at most.
+        prune (`bool`): also try to retire codes that are unused, or twins of others.
         seed (`int`): of everything random.
 
     Returns:
@@ -47,22 +49,28 @@ def grow(
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no recording.
-        ValueError: the recording does not fit the model.
+        ValueError: the recording does not fit the model, the run was begun with other settings or would overwrite what
+            it starts from.
     """
     from pan_hf.training.grow import STAGE
     from pan_hf.training.stage import arguments
     from pan_hf.training.stage import run as run_stage
     from pan_hf.training.trainer import write_text
 
-    run = Path(run)
+    run, start = Path(run), find_checkpoint(start)
+    if start.resolve() == (run / "checkpoint").resolve():
+        raise ValueError(f"{run} would overwrite the checkpoint it starts from; name another folder for the new run.")
     data = Path(data) if data is not None else run / "data"
     trajectories = load_trajectories(data, "train")
-    given = {"model": str(find_checkpoint(start)), "data": str(data), "output_dir": str(run / "stages" / "growth")}
+    given = {"model": str(start), "data": str(data), "output_dir": str(run / "stages" / "growth")}
     given |= {"seconds": seconds} if max_steps is None else {"max_steps": max_steps}
-    given |= {"grow_every": every, "max_new": max_new, "seed": seed, "progress": progress}
+    given |= {"grow_every": every, "max_new": max_new, "prune": prune, "seed": seed, "progress": progress}
     given |= {} if threshold is None else {"threshold": threshold}
-    with stage_timer(run / "timing.json", "growth", seeds=[seed], resume=(run / "stages").exists()):
-        final = run_stage(STAGE, arguments(STAGE, **given), trajectories)
+    begun = (run / "stages" / "growth").exists()
+    stage_arguments = arguments(STAGE, **given)
+    check_settings(run / "stages" / "growth.settings.json", {k: v for k, v in given.items() if k != "progress"})
+    with stage_timer(run / "timing.json", "growth", seeds=[seed], resume=begun):
+        final = run_stage(STAGE, stage_arguments, trajectories)
     log = json.loads((final.parent / "log.json").read_text())
     growths = [entry["growth"] | {"gain": entry["gain"], "step": entry["step"]} for entry in log if "growth" in entry]
     write_text(run / "growth.json", json.dumps(growths, indent=1))

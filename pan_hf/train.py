@@ -88,7 +88,7 @@ def train(
     settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
     settings |= {"seconds": seconds, "overrides": overrides, "skip": list(skip)}
     trajectories = load_trajectories(data, "train")
-    _check_settings(run / "stages" / "settings.json", settings)
+    check_settings(run / "stages" / "settings.json", settings)
     current = run / "stages" / "0-init"
     if not current.exists():
         model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
@@ -123,7 +123,7 @@ def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes
     return final if final.exists() else Path(given["model"])
 
 
-def _check_settings(path: Path, settings: dict) -> None:
+def check_settings(path: Path, settings: dict) -> None:
     """A run keeps to the settings it was begun with; another choice wants another folder."""
     from pan_hf.training.trainer import write_text
 

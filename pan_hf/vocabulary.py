@@ -22,11 +22,11 @@ from pan_hf.build import whole_folder
 from pan_hf.evaluate import find_checkpoint
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.image_codec_pan import as_bytes
+from pan_hf.modeling.novelty_pan import UNUSED
 from pan_hf.tokenization import PanProcessor
 
 NEWEST = 12  # births in the list
 TILE, COLUMNS = 36, 16  # of the picture: pixels of a tile, tiles a row
-USED = 0.01  # times a batch, on average, from which a code counts as used
 
 
 def load(path: str | Path) -> tuple[PanModel, PanProcessor]:
@@ -49,11 +49,12 @@ def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
     for segment in ["text", *ledger.segments]:
         born, live = ledger.born(segment), ledger.live(segment)
         usage = _usage(model, segment)
-        used = "" if usage is None else str(int((usage >= USED).sum()))
+        used = "" if usage is None else str(int((usage >= UNUSED).sum()))
         counts.add_row(segment, str(ledger.capacity(segment)), str(born), str(born - live), str(live), used)
     newest = Table("step", "segment", "count", "reason", "names or ids", title="Newest tokens")
     for birth in [birth for birth in ledger.births if birth["reason"] != "start"][: -NEWEST - 1 : -1]:
-        ids = f"{birth['first']}" + (f" to {birth['first'] + birth['count'] - 1}" if birth["count"] > 1 else "")
+        ids = ledger.ids_of(birth)
+        ids = f"{ids[0]}" + (f" to {ids[-1]}" if len(ids) > 1 else "")
         names = ", ".join(birth.get("names", [])) or ids
         newest.add_row(str(birth["step"]), birth["segment"], str(birth["count"]), birth["reason"], names)
     return [counts, newest] if newest.row_count else [counts]
@@ -144,10 +145,13 @@ def double(path: str | Path, segments: Iterable[str], output: str | Path | None 
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: a segment that is none or cannot be extended. Nothing has been written then.
+        ValueError: a segment that is none or cannot be extended, or an output that exists. Nothing has been written
+            then.
     """
     source = find_checkpoint(path)
     target = source if output is None else Path(output)
+    if target != source and target.exists():
+        raise ValueError(f"{target} exists already; name a new folder for the larger checkpoint.")
     model, processor = load(source)
     for segment in dict.fromkeys(segments):
         extend(model, segment, processor.vocabulary.capacity(segment))
@@ -186,7 +190,8 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
     backbone.resize_token_embeddings(total, mean_resizing=False)
     for table in model.embedding_tables():
         table[old:].normal_(std=config.initializer_range)
-    model.register_buffer("live_rows", nn.functional.pad(model.live_rows, (0, total - old)))
+    for name in ("live_rows", "born_rows"):
+        model.register_buffer(name, nn.functional.pad(getattr(model, name), (0, total - old)))
     config.extensions = config.extensions | {segment: [*config.extensions.get(segment, []), [offset, rows]]}
     config.code_capacity = ledger.code_capacity
     if part == "action":

@@ -141,6 +141,17 @@ def test_two_processes_grow_alike(world, tmp_path):
     PanProcessor.from_pretrained(tmp_path / "stage" / "final").check_model(final)
 
 
+def test_growing_onto_itself_or_with_other_settings_is_refused(world, tmp_path):
+    checkpoint = grow(tmp_path, world.model, world.data, max_steps=1, progress=False)
+    with pytest.raises(ValueError, match="begun with other settings"):
+        grow(tmp_path, world.model, world.data, max_steps=2, progress=False)
+    with pytest.raises(ValueError, match="would overwrite the checkpoint it starts from"):
+        grow(tmp_path, checkpoint, world.data, max_steps=1, progress=False)
+    with pytest.raises(ValueError, match="`grow_every` must be at least 1"):
+        grow(tmp_path / "new", world.model, world.data, max_steps=1, every=0, progress=False)
+    assert not (tmp_path / "new").exists()
+
+
 def test_growing_from_a_run_leaves_it_and_writes_what_was_tried(world, tmp_path):
     before = all_tensors(PanModel.from_pretrained(world.model))
     checkpoint = grow(tmp_path, world.model, world.data, max_steps=2, progress=False)

@@ -38,11 +38,11 @@ def grown_up(architecture="qwen3", action="discrete", **config):
     return model
 
 
-def _few_words():
+def _few_words(count=90):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocab = {word: index for index, word in enumerate(["<pad>", "<unk>", "<eos>", "go", "to", "the", "red", "key"])}
-    vocab |= {f"w{index}": index for index in range(len(vocab), 90)}
+    vocab |= {f"w{index}": index for index in range(len(vocab), count)}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return backend
@@ -217,6 +217,42 @@ def test_a_retired_code_is_neither_chosen_nor_predicted_and_its_id_stays_taken()
     assert born[0] == model.processor.vocabulary.offset("camera.0") + 4
 
 
+def test_a_belief_that_holds_a_retired_code_is_still_simulated():
+    model = grown_up()
+    (key,) = model.learn(observation(model, pictures(8, (*OLD, "key"))))
+    belief = model.perceive(observation(model, pictures(2, (*OLD, "key"))))
+    before = model.simulate(belief, acts(model, steps=1), temperature=0.0)
+    last = model.processor.vocabulary.segment_of(key.ids[0])[1]
+    model.retire("camera.0", [last])
+    after = model.simulate(belief, acts(model, steps=1), temperature=0.0)
+    assert (belief.codes["camera"][0] == last).any() and not (after.codes["camera"][0] == last).any()
+    same = (before.codes["camera"][0] != last) & (belief.codes["camera"][0] != last).unsqueeze(1)
+    assert torch.equal(before.codes["camera"][0][same], after.codes["camera"][0][same])
+
+
+def test_words_that_wait_in_the_tokenizer_start_with_the_next_that_grow():
+    model = grown_up()
+    model.processor.tokenizer.add_tokens(["mug"])
+    (lava,) = model.grow("text", names=["lava"])
+    mug = model.processor.tokenizer.convert_tokens_to_ids("mug")
+    row = model.get_input_embeddings().weight[lava].clone()
+    assert model.live_rows[[mug, lava]].all()
+    model.resize_token_embeddings(len(model.processor.tokenizer))
+    assert torch.equal(model.get_input_embeddings().weight[lava], row)
+
+
+def test_rows_that_only_fill_up_a_table_are_no_words_until_they_are_given_out():
+    model = world_model(("camera",))
+    words = PanTokenizer.train(["go"], vocab_size=259)
+    with pytest.raises(ValueError, match="tokenizer has words up to"):
+        make_processor(model, words)
+    few = PanTokenizer(tokenizer_object=_few_words(30), pad_token="<pad>")
+    make_processor(model, few).attach(model)
+    assert int(model.live_words().sum()) == model.config.text_size == 30
+    assert model.grow("text", names=["mug"]) == (30,)
+    assert model.processor.vocabulary.births[-1]["names"] == ["mug"]
+
+
 # what grows by itself
 
 
@@ -334,6 +370,9 @@ def test_a_threshold_that_makes_everything_novel_is_capped_and_doubted_aloud(cap
         (lambda m: m.grow("text", names=["mug", "mug"]), "must differ"),
         (lambda m: m.grow("text", names="mug"), "must be a list"),
         (lambda m: m.grow("text"), "give `names`"),
+        (lambda m: m.grow("text", names=["<camera.0:1>"]), "cannot be words"),
+        (lambda m: m.grow("text", names=[""]), "cannot be words"),
+        (lambda m: m.grow("action.0", names=["1"]), "are actions already"),
         (lambda m: m.grow("text", names=["mug"], descriptions=["a", "b"]), "as many descriptions"),
         (lambda m: m.grow("text", names=["mug"], descriptions=[""]), "must hold words"),
         (lambda m: m.grow("text", names=[f"x{i}" for i in range(999)]), "larger `text_reserve`"),
@@ -358,6 +397,14 @@ def test_what_cannot_grow_is_an_error_and_leaves_no_trace(act, message):
         act(model)
     assert differing(before, all_tensors(model)) == []
     assert model.processor.vocabulary.to_dict() == ledger and len(model.processor.tokenizer) == words
+
+
+def test_codes_are_not_grown_before_the_senses_have_been_trained():
+    model = grown_up()
+    model.senses["camera"].codebooks[0].started[:] = False
+    with pytest.raises(ValueError, match="train the senses first"):
+        model.grow("camera.0", vectors=codec_vectors(1))
+    assert model.learn(observation(model, pictures(2, OLD))) == []
 
 
 def test_a_model_without_its_processor_says_what_to_do():

@@ -505,6 +505,8 @@ def test_where_one_future_is_certain_the_expected_image_is_its_image(sampling):
     futures = model.simulate(belief, acts(model, steps=3), temperature=0.0, expected=[0, 2])
     assert torch.equal(futures.expected["camera"], futures.decode("camera", latents=False)[:, [0, 2]])
     assert model.simulate(belief, acts(model, steps=3)).expected == {}
+    with pytest.raises(ValueError, match="`expected` steps must be 0 to 2"):
+        model.simulate(belief, acts(model, steps=3), expected=[3])
 
 
 @pytest.mark.parametrize("grid", [(4, 7), (1, 6)])

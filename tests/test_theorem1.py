@@ -115,6 +115,12 @@ def test_what_cannot_be_counted_or_lies_beyond_the_bound_is_refused():
         LatticeLanguage(1, 1, 1.0, 0.1, base=1)
     with pytest.raises(ValueError, match="within 1.0 in size"):
         LatticeLanguage(1, 1, 1.0, 0.1).encode(torch.tensor([[1.5]]))
+    with pytest.raises(ValueError, match="finer than float64"):
+        LatticeLanguage(1, 1, 1.0, 1e-17, base=2)
+    with pytest.raises(ValueError, match="finer than float32"):
+        VectorSense.within(1e-8, 1, -1, 1)
+    with pytest.raises(ValueError, match="`base` must be at least 2"):
+        VectorSense.within(0.1, 1, -1, 1, base=1)
     with pytest.raises(ValueError, match="must be positive"):
         VectorSense.within(0.0, 1, -1, 1)
 

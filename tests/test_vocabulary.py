@@ -219,6 +219,7 @@ def test_an_extended_segment_grows_on_behind_all_others_and_no_id_moves():
     assert vocabulary.capacity(segment) == old.capacity(segment) + 8 and int(vocabulary.live_mask(segment).sum()) == (
         vocabulary.live(segment)
     )
+    assert vocabulary.ids_of(vocabulary.births[-1]) == ids  # of one birth, in two runs
     vocabulary.retire([size + 1], "unused", step=2)
     assert not vocabulary.live_mask(segment)[vocabulary.segment_of(size + 1)[1]]
     assert old.is_ancestor_of(vocabulary)

@@ -99,6 +99,12 @@ def test_what_cannot_be_doubled_leaves_the_checkpoint(checkpoint, segment, messa
     assert {path.name: path.read_bytes() for path in (checkpoint / "checkpoint").iterdir()} == before
 
 
+def test_a_folder_that_is_something_else_is_not_replaced(checkpoint, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match="exists already"):
+        double(checkpoint, ["camera.0"], tmp_path / "photos")
+
+
 def test_the_command_shows_and_doubles(checkpoint):
     found = CliRunner().invoke(app, ["vocabulary", "--run", str(checkpoint)])
     assert found.exit_code == 0 and "vocabulary.png" in found.output and "novelty" in found.output

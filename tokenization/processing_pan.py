@@ -214,7 +214,7 @@ class PanProcessor(ProcessorMixin):
         if digest != self.vocabulary_digest:
             attached = getattr(model, "processor", None)
             differences.append(f"vocabulary digest: {self.vocabulary_digest} in the processor, {digest} in the model")
-            if attached is not None and self.vocabulary is not None:
+            if attached is not None and attached.vocabulary is not None and self.vocabulary is not None:
                 differences.append(self.vocabulary.difference(attached.vocabulary, "in the processor", "in the model"))
         mine = {**self.senses, **({"action": self.action} if self.action else {})}
         theirs = {**(getattr(model.config, "senses", None) or {}), "action": getattr(model.config, "action", None)}

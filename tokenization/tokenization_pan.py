@@ -216,6 +216,10 @@ class PanTokenizer(PreTrainedTokenizerFast):
             return_tensors=return_tensors,
         )
 
+    def is_code(self, text: str) -> bool:
+        """Whether a text is spelled like a code, `<camera.0:17>`."""
+        return self._has_code(text) and self._code_pattern.fullmatch(text) is not None
+
     def _has_code(self, text) -> bool:
         return self._vocabulary is not None and isinstance(text, str) and bool(self._find_codes(text))
 

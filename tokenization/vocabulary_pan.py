@@ -132,6 +132,11 @@ class Vocabulary:
             raise ValueError(f"{segment} has no token {code}: {self._born[segment]} were born, counted from 0.")
         return self._row(segment, int(code))
 
+    def ids_of(self, birth: Mapping) -> list[int]:
+        """The ids of one of `births`; not always neighbours, where a segment was extended."""
+        segment, first = self.segment_of(birth["first"])
+        return [self._row(segment, first + index) for index in range(birth["count"])]
+
     def segment_of(self, token_id: int) -> tuple[str, int]:
         """The segment and the code behind an id, born or reserved. Raises ValueError outside `[0, size)`."""
         if 0 <= token_id < self.text_capacity:

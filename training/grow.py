@@ -30,12 +30,20 @@ class GrowthArguments(StageArguments):
     prune: bool = field(default=False, metadata={"help": "Also try to retire codes that are unused or twins."})
     max_new: int = field(default=32, metadata={"help": "Codes at most, in the whole stage."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("grow_every", "grow_windows", "max_new"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not self.threshold > 0:
+            raise ValueError(f"`threshold` must be above 0, got {self.threshold}.")
+
 
 class GrowthCallback(TrainerCallback):
     """Lets a model grow while it is trained, on a schedule.
 
-    Every process grows alike, since the first one decides. Attempts are kept in `growths` and in the Trainer's log, by
-    step: what was tried, accepted or rejected, and the bits an observation it saves.
+    Every process grows alike, since the first one decides. Attempts are kept in the Trainer's log, by step: what was
+    tried, accepted or rejected, and the bits an observation it saves.
 
     Args:
         model ([`PanModel`]): attached to its processor.
@@ -49,7 +57,7 @@ class GrowthCallback(TrainerCallback):
         self.model, self.windows, self.candidates, self.held_out = model, windows, candidates, held_out
         self.prune = prune
         self.every, self.num_windows, self.threshold, self.max_new = every, num_windows, threshold, max_new
-        self.seed, self.growths = seed, []
+        self.seed = seed
 
     def on_step_end(self, args, state, control, **kwargs):
         if (state.global_step - 1) % self.every == 0:
@@ -70,7 +78,6 @@ class GrowthCallback(TrainerCallback):
         }
         growths = self.model.learn(seen, threshold=self.threshold, max_new=room, **common) if room else []
         growths += self.model.prune(seen, **common) if self.prune else []
-        self.growths += growths
         state.log_history += [
             {"growth": asdict(growth), "gain": growth.gain, "step": state.global_step} for growth in growths
         ]

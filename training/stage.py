@@ -121,9 +121,8 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     if final.exists():
         return final
     set_seed(args.seed)
-    begun = last_checkpoint(folder) or args.model  # its vocabulary may have grown since the stage began
-    model, processor = PanModel.from_pretrained(begun), PanProcessor.from_pretrained(begun)
-    processor.attach(model)
+    model, processor = PanModel.from_pretrained(args.model), PanProcessor.from_pretrained(args.model)
+    processor.check_model(model)
     trajectories = trajectories or load_trajectories(args.data, "train")
     if not stage.is_needed(model):
         return Path(args.model)
@@ -131,6 +130,10 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
     dataset, weights = stage.make_data(model, processor, trajectories)
     finish = stage.prepare(model)
+    if last_checkpoint(folder):  # the vocabulary may have grown since the stage began; the weights come with `_train`
+        processor = PanProcessor.from_pretrained(last_checkpoint(folder))
+        model.config.vocabulary_digest = processor.vocabulary_digest
+    processor.attach(model)
     trainer = _trainer(stage, args, model, processor, dataset, weights)
     _train(trainer, stage.name, folder)
     finish(trainer.accelerator.unwrap_model(trainer.model))
