@@ -19,8 +19,7 @@ from torch import Tensor
 
 from .belief_pan import Belief
 from .checks_pan import check_observation
-from .novelty_pan import find_corrections, find_idle, find_novelties
-from .rows_pan import fit_rows
+from .novelty_pan import find_corrections, find_idle, find_models, find_novelties
 from .simulation_pan import pixel_log_prob
 
 logger = logging.getLogger(__name__)
@@ -361,6 +360,7 @@ class GrowthMixin:
         before = self._judge(seen, held_out)
         with self._trial(name, level) as trial:
             self._write_codes(name, level, codes, vectors)
+            self._copy_rows(name, level, codes, _from_first(find_models(codec, frames, level, codes)))
             codec.codebooks[level].corrections[codes.start : codes.stop] = _from_first(
                 find_corrections(codec, frames, level, codes)
             )
@@ -405,13 +405,12 @@ class GrowthMixin:
                     tensor[where] = old
 
     def _write_codes(self, name: str, level: int, codes: range, vectors: Tensor) -> None:
-        """Codebook rows, vocabulary rows fitted to those of the codes that live, and the marks that they live."""
-        book, rows = self.senses[name].codebooks[level], self.segment_rows(name, level)
-        new = rows[codes.start : codes.stop]
+        """Codebook rows, vocabulary rows of the nearest code that lives, and the marks that they live."""
+        book, new = self.senses[name].codebooks[level], self.segment_rows(name, level)[codes.start : codes.stop]
         vectors = vectors.to(book.vectors)
-        for table in self.embedding_tables():
-            table.detach()[new] = fit_rows(book.vectors, table.detach()[rows], book.describes(), vectors)
+        distance = torch.cdist(vectors, book.vectors).masked_fill(~book.describes(), torch.inf)
         book.add(codes, vectors)
+        self._copy_rows(name, level, codes, distance.argmin(1))
         self.live_rows[new] = self.born_rows[new] = True
 
     def _grow_words(self, names: list[str], descriptions: Sequence[str] | None) -> tuple[int, ...]:
@@ -429,6 +428,12 @@ class GrowthMixin:
         ids = tokenizer.convert_tokens_to_ids(names)
         self._start_words(ids, groups)
         return tuple(ids)
+
+    def _copy_rows(self, name: str, level: int, codes: range, models: Tensor) -> None:
+        """Rows of codes from those of the codes `models`."""
+        rows = self.segment_rows(name, level)
+        for table in self.embedding_tables():
+            table.detach()[rows[codes.start : codes.stop]] = table.detach()[rows[models.to(rows.device)]]
 
     def _words_of(self, descriptions: Sequence[str] | None) -> list[list[int]] | None:
         if descriptions is None:

@@ -146,7 +146,7 @@ class ImageCodec(nn.Module):
     def _code_map(self, vectors: list[Tensor]) -> Tensor:
         total = 0.0
         for level, level_vectors in enumerate(vectors):
-            grid = level_vectors.unflatten(1, self._level_grid(level))
+            grid = level_vectors.unflatten(1, self.level_grid(level))
             total = total + unfold_grid(self.from_code[level](grid), self.sense.level_strides[level])
         return total
 
@@ -187,10 +187,11 @@ class ImageCodec(nn.Module):
         x = self._code_map(vectors)
         if latents is not None:
             x = x + self._latent_map((latents * self.latent_scale).unflatten(1, self.sense.place_grid))
-        grids = [part.unflatten(1, self._level_grid(level)) for level, part in enumerate(chosen)]
+        grids = [part.unflatten(1, self.level_grid(level)) for level, part in enumerate(chosen)]
         return self._render(x, self._corrections(grids))
 
-    def _level_grid(self, level: int) -> tuple[int, int]:
+    def level_grid(self, level: int) -> tuple[int, int]:
+        """Rows and columns of a level's codes."""
         rows, columns = self.sense.patch_grid
         stride = self.sense.level_strides[level]
         return rows // stride, columns // stride

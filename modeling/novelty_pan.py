@@ -50,6 +50,43 @@ def find_novelties(codec, frames: Tensor, level: int, threshold: float, max_new:
     return torch.stack(found) if found else inputs.new_zeros(0, inputs.shape[1]), share
 
 
+def find_models(codec, frames: Tensor, level: int, codes: range) -> Tensor:
+    """Which older code each new one is taken to behave like, `(len(codes),)`: the nearest of those that the next level
+    continues in the same way.
+
+    Rows of the vocabulary are all that a backbone knows of a code. A new code gets those of its model, and with them
+    the model's future. Where the finer codes under it are not those under its model, the model's future would be wrong
+    in these; so they come first, as far as `frames` show them, and distance second.
+
+    Args:
+        frames `(B, C, height, width)`: what was observed, the new codes in it.
+        level (`int`), codes: of the new codes, which are live already.
+    """
+    book = codec.codebooks[level]
+    old = book.describes()
+    old[codes.start :] = False
+    new = book.vectors[codes.start : codes.stop]
+    distance = torch.cdist(new, book.vectors).masked_fill(~old, torch.inf)
+    if level + 1 == len(codec.codebooks):
+        return distance.argmin(1)
+    used, _ = codec.encode(frames)
+    usual = _usual_finer(codec, used, level)
+    alike = (usual[codes.start : codes.stop].unsqueeze(1) == usual) & (usual >= 0)
+    return (distance + distance[:, old].max() * ~alike).argmin(1)
+
+
+def _usual_finer(codec, used: list[Tensor], level: int) -> Tensor:
+    """The code of the next level that stands most often in the first corner of each code, `(capacity,)`; -1 where a
+    code was not seen."""
+    factor = codec.sense.level_strides[level] // codec.sense.level_strides[level + 1]
+    coarse, fine = (used[at].unflatten(1, codec.level_grid(at)) for at in (level, level + 1))
+    num_coarse, num_fine = (len(codec.codebooks[at].live) for at in (level, level + 1))
+    pairs = coarse.flatten() * num_fine + fine[:, ::factor, ::factor].flatten()
+    counts = torch.bincount(pairs, minlength=num_coarse * num_fine).unflatten(0, (num_coarse, num_fine))
+    most, usual = counts.max(1)
+    return usual.masked_fill(most == 0, -1)
+
+
 def find_idle(book, used: Tensor) -> list[tuple[str, list[int], int | None]]:
     """Codes to retire: (reason, codes, the code that stands for them) of each group.
 

@@ -42,22 +42,3 @@ def describe_digits(base: int) -> Tensor:
     """`(base, base)`: each digit of a lattice as a bump over the digits around it."""
     digits = torch.arange(base, dtype=torch.float32)
     return torch.exp(-((digits - digits.unsqueeze(1)) / DIGIT_WIDTH).square() / 2)
-
-
-def fit_rows(vectors: Tensor, rows: Tensor, described: Tensor, new: Tensor, ridge: float = 1e-2) -> Tensor:
-    """Rows `(M, H)` for codes that stand for `new` `(M, D)`: what the rows of the other codes, as they have been
-    trained, would have there, by a linear fit.
-
-    Args:
-        vectors `(K, D)`, rows `(K, H)`: what the codes of a segment stand for, and their rows.
-        described `(K,)` bool: the codes to go by.
-        ridge (`float`): regularisation, as a share of the vectors' variance.
-    """
-    if not bool(described.any()):
-        return rows.mean(0).expand(len(new), -1)
-    known, values = vectors[described].double(), rows[described].double()
-    x, y = known - known.mean(0), values - values.mean(0)
-    gram = x.T @ x
-    gram += (ridge * gram.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(gram), device=gram.device)
-    fitted = values.mean(0) + (new.double() - known.mean(0)) @ torch.linalg.solve(gram, x.T @ y)
-    return fitted.to(rows.dtype)
