@@ -415,7 +415,7 @@ class GrowthMixin:
 
     def _grow_words(self, names: list[str], descriptions: Sequence[str] | None) -> tuple[int, ...]:
         tokenizer = self.processor.tokenizer
-        taken = sorted(set(names) & set(tokenizer.get_vocab()))
+        taken = [name for name in names if tokenizer.has_word(name)]
         if taken:
             raise ValueError(f"{taken} are words already; choose other names.")
         odd = [name for name in names if not name or name != name.strip() or tokenizer.is_code(name)]
@@ -444,15 +444,18 @@ class GrowthMixin:
         return groups
 
     def _start_words(self, ids: list[int], groups: list[list[int]] | None) -> None:
-        self._write_rows(ids, self._means(len(ids), groups, self.live_words().nonzero().squeeze(1)))
+        self._write_rows(ids, self._means(len(ids), groups, self.live_words()))
         self.config.vocabulary_digest = self.ledger().digest()
 
     @torch.no_grad()
     def _means(self, count: int, groups: list[list[int]] | None, others: Tensor) -> list[Tensor]:
-        """For each table `(count, H)`: the means of the rows of groups of words, or of the rows `others`."""
+        """For each table `(count, H)`: means of the rows of groups of words, or of the rows that `others` marks."""
         means = []
         for table in self.embedding_tables():
-            found = [table[group].float().mean(0) for group in groups or [others]]
+            if groups:
+                found = [table[group].float().mean(0) for group in groups]
+            else:  # a product, not a gather: the table is not copied
+                found = [others.to(table.dtype) @ table[: len(others)] / others.sum()]
             means.append(torch.stack(found).to(table.dtype).expand(count, -1))
         return means
 
@@ -479,7 +482,8 @@ class GrowthMixin:
         if taken:
             raise ValueError(f"{taken} are actions already; choose other names.")
         groups = self._words_of(descriptions)
-        others = self.segment_rows("action", 0)[self.live_codes("action", 0)]
+        others = torch.zeros_like(self.live_rows)
+        others[self.segment_rows("action", 0)[self.live_codes("action", 0)]] = True
         means = self._means(len(names), groups, others)
         ids = ledger.grow("action.0", len(names), "named", step, names=names)
         self._write_rows(ids, means)

@@ -152,8 +152,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
         """New words take the next ids, which must stay below the codes; the ledger gives birth to those it lacks."""
         if self._vocabulary is None:
             return super()._add_tokens(new_tokens, special_tokens=special_tokens)
-        known = self.get_vocab()
-        fresh = [name for name in dict.fromkeys(map(str, new_tokens)) if name not in known]
+        fresh = [name for name in dict.fromkeys(map(str, new_tokens)) if not self.has_word(name)]
         free = self._vocabulary.text_capacity - self._next_id()
         if len(fresh) > free:
             raise ValueError(
@@ -215,6 +214,10 @@ class PanTokenizer(PreTrainedTokenizerFast):
             return_attention_mask=return_attention_mask,
             return_tensors=return_tensors,
         )
+
+    def has_word(self, text: str) -> bool:
+        """Whether a text is one of the words, as it stands."""
+        return self._tokenizer.token_to_id(text) is not None
 
     def is_code(self, text: str) -> bool:
         """Whether a text is spelled like a code, `<camera.0:17>`."""
