@@ -177,7 +177,7 @@ def held_out_bits(model, ids: torch.Tensor, window: int, count: int) -> float:
 @torch.no_grad()
 def writing_speed(model, count: int, window: int, rows: int = 32) -> float:
     """Vectors a second that `generate` writes, 32 at a time."""
-    prompt = torch.zeros(rows, count, dtype=torch.long)
+    prompt = torch.ones(rows, count, dtype=torch.long)  # 0 would be taken for padding
     options = {"do_sample": True, "eos_token_id": None, "pad_token_id": 0}
     model.generate(prompt, max_new_tokens=count, **options)
     start = time.perf_counter()
