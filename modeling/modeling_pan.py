@@ -9,7 +9,6 @@ holds the parts and how they are wired; what a step of simulation does is in `si
 import copy
 import functools
 import inspect
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +28,9 @@ from .loading_pan import check_folder, check_loaded, explained
 from .numbers_pan import num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
-from .rows_pan import start_rows
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
+from .table_pan import TableMixin, tables_of
 
 
 class PanPreTrainedModel(PreTrainedModel):
@@ -86,7 +85,7 @@ class PanPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin):
+class PanModel(SimulationMixin, GrowthMixin, TableMixin, PanPreTrainedModel, GenerationMixin):
     """A world model around any causal language model.
 
     Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],
@@ -114,9 +113,7 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
 
     def _build_world(self, config: PanConfig) -> None:
         hidden_size = config.text_config.hidden_size
-        # which rows are tokens, and which have ever been: a retired code still occurs in what was encoded before
-        self.register_buffer("live_rows", torch.zeros(config.vocab_size, dtype=torch.bool))
-        self.register_buffer("born_rows", torch.zeros(config.vocab_size, dtype=torch.bool))
+        self.build_masks()
         places = config.place_senses
         self.layout = StepLayout(config)
         self._check_positions(config)
@@ -155,19 +152,6 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
         self.latent_heads = nn.ModuleDict(
             {n: LatentHead(s, 4 * hidden_size, config.latent_head) for n, s in places.items() if s.latent_dim}
         )
-
-    def reset_pan_parameters(self, _std: float) -> None:
-        """What is live at birth: the backbone's words, and of each segment as many codes as its part has."""
-        if not self.is_world_model:
-            return
-        live = torch.arange(self.config.vocab_size) < self.config.text_size
-        for part, described in self.config.coded_parts().items():
-            for level, size in enumerate(described.codebook_size):
-                for offset, capacity in self.config.runs(f"{part}.{level}"):
-                    live[offset : offset + min(size, capacity)] = True
-                    size = max(0, size - capacity)
-        init.copy_(self.live_rows, live)
-        init.copy_(self.born_rows, live)
 
     def _check_positions(self, config: PanConfig) -> None:
         needed = self.layout.prefix_length + config.context_steps * self.layout.trunk_length + self.layout.query_length
@@ -256,65 +240,6 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
     def get_decoder(self) -> nn.Module:
         return self.language_model.base_model
 
-    def embedding_tables(self) -> list[Tensor]:
-        """The weights whose rows are tokens: one where input and output are tied, else two."""
-        return _tables_of(self)
-
-    def segment_rows(self, part: str, level: int) -> Tensor:
-        """The rows of one level's segment, `(capacity,)` int64: row `i` is the id of code `i`."""
-        runs = [torch.arange(first, first + count) for first, count in self.config.runs(f"{part}.{level}")]
-        return torch.cat(runs).to(self.device)
-
-    def code_rows(self, part: str, level: int, codes: Tensor) -> Tensor:
-        """Input rows of codes `(...)` of one level of a sense, or of the part `action`: `(..., hidden_size)`."""
-        runs = self.config.runs(f"{part}.{level}")
-        ids = codes + runs[0][0] if len(runs) == 1 else self.segment_rows(part, level)[codes]
-        return self.get_input_embeddings()(ids)
-
-    def code_table(self, part: str, level: int) -> Tensor:
-        """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
-        vocabulary's."""
-        return self._segment_of(self.get_output_embeddings().weight, part, level)
-
-    def live_codes(self, part: str, level: int) -> Tensor:
-        """Which codes of a segment exist, `(capacity,)` bool."""
-        return self._segment_of(self.live_rows, part, level)
-
-    def _segment_of(self, table: Tensor, part: str, level: int) -> Tensor:
-        """A segment's rows of a table: a view, as long as the segment is one run."""
-        runs = self.config.runs(f"{part}.{level}")
-        if len(runs) > 1:
-            return table[self.segment_rows(part, level)]
-        ((first, count),) = runs
-        return table[first : first + count]
-
-    def live_words(self) -> Tensor:
-        """Which words exist, `(text_capacity,)` bool."""
-        return self.live_rows[: self.config.text_capacity]
-
-    def word_logits(self, hidden: Tensor) -> Tensor:
-        """Logits `(..., text_capacity)` float32 over words alone, minus infinity where there is none."""
-        head, capacity = self.get_output_embeddings(), self.config.text_capacity
-        bias = None if getattr(head, "bias", None) is None else head.bias[:capacity]
-        logits = nn.functional.linear(hidden, head.weight[:capacity], bias)
-        return logits.float().masked_fill(~self.live_words(), -torch.inf)
-
-    def start_code_rows(self, parts: Iterable[str]) -> None:
-        """Lets the rows of codes start from what the codes stand for, see `rows_pan`. What the rows had learned is
-        lost, so this is for codes that no backbone has been trained on.
-
-        Args:
-            parts: names of senses, or `action`; levels that stand for nothing yet stay as they are.
-        """
-        for part in parts:
-            codec = self.senses[part] if part in self.senses else self.action_codec
-            for level, (descriptions, described) in enumerate(codec.describe()):
-                ids = self.segment_rows(part, level)
-                for table in self.embedding_tables():
-                    rows = table.detach()[ids]
-                    start_rows(rows, descriptions, described, self.config.initializer_range, seed=int(ids[0]))
-                    table.detach()[ids] = rows
-
     # ---- encoder h and decoder g
 
     def encode(self, observation: dict[str, Tensor]) -> State:
@@ -375,31 +300,6 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
         return decoded.unflatten(0, leading)
 
     # ---- into the backbone
-
-    def code_tables(self) -> CodeTables:
-        """What the layers that read or write codes make of every live code; valid until a weight or live mask changes.
-
-        A forward of training and a call of `simulate` make them once and look codes up, instead of multiplying the row
-        of each code they meet."""
-        sizes, rows, places, levels = {}, {}, {}, {}
-        for part, described in self.config.coded_parts().items():
-            if part == "action" and described.kind == "discrete":
-                continue
-            live = [self.live_codes(part, level) for level in range(described.num_levels)]
-            born = [self._segment_of(self.born_rows, part, level) for level in range(described.num_levels)]
-            sizes[part] = [_extent(rows) for rows in born]
-            rows[part] = [
-                self.code_rows(part, level, torch.arange(size, device=self.device))
-                for level, size in enumerate(sizes[part])
-            ]
-            embedding = self.action_embedding if part == "action" else self.state_embeddings[part]
-            places[part] = embedding.table(rows[part])
-            if part in self.senses:
-                levels[part] = [
-                    readout.tables(rows[part], self.code_table(part, level)[:size], live[level][:size])
-                    for level, (readout, size) in enumerate(zip(self.readouts[part], sizes[part], strict=True))
-                ]
-        return CodeTables(sizes, places, levels)
 
     def embed_state(self, state: State, tables: CodeTables | None = None) -> Tensor:
         """State embeddings of a state with leading shape `(N,)`: `(N, state_length, hidden_size)`. Args: tables, from
@@ -567,17 +467,6 @@ class PanModel(SimulationMixin, GrowthMixin, PanPreTrainedModel, GenerationMixin
             attentions=output.attentions,
         )
 
-    def _only_live(self, logits: Tensor) -> Tensor:
-        if not self.is_world_model:
-            return logits
-        return logits.masked_fill(~self.live_rows, torch.finfo(logits.dtype).min)
-
-
-def _extent(born: Tensor) -> int:
-    """Rows of a segment up to the last one born; all of them in a compiled forward, which growth must not change."""
-    return len(born) if torch.compiler.is_compiling() else int(born.nonzero()[-1]) + 1
-
-
 @functools.cache
 def _cache_argument(kind: type) -> str:
     """What a model's forward calls its cache: newer Transformers say `cache`, older ones and code from the Hub
@@ -605,13 +494,8 @@ def _keep_weights(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def _fill_new_rows(backbone: PreTrainedModel, first: int, std: float) -> None:
     """Rows behind the backbone's own words start as spread out as its words are."""
-    for table in _tables_of(backbone):
+    for table in tables_of(backbone):
         table[first:].normal_(std=std)
-
-
-def _tables_of(model: PreTrainedModel) -> list[Tensor]:
-    tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-    return list({id(table): table for table in tables}.values())
 
 
 PanModel.register_for_auto_class("AutoModel")
