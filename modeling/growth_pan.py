@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 NOVEL = 0.05  # default threshold, see `find_novelties`
 TOO_MANY = 0.5  # share of novel pieces from which the threshold is doubted aloud
 BITS_A_NUMBER = 8  # of a new code's vector and corrections, where nothing is held out to judge it by
-LEAST_SCALE = 1e-3  # of the decoder's error, as in `log_prob`
 
 
 @dataclass
@@ -137,7 +136,7 @@ class GrowthMixin:
             raise ValueError(f"{segment} stands for nothing yet; train the senses first, codes would be moved.")
         first = ledger.born(segment)
         with self._trial(name, level) as trial:
-            self._check_room(segment, len(vectors))
+            ledger.check_room(segment, len(vectors))
             self._write_codes(name, level, range(first, first + len(vectors)), vectors)
             ids = ledger.grow(segment, len(vectors), reason, step, names=names)
             trial.accepted = True
@@ -270,10 +269,8 @@ class GrowthMixin:
                         "the threshold."
                     )
                 if free == 0 and share > 0:
-                    logger.warning(
-                        f"{segment} is full, and {share:.1%} of what it should describe is novel. Run `pan vocabulary "
-                        f"--double {segment}`, which doubles its rows in a checkpoint."
-                    )
+                    told = f"{segment} is full, and {share:.1%} of what it should describe is novel."
+                    logger.warning(f"{told} {ledger.full_help(segment)}")
                 if len(vectors):
                     growths.append(self._try(name, level, vectors, frames, (observation, action), held_out, step))
                     room -= len(growths[-1].ids)
@@ -345,8 +342,7 @@ class GrowthMixin:
             codes, _ = codec.encode(frames)
             for level, level_codes in enumerate(codes):
                 bits += level_codes.shape[1] * math.log2(int(self.live_codes(name, level).sum()))
-            scale = codec.residual_scale[0].clamp(min=LEAST_SCALE)
-            seen = pixel_log_prob(codec.decode(codes), codec.to_float(frames), scale)
+            seen = pixel_log_prob(codec.decode(codes), codec.to_float(frames), codec.error_scale())
             bits -= float(seen.mean()) / math.log(2)
         return bits
 
@@ -465,15 +461,6 @@ class GrowthMixin:
         for table, new in zip(self.embedding_tables(), rows, strict=True):
             table[ids] = new
         self.live_rows[ids] = self.born_rows[ids] = True
-
-    def _check_room(self, segment: str, count: int) -> None:
-        ledger = self.ledger()
-        free = ledger.capacity(segment) - ledger.born(segment)
-        if count > free:
-            raise ValueError(
-                f"{segment} is full: {count} more tokens asked for, {free} of {ledger.capacity(segment)} rows left. "
-                f"Run `pan vocabulary --double {segment}`, which doubles its rows in a checkpoint."
-            )
 
     def _grow_actions(self, names, descriptions, step: int) -> tuple[int, ...]:
         ledger, action = self.ledger(), self.config.action

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import PaddingStrategy
 
-from .vocabulary_pan import FILE_NAME, TEXT, Vocabulary, full_help
+from .vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 _SETTINGS = (
@@ -157,7 +157,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
         if len(fresh) > free:
             raise ValueError(
                 f"No room for {len(fresh)} more words: {free} of {self._vocabulary.text_capacity} rows are left. "
-                + full_help(TEXT)
+                + self._vocabulary.full_help(TEXT)
             )
         added = super()._add_tokens(new_tokens, special_tokens=special_tokens)
         ids = {self._tokenizer.token_to_id(name): name for name in fresh}

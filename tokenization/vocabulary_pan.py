@@ -177,14 +177,8 @@ class Vocabulary:
         Raises:
             ValueError: an unknown segment or reason, no room left, or parents and names that do not fit.
         """
-        capacity, born = self.capacity(segment), self._born[segment]
-        if count < 1:
-            raise ValueError(f"Growing {segment} needs a count of at least 1, got {count}.")
-        if born + count > capacity:
-            raise ValueError(
-                f"{segment} is full: {count} more tokens asked for, {capacity - born} of {capacity} rows left. "
-                + full_help(segment)
-            )
+        self.check_room(segment, count)
+        born = self._born[segment]
         ids = [self._row(segment, code) for code in range(born, born + count)]
         event = {"event": "birth", "first": ids[0], "count": int(count), "segment": segment, "reason": reason}
         event["step"] = int(step)
@@ -194,6 +188,23 @@ class Vocabulary:
             event["names"] = [str(name) for name in names]
         self._apply(event)
         return ids
+
+    def check_room(self, segment: str, count: int) -> None:
+        """Raises ValueError, saying what to do, unless `count` more tokens fit into `segment`."""
+        if count < 1:
+            raise ValueError(f"Growing {segment} needs a count of at least 1, got {count}.")
+        capacity = self.capacity(segment)
+        free = capacity - self._born[segment]
+        if count > free:
+            told = f"{segment} is full: {count} more tokens asked for, {free} of {capacity} rows left."
+            raise ValueError(f"{told} {self.full_help(segment)}")
+
+    @staticmethod
+    def full_help(segment: str) -> str:
+        """What to do about a segment without room."""
+        if segment == TEXT:
+            return "Ids of words are the tokenizer's and cannot move; build the model with a larger `text_reserve`."
+        return f"Run `pan vocabulary --double {segment}`, which doubles its rows in a checkpoint."
 
     def extend(self, segment: str, capacity: int, step: int = 0) -> tuple[int, int]:
         """Reserves `capacity` more rows for a code segment, behind all others. Returns their (offset, capacity).
@@ -449,13 +460,6 @@ class Vocabulary:
 
     def _is_live(self, segment: str, code: int) -> bool:
         return code < self._born[segment] and code not in self._retired[segment]
-
-
-def full_help(segment: str) -> str:
-    """What to do about a segment without room."""
-    if segment == TEXT:
-        return "Ids of words are the tokenizer's and cannot move; build the model with a larger `text_reserve`."
-    return f"Run `pan vocabulary --double {segment}`, which doubles its rows in a checkpoint."
 
 
 _RESTORE = "Restore the file from the checkpoint it came from; a ledger is never edited by hand."
