@@ -13,9 +13,8 @@ from transformers import initialization as init
 
 from .lattice_pan import digits_to_unit
 
-STEP = (
-    0.1  # unit of a displacement that features tell, as a share of the range: at 1, Adam's jitter alone is a hundredth
-)
+# unit of a displacement that features tell, as a share of the range: at 1, Adam's jitter alone is a hundredth
+STEP = 0.1
 WIDTH = 0.02  # initial width of a logistic, as a share of the range
 
 

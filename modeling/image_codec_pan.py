@@ -16,6 +16,7 @@ from .latent_head_pan import LATENT_BLUR
 from .quantizer_pan import Codebook
 from .sense_configuration_pan import ImageSense
 
+LEAST_SCALE = 1e-3  # of a decoded pixel's error, in [-1, 1]
 LEAST_ERROR = 1e-6  # weighted squared error below which nothing is gained: 60 dB
 
 
@@ -153,19 +154,19 @@ class ImageCodec(nn.Module):
     def _latent_map(self, grid: Tensor) -> Tensor:
         return unfold_grid(self.from_latent(grid), self.sense.place_stride)
 
-    def _corrections(self, grids: list[Tensor]) -> Tensor:
+    def _corrections(self, grids: list[Tensor], num_levels: Tensor | None = None) -> Tensor:
         """Pixels that codes add by themselves (see `Codebook`): maps `(B, r, s)` of codes, or `(B, r, s, K)` of their
-        probabilities, one a level -> `(B, R, S, pixels)`, or a scalar 0 where no code adds any."""
+        probabilities, one a level -> `(B, R, S, pixels)`, or a scalar 0 where no code adds any. `num_levels` `(B,)`:
+        how many levels of each frame count; all if None."""
         total = torch.zeros((), device=self.residual_scale.device)
         for level, grid in enumerate(grids):
             table = self.codebooks[level].corrections
             if not bool(table.any()):
                 continue
-            if grid.is_floating_point():
-                found = grid @ table[: grid.shape[-1]]
-            else:
-                found = nn.functional.embedding(grid, table)
-            total = total + unfold_grid(found, self.sense.level_strides[level])
+            is_code = not grid.is_floating_point()
+            found = nn.functional.embedding(grid, table) if is_code else grid @ table[: grid.shape[-1]]
+            found = unfold_grid(found, self.sense.level_strides[level])
+            total = total + (found if num_levels is None else found * (num_levels > level).view(-1, 1, 1, 1))
         return total
 
     def _render(self, x: Tensor, corrections: Tensor) -> Tensor:
@@ -246,9 +247,9 @@ class ImageCodec(nn.Module):
         features = self._features(frames)
         grids, prefixes, commitment = self._quantize(features, update)
         weight = self.pixel_weight(frames, neighbours, usual, motion, rarity)
-        variant, variant_corrections = self._random_prefix(features, prefixes, grids, update)
-        parts = [self._corrections(grids), variant_corrections]
-        corrections = torch.cat(parts) if all(part.dim() for part in parts) else parts[0]
+        variant, num_levels = self._random_prefix(features, prefixes, update)
+        num_levels = torch.cat([torch.full_like(num_levels, len(grids)), num_levels])
+        corrections = self._corrections([torch.cat([grid, grid]) for grid in grids], num_levels)
         variants = self._render(torch.cat([prefixes[-1], variant]), corrections)
         error, variant_error = (variants - torch.cat([target, target])).square().chunk(2)
         if self.training:
@@ -261,12 +262,10 @@ class ImageCodec(nn.Module):
         reconstruction = full + 0.2 * variant
         return {"reconstruction": reconstruction, "commitment": commitment}
 
-    def _random_prefix(
-        self, features: Tensor, prefixes: list[Tensor], grids: list[Tensor], update: bool
-    ) -> tuple[Tensor, Tensor]:
-        """For each frame a shorter prefix of levels, or all of them plus noisy latents: its map, and the corrections
-        of its codes."""
-        options = [(prefix, self._corrections(grids[: level + 1])) for level, prefix in enumerate(prefixes)]
+    def _random_prefix(self, features: Tensor, prefixes: list[Tensor], update: bool) -> tuple[Tensor, Tensor]:
+        """For each frame a shorter prefix of levels, or all of them plus noisy latents: its map, and how many levels
+        are in it `(B,)`."""
+        options = list(prefixes[:-1])
         if self.sense.latent_dim:
             latents = self._latents(features, prefixes[-1].detach())
             if update:
@@ -274,17 +273,15 @@ class ImageCodec(nn.Module):
                     self.latent_scale.lerp_(latents.detach().flatten(0, 2).std(0).clamp(min=1e-3), 0.05)
                 # only while the scale follows: against noise of a fixed size, latents would learn to grow for ever
                 latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
-            options[-1] = (prefixes[-1] + self._latent_map(latents), options[-1][1])
-        elif len(options) > 1:
-            options.pop()
+            options.append(prefixes[-1] + self._latent_map(latents))
+        options = options or prefixes[-1:]
         choice = torch.randint(len(options), (len(features),), device=features.device)
-        rows = torch.arange(len(features), device=features.device)
-        maps = torch.stack([found for found, _ in options])[choice, rows]
-        corrections = [found for _, found in options]
-        if all(found.dim() == 0 for found in corrections):
-            return maps, corrections[0]
-        shape = next(found.shape for found in corrections if found.dim())
-        return maps, torch.stack([found.expand(shape) for found in corrections])[choice, rows]
+        stacked = torch.stack(options)  # (options, B, R, S, W)
+        return stacked[choice, torch.arange(len(features), device=features.device)], choice + 1
+
+    def error_scale(self, latents: bool = False) -> Tensor:
+        """Standard deviation of a decoded pixel, without or with latents, as far as training told; a scalar."""
+        return self.residual_scale[int(latents)].clamp(min=LEAST_SCALE)
 
     @torch.no_grad()
     def _track_scales(self, error: Tensor, variant_error: Tensor) -> None:

@@ -23,7 +23,6 @@ from .places_pan import CodeTables
 STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
 
 
-
 @dataclass
 class PanOutput(ModelOutput):
     """A training stage's result.

@@ -322,7 +322,7 @@ class SimulationMixin:
                 blur = torch.randn(target.latents[name].shape, generator=noise, device=self.device)
                 blurred = target.latents[name] + LATENT_BLUR * blur
             mean = codec.decode(target.codes[name], blurred)
-            scale = codec.residual_scale[0 if blurred is None else 1].clamp(min=1e-3)
+            scale = codec.error_scale(latents=blurred is not None)
             seen_part = seen_part + pixel_log_prob(mean, codec.to_float(true[name]), scale)
         return latent_part, seen_part
 

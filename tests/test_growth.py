@@ -308,8 +308,11 @@ def test_description_length_counts_tokens_and_pixels():
     model.grow("camera.0", vectors=100 * torch.ones(4, 4))  # never used: 8 codes to choose from instead of 4
     assert model.description_length(seen) == pytest.approx(bits + 16, rel=1e-6)
     frames = pictures(8, OLD).repeat(1, 2, 1, 1, 1)
-    given = model.description_length(observation(model, frames), acts(model, batch=8))
-    assert given > 0
+    given, action = observation(model, frames), acts(model, batch=8)
+    first, second = ({"camera": given["camera"][:, [at]], "mission": given["mission"]} for at in (0, 1))
+    scored = model.log_prob(model.perceive(first), action, {"camera": second["camera"]}, latents=False)
+    expected = float(scored.bits_per_observation.mean())
+    assert model.description_length(given, action) == pytest.approx(expected) and expected > 0
 
 
 def test_unused_codes_and_twins_are_retired_and_predictions_of_the_others_stay():
