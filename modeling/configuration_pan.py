@@ -45,7 +45,7 @@ class PanConfig(PreTrainedConfig):
             the model is its backbone.
         action (`DiscreteAction | VectorAction | TextAction`, *optional*): required as soon as there is a sense.
         segments (`dict[str, list[int]]`): name of each run of code ids -> `[offset, capacity]`; names are
-            `<sense>.<level>` and `action.<level>`.
+            `<sense>.<level>` and `action.<level>`, and `<sense>.merges` and `action.merges` for merged tokens.
         extensions (`dict[str, list[list[int]]]`, *optional*): further runs of rows that a segment has been given, see
             `runs`.
         text_size (`int`): words the backbone knows.
@@ -183,15 +183,15 @@ def _segment_table(parts: dict, offset: int) -> tuple[dict[str, list[int]], int]
     """Lays the code segments one behind the other from `offset`; returns them and the rows they take."""
     segments, start = {}, offset
     for name, part in parts.items():
-        for level, capacity in enumerate(part.codebook_capacity):
-            segments[f"{name}.{level}"] = [offset, capacity]
+        for ending, (capacity, _) in part.segments.items():
+            segments[f"{name}.{ending}"] = [offset, capacity]
             offset += capacity
     return segments, offset - start
 
 
 def _check_segments(segments: dict, extensions: dict, parts: dict, text_capacity: int) -> None:
     """A moved or resized segment would quietly read other tokens' rows."""
-    expected = {f"{name}.{level}": size for name, p in parts.items() for level, size in enumerate(p.codebook_capacity)}
+    expected = {f"{name}.{ending}": size for name in parts for ending, (size, _) in parts[name].segments.items()}
     runs = list(segments.items())
     runs += [(name, run) for name, more in extensions.items() for run in more]
     given = dict.fromkeys(segments, 0)

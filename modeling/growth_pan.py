@@ -20,6 +20,7 @@ from torch import Tensor
 from .belief_pan import Belief
 from .checks_pan import check_observation
 from .novelty_pan import find_corrections, find_idle, find_models, find_novelties
+from .sense_configuration_pan import MERGES
 from .simulation_pan import pixel_log_prob
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ class GrowthMixin:
         if segment == "text":
             return self._grow_words(list(names), descriptions)
         part, level = segment.rsplit(".", 1)
+        if level == MERGES:
+            raise ValueError(f"{segment} holds merged tokens, which are made of others: see `merge` and `add_merges`.")
         if part in self.senses and hasattr(self.senses[part], "codebooks"):
             return self.grow_codes(part, int(level), vectors, names, "named", step)
         if part == "action" and self.config.action.kind == "discrete":
@@ -149,25 +152,32 @@ class GrowthMixin:
         """Makes codes dead: they are neither chosen nor predicted any more, and their ids stay reserved.
 
         Args:
-            segment (`str`): a level of an image sense.
+            segment (`str`): a level of an image sense, "camera.0", or merged tokens, "camera.merges".
             codes (`list[int]`): which, counted within the segment.
             reason (`str`): for the ledger, e.g. "unused", "indistinguishable".
             into (`int`, *optional*): the code that stands for them from now on.
             step (`int`): training step, for the ledger.
 
         Raises:
-            ValueError: no such codes, or all of the segment. Nothing has changed then.
+            ValueError: no such codes, all of a level, or parts of merged tokens that stay. Nothing has changed then.
         """
         ledger, (part, _, level) = self.ledger(), segment.rpartition(".")
-        if part not in self.senses or not hasattr(self.senses[part], "codebooks"):
-            raise ValueError(f"Only codes of image senses retire; {segment!r} is none.")
+        is_image = part in self.senses and hasattr(self.senses[part], "codebooks")
+        ledger.capacity(segment)  # says so if there is no such segment
+        if level != MERGES and not is_image:
+            raise ValueError(f"Only codes of image senses and merged tokens retire; {segment!r} is neither.")
         codes = sorted({int(code) for code in codes})
-        if len(codes) >= ledger.live(segment):
+        if level != MERGES and len(codes) >= ledger.live(segment):
             raise ValueError(f"{segment} has {ledger.live(segment)} live codes; at least one must stay.")
         ids = [ledger.id_of(segment, code) for code in codes]
+        _, pairs = ledger.merged_pairs()
+        wholes = sorted(merged for *parts, merged in pairs if set(parts) & set(ids) and merged not in ids)
+        if level == MERGES and wholes:
+            raise ValueError(f"Tokens {ids} are parts of the merged tokens {wholes}, which must be retired first.")
         ledger.retire(ids, reason, step, into=None if into is None else ledger.id_of(segment, into))
         self.live_rows[ids] = False
-        self.senses[part].codebooks[int(level)].live[codes] = False
+        if level != MERGES:
+            self.senses[part].codebooks[int(level)].live[codes] = False
         self.config.vocabulary_digest = ledger.digest()
 
     def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
@@ -261,7 +271,7 @@ class GrowthMixin:
                 segment = f"{name}.{level}"
                 free = ledger.capacity(segment) - ledger.born(segment)
                 vectors, share = find_novelties(codec, frames, level, threshold, min(room, free))
-                vectors, share = _from_first((vectors, share))
+                vectors, share = from_first((vectors, share))
                 if share > TOO_MANY:
                     logger.warning(
                         f"{share:.0%} of {segment} is farther than threshold={threshold} from every code; "
@@ -305,16 +315,16 @@ class GrowthMixin:
                 continue
             for level, book in enumerate(codec.codebooks):
                 used, _ = codec.encode(observation[name].flatten(0, 1))
-                for reason, codes, into in _from_first(find_idle(book, used[level])):
+                for reason, codes, into in from_first(find_idle(book, used[level])):
                     before = self._judge((observation, action), held_out)
                     after = self._bits_without(name, level, codes, (observation, action), held_out)
-                    before, after = _from_first((before, after))
+                    before, after = from_first((before, after))
                     ids = ()
                     if after < before:
                         ids = tuple(self.segment_rows(name, level)[codes].tolist())
                         self.retire(f"{name}.{level}", codes, reason, into, step)
                     growth = Growth(f"{name}.{level}", reason, len(codes), after < before, before, after, ids)
-                    growths.append(_logged(growth))
+                    growths.append(logged(growth))
         return growths
 
     @torch.no_grad()
@@ -356,19 +366,19 @@ class GrowthMixin:
         before = self._judge(seen, held_out)
         with self._trial(name, level) as trial:
             self._write_codes(name, level, codes, vectors)
-            self._copy_rows(name, level, codes, _from_first(find_models(codec, frames, level, codes)))
-            codec.codebooks[level].corrections[codes.start : codes.stop] = _from_first(
+            self._copy_rows(name, level, codes, from_first(find_models(codec, frames, level, codes)))
+            codec.codebooks[level].corrections[codes.start : codes.stop] = from_first(
                 find_corrections(codec, frames, level, codes)
             )
             after = self._judge(seen, held_out)
             if held_out is None:
                 numbers = vectors.numel() + codec.codebooks[level].corrections[0].numel() * len(vectors)
                 after += BITS_A_NUMBER * numbers / len(frames)
-            before, after = _from_first((before, after))
+            before, after = from_first((before, after))
             ids = tuple(ledger.grow(segment, len(vectors), "novelty", step)) if after < before else ()
             trial.accepted = bool(ids)
         self.config.vocabulary_digest = ledger.digest()
-        return _logged(Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids))
+        return logged(Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids))
 
     def _bits_without(self, name: str, level: int, codes: list[int], seen: tuple, held_out) -> float:
         """Description length were some codes dead; nothing has changed afterwards."""
@@ -499,12 +509,12 @@ def _check_given(segment: str, count: int, names, descriptions) -> None:
         raise ValueError(f"`names` must differ, got {list(names)}.")
 
 
-def _logged(growth: Growth) -> Growth:
+def logged(growth: Growth) -> Growth:
     logger.info(f"{growth}, gain {growth.gain:.1f} bits an observation")
     return growth
 
 
-def _from_first(value):
+def from_first(value):
     """The first process's value, so that all grow alike."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return value

@@ -25,6 +25,7 @@ from .image_codec_pan import as_bytes
 from .latent_head_pan import LatentHead
 from .layout_pan import StepLayout, additive
 from .loading_pan import check_folder, check_loaded, explained
+from .merging_pan import MergeMixin
 from .numbers_pan import num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
@@ -85,7 +86,7 @@ class PanPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class PanModel(SimulationMixin, GrowthMixin, TableMixin, PanPreTrainedModel, GenerationMixin):
+class PanModel(SimulationMixin, GrowthMixin, MergeMixin, TableMixin, PanPreTrainedModel, GenerationMixin):
     """A world model around any causal language model.
 
     Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 
 from torch import nn
 
+MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -28,6 +30,10 @@ def _check_codebooks(owner: str, num_levels: int, size: list[int], capacity: lis
             2 <= live <= room,
             f"{owner}: a level needs 2 <= codebook_size <= codebook_capacity, got {live} and {room}.",
         )
+
+
+def _check_merge_capacity(owner: str, capacity: int) -> None:
+    _require(capacity >= 0, f"{owner}: merge_capacity must be 0 or more, got {capacity}.")
 
 
 def cells_within(span: float, width: float) -> int:
@@ -49,6 +55,14 @@ class _Serializable:
     def to_dict(self) -> dict:
         return asdict(self)
 
+    @property
+    def segments(self) -> dict[str, tuple[int, int]]:
+        """Of a part that is written in codes: what comes after the dot of each segment's name -> (capacity, live at
+        birth). Levels first, then room for merged tokens."""
+        levels = zip(self.codebook_capacity, self.codebook_size, strict=True)
+        found = {str(level): sizes for level, sizes in enumerate(levels)}
+        return found | ({MERGES: (self.merge_capacity, 0)} if self.merge_capacity else {})
+
 
 @dataclass(frozen=True)
 class ImageSense(_Serializable):
@@ -65,6 +79,7 @@ class ImageSense(_Serializable):
             multiple of `level_strides[0]`.
         codebook_size (`list[int]`): live codes a level at birth.
         codebook_capacity (`list[int]`): rows reserved a level, so that growth changes no shape.
+        merge_capacity (`int`): rows reserved for merged tokens, see `merging_pan.py`.
         code_dim (`int`): width of a codebook vector.
         hidden_size (`int`): width of the convolutional encoder and decoder.
         num_blocks (`int`): residual blocks in each of them.
@@ -86,6 +101,7 @@ class ImageSense(_Serializable):
     place_stride: int = 2
     codebook_size: list[int] = field(default_factory=lambda: [128, 128])
     codebook_capacity: list[int] = field(default_factory=lambda: [256, 256])
+    merge_capacity: int = 128
     code_dim: int = 8
     hidden_size: int = 128
     num_blocks: int = 2
@@ -113,6 +129,7 @@ class ImageSense(_Serializable):
         _require(nested[-1] == 1, f"{name}: the last of level_strides must be 1, got {self.level_strides}.")
         _require(self.kernel_size % 2 == 1, f"{name}: kernel_size must be odd, got {self.kernel_size}.")
         _check_codebooks(name, self.num_levels, self.codebook_size, self.codebook_capacity)
+        _check_merge_capacity(name, self.merge_capacity)
 
     @property
     def num_levels(self) -> int:
@@ -147,8 +164,10 @@ class _Vector(_Serializable):
     num_levels: int = 2
     unit: str | None = None
     clip: bool = False
+    merge_capacity: int = 128
 
     def __post_init__(self):
+        _check_merge_capacity(type(self).__name__, self.merge_capacity)
         for name in ("low", "high"):
             value = getattr(self, name)
             value = [float(value)] * self.dim if isinstance(value, (int, float)) else [float(item) for item in value]
@@ -226,6 +245,7 @@ class VectorSense(_Vector):
         num_levels (`int`): digits a coordinate; the lattice errs by at most (high - low) / base ** num_levels / 2.
         unit (`str`, *optional*): what the numbers are, e.g. "rad".
         clip (`bool`): values outside the bounds are clipped instead of refused.
+        merge_capacity (`int`): rows reserved for merged tokens, see `merging_pan.py`.
         rate (`float`, *optional*): samples a second.
 
     Raises:
@@ -264,14 +284,17 @@ class DiscreteAction(_Serializable):
         num_actions (`int`): how many.
         names (`list[str]`, *optional*): what they are called, for reports.
         capacity (`int`, *optional*): rows reserved for actions to come, these included; twice as many by default.
+        merge_capacity (`int`): rows reserved for merged tokens, see `merging_pan.py`.
     """
 
     num_actions: int = 2
     names: list[str] | None = None
     capacity: int | None = None
+    merge_capacity: int = 128
     kind: str = "discrete"
 
     def __post_init__(self):
+        _check_merge_capacity("DiscreteAction", self.merge_capacity)
         _require(self.num_actions >= 1, f"DiscreteAction: num_actions must be at least 1, got {self.num_actions}.")
         if self.capacity is None:
             object.__setattr__(self, "capacity", 2 * self.num_actions)

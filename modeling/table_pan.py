@@ -29,8 +29,8 @@ class TableMixin:
             return
         live = torch.arange(self.config.vocab_size) < self.config.text_size
         for part, described in self.config.coded_parts().items():
-            for level, size in enumerate(described.codebook_size):
-                for offset, capacity in self.config.runs(f"{part}.{level}"):
+            for ending, (_, size) in described.segments.items():
+                for offset, capacity in self.config.runs(f"{part}.{ending}"):
                     live[offset : offset + min(size, capacity)] = True
                     size = max(0, size - capacity)
         init.copy_(self.live_rows, live)
@@ -40,8 +40,8 @@ class TableMixin:
         """The weights whose rows are tokens: one where input and output are tied, else two."""
         return tables_of(self)
 
-    def segment_rows(self, part: str, level: int) -> Tensor:
-        """The rows of one level's segment, `(capacity,)` int64: row `i` is the id of code `i`."""
+    def segment_rows(self, part: str, level: int | str) -> Tensor:
+        """The rows of one level's segment (or of "merges"), `(capacity,)` int64: row `i` is the id of code `i`."""
         runs = [torch.arange(first, first + count) for first, count in self.config.runs(f"{part}.{level}")]
         return torch.cat(runs).to(self.device)
 
@@ -56,11 +56,11 @@ class TableMixin:
         vocabulary's."""
         return self._segment_of(self.get_output_embeddings().weight, part, level)
 
-    def live_codes(self, part: str, level: int) -> Tensor:
+    def live_codes(self, part: str, level: int | str) -> Tensor:
         """Which codes of a segment exist, `(capacity,)` bool."""
         return self._segment_of(self.live_rows, part, level)
 
-    def _segment_of(self, table: Tensor, part: str, level: int) -> Tensor:
+    def _segment_of(self, table: Tensor, part: str, level: int | str) -> Tensor:
         """A segment's rows of a table: a view, as long as the segment is one run."""
         runs = self.config.runs(f"{part}.{level}")
         if len(runs) > 1:

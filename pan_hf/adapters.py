@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pan_hf.modeling import PanModel
+from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization.vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
 GROWN = "grown.safetensors"
@@ -133,7 +134,7 @@ def _grown_ids(model: PanModel) -> list[int]:
 def _book_of(model: PanModel, segment: str) -> dict[str, torch.Tensor]:
     part, _, level = segment.rpartition(".")
     codec = model.senses[part] if part in model.senses else None
-    if not hasattr(codec, "codebooks"):
+    if not hasattr(codec, "codebooks") or level == MERGES:
         return {}
     return {name: getattr(codec.codebooks[int(level)], name) for name in _BOOK}
 
@@ -149,6 +150,9 @@ def _replay(model: PanModel, event: dict) -> None:
         model.grow(TEXT, names=event["names"])
     elif event["segment"] == "action.0":
         model.grow("action.0", names=event["names"], step=event["step"])
+    elif event["reason"] == "merge":
+        pairs = [(*parents, item) for parents, item in zip(event["parents"], ledger.ids_of(event), strict=True)]
+        model.add_merges(event["segment"].rpartition(".")[0], pairs, event["step"])
     else:
         part, _, level = event["segment"].rpartition(".")
         vectors = torch.zeros(event["count"], model.config.senses[part].code_dim)

@@ -90,8 +90,8 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
         config.text_size = words
     sizes = {}
     for name, part in config.coded_parts().items():
-        for level, capacity in enumerate(part.codebook_capacity):
-            sizes[f"{name}.{level}"] = (capacity, int(model.live_codes(name, level).sum()))
+        for ending, (capacity, _) in part.segments.items():
+            sizes[f"{name}.{ending}"] = (capacity, int(model.live_codes(name, ending).sum()))
     vocabulary = Vocabulary.build(config.text_size, config.text_capacity, sizes)
     config.vocabulary_digest = vocabulary.digest()
     return PanProcessor(

@@ -177,6 +177,31 @@ def grow(
 
 
 @app.command()
+def merge(
+    start: Annotated[Path, typer.Option("--from", help="Run or checkpoint to start from; it is left as it is.")],
+    run: RUN = DEFAULT_RUN,
+    data: DATA = None,
+    part: Annotated[list[str] | None, typer.Option(help="Sense or `action`; all that have codes by default.")] = None,
+    chunk: Annotated[int, typer.Option(help="Steps of vectors and actions in a sentence.")] = 1,
+    window: Annotated[int, typer.Option(help="Sentences of each part that are read together.")] = 2,
+    seconds: Annotated[float, typer.Option(help="Time budget, trials included.")] = 60.0,
+    max_steps: Annotated[int | None, typer.Option(help="Steps, in place of a time budget.")] = None,
+    every: Annotated[int, typer.Option(help="Steps between attempts to merge.")] = 200,
+    count: Annotated[int, typer.Option(help="Merged tokens of a part in an attempt.")] = 64,
+    seed: SEED = 0,
+) -> None:
+    """Train the language model on sentences of codes, merging pairs of them where that saves bits: writes growth.json.
+
+    This moves the backbone's weights: train the dynamics of a world model after it, not before.
+    """
+    from pan_hf.grow import merge as run_merge
+
+    sentences = {"parts": part, "chunk": chunk, "window": window, "every": every, "count": count}
+    checkpoint = run_merge(run, start, data, seconds=seconds, max_steps=max_steps, seed=seed, **sentences)
+    typer.echo(f"Done. The model is in {checkpoint}")
+
+
+@app.command()
 def evaluate(
     run: RUN = DEFAULT_RUN,
     data: DATA = None,

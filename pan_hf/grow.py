@@ -1,6 +1,8 @@
-"""`pan grow`: a trained world model meets a recording with something new in it, and grows codes for it.
+"""`pan grow`: a trained world model meets a recording with something new in it, and grows codes for it. `pan merge`: a
+language model learns sentences of codes, and pairs of them become one token.
 
-    <run>/stages/growth     the stage, see `training/grow.py`
+    <run>/stages/growth     the stage of `pan grow`, see `training/grow.py`
+    <run>/stages/sentences  that of `pan merge`, see `training/sentences.py`
     <run>/checkpoint        its result, like that of `pan train`
     <run>/growth.json       what was tried, accepted and rejected, and the bits an observation it saves
 """
@@ -53,25 +55,73 @@ def grow(
             it starts from.
     """
     from pan_hf.training.grow import STAGE
+
+    given = {"grow_every": every, "max_new": max_new, "prune": prune}
+    given |= {} if threshold is None else {"threshold": threshold}
+    return _run(STAGE, Path(run), start, data, given, seconds, max_steps, seed, progress)
+
+
+def merge(
+    run: str | Path,
+    start: str | Path,
+    data: str | Path | None = None,
+    *,
+    parts: list[str] | None = None,
+    chunk: int = 1,
+    window: int = 2,
+    seconds: float = 60.0,
+    max_steps: int | None = None,
+    every: int = 200,
+    count: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Trains the language model of a checkpoint on sentences of codes, merging what often stands side by side.
+
+    Args:
+        run, start, data, seconds, max_steps, seed: as for `grow`.
+        parts (`list[str]`, *optional*): senses, or "action"; all that have codes by default.
+        chunk (`int`): steps of vectors and actions in a sentence.
+        window (`int`): sentences of each part that are read together.
+        every (`int`): steps between attempts to merge.
+        count (`int`): merged tokens of a part in an attempt.
+
+    Returns:
+        the folder of the finished checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `grow`; or parts that have no codes, or windows that are too long.
+    """
+    from pan_hf.training.sentences import STAGE
+
+    given = {"parts": parts, "chunk": chunk, "window": window, "merge_every": every, "merge_count": count}
+    return _run(STAGE, Path(run), start, data, given, seconds, max_steps, seed, progress)
+
+
+def _run(stage, run: Path, start, data, given: dict, seconds, max_steps, seed: int, progress: bool) -> Path:
+    """Runs a stage that grows from a finished checkpoint, and publishes what came of it."""
     from pan_hf.training.stage import arguments
     from pan_hf.training.stage import run as run_stage
     from pan_hf.training.trainer import write_text
 
-    run, start = Path(run), find_checkpoint(start)
+    start, folder = find_checkpoint(start), run / "stages" / stage.name
     if start.resolve() == (run / "checkpoint").resolve():
         raise ValueError(f"{run} would overwrite the checkpoint it starts from; name another folder for the new run.")
     data = Path(data) if data is not None else run / "data"
     trajectories = load_trajectories(data, "train")
-    given = {"model": str(start), "data": str(data), "output_dir": str(run / "stages" / "growth")}
+    given |= {"model": str(start), "data": str(data), "output_dir": str(folder), "seed": seed}
     given |= {"seconds": seconds} if max_steps is None else {"max_steps": max_steps}
-    given |= {"grow_every": every, "max_new": max_new, "prune": prune, "seed": seed, "progress": progress}
-    given |= {} if threshold is None else {"threshold": threshold}
-    begun = (run / "stages" / "growth").exists()
-    stage_arguments = arguments(STAGE, **given)
-    check_settings(run / "stages" / "growth.settings.json", {k: v for k, v in given.items() if k != "progress"})
-    with stage_timer(run / "timing.json", "growth", seeds=[seed], resume=begun):
-        final = run_stage(STAGE, stage_arguments, trajectories)
+    begun = folder.exists()
+    stage_arguments = arguments(stage, progress=progress, **given)
+    check_settings(folder.with_name(f"{stage.name}.settings.json"), given)
+    with stage_timer(run / "timing.json", stage.name, seeds=[seed], resume=begun):
+        final = run_stage(stage, stage_arguments, trajectories)
     log = json.loads((final.parent / "log.json").read_text())
-    growths = [entry["growth"] | {"gain": entry["gain"], "step": entry["step"]} for entry in log if "growth" in entry]
+    growths = [
+        entry["growth"] | {"gain": entry["gain"], "step": entry["step"]}
+        | {side: entry[side] for side in ("with", "without") if side in entry}
+        for entry in log
+        if "growth" in entry
+    ]
     write_text(run / "growth.json", json.dumps(growths, indent=1))
     return publish(final, run / "checkpoint", data)

@@ -23,6 +23,7 @@ from pan_hf.evaluate import find_checkpoint
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.image_codec_pan import as_bytes
 from pan_hf.modeling.novelty_pan import UNUSED
+from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization import PanProcessor
 
 NEWEST = 12  # births in the list
@@ -44,7 +45,7 @@ def load(path: str | Path) -> tuple[PanModel, PanProcessor]:
 
 def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
     """How many tokens live, by segment, with their usage; and the newest births."""
-    ledger = processor.vocabulary
+    ledger, merges = processor.vocabulary, processor.tokenizer.merges
     counts = Table("segment", "rows", "born", "retired", "live", "used", title=f"Vocabulary {ledger.digest()}")
     for segment in ["text", *ledger.segments]:
         born, live = ledger.born(segment), ledger.live(segment)
@@ -55,14 +56,16 @@ def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
     for birth in [birth for birth in ledger.births if birth["reason"] != "start"][: -NEWEST - 1 : -1]:
         ids = ledger.ids_of(birth)
         ids = f"{ids[0]}" + (f" to {ids[-1]}" if len(ids) > 1 else "")
+        spelled = [" ".join(map(str, merges.split([item]))) for item in ledger.ids_of(birth)[:NEWEST]]
         names = ", ".join(birth.get("names", [])) or ids
+        names += f" = {'; '.join(spelled)}" if birth["reason"] == "merge" else ""
         newest.add_row(str(birth["step"]), birth["segment"], str(birth["count"]), birth["reason"], names)
     return [counts, newest] if newest.row_count else [counts]
 
 
 def _usage(model: PanModel, segment: str) -> torch.Tensor | None:
     part, _, level = segment.rpartition(".")
-    if part not in model.senses or not hasattr(model.senses[part], "codebooks"):
+    if part not in model.senses or not hasattr(model.senses[part], "codebooks") or level == MERGES:
         return None
     book = model.senses[part].codebooks[int(level)]
     return book.usage.masked_fill(~book.describes(), 0.0)
@@ -137,7 +140,7 @@ def double(path: str | Path, segments: Iterable[str], output: str | Path | None 
 
     Args:
         path: a run or a checkpoint.
-        segments: levels of image senses ("camera.0") or discrete actions ("action.0").
+        segments: levels of image senses ("camera.0"), discrete actions ("action.0"), merged tokens ("camera.merges").
         output: where the larger checkpoint goes; in place of the old one by default.
 
     Returns:
@@ -169,7 +172,7 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
 
     Args:
         model: attached to its processor.
-        segment (`str`): a level of an image sense, or "action.0" of discrete actions.
+        segment (`str`): a level of an image sense, "action.0" of discrete actions, or merged tokens, "camera.merges".
         rows (`int`): how many more.
 
     Raises:
@@ -178,10 +181,10 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
     ledger, (part, _, level) = model.processor.vocabulary, segment.rpartition(".")
     ledger.capacity(segment)
     described = model.config.coded_parts().get(part)
-    if described is None or described.kind == "vector":
+    if described is None or (described.kind == "vector" and level != MERGES):
         raise ValueError(
             f"{segment} cannot be extended: {'words keep the rows they have' if not part else 'its digits are all'}. "
-            "Levels of images and discrete actions can."
+            "Levels of images, discrete actions and merged tokens can."
         )
     offset, _ = ledger.extend(segment, rows)
     backbone, config = model.language_model, model.config
@@ -194,13 +197,18 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
         model.register_buffer(name, nn.functional.pad(getattr(model, name), (0, total - old)))
     config.extensions = config.extensions | {segment: [*config.extensions.get(segment, []), [offset, rows]]}
     config.code_capacity = ledger.code_capacity
-    if part == "action":
-        config.action = replace(config.action, capacity=config.action.capacity + rows)
-        model.processor.action = config.action.to_dict()
+    if level == MERGES:
+        larger = replace(described, merge_capacity=described.merge_capacity + rows)
+    elif part == "action":
+        larger = replace(described, capacity=described.capacity + rows)
     else:
         capacity = list(described.codebook_capacity)
         capacity[int(level)] += rows
-        config.senses[part] = model.senses[part].sense = replace(described, codebook_capacity=capacity)
+        larger = replace(described, codebook_capacity=capacity)
         model.senses[part].codebooks[int(level)].reserve(rows)
-        model.processor.senses[part] = config.senses[part].to_dict()
+    if part == "action":
+        config.action, model.processor.action = larger, larger.to_dict()
+    else:
+        config.senses[part] = model.senses[part].sense = larger
+        model.processor.senses[part] = larger.to_dict()
     config.vocabulary_digest = ledger.digest()

@@ -385,7 +385,7 @@ def test_a_threshold_that_makes_everything_novel_is_capped_and_doubted_aloud(cap
         (lambda m: m.grow("action.0", names=["a", "b", "c", "d", "e"]), "pan vocabulary --double"),
         (lambda m: m.retire("camera.0", [9]), "has no token 9: 4 were born"),
         (lambda m: m.retire("camera.0", range(4)), "at least one must stay"),
-        (lambda m: m.retire("action.0", [0]), "Only codes of image senses retire"),
+        (lambda m: m.retire("action.0", [0]), "Only codes of image senses and merged tokens retire"),
         (lambda m: m.resize_token_embeddings(95), "has 90 words, not 95"),
         (lambda m: m.resize_token_embeddings(500), "larger `text_reserve`"),
         (lambda m: m.learn(observation(m, pictures(2, OLD)), threshold=0.0), "`threshold` must be above 0"),

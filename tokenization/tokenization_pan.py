@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import PaddingStrategy
 
+from .merges_pan import Merges
 from .vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
@@ -42,7 +43,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "vocabulary_file": FILE_NAME}
-    _vocabulary = None
+    _vocabulary, _merges = None, (-1, None)
 
     def __init__(self, *args, vocabulary=None, vocabulary_file: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -144,7 +145,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
                 f"vocabulary's {vocabulary.text_capacity} rows for words are live; build it with "
                 f"text_size={num_words} or more."
             )
-        self._vocabulary = vocabulary
+        self._vocabulary, self._merges = vocabulary, (-1, None)
         names = "|".join(re.escape(name) for name in vocabulary.segments)
         self._code_pattern = re.compile(f"<({names}):([0-9]+)>") if names else None
 
@@ -168,6 +169,17 @@ class PanTokenizer(PreTrainedTokenizerFast):
 
     def _next_id(self) -> int:
         return max(self.vocab_size, max(self.added_tokens_decoder, default=-1) + 1)
+
+    @property
+    def merges(self) -> Merges:
+        """The merged tokens that live, as of now. Raises ValueError without a ledger."""
+        if self._vocabulary is None:
+            raise ValueError("This tokenizer has no ledger, so no codes to merge; attach one.")
+        at, merges = self._merges
+        if at != len(self._vocabulary.events):
+            merges = Merges(*self._vocabulary.merged_pairs())
+            self._merges = (len(self._vocabulary.events), merges)
+        return merges
 
     # -- reading and writing codes
 

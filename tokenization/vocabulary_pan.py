@@ -149,6 +149,17 @@ class Vocabulary:
                 before += capacity
         raise ValueError(f"Id {token_id} is outside this vocabulary of {self.size} rows.")
 
+    def merged_pairs(self) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """Ids of all codes that were ever born and are no merges; and of each merged token that lives (left, right,
+        itself), in the order of their births."""
+        codes, pairs = [], []
+        for birth in self.births:
+            if birth["reason"] == "merge":
+                pairs += [(*parents, item) for parents, item in zip(birth["parents"], self.ids_of(birth), strict=True)]
+            elif birth["segment"] != TEXT:
+                codes += self.ids_of(birth)
+        return codes, [pair for pair in pairs if self._is_live(*self.segment_of(pair[-1]))]
+
     # -- what happens
 
     def grow(
@@ -411,8 +422,12 @@ class Vocabulary:
             raise ValueError(
                 f"{event['count']} tokens of {event['segment']} need one list of parents each, got {parents}."
             )
-        for parent in {parent for group in parents for parent in group}:
-            self.id_of(*self.segment_of(parent))  # says so when the parent was never born
+        segment, first = self.segment_of(event["first"])
+        for number, group in enumerate(parents):
+            for parent in group:
+                owner, code = self.segment_of(parent)
+                if owner != segment or not first <= code < first + number:  # else a token born just before this one
+                    self.id_of(owner, code)  # says so when the parent was never born
 
     def _check_names(self, event: dict) -> None:
         names = event.get("names")

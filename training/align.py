@@ -13,7 +13,7 @@ from pan_hf.training.stage import Stage, main
 from pan_hf.training.windows import Windows, action_tensor, encode_all, sense_tensors, window_weights
 
 
-def make_encoded(model, processor, trajectories):
+def make_encoded(model, processor, trajectories, _args=None):
     """Windows of codes, encoded once by the senses as they are."""
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
     encoded = encode_all(model, tensors, latents=True)
@@ -25,7 +25,7 @@ def make_encoded(model, processor, trajectories):
     return windows, weights
 
 
-def make_raw(model, processor, trajectories):
+def make_raw(model, processor, trajectories, _args=None):
     """Windows of raw observations, drawn as often as the windows of their codes would be."""
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
     encoded, weights = make_encoded(model, processor, trajectories)

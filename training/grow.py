@@ -91,21 +91,30 @@ class GrowthCallback(TrainerCallback):
         return {name: values.to(self.model.device) for name, values in observation.items()}
 
 
-def make_data(model, processor, trajectories):
+def make_data(model, processor, trajectories, _args=None):
     """Raw windows; those of the last episodes are never drawn."""
     windows, weights = make_raw(model, processor, trajectories)
-    number = trajectories.episode[windows.rows.numpy()]
-    first = int(len(trajectories.episode_starts) * (1 - 1 / HELD_OUT))
-    windows.is_held_out = torch.from_numpy(number >= max(first, 1))
+    windows.is_held_out = in_last_episodes(trajectories, windows.rows.numpy())
     return windows, weights * ~windows.is_held_out
+
+
+def in_last_episodes(trajectories, rows: np.ndarray) -> torch.Tensor:
+    """Which rows are of the episodes that judge growth, the last tenth; `(len(rows),)` bool."""
+    first = int(len(trajectories.episode_starts) * (1 - 1 / HELD_OUT))
+    return torch.from_numpy(trajectories.episode[rows] >= max(first, 1))
+
+
+def candidates_and_judges(windows, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of windows to learn from, and of those to judge growth by. Raises ValueError where none is held out."""
+    candidates, held_out = ((windows.is_held_out == which).nonzero().squeeze(1).numpy() for which in (False, True))
+    if not len(held_out):
+        raise ValueError("Growth is judged by episodes held out, and the recording has one alone; record more.")
+    return candidates, np.random.default_rng(seed).choice(held_out, min(JUDGED, len(held_out)), replace=False)
 
 
 def callbacks(model, windows, args) -> list[TrainerCallback]:
     """The one that grows."""
-    candidates, held_out = ((windows.is_held_out == which).nonzero().squeeze(1).numpy() for which in (False, True))
-    if not len(held_out):
-        raise ValueError("Growth is judged by episodes held out, and the recording has one alone; record more.")
-    judged = np.random.default_rng(args.seed).choice(held_out, min(JUDGED, len(held_out)), replace=False)
+    candidates, judged = candidates_and_judges(windows, args.seed)
     schedule = args.grow_every, args.grow_windows, args.threshold, args.max_new, args.prune
     return [GrowthCallback(model, windows, candidates, judged, *schedule, args.seed)]
 

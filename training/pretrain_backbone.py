@@ -85,7 +85,7 @@ def _speaks(config) -> bool:
 def make_stage(text: str | None = None) -> Stage:
     """The stage, on a recording's own texts, or on those that `text` names."""
 
-    def make_data(model, processor, trajectories):
+    def make_data(model, processor, trajectories, _args=None):
         """The texts of the recording (or of `--text FILE_OR_DATASET`) as blocks of words."""
         texts = recorded_texts(trajectories) if text is None else read_texts(text)
         positions = getattr(model.config.text_config, "max_position_embeddings", BLOCK)

@@ -32,7 +32,7 @@ class Conditions(Dataset):
 
 
 @torch.no_grad()
-def make_data(model, processor, trajectories, batch_size: int = 64):
+def make_data(model, processor, trajectories, _args=None, batch_size: int = 64):
     """Runs the backbone over windows once and keeps the conditions of the latent head."""
     windows, weights = make_encoded(model, processor, trajectories)
     steps = windows.num_steps

@@ -9,7 +9,7 @@ from pan_hf.training.stage import Stage, main
 from pan_hf.training.windows import CroppedFrames, sense_tensors
 
 
-def make_data(model, processor, trajectories):
+def make_data(model, processor, trajectories, _args=None):
     """Crops of frames, where something moves or is rare, with their neighbours in time."""
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
     senses = model.config.place_senses

@@ -66,7 +66,7 @@ class Stage:
         name: of the stage and of its folder.
         objective: key of `objectives_pan.OBJECTIVES`.
         trains: pattern of the parameter names it trains; all others are frozen.
-        make_data: `(model, processor, trajectories) -> (dataset, row weights)`.
+        make_data: `(model, processor, trajectories, arguments) -> (dataset, row weights)`.
         defaults: differences from `DEFAULTS`.
         slow: share of the learning rate by the beginning of a parameter's name.
         is_needed: whether a model has anything for this stage to train.
@@ -79,7 +79,7 @@ class Stage:
     name: str
     objective: str
     trains: str
-    make_data: Callable[[PanModel, PanProcessor, Trajectories], tuple[Dataset, torch.Tensor]]
+    make_data: Callable[[PanModel, PanProcessor, Trajectories, StageArguments], tuple[Dataset, torch.Tensor]]
     defaults: dict = field(default_factory=dict)
     slow: dict[str, float] = field(default_factory=dict)
     is_needed: Callable[[PanModel], bool] = lambda model: True
@@ -128,7 +128,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         return Path(args.model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
-    dataset, weights = stage.make_data(model, processor, trajectories)
+    dataset, weights = stage.make_data(model, processor, trajectories, args)
     finish = stage.prepare(model)
     if last_checkpoint(folder):  # the vocabulary may have grown since the stage began; the weights come with `_train`
         processor = PanProcessor.from_pretrained(last_checkpoint(folder))
