@@ -188,6 +188,7 @@ def merge(
     max_steps: Annotated[int | None, typer.Option(help="Steps, in place of a time budget.")] = None,
     every: Annotated[int, typer.Option(help="Steps between attempts to merge.")] = 200,
     count: Annotated[int, typer.Option(help="Merged tokens of a part in an attempt.")] = 64,
+    trial_steps: Annotated[int, typer.Option(help="How long each side of a trial is trained.")] = 50,
     seed: SEED = 0,
 ) -> None:
     """Train the language model on sentences of codes, merging pairs of them where that saves bits: writes growth.json.
@@ -197,6 +198,7 @@ def merge(
     from pan_hf.grow import merge as run_merge
 
     sentences = {"parts": part, "chunk": chunk, "window": window, "every": every, "count": count}
+    sentences |= {"trial_steps": trial_steps}
     checkpoint = run_merge(run, start, data, seconds=seconds, max_steps=max_steps, seed=seed, **sentences)
     typer.echo(f"Done. The model is in {checkpoint}")
 

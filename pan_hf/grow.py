@@ -73,6 +73,7 @@ def merge(
     max_steps: int | None = None,
     every: int = 200,
     count: int = 64,
+    trial_steps: int = 50,
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
@@ -84,7 +85,8 @@ def merge(
         chunk (`int`): steps of vectors and actions in a sentence.
         window (`int`): sentences of each part that are read together.
         every (`int`): steps between attempts to merge.
-        count (`int`): merged tokens of a part in an attempt.
+        count (`int`): merged tokens of a part in an attempt; 0 for none.
+        trial_steps (`int`): how long either side of a trial is trained, in steps of the side without new merges.
 
     Returns:
         the folder of the finished checkpoint.
@@ -95,6 +97,7 @@ def merge(
     from pan_hf.training.sentences import STAGE
 
     given = {"parts": parts, "chunk": chunk, "window": window, "merge_every": every, "merge_count": count}
+    given |= {"trial_steps": trial_steps}
     return _run(STAGE, Path(run), start, data, given, seconds, max_steps, seed, progress)
 
 

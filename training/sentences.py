@@ -49,10 +49,11 @@ class SentenceArguments(StageArguments):
 
 
 class SentenceWindows(Dataset):
-    """Windows of sentences as batches of ids, merged by what the processor's vocabulary holds at the time.
+    """Windows of sentences as batches of ids, merged by what the model's vocabulary holds at the time.
 
     Args:
-        model ([`PanModel`]), processor ([`PanProcessor`]): what writes them.
+        model ([`PanModel`]), processor ([`PanProcessor`]): what writes them, attached to one another by the time that
+            batches are drawn.
         trajectories: a split.
         parts (`list[str]`, *optional*), chunk (`int`), window (`int`): see [`SentenceArguments`].
 
@@ -62,7 +63,7 @@ class SentenceWindows(Dataset):
     """
 
     def __init__(self, model, processor, trajectories, parts: Sequence[str] | None = None, chunk=1, window=2):
-        self.processor, self.chunk, self.window = processor, chunk, window
+        self.model, self.chunk, self.window = model, chunk, window
         known = model.config.coded_parts()
         self.parts = list(known if parts is None else parts)
         if not self.parts or set(self.parts) - set(known):
@@ -70,7 +71,7 @@ class SentenceWindows(Dataset):
         self.rows = trajectories.windows(window * chunk)
         tensors = sense_tensors(trajectories, model, processor.tokenizer)
         tensors["action"] = action_tensor(trajectories, model, processor.tokenizer)
-        pad = processor.tokenizer.pad_token_id
+        self.pad = pad = processor.tokenizer.pad_token_id
         self.goals = [
             [word for name in model.config.prefix_senses for word in tensors[name][row].tolist() if word != pad]
             for row in self.rows
@@ -94,7 +95,7 @@ class SentenceWindows(Dataset):
         return len(self.rows)
 
     def __getitems__(self, indices: list[int]) -> dict:
-        return self.batch(indices, self.processor.tokenizer.merges)
+        return self.batch(indices, self.model.processor.tokenizer.merges)
 
     def batch(self, indices: Sequence[int], merges, scored_only: bool = False) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and `labels` `(B, L)`, padded. Args: merges, a [`Merges`]; scored_only, labels
@@ -111,8 +112,7 @@ class SentenceWindows(Dataset):
         length = torch.tensor([len(row) for row in rows])
         place = torch.arange(int(length.max()))
         mask = place < length.unsqueeze(1)
-        pad = self.processor.tokenizer.pad_token_id
-        ids = torch.tensor([row + [pad] * (len(place) - len(row)) for row in rows])
+        ids = torch.tensor([row + [self.pad] * (len(place) - len(row)) for row in rows])
         scored = mask & (place >= torch.tensor(starts).unsqueeze(1)) if scored_only else mask
         return {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(~scored, -100)}
 

@@ -1,0 +1,155 @@
+"""Merged tokens: how much shorter do sentences of codes get, and what does a language model make of them?
+
+The same small language model (Qwen3, the preset `tiny`) learns sentences of codes twice for the same time: with `pan
+merge` as it is, trials included, and without merges. Both are judged on held-out episodes.
+
+    python benchmarks/merges.py            # about half an hour on two threads
+    python benchmarks/merges.py --quick    # a minute or so: the same path in miniature
+
+- `tokens`: of a step (a frame's level 0; the digits of 16 vectors), on average.
+- `bits`: of a step, given the one before it.
+- `distortion`: of what comes back out of the tokens, root mean square, as a share of the range.
+- `speedup`: windows a second that the side with merges read in the first trial, over the side without.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+import numpy as np
+import torch
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
+from benchmarks import common  # noqa: E402
+from pan_hf.build import build, save_checkpoint  # noqa: E402
+from pan_hf.grow import merge  # noqa: E402
+from pan_hf.quickstart import RECORDING  # noqa: E402
+from pan_hf.record import record as record_episodes  # noqa: E402
+from pan_hf.results import Record, mean_stderr, record, table, write_records  # noqa: E402
+from pan_hf.train import train  # noqa: E402
+from pan_hf.training.merging import judge  # noqa: E402
+from pan_hf.training.sentences import SentenceWindows  # noqa: E402
+from pan_hf.trajectories import load_trajectories  # noqa: E402
+from pan_hf.vocabulary import load  # noqa: E402
+
+RESULTS = common.VOCABULARY / "merges.json"
+JUDGED = 512  # held-out windows
+DOORKEY, PUSHT = "MiniGrid-DoorKey-8x8-v0", "gym_pusht/PushT-v0"
+# what is written out: environment, part, steps of a sentence, merged tokens
+TASKS = {
+    "frames": (DOORKEY, "camera", 1, 64),
+    "positions": (PUSHT, "agent_pos", 16, 128),
+    "actions": (PUSHT, "action", 16, 128),
+}
+PUSHES = ["random:0.2", "pan_hf.policies:pusht_pusher:0.8"]
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="Folder for recordings and models.")] = Path("runs/merges"),
+    frames: Annotated[int, typer.Option(help="Recorded of each environment.")] = 10_000,
+    seconds: Annotated[float, typer.Option(help="Training time of each model, trials included.")] = 90.0,
+    trial_steps: Annotated[int, typer.Option(help="How long each side of a trial is trained.")] = 30,
+    seeds: Annotated[int, typer.Option(help="Of weights, windows and trials.")] = 3,
+    threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="A minute or so: the same path in miniature.")] = False,
+    output: Annotated[Path, typer.Option(help="Where the records and the plot go.")] = RESULTS,
+) -> list[Record]:
+    """Records, trains, measures, writes records and a plot, and prints a table."""
+    torch.set_num_threads(threads)
+    if quick:
+        frames, seconds, trial_steps, seeds = 1500, 2.0, 1, 1
+    prepare(run, frames, 2.0 if quick else 60.0)
+    found = {task: [measure(run, task, seed, seconds, trial_steps) for seed in range(seeds)] for task in TASKS}
+    records = []
+    for task, results in found.items():
+        for model in results[0]:
+            for metric in results[0][model]:
+                value, stderr = mean_stderr([result[model][metric] for result in results])
+                where = {"environment": f"{task}, {TASKS[task][0]}", "split": "test", "seeds": list(range(seeds))}
+                records.append(record(metric, value, stderr=stderr, model=model, **where))
+    write_records(output, records)
+    plot(found, output.with_suffix(".png"))
+    print(table(records, rows=["environment", "metric"], columns="model"))
+    return records
+
+
+def prepare(run: Path, frames: int, seconds: float) -> None:
+    """Recordings, and models of which only the senses are trained, where there is anything in them to train."""
+    settings = {"frames": frames, "seed": common.SEED, "workers": 2, "progress": False}
+    record_episodes([DOORKEY], run / DOORKEY / "data", **(RECORDING | settings))
+    pixels = {"env_args": {"obs_type": "pixels_agent_pos"}, "rename": {"pixels": "camera"}, "keep": ["agent_pos"]}
+    record_episodes([PUSHT], run / PUSHT / "data", policy=PUSHES, **(pixels | settings))
+    skip = ("backbone", "dynamics", "latent_head", "joint")
+    train(run / DOORKEY, seconds=seconds, seed=common.SEED, progress=False, skip=skip)
+    if not (run / PUSHT / "checkpoint").exists():
+        save_checkpoint(run / PUSHT / "checkpoint", *build(load_trajectories(run / PUSHT / "data", "train")))
+
+
+def measure(run: Path, task: str, seed: int, seconds: float, trial_steps: int) -> dict[str, dict[str, float]]:
+    """One seed of one task, with merges and without."""
+    environment, part, chunk, count = TASKS[task]
+    results = {}
+    for name, merges in (("without merges", 0), ("with merges", count)):
+        folder = run / task / f"{name.replace(' ', '_')}_{seed}"
+        data = run / environment / "data"
+        sentences = {"parts": [part], "chunk": chunk, "count": merges, "trial_steps": trial_steps}
+        merge(folder, run / environment, data, seconds=seconds, seed=seed, progress=False, **sentences)
+        results[name] = held_out(folder, data, part, chunk)
+        print(task, seed, name, results[name], flush=True)
+    trials = json.loads((folder / "growth.json").read_text())
+    speed = {side: trials[0][side]["windows"] / trials[0][side]["seconds"] for side in ("with", "without")}
+    results["without merges"] |= {"speedup": 1.0}
+    results["with merges"] |= {"speedup": speed["with"] / speed["without"]}
+    return results
+
+
+@torch.no_grad()
+def held_out(folder: Path, data: Path, part: str, chunk: int) -> dict[str, float]:
+    """What a finished model makes of held-out episodes."""
+    model, processor = load(folder)
+    trajectories = load_trajectories(data, "test")
+    windows = SentenceWindows(model, processor, trajectories, [part], chunk)
+    chosen = np.random.default_rng(common.SEED).permutation(len(windows))[:JUDGED]
+    merges = processor.tokenizer.merges
+    found = judge(model, windows, chosen, merges)
+    values = trajectories.actions if part == "action" else trajectories.observations[part]
+    rows = windows.rows[chosen][:, None] + np.arange(chunk)
+    values = torch.from_numpy(values[rows])
+    ids = model.write_sentences(part, values, chunk)
+    back = [merges.split(sentence) for sentence in merges.merge(ids.flatten(0, 1).tolist())]
+    back = model.read_sentences(part, torch.tensor(back).view(ids.shape), chunk)
+    if model.config.coded_parts()[part].kind == "image":
+        error = (back - model.senses[part].to_float(values)) / 2
+    else:
+        described = model.config.coded_parts()[part]
+        error = (back - values) / (torch.tensor(described.high) - torch.tensor(described.low))
+    return {"tokens": found.tokens, "bits": found.bits, "distortion": float(error.square().mean().sqrt())}
+
+
+def plot(found: dict[str, list[dict]], path: Path) -> None:
+    """Tokens and bits of each task, with merges and without."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
+    for axis, metric, title in zip(axes, ("tokens", "bits"), ("tokens a step", "held-out bits a step"), strict=True):
+        for number, (model, colour) in enumerate((("without merges", "#94a3b8"), ("with merges", "#3b82f6"))):
+            values = [mean_stderr([result[model][metric] for result in results]) for results in found.values()]
+            places = np.arange(len(found)) + 0.4 * number - 0.2
+            heights, errors = ([value[part] or 0 for value in values] for part in (0, 1))
+            axis.bar(places, heights, 0.36, yerr=errors, color=colour, label=model)
+            for place, height in zip(places, heights, strict=True):
+                axis.text(place, height, f"{height:.3g}", ha="center", va="bottom", fontsize=8)
+        axis.set_xticks(range(len(found)), [f"{task}\n{TASKS[task][0].split('/')[-1]}" for task in found], fontsize=8)
+        axis.set_title(title)
+        axis.margins(y=0.15)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    typer.run(main)
