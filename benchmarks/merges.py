@@ -6,9 +6,10 @@ merge` as it is, trials included, and without merges. Both are judged on held-ou
     python benchmarks/merges.py            # about half an hour on two threads
     python benchmarks/merges.py --quick    # a minute or so: the same path in miniature
 
-- `tokens`: of a step (a frame's level 0; the digits of 16 vectors), on average.
+- `tokens`: of a step (a frame's level 0 and an action; the digits of 16 vectors), on average.
 - `bits`: of a step, given the one before it.
-- `distortion`: of what comes back out of the tokens, root mean square, as a share of the range.
+- `distortion`: of what comes back out of the tokens (of frames and vectors), root mean square, as a share of
+  the range.
 - `speedup`: windows a second that the side with merges read in the first trial, over the side without.
 """
 
@@ -38,11 +39,11 @@ from pan_hf.vocabulary import load  # noqa: E402
 RESULTS = common.VOCABULARY / "merges.json"
 JUDGED = 512  # held-out windows
 DOORKEY, PUSHT = "MiniGrid-DoorKey-8x8-v0", "gym_pusht/PushT-v0"
-# what is written out: environment, part, steps of a sentence, merged tokens
+# what is written out: environment, parts, steps of a sentence, merged tokens at most of a part
 TASKS = {
-    "frames": (DOORKEY, "camera", 1, 64),
-    "positions": (PUSHT, "agent_pos", 16, 128),
-    "actions": (PUSHT, "action", 16, 128),
+    "frames": (DOORKEY, ("camera", "action"), 1, 64),
+    "positions": (PUSHT, ("agent_pos",), 16, 128),
+    "actions": (PUSHT, ("action",), 16, 128),
 }
 PUSHES = ["random:0.2", "pan_hf.policies:pusht_pusher:0.8"]
 
@@ -50,8 +51,8 @@ PUSHES = ["random:0.2", "pan_hf.policies:pusht_pusher:0.8"]
 def main(
     run: Annotated[Path, typer.Option(help="Folder for recordings and models.")] = Path("runs/merges"),
     frames: Annotated[int, typer.Option(help="Recorded of each environment.")] = 10_000,
-    seconds: Annotated[float, typer.Option(help="Training time of each model, trials included.")] = 90.0,
-    trial_steps: Annotated[int, typer.Option(help="How long each side of a trial is trained.")] = 30,
+    seconds: Annotated[float, typer.Option(help="Training time of each model, trials included.")] = 75.0,
+    trial_steps: Annotated[int, typer.Option(help="How long each side of a trial is trained.")] = 15,
     seeds: Annotated[int, typer.Option(help="Of weights, windows and trials.")] = 3,
     threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="A minute or so: the same path in miniature.")] = False,
@@ -90,14 +91,14 @@ def prepare(run: Path, frames: int, seconds: float) -> None:
 
 def measure(run: Path, task: str, seed: int, seconds: float, trial_steps: int) -> dict[str, dict[str, float]]:
     """One seed of one task, with merges and without."""
-    environment, part, chunk, count = TASKS[task]
+    environment, parts, chunk, count = TASKS[task]
     results = {}
     for name, merges in (("without merges", 0), ("with merges", count)):
         folder = run / task / f"{name.replace(' ', '_')}_{seed}"
         data = run / environment / "data"
-        sentences = {"parts": [part], "chunk": chunk, "count": merges, "trial_steps": trial_steps}
+        sentences = {"parts": list(parts), "chunk": chunk, "count": merges, "trial_steps": trial_steps}
         merge(folder, run / environment, data, seconds=seconds, seed=seed, progress=False, **sentences)
-        results[name] = held_out(folder, data, part, chunk)
+        results[name] = held_out(folder, data, parts, chunk)
         print(task, seed, name, results[name], flush=True)
     trials = json.loads((folder / "growth.json").read_text())
     speed = {side: trials[0][side]["windows"] / trials[0][side]["seconds"] for side in ("with", "without")}
@@ -107,11 +108,11 @@ def measure(run: Path, task: str, seed: int, seconds: float, trial_steps: int) -
 
 
 @torch.no_grad()
-def held_out(folder: Path, data: Path, part: str, chunk: int) -> dict[str, float]:
+def held_out(folder: Path, data: Path, parts: tuple[str, ...], chunk: int) -> dict[str, float]:
     """What a finished model makes of held-out episodes."""
     model, processor = load(folder)
     trajectories = load_trajectories(data, "test")
-    windows = SentenceWindows(model, processor, trajectories, [part], chunk)
+    windows, part = SentenceWindows(model, processor, trajectories, parts, chunk), parts[0]
     chosen = np.random.default_rng(common.SEED).permutation(len(windows))[:JUDGED]
     merges = processor.tokenizer.merges
     found = judge(model, windows, chosen, merges)

@@ -79,6 +79,13 @@ class GrowthMixin:
             )
         return self.processor.vocabulary
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in any model. Raises ValueError, before anything is written, where another process has grown the
+        vocabulary in `save_directory` otherwise than the one this model is attached to."""
+        if self.processor is not None and self.processor.vocabulary is not None:
+            self.processor.vocabulary.check_replaces(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     # ---- by hand
 
     @torch.no_grad()

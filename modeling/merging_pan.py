@@ -163,10 +163,23 @@ class MergeMixin:
 
         Returns:
             the merged ids.
+
+        Raises:
+            ValueError: no processor attached, parents of another sense, other ids than the next ones, or no room.
+                Nothing has changed then.
         """
         ledger, ids = self.ledger(), [merged for _, _, merged in pairs]
         if ids != self.free_merges(part, len(ids)):
             raise ValueError(f"The next merged tokens of {part!r} are {self.free_merges(part, len(ids))}, got {ids}.")
+        owners = {parent: ledger.segment_of(parent)[0] for *parents, _ in pairs for parent in parents}
+        strangers = {parent: owner for parent, owner in owners.items() if owner.rpartition(".")[0] != part}
+        if strangers:
+            raise ValueError(
+                f"Tokens of {part!r} are merged with one another alone; these belong elsewhere: {strangers}."
+            )
+        unborn = [parent for parent in owners if not self.live_rows[parent] and parent not in ids]
+        if unborn:
+            raise ValueError(f"Only tokens that live are merged; {unborn} do not.")
         self.start_merges(pairs)
         ledger.grow(f"{part}.{MERGES}", len(ids), "merge", step, parents=[pair[:2] for pair in pairs])
         self.config.vocabulary_digest = ledger.digest()

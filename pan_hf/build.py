@@ -106,7 +106,9 @@ def save_checkpoint(
     folder: str | Path, model: PanModel, processor: PanProcessor, files: dict[str, str] | None = None
 ) -> None:
     """Saves model and processor, and `files` (name -> text) with them, into a folder that appears whole or not at all;
-    an older one is replaced."""
+    an older one is replaced. Raises ValueError where another process has grown its vocabulary otherwise."""
+    if processor.vocabulary is not None:
+        processor.vocabulary.check_replaces(folder)
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)

@@ -1,9 +1,10 @@
 """`pan train`: the stages of section 5.3 in order, within one time budget, into one run folder.
 
-    <run>/stages/0-init, 1-senses, 2-backbone, 3-dynamics, 4-latent_head, 5-joint    one folder a stage
-    <run>/checkpoint                                                                the last one's result
-    <run>/timing.json                                                               seconds and peak memory by stage
+    <run>/stages/0-init, 1-senses, 2-backbone, ... 6-joint    one folder a stage
+    <run>/checkpoint                                          the last one's result
+    <run>/timing.json                                         seconds and peak memory by stage
 
+The stage `sentences`, in which codes are merged, runs only when it is given time (`--stage sentences.seconds=60`).
 A finished stage is not run again and an interrupted one goes on, so the same command continues whatever was stopped.
 """
 
@@ -20,11 +21,12 @@ from pan_hf.build import build, save_checkpoint, whole_folder
 from pan_hf.results import stage_timer
 from pan_hf.trajectories import Trajectories, load_trajectories
 
-# share of the budget that each stage gets
-SHARES = {"senses": 0.2, "backbone": 0.02, "dynamics": 0.67, "latent_head": 0.04, "joint": 0.07}
+# share of the budget that each stage gets; one without runs when it is asked for
+SHARES = {"senses": 0.2, "backbone": 0.02, "sentences": 0.0, "dynamics": 0.67, "latent_head": 0.04, "joint": 0.07}
 SCRIPTS = {
     "senses": "pretrain_senses",
     "backbone": "pretrain_backbone",
+    "sentences": "sentences",
     "dynamics": "align",
     "latent_head": "pretrain_latent_head",
     "joint": "align",
@@ -33,11 +35,12 @@ SCRIPTS = {
 
 def stages() -> dict:
     """The stages in order, by name."""
-    from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses
+    from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, sentences
 
     return {
         "senses": pretrain_senses.STAGE,
         "backbone": pretrain_backbone.STAGE,
+        "sentences": sentences.STAGE,
         "dynamics": align.DYNAMICS,
         "latent_head": pretrain_latent_head.STAGE,
         "joint": align.JOINT,
@@ -85,6 +88,10 @@ def train(
     unknown = sorted({*overrides, *skip} - set(SHARES))
     if unknown:
         raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
+    shareless = {name: set(given) for name, given in overrides.items() if not SHARES[name]}
+    endless = [name for name, given in shareless.items() if not given & {"seconds", "max_steps"}]
+    if endless:
+        raise ValueError(f"{endless} have no share of the time; give them `seconds` or `max_steps`.")
     settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
     settings |= {"seconds": seconds, "overrides": overrides, "skip": list(skip)}
     trajectories = load_trajectories(data, "train")
@@ -94,13 +101,14 @@ def train(
         model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
         save_checkpoint(current, model, processor)
     for number, name in enumerate(SHARES, start=1):
-        if name in skip:
+        if name in skip or not (SHARES[name] or overrides.get(name)):
             continue
         folder = run / "stages" / f"{number}-{name}"
         if (folder / "final").exists():
             current = folder / "final"
             continue
-        given = {"seconds": seconds * SHARES[name], "seed": seed, "progress": progress} | overrides.get(name, {})
+        given = {"seconds": seconds * SHARES[name] or None, "seed": seed, "progress": progress}
+        given |= overrides.get(name, {})
         given |= {"model": str(current), "data": str(data), "output_dir": str(folder)}
         with stage_timer(run / "timing.json", name, seeds=[seed], resume=folder.exists()):
             current = _run_stage(name, given, trajectories, num_processes)
@@ -117,7 +125,9 @@ def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     command += ["--num_processes", str(num_processes)]
     command += ["-m", f"pan_hf.training.{SCRIPTS[name]}", *(["--joint"] if name == "joint" else [])]
-    command += [part for key, value in given.items() for part in (f"--{key}", str(value)) if value is not None]
+    for key, value in given.items():
+        values = value if isinstance(value, list) else [value]
+        command += [f"--{key}", *map(str, values)] if value is not None else []
     subprocess.run(command, check=True)
     final = Path(given["output_dir"]) / "final"
     return final if final.exists() else Path(given["model"])

@@ -158,6 +158,7 @@ def double(path: str | Path, segments: Iterable[str], output: str | Path | None 
     model, processor = load(source)
     for segment in dict.fromkeys(segments):
         extend(model, segment, processor.vocabulary.capacity(segment))
+    processor.vocabulary.check_replaces(target)
     with whole_folder(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
         model.save_pretrained(temporary)

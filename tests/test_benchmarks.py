@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import common, growth, novelty, simulate, theorem1, train
+from benchmarks import common, growth, merges, novelty, simulate, theorem1, train
 from pan_hf.results import read_records, select, table
 
 SIMULATE = simulate.__file__
@@ -179,3 +179,14 @@ def test_novelty_is_measured_without_growth_grown_and_trained_with_it(tmp_path):
     assert (tmp_path / "novelty.png").exists()
     share = select(records, metric="new_places")[0].value
     assert 0 < share < 0.3
+
+
+@pytest.mark.slow
+def test_sentences_get_shorter_at_equal_distortion(tmp_path):
+    records = merges.main(run=tmp_path / "run", threads=1, quick=True, output=tmp_path / "merges.json")
+    for task, (environment, *_) in merges.TASKS.items():
+        where = {"environment": f"{task}, {environment}"}
+        tokens = {found.model: found.value for found in select(records, metric="tokens", **where)}
+        assert tokens["with merges"] < tokens["without merges"]
+        assert len({record.value for record in select(records, metric="distortion", **where)}) == 1
+    assert (tmp_path / "merges.png").exists()

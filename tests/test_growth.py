@@ -420,3 +420,24 @@ def test_bits_of_new_codes_count_where_nothing_is_held_out(monkeypatch):
     monkeypatch.setattr(growth_pan, "BITS_A_NUMBER", 1e9)
     (growth,) = model.learn(observation(model, pictures(8, (*OLD, "key"))))
     assert not growth.accepted
+
+
+def test_what_another_process_grew_meanwhile_is_not_overwritten(tmp_path):
+    model = grown_up()
+    save_checkpoint(tmp_path / "one", model, model.processor)
+    others = []
+    for name in ("mug", "lava"):
+        other, processor = PanModel.from_pretrained(tmp_path / "one"), PanProcessor.from_pretrained(tmp_path / "one")
+        processor.attach(other)
+        other.grow("text", names=[name])
+        others.append((other, processor))
+    save_checkpoint(tmp_path / "one", *others[0])
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir() if path.is_file()}
+    ways = [lambda folder, model, processor: model.save_pretrained(folder)]
+    ways += [lambda folder, model, processor: processor.save_pretrained(folder), save_checkpoint]
+    for save in ways:
+        with pytest.raises(ValueError, match="as another process grew it, which would be lost"):
+            save(tmp_path / "one", *others[1])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir() if path.is_file()} == kept
+    save_checkpoint(tmp_path / "two", *others[1])
+    save_checkpoint(tmp_path / "one", *others[0])  # its own growth may be saved again

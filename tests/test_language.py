@@ -98,7 +98,9 @@ def test_capacity_is_reserved_once_and_in_order():
         assert offset == end, name
         end += capacity
     assert end <= config.vocab_size and config.vocab_size % 64 == 0
-    assert list(config.segments)[:3] == ["camera.0", "camera.1", "touch.0"] and "action.1" in config.segments
+    levels = {"camera": 2, "touch": 3, "action": 2}
+    expected = [f"{part}.{ending}" for part, count in levels.items() for ending in (*range(count), "merges")]
+    assert list(config.segments) == expected
 
 
 def test_neither_text_nor_an_objective_is_an_error():

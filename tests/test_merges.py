@@ -17,6 +17,7 @@ from pan_hf.build import make_processor, save_checkpoint
 from pan_hf.grow import merge
 from pan_hf.modeling.merging_pan import sentence_length
 from pan_hf.tokenization.merges_pan import Merges
+from pan_hf.train import SHARES, train
 from pan_hf.training import sentences
 from pan_hf.training.sentences import SentenceWindows
 from pan_hf.training.stage import arguments, run
@@ -137,6 +138,8 @@ def test_discrete_actions_and_frames_survive_being_written_and_read():
         (lambda m: m.read_sentences("camera", torch.zeros(1, 1, 16, dtype=torch.long)), "not codes of it"),
         (lambda m: m.grow("camera.merges", names=["x"]), "made of others"),
         (lambda m: m.add_merges("action", [(0, 1, 2)]), "The next merged tokens of 'action' are"),
+        (lambda m: m.add_merges("action", pair_of(m, "action", "camera.0", 0)), "these belong elsewhere"),
+        (lambda m: m.add_merges("camera", pair_of(m, "camera", "camera.0", 11)), "Only tokens that live are merged"),
     ],
 )
 def test_sentences_that_do_not_fit_are_an_error(ask, message):
@@ -145,6 +148,11 @@ def test_sentences_that_do_not_fit_are_an_error(ask, message):
     with pytest.raises(ValueError, match=message):
         ask(model)
     assert differing(before, all_tensors(model)) == []
+
+
+def pair_of(model, part, segment, code):
+    row = int(model.segment_rows(*segment.split("."))[code])
+    return [(row, row, *model.free_merges(part, 1))]
 
 
 # without a gradient
@@ -376,3 +384,12 @@ def test_the_command_writes_what_was_tried_and_refuses_what_does_not_fit(world, 
         merge(tmp_path / "other", world.model, world.data, parts=["mission"], max_steps=1, progress=False)
     with pytest.raises(ValueError, match="`window` must be at least 2"):
         merge(tmp_path / "third", world.model, world.data, window=1, max_steps=1, progress=False)
+
+
+def test_merging_is_a_stage_of_training_that_runs_when_it_is_asked_for(world, tmp_path):
+    given = {"skip": tuple(set(SHARES) - {"sentences"}), "backbone": "debug", "progress": False}
+    asked = {"parts": ["place"], "chunk": 2, "merge_count": 4, "trial_steps": 5}
+    with pytest.raises(ValueError, match="give them `seconds` or `max_steps`"):
+        train(tmp_path / "run", world.data, overrides={"sentences": asked}, **given)
+    checkpoint = train(tmp_path / "run", world.data, overrides={"sentences": asked | {"max_steps": 1}}, **given)
+    assert len(PanProcessor.from_pretrained(checkpoint).tokenizer.merges) in (2, 3, 4)

@@ -71,6 +71,12 @@ class PanProcessor(ProcessorMixin):
         """Loads the class beside this one: `AutoTokenizer` would ask for trust in code that is already running."""
         return PanTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in any processor. Raises ValueError, before anything is written, as `Vocabulary.check_replaces`."""
+        if self.vocabulary is not None:
+            self.vocabulary.check_replaces(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     @property
     def vocabulary(self) -> Vocabulary | None:
         """The tokenizer's ledger, or `None`."""

@@ -291,6 +291,12 @@ class PanTokenizer(PreTrainedTokenizerFast):
             return super().tokenize(text, pair=pair, add_special_tokens=add_special_tokens, **kwargs)
         return self.convert_ids_to_tokens(self.encode(text, pair, add_special_tokens=add_special_tokens, **kwargs))
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in any tokenizer. Raises ValueError, before anything is written, as `Vocabulary.check_replaces`."""
+        if self._vocabulary is not None:
+            self._vocabulary.check_replaces(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     def _save_pretrained(self, save_directory, file_names, legacy_format=None, filename_prefix=None):
         files = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         return files if self._vocabulary is None else (*files, self._vocabulary.save(save_directory))

@@ -320,8 +320,26 @@ class Vocabulary:
             )
         return vocabulary
 
+    def check_replaces(self, folder: str | os.PathLike) -> None:
+        """Raises ValueError where `folder` holds this very vocabulary grown otherwise: what another process wrote
+        there since this one was loaded would be lost. A vocabulary with other rows is another model's, and may be."""
+        path = os.path.join(folder, FILE_NAME)
+        if not os.path.exists(path):
+            return
+        there = Vocabulary.load(path)
+        same_rows = self.text_capacity == there.text_capacity and self.segments == there.segments
+        if same_rows and not there.is_ancestor_of(self):
+            raise ValueError(
+                f"{folder} holds this vocabulary as another process grew it, which would be lost:\n"
+                + self.difference(there, "to be saved", "in the folder")
+                + "\nLoad the checkpoint again and grow that, or save to another folder."
+            )
+
     def save(self, folder: str | os.PathLike) -> str:
-        """Writes `vocabulary.json` into `folder` (made if absent), whole or not at all. Returns the file's path."""
+        """Writes `vocabulary.json` into `folder` (made if absent), whole or not at all. Returns the file's path.
+
+        Raises ValueError as `check_replaces`."""
+        self.check_replaces(folder)
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, FILE_NAME)
         temporary = f"{path}.{os.getpid()}.tmp"
