@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 NOVEL = 0.05  # default threshold, see `find_novelties`
 TOO_MANY = 0.5  # share of novel pieces from which the threshold is doubted aloud
+ACTIONS_TRIED = 4  # for each observation, to see which codes stay where they are
 BITS_A_NUMBER = 8  # of a new code's vector and corrections, where nothing is held out to judge it by
 
 
@@ -247,6 +248,7 @@ class GrowthMixin:
         threshold: float = NOVEL,
         max_new: int = 32,
         step: int = 0,
+        will_train: bool = False,
     ) -> list[Growth]:
         """Grows codes for what an observation holds and no code describes, without a gradient.
 
@@ -258,6 +260,7 @@ class GrowthMixin:
             threshold (`float`): distance from which a piece of an image is novel, see `novelty_pan.find_novelties`.
             max_new (`int`): codes at most, all levels of a sense together.
             step (`int`): training step, for the ledger.
+            will_train (`bool`): new codes start as suits training, see `novelty_pan.find_models`.
 
         Returns:
             one [`Growth`] for each level that was tried.
@@ -289,7 +292,9 @@ class GrowthMixin:
                     told = f"{segment} is full, and {share:.1%} of what it should describe is novel."
                     logger.warning(f"{told} {ledger.full_help(segment)}")
                 if len(vectors):
-                    growths.append(self._try(name, level, vectors, frames, (observation, action), held_out, step))
+                    seen = observation, action
+                    persistence = self._persistence(observation, name, level) if will_train else None
+                    growths.append(self._try(name, level, vectors, frames, seen, held_out, step, persistence))
                     room -= len(growths[-1].ids)
         return growths
 
@@ -365,7 +370,7 @@ class GrowthMixin:
 
     # ---- inside
 
-    def _try(self, name: str, level: int, vectors: Tensor, frames: Tensor, seen: tuple, held_out, step: int) -> Growth:
+    def _try(self, name, level, vectors: Tensor, frames: Tensor, seen: tuple, held_out, step, persistence) -> Growth:
         """Codes for `vectors`, kept if they pay."""
         ledger, segment = self.ledger(), f"{name}.{level}"
         codec, first = self.senses[name], ledger.born(segment)
@@ -373,7 +378,8 @@ class GrowthMixin:
         before = self._judge(seen, held_out)
         with self._trial(name, level) as trial:
             self._write_codes(name, level, codes, vectors)
-            self._copy_rows(name, level, codes, from_first(find_models(codec, frames, level, codes)))
+            models = find_models(codec, frames, level, codes, persistence)
+            self._copy_rows(name, level, codes, from_first(models))
             codec.codebooks[level].corrections[codes.start : codes.stop] = from_first(
                 find_corrections(codec, frames, level, codes)
             )
@@ -386,6 +392,34 @@ class GrowthMixin:
             trial.accepted = bool(ids)
         self.config.vocabulary_digest = ledger.digest()
         return logged(Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids))
+
+    def _persistence(self, observation: dict[str, Tensor], name: str, level: int) -> Tensor | None:
+        """For each code of a level the share of places where it is predicted to stay for one step, 0 where it is not
+        seen; `(capacity,)`, or None where actions cannot be drawn at random."""
+        action, prefix = self.config.action, self.config.prefix_senses
+        if action.kind == "text":
+            return None
+        frames = next(values.shape[1] for sense, values in observation.items() if sense not in prefix)
+        rows = torch.arange(ACTIONS_TRIED * len(observation[name]), device=self.device) % len(observation[name])
+        last = {n: v[rows] if n in prefix else v[rows][:, frames - 1 :] for n, v in observation.items()}
+        generator = torch.Generator().manual_seed(0)
+        if action.kind == "discrete":
+            drawn = torch.randint(action.num_actions, (len(rows), 1), generator=generator)
+        else:
+            low, high = torch.tensor(action.low), torch.tensor(action.high)
+            drawn = low + (high - low) * torch.rand(len(rows), 1, action.dim, generator=generator)
+        training, stays, seen = [module for module in self.modules() if module.training], 0.0, 0.0
+        self.eval()
+        size = len(self.live_codes(name, level))
+        for part in torch.arange(len(rows), device=self.device).split(64):
+            belief = self.perceive({n: v[part] for n, v in last.items()})
+            imagined = self.simulate(belief, drawn.to(self.device)[part], temperature=0.0).codes[name][level]
+            now = belief.state.codes[name][level].flatten()
+            seen = seen + torch.bincount(now, minlength=size)
+            stays = stays + torch.bincount(now[now == imagined.flatten()], minlength=size)
+        for module in training:
+            module.training = True
+        return stays / seen.clamp(min=1)
 
     def _bits_without(self, name: str, level: int, codes: list[int], seen: tuple, held_out) -> float:
         """Description length were some codes dead; nothing has changed afterwards."""

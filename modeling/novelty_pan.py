@@ -15,6 +15,8 @@ from .quantizer_pan import LEAST_DISTANCE
 
 UNUSED = 0.01  # times a batch, on average, below which a code counts as unused
 MANY = 4096  # novel pieces that are compared with one another at most
+COMMON = 0.1  # share of all places from which a code is no thing but what things stand on
+PERSISTENT = 0.9  # share of places where a thing is still there a step later
 ALIKE = 0.1  # pieces closer than this share of the threshold (squared distances) become one code
 
 
@@ -50,7 +52,7 @@ def find_novelties(codec, frames: Tensor, level: int, threshold: float, max_new:
     return torch.stack(found) if found else inputs.new_zeros(0, inputs.shape[1]), share
 
 
-def find_models(codec, frames: Tensor, level: int, codes: range) -> Tensor:
+def find_models(codec, frames: Tensor, level: int, codes: range, persistence: Tensor | None = None) -> Tensor:
     """Which older code each new one is taken to behave like, `(len(codes),)`: the nearest of those that the next level
     continues in the same way.
 
@@ -58,18 +60,28 @@ def find_models(codec, frames: Tensor, level: int, codes: range) -> Tensor:
     the model's future. Where the finer codes under it are not those under its model, the model's future would be wrong
     in these; so they come first, as far as `frames` show them, and distance second.
 
+    With `persistence`, codes are left out that stand nearly everywhere (what is left where something goes) or move
+    away, if any others are known: a new thing then starts as a thing that stays, whatever is under it. That is the
+    better start where a gradient follows: what it says of finer levels is soon unlearned, a floor's future is not.
+
     Args:
         frames `(B, C, height, width)`: what was observed, the new codes in it.
         level (`int`), codes: of the new codes, which are live already.
+        persistence (`(capacity,)`, *optional*): share of places where a code is predicted to be still there one step
+            later, 0 where it was not seen.
     """
     book = codec.codebooks[level]
     old = book.describes()
     old[codes.start :] = False
     new = book.vectors[codes.start : codes.stop]
+    used, _ = codec.encode(frames)
+    if persistence is not None:
+        share = torch.bincount(used[level].flatten(), minlength=len(old)) / used[level].numel()
+        things = old & (share < COMMON) & (persistence > PERSISTENT)
+        old = things if bool(things.any()) else old
     distance = torch.cdist(new, book.vectors).masked_fill(~old, torch.inf)
     if level + 1 == len(codec.codebooks):
         return distance.argmin(1)
-    used, _ = codec.encode(frames)
     usual = _usual_finer(codec, used, level)
     alike = (usual[codes.start : codes.stop].unsqueeze(1) == usual) & (usual >= 0)
     return (distance + distance[:, old].max() * ~alike).argmin(1)

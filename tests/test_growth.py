@@ -8,7 +8,7 @@ from tiny_worlds import ARCHITECTURES, CAMERA, SENSES, acts, all_tensors, differ
 
 from pan_hf import ImageSense, PanModel, PanProcessor, PanTokenizer
 from pan_hf.build import make_processor, save_checkpoint
-from pan_hf.modeling import growth_pan
+from pan_hf.modeling import growth_pan, novelty_pan
 
 KINDS = {"wall": (10, 10, 10), "ball": (250, 200, 30), "goal": (20, 90, 240), "key": (240, 20, 20)}
 OLD = tuple(KINDS)[:3]
@@ -441,3 +441,29 @@ def test_what_another_process_grew_meanwhile_is_not_overwritten(tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir() if path.is_file()} == kept
     save_checkpoint(tmp_path / "two", *others[1])
     save_checkpoint(tmp_path / "one", *others[0])  # its own growth may be saved again
+
+
+def test_where_a_gradient_follows_a_new_code_starts_as_a_thing_that_stays():
+    model, frames = grown_up(), pictures(16, tuple(KINDS))
+    codec, seen = model.senses["camera"], observation(model, frames)
+    model.learn(seen)
+    codes = range(4, model.ledger().born("camera.0"))
+    frames = frames.flatten(0, 1)
+    nearest = novelty_pan.find_models(codec, frames, 0, codes)
+    nothing_stays, stays = torch.zeros(12), torch.ones(12)
+    assert torch.equal(novelty_pan.find_models(codec, frames, 0, codes, nothing_stays), nearest)
+    book, stays[nearest] = codec.codebooks[0], 0.0
+    book.live[3], book.vectors[3] = True, 9.0  # far away, and so rare that it was not seen
+    assert novelty_pan.find_models(codec, frames, 0, codes, stays).tolist() == [3] * len(codes)
+
+
+def test_how_often_codes_stay_is_what_the_model_predicts():
+    model, frames = grown_up(), pictures(8, OLD)
+    seen = observation(model, frames)
+    found = model._persistence(seen, "camera", 0)
+    used = model.encode(seen).codes["camera"][0].unique()
+    assert found.shape == (12,) and ((found >= 0) & (found <= 1)).all()
+    assert (found[[code for code in range(12) if code not in used]] == 0).all()
+    with torch.no_grad():
+        model.readouts["camera"][0].copy_bias.fill_(50.0)  # nothing ever changes
+    assert (model._persistence(seen, "camera", 0)[used] == 1).all()

@@ -76,11 +76,14 @@ class GrowthCallback(TrainerCallback):
             "held_out": (self._on_device(judged["observation"]), judged["action"].to(self.model.device)),
             "step": state.global_step,
         }
-        growths = self.model.learn(seen, threshold=self.threshold, max_new=room, **common) if room else []
+        growths = self._learn(seen, room, common) if room else []
         growths += self.model.prune(seen, **common) if self.prune else []
         state.log_history += [
             {"growth": asdict(growth), "gain": growth.gain, "step": state.global_step} for growth in growths
         ]
+
+    def _learn(self, seen: dict[str, torch.Tensor], room: int, common: dict) -> list:
+        return self.model.learn(seen, threshold=self.threshold, max_new=room, will_train=True, **common)
 
     def _grown(self, state) -> int:
         """Codes that this run has grown so far; the log outlives a kill."""
