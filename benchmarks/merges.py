@@ -1,7 +1,8 @@
 """Merged tokens: how much shorter do sentences of codes get, and what does a language model make of them?
 
-The same small language model (Qwen3, the preset `tiny`) learns sentences of codes twice for the same time: with `pan
-merge` as it is, trials included, and without merges. Both are judged on held-out episodes.
+The same small language model (Qwen3, the preset `tiny`) learns sentences of codes twice for the same time, from the
+same weights: with merges that `model.merge` found in the training episodes, and without. Both are judged on held-out
+episodes.
 
     python benchmarks/merges.py            # about half an hour on two threads
     python benchmarks/merges.py --quick    # a minute or so: the same path in miniature
@@ -10,7 +11,7 @@ merge` as it is, trials included, and without merges. Both are judged on held-ou
 - `bits`: of a step, given the one before it.
 - `distortion`: of what comes back out of the tokens (of frames and vectors), root mean square, as a share of
   the range.
-- `speedup`: windows a second that the side with merges read in the first trial, over the side without.
+- `speedup`: steps of training a second, each of 32 windows, over those without merges.
 """
 
 import json
@@ -31,6 +32,7 @@ from pan_hf.quickstart import RECORDING  # noqa: E402
 from pan_hf.record import record as record_episodes  # noqa: E402
 from pan_hf.results import Record, mean_stderr, record, table, write_records  # noqa: E402
 from pan_hf.train import train  # noqa: E402
+from pan_hf.training.grow import in_last_episodes  # noqa: E402
 from pan_hf.training.merging import judge  # noqa: E402
 from pan_hf.training.sentences import SentenceWindows  # noqa: E402
 from pan_hf.trajectories import load_trajectories  # noqa: E402
@@ -38,10 +40,11 @@ from pan_hf.vocabulary import load  # noqa: E402
 
 RESULTS = common.VOCABULARY / "merges.json"
 JUDGED = 512  # held-out windows
+FOUND_IN = 4096  # sentences that merges are looked for in
 DOORKEY, PUSHT = "MiniGrid-DoorKey-8x8-v0", "gym_pusht/PushT-v0"
 # what is written out: environment, parts, steps of a sentence, merged tokens at most of a part
 TASKS = {
-    "frames": (DOORKEY, ("camera", "action"), 1, 64),
+    "frames": (DOORKEY, ("camera", "action"), 1, 16),
     "positions": (PUSHT, ("agent_pos",), 16, 128),
     "actions": (PUSHT, ("action",), 16, 128),
 }
@@ -51,9 +54,8 @@ PUSHES = ["random:0.2", "pan_hf.policies:pusht_pusher:0.8"]
 def main(
     run: Annotated[Path, typer.Option(help="Folder for recordings and models.")] = Path("runs/merges"),
     frames: Annotated[int, typer.Option(help="Recorded of each environment.")] = 10_000,
-    seconds: Annotated[float, typer.Option(help="Training time of each model, trials included.")] = 75.0,
-    trial_steps: Annotated[int, typer.Option(help="How long each side of a trial is trained.")] = 15,
-    seeds: Annotated[int, typer.Option(help="Of weights, windows and trials.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Training time of each model.")] = 60.0,
+    seeds: Annotated[int, typer.Option(help="Of windows and their order.")] = 3,
     threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="A minute or so: the same path in miniature.")] = False,
     output: Annotated[Path, typer.Option(help="Where the records and the plot go.")] = RESULTS,
@@ -61,9 +63,9 @@ def main(
     """Records, trains, measures, writes records and a plot, and prints a table."""
     torch.set_num_threads(threads)
     if quick:
-        frames, seconds, trial_steps, seeds = 1500, 2.0, 1, 1
+        frames, seconds, seeds = 1500, 2.0, 1
     prepare(run, frames, 2.0 if quick else 60.0)
-    found = {task: [measure(run, task, seed, seconds, trial_steps) for seed in range(seeds)] for task in TASKS}
+    found = {task: [measure(run, task, seed, seconds) for seed in range(seeds)] for task in TASKS}
     records = []
     for task, results in found.items():
         for model in results[0]:
@@ -89,22 +91,38 @@ def prepare(run: Path, frames: int, seconds: float) -> None:
         save_checkpoint(run / PUSHT / "checkpoint", *build(load_trajectories(run / PUSHT / "data", "train")))
 
 
-def measure(run: Path, task: str, seed: int, seconds: float, trial_steps: int) -> dict[str, dict[str, float]]:
+def measure(run: Path, task: str, seed: int, seconds: float) -> dict[str, dict[str, float]]:
     """One seed of one task, with merges and without."""
     environment, parts, chunk, count = TASKS[task]
-    results = {}
-    for name, merges in (("without merges", 0), ("with merges", count)):
+    data, results = run / environment / "data", {}
+    starts = {"without merges": run / environment, "with merges": run / task / "merged"}
+    if not starts["with merges"].exists():
+        model, processor = load(run / environment)
+        find_merges(model, load_trajectories(data, "train"), parts[0], chunk, count)
+        save_checkpoint(starts["with merges"] / "checkpoint", model, processor)
+    for name, start in starts.items():
         folder = run / task / f"{name.replace(' ', '_')}_{seed}"
-        data = run / environment / "data"
-        sentences = {"parts": list(parts), "chunk": chunk, "count": merges, "trial_steps": trial_steps}
-        merge(folder, run / environment, data, seconds=seconds, seed=seed, progress=False, **sentences)
-        results[name] = held_out(folder, data, parts, chunk)
+        sentences = {"parts": list(parts), "chunk": chunk, "count": 0}
+        merge(folder, start, data, seconds=seconds, seed=seed, progress=False, **sentences)
+        log = json.loads((folder / "stages" / "sentences" / "log.json").read_text())
+        trained = next(entry for entry in log if "train_runtime" in entry)
+        results[name] = held_out(folder, data, parts, chunk) | {"speedup": trained["step"] / trained["train_runtime"]}
         print(task, seed, name, results[name], flush=True)
-    trials = json.loads((folder / "growth.json").read_text())
-    speed = {side: trials[0][side]["windows"] / trials[0][side]["seconds"] for side in ("with", "without")}
-    results["without merges"] |= {"speedup": 1.0}
-    results["with merges"] |= {"speedup": speed["with"] / speed["without"]}
+    slow = results["without merges"]["speedup"]
+    for found in results.values():
+        found["speedup"] /= slow
     return results
+
+
+def find_merges(model, trajectories, part: str, chunk: int, count: int) -> None:
+    """Merges of a part, found in the first nine tenths of the episodes and judged by the rest."""
+    rows = trajectories.windows(chunk)
+    is_held_out = in_last_episodes(trajectories, rows).numpy()
+    values = trajectories.actions if part == "action" else trajectories.observations[part]
+    shuffled = (np.random.default_rng(common.SEED).permutation(rows[which]) for which in (~is_held_out, is_held_out))
+    seen, judged = (torch.from_numpy(values[some[:FOUND_IN, None] + np.arange(chunk)]) for some in shuffled)
+    for growth in model.merge(part, seen, chunk, held_out=judged, count=count):
+        print(growth, flush=True)
 
 
 @torch.no_grad()

@@ -107,9 +107,11 @@ class MergeCallback(TrainerCallback):
         state.log_history.append({"held_out": {"bits": found.bits, "tokens": found.tokens}, "step": state.global_step})
 
     def attempt(self, part: str, state) -> None:
-        """One trial for one part."""
+        """One trial for one part, unless it was built without room for merges."""
         segment, ledger = f"{part}.{MERGES}", self.model.ledger()
-        free = ledger.capacity(segment) - ledger.born(segment) if segment in ledger.segments else 0
+        if segment not in ledger.segments:
+            return
+        free = ledger.capacity(segment) - ledger.born(segment)
         count = min(free, self.args.merge_count >> self._rejections(segment, state))
         if not free:
             logger.warning(f"{segment} is full. {ledger.full_help(segment)}")
