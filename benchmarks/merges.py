@@ -30,7 +30,7 @@ from pan_hf.build import build, save_checkpoint  # noqa: E402
 from pan_hf.grow import merge  # noqa: E402
 from pan_hf.quickstart import RECORDING  # noqa: E402
 from pan_hf.record import record as record_episodes  # noqa: E402
-from pan_hf.results import Record, mean_stderr, record, table, write_records  # noqa: E402
+from pan_hf.results import Record, mean_stderr, record, select, table, write_records  # noqa: E402
 from pan_hf.train import train  # noqa: E402
 from pan_hf.training.grow import in_last_episodes  # noqa: E402
 from pan_hf.training.merging import judge  # noqa: E402
@@ -74,7 +74,7 @@ def main(
                 where = {"environment": f"{task}, {TASKS[task][0]}", "split": "test", "seeds": list(range(seeds))}
                 records.append(record(metric, value, stderr=stderr, model=model, **where))
     write_records(output, records)
-    plot(found, output.with_suffix(".png"))
+    plot(records, output.with_suffix(".png"))
     print(table(records, rows=["environment", "metric"], columns="model"))
     return records
 
@@ -148,24 +148,24 @@ def held_out(folder: Path, data: Path, parts: tuple[str, ...], chunk: int) -> di
     return {"tokens": found.tokens, "bits": found.bits, "distortion": float(error.square().mean().sqrt())}
 
 
-def plot(found: dict[str, list[dict]], path: Path) -> None:
+def plot(records: list[Record], path: Path) -> None:
     """Tokens and bits of each task, with merges and without."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for axis, metric, title in zip(axes, ("tokens", "bits"), ("tokens a step", "held-out bits a step"), strict=True):
         for number, (model, colour) in enumerate((("without merges", "#94a3b8"), ("with merges", "#3b82f6"))):
-            values = [mean_stderr([result[model][metric] for result in results]) for results in found.values()]
+            found = select(records, metric=metric, model=model)
             places = np.arange(len(found)) + 0.4 * number - 0.2
-            heights, errors = ([value[part] or 0 for value in values] for part in (0, 1))
-            axis.bar(places, heights, 0.36, yerr=errors, color=colour, label=model)
-            for place, height in zip(places, heights, strict=True):
-                axis.text(place, height, f"{height:.3g}", ha="center", va="bottom", fontsize=8)
-        axis.set_xticks(range(len(found)), [f"{task}\n{TASKS[task][0].split('/')[-1]}" for task in found], fontsize=8)
+            errors = [entry.stderr or 0 for entry in found]
+            axis.bar(places, [entry.value for entry in found], 0.36, yerr=errors, color=colour, label=model)
+            for place, entry in zip(places, found, strict=True):
+                axis.text(place, entry.value, f"{entry.value:.3g}", ha="center", va="bottom", fontsize=8)
+        axis.set_xticks(range(len(TASKS)), [f"{task}\n{TASKS[task][0].split('/')[-1]}" for task in TASKS], fontsize=8)
         axis.set_title(title)
         axis.margins(y=0.15)
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -187,7 +187,7 @@ def merge(
     seconds: Annotated[float, typer.Option(help="Time budget, trials included.")] = 60.0,
     max_steps: Annotated[int | None, typer.Option(help="Steps, in place of a time budget.")] = None,
     every: Annotated[int, typer.Option(help="Steps between attempts to merge.")] = 200,
-    count: Annotated[int, typer.Option(help="Merged tokens of a part in an attempt.")] = 64,
+    count: Annotated[int, typer.Option(help="Merged tokens of a part in an attempt.")] = 16,
     trial_steps: Annotated[int, typer.Option(help="How long each side of a trial is trained.")] = 50,
     seed: SEED = 0,
 ) -> None:

@@ -72,7 +72,7 @@ def merge(
     seconds: float = 60.0,
     max_steps: int | None = None,
     every: int = 200,
-    count: int = 64,
+    count: int = 16,
     trial_steps: int = 50,
     seed: int = 0,
     progress: bool = True,

@@ -36,7 +36,7 @@ class SentenceArguments(StageArguments):
     window: int = field(default=2, metadata={"help": "Sentences of each part in a window; at least 2."})
     merge_every: int = field(default=200, metadata={"help": "Steps between attempts to merge; the first at step 1."})
     merge_count: int = field(
-        default=64, metadata={"help": "Merged tokens of a part in an attempt, half after each rejection; 0: none."}
+        default=16, metadata={"help": "Merged tokens of a part in an attempt, half after each rejection; 0: none."}
     )
     trial_steps: int = field(default=50, metadata={"help": "Length of a trial, in steps without the new merges."})
 
