@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .growth_pan import Growth, logged
+from .learning_pan import Growth, logged
 from .sense_configuration_pan import MERGES
 
 

@@ -24,6 +24,7 @@ from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
 from .latent_head_pan import LatentHead
 from .layout_pan import StepLayout, additive
+from .learning_pan import LearningMixin
 from .loading_pan import check_folder, check_loaded, explained
 from .merging_pan import MergeMixin
 from .numbers_pan import num_readout_numbers
@@ -86,7 +87,9 @@ class PanPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class PanModel(SimulationMixin, GrowthMixin, MergeMixin, TableMixin, PanPreTrainedModel, GenerationMixin):
+class PanModel(
+    SimulationMixin, LearningMixin, GrowthMixin, MergeMixin, TableMixin, PanPreTrainedModel, GenerationMixin
+):
     """A world model around any causal language model.
 
     Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],
@@ -467,6 +470,7 @@ class PanModel(SimulationMixin, GrowthMixin, MergeMixin, TableMixin, PanPreTrain
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
 
 @functools.cache
 def _cache_argument(kind: type) -> str:

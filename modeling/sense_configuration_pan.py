@@ -9,7 +9,8 @@ video) is a new dataclass here and a new codec in `senses_pan.py`; the model fil
 import math
 from dataclasses import asdict, dataclass, field, fields
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
 
@@ -342,6 +343,24 @@ class TextAction(_Serializable):
 
     def __post_init__(self):
         _require(self.max_length >= 1, f"TextAction: max_length must be at least 1, got {self.max_length}.")
+
+
+def action_bounds(action) -> tuple[Tensor, Tensor]:
+    """Bounds of a vector action, `(dim,)` float32 each. Raises ValueError for texts."""
+    if action.kind != "vector":
+        raise ValueError(
+            f"Expected a 'discrete' or 'vector' action, got {action.kind!r}; texts cannot be drawn at random."
+        )
+    return torch.tensor(action.low, dtype=torch.float32), torch.tensor(action.high, dtype=torch.float32)
+
+
+def random_actions(action, shape: tuple[int, ...], generator) -> Tensor:
+    """Uniform actions: of `shape`, int64, for a discrete action; `(*shape, dim)` float for a vector. `generator` is of
+    the CPU. Raises ValueError for texts."""
+    if action.kind == "discrete":
+        return torch.randint(action.num_actions, shape, generator=generator)
+    low, high = action_bounds(action)
+    return low + (high - low) * torch.rand((*shape, action.dim), generator=generator)
 
 
 SENSES = {"image": ImageSense, "vector": VectorSense, "text": TextSense}

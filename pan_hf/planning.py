@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from pan_hf.critics import Critic, FunctionCritic, GoalCritic, RewardCritic, as_critic
+from pan_hf.modeling.sense_configuration_pan import action_bounds, random_actions
 
 __all__ = [
     "CEM", "Critic", "FunctionCritic", "GoalCritic", "GraphSearch", "Plan", "RandomShooting", "Refuted",
@@ -120,7 +121,7 @@ class RandomShooting:
         start, critic = time.perf_counter(), as_critic(critic)
         _check_one_row(belief)
         shape = (self.num_samples, self.horizon)
-        actions = _random_actions(world.config.action, shape, generator)
+        actions = random_actions(world.config.action, shape, generator)
         values, lengths, reached = _imagine(self, world, belief, critic, actions, generator)
         spent = self.num_samples * self.horizon * self.num_rollouts
         return _best_plan(actions, values, lengths, reached, spent, start)
@@ -211,32 +212,10 @@ class _Gaussian:
         self.std = smoothing * self.std + (1 - smoothing) * elites.std(dim=0, correction=0)
 
 
-def _bounds(action) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.tensor(action.low, dtype=torch.float32), torch.tensor(action.high, dtype=torch.float32)
-
-
-def _unplannable(action) -> ValueError:
-    return ValueError(
-        f"Expected a 'discrete' or 'vector' action to plan with, got {action.kind!r}; texts cannot be drawn at random."
-    )
-
-
-def _random_actions(action, shape: tuple[int, int], generator) -> torch.Tensor:
-    """Uniform actions, `(N, H)` int64 or `(N, H, D)` float."""
-    if action.kind == "discrete":
-        return torch.randint(action.num_actions, shape, generator=generator)
-    if action.kind != "vector":
-        raise _unplannable(action)
-    low, high = _bounds(action)
-    return low + (high - low) * torch.rand((*shape, len(low)), generator=generator)
-
-
 def _proposal(action, horizon: int, initial_std: float):
     if action.kind == "discrete":
         return _Categorical(action.num_actions, horizon)
-    if action.kind != "vector":
-        raise _unplannable(action)
-    return _Gaussian(*_bounds(action), horizon, initial_std)
+    return _Gaussian(*action_bounds(action), horizon, initial_std)
 
 
 def _imagine(planner, world: World, belief, critic: Critic, actions: torch.Tensor, generator):

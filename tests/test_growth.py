@@ -8,7 +8,7 @@ from tiny_worlds import ARCHITECTURES, CAMERA, SENSES, acts, all_tensors, differ
 
 from pan_hf import ImageSense, PanModel, PanProcessor, PanTokenizer
 from pan_hf.build import make_processor, save_checkpoint
-from pan_hf.modeling import growth_pan, novelty_pan
+from pan_hf.modeling import learning_pan, novelty_pan
 
 KINDS = {"wall": (10, 10, 10), "ball": (250, 200, 30), "goal": (20, 90, 240), "key": (240, 20, 20)}
 OLD = tuple(KINDS)[:3]
@@ -417,7 +417,7 @@ def test_a_model_without_its_processor_says_what_to_do():
 
 def test_bits_of_new_codes_count_where_nothing_is_held_out(monkeypatch):
     model = grown_up()
-    monkeypatch.setattr(growth_pan, "BITS_A_NUMBER", 1e9)
+    monkeypatch.setattr(learning_pan, "BITS_A_NUMBER", 1e9)
     (growth,) = model.learn(observation(model, pictures(8, (*OLD, "key"))))
     assert not growth.accepted
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from pan_hf.modeling.growth_pan import NOVEL
+from pan_hf.modeling.learning_pan import NOVEL
 from pan_hf.training.align import make_raw
 from pan_hf.training.stage import Stage, StageArguments, main
 

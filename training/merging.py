@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from pan_hf.modeling.growth_pan import Growth, from_first, logged
+from pan_hf.modeling.learning_pan import Growth, from_first, logged
 from pan_hf.modeling.sense_configuration_pan import MERGES
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ The backbone's weights are moved: a world model's dynamics are trained after thi
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -81,7 +82,7 @@ class SentenceWindows(Dataset):
         for part in self.parts:
             written = _write_all(model, part, tensors[part], chunk)
             different, number = written.unique(dim=0, return_inverse=True)
-            self.sentences[part], self.number[part] = different.tolist(), number
+            self.sentences[part], self.number[part] = different.tolist(), number.numpy()
         self._merged = (None, {})
         longest = max(map(len, self.goals)) + window * sum(len(found[0]) for found in self.sentences.values())
         positions = getattr(model.config.text_config, "max_position_embeddings", longest)
@@ -106,7 +107,7 @@ class SentenceWindows(Dataset):
             steps = [[] for _ in range(self.window)]
             for step, ids in enumerate(steps):
                 for part in self.parts:
-                    ids += merged[part][int(self.number[part][first + step * self.chunk])]
+                    ids += merged[part][self.number[part][first + step * self.chunk]]
             rows.append([*goal, *(item for ids in steps for item in ids)])
             starts.append(len(goal) + len(steps[0]))
         length = torch.tensor([len(row) for row in rows])
@@ -124,14 +125,13 @@ class SentenceWindows(Dataset):
 
     def seen(self, part: str, indices: Sequence[int]) -> list[list[int]]:
         """The sentences of a part that windows begin with."""
-        return [self.sentences[part][int(self.number[part][int(self.rows[index])])] for index in indices]
-
+        return [self.sentences[part][number] for number in self.number[part][self.rows[indices]]]
 
     def tokens_per_step(self, indices: Sequence[int], merges) -> float:
         """Tokens of a step, all parts together, on average."""
-        merged, starts = self.merged(merges), torch.as_tensor(self.rows[indices])
-        lengths = [torch.tensor([len(ids) for ids in merged[part]])[self.number[part][starts]] for part in self.parts]
-        return float(sum(found.double().mean() for found in lengths))
+        merged, starts = self.merged(merges), self.rows[indices]
+        lengths = [np.array([len(ids) for ids in merged[part]])[self.number[part][starts]] for part in self.parts]
+        return float(sum(found.mean() for found in lengths))
 
 
 @torch.no_grad()
