@@ -64,6 +64,8 @@ class PanConfig(PreTrainedConfig):
             the reconstruction loss, beside 1 for every pixel.
         adapter_dim (`int`): width of the local adapter that reads codes out of a place.
         adapter_blocks (`int`): its depth; more of them where things move by fractions of a code.
+        crop_places (`int`): side of the square of places around what changes that readouts of images are trained on in
+            stage `dynamics`, see `crops_pan`; 0: whole frames.
         latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name`, and
             `num_inference_steps`.
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
@@ -75,7 +77,8 @@ class PanConfig(PreTrainedConfig):
             nothing to do. `from_backbone` sets it for a backbone that was loaded and not made.
 
     Raises:
-        ValueError: senses without an action, an unknown loss name, or an unknown `level0_sampling`.
+        ValueError: senses without an action, an unknown loss name, an unknown `level0_sampling`, or crops of
+            sentences.
     """
 
     model_type = "pan"
@@ -100,6 +103,7 @@ class PanConfig(PreTrainedConfig):
     rarity_weight: float = 9.0
     adapter_dim: int = 48
     adapter_blocks: int = 1
+    crop_places: int = 0
     latent_head: dict | None = None
     latent_feedback: bool = False
     latent_noise: float = 0.1
@@ -121,6 +125,11 @@ class PanConfig(PreTrainedConfig):
         if self.level0_sampling not in ("parallel", "autoregressive"):
             raise ValueError(
                 f"`level0_sampling` must be 'parallel' or 'autoregressive', got {self.level0_sampling!r}."
+            )
+        if self.crop_places < 0 or (self.crop_places and self.level0_sampling == "autoregressive"):
+            raise ValueError(
+                f"`crop_places` must be 0 with level0_sampling='autoregressive', since a sentence runs over the whole "
+                f"frame, and at least 0 otherwise; got {self.crop_places}."
             )
         unknown = sorted(set(self.loss_weights or {}) - set(LOSS_WEIGHTS))
         if unknown:

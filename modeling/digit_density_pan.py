@@ -46,6 +46,10 @@ class DigitDensity(nn.Module):
     def forward(self, features: Tensor, now: list[Tensor], coarser: list[Tensor], numbers: Tensor) -> Tensor:
         """Args: features `(B, n, A)`; now, the current digits of every level `(B, n)`; coarser, the new digits of the
         levels before this one; numbers `(B, V)`. Returns: `(B, n, base)` float32, log masses of the digits."""
+        with torch.autocast(features.device.type, enabled=False):  # a fine cell is narrower than bfloat16 can tell
+            return self._log_mass(features, now, coarser, numbers)
+
+    def _log_mass(self, features: Tensor, now: list[Tensor], coarser: list[Tensor], numbers: Tensor) -> Tensor:
         shape = nn.functional.linear(features.float(), self.shape.float())
         share, displacement, width = shape.unsqueeze(-2).chunk(3, -1)  # (B, n, 1, M)
         expected = digits_to_unit(now, self.base) + nn.functional.linear(numbers.float(), self.linear.float())

@@ -27,7 +27,7 @@ from .layout_pan import StepLayout, additive
 from .learning_pan import LearningMixin
 from .loading_pan import check_folder, check_loaded, explained
 from .merging_pan import MergeMixin
-from .numbers_pan import num_readout_numbers
+from .numbers_pan import drawn_numbers, num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
 from .senses_pan import VectorCodec, build_codec
@@ -138,6 +138,7 @@ class PanModel(
                         config.copy_bias,
                         autoregressive=level == 0 and config.level0_sampling == "autoregressive",
                         num_numbers=num_readout_numbers(config, name),
+                        drawn=drawn_numbers(config, name),
                         num_blocks=config.adapter_blocks,
                     )
                     for level in range(sense.num_levels)

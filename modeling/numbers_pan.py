@@ -26,8 +26,14 @@ def num_step_numbers(config) -> int:
 
 def num_readout_numbers(config, sense: str) -> int:
     """Width of `readout_numbers` of one sense."""
-    drawn = sum(vector.dim for vector in _vectors(config).values())
-    return num_step_numbers(config) + (drawn * (1 + 2 * OCTAVES) if config.senses[sense].kind == "image" else 0)
+    told = drawn_numbers(config, sense)
+    return num_step_numbers(config) + (told.stop - told.start) * (1 + 2 * OCTAVES)
+
+
+def drawn_numbers(config, sense: str) -> slice:
+    """Which of the `readout_numbers` of a sense say where the vectors will be, in [-1, 1]; none but for images."""
+    first, is_image = num_step_numbers(config), config.senses[sense].kind == "image"
+    return slice(first, first + is_image * sum(vector.dim for vector in _vectors(config).values()))
 
 
 def step_numbers(model, now: State, before: State | None, action: Tensor) -> Tensor | None:
@@ -87,7 +93,33 @@ def readout_numbers(model, sense: str, numbers: Tensor | None, drawn: dict[str, 
 
 
 def _waves(unit: Tensor) -> Tensor:
-    """Numbers in [-1, 1] `(N, dim)` with their sines and cosines at `OCTAVES` octaves, so that a layer can tell close
-    ones apart."""
-    phases = (unit.unsqueeze(-1) * torch.pi * 2.0 ** torch.arange(OCTAVES, device=unit.device)).flatten(1)
-    return torch.cat([unit, phases.sin(), phases.cos()], 1)
+    """Numbers `(..., dim)` with their sines and cosines at `OCTAVES` octaves, so that a layer can tell close ones
+    apart."""
+    phases = (unit.unsqueeze(-1) * torch.pi * 2.0 ** torch.arange(OCTAVES, device=unit.device)).flatten(-2)
+    return torch.cat([unit, phases.sin(), phases.cos()], -1)
+
+
+class Bearings(nn.Module):
+    """How far each number is from each row and each column of a picture's codes.
+
+    Where a number is a coordinate of what the picture shows, something stands where it says. That is a matter of
+    differences between number and place, which layers that see both side by side learn slowly: PushT's agent was drawn
+    at 15.7 dB with its position known to half a pixel. So the differences are told, as waves, to each row and each
+    column; what rows and columns say is added up, and the perceptrons behind make a spot of it.
+
+    Args:
+        num_numbers (`int`): D, numbers in [-1, 1], taken for places between one border of the picture and the other.
+        width (`int`): A.
+    """
+
+    def __init__(self, num_numbers: int, width: int):
+        super().__init__()
+        told = num_numbers * (1 + 2 * OCTAVES)
+        self.rows, self.columns = nn.Linear(told, width, bias=False), nn.Linear(told, width, bias=False)
+
+    def forward(self, numbers: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Args: numbers `(N, D)`; rows `(N or 1, R)` and columns `(N or 1, C)`, where the middles of codes are, in
+        [-1, 1]. Returns: `(N, R * C, A)`."""
+        down = self.rows(_waves(numbers.unsqueeze(1) - rows.unsqueeze(-1)))  # (N, R, A)
+        across = self.columns(_waves(numbers.unsqueeze(1) - columns.unsqueeze(-1)))  # (N, C, A)
+        return (down.unsqueeze(2) + across.unsqueeze(1)).flatten(1, 2)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .belief_pan import State
+from .crops_pan import ReadoutView, crop
 from .heads_pan import two_hot
 from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
@@ -88,7 +89,8 @@ def dynamics_objective(model, state, action, reward, done, importance=None, **_)
     `importance` `(B,)` undoes in the codes' loss what the sampler did to how often a window is drawn."""
     given = State(state["codes"], state.get("latents", {}), state.get("text", {}))
     window = _teacher_forced(model, given, action, state.get("prefix"))
-    losses, metrics, _ = _code_losses(model, window, _by_transition(importance, action))
+    crop_places = model.config.crop_places if model.training else 0
+    losses, metrics, _ = _code_losses(model, window, _by_transition(importance, action), crop_places)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     return _sum_up(model, losses, metrics)
 
@@ -208,45 +210,62 @@ def _by_block(layout, hidden: Tensor) -> dict[str, Tensor]:
     return parts
 
 
-def _code_losses(model, window: _Window, importance: Tensor | None) -> tuple[dict, dict, dict[str, list[Tensor]]]:
-    """Cross-entropy of every level, changed codes weighted by `change_weight`; also the logits, by sense and level."""
+def _code_losses(
+    model, window: _Window, importance: Tensor | None, crop_places: int = 0
+) -> tuple[dict, dict, dict[str, list[Tensor]]]:
+    """Cross-entropy of every level, changed codes weighted by `change_weight`; also the logits, by sense and level.
+    `crop_places`: side of the square of places that readouts of images are shown (`crops_pan`); 0: whole frames."""
     losses, metrics, logits = {}, {}, {name: [] for name in window.current.codes}
     for block in model.layout.blocks:
         if not block.levels:
             continue
         drawn = {name: levels[: block.levels[-1] + 1] for name, levels in window.following.codes.items()}
         for name, places in model.split_places(block, window.hidden[block.name], window.trunk).items():
+            sense = model.config.senses[name]
             numbers = readout_numbers(model, name, window.numbers, drawn)
-            for level in block.levels[: model.config.senses[name].num_levels]:
-                now, target = window.current.codes[name][level], window.following.codes[name][level]
-                found = teacher_forced_logits(model, name, level, places, window, numbers)
+            view = ReadoutView(sense, places, window.current.codes[name], window.following.codes[name])
+            if crop_places and sense.kind == "image":
+                view = crop(view, crop_places)
+            for level in block.levels[: sense.num_levels]:
+                found = teacher_forced_logits(model, name, level, view, window.tables, numbers)
                 logits[name].append(found)
-                changed = (now != target).flatten()
-                weight = 1 + (model.config.change_weight - 1) * changed
-                weight = weight if importance is None else weight * importance.repeat_interleave(now.shape[1])
-                losses[f"{name}.{level}"] = _change_weighted(found, now, target, weight, model.config.change_weight)
-                if model.config.senses[name].kind == "image":
-                    book = model.senses[name].codebooks[level]
-                    losses[f"{name}.{level}.vectors"] = _vector_loss(book, found, now, target, importance)
-                right = (found.detach().argmax(-1) == target).flatten()
-                metrics[f"{name}.{level}.accuracy"] = right.float().mean()
-                metrics[f"{name}.{level}.accuracy_changed"] = (right & changed).sum() / changed.sum().clamp(min=1)
+                found_losses, found_metrics = _level_losses(model, name, level, found, view, importance)
+                losses, metrics = losses | found_losses, metrics | found_metrics
     return losses, metrics, logits
 
 
-def _vector_loss(book, logits: Tensor, now: Tensor, target: Tensor, importance: Tensor | None) -> Tensor:
+def _level_losses(
+    model, name: str, level: int, logits: Tensor, view: ReadoutView, importance: Tensor | None
+) -> tuple[dict, dict]:
+    """Losses and metrics of one level. importance `(N,)`, of transitions."""
+    now, target, change_weight = view.current[level], view.following[level], model.config.change_weight
+    share = torch.ones_like(now, dtype=logits.dtype) if view.weight is None else view.code_weight(level)
+    share = share if importance is None else share * importance.unsqueeze(1)
+    changed = now != target
+    weight = (1 + (change_weight - 1) * changed) * share
+    losses = {f"{name}.{level}": _change_weighted(logits, now, target, weight.flatten(), change_weight)}
+    if view.sense.kind == "image":
+        book = model.senses[name].codebooks[level]
+        losses[f"{name}.{level}.vectors"] = _vector_loss(book, logits, now, target, share)
+    right = logits.detach().argmax(-1) == target
+    metrics = {
+        f"{name}.{level}.accuracy": (share * right).sum() / share.sum(),
+        f"{name}.{level}.accuracy_changed": (right & changed).sum() / changed.sum().clamp(min=1),
+    }
+    return losses, metrics
+
+
+def _vector_loss(book, logits: Tensor, now: Tensor, target: Tensor, share: Tensor) -> Tensor:
     """Squared error of the expected code vector of a codebook, over that of standing still.
 
     Cross-entropy counts a code that looks nearly right as wrong as any other. This loss is least at the mean under the
     true probabilities, so it draws them nowhere else; it is the generative loss of equation 8 before the decoder.
-    logits `(N, n, K)`; now, target `(N, n)`; importance `(N,)`."""
+    logits `(N, n, K)`; now, target `(N, n)`; share `(N, n)`, how much each code counts."""
     true = book.lookup(target)
-    error = (book.mean(logits.softmax(-1)) - true).square().sum((1, 2))
-    still = (book.lookup(now) - true).square().sum((1, 2))
-    if importance is not None:
-        error, still = importance * error, importance * still
+    error = (share * (book.mean(logits.softmax(-1)) - true).square().sum(2)).sum()
+    still = (share * (book.lookup(now) - true).square().sum(2)).sum()
     least = STILL * book.spread() * target.numel()  # where next to nothing changes, nothing much is to be learned
-    return error.sum() / still.sum().clamp(min=1e-6).maximum(least)
+    return error / still.clamp(min=1e-6).maximum(least)
 
 
 def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor, change_weight: float) -> Tensor:
@@ -262,15 +281,15 @@ def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor
 
 
 def teacher_forced_logits(
-    model, name: str, level: int, places: Tensor, window: _Window, numbers: Tensor | None
+    model, name: str, level: int, view: ReadoutView, tables: CodeTables, numbers: Tensor | None
 ) -> Tensor:
     """Logits `(N, num_codes, K)` of one level, given the true coarser codes of the following state."""
-    current, following = window.current.codes[name], window.following.codes[name]
-    readout, found = model.readouts[name][level], window.tables.levels[name][level]
-    features = readout.features(places, current[level], following[:level], found, numbers)
+    readout, found, coarser = model.readouts[name][level], tables.levels[name][level], view.following[:level]
+    shown = {"shown": view.sense, "corner": view.corner}
+    features = readout.features(view.places, view.current[level], coarser, found, numbers, **shown)
     if readout.sentence is not None:
-        features = readout.sentence(features, following[level], found.drawn)
-    return readout.logits(features, found, current, following[:level], numbers)
+        features = readout.sentence(features, view.following[level], found.drawn)
+    return readout.logits(features, found, view.current, coarser, numbers)
 
 
 def _text_losses(model, window: _Window) -> dict[str, Tensor]:

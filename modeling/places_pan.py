@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .digit_density_pan import DigitDensity
+from .numbers_pan import Bearings
 from .senses_pan import fold_places, unfold_places
 
 
@@ -83,6 +84,7 @@ class LevelReadout(nn.Module):
             their [`DigitDensity`] already lies where they are.
         autoregressive (`bool`): sample the codes one after the other (see [`SentenceHead`]).
         num_numbers (`int`): V, of `numbers_pan.readout_numbers`.
+        drawn (`slice`): those of them that are where the vectors will be, see `numbers_pan.Bearings`.
         num_blocks (`int`): local blocks; each lets a code look one code farther around itself.
     """
 
@@ -95,18 +97,22 @@ class LevelReadout(nn.Module):
         copy_bias: float,
         autoregressive: bool,
         num_numbers: int,
+        drawn: slice,
         num_blocks: int,
     ):
         super().__init__()
-        self.sense, self.level, self.grid, self.initial_copy_bias = sense, level, _grid(sense, level), copy_bias
+        self.drawn = drawn
+        self.bearings = Bearings(drawn.stop - drawn.start, width) if drawn.stop > drawn.start else None
+        self.sense, self.level, self.initial_copy_bias = sense, level, copy_bias
         self.places = nn.Linear(3 * hidden_size, sense.codes_per_place[level] * width)
         self.numbers = nn.Linear(num_numbers, self.places.out_features, bias=False) if num_numbers else None
         self.current = nn.Linear(hidden_size, width, bias=False)
         self.coarser = nn.ModuleList(nn.Linear(hidden_size, width, bias=False) for _ in range(level))
         # vocabulary rows are a fiftieth of the size of hidden states, and would otherwise hardly be seen beside them
         self.row_norm = nn.LayerNorm(hidden_size)
-        self.blocks = nn.ModuleList(_LocalBlock(self.grid, width) for _ in range(num_blocks))
-        self.sentence = SentenceHead(self.grid, hidden_size, width) if autoregressive else None
+        grid = _grid(sense, level)
+        self.blocks = nn.ModuleList(_LocalBlock(grid[0] > 1, width) for _ in range(num_blocks))
+        self.sentence = SentenceHead(grid, hidden_size, width) if autoregressive else None
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, hidden_size)
         self.copy_bias = nn.Parameter(torch.empty(1))
@@ -129,10 +135,20 @@ class LevelReadout(nn.Module):
         )
 
     def features(
-        self, places: Tensor, now: Tensor, coarser: list[Tensor], tables: "LevelTables", numbers: Tensor | None
+        self,
+        places: Tensor,
+        now: Tensor,
+        coarser: list[Tensor],
+        tables: "LevelTables",
+        numbers: Tensor | None,
+        shown=None,
+        corner: Tensor | None = None,
     ) -> Tensor:
         """Args: places `(B, P, 3H)`, see `PanModel.split_places`; now, the current codes `(B, n)`; coarser, the new
-        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `numbers_pan`. Returns: `(B, n, A)`."""
+        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `numbers_pan`; shown, a sense of the size
+        of what is shown, and corner, `(B, 2)` the row and column of its first place, if that is a part of the frame
+        (`crops_pan`). Returns: `(B, n, A)`."""
+        shown = shown or self.sense
         per_place = self.sense.codes_per_place[self.level]
         hidden, held, action = places.chunk(3, -1)
         for_hidden, for_held, for_action = self.places.weight.chunk(3, 1)
@@ -141,20 +157,34 @@ class LevelReadout(nn.Module):
         x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # the same at every place
         if self.numbers is not None:
             x = x + self.numbers(numbers.to(x.dtype)).unsqueeze(1)  # the same at every place, too
-        x = unfold_places(x.unflatten(-1, (per_place, -1)), self.sense, self.level)
+        x = unfold_places(x.unflatten(-1, (per_place, -1)), shown, self.level)
+        if self.bearings is not None:
+            x = x + self.bearings(numbers[:, self.drawn], *self._middles(shown, corner, numbers.device)).to(x.dtype)
         x = x + nn.functional.embedding(now, tables.current)
         for level, (codes, table) in enumerate(zip(coarser, tables.coarser, strict=False)):
-            x = x + self._spread(nn.functional.embedding(codes, table), level)
+            x = x + self._spread(nn.functional.embedding(codes, table), level, shown)
+        grid = _grid(shown, self.level)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, grid)
         return x
 
-    def _spread(self, x: Tensor, level: int) -> Tensor:
+    def _middles(self, shown, corner: Tensor | None, device) -> list[Tensor]:
+        """Where the middles of rows and of columns of codes are on the whole frame, in [-1, 1], `(B or 1, count)`
+        each; args as for `features`."""
+        stride, middles = self.sense.place_stride // self.sense.level_strides[self.level], []
+        whole = _grid(self.sense, self.level)
+        for axis, count in enumerate(_grid(shown, self.level)):
+            index = torch.arange(count, device=device) + 0.5
+            index = index.unsqueeze(0) if corner is None else index + stride * corner[:, axis : axis + 1]
+            middles.append(2 * index / whole[axis] - 1)
+        return middles
+
+    def _spread(self, x: Tensor, level: int, shown) -> Tensor:
         """A coarser level's map `(B, n_l, A)` repeated onto this level's finer one `(B, n, A)`."""
-        if self.sense.kind != "image":
+        if shown.kind != "image":
             return x
-        rows, columns = _grid(self.sense, level)
-        factor = self.sense.level_strides[level] // self.sense.level_strides[self.level]
+        rows, columns = _grid(shown, level)
+        factor = shown.level_strides[level] // shown.level_strides[self.level]
         if factor == 1:
             return x
         grid = x.reshape(len(x), rows, 1, columns, 1, -1).expand(-1, -1, factor, -1, factor, -1)
@@ -182,23 +212,22 @@ class LevelReadout(nn.Module):
 class _LocalBlock(nn.Module):
     """What stands around a code on its grid (on a row: the code by itself), then a perceptron; each added to it."""
 
-    def __init__(self, grid: tuple[int, int], width: int):
+    def __init__(self, is_grid: bool, width: int):
         super().__init__()
-        self.grid = grid
         self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.neighbours = nn.Conv2d(width, width, 3, padding=1) if grid[0] > 1 else nn.Linear(width, width)
+        self.neighbours = nn.Conv2d(width, width, 3, padding=1) if is_grid else nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, n, A)` -> `(B, n, A)`."""
-        x = x + nn.functional.gelu(self._around(self.norm(x)))
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`(B, n, A)` -> `(B, n, A)`, n = rows times columns of `grid`."""
+        x = x + nn.functional.gelu(self._around(self.norm(x), grid))
         return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
 
-    def _around(self, x: Tensor) -> Tensor:
-        if self.grid[0] == 1:
+    def _around(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        if isinstance(self.neighbours, nn.Linear):
             return self.neighbours(x)
-        grid = x.unflatten(1, self.grid).permute(0, 3, 1, 2)  # channels last, as it is stored
-        return self.neighbours(grid).permute(0, 2, 3, 1).flatten(1, 2)
+        x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # channels last, as it is stored
+        return self.neighbours(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 @dataclass

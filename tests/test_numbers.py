@@ -7,6 +7,8 @@ import pan_hf.modeling.simulation_pan as simulation
 from pan_hf import VectorAction
 from pan_hf.modeling.belief_pan import State
 from pan_hf.modeling.numbers_pan import (
+    Bearings,
+    drawn_numbers,
     num_readout_numbers,
     num_step_numbers,
     readout_numbers,
@@ -71,3 +73,24 @@ def test_a_picture_is_told_where_the_vectors_of_its_own_future_are(monkeypatch):
         first = num_step_numbers(model.config)
         torch.testing.assert_close(numbers[:, first : first + unit.shape[1]], unit)
     assert told
+
+
+def test_bearings_depend_on_how_far_a_number_is_from_a_place_alone():
+    bearings = Bearings(2, 6)
+    with torch.no_grad():
+        numbers, rows = torch.rand(3, 2), torch.linspace(-0.9, 0.9, 4)[None]
+        columns = torch.linspace(-0.8, 0.8, 5)[None]
+        found = bearings(numbers, rows, columns)
+        assert found.shape == (3, 20, 6)
+        torch.testing.assert_close(bearings(numbers + 0.25, rows + 0.25, columns + 0.25), found, rtol=0, atol=1e-4)
+        moved = bearings(numbers + 0.25, rows, columns)
+    assert (moved - found).abs().max() > 0.01
+
+
+def test_images_alone_are_told_where_vectors_will_be():
+    model = world_model(("camera", "touch"))
+    assert drawn_numbers(model.config, "camera") == slice(7, 10)  # behind touch, its change and whether that is known
+    told = drawn_numbers(model.config, "touch")
+    assert told.start == told.stop and model.readouts["touch"][0].bearings is None
+    assert all(readout.bearings is not None for readout in model.readouts["camera"])
+    assert world_model(("camera",)).readouts["camera"][0].bearings is None

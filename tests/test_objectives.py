@@ -82,15 +82,15 @@ def test_the_vector_loss_is_least_at_the_true_mean_and_1_where_everything_stands
     book.live[:3], book.started[:] = True, True
     now, target = torch.zeros(4, 1, dtype=torch.long), torch.tensor([[0], [0], [0], [1]])
 
-    def loss(*probabilities, importance=None):
+    def loss(*probabilities, share=(1.0, 1.0, 1.0, 1.0)):
         logits = torch.tensor([*probabilities, 0.0]).log().expand(4, 1, 4)
-        return float(_vector_loss(book, logits, now, target, importance))
+        return float(_vector_loss(book, logits, now, target, torch.tensor(share).unsqueeze(1)))
 
     assert loss(1.0, 0.0, 0.0) == pytest.approx(1.0)
     assert loss(0.75, 0.25, 0.0) == pytest.approx(0.75)
     assert loss(0.75, 0.25, 0.0) < min(loss(0.7, 0.3, 0.0), loss(0.8, 0.2, 0.0))
     assert loss(0.7, 0.2, 0.1) < 1.0  # what a code that describes nothing is parked on counts for nothing
-    assert loss(0.0, 1.0, 0.0, importance=torch.tensor([0.0, 0.0, 0.0, 1.0])) == pytest.approx(0.0)
+    assert loss(0.0, 1.0, 0.0, share=(0.0, 0.0, 0.0, 1.0)) == pytest.approx(0.0)
 
 
 def only_generative(model):

@@ -38,6 +38,7 @@ DYNAMICS = Stage(
     name="dynamics",
     objective="dynamics",
     trains=r"(?!senses\.|latent_heads\.)",
+    half=True,
     make_data=make_encoded,
     defaults={"learning_rate": 2.5e-3},
 )

@@ -69,6 +69,7 @@ class Stage:
         make_data: `(model, processor, trajectories, arguments) -> (dataset, row weights)`.
         defaults: differences from `DEFAULTS`.
         slow: share of the learning rate by the beginning of a parameter's name.
+        half: whether it trains in bfloat16 (autocast) on a machine that is faster in it.
         is_needed: whether a model has anything for this stage to train.
         prepare: `(model) -> (model) -> None`, called with the model before training and what it returns with the model
             after it.
@@ -82,6 +83,7 @@ class Stage:
     make_data: Callable[[PanModel, PanProcessor, Trajectories, StageArguments], tuple[Dataset, torch.Tensor]]
     defaults: dict = field(default_factory=dict)
     slow: dict[str, float] = field(default_factory=dict)
+    half: bool = False
     is_needed: Callable[[PanModel], bool] = lambda model: True
     prepare: Callable[[PanModel], Callable[[PanModel], None]] = lambda model: lambda trained: None
     arguments: type[StageArguments] = StageArguments
@@ -89,16 +91,22 @@ class Stage:
 
 
 def arguments(stage: Stage, **given) -> StageArguments:
-    """The stage's arguments with its defaults. `use_cpu` is set where there is no accelerator."""
-    cpu = {"use_cpu": True} if not torch.cuda.is_available() else {}
-    return stage.arguments(**(DEFAULTS | cpu | stage.defaults | given))
+    """The stage's arguments with its defaults, and those of this machine."""
+    return stage.arguments(**(DEFAULTS | _machine(stage) | stage.defaults | given))
+
+
+def _machine(stage: Stage) -> dict:
+    """`use_cpu` where there is no accelerator; bfloat16 where the stage bears it and the machine multiplies in it."""
+    if torch.cuda.is_available():
+        return {"bf16": stage.half and torch.cuda.is_bf16_supported()}
+    multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return {"use_cpu": True, "bf16": stage.half and multiplies}
 
 
 def main(stage: Stage) -> None:
     """The command line of a stage: every field of its arguments is a flag."""
     parser = HfArgumentParser(stage.arguments, description=(stage.make_data.__doc__ or stage.name).strip())
-    cpu = {"use_cpu": True} if not torch.cuda.is_available() else {}
-    parser.set_defaults(**(DEFAULTS | cpu | stage.defaults))
+    parser.set_defaults(**(DEFAULTS | _machine(stage) | stage.defaults))
     (parsed,) = parser.parse_args_into_dataclasses()
     for name in ("model", "data"):
         if not getattr(parsed, name):
@@ -126,6 +134,9 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     trajectories = trajectories or load_trajectories(args.data, "train")
     if not stage.is_needed(model):
         return Path(args.model)
+    if args.use_cpu:
+        # at a few hundred positions the fused kernel's backward takes three times as long as two matrix products
+        model.set_attn_implementation("eager")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
     dataset, weights = stage.make_data(model, processor, trajectories, args)
