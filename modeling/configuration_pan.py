@@ -22,6 +22,8 @@ _TINY_BACKBONE = {
     "tie_word_embeddings": True,
 }
 
+TEXT = "text"  # the segment of the words
+
 LOSS_WEIGHTS = {
     "codes": 1.0,
     "vectors": 1.0,
@@ -46,10 +48,10 @@ class PanConfig(PreTrainedConfig):
         action (`DiscreteAction | VectorAction | TextAction`, *optional*): required as soon as there is a sense.
         segments (`dict[str, list[int]]`): name of each run of code ids -> `[offset, capacity]`; names are
             `<sense>.<level>` and `action.<level>`, and `<sense>.merges` and `action.merges` for merged tokens.
-        extensions (`dict[str, list[list[int]]]`, *optional*): further runs of rows that a segment has been given, see
-            `runs`.
+        extensions (`dict[str, list[list[int]]]`, *optional*): further runs of rows that a segment, or "text", has been
+            given, see `runs`.
         text_size (`int`): words the backbone knows.
-        text_capacity (`int`): ids below it are words; those from `text_size` on are reserved for words to come.
+        text_capacity (`int`): ids below it are words; those from `text_size` on were reserved for words to come.
         code_capacity (`int`): rows reserved for codes, behind the words.
         vocabulary_digest (`str`, *optional*): digest of the ledger this model was trained with.
         context_steps (`int`): steps (state and action) of the trunk that a prediction sees, the current one included.
@@ -153,8 +155,10 @@ class PanConfig(PreTrainedConfig):
         _check_segments(self.segments, self.extensions, self.coded_parts(), self.text_capacity)
 
     def runs(self, segment: str) -> list[list[int]]:
-        """The `[offset, capacity]` of each run of rows of a segment, in the order of its codes."""
-        return [self.segments[segment], *self.extensions.get(segment, [])]
+        """The `[offset, capacity]` of each run of rows of a segment ("text": of the words), in the order of its
+        tokens."""
+        first = [0, self.text_capacity] if segment == TEXT else self.segments[segment]
+        return [first, *self.extensions.get(segment, [])]
 
     def coded_parts(self) -> dict:
         """The senses, and the action under the name `action`, that are written in codes rather than in words."""
@@ -205,7 +209,8 @@ def _check_segments(segments: dict, extensions: dict, parts: dict, text_capacity
     runs += [(name, run) for name, more in extensions.items() for run in more]
     given = dict.fromkeys(segments, 0)
     for name, (_, capacity) in runs:
-        given[name] = given.get(name, 0) + capacity
+        if name != TEXT:
+            given[name] = given.get(name, 0) + capacity
     if given != expected:
         raise ValueError(f"`segments` must hold these capacities: {expected}, as the senses say; got {given}.")
     end, last = text_capacity, "the words"

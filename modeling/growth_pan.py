@@ -164,23 +164,27 @@ class GrowthMixin:
         live = int(self.live_words().sum())
         if new_num_tokens is None or new_num_tokens <= live:
             return self.get_input_embeddings()
-        if new_num_tokens > self.config.text_capacity:
+        ledger = self.ledger()
+        if new_num_tokens > sum(ledger.runs("text")[-1]):
             raise ValueError(
-                f"{new_num_tokens} words do not fit the {self.config.text_capacity} rows reserved for words; ids of "
-                "codes lie behind them and never move. Build the model with a larger `text_reserve`."
+                f"{new_num_tokens} words do not fit the {ledger.capacity('text')} rows reserved for words; ids of "
+                f"codes lie behind them and never move. {ledger.full_help('text')}"
             )
-        born = self.ledger().born("text")
-        if born < new_num_tokens:
+        last = ledger.id_of("text", ledger.born("text") - 1)
+        if last + 1 < new_num_tokens:  # `len(tokenizer)` counts the ids of codes where words go on behind them
             raise ValueError(
-                f"The attached tokenizer has {born} words, not {new_num_tokens}; add words with "
+                f"The attached tokenizer has words up to id {last}, not {new_num_tokens} of them; add words with "
                 "`tokenizer.add_tokens([...])` first, or use `model.grow('text', names=[...])`."
             )
         self._start_words(self._waiting_words(), None)
         return self.get_input_embeddings()
 
     def _waiting_words(self) -> list[int]:
-        """Words that the tokenizer was given and the model has not started yet."""
-        return (~self.live_words()[: self.ledger().born("text")]).nonzero().squeeze(1).tolist()
+        """Ids of words that the tokenizer was given and the model has not started yet."""
+        ledger = self.ledger()
+        runs = [torch.arange(first, first + count) for first, count in ledger.runs("text")]
+        born = torch.cat(runs)[: ledger.born("text")].to(self.live_rows.device)
+        return born[~self.live_rows[born]].tolist()
 
     # ---- inside
 

@@ -333,8 +333,8 @@ class PanModel(
         live."""
         kind = self.config.action.kind
         if kind == "text":
-            table = self.get_output_embeddings().weight[: self.config.text_capacity]
-            return [(action, table, self.live_words())]
+            live = self.live_words()
+            return [(action, self.get_output_embeddings().weight[: len(live)], live)]
         codes = [action.long().unsqueeze(1)] if kind == "discrete" else self.action_codec.encode(action)[0]
         return [
             (level_codes, self.code_table("action", level), self.live_codes("action", level))

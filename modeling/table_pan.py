@@ -69,15 +69,22 @@ class TableMixin:
         return table[first : first + count]
 
     def live_words(self) -> Tensor:
-        """Which words exist, `(text_capacity,)` bool."""
-        return self.live_rows[: self.config.text_capacity]
+        """Which rows are words that exist, `(rows up to the last reserved for words,)` bool: `text_capacity` of them,
+        and more where words were given rows behind the codes."""
+        runs = self.config.runs("text")
+        if len(runs) == 1:
+            return self.live_rows[: self.config.text_capacity]
+        live = torch.zeros(sum(runs[-1]), dtype=torch.bool, device=self.live_rows.device)
+        for first, count in runs:
+            live[first : first + count] = self.live_rows[first : first + count]
+        return live
 
     def word_logits(self, hidden: Tensor) -> Tensor:
-        """Logits `(..., text_capacity)` float32 over words alone, minus infinity where there is none."""
-        head, capacity = self.get_output_embeddings(), self.config.text_capacity
-        bias = None if getattr(head, "bias", None) is None else head.bias[:capacity]
-        logits = nn.functional.linear(hidden, head.weight[:capacity], bias)
-        return logits.float().masked_fill(~self.live_words(), -torch.inf)
+        """Logits float32 over words alone, as many as `live_words` has rows, minus infinity where there is no word."""
+        head, live = self.get_output_embeddings(), self.live_words()
+        bias = None if getattr(head, "bias", None) is None else head.bias[: len(live)]
+        logits = nn.functional.linear(hidden, head.weight[: len(live)], bias)
+        return logits.float().masked_fill(~live, -torch.inf)
 
     def start_code_rows(self, parts: Iterable[str]) -> None:
         """Lets the rows of codes start from what the codes stand for, see `rows_pan`. What the rows had learned is

@@ -91,14 +91,14 @@ def quickstart(
     with stage_timer(run / "timing.json", "evaluate", seeds=[seed]):
         evaluate(run, run / "data", num_windows=budget.windows, seeds=[seed], skip_trained=True, progress=progress)
     with stage_timer(run / "timing.json", "plan", seeds=[seed]):
-        plan_each(run, budget, progress)
+        plan_each(run, run / "data", budget, progress)
     with stage_timer(run / "timing.json", "report", seeds=[seed]):
         write_card(run)
         report = write_report(run)
     return report
 
 
-def plan_each(run: Path, budget: Budget, progress: bool) -> None:
+def plan_each(run: Path, data: Path, budget: Budget, progress: bool) -> None:
     """Plans in one environment after the other and joins their records in `planning.json`."""
     from pan_hf.plan import plan
     from pan_hf.results import write_records
@@ -107,7 +107,7 @@ def plan_each(run: Path, budget: Budget, progress: bool) -> None:
     for environment, episodes in budget.episodes:
         records += plan(
             run,
-            run / "data",
+            data,
             planners=[PLANNER],
             environments=[environment],
             episodes=episodes,

@@ -140,7 +140,8 @@ def double(path: str | Path, segments: Iterable[str], output: str | Path | None 
 
     Args:
         path: a run or a checkpoint.
-        segments: levels of image senses ("camera.0"), discrete actions ("action.0"), merged tokens ("camera.merges").
+        segments: levels of image senses ("camera.0"), discrete actions ("action.0"), merged tokens ("camera.merges"),
+            words ("text").
         output: where the larger checkpoint goes; in place of the old one by default.
 
     Returns:
@@ -173,7 +174,8 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
 
     Args:
         model: attached to its processor.
-        segment (`str`): a level of an image sense, "action.0" of discrete actions, or merged tokens, "camera.merges".
+        segment (`str`): a level of an image sense, "action.0" of discrete actions, merged tokens, "camera.merges", or
+            words, "text".
         rows (`int`): how many more.
 
     Raises:
@@ -182,10 +184,10 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
     ledger, (part, _, level) = model.processor.vocabulary, segment.rpartition(".")
     ledger.capacity(segment)
     described = model.config.coded_parts().get(part)
-    if described is None or (described.kind == "vector" and level != MERGES):
+    if described is not None and described.kind == "vector" and level != MERGES:
         raise ValueError(
-            f"{segment} cannot be extended: {'words keep the rows they have' if not part else 'its digits are all'}. "
-            "Levels of images, discrete actions and merged tokens can."
+            f"{segment} cannot be extended: its digits are all. Levels of images, discrete actions, merged tokens and "
+            "words can."
         )
     offset, _ = ledger.extend(segment, rows)
     backbone, config = model.language_model, model.config
@@ -198,6 +200,15 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
         model.register_buffer(name, nn.functional.pad(getattr(model, name), (0, total - old)))
     config.extensions = config.extensions | {segment: [*config.extensions.get(segment, []), [offset, rows]]}
     config.code_capacity = ledger.code_capacity
+    if part:
+        _enlarge(model, part, level, rows)
+    config.vocabulary_digest = ledger.digest()
+
+
+def _enlarge(model: PanModel, part: str, level: str, rows: int) -> None:
+    """Lets model and processor know that a level of a part has `rows` more rows."""
+    config = model.config
+    described = config.coded_parts()[part]
     if level == MERGES:
         larger = replace(described, merge_capacity=described.merge_capacity + rows)
     elif part == "action":
@@ -212,4 +223,3 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
     else:
         config.senses[part] = model.senses[part].sense = larger
         model.processor.senses[part] = larger.to_dict()
-    config.vocabulary_digest = ledger.digest()

@@ -138,7 +138,7 @@ def test_added_words_stay_below_the_codes_and_enter_the_ledger(tokenizer):
     tokenizer.add_tokens(["icepick", "icepick", "go"])  # "go" is a word already
     assert tokenizer.encode("icepick") == [start]
     assert tokenizer.vocabulary.births[-1]["names"] == ["icepick"] and tokenizer.vocabulary.live("text") == start + 1
-    with pytest.raises(ValueError, match="No room for 600 more words.*larger `text_reserve`"):
+    with pytest.raises(ValueError, match="No room for 600 more words.*--double text"):
         tokenizer.add_tokens([f"word{index}" for index in range(600)])
     assert len(tokenizer) == start + 1
 

@@ -224,6 +224,6 @@ def test_an_extended_segment_grows_on_behind_all_others_and_no_id_moves():
     assert not vocabulary.live_mask(segment)[vocabulary.segment_of(size + 1)[1]]
     assert old.is_ancestor_of(vocabulary)
     assert Vocabulary.from_dict(vocabulary.to_dict()).digest() == vocabulary.digest()
-    for wrong in (("text", 8), (segment, 0)):
+    for wrong in (("nose.0", 8), (segment, 0)):
         with pytest.raises(ValueError, match="cannot have"):
             vocabulary.extend(*wrong)

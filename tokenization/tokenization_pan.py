@@ -3,12 +3,13 @@
 Words stay what they are in the backbone's fast tokenizer: same ids, same merges, same chat template. Codes are not
 added to it: 65 536 added tokens cost 12 MB of JSON and 4 to 7 s at every load. Instead the ledger says which ids are
 codes, and this class spells them: id 1041 is `<camera.0:17>` when segment `camera.0` starts at row 1024. The ledger
-travels as `vocabulary.json` beside `tokenizer.json`.
+travels as `vocabulary.json` beside `tokenizer.json`. Only where words outgrew the rows in front of the codes does the
+tokenizer count on behind them: unspeakable tokens then stand for the ids in between.
 """
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,6 +20,7 @@ from .merges_pan import Merges
 from .vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+_UNSPEAKABLE = "\U000f0000"  # of a plane that Unicode keeps for private use
 _SETTINGS = (
     "model_max_length",
     "padding_side",
@@ -138,11 +140,11 @@ class PanTokenizer(PreTrainedTokenizerFast):
             ValueError: the tokenizer has words that are not live in it.
         """
         vocabulary = Vocabulary.from_dict(vocabulary) if isinstance(vocabulary, Mapping) else vocabulary
-        num_words = max(self.get_vocab().values(), default=-1) + 1
+        num_words = self._num_words(vocabulary)
         if num_words > vocabulary.born(TEXT):
             raise ValueError(
                 f"The tokenizer has words up to id {num_words - 1}, but only {vocabulary.born(TEXT)} of the "
-                f"vocabulary's {vocabulary.text_capacity} rows for words are live; build it with "
+                f"vocabulary's {vocabulary.capacity(TEXT)} rows for words are live; build it with "
                 f"text_size={num_words} or more."
             )
         self._vocabulary, self._merges = vocabulary, (-1, None)
@@ -150,25 +152,53 @@ class PanTokenizer(PreTrainedTokenizerFast):
         self._code_pattern = re.compile(f"<({names}):([0-9]+)>") if names else None
 
     def _add_tokens(self, new_tokens, special_tokens: bool = False) -> int:
-        """New words take the next ids, which must stay below the codes; the ledger gives birth to those it lacks."""
+        """New words take the next rows for words; the ledger gives birth to those it lacks."""
         if self._vocabulary is None:
             return super()._add_tokens(new_tokens, special_tokens=special_tokens)
         fresh = [name for name in dict.fromkeys(map(str, new_tokens)) if not self.has_word(name)]
-        free = self._vocabulary.text_capacity - self._next_id()
+        first = self._num_words(self._vocabulary)
+        free = self._vocabulary.capacity(TEXT) - first
         if len(fresh) > free:
             raise ValueError(
-                f"No room for {len(fresh)} more words: {free} of {self._vocabulary.text_capacity} rows are left. "
+                f"No room for {len(fresh)} more words: {free} of {self._vocabulary.capacity(TEXT)} rows are left. "
                 + self._vocabulary.full_help(TEXT)
             )
-        added = super()._add_tokens(new_tokens, special_tokens=special_tokens)
-        ids = {self._tokenizer.token_to_id(name): name for name in fresh}
-        unborn = range(self._vocabulary.born(TEXT), self._next_id())
+        given = {str(token): token for token in reversed(new_tokens)}
+        for names in self._by_run(fresh, first):
+            self._skip_to(self._vocabulary.row_of(TEXT, first + fresh.index(names[0])))
+            super()._add_tokens([given.pop(name) for name in names], special_tokens=special_tokens)
+        super()._add_tokens([*given.values()], special_tokens=special_tokens)  # a word may become a special one
+        unborn = range(self._vocabulary.born(TEXT), first + len(fresh))
         if unborn:
-            self._vocabulary.grow(TEXT, len(unborn), "named", step=0, names=[ids[item] for item in unborn])
-        return added
+            names = [fresh[number - first] for number in unborn]
+            self._vocabulary.grow(TEXT, len(unborn), "named", step=0, names=names)
+        return len(fresh)
+
+    def _by_run(self, names: list[str], first: int) -> Iterator[list[str]]:
+        """New words, of which the first is word number `first`, by the run of rows that they fall into."""
+        end = 0
+        for _, capacity in self._vocabulary.runs(TEXT):
+            start, end = end, end + capacity
+            within = names[max(start - first, 0) : max(end - first, 0)]
+            if within:
+                yield within
+
+    def _skip_to(self, token_id: int) -> None:
+        """Makes the backend's next id `token_id`, with tokens that no text holds."""
+        skipped = [f"{_UNSPEAKABLE}{item}" for item in range(self._next_id(), token_id)]
+        if skipped:
+            super()._add_tokens(skipped)
 
     def _next_id(self) -> int:
         return max(self.vocab_size, max(self.added_tokens_decoder, default=-1) + 1)
+
+    def _num_words(self, vocabulary: Vocabulary) -> int:
+        """Words of the backend, counted as the ledger counts them."""
+        last = max(self.get_vocab().values(), default=-1)
+        if last < vocabulary.text_capacity:
+            return last + 1
+        owner, number = vocabulary.segment_of(last) if last < vocabulary.size else (None, last)
+        return number + 1 if owner == TEXT else last + 1  # the latter of a tokenizer that this ledger is not of
 
     @property
     def merges(self) -> Merges:
@@ -262,7 +292,9 @@ class PanTokenizer(PreTrainedTokenizerFast):
         return f"<{segment}:{code}>"
 
     def _is_code(self, token_id: int) -> bool:
-        return self._vocabulary is not None and token_id >= self._vocabulary.text_capacity
+        if self._vocabulary is None or token_id < self._vocabulary.text_capacity:
+            return False
+        return self._vocabulary.segment_of(token_id)[0] != TEXT
 
     def _decode(self, token_ids, skip_special_tokens: bool = False, **kwargs) -> str:
         token_ids = token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids

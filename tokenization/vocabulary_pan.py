@@ -49,7 +49,7 @@ class Vocabulary:
         self._events: list[dict] = []
         self._born = dict.fromkeys([TEXT, *self.segments], 0)
         self._retired: dict[str, set[int]] = {name: set() for name in self._born}
-        self._extensions: dict[str, list[tuple[int, int]]] = {name: [] for name in self.segments}
+        self._extensions: dict[str, list[tuple[int, int]]] = {name: [] for name in [TEXT, *self.segments]}
         self._check_layout()
 
     @classmethod
@@ -81,11 +81,11 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Rows of the table, live or not: words and codes."""
-        return self.text_capacity + self.code_capacity
+        return self.capacity(TEXT) + self.code_capacity
 
     @property
     def code_capacity(self) -> int:
-        """Rows reserved for codes, behind the words."""
+        """Rows reserved for codes, behind the words that there was room for at first."""
         return sum(self.capacity(name) for name in self.segments)
 
     @property
@@ -130,18 +130,16 @@ class Vocabulary:
         """Id of the `code`-th token of `segment`, retired or not. Raises ValueError when it is not born."""
         if not 0 <= code < self.born(segment):
             raise ValueError(f"{segment} has no token {code}: {self._born[segment]} were born, counted from 0.")
-        return self._row(segment, int(code))
+        return self.row_of(segment, int(code))
 
     def ids_of(self, birth: Mapping) -> list[int]:
         """The ids of one of `births`; not always neighbours, where a segment was extended."""
         segment, first = self.segment_of(birth["first"])
-        return [self._row(segment, first + index) for index in range(birth["count"])]
+        return [self.row_of(segment, first + index) for index in range(birth["count"])]
 
     def segment_of(self, token_id: int) -> tuple[str, int]:
         """The segment and the code behind an id, born or reserved. Raises ValueError outside `[0, size)`."""
-        if 0 <= token_id < self.text_capacity:
-            return TEXT, int(token_id)
-        for name in self.segments:
+        for name in [TEXT, *self.segments]:
             before = 0
             for offset, capacity in self.runs(name):
                 if offset <= token_id < offset + capacity:
@@ -190,7 +188,7 @@ class Vocabulary:
         """
         self.check_room(segment, count)
         born = self._born[segment]
-        ids = [self._row(segment, code) for code in range(born, born + count)]
+        ids = [self.row_of(segment, code) for code in range(born, born + count)]
         event = {"event": "birth", "first": ids[0], "count": int(count), "segment": segment, "reason": reason}
         event["step"] = int(step)
         if parents is not None:
@@ -213,15 +211,13 @@ class Vocabulary:
     @staticmethod
     def full_help(segment: str) -> str:
         """What to do about a segment without room."""
-        if segment == TEXT:
-            return "Ids of words are the tokenizer's and cannot move; build the model with a larger `text_reserve`."
         return f"Run `pan vocabulary --double {segment}`, which doubles its rows in a checkpoint."
 
     def extend(self, segment: str, capacity: int, step: int = 0) -> tuple[int, int]:
-        """Reserves `capacity` more rows for a code segment, behind all others. Returns their (offset, capacity).
+        """Reserves `capacity` more rows for a segment, behind all others. Returns their (offset, capacity).
 
         Raises:
-            ValueError: no such code segment, or no rows.
+            ValueError: no such segment, or no rows.
         """
         event = {"event": "extension", "segment": segment, "first": self.size, "capacity": int(capacity)}
         self._apply(event | {"step": int(step)})
@@ -423,7 +419,7 @@ class Vocabulary:
         if event["reason"] not in BIRTH_REASONS:
             raise ValueError(f"Unknown reason {event['reason']!r}; expected one of {', '.join(BIRTH_REASONS)}.")
         born = self._born[segment]
-        if not 1 <= count <= capacity - born or event["first"] != self._row(segment, born):
+        if not 1 <= count <= capacity - born or event["first"] != self.row_of(segment, born):
             raise ValueError(
                 f"{count} tokens cannot be born at id {event['first']} of {segment}: "
                 f"{born} of its {capacity} rows, from {self.offset(segment)} on, are taken."
@@ -476,15 +472,15 @@ class Vocabulary:
 
     def _apply_extension(self, event: dict) -> None:
         segment, capacity = event["segment"], event["capacity"]
-        if segment not in self.segments or capacity < 1 or event["first"] != self.size:
+        if segment not in self._born or capacity < 1 or event["first"] != self.size:
             raise ValueError(
                 f"{segment} cannot have {capacity} more rows from row {event['first']}: expected one of "
-                f"{', '.join(self.segments)}, and at least one row from row {self.size}."
+                f"{', '.join(self._born)}, and at least one row from row {self.size}."
             )
         self._extensions[segment].append((event["first"], capacity))
 
-    def _row(self, segment: str, code: int) -> int:
-        """The row that is or will be a code's id."""
+    def row_of(self, segment: str, code: int) -> int:
+        """The row that is or will be a token's id, born or not. Raises ValueError beyond the segment's capacity."""
         for offset, capacity in self.runs(segment):
             if code < capacity:
                 return offset + code
