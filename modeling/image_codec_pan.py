@@ -89,7 +89,7 @@ class ImageCodec(nn.Module):
             self.to_latent = nn.Linear(2 * fold * width, sense.latent_dim)
             self.from_latent = nn.Linear(sense.latent_dim, fold * width)
             self.register_buffer("latent_scale", torch.ones(sense.latent_dim))
-        self.decoder = nn.ModuleList(PositionBlock(width, sense.kernel_size) for _ in range(sense.num_blocks))
+        self.decoder = nn.ModuleList(PositionBlock(width, sense.decoder_kernel_size) for _ in range(sense.num_blocks))
         self.decoder_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, pixels)
         self.register_buffer("residual_scale", torch.ones(2))

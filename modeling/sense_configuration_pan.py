@@ -84,8 +84,10 @@ class ImageSense(_Serializable):
         code_dim (`int`): width of a codebook vector.
         hidden_size (`int`): width of the convolutional encoder and decoder.
         num_blocks (`int`): residual blocks in each of them.
-        kernel_size (`int`): 1 keeps a code local to its patch (one changed cell changes one code), 3 shares
-            context with the neighbours, which pictures with motion finer than a patch need.
+        kernel_size (`int`): of the encoder. 1 keeps a code local to its patch (one changed cell changes one code), 3
+            shares context with the neighbours.
+        decoder_kernel_size (`int`, *optional*): of the decoder, `kernel_size` if not given; 3 paints edges that run
+            through several patches better, whatever the codes are.
         latent_dim (`int`): continuous latents at each place; 0 turns the continuous pathway off.
         fps (`float`, *optional*): frames a second, for films and time stamps.
 
@@ -107,6 +109,7 @@ class ImageSense(_Serializable):
     hidden_size: int = 128
     num_blocks: int = 2
     kernel_size: int = 1
+    decoder_kernel_size: int | None = None
     latent_dim: int = 16
     fps: float | None = None
     kind: str = "image"
@@ -128,7 +131,11 @@ class ImageSense(_Serializable):
         for coarse, fine in zip(nested, nested[1:], strict=False):
             _require(coarse % fine == 0, f"{name}: place_stride and level_strides must nest, got {nested}.")
         _require(nested[-1] == 1, f"{name}: the last of level_strides must be 1, got {self.level_strides}.")
-        _require(self.kernel_size % 2 == 1, f"{name}: kernel_size must be odd, got {self.kernel_size}.")
+        if self.decoder_kernel_size is None:
+            object.__setattr__(self, "decoder_kernel_size", self.kernel_size)
+        for field_name in ("kernel_size", "decoder_kernel_size"):
+            size = getattr(self, field_name)
+            _require(size % 2 == 1, f"{name}: {field_name} must be odd, got {size}.")
         _check_codebooks(name, self.num_levels, self.codebook_size, self.codebook_capacity)
         _check_merge_capacity(name, self.merge_capacity)
 

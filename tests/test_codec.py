@@ -199,8 +199,9 @@ def test_shapes_follow_the_levels(kernel_size, places, levels):
     assert codec.decode(codes, latents).shape == frames.shape
 
 
-def test_one_changed_patch_changes_codes_at_its_place_only():
-    codec = image_codec(kernel_size=1)
+@pytest.mark.parametrize("decoder_kernel_size", [None, 3])
+def test_one_changed_patch_changes_codes_at_its_place_only(decoder_kernel_size):
+    codec = image_codec(kernel_size=1, decoder_kernel_size=decoder_kernel_size)
     before = pictures(1, seed=3)
     after = before.clone()
     after[..., 8:12, 4:8] = torch.tensor([90, 250, 10], dtype=torch.uint8).view(3, 1, 1)
@@ -213,6 +214,18 @@ def test_one_changed_patch_changes_codes_at_its_place_only():
     fine, fine_after = (fold_places(level, codec.sense, 1) for level in (fine, fine_after))
     assert torch.equal(fine[:, elsewhere], fine_after[:, elsewhere])
     assert not torch.equal(latents[:, place], latents_after[:, place])
+
+
+def test_a_decoder_may_look_around_where_the_encoder_does_not():
+    reach = {}
+    for size in (1, 3):
+        codec = image_codec(kernel_size=1, decoder_kernel_size=size, num_blocks=1, latent_dim=0)
+        codes = [torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 16, dtype=torch.long)]
+        other = [codes[0], codes[1].clone()]
+        other[1][0, 5] = 1  # the cell of rows 4 to 7 and columns 4 to 7
+        changed = (codec.decode(codes) != codec.decode(other)).any(1)[0].nonzero()
+        reach[size] = changed.min().item(), changed.max().item()
+    assert reach == {1: (4, 7), 3: (0, 11)}
 
 
 def test_equal_patches_have_equal_codes_wherever_they_are():

@@ -446,6 +446,7 @@ def test_a_wrong_configuration_is_refused(config, message):
         (lambda: ImageSense(level_strides=[2, 1], place_stride=3, size=144), "must nest"),
         (lambda: ImageSense(**(CAMERA | {"codebook_size": [9, 9]})), "<= codebook_capacity, got 9 and 8"),
         (lambda: ImageSense(kernel_size=2), "odd"),
+        (lambda: ImageSense(decoder_kernel_size=4), "decoder_kernel_size must be odd"),
         (lambda: VectorSense(dim=2, low=[0, 1], high=1), "finite low < high"),
         (lambda: VectorSense(dim=2, low=[0, 1, 2]), "expected 2 values"),
         (lambda: DiscreteAction(3, names=["a"]), "expected 3 names"),
