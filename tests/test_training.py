@@ -384,3 +384,27 @@ def test_every_stage_has_an_objective_and_a_script():
 
     assert all(isinstance(stage, Stage) and stage.objective in OBJECTIVES for stage in STAGES.values())
     assert {stage.name for stage in STAGES.values()} == set(STAGES)
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_half_precision_is_for_stages_that_bear_it_on_machines_that_multiply_in_it(multiplies, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    chosen = {name: arguments(stage, output_dir=str(tmp_path)).bf16 for name, stage in STAGES.items()}
+    assert chosen == dict.fromkeys(STAGES, False) | {"dynamics": multiplies}
+    assert not arguments(STAGES["dynamics"], output_dir=str(tmp_path), bf16=False).bf16
+
+
+def test_half_precision_leaves_weights_whole_and_losses_nearly_as_they_are(world, tmp_path):
+    logs = {}
+    for half in (False, True):
+        final = run_stage(world, "dynamics", tmp_path / str(half), max_steps=1, bf16=half, seed=0)
+        logs[half] = json.loads((final.parent / "log.json").read_text())[0]
+        assert {tensor.dtype for tensor in PanModel.from_pretrained(final).state_dict().values()} <= {
+            torch.float32, torch.bool, torch.int64,
+        }
+    for name in ("loss/camera.0", "loss/place.1", "loss/reward"):
+        # bfloat16 keeps 8 bits, so a loss over a few layers is good to about one part in a hundred
+        assert logs[True][name] == pytest.approx(logs[False][name], rel=0.02)
+        assert logs[True][name] != logs[False][name]
