@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pan_hf.evaluate import find_checkpoint
 from pan_hf.results import stage_timer
-from pan_hf.train import check_settings, publish
+from pan_hf.train import keeping_settings, publish
 from pan_hf.trajectories import load_trajectories
 
 
@@ -116,8 +116,8 @@ def _run(stage, run: Path, start, data, given: dict, seconds, max_steps, seed: i
     given |= {"seconds": seconds} if max_steps is None else {"max_steps": max_steps}
     begun = folder.exists()
     stage_arguments = arguments(stage, progress=progress, **given)
-    check_settings(folder.with_name(f"{stage.name}.settings.json"), given)
-    with stage_timer(run / "timing.json", stage.name, seeds=[seed], resume=begun):
+    settings = keeping_settings(folder.with_name(f"{stage.name}.settings.json"), given, begun=folder)
+    with settings, stage_timer(run / "timing.json", stage.name, seeds=[seed], resume=begun):
         final = run_stage(stage, stage_arguments, trajectories)
     log = json.loads((final.parent / "log.json").read_text())
     growths = [

@@ -15,6 +15,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pan_hf.build import build, save_checkpoint, whole_folder
@@ -95,11 +97,11 @@ def train(
     settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
     settings |= {"seconds": seconds, "overrides": overrides, "skip": list(skip)}
     trajectories = load_trajectories(data, "train")
-    check_settings(run / "stages" / "settings.json", settings)
     current = run / "stages" / "0-init"
-    if not current.exists():
-        model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
-        save_checkpoint(current, model, processor)
+    with keeping_settings(run / "stages" / "settings.json", settings, begun=current):
+        if not current.exists():
+            model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
+            save_checkpoint(current, model, processor)
     for number, name in enumerate(SHARES, start=1):
         if name in skip or not (SHARES[name] or overrides.get(name)):
             continue
@@ -133,8 +135,25 @@ def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes
     return final if final.exists() else Path(given["model"])
 
 
-def check_settings(path: Path, settings: dict) -> None:
-    """A run keeps to the settings it was begun with; another choice wants another folder."""
+@contextmanager
+def keeping_settings(path: Path, settings: dict, begun: Path) -> Iterator[None]:
+    """A run keeps to the settings it was begun with, another choice wants another folder; a start that fails before
+    there is anything in `begun` leaves none.
+
+    Raises:
+        ValueError: other settings stand in `path`.
+    """
+    is_new = not path.exists()
+    _check_settings(path, settings)
+    try:
+        yield
+    except BaseException:
+        if is_new and not begun.exists():
+            path.unlink()
+        raise
+
+
+def _check_settings(path: Path, settings: dict) -> None:
     from pan_hf.training.trainer import write_text
 
     if path.exists():

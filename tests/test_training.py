@@ -408,3 +408,15 @@ def test_half_precision_leaves_weights_whole_and_losses_nearly_as_they_are(world
         # bfloat16 keeps 8 bits, so a loss over a few layers is good to about one part in a hundred
         assert logs[True][name] == pytest.approx(logs[False][name], rel=0.02)
         assert logs[True][name] != logs[False][name]
+
+
+def test_a_start_that_fails_leaves_the_folder_free_for_another_try(world, tmp_path):
+    with pytest.raises(ValueError, match="adapter_width"):
+        train(tmp_path, world.data, backbone="debug", sense_options={"camera": {"adapter_width": 3}}, progress=False)
+    assert not (tmp_path / "stages" / "settings.json").exists()
+    overrides = {"senses": {"max_steps": 1}}
+    skip = tuple(name for name in SHARES if name not in ("senses", "sentences"))
+    settings = {"backbone": "debug", "overrides": overrides, "skip": skip, "progress": False}
+    assert train(tmp_path, world.data, **settings).exists()
+    with pytest.raises(ValueError, match="begun with other settings"):
+        train(tmp_path, world.data, seed=1, **settings)
