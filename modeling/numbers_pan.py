@@ -120,6 +120,7 @@ class Bearings(nn.Module):
     def forward(self, numbers: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Args: numbers `(N, D)`; rows `(N or 1, R)` and columns `(N or 1, C)`, where the middles of codes are, in
         [-1, 1]. Returns: `(N, R * C, A)`."""
-        down = self.rows(_waves(numbers.unsqueeze(1) - rows.unsqueeze(-1)))  # (N, R, A)
-        across = self.columns(_waves(numbers.unsqueeze(1) - columns.unsqueeze(-1)))  # (N, C, A)
+        dtype = self.rows.weight.dtype  # distances and waves in float32: the finest wave would be lost below it
+        down = self.rows(_waves(numbers.unsqueeze(1) - rows.unsqueeze(-1)).to(dtype))  # (N, R, A)
+        across = self.columns(_waves(numbers.unsqueeze(1) - columns.unsqueeze(-1)).to(dtype))  # (N, C, A)
         return (down.unsqueeze(2) + across.unsqueeze(1)).flatten(1, 2)
