@@ -14,12 +14,13 @@ reset with seeds that the recording did not use. What counts as a goal is read f
 | `episodes` | how many were played: fewer than asked for if the time limit came first |
 """
 
+import copy
 import io
 import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -204,10 +205,10 @@ def plan(
     trials = []
     for entry in entries:
         env = make_environment(**entry, max_episode_steps=max_steps)
-        _check_action(entry["id"], describe_environment(env)["action"], model.config.action)
+        world = _within(model, entry["id"], describe_environment(env)["action"])
         wants = critic or reward_critic(facts.get(entry["id"]), reward_threshold)
         when = replan or ("on_surprise" if model.config.action.kind == "discrete" else "at_end")
-        agents = {name: PanAgent(model, processor, wants, planner, when) for name, planner in chosen.items()}
+        agents = {name: PanAgent(world, processor, wants, planner, when) for name, planner in chosen.items()}
         limits = (max_steps or _LONGEST_EPISODE, episode_time_limit or float("inf"))
         trials += [
             _Trial(entry["id"], env, name, agent, is_success, *limits)
@@ -341,12 +342,31 @@ def make_planners(specs: Sequence[str] | None, action) -> dict[str, Any]:
     return made
 
 
-def _check_action(id: str, feature: dict, action) -> None:
+def _within(model: PanModel, id: str, feature: dict):
+    """The model as a planner may use it in an environment: one that has grown actions does without them where the
+    environment knows the first ones only. Raises ValueError where the two do not fit."""
+    action = model.config.action
     same = feature["kind"] == action.kind
-    same = same and (action.kind != "discrete" or feature["n"] == action.num_actions)
+    same = same and (action.kind != "discrete" or feature["n"] <= action.num_actions)
     same = same and (action.kind != "vector" or feature["dim"] == len(action.low))
     if not same:
         raise ValueError(f"{id} takes the action {feature}, and the model was built for {action}; train one for it.")
+    if action.kind == "discrete" and feature["n"] < action.num_actions:
+        return _FewerActions(model, feature["n"])
+    return model
+
+
+class _FewerActions:
+    """A world model, but for its later actions."""
+
+    def __init__(self, model: PanModel, num_actions: int):
+        self._model, self.config = model, copy.copy(model.config)
+        action = model.config.action
+        names = None if action.names is None else action.names[:num_actions]
+        self.config.action = replace(action, num_actions=num_actions, names=names)
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
 
 
 # --- Playing -------------------------------------------------------------------------------------------------------

@@ -7,8 +7,12 @@ import sys
 import pytest
 import torch
 
-from benchmarks import common, growth, merges, novelty, simulate, theorem1, train
-from pan_hf.results import read_records, select, table
+from benchmarks import common, growth, kept, merges, novelty, simulate, theorem1, train
+from pan_hf.record import record as record_episodes
+from pan_hf.results import read_records, record, select, table, write_records
+from pan_hf.train import SHARES
+from pan_hf.train import train as train_run
+from pan_hf.vocabulary import load
 
 SIMULATE = simulate.__file__
 
@@ -192,3 +196,30 @@ def test_sentences_get_shorter_at_equal_distortion(tmp_path):
     frames = {found.model: found.value for found in select(records, metric="tokens") if "frames" in found.environment}
     assert frames["with merges"] < 0.5 * frames["without merges"]
     assert (tmp_path / "merges.png").exists()
+
+
+@pytest.mark.slow
+def test_kept_grows_the_quickstart_s_vocabulary_and_measures_each_result_alike(tmp_path, monkeypatch, capsys):
+    run, into = tmp_path / "quickstart", tmp_path / "kept"
+    record_episodes([kept.ROOMS], run / "data", frames=60, progress=False, **kept.RECORDING)
+    skip = tuple(name for name in SHARES if name not in ("senses", "sentences"))
+    train_run(run, backbone="debug", overrides={"senses": {"max_steps": 3}}, skip=skip, progress=False)
+
+    def measure(folder, *_args, **_kwargs):
+        known = {"environment": "all", "split": "test", "seeds": [0]}
+        write_records(folder / "evaluation.json", [record("exact_state", 1.0, horizon=1, **known)])
+        write_records(folder / "planning.json", [record("success", 1.0, model="pan/graph", **known)])
+
+    measure(run)
+    for name in ("train", "grow", "plan_each"):
+        monkeypatch.setattr(kept, name, lambda folder, *_args, **_kwargs: folder.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(kept, "evaluate", measure)
+    records = kept.main(run=run, into=into, quick=True, output=tmp_path / "kept.json")
+    models = ["quickstart", "grown", "grown in training", "merged before dynamics"]
+    assert [(entry.model, entry.metric) for entry in records] == [
+        (model, metric) for model in models for metric in ("exact_state", "success")
+    ]
+    before, after = load(run)[1].vocabulary, load(into / "grown")[1].vocabulary
+    assert before.is_ancestor_of(after) and after.live("text") == before.live("text") + 100
+    assert after.live("action.0") == before.live("action.0") + 1
+    assert after.live("camera.merges") > 0

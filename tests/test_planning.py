@@ -561,3 +561,25 @@ def test_cem_plans_vector_actions_in_a_real_model():
             chosen = agent.act({"at": np.array([0.2, 0.3], np.float32)}, reward=0.0)
             assert chosen.shape == (2,) and 0 <= chosen[0] <= 1 and -1 <= chosen[1] <= 1
         assert agent.statistics.replans == 2
+
+
+def test_a_model_that_has_grown_an_action_plans_in_a_world_without_it():
+    from tiny_worlds import acts, observe, world_model
+
+    from pan_hf.modeling import DiscreteAction
+    from pan_hf.plan import _within
+
+    model = world_model(("camera",), action=DiscreteAction(4, names=["a", "b", "c", "throw"]))
+    feature = {"kind": "discrete", "n": 3}
+    world = _within(model, "World-v0", feature)
+    assert world.config.action.num_actions == 3 and model.config.action.num_actions == 4
+    belief = world.perceive(observe(model, 1, 1))
+    plans = [
+        planner.plan(world, belief, RewardCritic(), generator=torch.Generator().manual_seed(0))
+        for planner in (GraphSearch(max_states=4), RandomShooting(64, 2), CEM(64, 2, 2))
+    ]
+    assert all(int(plan.actions.max()) < 3 for plan in plans)
+    assert world.simulate(belief, acts(model, 1, 1)).reward.shape == (1, 1)
+    assert _within(model, "World-v0", {"kind": "discrete", "n": 4}) is model
+    with pytest.raises(ValueError, match="train one for it"):
+        _within(model, "World-v0", {"kind": "discrete", "n": 5})
