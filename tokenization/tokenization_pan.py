@@ -140,7 +140,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
             ValueError: the tokenizer has words that are not live in it.
         """
         vocabulary = Vocabulary.from_dict(vocabulary) if isinstance(vocabulary, Mapping) else vocabulary
-        num_words = self._num_words(vocabulary)
+        num_words = _num_words(vocabulary, max(self.get_vocab().values(), default=-1) + 1)
         if num_words > vocabulary.born(TEXT):
             raise ValueError(
                 f"The tokenizer has words up to id {num_words - 1}, but only {vocabulary.born(TEXT)} of the "
@@ -156,7 +156,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
         if self._vocabulary is None:
             return super()._add_tokens(new_tokens, special_tokens=special_tokens)
         fresh = [name for name in dict.fromkeys(map(str, new_tokens)) if not self.has_word(name)]
-        first = self._num_words(self._vocabulary)
+        first = _num_words(self._vocabulary, self._next_id())
         free = self._vocabulary.capacity(TEXT) - first
         if len(fresh) > free:
             raise ValueError(
@@ -191,14 +191,6 @@ class PanTokenizer(PreTrainedTokenizerFast):
 
     def _next_id(self) -> int:
         return max(self.vocab_size, max(self.added_tokens_decoder, default=-1) + 1)
-
-    def _num_words(self, vocabulary: Vocabulary) -> int:
-        """Words of the backend, counted as the ledger counts them."""
-        last = max(self.get_vocab().values(), default=-1)
-        if last < vocabulary.text_capacity:
-            return last + 1
-        owner, number = vocabulary.segment_of(last) if last < vocabulary.size else (None, last)
-        return number + 1 if owner == TEXT else last + 1  # the latter of a tokenizer that this ledger is not of
 
     @property
     def merges(self) -> Merges:
@@ -332,6 +324,14 @@ class PanTokenizer(PreTrainedTokenizerFast):
     def _save_pretrained(self, save_directory, file_names, legacy_format=None, filename_prefix=None):
         files = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         return files if self._vocabulary is None else (*files, self._vocabulary.save(save_directory))
+
+
+def _num_words(vocabulary: Vocabulary, next_id: int) -> int:
+    """Words of a backend whose next id is `next_id`, counted as the ledger counts them."""
+    if not vocabulary.text_capacity < next_id <= vocabulary.size:
+        return next_id
+    owner, number = vocabulary.segment_of(next_id - 1)
+    return number + 1 if owner == TEXT else next_id  # the latter for a tokenizer that this ledger is not of
 
 
 PanTokenizer.register_for_auto_class("AutoTokenizer")
