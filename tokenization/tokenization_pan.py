@@ -167,7 +167,8 @@ class PanTokenizer(PreTrainedTokenizerFast):
         for names in self._by_run(fresh, first):
             self._skip_to(self._vocabulary.row_of(TEXT, first + fresh.index(names[0])))
             super()._add_tokens([given.pop(name) for name in names], special_tokens=special_tokens)
-        super()._add_tokens([*given.values()], special_tokens=special_tokens)  # a word may become a special one
+        if given:  # words that may become special ones; each call, even without tokens, costs a look at all added ones
+            super()._add_tokens([*given.values()], special_tokens=special_tokens)
         unborn = range(self._vocabulary.born(TEXT), first + len(fresh))
         if unborn:
             names = [fresh[number - first] for number in unborn]
