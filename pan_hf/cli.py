@@ -166,12 +166,13 @@ def grow(
     threshold: Annotated[float | None, typer.Option(help="Distance from which a piece of an image is novel.")] = None,
     max_new: Annotated[int, typer.Option(help="Codes at most.")] = 32,
     prune: Annotated[bool, typer.Option(help="Also retire codes that are unused, or twins of others.")] = False,
+    name: Annotated[list[str] | None, typer.Option(help="A word to make live: WORD, or 'WORD=what it means'.")] = None,
     seed: SEED = 0,
 ) -> None:
     """Train on a recording with something new in it, growing codes for what none describes: writes growth.json."""
     from pan_hf.grow import grow as run_grow
 
-    schedule = {"every": every, "threshold": threshold, "max_new": max_new, "prune": prune}
+    schedule = {"every": every, "threshold": threshold, "max_new": max_new, "prune": prune, "names": name}
     checkpoint = run_grow(run, start, data, seconds=seconds, max_steps=max_steps, seed=seed, **schedule)
     typer.echo(f"Done. The world model is in {checkpoint}")
 

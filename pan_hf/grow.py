@@ -29,6 +29,7 @@ def grow(
     threshold: float | None = None,
     max_new: int = 32,
     prune: bool = False,
+    names: list[str] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
@@ -43,6 +44,7 @@ def grow(
         every (`int`): steps between attempts to grow.
         threshold (`float`, *optional*): see [`PanModel.learn`].
         max_new (`int`): codes at most.
+        names (`list[str]`, *optional*): words to make live, each a word or "word=what it means", in known words.
         prune (`bool`): also try to retire codes that are unused, or twins of others.
         seed (`int`): of everything random.
 
@@ -56,7 +58,7 @@ def grow(
     """
     from pan_hf.training.grow import STAGE
 
-    given = {"grow_every": every, "max_new": max_new, "prune": prune}
+    given = {"grow_every": every, "max_new": max_new, "prune": prune, "names": names}
     given |= {} if threshold is None else {"threshold": threshold}
     return _run(STAGE, Path(run), start, data, given, seconds, max_steps, seed, progress)
 

@@ -95,6 +95,19 @@ def test_codes_that_nothing_uses_are_retired_on_the_same_schedule(world, tmp_pat
     assert retired
 
 
+def test_words_are_born_at_the_first_attempt_and_only_once(world, tmp_path):
+    final = grow_stage(world, tmp_path / "growth", names=["icepick=bright", "gong"], max_steps=3, grow_every=1)
+    named = [(step, growth) for step, growth in growths_of(final) if growth["reason"] == "named"]
+    processor = PanProcessor.from_pretrained(final)
+    (step, growth), = named
+    assert step == 1 and growth["ids"] == processor.tokenizer.convert_tokens_to_ids(["icepick", "gong"])
+    assert PanModel.from_pretrained(final).live_rows[growth["ids"]].all()
+    with pytest.raises(ValueError, match="'gong'. are words already"):
+        grow_stage(SimpleNamespace(model=final, data=world.data), tmp_path / "again", names=["gong"])
+    with pytest.raises(ValueError, match="must be words"):
+        grow_stage(world, tmp_path / "wrong", names=["=bright"])
+
+
 def test_what_is_known_already_grows_nothing(world, tmp_path):
     final = grow_stage(SimpleNamespace(model=world.model, data=world.old), tmp_path / "growth")
     assert [growth for _, growth in growths_of(final) if growth["accepted"]] == []

@@ -1,4 +1,5 @@
 """Growth in training: a recording that holds something new, codes for it on a schedule, and a model that learns them.
+Words that a person names are born at the first attempt.
 
 It is the joint stage, in which new codes are tried every so many steps and stay if they make held-out windows shorter
 to describe. The last tenth of the training episodes is held out for that; no gradient is taken on it.
@@ -7,14 +8,16 @@ to describe. The last tenth of the training episodes is held out for that; no gr
 """
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from pan_hf.modeling.learning_pan import NOVEL
+from pan_hf.modeling.learning_pan import NOVEL, Growth
 from pan_hf.training.align import make_raw
 from pan_hf.training.stage import Stage, StageArguments, main
+from pan_hf.training.trainer import last_checkpoint
 
 HELD_OUT = 10  # one in so many episodes judges growth
 JUDGED = 64  # windows that do
@@ -29,14 +32,24 @@ class GrowthArguments(StageArguments):
     threshold: float = field(default=NOVEL, metadata={"help": "Distance from which a piece of an image is novel."})
     prune: bool = field(default=False, metadata={"help": "Also try to retire codes that are unused or twins."})
     max_new: int = field(default=32, metadata={"help": "Codes at most, in the whole stage."})
+    names: list[str] | None = field(
+        default=None, metadata={"help": "Words to make live at the first attempt: WORD, or 'WORD=what it means'."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if not all(self.named()):
+            raise ValueError(f"`names` must be words, or 'WORD=what it means', got {self.names}.")
         for name in ("grow_every", "grow_windows", "max_new"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not self.threshold > 0:
             raise ValueError(f"`threshold` must be above 0, got {self.threshold}.")
+
+
+    def named(self) -> dict[str, str]:
+        """What `names` says: word -> what it means, in words that are known; the word's own pieces if it says none."""
+        return {name: meaning or name for name, _, meaning in (given.partition("=") for given in self.names or [])}
 
 
 class GrowthCallback(TrainerCallback):
@@ -51,9 +64,13 @@ class GrowthCallback(TrainerCallback):
         candidates, held_out (`list[int]`): indices of windows to learn from, and to judge by.
         every, num_windows, threshold, max_new, prune: see [`GrowthArguments`].
         seed (`int`): of the windows looked at.
+        named (`dict[str, str]`): see [`GrowthArguments`].
     """
 
-    def __init__(self, model, windows, candidates, held_out, every, num_windows, threshold, max_new, prune, seed):
+    def __init__(
+        self, model, windows, candidates, held_out, every, num_windows, threshold, max_new, prune, seed, named
+    ):
+        self.named = named
         self.model, self.windows, self.candidates, self.held_out = model, windows, candidates, held_out
         self.prune = prune
         self.every, self.num_windows, self.threshold, self.max_new = every, num_windows, threshold, max_new
@@ -65,6 +82,7 @@ class GrowthCallback(TrainerCallback):
 
     def grow(self, state) -> None:
         """One attempt."""
+        self._name(state)
         room = self.max_new - self._grown(state)
         if room < 1 and not self.prune:
             return
@@ -81,6 +99,16 @@ class GrowthCallback(TrainerCallback):
         state.log_history += [
             {"growth": asdict(growth), "gain": growth.gain, "step": state.global_step} for growth in growths
         ]
+
+    def _name(self, state) -> None:
+        """Words of `named` that are none yet. A person wants them, so they are not judged."""
+        fresh = [name for name in self.named if not self.model.processor.tokenizer.has_word(name)]
+        if not fresh:
+            return
+        meanings = [self.named[name] for name in fresh]
+        ids = self.model.grow("text", names=fresh, descriptions=meanings, step=state.global_step)
+        growth = Growth("text", "named", len(fresh), True, 0.0, 0.0, ids)
+        state.log_history.append({"growth": asdict(growth), "gain": growth.gain, "step": state.global_step})
 
     def _learn(self, seen: dict[str, torch.Tensor], room: int, common: dict) -> list:
         return self.model.learn(seen, threshold=self.threshold, max_new=room, will_train=True, **common)
@@ -116,10 +144,13 @@ def candidates_and_judges(windows, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def callbacks(model, windows, args) -> list[TrainerCallback]:
-    """The one that grows."""
+    """The one that grows. Raises ValueError for names that are words already, unless this run gave them."""
+    taken = [name for name in args.named() if model.processor.tokenizer.has_word(name)]
+    if taken and not last_checkpoint(Path(args.output_dir)):
+        raise ValueError(f"{taken} are words already; choose other names.")
     candidates, judged = candidates_and_judges(windows, args.seed)
     schedule = args.grow_every, args.grow_windows, args.threshold, args.max_new, args.prune
-    return [GrowthCallback(model, windows, candidates, judged, *schedule, args.seed)]
+    return [GrowthCallback(model, windows, candidates, judged, *schedule, args.seed, args.named())]
 
 
 STAGE = Stage(
