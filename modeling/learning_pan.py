@@ -39,7 +39,8 @@ class Growth:
         reason (`str`): as in the ledger.
         tried (`int`): tokens that were tried.
         accepted (`bool`): whether it stays so.
-        bits_before, bits_after (`float`): description length of what was held out, bits an observation.
+        bits_before, bits_after (`float`): description length of what was held out, bits an observation; None where
+            nothing was judged.
         ids (`tuple[int, ...]`): of the tokens that were born, or retired.
     """
 
@@ -47,8 +48,8 @@ class Growth:
     reason: str
     tried: int
     accepted: bool
-    bits_before: float
-    bits_after: float
+    bits_before: float | None
+    bits_after: float | None
     ids: tuple[int, ...] = ()
 
     @property

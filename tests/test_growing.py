@@ -100,6 +100,7 @@ def test_words_are_born_at_the_first_attempt_and_only_once(world, tmp_path):
     named = [(step, growth) for step, growth in growths_of(final) if growth["reason"] == "named"]
     processor = PanProcessor.from_pretrained(final)
     (step, growth), = named
+    assert growth["bits_before"] is None and growth["accepted"]  # wanted by a person, not judged
     assert step == 1 and growth["ids"] == processor.tokenizer.convert_tokens_to_ids(["icepick", "gong"])
     assert PanModel.from_pretrained(final).live_rows[growth["ids"]].all()
     with pytest.raises(ValueError, match="'gong'. are words already"):
