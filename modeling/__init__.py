@@ -2,12 +2,14 @@
 
 from .belief_pan import Belief, Futures, LogProb, State
 from .configuration_pan import PanConfig
+from .effort_pan import Effort
 from .modeling_pan import PanModel
 from .sense_configuration_pan import DiscreteAction, ImageSense, TextAction, TextSense, VectorAction, VectorSense
 
 __all__ = [
     "Belief",
     "DiscreteAction",
+    "Effort",
     "Futures",
     "ImageSense",
     "LogProb",

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+ABSENT = -1  # a code of which nothing is known but the coarser codes; latents that are absent are not a number
+
 
 @dataclass
 class State:
     """An encoded observation, with any leading shape (`(B,)` or `(B, T)`).
+
+    Any prefix of blocks is a state: where only coarse levels are known, finer codes are `ABSENT`, code by code.
 
     Args:
         codes: for each image or vector sense, a list over levels (coarse first) of int64 `(..., num_codes)`.
@@ -36,24 +40,31 @@ class State:
             {name: function(ids) for name, ids in self.text.items()},
         )
 
-    def tensors(self) -> list[Tensor]:
-        """Every discrete tensor, in a fixed order: codes by sense and level, then text."""
-        return [level for levels in self.codes.values() for level in levels] + list(self.text.values())
+    def tensors(self, levels: int | None = None) -> list[Tensor]:
+        """Every discrete tensor, in a fixed order: codes by sense and level, of so many levels, the coarsest first
+        (all by default), then text."""
+        return [code for codes in self.codes.values() for code in codes[:levels]] + list(self.text.values())
+
+    def _latents_like(self, name: str, other: Tensor) -> Tensor:
+        """The latents of a sense, absent ones if there are none; `other` tells their shape."""
+        leading = self.codes[name][0].shape[:-1]
+        return self.latents.get(name, other.new_full((*leading, *other.shape[-2:]), torch.nan))
 
     def without_latents(self) -> State:
         return replace(self, latents={})
 
     @staticmethod
     def combine(states: list[State], join: Callable[[list[Tensor]], Tensor]) -> State:
-        """Joins the tensors of several states, e.g. with `torch.cat` or `torch.stack`. Latents are kept only where all
-        states have them: imagined states usually have none."""
+        """Joins the tensors of several states, e.g. with `torch.cat` or `torch.stack`. Latents that some of them lack
+        are absent there."""
         first = states[0]
+        known = {name: latents for state in states for name, latents in state.latents.items()}
         return State(
             {
                 name: [join([s.codes[name][level] for s in states]) for level in range(len(levels))]
                 for name, levels in first.codes.items()
             },
-            {n: join([s.latents[n] for s in states]) for n in first.latents if all(n in s.latents for s in states)},
+            {name: join([s._latents_like(name, latents) for s in states]) for name, latents in known.items()},
             {name: join([s.text[name] for s in states]) for name in first.text},
         )
 
@@ -95,10 +106,11 @@ class Belief:
     def codes(self) -> dict[str, list[Tensor]]:
         return self.state.codes
 
-    def keys(self) -> list[bytes]:
-        """One hashable code state a row: equal keys if and only if all discrete codes (and words) are equal."""
-        flat = torch.cat([tensor.flatten(1) for tensor in self.state.tensors()], 1).to(torch.int32).cpu().numpy()
-        return [row.tobytes() for row in flat]
+    def keys(self, levels: int | None = None) -> list[bytes]:
+        """One hashable code state a row: equal keys if and only if all discrete codes (and words) are equal, or, with
+        `levels`, those of so many levels, the coarsest first: equal ones are the same abstract state."""
+        flat = torch.cat([tensor.flatten(1) for tensor in self.state.tensors(levels)], 1)
+        return [row.tobytes() for row in flat.to(torch.int32).cpu().numpy()]
 
     def select(self, index: Tensor) -> Belief:
         """The rows `index` (int64 `(N,)`, repeats allowed) as a belief of its own."""
@@ -155,6 +167,8 @@ class Futures:
         belief: the belief after the last action, batch N.
         conditions: what the latent head needs to fill in each sense's latents, `(N, H, P, C)`.
         seed: of the latents, drawn only when something is decoded.
+        switch: which blocks were predicted, `(N, H, len(model.blocks))` bool, where `simulate` was given an effort;
+        focus, which places were looked at, `(N, H, places of all senses)` bool; cost, an `effort_pan.Cost`.
         expected: images that `simulate` was asked to expect, uint8 `(N, steps asked for, C, height, width)` a sense.
     """
 
@@ -165,6 +179,9 @@ class Futures:
     belief: Belief
     conditions: dict[str, Tensor]
     seed: int | None = None
+    switch: Tensor | None = None
+    focus: Tensor | None = None
+    cost: object = None
     expected: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -174,10 +191,10 @@ class Futures:
     def __len__(self) -> int:
         return len(self.log_prob)
 
-    def keys(self) -> list[list[bytes]]:
-        """Hashable code states, `[row][step]`."""
-        flat = torch.cat([tensor.flatten(2) for tensor in self.state.tensors()], 2).to(torch.int32).cpu().numpy()
-        return [[step.tobytes() for step in row] for row in flat]
+    def keys(self, levels: int | None = None) -> list[list[bytes]]:
+        """Hashable code states, `[row][step]`; levels, as for [`Belief.keys`]."""
+        flat = torch.cat([tensor.flatten(2) for tensor in self.state.tensors(levels)], 2)
+        return [[step.tobytes() for step in row] for row in flat.to(torch.int32).cpu().numpy()]
 
     def decode(self, sense: str, num_levels: int | None = None, latents: bool = True) -> Tensor:
         """The imagined observations in one sense, `(N, H, ...)`; latents are drawn here, once, if asked for."""

@@ -26,6 +26,7 @@ TEXT = "text"  # the segment of the words
 
 LOSS_WEIGHTS = {
     "codes": 1.0,
+    "change": 1.0,
     "vectors": 1.0,
     "text": 1.0,
     "latents": 1.0,
@@ -35,6 +36,7 @@ LOSS_WEIGHTS = {
     "reward": 1.0,
     "continuation": 1.0,
     "inverse_dynamics": 0.1,
+    "switch": 1.0,
 }
 
 
@@ -68,6 +70,10 @@ class PanConfig(PreTrainedConfig):
         adapter_blocks (`int`): its depth; more of them where things move by fractions of a code.
         crop_places (`int`): side of the square of places around what changes that readouts of images are trained on in
             stage `dynamics`, see `crops_pan`; 0: whole frames.
+        focus_share (`float`): share of the training batches that look only at the places a glance picks, see
+            `focus_pan`; nothing where level 0 is sampled as a sentence.
+        block_dropout (`float`): share of states whose finer levels are made absent in training, so that any prefix of
+            blocks is a state to go on from.
         latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name`, and
             `num_inference_steps`.
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
@@ -79,8 +85,8 @@ class PanConfig(PreTrainedConfig):
             nothing to do. `from_backbone` sets it for a backbone that was loaded and not made.
 
     Raises:
-        ValueError: senses without an action, an unknown loss name, an unknown `level0_sampling`, or crops of
-            sentences.
+        ValueError: senses without an action, an unknown loss name, an unknown `level0_sampling`, crops of sentences,
+            or a share outside 0 to 1.
     """
 
     model_type = "pan"
@@ -106,6 +112,8 @@ class PanConfig(PreTrainedConfig):
     adapter_dim: int = 48
     adapter_blocks: int = 1
     crop_places: int = 0
+    focus_share: float = 0.5
+    block_dropout: float = 0.1
     latent_head: dict | None = None
     latent_feedback: bool = False
     latent_noise: float = 0.1
@@ -133,6 +141,9 @@ class PanConfig(PreTrainedConfig):
                 f"`crop_places` must be 0 with level0_sampling='autoregressive', since a sentence runs over the whole "
                 f"frame, and at least 0 otherwise; got {self.crop_places}."
             )
+        for name in ("focus_share", "block_dropout", "latent_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is a share, from 0 to 1; got {getattr(self, name)}.")
         unknown = sorted(set(self.loss_weights or {}) - set(LOSS_WEIGHTS))
         if unknown:
             raise ValueError(f"`loss_weights` has unknown names {unknown}; known are {sorted(LOSS_WEIGHTS)}.")

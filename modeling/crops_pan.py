@@ -66,7 +66,7 @@ def crop(view: ReadoutView, side: int) -> ReadoutView:
         current=[cut(codes, level) for level, codes in enumerate(view.current)],
         following=[cut(codes, level) for level, codes in enumerate(view.following)],
         corner=torch.stack([index[:, 0] // columns, index[:, 0] % columns], 1),
-        weight=side**2 / (rows * columns) / chance,
+        weight=side**2 / (rows * columns) / chance * (1.0 if view.weight is None else _at(view.weight, index)),
     )
 
 
@@ -74,7 +74,7 @@ def _changed_places(view: ReadoutView) -> Tensor:
     """How many codes of each place change, `(N, P)` float."""
     counts = 0.0
     for level, (now, after) in enumerate(zip(view.current, view.following, strict=True)):
-        counts = counts + fold_places((now != after).float(), view.sense, level).sum(-1)
+        counts = counts + fold_places(((now != after) & (now >= 0)).float(), view.sense, level).sum(-1)
     return counts
 
 

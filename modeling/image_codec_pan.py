@@ -144,15 +144,21 @@ class ImageCodec(nn.Module):
             return codes, None
         return codes, self._latents(features, prefixes[-1]).flatten(1, 2) / self.latent_scale
 
-    def _code_map(self, vectors: list[Tensor]) -> Tensor:
+    def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
+        """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each
+        cell is what its own prefix says."""
         total = 0.0
         for level, level_vectors in enumerate(vectors):
-            grid = level_vectors.unflatten(1, self.level_grid(level))
-            total = total + unfold_grid(self.from_code[level](grid), self.sense.level_strides[level])
+            grid = self.from_code[level](level_vectors.unflatten(1, self.level_grid(level)))
+            if level and not chosen[level].is_floating_point():
+                grid = grid * (chosen[level] >= 0).unflatten(1, self.level_grid(level)).unsqueeze(-1)
+            total = total + unfold_grid(grid, self.sense.level_strides[level])
         return total
 
-    def _latent_map(self, grid: Tensor) -> Tensor:
-        return unfold_grid(self.from_latent(grid), self.sense.place_stride)
+    def _latent_map(self, grid: Tensor, known: Tensor | None = None) -> Tensor:
+        """The map of latents `(B, rows, columns, D)`, where they are `known` `(B, rows, columns, 1)`."""
+        found = self.from_latent(grid)
+        return unfold_grid(found if known is None else found * known, self.sense.place_stride)
 
     def _corrections(self, grids: list[Tensor], num_levels: Tensor | None = None) -> Tensor:
         """Pixels that codes add by themselves (see `Codebook`): maps `(B, r, s)` of codes, or `(B, r, s, K)` of their
@@ -163,8 +169,10 @@ class ImageCodec(nn.Module):
             table = self.codebooks[level].corrections
             if not bool(table.any()):
                 continue
-            is_code = not grid.is_floating_point()
-            found = nn.functional.embedding(grid, table) if is_code else grid @ table[: grid.shape[-1]]
+            if grid.is_floating_point():
+                found = grid @ table[: grid.shape[-1]]
+            else:
+                found = nn.functional.embedding(grid.clamp(min=0), table) * (grid >= 0).unsqueeze(-1)
             found = unfold_grid(found, self.sense.level_strides[level])
             total = total + (found if num_levels is None else found * (num_levels > level).view(-1, 1, 1, 1))
         return total
@@ -177,17 +185,19 @@ class ImageCodec(nn.Module):
         return unfold_grid(x, self.sense.patch_size).permute(0, 3, 1, 2)
 
     def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
-        """Args: codes, any prefix of levels; latents at unit scale, optional. Returns: frames `(B, C, height, width)`
-        float, nominally in [-1, 1]."""
+        """Args: codes, any prefix of levels, absent ones below 0; latents at unit scale, optional, absent ones not a
+        number. Returns: frames `(B, C, height, width)` float, nominally in [-1, 1]."""
         vectors = [book.lookup(c) for book, c in zip(self.codebooks, codes, strict=False)]
         return self._decode_vectors(vectors, codes, latents)
 
     def _decode_vectors(self, vectors: list[Tensor], chosen: list[Tensor], latents: Tensor | None) -> Tensor:
         """Args: vectors `(B, n, dim)` a level; chosen, the codes `(B, n)` they are of, or the probabilities
         `(B, n, K)` they are the mean under; latents as for `decode`."""
-        x = self._code_map(vectors)
+        x = self._code_map(vectors, chosen)
         if latents is not None:
-            x = x + self._latent_map((latents * self.latent_scale).unflatten(1, self.sense.place_grid))
+            known = ~latents[..., :1].isnan().unflatten(1, self.sense.place_grid)
+            scaled = (latents.nan_to_num() * self.latent_scale).unflatten(1, self.sense.place_grid)
+            x = x + self._latent_map(scaled, known)
         grids = [part.unflatten(1, self.level_grid(level)) for level, part in enumerate(chosen)]
         return self._render(x, self._corrections(grids))
 

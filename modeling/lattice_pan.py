@@ -56,10 +56,13 @@ class LatticeCodec(nn.Module):
         return digits, remainder.unflatten(-1, (self.sense.num_places, self.sense.group))
 
     def decode(self, digits: list[Tensor], remainder: Tensor | None = None) -> Tensor:
-        """Args: digits, any prefix of those of `encode`; remainder, only with all of them. Returns: `(..., dim)`
+        """Args: digits, any prefix of those of `encode`; remainder, only with all of them, not a
+        number where it is absent. Returns: `(..., dim)`
         float, the middle of the cell or, with the remainder, the vector itself."""
         low, high = self._bounds(digits[0])
-        offset = 0.5 if remainder is None else (remainder.flatten(-2).float().clamp(-1, 1) + 1) / 2
+        offset = 0.5
+        if remainder is not None:
+            offset = ((remainder.flatten(-2).float().clamp(-1, 1) + 1) / 2).nan_to_num(0.5)
         unit = digits_to_unit(digits, self.base, offset)
         return low + unit[..., : self.sense.dim] * (high - low)
 
@@ -146,8 +149,8 @@ class LatticeLanguage:
 
 def digits_to_unit(digits: list[Tensor], base: int, inside: float | Tensor = 0.5) -> Tensor:
     """A prefix of digits `(...)` -> where in [0, 1] their cell is, float32; `inside` 0.5 is its middle, 0 its lower
-    end."""
+    end. An absent digit (below 0) counts as the middle of all digits."""
     fine = torch.zeros_like(digits[0], dtype=torch.float32)
     for digit in digits:
-        fine = fine * base + digit
+        fine = fine * base + torch.where(digit < 0, (base - 1) / 2, digit)
     return (fine + inside) / base ** len(digits)

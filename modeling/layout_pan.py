@@ -2,26 +2,57 @@
 
     [prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 | ...
 
-`S_t A_t` is the *trunk*. To predict the state after `A_t`, queries `Q_t` branch off behind it, block by block; the
+`S_t A_t` is the *trunk*. To predict the state after `A_t`, queries `Q_t` branch off behind it, pass by pass; the
 next trunk step takes the same positions, as if the queries were not there. One mask says it all: the trunk sees
 earlier trunk (a state sees itself both ways), a query sees the trunk up to its own action, its own step's earlier
-blocks and its own block. Training lays out a whole window at once; simulation runs the same rule one step at a time.
+passes and its own pass. Training lays out a whole window at once; simulation runs the same rule one step at a time.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Block:
-    """What is predicted in one go: `levels` read out of it (all, one, or none for text), and how it is masked."""
+class Pass:
+    """What the backbone is run for at once: `levels` read out of it (all, one, or none for text), and its mask."""
 
     name: str
     length: int
     causal: bool = False
     levels: tuple[int, ...] = ()
+
+
+@dataclass
+class Tokens:
+    """Which positions of a step are run, in the order in which they are.
+
+    Args:
+        position `(N, L)` int64: in the step.
+        valid `(N, L)` bool: False for what only fills a row up; nobody sees it.
+        length (`int`): of the whole step.
+    """
+
+    position: Tensor
+    valid: Tensor
+    length: int
+
+    def take(self, x: Tensor) -> Tensor:
+        """Of `(N, length, H)` what is run, `(N, L, H)`."""
+        return x.gather(1, self.position.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    def and_then(self, other: "Tokens") -> "Tokens":
+        """These and then others."""
+        position = torch.cat([self.position, other.position], 1)
+        return Tokens(position, torch.cat([self.valid, other.valid], 1), self.length)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """What came out, `(N, L, H)`, at its place in the step, `(N, length, H)`; zero elsewhere."""
+        x = x * self.valid.unsqueeze(-1)
+        index = self.position.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        return x.new_zeros(len(x), self.length, x.shape[-1]).scatter_add(1, index, x)
 
 
 class StepLayout:
@@ -40,18 +71,34 @@ class StepLayout:
         self.action_length = action.max_length if action.kind == "text" else action.num_places
         self.num_places = sum(places.values())
         self.num_levels = max((sense.num_levels for sense in config.place_senses.values()), default=0)
-        self.blocks = self._blocks(config, texts)
+        self.passes = self._passes(config, texts)
+        # earlier steps are kept whole in the cache, so what is in focus now can only save queries
+        self.focuses_trunk = config.context_steps == 1
+        self.starts, self._queries = self._query_positions(config)
         self._continuation_masks: dict[tuple, Tensor] = {}
 
-    def _blocks(self, config, texts: dict[str, int]) -> list[Block]:
-        blocks = []
+    def _passes(self, config, texts: dict[str, int]) -> list[Pass]:
+        passes = []
         if self.num_places and config.fold_levels:
-            blocks.append(Block("places", self.num_places, levels=tuple(range(self.num_levels))))
+            passes.append(Pass("places", self.num_places, levels=tuple(range(self.num_levels))))
         else:
             for level in range(self.num_levels):
                 length = sum(s.num_places for s in config.place_senses.values() if level < s.num_levels)
-                blocks.append(Block(f"level.{level}", length, levels=(level,)))
-        return blocks + [Block(name, length, causal=True) for name, length in texts.items()]
+                passes.append(Pass(f"level.{level}", length, levels=(level,)))
+        return passes + [Pass(name, length, causal=True) for name, length in texts.items()]
+
+    def _query_positions(self, config) -> tuple[dict[str, int], dict[str, list[int]]]:
+        """Where each pass begins in a step, and where in the step the query of each place is; -1 for places of senses
+        that have no such level."""
+        starts, queries, start = {}, {}, self.trunk_length
+        for each in self.passes:
+            starts[each.name] = start
+            where, free = [], itertools.count(start)
+            for sense in config.place_senses.values() if each.levels else ():
+                has_level = each.levels[0] < sense.num_levels
+                where += [next(free) if has_level else -1 for _ in range(sense.num_places)]
+            queries[each.name], start = where, start + each.length
+        return starts, queries
 
     @property
     def trunk_length(self) -> int:
@@ -60,27 +107,66 @@ class StepLayout:
 
     @property
     def query_length(self) -> int:
-        return sum(block.length for block in self.blocks)
+        return sum(each.length for each in self.passes)
 
     @property
     def step_length(self) -> int:
         return self.trunk_length + self.query_length
 
     def _rank(self) -> Tensor:
-        """For each position of a step its rank: state 0, action 1, then 2, 3, ... a rank a block, one a causal token.
+        """For each position of a step its rank: state 0, action 1, then 2, 3, ... a rank a pass, one a causal token.
         A position sees those of its own step whose rank is not above its own."""
         ranks = [torch.zeros(self.state_length), torch.ones(self.action_length)]
         rank = 2
-        for block in self.blocks:
-            steps = torch.arange(block.length) if block.causal else torch.zeros(block.length, dtype=torch.long)
+        for each in self.passes:
+            steps = torch.arange(each.length) if each.causal else torch.zeros(each.length, dtype=torch.long)
             ranks.append(rank + steps)
-            rank += block.length if block.causal else 1
+            rank += each.length if each.causal else 1
         return torch.cat([part.long() for part in ranks])
 
     def step_mask(self) -> Tensor:
         """`(step_length, step_length)` bool: what may look at what inside one step."""
         rank = self._rank()
         return rank.unsqueeze(0) <= rank.unsqueeze(1)
+
+    def tokens(self, focus, passes: list[Pass], trunk: bool) -> Tokens:
+        """What is run of a step, the places of `focus` (a `focus_pan.Focus`) alone: its trunk, and the queries of
+        `passes`."""
+        rows, device, parts = len(focus.index), focus.index.device, []
+        if trunk:
+            first = self.num_places if self.focuses_trunk else 0
+            parts += [(focus.index, focus.valid)] if self.focuses_trunk else []
+            parts.append(_everyone(rows, first, self.trunk_length, device))
+        for each in passes:
+            start = self.starts[each.name]
+            if each.levels:
+                position = torch.tensor(self._queries[each.name], device=device)[focus.index]
+                parts.append((position.clamp(min=0), focus.valid & (position >= 0)))
+            else:
+                parts.append(_everyone(rows, start, start + each.length, device))
+        position, valid = (torch.cat(column, 1) for column in zip(*parts, strict=True))
+        return Tokens(position, valid, self.step_length)
+
+    def window(self, num_steps: int, tokens: Tokens | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mask `(1 or B, 1, L, L)` bool and position ids `(L,)` or `(B, L)` of a prefix and `num_steps` steps, of
+        which `tokens` (B * num_steps rows) are run; None: all of them."""
+        mask, positions = self.window_mask(num_steps).to(device), self.window_positions(num_steps).to(device)
+        if tokens is None:
+            return mask.view(1, 1, *mask.shape), positions
+        step = self.step_length * torch.arange(num_steps, device=device).view(-1, 1)
+        inside = (self.prefix_length + step + tokens.position.unflatten(0, (-1, num_steps))).flatten(1)
+        before = torch.arange(self.prefix_length, device=device).expand(len(inside), -1)
+        index = torch.cat([before, inside], 1)  # (B, L), where each position stands in the whole window
+        valid = torch.cat([torch.ones_like(before, dtype=torch.bool), tokens.valid.reshape(inside.shape)], 1)
+        mask = mask[index.unsqueeze(2), index.unsqueeze(1)] & valid.unsqueeze(1)
+        return mask.unsqueeze(1), positions[index]
+
+    def focused_mask(self, past: int, tokens: Tokens, keys: Tokens) -> Tensor:
+        """`(N, 1, L, past + K)` bool: what the `tokens` of a step look at behind `past` cached positions, all of which
+        they see; keys, everything of this step that was run, these tokens included."""
+        step = self.step_mask().to(tokens.position.device)
+        inside = step[tokens.position.unsqueeze(2), keys.position.unsqueeze(1)] & keys.valid.unsqueeze(1)
+        return nn.functional.pad(inside, (past, 0), value=True).unsqueeze(1)
 
     def continuation_mask(self, past: int, seen: int, end: int, device: torch.device) -> Tensor:
         """`(1, 1, end - seen, past + end)` bool: what positions `seen` to `end` of a step look at behind `past` cached
@@ -112,6 +198,26 @@ class StepLayout:
         step = torch.arange(self.step_length)
         starts = self.prefix_length + self.trunk_length * torch.arange(num_steps)
         return torch.cat([torch.arange(self.prefix_length), (starts.unsqueeze(1) + step).flatten()])
+
+
+def _everyone(rows: int, first: int, end: int, device) -> tuple[Tensor, Tensor]:
+    """The same positions for all rows, and that they count."""
+    position = torch.arange(first, end, device=device).expand(rows, -1)
+    return position, torch.ones_like(position, dtype=torch.bool)
+
+
+def hide_padding(mask: Tensor, prefix: Tensor, pad_token_id: int) -> Tensor:
+    """Keys of the prefix that are padding are seen by nobody but themselves. mask bool `(1, 1, Q, K)` ->
+    `(1 or B, 1, Q, K)`."""
+    real = prefix != pad_token_id
+    if bool(real.all()):
+        return mask
+    keys = torch.ones(len(prefix), mask.shape[-1], dtype=torch.bool, device=mask.device)
+    keys[:, : prefix.shape[1]] = real
+    own = torch.zeros(mask.shape[-2:], dtype=torch.bool, device=mask.device)
+    if mask.shape[-2] == mask.shape[-1]:
+        own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    return mask & (keys.view(len(prefix), 1, 1, -1) | own)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ holds the parts and how they are wired; what a step of simulation does is in `si
 import copy
 import functools
 import inspect
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .belief_pan import State
 from .checks_pan import check_observation
 from .configuration_pan import PanConfig
+from .effort_pan import state_blocks
+from .focus_pan import Glance, focusable
 from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
@@ -32,6 +35,7 @@ from .objectives_pan import OBJECTIVES, PanOutput
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
+from .switch_pan import SwitchHead
 from .table_pan import TableMixin, tables_of
 
 
@@ -149,6 +153,11 @@ class PanModel(
         if config.action.kind == "vector":
             self.action_codec = VectorCodec(config.action)
             self.action_embedding = PlaceEmbedding(config.action, hidden_size)
+        self.glances = nn.ModuleDict(
+            {name: Glance(places[name], hidden_size, config.adapter_dim) for name in focusable(config)}
+        )
+        self.blocks = state_blocks(config, self.layout.passes)
+        self.switch = SwitchHead(self.blocks, hidden_size, config.adapter_dim)
         if config.text_senses:
             self.text_start = nn.Parameter(torch.zeros(hidden_size))
         width = 2 * config.adapter_dim
@@ -328,6 +337,18 @@ class PanModel(
         codes, remainder = self.action_codec.encode(action)
         return self.action_embedding(codes, tables.places["action"], tables.sizes["action"], remainder)
 
+    def embed_step(self, embedded_state: Tensor, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The trunk of one step, from an embedded state and actions `(N, ...)` that are rows of the vocabulary by now,
+        `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change at each place `(N, P)`. The
+        action is told the gist of the state."""
+        change, gist = {}, 0.0
+        for name, glance in self.glances.items():
+            start = self.place_starts[name]
+            places = embedded_state[:, start : start + glance.sense.num_places]
+            change[name], found = glance(places, action.mean(1))
+            gist = gist + found.unsqueeze(1)
+        return torch.cat([embedded_state, action + gist if change else action], 1), change
+
     def action_codes(self, action: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The action as tokens, a tuple a level: codes `(N, n)`, the rows they are read out against, which are
         live."""
@@ -342,11 +363,11 @@ class PanModel(
         ]
 
     def embed_queries(
-        self, block, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
+        self, one_pass, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
     ) -> Tensor:
-        """Queries of a block of levels, `(N, block.length, hidden_size)`: what each place is, what it holds now, and
+        """Queries of a pass of levels, `(N, one_pass.length, hidden_size)`: what each place is, what it holds now, and
         the coarser codes already chosen for it (`chosen[name]`, `(N, n_l)` a level)."""
-        parts, start, level = [], 0, block.levels[0]
+        parts, start, level = [], 0, one_pass.levels[0]
         for name, sense in self.config.place_senses.items():
             now = embedded_state[:, start : start + sense.num_places]
             start += sense.num_places
@@ -359,15 +380,21 @@ class PanModel(
             parts.append(query)
         return torch.cat(parts, 1)
 
-    def split_places(self, block, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
-        """What readouts get, by sense `(N, P, 3 * hidden_size)`: hidden states of a block's queries, and beside each
+    @functools.cached_property
+    def place_starts(self) -> dict[str, int]:
+        """Where the places of each sense begin in the state."""
+        sizes = [sense.num_places for sense in self.config.place_senses.values()]
+        return dict(zip(self.config.place_senses, itertools.accumulate(sizes, initial=0), strict=False))
+
+    def split_places(self, one_pass, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
+        """What readouts get, by sense `(N, P, 3 * hidden_size)`: hidden states of a pass's queries, and beside each
         what its place holds now and what is done. So the backbone need not carry these through, and what happens
         locally is learned by the local adapter. `trunk` `(N, trunk_length, hidden_size)`: embeddings of the state and
         the action."""
         parts, start, place = {}, 0, 0
         action = trunk[:, self.layout.state_length :].mean(1, keepdim=True)
         for name, sense in self.config.place_senses.items():
-            if block.levels[0] < sense.num_levels:
+            if one_pass.levels[0] < sense.num_levels:
                 now = trunk[:, place : place + sense.num_places]
                 parts[name] = torch.cat([hidden[:, start : start + sense.num_places], now, action.expand_as(now)], -1)
                 start += sense.num_places
@@ -375,9 +402,21 @@ class PanModel(
         # vectors first: pictures are then told what was drawn, and agree with it
         return dict(sorted(parts.items(), key=lambda item: self.config.senses[item[0]].kind != "vector"))
 
+    def latent_condition(
+        self, name: str, hidden: dict[str, Tensor], trunk: Tensor, following: State, tables: CodeTables
+    ) -> Tensor:
+        """What the latent head of a sense is told, `(N, P, 4 * hidden_size)`: the hidden states of the sense's last
+        pass, what its places hold now, and the next state's codes, so that latents are predicted *given the
+        levels*."""
+        sense = self.config.senses[name]
+        last = [each for each in self.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
+        places = self.split_places(last, hidden[last.name], trunk)[name]
+        codes = self.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
+        return torch.cat([places, codes], -1).float()
+
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions
-        `(L,)`; cache, appended to if given. Returns: `(B, L, H)`."""
+        `(L,)`, or `(B, L)` if rows differ; cache, appended to if given. Returns: `(B, L, H)`."""
         mask = additive(mask, embeddings.dtype).expand(len(embeddings), -1, -1, -1)
         kinds = set(getattr(self.config.text_config, "layer_types", None) or [])
         if kinds - {"full_attention"}:
@@ -385,7 +424,7 @@ class PanModel(
         return self.language_model.base_model(
             inputs_embeds=embeddings,
             attention_mask=mask,
-            position_ids=positions.unsqueeze(0).expand(len(embeddings), -1),
+            position_ids=positions.expand(len(embeddings), -1),
             use_cache=cache is not None,
             **{_cache_argument(type(self.language_model.base_model)): cache},
         ).last_hidden_state
@@ -429,7 +468,7 @@ class PanModel(
             observation: true observations of windows, leading shape `(B, T + 1)`; constant text `(B, max_length)`.
             state: the same already encoded, `{"codes": ..., "latents": ..., "text": ...}` as in [`State`].
             action: `(B, T, ...)`; reward, done: `(B, T)` float, of the transition each action makes.
-            condition: cached conditions of the latent head, for training it alone.
+            condition: what is cached for training the latent head or the switch alone.
             importance: `(B,)`, weight of a window in the codes' loss: what makes up for drawing some windows more
                 often.
 

@@ -17,9 +17,12 @@ from transformers.utils import ModelOutput
 
 from .belief_pan import State
 from .crops_pan import ReadoutView, crop
+from .focus_pan import changed_places, drop_blocks, training_focus
 from .heads_pan import two_hot
+from .layout_pan import hide_padding
 from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
+from .switch_objective_pan import switch_losses, switch_warm_up_losses
 
 STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
 
@@ -48,7 +51,9 @@ class _Window:
     current: State  # (N,)
     following: State  # (N,)
     trunk: Tensor  # (N, trunk_length, H), embeddings of state and action
-    hidden: dict[str, Tensor]  # by block (N, length, H), and "action": (N, H)
+    change: dict[str, Tensor]  # by sense (N, P), logits of a change at each place
+    seen: Tensor | None  # (N, places of all senses) bool, what was looked at; None: everything
+    hidden: dict[str, Tensor]  # by pass (N, length, H), and "action": (N, H)
     tables: CodeTables
     numbers: Tensor | None  # (N, V), see `numbers_pan`
 
@@ -88,9 +93,10 @@ def dynamics_objective(model, state, action, reward, done, importance=None, **_)
     """Stage 4, on encoded trajectories: text and level negative log-likelihood, reward, continuation, inverse.
     `importance` `(B,)` undoes in the codes' loss what the sampler did to how often a window is drawn."""
     given = State(state["codes"], state.get("latents", {}), state.get("text", {}))
-    window = _teacher_forced(model, given, action, state.get("prefix"))
-    crop_places = model.config.crop_places if model.training else 0
-    losses, metrics, _ = _code_losses(model, window, _by_transition(importance, action), crop_places)
+    window = _teacher_forced(model, given, action, state.get("prefix"), may_focus=model.training)
+    crop_places, importance = model.config.crop_places if model.training else 0, _by_transition(importance, action)
+    losses, metrics, _ = _code_losses(model, window, importance, crop_places)
+    losses |= _change_losses(model, window, given, action, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     return _sum_up(model, losses, metrics)
 
@@ -112,11 +118,12 @@ def joint_objective(model, observation, action, reward, done, importance=None, *
     window = _teacher_forced(model, state, action, model.prefix_ids(observation))
     importance = _by_transition(importance, action)
     losses, metrics, logits = _code_losses(model, window, importance)
+    losses |= _change_losses(model, window, state, action, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     for name, codec in model.senses.items():
         clean = None
         if name in model.latent_heads:
-            condition = latent_condition(model, name, window.hidden, window.trunk, window.following, window.tables)
+            condition = model.latent_condition(name, window.hidden, window.trunk, window.following, window.tables)
             target = window.following.latents[name].detach()
             losses[f"{name}.latents"], clean = model.latent_heads[name].loss(target, condition)
         true = observation[name]
@@ -145,38 +152,49 @@ def _generative_loss(model, name: str, imagined: Tensor, true: Tensor, importanc
     return error.mean() if importance is None else (importance * error).sum() / importance.sum()
 
 
-def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None) -> _Window:
-    """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once."""
+def _transitions(state: State, action: Tensor) -> tuple[State, State]:
+    """The states `(N,)` before and after each transition of windows: state, of leading shape `(B, T + 1)`; action
+    `(B, T, ...)`."""
+    steps = action.shape[1]
+    return (
+        state.map(lambda t: t[:, :steps].flatten(0, 1)),
+        state.map(lambda t: t[:, 1 : steps + 1].flatten(0, 1)),
+    )
+
+
+def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, may_focus: bool = False) -> _Window:
+    """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once. `may_focus`: it
+    may look at a part of the places alone (`focus_pan`)."""
     batch, steps = action.shape[:2]
-    current = state.map(lambda t: t[:, :steps].flatten(0, 1))
-    following = state.map(lambda t: t[:, 1 : steps + 1].flatten(0, 1))
+    current, following = _transitions(state, action)
+    if model.training:
+        current = drop_blocks(current, model.config)
     tables = model.code_tables()
     embedded = model.embed_state(_trunk_latents(model, current), tables)
     queries = _queries(model, embedded, following, tables)
-    trunk = torch.cat([embedded, model.embed_action(action.flatten(0, 1), tables)], 1)
-    x = torch.cat([trunk, *queries], 1).unflatten(0, (batch, steps)).flatten(1, 2)
-    layout = model.layout
-    mask = layout.window_mask(steps).to(x.device).view(1, 1, *[layout.prefix_length + steps * layout.step_length] * 2)
+    trunk, change = model.embed_step(embedded, model.embed_action(action.flatten(0, 1), tables))
+    focus = training_focus(model.config, change) if may_focus else None
+    x, layout = torch.cat([trunk, *queries], 1), model.layout
+    tokens = None if focus is None else layout.tokens(focus, layout.passes, trunk=True)
+    mask, positions = layout.window(steps, tokens, x.device)
+    x = x if tokens is None else tokens.take(x)
+    x = x.unflatten(0, (batch, steps)).flatten(1, 2)
     if prefix is not None:
         x = torch.cat([model.get_input_embeddings()(prefix), x], 1)
         mask = hide_padding(mask, prefix, model.config.pad_token_id)
-    hidden = model.run_backbone(x, mask, layout.window_positions(steps).to(x.device))
+    hidden = model.run_backbone(x, mask, positions)
     hidden = hidden[:, layout.prefix_length :].unflatten(1, (steps, -1)).flatten(0, 1)
-    return _Window(current, following, trunk, _by_block(layout, hidden), tables, window_numbers(model, state, action))
-
-
-def hide_padding(mask: Tensor, prefix: Tensor, pad_token_id: int) -> Tensor:
-    """Keys of the prefix that are padding are seen by nobody but themselves. mask bool `(1, 1, Q, K)` ->
-    `(1 or B, 1, Q, K)`."""
-    real = prefix != pad_token_id
-    if bool(real.all()):
-        return mask
-    keys = torch.ones(len(prefix), mask.shape[-1], dtype=torch.bool, device=mask.device)
-    keys[:, : prefix.shape[1]] = real
-    own = torch.zeros(mask.shape[-2:], dtype=torch.bool, device=mask.device)
-    if mask.shape[-2] == mask.shape[-1]:
-        own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-    return mask & (keys.view(len(prefix), 1, 1, -1) | own)
+    hidden = hidden if tokens is None else tokens.put_back(hidden)
+    return _Window(
+        current=current,
+        following=following,
+        trunk=trunk,
+        change=change,
+        seen=None if focus is None else focus.mask(layout.num_places),
+        hidden=_by_pass(layout, hidden),
+        tables=tables,
+        numbers=window_numbers(model, state, action),
+    )
 
 
 def _trunk_latents(model, state: State) -> State:
@@ -191,22 +209,22 @@ def _trunk_latents(model, state: State) -> State:
 
 
 def _queries(model, embedded: Tensor, following: State, tables: CodeTables) -> list[Tensor]:
-    """The queries of every block, the coarser blocks' true codes given."""
+    """The queries of every pass, the coarser levels' true codes given."""
     parts = []
-    for block in model.layout.blocks:
-        if block.levels:
-            parts.append(model.embed_queries(block, embedded, following.codes, tables))
+    for each in model.layout.passes:
+        if each.levels:
+            parts.append(model.embed_queries(each, embedded, following.codes, tables))
         else:
-            words = model.get_input_embeddings()(following.text[block.name][:, :-1])
+            words = model.get_input_embeddings()(following.text[each.name][:, :-1])
             parts.append(torch.cat([model.text_start.expand(len(words), 1, -1), words], 1))
     return parts
 
 
-def _by_block(layout, hidden: Tensor) -> dict[str, Tensor]:
+def _by_pass(layout, hidden: Tensor) -> dict[str, Tensor]:
     parts, start = {"action": hidden[:, layout.trunk_length - 1]}, layout.trunk_length
-    for block in layout.blocks:
-        parts[block.name] = hidden[:, start : start + block.length]
-        start += block.length
+    for each in layout.passes:
+        parts[each.name] = hidden[:, start : start + each.length]
+        start += each.length
     return parts
 
 
@@ -216,17 +234,18 @@ def _code_losses(
     """Cross-entropy of every level, changed codes weighted by `change_weight`; also the logits, by sense and level.
     `crop_places`: side of the square of places that readouts of images are shown (`crops_pan`); 0: whole frames."""
     losses, metrics, logits = {}, {}, {name: [] for name in window.current.codes}
-    for block in model.layout.blocks:
-        if not block.levels:
+    for each in model.layout.passes:
+        if not each.levels:
             continue
-        drawn = {name: levels[: block.levels[-1] + 1] for name, levels in window.following.codes.items()}
-        for name, places in model.split_places(block, window.hidden[block.name], window.trunk).items():
+        drawn = {name: levels[: each.levels[-1] + 1] for name, levels in window.following.codes.items()}
+        for name, places in model.split_places(each, window.hidden[each.name], window.trunk).items():
             sense = model.config.senses[name]
             numbers = readout_numbers(model, name, window.numbers, drawn)
-            view = ReadoutView(sense, places, window.current.codes[name], window.following.codes[name])
+            seen = _seen_places(model, window, name)
+            view = ReadoutView(sense, places, window.current.codes[name], window.following.codes[name], weight=seen)
             if crop_places and sense.kind == "image":
                 view = crop(view, crop_places)
-            for level in block.levels[: sense.num_levels]:
+            for level in each.levels[: sense.num_levels]:
                 found = teacher_forced_logits(model, name, level, view, window.tables, numbers)
                 logits[name].append(found)
                 found_losses, found_metrics = _level_losses(model, name, level, found, view, importance)
@@ -237,11 +256,12 @@ def _code_losses(
 def _level_losses(
     model, name: str, level: int, logits: Tensor, view: ReadoutView, importance: Tensor | None
 ) -> tuple[dict, dict]:
-    """Losses and metrics of one level. importance `(N,)`, of transitions."""
+    """Losses and metrics of one level; a code that was absent is new, not changed. importance `(N,)`, of
+    transitions."""
     now, target, change_weight = view.current[level], view.following[level], model.config.change_weight
     share = torch.ones_like(now, dtype=logits.dtype) if view.weight is None else view.code_weight(level)
     share = share if importance is None else share * importance.unsqueeze(1)
-    changed = now != target
+    changed = (now != target) & (now >= 0)
     weight = (1 + (change_weight - 1) * changed) * share
     losses = {f"{name}.{level}": _change_weighted(logits, now, target, weight.flatten(), change_weight)}
     if view.sense.kind == "image":
@@ -249,8 +269,9 @@ def _level_losses(
         losses[f"{name}.{level}.vectors"] = _vector_loss(book, logits, now, target, share)
     right = logits.detach().argmax(-1) == target
     metrics = {
-        f"{name}.{level}.accuracy": (share * right).sum() / share.sum(),
-        f"{name}.{level}.accuracy_changed": (right & changed).sum() / changed.sum().clamp(min=1),
+        f"{name}.{level}.accuracy": (share * right).sum() / share.sum().clamp(min=1e-6),
+        f"{name}.{level}.accuracy_changed": (right & changed & (share > 0)).sum()
+        / (changed & (share > 0)).sum().clamp(min=1),
     }
     return losses, metrics
 
@@ -274,10 +295,10 @@ def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor
     Weighing changed codes `change_weight` times teaches probabilities in which change is that much more likely. So the
     loss is taken on logits shifted by just that (logit adjustment, Menon et al. 2021): `logits` themselves stay
     calibrated, for sampling and for `log_prob`. logits `(N, n, K)`; now, target `(N, n)`; weight `(N * n,)`."""
-    shift = torch.full((1,), -math.log(change_weight), device=logits.device).expand(now.shape).unsqueeze(-1)
-    adjusted = logits.scatter_add(-1, now.unsqueeze(-1), shift)
+    shift = -math.log(change_weight) * (now >= 0).to(logits.dtype)
+    adjusted = logits.scatter_add(-1, now.clamp(min=0).unsqueeze(-1), shift.unsqueeze(-1))
     nll = nn.functional.cross_entropy(adjusted.flatten(0, 1), target.flatten(), reduction="none")
-    return (weight * nll).sum() / weight.sum()
+    return (weight * nll).sum() / weight.sum().clamp(min=1e-6)
 
 
 def teacher_forced_logits(
@@ -290,6 +311,24 @@ def teacher_forced_logits(
     if readout.sentence is not None:
         features = readout.sentence(features, view.following[level], found.drawn)
     return readout.logits(features, found, view.current, coarser, numbers)
+
+
+def _seen_places(model, window: _Window, name: str) -> Tensor | None:
+    """What was looked at of one sense as weights `(N, P)`, or None if all of it was."""
+    if window.seen is None:
+        return None
+    start = model.place_starts[name]
+    return window.seen[:, start : start + model.config.senses[name].num_places].float()
+
+
+def _change_losses(model, window: _Window, state: State, action: Tensor, importance: Tensor | None) -> dict:
+    """Binary cross-entropy of the glances: whether anything will change at a place."""
+    losses, (now, after) = {}, _transitions(state, action)
+    for name, logits in window.change.items():
+        target = changed_places(model.config.senses[name], now.codes[name], after.codes[name]).float()
+        weight = torch.ones_like(logits) if importance is None else importance.unsqueeze(1).expand_as(logits)
+        losses[f"{name}.change"] = nn.functional.binary_cross_entropy_with_logits(logits, target, weight)
+    return losses
 
 
 def _text_losses(model, window: _Window) -> dict[str, Tensor]:
@@ -329,25 +368,23 @@ def _agent_losses(model, window: _Window, action: Tensor, reward: Tensor, done: 
     return losses
 
 
-def latent_condition(
-    model, name: str, hidden: dict[str, Tensor], trunk: Tensor, following: State, tables: CodeTables
-) -> Tensor:
-    """What the latent head is told, `(N, P, 4 * hidden_size)`: the hidden states of the sense's last block of levels,
-    what its places hold now, and the next state's codes, so that the latents are predicted *given the levels*."""
-    sense = model.config.senses[name]
-    last = [block for block in model.layout.blocks if block.levels and block.levels[0] < sense.num_levels][-1]
-    places = model.split_places(last, hidden[last.name], trunk)[name]
-    codes = model.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
-    return torch.cat([places, codes], -1).float()
-
-
 @torch.no_grad()
 def cache_conditions(model, state: State, action: Tensor, prefix: Tensor | None) -> dict[str, Tensor]:
     """Conditions of every latent head for windows of encoded trajectories, `(N, P, C)`: run the backbone once, train
     the head many times."""
     window = _teacher_forced(model, state, action, prefix)
     given = (window.hidden, window.trunk, window.following, window.tables)
-    return {name: latent_condition(model, name, *given) for name in model.latent_heads}
+    return {name: model.latent_condition(name, *given) for name in model.latent_heads}
+
+
+def switch_objective(model, observation, action, reward, done, **_) -> PanOutput:
+    """Stage 5, from raw observations: the switch alone, see `switch_objective_pan`."""
+    return _sum_up(model, *switch_losses(model, observation, action, reward, done))
+
+
+def switch_warm_up_objective(model, condition, **_) -> PanOutput:
+    """Before it: the switch learns from what every choice costs, from cached `switch_examples`."""
+    return _sum_up(model, *switch_warm_up_losses(model, condition))
 
 
 OBJECTIVES = {
@@ -356,4 +393,6 @@ OBJECTIVES = {
     "dynamics": dynamics_objective,
     "latent_head": latent_head_objective,
     "joint": joint_objective,
+    "switch_warm_up": switch_warm_up_objective,
+    "switch": switch_objective,
 }

@@ -20,6 +20,11 @@ from .numbers_pan import Bearings
 from .senses_pan import fold_places, unfold_places
 
 
+def with_absent(rows: Tensor) -> Tensor:
+    """Rows `(K, ...)` and one more of zeros, the row of a code that is absent: `codes % (K + 1)` finds it."""
+    return nn.functional.pad(rows, (0, 0, 0, 1))
+
+
 class PlaceEmbedding(nn.Module):
     """Adds up the vocabulary rows of the codes at each place, the projected latents, and the place's own embedding."""
 
@@ -37,9 +42,10 @@ class PlaceEmbedding(nn.Module):
 
     def table(self, rows: list[Tensor]) -> Tensor:
         """What each code adds to its place, worked out once for all of them: rows of each level's segment `(K, H)` ->
-        `(sum of r * K, H)`, level by level, a run of K for each slot of a place."""
+        `(sum of r * (K + 1), H)`, level by level, a run of K + 1 for each slot of a place; the last of a run is for
+        what is absent, and adds nothing."""
         parts = []
-        for fold, level_rows in zip(self.fold, rows, strict=True):
+        for fold, level_rows in zip(self.fold, (with_absent(part) for part in rows), strict=True):
             weight = fold.weight.unflatten(1, (-1, level_rows.shape[1]))  # (H, r, H)
             parts.append(torch.einsum("ki,ori->rko", level_rows, weight).flatten(0, 1))
         return torch.cat(parts)
@@ -50,9 +56,9 @@ class PlaceEmbedding(nn.Module):
         Args: table, see `table`; sizes, K of each level in it."""
         places, first = [], 0
         for level, (level_codes, size) in enumerate(zip(codes, sizes, strict=False)):
-            slots = fold_places(level_codes, self.sense, level)  # (B, P, r)
-            end = first + size * slots.shape[-1]
-            places.append(slots + torch.arange(first, end, size, device=slots.device))
+            slots = fold_places(level_codes, self.sense, level) % (size + 1)  # (B, P, r)
+            end = first + (size + 1) * slots.shape[-1]
+            places.append(slots + torch.arange(first, end, size + 1, device=slots.device))
             first = end
         index = torch.cat(places, -1)
         return nn.functional.embedding_bag(index.flatten(0, 1), table, mode="sum").unflatten(0, index.shape[:2])
@@ -61,7 +67,7 @@ class PlaceEmbedding(nn.Module):
         """Args: codes, table, sizes as for `codes`; latents `(B, P, latent_dim)`. Returns: `(B, P, H)`."""
         x = self.codes(codes, table, sizes) + self.place
         if latents is not None and self.latent is not None:
-            x = x + self.latent(latents.to(x.dtype))
+            x = x + self.latent(latents.nan_to_num().to(x.dtype))  # absent ones add nothing
         return x
 
 
@@ -127,8 +133,8 @@ class LevelReadout(nn.Module):
         Args: rows, input rows `(K, H)` of every level's segment up to this one; out_rows `(K, H)`, which this level
         is read out against; live `(K,)` bool."""
         return LevelTables(
-            current=self.current(self.row_norm(rows[self.level])),
-            coarser=[layer(self.row_norm(level_rows)) for layer, level_rows in zip(self.coarser, rows, strict=False)],
+            current=with_absent(self.current(self.row_norm(rows[self.level]))),
+            coarser=[with_absent(layer(self.row_norm(part))) for layer, part in zip(self.coarser, rows, strict=False)],
             drawn=None if self.sentence is None else self.sentence.table(rows[self.level]),
             weight=out_rows @ self.out.weight,
             bias=(out_rows @ self.out.bias).masked_fill(~live, -torch.inf),
@@ -149,6 +155,49 @@ class LevelReadout(nn.Module):
         of what is shown, and corner, `(B, 2)` the row and column of its first place, if that is a part of the frame
         (`crops_pan`). Returns: `(B, n, A)`."""
         shown = shown or self.sense
+        x = self._inputs(places, now, coarser, tables, numbers, shown, corner)
+        grid = _grid(shown, self.level)
+        for block in self.blocks:
+            x = block(x, grid)
+        return x
+
+    def features_at(
+        self,
+        places: Tensor,
+        now: Tensor,
+        coarser: list[Tensor],
+        tables: "LevelTables",
+        numbers: Tensor | None,
+        row: Tensor,
+        place: Tensor,
+    ) -> Tensor:
+        """What `features` gives at some places of an image, worked out there alone: each with as much around it as the
+        blocks see. Args: as for `features`; row, place `(F,)`, which. Returns: `(F, codes a place, A)`."""
+        x = self._inputs(places, now, coarser, tables, numbers, self.sense, None)
+        (rows, columns), margin = _grid(self.sense, self.level), len(self.blocks)
+        side = self.sense.place_stride // self.sense.level_strides[self.level]
+        span = torch.arange(side + 2 * margin, device=x.device) - margin
+        across = self.sense.place_grid[1]
+        down = (side * (place // across)).unsqueeze(1) + span  # (F, window)
+        right = (side * (place % across)).unsqueeze(1) + span
+        inside = ((down >= 0) & (down < rows)).unsqueeze(2) & ((right >= 0) & (right < columns)).unsqueeze(1)
+        index = down.clamp(0, rows - 1).unsqueeze(2) * columns + right.clamp(0, columns - 1).unsqueeze(1)
+        x = x[row.view(-1, 1, 1), index]  # (F, window, window, A)
+        for block in self.blocks:
+            x, inside = block.within(x, inside), inside[:, 1:-1, 1:-1]
+        return x.flatten(1, 2)
+
+    def _inputs(
+        self,
+        places: Tensor,
+        now: Tensor,
+        coarser: list[Tensor],
+        tables: "LevelTables",
+        numbers: Tensor | None,
+        shown,
+        corner: Tensor | None,
+    ) -> Tensor:
+        """What each code is told before it looks around itself, `(B, n, A)`; args as for `features`."""
         per_place = self.sense.codes_per_place[self.level]
         hidden, held, action = places.chunk(3, -1)
         for_hidden, for_held, for_action = self.places.weight.chunk(3, 1)
@@ -160,12 +209,9 @@ class LevelReadout(nn.Module):
         x = unfold_places(x.unflatten(-1, (per_place, -1)), shown, self.level)
         if self.bearings is not None:
             x = x + self.bearings(numbers[:, self.drawn], *self._middles(shown, corner, numbers.device)).to(x.dtype)
-        x = x + nn.functional.embedding(now, tables.current)
+        x = x + nn.functional.embedding(now % len(tables.current), tables.current)
         for level, (codes, table) in enumerate(zip(coarser, tables.coarser, strict=False)):
-            x = x + self._spread(nn.functional.embedding(codes, table), level, shown)
-        grid = _grid(shown, self.level)
-        for block in self.blocks:
-            x = block(x, grid)
+            x = x + self._spread(nn.functional.embedding(codes % len(table), table), level, shown)
         return x
 
     def _middles(self, shown, corner: Tensor | None, device) -> list[Tensor]:
@@ -205,8 +251,8 @@ class LevelReadout(nn.Module):
         if self.density is not None:
             logits = logits + self.density(features, current, coarser, numbers)
         now = current[self.level]
-        bias = self.copy_bias.float().expand(now.shape)
-        return logits.scatter_add_(-1, now.unsqueeze(-1), bias.unsqueeze(-1))
+        bias = self.copy_bias.float() * (now >= 0)  # what is absent cannot stay
+        return logits.scatter_add_(-1, now.clamp(min=0).unsqueeze(-1), bias.unsqueeze(-1))
 
 
 class _LocalBlock(nn.Module):
@@ -220,7 +266,16 @@ class _LocalBlock(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """`(B, n, A)` -> `(B, n, A)`, n = rows times columns of `grid`."""
-        x = x + nn.functional.gelu(self._around(self.norm(x), grid))
+        return self._alone(x + nn.functional.gelu(self._around(self.norm(x), grid)))
+
+    def within(self, x: Tensor, inside: Tensor) -> Tensor:
+        """The same for the middles of windows of a grid: `(F, w, w, A)`, `inside` the grid `(F, w, w)` bool ->
+        `(F, w - 2, w - 2, A)`."""
+        seen = (self.norm(x) * inside.unsqueeze(-1)).permute(0, 3, 1, 2)
+        around = nn.functional.conv2d(seen, self.neighbours.weight, self.neighbours.bias).permute(0, 2, 3, 1)
+        return self._alone(x[:, 1:-1, 1:-1] + nn.functional.gelu(around))
+
+    def _alone(self, x: Tensor) -> Tensor:
         return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
 
     def _around(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -235,7 +290,8 @@ class LevelTables:
     """One level's segment of the vocabulary as its readout meets it, a row a code (see `LevelReadout.tables`).
 
     Args:
-        current `(K, A)`: what the current code adds to the features; coarser: the same for each level before this one.
+        current `(K + 1, A)`: what the current code adds to the features, the last row if it is absent; coarser: the
+            same for each level before this one.
         drawn `(K, A)`: what a code that is drawn tells the sentence head; None without one.
         weight `(K, A)`, bias `(K,)`: features to logits; the bias is minus infinity where a row is not live.
     """

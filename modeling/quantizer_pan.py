@@ -59,8 +59,8 @@ class Codebook(nn.Module):
         return distance.masked_fill(~self.live, torch.inf)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors of codes: `(...)` int64 -> `(..., dim)`."""
-        return nn.functional.embedding(codes, self.vectors)
+        """Vectors of codes: `(...)` int64 -> `(..., dim)`; zero for what is absent (below 0)."""
+        return nn.functional.embedding(codes.clamp(min=0), self.vectors) * (codes >= 0).unsqueeze(-1)
 
     def mean(self, probabilities: Tensor) -> Tensor:
         """Mean vector under probabilities `(..., K)` of the first K codes, `(..., dim)`, differentiable. Codes that

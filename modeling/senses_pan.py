@@ -82,3 +82,13 @@ def unfold_places(codes: Tensor, sense, level: int) -> Tensor:
     rest = codes.shape[3:]
     x = codes.reshape(len(codes), rows, columns, factor, factor, *rest).transpose(2, 3)
     return x.reshape(len(codes), rows * columns * per_place, *rest)
+
+
+def spread_codes(values: Tensor, sense, coarse: int, fine: int) -> Tensor:
+    """What is said of each code of a coarser level, `(N, num_codes)`, said of the codes of a finer one that lie in
+    it."""
+    if sense.kind != "image" or sense.level_strides[coarse] == sense.level_strides[fine]:
+        return values
+    factor = sense.level_strides[coarse] // sense.level_strides[fine]
+    grid = values.unflatten(1, [size // sense.level_strides[coarse] for size in sense.patch_grid])
+    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2).flatten(1)

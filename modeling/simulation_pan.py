@@ -1,32 +1,39 @@
 """Using the world model: perceive, simulate, log_prob (the belief, world model and decoder of equation 6).
 
-One imagined step is as many backbone passes as there are blocks, one where the levels fold: the current state, the
-action and the first block's queries share a forward, and what is not trunk is dropped from the cache again.
+One imagined step is as many backbone passes as the layout has, one where the levels fold: the current state, the
+action and the first pass's queries share a forward, and what is not trunk is dropped from the cache again. With an
+`effort` a step predicts some blocks alone, row by row, and looks at some places alone; see `spending_pan`.
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Collection
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .belief_pan import Belief, Futures, LogProb, State
+from .belief_pan import ABSENT, Belief, Futures, LogProb, State
 from .checks_pan import action_shape, check_actions, check_observation, has_action_shape
+from .effort_pan import Effort, as_effort
+from .focus_pan import At
 from .image_codec_pan import as_bytes
 from .latent_head_pan import LATENT_BLUR
+from .layout_pan import hide_padding
 from .numbers_pan import readout_numbers, step_numbers
-from .objectives_pan import hide_padding, latent_condition
 from .places_pan import CodeTables
+from .run_pan import BackboneRun
+from .senses_pan import fold_places, spread_codes, unfold_places
+from .spending_pan import Spending
 
 
 class _Step:
     """The result of one imagined step."""
 
-    def __init__(self, chooser: _Chooser, hidden: dict[str, Tensor], trunk: Tensor):
-        self.state, self.log_prob, self.logits = chooser.state(), chooser.log_prob, chooser.logits
+    def __init__(self, chooser: _Chooser, state: State, hidden: dict[str, Tensor], trunk: Tensor):
+        self.state, self.log_prob, self.logits = state, chooser.log_prob, chooser.logits
         self.hidden, self.trunk = hidden, trunk
 
 
@@ -80,7 +87,7 @@ class SimulationMixin:
         if belief.prefix is not None:
             parts.append(self.get_input_embeddings()(belief.prefix))
         for state, action in belief.history:
-            parts += [self.embed_state(state, tables), self.embed_action(action, tables)]
+            parts.append(self.embed_step(self.embed_state(state, tables), self.embed_action(action, tables))[0])
         if not parts:
             belief.cache = None
             return belief
@@ -106,6 +113,7 @@ class SimulationMixin:
         temperature: float = 1.0,
         seed: int | None = None,
         expected: Collection[int] = (),
+        effort: Effort | str | Collection[str] | None = None,
     ) -> Futures:
         """Imagines what follows from actions.
 
@@ -119,20 +127,44 @@ class SimulationMixin:
                 the mean code vectors under the probabilities that the step's codes were chosen from, each level given
                 the coarser codes chosen. They are meant to be near to what will be seen in squared error, and are
                 blurred where several futures are open.
+            effort ([`Effort`], `str` or names of blocks, *optional*): what of the next states is predicted: "all",
+                "focused" (all codes, where something is likely to change), "coarsest", "auto" (the model's switch
+                decides), the names of `model.blocks` to predict, or an [`Effort`] with a cap, a price or a task.
+                Without one, every discrete block everywhere, and latents when something is decoded.
 
         Returns:
-            [`Futures`] of N rows and H steps; observations are decoded only when asked for.
+            [`Futures`] of N rows and H steps; observations are decoded only when asked for. With an effort,
+            `futures.switch` says what was predicted and `futures.cost` what it cost.
 
         Raises:
-            ValueError: rows of actions do not match the belief, or an action or an expected step is out of range.
+            ValueError: rows of actions do not match the belief, an action or an expected step is out of range, an
+                effort that this model cannot make, or one with expected images.
         """
         self._require_world()
         actions = self._checked_actions(belief, actions)
         wrong = [step for step in expected if not 0 <= step < actions.shape[1]]
         if wrong:
             raise ValueError(f"`expected` steps must be 0 to {actions.shape[1] - 1}, got {wrong}.")
+        if effort is not None and expected:
+            raise ValueError("`expected` images take every code everywhere, so they go with no `effort`.")
         if num_rollouts > 1:
             belief, actions = belief.repeat(num_rollouts), actions.repeat_interleave(num_rollouts, 0)
+        spending = None if effort is None else Spending(self, as_effort(effort, self), seed)
+        return self.rollout(belief, actions, temperature, seed, expected, spending)
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        belief: Belief,
+        actions: Tensor,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        expected: Collection[int] = (),
+        spending: Spending | None = None,
+    ) -> Futures:
+        """`simulate` of a belief and actions `(N, H, ...)` that were checked, with a `spending` made by the caller,
+        who learns from it what was decided."""
+        started = time.perf_counter()
         generator = None if seed is None else torch.Generator(device=actions.device).manual_seed(seed)
         tables = self.code_tables()
         embedded = self.embed_state(belief.state, tables)
@@ -148,17 +180,20 @@ class SimulationMixin:
                 tables=tables,
                 embedded=embedded,
                 keeps_logits=index in expected,
+                spending=spending,
             )
             for name in images if index in expected else ():
                 probabilities = [logits.softmax(-1) for logits in step.logits[name]]
                 images[name].append(as_bytes(self.senses[name].decode_probabilities(probabilities)))
             step.logits = {}  # they are large, and the step is kept
-            after = self.embed_state(step.state, tables)
+            after = self.embed_state(step.state.without_latents(), tables)
             outcomes.append(self._outcome(before, after, step.hidden["action"]))
-            for name in conditions:
-                conditions[name].append(latent_condition(self, name, step.hidden, step.trunk, step.state, tables))
+            for name in conditions if spending is None else ():
+                conditions[name].append(self.latent_condition(name, step.hidden, step.trunk, step.state, tables))
             before = embedded = after
-            if self.config.latent_feedback:
+            if step.state.latents:
+                embedded = self.embed_state(step.state, tables)
+            elif self.config.latent_feedback and spending is None:
                 drawn = {name: self.latent_heads[name].sample(conditions[name][-1], generator) for name in conditions}
                 belief.state.latents = step.state.latents = drawn
                 embedded = self.embed_state(step.state, tables)
@@ -170,8 +205,11 @@ class SimulationMixin:
             reward=torch.stack(rewards, 1),
             continue_prob=torch.stack(continues, 1),
             belief=belief,
-            conditions={name: torch.stack(parts, 1) for name, parts in conditions.items()},
+            conditions={name: torch.stack(parts, 1) for name, parts in conditions.items() if parts},
             seed=seed,
+            switch=None if spending is None else spending.switch(),
+            focus=None if spending is None else spending.focus(),
+            cost=None if spending is None else spending.cost(time.perf_counter() - started),
             expected={name: torch.stack(parts, 1) for name, parts in images.items()},
         )
 
@@ -203,54 +241,39 @@ class SimulationMixin:
         tables: CodeTables | None = None,
         embedded: Tensor | None = None,
         keeps_logits: bool = False,
+        spending: Spending | None = None,
     ) -> tuple[_Step, Belief]:
         """One step: `target` None samples the next state, else scores it. Returns the step and the belief after it.
         `tables` and the belief's state `embedded` are made here unless a rollout has them at hand."""
         tables = tables or self.code_tables()
         embedded = self.embed_state(belief.state, tables) if embedded is None else embedded
-        layout, many = self.layout, len(self.layout.blocks) > 1
-        keeps_history = self.config.context_steps > 1
-        cache = belief.cache
-        if cache is not None or keeps_history or many:
-            cache = _fork(cache)
-        past = 0 if cache is None else cache.get_seq_length()
-        trunk = torch.cat([embedded, self.embed_action(action, tables)], 1)
+        trunk, change = self.embed_step(embedded, self.embed_action(action, tables))
         before = belief.history[-1][0] if belief.history else None
         numbers = step_numbers(self, belief.state, before, action)
         chooser = _Chooser(self, belief.state, tables, temperature, generator, target, numbers, keeps_logits)
-        hidden, seen = {}, 0
-        for block in layout.blocks:
-            if block.levels:
-                x = self.embed_queries(block, embedded, chooser.codes, tables)
-                x = x if seen else torch.cat([trunk, x], 1)
-                out = self._continue(x, seen, past, belief, cache)
-                if not seen:
-                    hidden["action"] = out[:, layout.trunk_length - 1]
-                hidden[block.name] = out[:, -block.length :]
-                chooser.choose_levels(block, hidden[block.name], trunk)
-                seen += x.shape[1]
+        run = BackboneRun(self, belief, trunk, None if spending is None else spending.look(change))
+        if spending is not None:
+            spending.begin(run, chooser, trunk, embedded, tables)
+            state = spending.predict()
+            step = _Step(chooser, state, run.hidden, trunk)
+            return step, self._after(belief, action, state, run.cache, run.length, tables)
+        for each in self.layout.passes:
+            if each.levels:
+                run.queries(each, self.embed_queries(each, embedded, chooser.codes, tables))
+                for name, places in self.split_places(each, run.hidden[each.name], trunk).items():
+                    for level in each.levels[: self.config.senses[name].num_levels]:
+                        chooser.choose_level(name, level, places)
             else:
-                seen = self._choose_text(block, trunk, seen, past, belief, cache, chooser, hidden)
-        step = _Step(chooser, hidden, trunk)
-        return step, self._after(belief, action, step.state, cache, seen, tables)
+                self._choose_text(each, run, chooser)
+        step = _Step(chooser, chooser.state(), run.hidden, trunk)
+        return step, self._after(belief, action, step.state, run.cache, run.length, tables)
 
-    def _continue(self, x: Tensor, seen: int, past: int, belief: Belief, cache) -> Tensor:
-        """Runs positions `seen` to `seen + len` of the current step behind `past` cached ones."""
-        mask = self.layout.continuation_mask(past, seen, seen + x.shape[1], x.device)
-        positions = torch.arange(past + seen, past + seen + x.shape[1], device=x.device)
-        return self.run_backbone(x, self._masked(mask, belief), positions, cache)
-
-    def _choose_text(self, block, trunk, seen, past, belief, cache, chooser, hidden) -> int:
-        """Ordinary autoregressive decoding of one text block; padding ends a text."""
-        x = self.text_start.expand(len(trunk), 1, -1)
-        if not seen:
-            x = torch.cat([trunk, x], 1)
-        for _ in range(block.length):
-            out = self._continue(x, seen, past, belief, cache)
-            hidden.setdefault("action", out[:, self.layout.trunk_length - 1] if not seen else None)
-            seen += x.shape[1]
-            x = self.get_input_embeddings()(chooser.choose_word(block.name, out[:, -1])).unsqueeze(1)
-        return seen
+    def _choose_text(self, each, run: BackboneRun, chooser: _Chooser) -> None:
+        """Ordinary autoregressive decoding of one text; padding ends it."""
+        x = self.text_start.expand(run.rows, 1, -1)
+        for _ in range(each.length):
+            last = run.words(each, x)
+            x = self.get_input_embeddings()(chooser.choose_word(each.name, last)).unsqueeze(1)
 
     def _after(self, belief: Belief, action: Tensor, state: State, cache, seen: int, tables: CodeTables) -> Belief:
         """The belief after a step: queries leave the cache, the trunk stays if there is room for it."""
@@ -316,7 +339,7 @@ class SimulationMixin:
                 continue
             blurred = None
             if latents and name in self.latent_heads:
-                condition = latent_condition(self, name, step.hidden, step.trunk, target, tables)
+                condition = self.latent_condition(name, step.hidden, step.trunk, target, tables)
                 latent_part = latent_part + self.latent_heads[name].log_prob_bound(target.latents[name], condition)
                 noise = torch.Generator(device=self.device).manual_seed(0)
                 blur = torch.randn(target.latents[name].shape, generator=noise, device=self.device)
@@ -360,14 +383,6 @@ class SimulationMixin:
         )
 
 
-def _fork(cache: DynamicCache | None) -> DynamicCache:
-    """A cache that can be appended to while the old one stays as it is; tensors are shared until then."""
-    forked = DynamicCache()
-    if cache is not None:
-        forked.layers = [copy.copy(layer) for layer in cache.layers]
-    return forked
-
-
 def pixel_log_prob(mean: Tensor, true: Tensor, scale: Tensor) -> Tensor:
     """Log probability of 8-bit pixels, `(B, C, h, w)` in [-1, 1] -> `(B,)` nats: a Gaussian integrated over each
     value's interval, mixed with a share of 1e-4 of the uniform distribution, so that one surprising value costs 21
@@ -408,20 +423,89 @@ class _Chooser:
         text = {name: torch.stack(words, 1) for name, words in self.words.items()}
         return State(self.codes, {}, text)
 
-    def choose_levels(self, block, hidden: Tensor, trunk: Tensor) -> None:
-        model = self.model
-        for name, places in model.split_places(block, hidden, trunk).items():
-            numbers = readout_numbers(model, name, self.numbers, self.codes)
-            for level in block.levels[: model.config.senses[name].num_levels]:
-                self.codes[name].append(self._level(name, level, places, numbers))
+    def writer(self, rows: int) -> _Chooser:
+        """A chooser of the words of so many rows, some of these."""
+        writer = copy.copy(self)
+        writer.words = {name: [] for name in self.words}
+        writer.log_prob = torch.zeros(rows, device=self.log_prob.device)
+        return writer
 
-    def _level(self, name: str, level: int, places: Tensor, numbers: Tensor | None) -> Tensor:
+    def choose_level(
+        self,
+        name: str,
+        level: int,
+        places: Tensor,
+        rows: Tensor | None = None,
+        at: At | None = None,
+    ) -> None:
+        """Picks the codes of one level, those of each sense coarse first.
+
+        Args:
+            places `(N, P, 3H)`: see `PanModel.split_places`.
+            rows `(n,)`: the rows that are picked for, all by default; the others' codes are carried over.
+            at: the places of an image that are picked for instead; everywhere by default.
+        """
+        numbers = readout_numbers(self.model, name, self.numbers, self.codes)
+        if rows is None and at is None:
+            self.codes[name].append(self._level(name, level, places, numbers, None))
+            return
+        codes = self.carried(name, level)
+        if at is not None and len(at):
+            codes = self._level_at(name, level, places, numbers, codes, at)
+        elif at is None and len(rows):
+            codes = codes.index_copy(0, rows, self._level(name, level, places, numbers, rows))
+        self.codes[name].append(codes)
+
+    def _level_at(
+        self,
+        name: str,
+        level: int,
+        places: Tensor,
+        numbers: Tensor | None,
+        codes: Tensor,
+        at: At,
+    ) -> Tensor:
+        """A level's `codes` `(N, num_codes)` with those at some places picked."""
+        readout, tables = self.model.readouts[name][level], self.tables.levels[name][level]
+        some, row, place = at.rows, at.row, at.place
+        now, coarser = self.current.codes[name][level], [c[some] for c in self.codes[name][:level]]
+        told = None if numbers is None else numbers[some]
+        features = readout.features_at(places[some], now[some], coarser, tables, told, at.inside, place)
+        sense, draws = self.model.config.senses[name], self._draws(now.shape)
+        held = fold_places(now, sense, level)[row, place]  # (F, codes a place)
+        logits = readout.logits(features, tables, [held] * (level + 1), coarser, told)
+        drawn = None if draws is None else fold_places(draws, sense, level)[row, place]
+        found = self._draw(logits, drawn)
+        self._add_log_prob(_log_prob(logits, found), row)
+        slots = fold_places(codes, sense, level).clone()
+        slots[row, place] = found
+        return unfold_places(slots, sense, level)
+
+    def carried(self, name: str, level: int) -> Tensor:
+        """A level's codes where it is not predicted: as they were, but absent where something coarser has changed."""
+        sense, now = self.model.config.senses[name], self.current.codes[name]
+        gone = torch.zeros_like(now[level], dtype=torch.bool)
+        for coarser in range(level):
+            gone |= spread_codes(self.codes[name][coarser] != now[coarser], sense, coarser, level)
+        return now[level].masked_fill(gone, ABSENT)
+
+    def _level(
+        self,
+        name: str,
+        level: int,
+        places: Tensor,
+        numbers: Tensor | None,
+        rows: Tensor | None,
+    ) -> Tensor:
         readout, tables = self.model.readouts[name][level], self.tables.levels[name][level]
         current, coarser = self.current.codes[name], self.codes[name][:level]
+        if rows is not None:
+            current, coarser = [c[rows] for c in current], [c[rows] for c in coarser]
+            places, numbers = places[rows], None if numbers is None else numbers[rows]
         features = readout.features(places, current[level], coarser, tables, numbers)
         target = None if self.target is None else self.target.codes[name][level]
         if readout.sentence is not None and target is None:
-            codes = self._sentence(readout, tables, features, current, numbers)
+            codes = self._sentence(readout, tables, features, current, numbers, rows)
             if self.keeps_logits:
                 x = readout.sentence(features, codes, tables.drawn)
                 self.logits[name].append(readout.logits(x, tables, current, coarser, numbers))
@@ -431,9 +515,11 @@ class _Chooser:
         logits = readout.logits(features, tables, current, coarser, numbers)
         if self.keeps_logits:
             self.logits[name].append(logits)
-        return self._pick(logits, target)
+        return self._pick(logits, target, rows)
 
-    def _sentence(self, readout, tables, features, current: list[Tensor], numbers: Tensor | None) -> Tensor:
+    def _sentence(
+        self, readout, tables, features, current: list[Tensor], numbers: Tensor | None, rows: Tensor | None = None
+    ) -> Tensor:
         """Codes of level 0 `(B, n)`, each drawn given those before it, yet found together.
 
         With its random number fixed, a code is a function of the codes before it. So all of them are guessed (at
@@ -442,7 +528,8 @@ class _Chooser:
         a few rounds are enough (Song et al. 2021, "Accelerating Feedforward Computation via Parallel Nonlinear
         Equation Solving"). Rows that are done drop out."""
         now = current[0]
-        draws, codes, log_prob = self._draws(now.shape), now.clone(), torch.zeros_like(self.log_prob)
+        draws, codes = self._draws(now.shape), now.clamp(min=0)
+        log_prob = torch.zeros(len(now), device=now.device)
         open_rows = torch.arange(len(now), device=now.device)
         for _ in range(now.shape[1]):
             guess, held = codes[open_rows], [level[open_rows] for level in current]
@@ -454,8 +541,11 @@ class _Chooser:
             open_rows = open_rows[(found != guess).any(1)]
             if len(open_rows) == 0:
                 break
-        self.log_prob = self.log_prob + log_prob
+        self._add_log_prob(log_prob, rows)
         return codes
+
+    def _add_log_prob(self, found: Tensor, rows: Tensor | None) -> None:
+        self.log_prob = self.log_prob + found if rows is None else self.log_prob.index_add(0, rows, found)
 
     def choose_word(self, name: str, hidden: Tensor) -> Tensor:
         model, index = self.model, len(self.words[name])
@@ -471,10 +561,11 @@ class _Chooser:
         self.words[name].append(torch.where(ended, torch.full_like(word, pad), word))
         return self.words[name][-1]
 
-    def _pick(self, logits: Tensor, target: Tensor | None) -> Tensor:
-        """Codes `(B, ...)` from logits `(B, ..., K)`, their log probability at temperature 1 added up a row."""
+    def _pick(self, logits: Tensor, target: Tensor | None, rows: Tensor | None = None) -> Tensor:
+        """Codes `(B, ...)` from logits `(B, ..., K)` of `rows`; their log probability at temperature 1 is added up a
+        row."""
         codes = self._draw(logits, self._draws(logits.shape[:-1])) if target is None else target
-        self.log_prob = self.log_prob + _log_prob(logits, codes)
+        self._add_log_prob(_log_prob(logits, codes), rows)
         return codes
 
     def _draws(self, shape: torch.Size) -> Tensor | None:

@@ -16,6 +16,7 @@ from pan_hf.critics import Critic, FunctionCritic, GoalCritic, RewardCritic  # n
 from pan_hf.modeling import (  # noqa: E402
     Belief,
     DiscreteAction,
+    Effort,
     Futures,
     ImageSense,
     LogProb,
@@ -48,6 +49,7 @@ __all__ = [
     "Belief",
     "Critic",
     "DiscreteAction",
+    "Effort",
     "FunctionCritic",
     "Futures",
     "GoalCritic",

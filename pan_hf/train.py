@@ -1,6 +1,6 @@
 """`pan train`: the stages of section 5.3 in order, within one time budget, into one run folder.
 
-    <run>/stages/0-init, 1-senses, 2-backbone, ... 6-joint    one folder a stage
+    <run>/stages/0-init, 1-senses, 2-backbone, ... 8-reinforce    one folder a stage
     <run>/checkpoint                                          the last one's result
     <run>/timing.json                                         seconds and peak memory by stage
 
@@ -24,7 +24,8 @@ from pan_hf.results import stage_timer
 from pan_hf.trajectories import Trajectories, load_trajectories
 
 # share of the budget that each stage gets; one without runs when it is asked for
-SHARES = {"senses": 0.2, "backbone": 0.02, "sentences": 0.0, "dynamics": 0.67, "latent_head": 0.04, "joint": 0.07}
+SHARES = {"senses": 0.2, "backbone": 0.02, "sentences": 0.0, "dynamics": 0.61, "latent_head": 0.04, "joint": 0.07}
+SHARES |= {"switch": 0.02, "reinforce": 0.04}
 SCRIPTS = {
     "senses": "pretrain_senses",
     "backbone": "pretrain_backbone",
@@ -32,12 +33,22 @@ SCRIPTS = {
     "dynamics": "align",
     "latent_head": "pretrain_latent_head",
     "joint": "align",
+    "switch": "reinforce",
+    "reinforce": "reinforce",
 }
+FLAGS = {"joint": "--joint", "switch": "--warm_up"}  # where one script has two stages
 
 
 def stages() -> dict:
     """The stages in order, by name."""
-    from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, sentences
+    from pan_hf.training import (
+        align,
+        pretrain_backbone,
+        pretrain_latent_head,
+        pretrain_senses,
+        reinforce,
+        sentences,
+    )
 
     return {
         "senses": pretrain_senses.STAGE,
@@ -46,6 +57,8 @@ def stages() -> dict:
         "dynamics": align.DYNAMICS,
         "latent_head": pretrain_latent_head.STAGE,
         "joint": align.JOINT,
+        "switch": reinforce.WARM_UP,
+        "reinforce": reinforce.REINFORCE,
     }
 
 
@@ -126,7 +139,7 @@ def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes
     # `--cpu` would start one process only; the stages choose the CPU themselves where there is no accelerator
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     command += ["--num_processes", str(num_processes)]
-    command += ["-m", f"pan_hf.training.{SCRIPTS[name]}", *(["--joint"] if name == "joint" else [])]
+    command += ["-m", f"pan_hf.training.{SCRIPTS[name]}", *([FLAGS[name]] if name in FLAGS else [])]
     for key, value in given.items():
         values = value if isinstance(value, list) else [value]
         command += [f"--{key}", *map(str, values)] if value is not None else []

@@ -1,5 +1,7 @@
 """Codes and what they stand for: quantiser, grids and places, the image codec, the lattice of vectors."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -298,6 +300,24 @@ def test_the_codec_learns_a_board(levels):
     codes, _ = codec.encode(frames)
     error = (codec.decode(codes).clamp(-1, 1) - codec.to_float(frames)).square().mean()
     assert error < 0.02
+
+
+def test_each_block_makes_the_decoded_frame_better():
+    torch.manual_seed(0)
+    codec = image_codec(level_strides=[2, 1, 1], hidden_size=32, latent_dim=8, **_books(3)).train()
+    optimizer = torch.optim.Adam(codec.parameters(), 4e-3)
+    shades = torch.nn.functional.interpolate(torch.rand(32, 3, 8, 8), scale_factor=2)
+    frames = (255 * shades).to(torch.uint8)  # more than twelve codes can tell
+    for _ in range(150):
+        loss = codec.losses(frames, frames.roll(1, 0), None, 1.0, 0.0)
+        optimizer.zero_grad()
+        (loss["reconstruction"] + 0.25 * loss["commitment"]).backward()
+        optimizer.step()
+    codec.eval()
+    codes, latents = codec.encode(frames)
+    prefixes = [(codes[:count], None) for count in range(1, 4)] + [(codes, latents)]
+    errors = [float((codec.decode(*blocks) - codec.to_float(frames)).square().mean()) for blocks in prefixes]
+    assert all(better < 0.95 * worse for worse, better in itertools.pairwise(errors)), errors
 
 
 # the lattice

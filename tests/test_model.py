@@ -457,10 +457,11 @@ def test_a_wrong_sense_or_action_is_refused(make, message):
         make()
 
 
-def test_state_combines_only_what_all_have():
+def test_joined_latents_are_absent_where_a_state_has_none():
     codes = {"camera": [torch.zeros(1, 2, dtype=torch.long)]}
     with_latents = State(codes, {"camera": torch.zeros(1, 1, 1)})
-    assert State.combine([with_latents, State(codes)], torch.cat).latents == {}
+    joined = State.combine([with_latents, State(codes)], torch.cat).latents["camera"]
+    assert joined.shape == (2, 1, 1) and joined.isnan().flatten().tolist() == [False, True]
 
 
 def test_a_mask_is_not_taken_for_row_numbers():

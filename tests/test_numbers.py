@@ -58,8 +58,8 @@ def test_a_picture_is_told_where_the_vectors_of_its_own_future_are(monkeypatch):
     told = []
 
     class Spy(simulation._Chooser):
-        def _level(self, name, level, places, numbers):
-            codes = super()._level(name, level, places, numbers)
+        def _level(self, name, level, places, numbers, rows):
+            codes = super()._level(name, level, places, numbers, rows)
             if name == "camera":
                 told.append((numbers, [drawn.clone() for drawn in self.codes["touch"]]))
             return codes

@@ -47,12 +47,12 @@ def reached(model):
         ("gpt2", {}),
     ],
 )
-def test_the_joint_objective_reaches_every_parameter(architecture, config, action):
+def test_the_joint_objective_reaches_every_parameter_but_the_switch(architecture, config, action):
     model = world_model(EVERYTHING, action, architecture, latent_dropout=0.0, **config).train()
     torch.manual_seed(0)
     joint(model).loss.backward()
     _, left_out = reached(model)
-    assert left_out == set()
+    assert left_out == {name for name, _ in model.named_parameters() if name.startswith("switch.")}
 
 
 def test_every_loss_has_a_name_and_a_weight():
@@ -61,6 +61,7 @@ def test_every_loss_has_a_name_and_a_weight():
     expected = {"camera.0", "camera.1", "touch.0", "touch.1", "touch.2", "heard.text", "camera.latents"}
     expected |= {"touch.latents", "camera.generative", "touch.generative", "camera.0.vectors", "camera.1.vectors"}
     expected |= {"camera.reconstruction", "camera.commitment", "reward", "continuation", "inverse_dynamics"}
+    expected |= {"camera.change"}
     assert set(found.losses) == expected
     assert all(loss.dim() == 0 and torch.isfinite(loss) for loss in found.losses.values())
     kinds = {name: "codes" if name[-1].isdigit() else name.split(".")[-1] for name in expected}
@@ -136,7 +137,8 @@ def test_dynamics_reaches_backbone_and_heads_but_no_sense_and_no_latent_head():
     model = world_model(EVERYTHING, latent_dropout=0.0).train()
     model(objective="dynamics", **encoded(model)).loss.backward()
     _, left_out = reached(model)
-    assert left_out == {n for n, _ in model.named_parameters() if n.startswith(("senses.", "latent_heads."))}
+    others = ("senses.", "latent_heads.", "switch.")
+    assert left_out == {name for name, _ in model.named_parameters() if name.startswith(others)}
 
 
 def test_dynamics_changes_no_buffer():

@@ -15,7 +15,7 @@ from tiny_worlds import all_tensors, build_board, differing, record_board
 from pan_hf import PanModel, PanProcessor
 from pan_hf.build import save_checkpoint
 from pan_hf.train import SHARES, train
-from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, trainer
+from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce, trainer
 from pan_hf.training.stage import Stage, arguments, run
 from pan_hf.training.windows import WeightedRows, Windows, encode_all, sense_tensors, window_weights
 from pan_hf.trajectories import load_trajectories
@@ -27,6 +27,8 @@ STAGES = {
     "dynamics": align.DYNAMICS,
     "latent_head": pretrain_latent_head.STAGE,
     "joint": align.JOINT,
+    "switch": reinforce.WARM_UP,
+    "reinforce": reinforce.REINFORCE,
 }
 LOSSES = {
     "senses": {"camera.reconstruction", "camera.commitment"},
@@ -36,7 +38,10 @@ LOSSES = {
 }
 LOSSES["dynamics"] |= {"camera.0.vectors", "camera.1.vectors"}
 LOSSES["joint"] = LOSSES["senses"] | LOSSES["dynamics"] | LOSSES["latent_head"]
-LOSSES["joint"] |= {"camera.generative", "place.generative"}
+LOSSES["dynamics"] |= {"camera.change"}
+LOSSES["joint"] |= {"camera.generative", "place.generative", "camera.change"}
+LOSSES["switch"] = {"switch", "switch.regret", "switch.oracle", "switch.entropy"}
+LOSSES["reinforce"] = {"switch", "switch.distortion", "switch.compute", "switch.value", "switch.entropy"}
 QUICK = {"per_device_train_batch_size": 4, "logging_steps": 1, "progress": False}
 
 
@@ -72,8 +77,13 @@ def test_a_stage_trains_its_part_logs_its_losses_and_leaves_the_rest(name, world
         "senses": ("senses.", "language_model.model.embed_tokens."),  # rows of codes start from what these stand for
         "backbone": "language_model.",
         "latent_head": "latent_heads.",
-        "dynamics": ("language_model.", "readouts.", "state_embeddings.", "queries.", "outcome.", "inverse_dynamics."),
+        "dynamics": (
+            *("language_model.", "readouts.", "state_embeddings.", "queries.", "outcome.", "inverse_dynamics."),
+            "glances.",
+        ),
         "joint": "",
+        "switch": "switch.",
+        "reinforce": "switch.",
     }[name]
     assert changed and all(tensor.startswith(parts) for tensor in changed)
     if isinstance(parts, tuple):
@@ -402,7 +412,9 @@ def test_half_precision_leaves_weights_whole_and_losses_nearly_as_they_are(world
         final = run_stage(world, "dynamics", tmp_path / str(half), max_steps=1, bf16=half, seed=0)
         logs[half] = json.loads((final.parent / "log.json").read_text())[0]
         assert {tensor.dtype for tensor in PanModel.from_pretrained(final).state_dict().values()} <= {
-            torch.float32, torch.bool, torch.int64,
+            torch.float32,
+            torch.bool,
+            torch.int64,
         }
     for name in ("loss/camera.0", "loss/place.1", "loss/reward"):
         # bfloat16 keeps 8 bits, so a loss over a few layers is good to about one part in a hundred

@@ -37,7 +37,7 @@ def make_raw(model, processor, trajectories, _args=None):
 DYNAMICS = Stage(
     name="dynamics",
     objective="dynamics",
-    trains=r"(?!senses\.|latent_heads\.)",
+    trains=r"(?!senses\.|latent_heads\.|switch\.)",
     half=True,
     make_data=make_encoded,
     defaults={"learning_rate": 2.5e-3},
@@ -45,7 +45,7 @@ DYNAMICS = Stage(
 JOINT = Stage(
     name="joint",
     objective="joint",
-    trains=r"",
+    trains=r"(?!switch\.)",
     make_data=make_raw,
     # few small batches at a larger rate would shift probabilities that the stage before has settled
     defaults={"learning_rate": 5e-5, "per_device_train_batch_size": 16},

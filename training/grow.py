@@ -46,7 +46,6 @@ class GrowthArguments(StageArguments):
         if not self.threshold > 0:
             raise ValueError(f"`threshold` must be above 0, got {self.threshold}.")
 
-
     def named(self) -> dict[str, str]:
         """What `names` says: word -> what it means, in words that are known; the word's own pieces if it says none."""
         return {name: meaning or name for name, _, meaning in (given.partition("=") for given in self.names or [])}
@@ -156,7 +155,7 @@ def callbacks(model, windows, args) -> list[TrainerCallback]:
 STAGE = Stage(
     name="growth",
     objective="joint",
-    trains=r"",
+    trains=r"(?!switch\.)",
     make_data=make_data,
     callbacks=callbacks,
     arguments=GrowthArguments,

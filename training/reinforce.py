@@ -1,0 +1,93 @@
+"""Stage 5: the switch learns how much of the next state to predict, and with what.
+
+`WARM_UP` imagines every candidate set of blocks from some beginnings and learns from what each costs; `REINFORCE` then
+compares rollouts of the same beginning with one another (group-relative policy gradient). Nothing but the switch is
+trained.
+
+    python -m pan_hf.training.reinforce --warm_up --model DIR --data DIR --output_dir DIR --seconds 20
+    python -m pan_hf.training.reinforce --model DIR --data DIR --output_dir DIR --seconds 60
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import Dataset
+
+from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
+from pan_hf.training.stage import Stage, StageArguments, main
+from pan_hf.training.windows import Windows, action_tensor, sense_tensors
+
+MOST_BEGINNINGS = 512  # of which every candidate is imagined for the warm-up
+
+
+@dataclass
+class RolloutArguments(StageArguments):
+    """What the stages of the switch take."""
+
+    horizon: int = field(default=4, metadata={"help": "Steps imagined in a rollout."})
+
+
+class Examples(Dataset):
+    """What the warm-up learns from, see `switch_objective_pan.switch_examples`."""
+
+    def __init__(self, examples: dict[str, torch.Tensor]):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples["compute"])
+
+    def __getitems__(self, indices: list[int]) -> dict:
+        rows = torch.as_tensor(indices)
+        return {"condition": {name: values[rows] for name, values in self.examples.items()}}
+
+
+def make_rollouts(model, processor, trajectories, args):
+    """Windows of raw observations: a beginning to look at, and `horizon` steps to imagine."""
+    if args.horizon < 1:
+        raise ValueError(f"`horizon` must be at least 1, got {args.horizon}.")
+    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    actions = action_tensor(trajectories, model, processor.tokenizer)
+    steps = model.config.context_steps - 1 + args.horizon
+    windows = Windows(trajectories, tensors, actions, steps, False, set(model.config.prefix_senses))
+    return windows, torch.ones(len(windows))
+
+
+@torch.no_grad()
+def make_examples(model, processor, trajectories, args, batch_size: int = 64):
+    """Every candidate set of blocks imagined from some beginnings, once."""
+    windows, weights = make_rollouts(model, processor, trajectories, args)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(weights.double(), min(MOST_BEGINNINGS, len(windows)), generator=generator)
+    was_training, parts = model.training, []
+    model.eval()
+    for rows in drawn.split(batch_size):
+        batch = windows.__getitems__(rows.tolist())
+        batch.pop("importance")
+        parts.append(switch_examples(model, *split_window(model, **batch)))
+    model.train(was_training)
+    examples = Examples({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    return examples, torch.ones(len(examples))
+
+
+WARM_UP = Stage(
+    name="switch",
+    objective="switch_warm_up",
+    trains=r"switch\.",
+    make_data=make_examples,
+    defaults={"learning_rate": 3e-3, "per_device_train_batch_size": 128},
+    arguments=RolloutArguments,
+)
+REINFORCE = Stage(
+    name="reinforce",
+    objective="switch",
+    trains=r"switch\.",
+    make_data=make_rollouts,
+    defaults={"learning_rate": 1e-3, "per_device_train_batch_size": 8},
+    arguments=RolloutArguments,
+)
+
+if __name__ == "__main__":
+    is_warm_up = "--warm_up" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--warm_up"]
+    main(WARM_UP if is_warm_up else REINFORCE)
