@@ -22,7 +22,17 @@ RUN = Annotated[Path, typer.Option("--run", help="Folder of the run; everything 
 DATA = Annotated[Path | None, typer.Option("--data", help="Recording, if not <run>/data.")]
 SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
 ENVIRONMENTS = Annotated[list[str] | None, typer.Option("--env", help="Only these of the recorded environments.")]
+EFFORT = Annotated[
+    str | None,
+    typer.Option(help="all, focused, coarsest, auto, blocks as camera.0,camera.1, or price=0.1,task=planning."),
+]
 DEFAULT_RUN = Path("runs/default")
+
+
+def _effort(given: str | None):
+    from pan_hf.at_effort import parse_effort
+
+    return None if given is None else parse_effort(given)
 
 
 def _pairs(given: list[str] | None, what: str) -> dict:
@@ -213,6 +223,7 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="0: the most likely future; above: sampled ones.")] = 0.0,
     env: ENVIRONMENTS = None,
     seed: SEED = 0,
+    effort: EFFORT = None,
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
 ) -> None:
     """Measure a world model on held-out episodes: writes evaluation.json and horizon.png."""
@@ -227,6 +238,7 @@ def evaluate(
         temperature=temperature,
         environments=env,
         seed=seed,
+        effort=_effort(effort),
         skip_trained=skip_trained,
     )
     typer.echo(f"Done. See {run / 'evaluation.json'}")
@@ -275,6 +287,7 @@ def plan(
     ] = None,
     episode_time_limit: Annotated[float | None, typer.Option(help="Give an episode up after this long.")] = None,
     success: Annotated[str | None, typer.Option(help="module:callable(env, reward, terminated, info).")] = None,
+    effort: EFFORT = None,
     output: Annotated[Path | None, typer.Option(help="Where to write, if not into the run.")] = None,
 ) -> None:
     """Plan with a world model in the real environments, on unseen seeds: writes planning.json."""
@@ -291,6 +304,7 @@ def plan(
         time_limit=time_limit,
         episode_time_limit=episode_time_limit,
         success=success,
+        effort=_effort(effort),
         output=output,
     )
     typer.echo(f"Done. See {(output or run) / 'planning.json'}")

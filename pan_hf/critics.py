@@ -128,8 +128,10 @@ class GoalCritic(Critic):
 
     @staticmethod
     def _matching(codes: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
-        """Share of codes, over all levels, that are as wanted: `(N, H)`."""
-        return torch.cat([level == goal for level, goal in zip(codes, wanted, strict=True)], dim=-1).float().mean(-1)
+        """Share of codes, over all levels, that are as wanted, absent ones aside: `(N, H)`."""
+        right = torch.cat([level == goal for level, goal in zip(codes, wanted, strict=True)], dim=-1)
+        known = torch.cat([level >= 0 for level in codes], dim=-1)
+        return right.sum(-1) / known.sum(-1)
 
     def _nearness(self, name: str, values: torch.Tensor) -> torch.Tensor:
         """1 within the tolerance of the wanted vector, falling to 0 at its scale: `(N, H)`."""

@@ -14,6 +14,7 @@ Beside each stands `copy_last`: nothing changes from the last frame seen, no rew
 | `exact_frame` | share of frames in which no pixel is off by more than 25 of 255 |
 | `exact_state`, `exact_state_changed` | share in which every code of every sense is that of the true frame; the same \
 where the observation changed since the last frame seen |
+| `exact_coarse_state` | share in which the coarsest codes of every sense, and texts, are those of the true frame |
 | `code_accuracy`, `<sense>.<level>_code_accuracy` | share of right codes, of all levels and of one |
 | `rmse`, `rmse_normalised` | vector senses, in their unit and in standard deviations of the held-out frames |
 | `token_accuracy` | text senses that change with time |
@@ -43,6 +44,7 @@ from rich.progress import track
 from torch import Tensor
 
 from . import metrics
+from .at_effort import AtEffort
 from .figures import curves, horizon_plot
 from .judge import Judge, Step
 from .metrics import Tally
@@ -102,9 +104,11 @@ class _Evaluation:
         self._rank(environment, rows, imagined[max(wanted)], true[max(wanted)])
 
     def _simulate(self, belief, actions: Tensor, expected: Iterable[int] = ()):
-        """Futures, and the expected images at these horizons where the most likely future is asked for."""
-        steps = [horizon - 1 for horizon in expected] if self.temperature == 0 else []
-        return self.model.simulate(belief, actions, temperature=self.temperature, seed=self.seed, expected=steps)
+        """Futures, and the expected images at these horizons where the most likely future is asked for, whole."""
+        settings = {"temperature": self.temperature, "seed": self.seed}
+        if self.temperature == 0 and not isinstance(self.model, AtEffort):
+            settings["expected"] = [horizon - 1 for horizon in expected]
+        return self.model.simulate(belief, actions, **settings)
 
     def _one_step(self, belief, action: Tensor) -> Step:
         return self._steps(self._simulate(belief, action.unsqueeze(1)), [1])[1]
@@ -379,6 +383,7 @@ def evaluate(
     reward_threshold: float = REWARD_THRESHOLD,
     skip_trained: bool = False,
     device: str = "cpu",
+    effort=None,
     progress: bool = True,
 ) -> list[Record]:
     """Evaluates a checkpoint on the episodes recorded for testing.
@@ -404,6 +409,8 @@ def evaluate(
         skip_trained (`bool`): leave out episodes that were trained on, with a warning, instead of refusing: in a small
             world an episode recorded for testing can happen to equal one recorded for training.
         device (`str`): where the model runs, such as "cpu" or "cuda".
+        effort (*optional*): what is spent on an imagined step, as [`PanModel.simulate`] takes it. A code that is not
+            predicted and absent is not right; `compute_per_simulated_step` and the like say what a step cost.
         progress (`bool`): show a progress bar.
 
     Returns:
@@ -417,8 +424,9 @@ def evaluate(
     model, processor, trajectories, skipped = load_for_evaluation(run, data_root, skip_trained, device)
     checkpoint = find_checkpoint(run)
     output = Path(output) if output is not None else checkpoint.parent
+    world = model if effort is None else AtEffort(model, effort)
     records = evaluate_model(
-        model,
+        world,
         processor,
         trajectories,
         horizons=horizons,
@@ -434,6 +442,9 @@ def evaluate(
         strips=output / "report" / "strips",
         progress=progress,
     )
+    if isinstance(world, AtEffort):
+        where = {"environment": "all", "split": "test", "seeds": [seed] if seeds is None else list(seeds)}
+        records += [record(metric, value, model="pan", **where) for metric, value in world.spent().items()]
     write_records(output / "evaluation.json", records)
     plotted = [entry for entry in records if entry.metric.endswith(PLOTTED) and not entry.metric.startswith(UNPLOTTED)]
     if curves(plotted):

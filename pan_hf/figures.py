@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from pan_hf.metrics import EXACT_TOLERANCE
+from pan_hf.modeling.effort_pan import TASKS
 from pan_hf.results import Record, metric_label, select, unit_of, write_bytes
 
 GAP = 2  # transparent pixels between two frames of a row
@@ -53,6 +54,7 @@ class Strip:
     Args:
         real, imagined, codes_only (`np.ndarray` of shape `(T, H, W, 3)`, uint8): `codes_only` is what the discrete
             codes alone decode to, or None.
+        spent (`dict[str, np.ndarray]`): by label, imagined frames as maps of what was spent on them.
         actions (`list[str]`): T names, one for the step into each frame, or T - 1 if the first frame was observed.
     """
 
@@ -63,6 +65,7 @@ class Strip:
     title: str = ""
     environment: str = ""
     labels: tuple[str, str] = ("real", "imagined")
+    spent: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.real)
@@ -73,7 +76,7 @@ class Strip:
         if self.codes_only is not None:
             rows.append(("codes only", self.codes_only))
         difference = np.abs(self.real.astype(np.int16) - self.imagined.astype(np.int16)).max(-1, keepdims=True)
-        return [*rows, ("difference", difference.astype(np.uint8).repeat(3, -1))]
+        return [*rows, ("difference", difference.astype(np.uint8).repeat(3, -1)), *self.spent.items()]
 
     @property
     def starts_observed(self) -> bool:
@@ -98,18 +101,24 @@ class Strip:
 
 
 def load_strip(path: str | os.PathLike) -> Strip:
-    """Reads `<name>.npz` (`real`, `imagined`, optional `codes_only`) and its sidecar `<name>.json`.
+    """Reads `<name>.npz` (`real`, `imagined`, optional `codes_only` and `spent_<task>`) and its sidecar `<name>.json`.
 
     Raises:
         ValueError: an array is missing, is not uint8 `(T, H, W, 3)`, or the shapes differ.
     """
-    arrays, about = _load(path, ("real", "imagined"), ("codes_only",))
+    arrays, about = _load(path, ("real", "imagined"), ("codes_only", *(f"spent_{task}" for task in TASKS)))
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"{path}: the arrays have different shapes {shapes}, expected one shape (T, H, W, 3).")
     title, environment = about.get("title", Path(path).stem), about.get("environment", "")
     actions = list(map(str, about.get("actions", [])))
-    return Strip(**arrays, actions=actions, title=title, environment=environment)
+    compute = about.get("compute", {})
+    spent = {
+        f"{task}: {100 * compute.get(task, float('nan')):.0f}% spent": arrays.pop(f"spent_{task}")
+        for task in TASKS
+        if f"spent_{task}" in arrays
+    }
+    return Strip(**arrays, actions=actions, title=title, environment=environment, spent=spent)
 
 
 def row_png(frames: np.ndarray) -> bytes:
@@ -277,6 +286,44 @@ def horizon_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
     suffix = Path(path).suffix.lstrip(".") or "png"
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, dpi=120)
+    return write_bytes(path, buffer.getvalue())
+
+
+def cost_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
+    """Quality against compute, a panel a task, written in the format of `path`'s ending.
+
+    Args:
+        records: metrics "distortion" and "compute" by model and task (in `environment`); models "<name> at <price>"
+            are points of one line, "<name>".
+
+    Raises:
+        ValueError: no model has both.
+    """
+    both = {(entry.environment, entry.model) for entry in select(records, metric="compute")}
+    both &= {(entry.environment, entry.model) for entry in select(records, metric="distortion")}
+    tasks = list(dict.fromkeys(entry.environment for entry in records if (entry.environment, entry.model) in both))
+    if not tasks:
+        raise ValueError(f"none of {len(records)} records is of a model with a distortion and a compute.")
+    figure = Figure(figsize=(4.6 * len(tasks), 3.6), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        lines: dict[str, list[tuple[Record, Record]]] = {}
+        for entry in select(records, metric="compute", environment=task):
+            lost = select(records, metric="distortion", environment=task, model=entry.model)
+            if lost:
+                lines.setdefault(entry.model.split(" at ")[0], []).append((entry, lost[0]))
+        for (name, points), colour in zip(lines.items(), (*_OTHER_COLOURS, *_SERIES_COLOURS.values()), strict=False):
+            points = sorted(points, key=lambda pair: pair[0].value)
+            x, y = (np.array([pair[side].value for pair in points]) for side in (0, 1))
+            dx, dy = (np.array([pair[side].stderr or 0.0 for pair in points]) for side in (0, 1))
+            axes.errorbar(100 * x, y, dy, 100 * dx, "o-", color=colour, label=name, markersize=4, linewidth=1.4)
+        axes.set_title(task, fontsize=9)
+        axes.set_xscale("log")
+        axes.set_xlabel("compute (% of a whole step)")
+        axes.set_ylabel("distortion (1: about as standing still)")
+        axes.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=120)
     return write_bytes(path, buffer.getvalue())
 
 

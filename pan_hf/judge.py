@@ -27,6 +27,10 @@ class Step:
         """The same state reached without reward or end: what copying it as a prediction claims."""
         return Step(self.observations, self.codes, torch.zeros_like(self.reward), torch.zeros_like(self.done))
 
+    def coarsest(self) -> "Step":
+        """The same with the coarsest level of codes alone."""
+        return Step(self.observations, {name: codes[:1] for name, codes in self.codes.items()}, self.reward, self.done)
+
     def where(self, chosen: Tensor) -> "Step":
         """The windows that the boolean `chosen` `(n,)` keeps."""
         return Step(
@@ -116,6 +120,7 @@ class Judge:
         measures = {
             "exact_state": metrics.mean_of(exact),
             "exact_state_changed": metrics.mean_where(exact, self.changed(true, last_seen)),
+            "exact_coarse_state": metrics.mean_of(self.exact(predicted.coarsest(), true.coarsest())),
         }
         levels = {
             f"{name}.{level}": metrics.code_accuracy(predicted.codes[name][level], codes)

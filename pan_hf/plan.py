@@ -12,6 +12,8 @@ reset with seeds that the recording did not use. What counts as a goal is read f
 | `seconds_per_decision`, `simulated_per_decision` | wall time and imagined steps for one action |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
 | `episodes` | how many were played: fewer than asked for if the time limit came first |
+| `compute_per_simulated_step`, `tokens_per_simulated_step`, `denoiser_calls_per_simulated_step`, \
+`simulated_steps_per_second` | with an effort: what one imagined step cost, compute as a share of a whole step's |
 """
 
 import copy
@@ -31,6 +33,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pan_hf.agent import PanAgent, perceive
+from pan_hf.at_effort import AtEffort
 from pan_hf.critics import RewardCritic
 from pan_hf.environments import describe_environment, make_environment, parse_spec
 from pan_hf.evaluate import find_checkpoint
@@ -152,6 +155,7 @@ def plan(
     success: str | Callable | None = None,
     reward_threshold: float | None = None,
     critic=None,
+    effort=None,
     time_limit: float | None = None,
     episode_time_limit: float | None = None,
     output: str | Path | None = None,
@@ -177,6 +181,8 @@ def plan(
             "module:name" of one; [`default_success`] by default.
         reward_threshold (`float`, *optional*): expected reward that counts as the goal; by default from the recording.
         critic (*optional*): a critic in place of the expected reward, see `pan_hf.critics`.
+        effort (*optional*): what planners may spend on an imagined step, as [`PanModel.simulate`] takes it. Graph
+            search then compares states by their coarsest level, unless every level is predicted.
         time_limit (`float`, *optional*): seconds for all of it.
         episode_time_limit (`float`, *optional*): seconds after which an episode is given up and counts as a failure.
         output (`str` or `Path`, *optional*): folder to write into; the run folder by default.
@@ -206,9 +212,13 @@ def plan(
     for entry in entries:
         env = make_environment(**entry, max_episode_steps=max_steps)
         world = _within(model, entry["id"], describe_environment(env)["action"])
+        world = world if effort is None else AtEffort(world, effort)
         wants = critic or reward_critic(facts.get(entry["id"]), reward_threshold)
         when = replan or ("on_surprise" if model.config.action.kind == "discrete" else "at_end")
-        agents = {name: PanAgent(world, processor, wants, planner, when) for name, planner in chosen.items()}
+        agents = {
+            name: PanAgent(world, processor, wants, _comparing(planner, world), when)
+            for name, planner in chosen.items()
+        }
         limits = (max_steps or _LONGEST_EPISODE, episode_time_limit or float("inf"))
         trials += [
             _Trial(entry["id"], env, name, agent, is_success, *limits)
@@ -342,6 +352,14 @@ def make_planners(specs: Sequence[str] | None, action) -> dict[str, Any]:
     return made
 
 
+def _comparing(planner, world):
+    """A planner that compares states as far as a world at an effort predicts them."""
+    levels = getattr(world, "key_levels", None)
+    if levels is None or not isinstance(planner, GraphSearch) or planner.key_levels is not None:
+        return planner
+    return replace(planner, key_levels=levels)
+
+
 def _within(model: PanModel, id: str, feature: dict):
     """The model as a planner may use it in an environment: one that has grown actions does without them where the
     environment knows the first ones only. Raises ValueError where the two do not fit."""
@@ -419,6 +437,8 @@ def trial_records(trial: _Trial) -> list[Record]:
             "surprises_per_episode": [outcome.surprises for outcome in outcomes],
         }
     records = []
+    if trial.agent is not None and isinstance(trial.agent.model, AtEffort):
+        columns |= {metric: [value] for metric, value in trial.agent.model.spent().items()}
     for metric, values in columns.items():
         if values:
             value, stderr = mean_stderr(values)

@@ -30,7 +30,8 @@ class World(Protocol):
 
     `config.action` says `kind`, and `num_actions` or `low` and `high`. `simulate` continues a belief of N rows by
     `actions` of shape `(N, H)` or `(N, H, D)` and returns futures with `reward` and `continue_prob` `(N, H)`,
-    `belief` (after the last action) and `keys()` (by row and step). Beliefs have `keys()`, `select(index)`, `len()`
+    `belief` (after the last action) and `keys()` (by row and step). Beliefs have `keys()`
+    (`keys(levels)` for a planner with `key_levels`), `select(index)`, `len()`
     and the class method `cat(list)`.
     """
 
@@ -281,15 +282,20 @@ class GraphSearch:
         actions (`Sequence[int]`, *optional*): tried alone first; all of them are tried only where these do not reach
             the goal. The states of a world multiply with what can be done in it: in MiniGrid's DoorKey, leaving out
             dropping the key makes the search eight times cheaper. The plan is then a shortest one of these actions.
+        key_levels (`int`, *optional*): states are equal if so many levels of their codes are, the coarsest first; all
+            levels by default. For worlds that predict the coarsest levels alone.
     """
 
     max_states: int = 5000
     batch_size: int = 32
     max_depth: int = 100
     actions: tuple[int, ...] | None = None
+    key_levels: int | None = None
 
     def __post_init__(self):
         _check_positive(self, "max_states", "batch_size", "max_depth")
+        if self.key_levels is not None:
+            _check_positive(self, "key_levels")
         if self.actions is not None:
             object.__setattr__(self, "actions", tuple(self.actions))
 
@@ -351,7 +357,8 @@ class _Search:
     def __init__(self, config: GraphSearch, world: World, belief, critic: Critic, refuted: Refuted, allowed):
         self.config, self.world, self.root, self.critic, self.refuted = config, world, belief, critic, refuted
         self.allowed = allowed  # actions to try
-        self.parents, self.actions, self.keys = [-1], [-1], [belief.keys()[0]]
+        self.levels = () if config.key_levels is None else (config.key_levels,)
+        self.parents, self.actions, self.keys = [-1], [-1], [belief.keys(*self.levels)[0]]
         self.seen = {self.keys[0]}
         self.best, self.best_score = 0, float("-inf")
         self.num_simulated = self.num_folded = self.num_unconfirmed = 0
@@ -402,7 +409,7 @@ class _Search:
         return _Successors(
             belief=futures.belief,
             edges=[(nodes[row], action) for row, action in moves],
-            keys=futures.belief.keys(),
+            keys=futures.belief.keys(*self.levels),
             scores=scores[:, 0].tolist(),
             claims=self.critic.reached(futures, scores)[:, 0].tolist(),
             going_on=(futures.continue_prob[:, 0] >= 0.5).tolist(),

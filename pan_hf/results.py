@@ -347,12 +347,15 @@ _UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("steps_to_success", "steps", "episodes"), "", 1, 1),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
     (("ssim",), "", 1, 3),
-    (("exact", "exact_state", "exact_frame", "changed", "accuracy", "f1", "precision", "recall"), "%", 100, 1),
-    (("success", "success_low", "success_high", "share", "futures", "3se", "rate"), "%", 100, 1),
+    (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
+    (("changed", "accuracy", "f1", "precision", "recall"), "%", 100, 1),
+    (("success", "success_low", "success_high", "share", "futures", "3se", "rate", "compute"), "%", 100, 1),
+    (("compute_per_simulated_step",), "%", 100, 1),
     (("bits_per_observation", "bits"), " bits", 1, 1),
     (("seconds", "seconds_per_decision", "time_per_decision"), " s", 1, 2),
     (("gib",), " GiB", 1, 2),
     (("steps_per_second", "tokens_per_second"), "/s", 1, 0),
+    (("speedup_over_all",), "x", 1, 2),
 )
 
 

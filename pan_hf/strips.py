@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .modeling.effort_pan import Effort
 from .results import write_text
+
+MAPPED_TASKS = ("planning", "pixels")  # of which the report shows what the switch spends
 
 
 def pick_by_rank(errors: dict[int, float]) -> dict[str, int]:
@@ -48,9 +51,9 @@ def write_strips(
 ) -> list[Path]:
     """Simulates the median and the worst window again and writes each as a strip.
 
-    A strip is `<environment>-<rank>.npz` with `real`, `imagined` and `codes_only` (imagined, without latents), uint8
-    `(horizon + 1, height, width, 3)`, each beginning with the true start frame, and a JSON of the same name: title,
-    environment, actions, horizon.
+    A strip is `<environment>-<rank>.npz` with `real`, `imagined`, `codes_only` (imagined, without latents) and
+    `spent_<task>` (see `spending_map`), uint8 `(horizon + 1, height, width, 3)`, each beginning with the true start
+    frame, and a JSON of the same name: title, environment, actions, horizon, and by task the mean `compute` of a step.
 
     Args:
         reader (`WindowReader`): gives the batches; its model is the one shown.
@@ -70,10 +73,15 @@ def write_strips(
     for rank, row in pick_by_rank(errors).items():
         batch = reader.batch(np.array([row]), horizon)
         actions = batch["action"][:, reader.lead :]
-        futures = reader.model.simulate(reader.perceive(batch), actions, temperature=temperature, seed=seed)
+        belief = reader.perceive(batch)
+        futures = reader.model.simulate(belief, actions, temperature=temperature, seed=seed)
         real = batch["observation"][image][0, reader.lead :]
         views = {"real": real[1:], "imagined": futures.decode(image)[0]}
         views |= {"codes_only": futures.decode(image, latents=False)[0]}
+        compute = {}
+        for task in MAPPED_TASKS if hasattr(reader.model, "switch") else ():
+            spent = reader.model.simulate(belief, actions, temperature=0.0, seed=seed, effort=Effort(task=task))
+            views[f"spent_{task}"], compute[task] = spending_map(reader.model, spent, image), spent.cost.compute.mean()
         frames = {name: torch.cat([real[:1], view]) for name, view in views.items()}
         taken = reader.trajectories.actions[row : row + horizon]
         labels = [action_label(action, reader.model.config.action) for action in taken]
@@ -82,10 +90,27 @@ def write_strips(
             "environment": environment,
             "actions": labels,
             "horizon": horizon,
+            "compute": {task: round(float(share), 4) for task, share in compute.items()},
         }
         stem = Path(folder) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', environment)}-{rank}"
         written.append(_write(stem, frames, about))
     return written
+
+
+def spending_map(model, futures, image: str) -> torch.Tensor:
+    """Imagined frames of the first row as a map of what was spent where: `(H, C, height, width)` uint8. Places that
+    were not looked at are dark; latents that were drawn show as a lighter place."""
+    sense = model.config.senses[image]
+    start, (rows, columns) = model.place_starts[image], sense.place_grid
+    seen = futures.focus[0, :, start : start + sense.num_places].unflatten(1, (1, rows, columns)).float()
+    frames = futures.decode(image)[0].float()
+    seen = torch.nn.functional.interpolate(seen, frames.shape[-2:])
+    names = [block.name for block in model.blocks]
+    has_latents = f"{image}.latents" in names
+    drawn = futures.switch[0, :, names.index(f"{image}.latents")] if has_latents else torch.zeros(len(frames))
+    light = seen * 0.35 * drawn.float().view(-1, 1, 1, 1)
+    lit = frames * (0.25 + 0.75 * seen)
+    return (lit + light * (255 - lit)).round().to(torch.uint8)
 
 
 def _rank_words(rank: str, count: int) -> str:
