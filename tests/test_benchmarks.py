@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import common, growth, kept, merges, novelty, simulate, theorem1, train
+from benchmarks import common, growth, kept, merges, novelty, simulate, switch, theorem1, train
 from pan_hf.record import record as record_episodes
 from pan_hf.results import read_records, record, select, table, write_records
 from pan_hf.train import SHARES
@@ -223,3 +223,26 @@ def test_kept_grows_the_quickstart_s_vocabulary_and_measures_each_result_alike(t
     assert before.is_ancestor_of(after) and after.live("text") == before.live("text") + 100
     assert after.live("action.0") == before.live("action.0") + 1
     assert after.live("camera.merges") > 0
+
+
+@pytest.mark.slow
+def test_switch_sets_quality_against_compute(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(switch, "PRICES", (0.1,))
+    monkeypatch.setattr(switch, "BATCHES", (1, 2))
+    switch.main(quick=True, output=tmp_path)
+    records = [entry for part in switch.PARTS for entry in read_records(tmp_path / f"{part}.json")]
+    for task in switch.TASKS:
+        cost = {entry.model: entry.value for entry in select(records, metric="compute", environment=task)}
+        assert cost["all"] == pytest.approx(1.0)
+        assert cost["coarsest"] <= cost["focused"] <= 1.0
+        assert cost["random at 0.1"] == pytest.approx(cost["learned at 0.1"], abs=0.02)
+        assert len(select(records, metric="distortion", environment=task)) == len(cost) == 6
+    assert select(records, metric="speedup_over_all", model="all")[0].value == 1.0
+    assert {entry.model for entry in select(records, metric="success")} == {
+        "all",
+        "focused",
+        "coarsest",
+        "learned at 0.1",
+    }
+    assert (tmp_path / "quality.png").stat().st_size > 5000
+    assert "Distortion and compute of one step" in capsys.readouterr().out

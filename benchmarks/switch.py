@@ -1,0 +1,239 @@
+"""What the learned switch saves, and what it loses.
+
+Takes finished runs (several: seeds of the same run), and on their held-out episodes sets quality against compute:
+
+- `all`: every block, everywhere, latents too. `focused`: all codes, where something is likely to change. `coarsest`:
+  the coarsest codes there. What anybody could fix by hand.
+- `learned at <price>`: the switch, told the task and a price of a whole step's compute.
+- `random at <price>`: the same blocks, dealt out to the rows at random, at as many places, but any: equal cost.
+- `oracle at <price>`: for each row the best choice in hindsight, at the places that did change.
+
+Distortion is 1 where a step is about as bad as standing still, see `switch_objective_pan.distortion`; compute is a
+share of a whole step's. Then the agent plans with each, and steps a second are timed side by side on one thread.
+
+    make quickstart && python benchmarks/switch.py                             # some ten minutes on one thread
+    python benchmarks/switch.py --run runs/quickstart --run runs/quickstart1   # over seeds
+    python benchmarks/switch.py --quick                                        # a miniature, in seconds
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
+from benchmarks import common  # noqa: E402
+from pan_hf.at_effort import parse_effort  # noqa: E402
+from pan_hf.evaluate import across_seeds, load_for_evaluation  # noqa: E402
+from pan_hf.figures import cost_plot  # noqa: E402
+from pan_hf.modeling.effort_pan import Effort, as_effort  # noqa: E402
+from pan_hf.modeling.focus_pan import changed_places  # noqa: E402
+from pan_hf.modeling.spending_pan import Spending  # noqa: E402
+from pan_hf.modeling.switch_objective_pan import candidates, distortion, split_window  # noqa: E402
+from pan_hf.plan import plan  # noqa: E402
+from pan_hf.quickstart import DOOR_KEY, MINIATURE, PLANNER, quickstart  # noqa: E402
+from pan_hf.results import Record, record, table, write_records  # noqa: E402
+from pan_hf.training.windows import Windows, action_tensor, sense_tensors  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "switch"
+FIXED = ("all", "focused", "coarsest")
+PRICES = (0.01, 0.1, 1.0)
+TASKS = ("pixels", "planning")
+PLANNED = ("all", "focused", "coarsest", "price=0.1,task=planning")
+BATCHES = (1, 64)
+HORIZON = 8  # steps in one timed call
+
+
+PARTS = ("quality", "speed", "planning")
+
+
+def main(
+    run: Annotated[list[Path] | None, typer.Option(help="Finished runs, each trained with another seed.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="quality, speed, planning; all by default.")] = None,
+    windows: Annotated[int, typer.Option(help="Held-out transitions.")] = 512,
+    episodes: Annotated[int, typer.Option(help="Planned for each effort.")] = 30,
+    plan_seconds: Annotated[float, typer.Option(help="Planning stops after the episode at hand.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="Time for each measurement of speed.")] = 6.0,
+    threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A quickstart in miniature, made here.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the records and the plot.")] = RESULTS,
+) -> list[Record]:
+    """Measures each run, pools them, writes `<part>.json` and a plot, and prints tables."""
+    torch.set_num_threads(threads)
+    runs, parts = run or [Path("runs/quickstart")], part or list(PARTS)
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise ValueError(f"There are the parts {PARTS}, got {unknown}.")
+    if quick:
+        runs, windows, episodes, plan_seconds, seconds = [output / "run"], 16, 1, 0.1, 0.0
+        quickstart(runs[0], MINIATURE, backbone="debug", progress=False)
+    found = []
+    for name in parts:
+        measured = [measure(each, name, windows, episodes, plan_seconds, seconds) for each in runs]
+        records = across_seeds(measured) if len(measured) > 1 else measured[0]
+        write_records(output / f"{name}.json", records)
+        if name == "quality":
+            cost_plot(records, output / "quality.png")
+        show(name, records)
+        found += records
+    return found
+
+
+def measure(run: Path, part: str, windows: int, episodes: int, plan_seconds: float, seconds: float) -> list[Record]:
+    """The records of one part and run."""
+    seed = _seed(run)
+    if part == "planning":
+        return [each for effort in PLANNED for each in planned(run, DOOR_KEY, effort, episodes, plan_seconds, seed)]
+    model, processor, trajectories, _ = load_for_evaluation(run, run / "data", skip_trained=True)
+    if part == "speed":
+        return speed(model, processor, trajectories, seconds, seed)
+    given = (model, processor, trajectories)
+    return [each for task in TASKS for each in against_compute(*given, task, windows, seed)]
+
+
+def _seed(run: Path) -> int:
+    return json.loads((run / "stages" / "settings.json").read_text())["seed"]
+
+
+def _beginnings(model, processor, trajectories, count: int, steps: int = 1):
+    """Held-out windows, as [`split_window`] gives them."""
+    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    actions = action_tensor(trajectories, model, processor.tokenizer)
+    length = model.config.context_steps - 1 + steps
+    held_out = Windows(trajectories, tensors, actions, length, False, set(model.config.prefix_senses))
+    chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(common.SEED))[:count]
+    batch = held_out.__getitems__(chosen.tolist())
+    return split_window(model, batch["observation"], batch["action"], batch["reward"], batch["done"])
+
+
+# --------------------------------------------------------------------------------------------- quality against compute
+
+
+class _Random(Spending):
+    """Looks at as many places as it would, but at any."""
+
+    def look(self, change):
+        generator = torch.Generator().manual_seed(common.SEED)
+        order = {name: torch.rand(logits.shape, generator=generator).argsort(1) for name, logits in change.items()}
+        return super().look({name: logits.gather(1, order[name]) for name, logits in change.items()})
+
+
+class _Oracle(Spending):
+    """Looks at the places that will change."""
+
+    def __init__(self, model, effort: Effort, now, after):
+        super().__init__(model, effort, seed=0)
+        self.now, self.after = now, after
+
+    def look(self, change):
+        senses = self.model.config.senses
+        will = {name: changed_places(senses[name], self.now[name], self.after[name]) for name in change}
+        return super().look({name: torch.where(found, 99.0, -99.0) for name, found in will.items()})
+
+
+@torch.no_grad()
+def against_compute(model, processor, trajectories, task: str, count: int, seed: int) -> list[Record]:
+    """Distortion and compute of one step, by who decides."""
+    beginning, actions, later = _beginnings(model, processor, trajectories, count)
+    following = {name: [level[:, 0] for level in levels] for name, levels in later.state.codes.items()}
+
+    def spend(spending):
+        futures = model.rollout(beginning, actions, temperature=0.0, seed=0, spending=spending)
+        return distortion(model, futures, later, task)[:, 0], futures.cost.compute[:, 0], futures.switch[:, 0]
+
+    found = {name: spend(Spending(model, as_effort(name, model), seed=0))[:2] for name in FIXED}
+    sets = candidates(model)
+    at_random = {blocks: spend(_Random(model, Effort(blocks), seed=0))[:2] for blocks in sets}
+    knowing = [spend(_Oracle(model, Effort(blocks), beginning.codes, following))[:2] for blocks in sets]
+    lost_by_set, paid_by_set = (torch.stack(column) for column in zip(*knowing, strict=True))
+    dealing = torch.randperm(count, generator=torch.Generator().manual_seed(common.SEED))
+    for price in PRICES:
+        lost, paid, chosen = spend(Spending(model, Effort(price=price, task=task), seed=0))
+        found[f"learned at {price:g}"] = lost, paid
+        found[f"random at {price:g}"] = _as_dealt(model, chosen[dealing], at_random)
+        best = (lost_by_set + price * paid_by_set).argmin(0, keepdim=True)
+        found[f"oracle at {price:g}"] = lost_by_set.gather(0, best)[0], paid_by_set.gather(0, best)[0]
+    records = []
+    for name, (lost, paid) in found.items():
+        where = {"model": name, "environment": task, "split": "test", "seeds": [seed], "horizon": 1}
+        for metric, values in (("distortion", lost), ("compute", paid)):
+            stderr = float(values.std()) / len(values) ** 0.5
+            records.append(record(metric, float(values.mean()), stderr=stderr, **where))
+    return records
+
+
+def _as_dealt(model, dealt: torch.Tensor, tried: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distortion and compute of rows that predict the blocks dealt to them, `(N, K)` bool."""
+    names = [block.name for block in model.blocks]
+    lost, paid = torch.zeros(len(dealt)), torch.zeros(len(dealt))
+    by_set = {frozenset(blocks): values for blocks, values in tried.items()}
+    for row, chosen in enumerate(dealt.tolist()):
+        values = by_set[frozenset(name for name, used in zip(names, chosen, strict=True) if used)]
+        lost[row], paid[row] = values[0][row], values[1][row]
+    return lost, paid
+
+
+# -------------------------------------------------------------------------------------------------- speed and planning
+
+
+def speed(model, processor, trajectories, seconds: float, seed: int) -> list[Record]:
+    """Steps a second of `simulate` from held-out states, each effort in turn, and how much faster than `all`."""
+    records = []
+    efforts = {name: name for name in FIXED} | {"learned at 0.1": Effort(price=0.1, task="planning")}
+    for batch in BATCHES:
+        beginning, actions, _ = _beginnings(model, processor, trajectories, batch, HORIZON)
+
+        def imagine(effort, beginning=beginning, actions=actions):
+            return lambda: model.simulate(beginning, actions, temperature=0.0, seed=0, effort=effort)
+
+        runs = {name: imagine(effort) for name, effort in efforts.items()} | {"no effort": imagine(None)}
+        times = common.side_by_side(runs, seconds, repeats=4)
+        where = {"environment": "held_out_states", "split": f"batch {batch}", "seeds": [seed]}
+        for name, taken in times.items():
+            rates = [len(actions) * HORIZON / each for each in taken]
+            ratios = [slow / fast for slow, fast in zip(times["all"], taken, strict=True)]
+            for metric, values in (("steps_per_second", rates), ("speedup_over_all", ratios)):
+                value, stderr = common.median_stderr(values)
+                records.append(record(metric, value, stderr=stderr, model=name, **where))
+    return records
+
+
+def planned(run: Path, environment: str, effort: str, episodes: int, plan_seconds: float, seed: int) -> list[Record]:
+    """Success of graph search at one effort, and what a simulated step cost."""
+    records = plan(
+        run,
+        run / "data",
+        planners=[PLANNER],
+        environments=[environment],
+        episodes=episodes,
+        effort=parse_effort(effort),
+        time_limit=plan_seconds,
+        episode_time_limit=plan_seconds / 2,
+        output=run / "effort",
+        progress=False,
+    )
+    kept = ("success", "success_low", "episodes", "seconds_per_decision", "compute_per_simulated_step")
+    name = effort if effort in FIXED else "learned at 0.1"
+    return [
+        record(each.metric, each.value, stderr=each.stderr, model=name, environment=environment,
+               split="unseen_seeds", seeds=[seed])
+        for each in records
+        if each.metric in kept and each.model != "random_policy"
+    ]  # fmt: skip
+
+
+def show(part: str, records: list[Record]) -> None:
+    """Prints the records of a part as a Markdown table."""
+    titles = {
+        "quality": ("Distortion and compute of one step", ["environment", "metric"]),
+        "speed": ("Steps a second", ["split", "metric"]),
+        "planning": ("Planning", ["environment", "metric"]),
+    }
+    title, columns = titles[part]
+    print(f"\n{title}\n\n{table(records, 'model', columns)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
