@@ -7,6 +7,7 @@ checkpoint needs to be rebuilt is here, the table of vocabulary segments include
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .schedulers_pan import check_latent_head
 from .sense_configuration_pan import action_from_dict, sense_from_dict
 
 # What `PanConfig()` builds when no backbone is given: small enough for a laptop to make by accident.
@@ -86,7 +87,7 @@ class PanConfig(PreTrainedConfig):
 
     Raises:
         ValueError: senses without an action, an unknown loss name, an unknown `level0_sampling`, crops of sentences,
-            or a share outside 0 to 1.
+            a share outside 0 to 1, or a scheduler or denoiser that does not fit (`schedulers_pan`).
     """
 
     model_type = "pan"
@@ -153,6 +154,7 @@ class PanConfig(PreTrainedConfig):
             "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
             "num_inference_steps": 2,
         } | (self.latent_head or {})
+        check_latent_head(self.latent_head, self.senses)
         super().__post_init__(**kwargs)
         # Mirrored, never chosen: PEFT and the Trainer look for it at the top.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings

@@ -81,7 +81,7 @@ class Effort:
         blocks (`Sequence[str]`, *optional*): exactly these are predicted.
         cap (`float`, *optional*): as many blocks, in their order, as this share of a whole step's compute allows.
         price (`float`, *optional*): of a whole step's compute, in units of distortion: the model's switch decides,
-            told the price. With neither blocks nor cap, the switch decides at the price it was trained most with.
+            told the price. With neither blocks, cap nor price it decides at a tenth.
         task (`str`, *optional*): what the switch is to spare: one of `TASKS`.
         least_change (`float`, *optional*): places less likely to change than this stay as they are, and the backbone
             does not look at them (`focus_pan`). None: everything is looked at.
@@ -194,7 +194,7 @@ class Meter:
         rows = slice(None) if rows is None else rows
         self.operations[rows] += self.prices.blocks[block.name] * share
         if block.kind == "latents":
-            self.denoiser_calls[rows] += self.prices.denoiser_calls
+            self.denoiser_calls[rows] += self.prices.calls[block.name]
 
     @property
     def compute(self) -> Tensor:
@@ -204,13 +204,14 @@ class Meter:
 @dataclass(frozen=True)
 class Prices:
     """Floating-point operations of one row, 2 a weight and position: of a position of the backbone, of each block read
-    out whole (the backbone aside), of what a step takes in any case, and of a whole step."""
+    out whole (the backbone aside), of what a step takes in any case, and of a whole step; `calls` of a denoiser by
+    block."""
 
     token: float
     blocks: dict[str, float]
     fixed: float
     whole: float
-    denoiser_calls: int
+    calls: dict[str, int]
 
     @staticmethod
     def of(model) -> Prices:
@@ -224,7 +225,8 @@ class Prices:
         )
         fixed += 2.0 * model.layout.num_places * _size(model.outcome.features)
         whole = fixed + sum(blocks.values()) + token * model.layout.step_length
-        return Prices(token, blocks, fixed, whole, model.config.latent_head["num_inference_steps"])
+        calls = {f"{name}.latents": head.num_calls for name, head in model.latent_heads.items()}
+        return Prices(token, blocks, fixed, whole, calls)
 
 
 def _size(module) -> int:
@@ -236,8 +238,8 @@ def _block_operations(model, block: Block) -> float:
         return 2.0 * model.config.senses[block.sense].max_length * model.get_output_embeddings().weight.numel()
     sense = model.config.senses[block.sense]
     if block.kind == "latents":
-        steps = model.config.latent_head["num_inference_steps"]
-        return 2.0 * steps * sense.num_places * _size(model.latent_heads[block.sense])
+        head = model.latent_heads[block.sense]
+        return 2.0 * head.num_calls * sense.num_places * _size(head)
     readout = model.readouts[block.sense][block.level]
     codes = sense.num_places * sense.codes_per_place[block.level]
     width, size = readout.out.in_features, int(model.live_codes(block.sense, block.level).sum())

@@ -2,9 +2,12 @@
 
 Flow matching along the straight path x_t = (1 - t) x + t noise, with the network predicting the clean latents x
 (x-prediction): the levels leave little to say, so two steps are enough. Denoiser and scheduler are diffusers classes
-named in the configuration; `PlaceDenoiser`, the default, is our own small one with the same interface.
+named in the configuration, see `schedulers_pan`; `PlaceDenoiser`, the default, is our own small one with the same
+interface.
 """
 
+import functools
+import inspect
 import math
 
 import diffusers
@@ -15,7 +18,10 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from .schedulers_pan import count_calls, denoise, make_scheduler
+
 NUM_TRAIN_TIMESTEPS = 1000
+WIDTH = 128  # of the condition, unless the denoiser's configuration says otherwise
 LATENT_BLUR = 0.1  # noise on unit-scale latents that the decoder is trained to bear
 
 
@@ -81,7 +87,7 @@ class LatentHead(nn.Module):
         settings (`dict`): `config.latent_head`.
 
     Raises:
-        ValueError: diffusers has no such denoiser or scheduler.
+        ValueError: diffusers has no such denoiser.
     """
 
     def __init__(self, sense, condition_size: int, settings: dict):
@@ -89,23 +95,22 @@ class LatentHead(nn.Module):
         self.sense, self.settings = sense, settings
         given = dict(settings["denoiser"])
         name = given.pop("_class_name")
-        self.takes_places = name == "PlaceDenoiser"
-        shape = {"in_channels": sense.latent_dim, "cross_attention_dim": given.get("cross_attention_dim", 128)}
-        if not self.takes_places:
-            shape |= {"out_channels": sense.latent_dim, "sample_size": list(self._grid())}
-        self.condition = nn.Linear(condition_size, shape["cross_attention_dim"])
-        self.denoiser = _denoiser_class(name)(**(shape | given))
-        if not hasattr(diffusers, settings["scheduler"]["_class_name"]):
-            name = settings["scheduler"]["_class_name"]
-            raise ValueError(f"`latent_head.scheduler` names {name!r}; diffusers has no such class.")
+        self.takes_places, kind = name == "PlaceDenoiser", _denoiser_class(name)
+        known = inspect.signature(kind.__init__).parameters
+        told = "caption_channels" if "caption_channels" in known else "cross_attention_dim"  # width of the condition
+        rows, columns = self._grid()
+        shape = {"in_channels": sense.latent_dim, "out_channels": sense.latent_dim, told: given.get(told, WIDTH)}
+        shape["sample_size"] = rows if rows == columns else [rows, columns]
+        self.condition = nn.Linear(condition_size, shape[told])
+        self.denoiser = kind(**({key: value for key, value in shape.items() if key in known} | given))
+
+    @functools.cached_property
+    def num_calls(self) -> int:
+        """How often the denoiser is called for one draw."""
+        return count_calls(self.settings["scheduler"], self.settings["num_inference_steps"])
 
     def _grid(self) -> tuple[int, int]:
         return self.sense.place_grid if self.sense.kind == "image" else (1, self.sense.num_places)
-
-    def scheduler(self):
-        """A fresh diffusers scheduler; built lazily, since some keep plain tensors that die on the meta device."""
-        given = dict(self.settings["scheduler"])
-        return getattr(diffusers, given.pop("_class_name"))(**given)
 
     def predict(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)`."""
@@ -114,7 +119,7 @@ class LatentHead(nn.Module):
         if self.takes_places:
             return self.denoiser(noisy, timestep, hidden).sample
         grid = noisy.transpose(1, 2).unflatten(2, self._grid())
-        return self.denoiser(grid, timestep, encoder_hidden_states=hidden).sample.flatten(2).transpose(1, 2)
+        return self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample.flatten(2).transpose(1, 2)
 
     def loss(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Flow matching. Args: clean latents `(B, P, D)`; condition `(B, P, C)`. Returns: the scalar
@@ -128,16 +133,14 @@ class LatentHead(nn.Module):
     def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws latents `(B, P, D)` given condition `(B, P, C)` by `num_inference_steps` steps of the scheduler."""
         shape = (len(condition), self.sense.num_places, self.sense.latent_dim)
-        x = torch.randn(shape, generator=generator, device=condition.device)
-        scheduler, steps = self.scheduler(), self.settings["num_inference_steps"]
-        # given as sigmas: `set_timesteps(n)` would spend its last step at a noise level of almost nothing
-        scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=condition.device)
-        for index, timestep in enumerate(scheduler.timesteps):
-            sigma = scheduler.sigmas[index].to(x.device)
-            clean = self.predict(x, sigma.expand(len(x)), condition)
-            velocity = (x - clean) / sigma
-            x = scheduler.step(velocity, timestep, x).prev_sample
-        return x
+        noise = torch.randn(shape, generator=generator, device=condition.device)
+        # built here: some schedulers keep plain tensors, which would die on the meta device
+        scheduler = make_scheduler(self.settings["scheduler"])
+
+        def clean_at(noisy: Tensor, time: Tensor) -> Tensor:
+            return self.predict(noisy, time, condition)
+
+        return denoise(scheduler, self.settings["num_inference_steps"], noise, clean_at, generator)
 
     @torch.no_grad()
     def log_prob_bound(self, latents: Tensor, condition: Tensor, num_samples: int = 8) -> Tensor:

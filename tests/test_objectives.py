@@ -260,23 +260,6 @@ def test_latent_head_alone_trains_on_conditions():
     assert all(name.startswith("latent_heads.") for name in reached(model)[0])
 
 
-def test_a_diffusers_denoiser_and_scheduler_can_be_named():
-    denoiser = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
-    denoiser |= {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
-    denoiser |= {"mid_block_type": None, "norm_num_groups": 4, "cross_attention_dim": 16, "attention_head_dim": 4}
-    model = world_model(("camera",), latent_head={"denoiser": denoiser}).train()
-    joint(model).loss.backward()
-    assert any(name.startswith("latent_heads.camera.denoiser.down_blocks") for name in reached(model)[0])
-    futures = model.eval().simulate(model.perceive(observe(model)), acts(model, 2, 2), seed=0)
-    assert futures.decode("camera").shape == (2, 2, 3, 16, 16)
-
-
-@pytest.mark.parametrize("part, name", [("denoiser", "NoSuchModel"), ("scheduler", "NoSuchScheduler")])
-def test_a_denoiser_or_scheduler_that_diffusers_lacks_is_refused(part, name):
-    with pytest.raises(ValueError, match=f"latent_head.{part}.*{name}"):
-        world_model(("camera",), latent_head={part: {"_class_name": name}})
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"fold_levels": False, "level0_sampling": "autoregressive"}])
 def test_dynamics_learns_one_batch_by_heart(config):

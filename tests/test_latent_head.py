@@ -1,0 +1,98 @@
+"""The diffusion head: any denoiser and any scheduler by name, around one way of training."""
+
+import pytest
+import torch
+from tiny_worlds import acts, observe, outcomes, world_model
+
+from pan_hf import PanConfig
+from pan_hf.modeling.schedulers_pan import denoise, make_scheduler
+
+UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
+UNET |= {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+UNET |= {"mid_block_type": None, "norm_num_groups": 4, "cross_attention_dim": 16, "attention_head_dim": 4}
+SANA = {"_class_name": "SanaTransformer2DModel", "num_layers": 1, "patch_size": 1, "mlp_ratio": 2.0}
+SANA |= {"num_attention_heads": 2, "attention_head_dim": 8, "caption_channels": 24}
+SANA |= {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16}
+SCHEDULERS = [
+    {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+    {"_class_name": "FlowMatchHeunDiscreteScheduler"},
+    {"_class_name": "DPMSolverMultistepScheduler"},
+    {"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "epsilon"},
+    {"_class_name": "DDIMScheduler"},
+    {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+    {"_class_name": "DDPMScheduler"},
+    {"_class_name": "UniPCMultistepScheduler"},
+    {"_class_name": "EulerDiscreteScheduler"},
+    {"_class_name": "HeunDiscreteScheduler"},
+    {"_class_name": "HeunDiscreteScheduler", "prediction_type": "v_prediction"},
+]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: "-".join(s.values()))
+def test_any_scheduler_ends_where_a_head_that_knows_says(scheduler):
+    truth = torch.tensor([-2.5, -0.3, 0.0, 1.7]).expand(3, 4)
+    seen = []
+
+    def clean_at(noisy, time):
+        seen.append((noisy, time))
+        return truth
+
+    found = denoise(make_scheduler(scheduler), 12, torch.randn(3, 4), clean_at, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, truth, atol=0.1, rtol=0)
+    times = torch.stack([time[0] for _, time in seen])
+    assert times[0] > 0.9 and times[-1] < 0.3 and (times > 0).all() and (times <= 1).all()
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: "-".join(s.values()))
+def test_any_scheduler_walks_the_path_that_the_head_was_trained_on(scheduler):
+    """A head that knows only a Gaussian of latents draws just that Gaussian, by whatever path."""
+    mean, std = 1.5, 0.4
+
+    def clean_at(noisy, time):  # the posterior mean of x from (1 - t) x + t noise
+        time = time.view(-1, 1)
+        weight = (1 - time) * std**2 / ((1 - time) ** 2 * std**2 + time**2)
+        return mean + weight * (noisy - (1 - time) * mean)
+
+    torch.manual_seed(0)
+    found = denoise(make_scheduler(scheduler), 60, torch.randn(20_000, 1), clean_at)
+    assert float(found.mean()) == pytest.approx(mean, abs=0.06)
+    assert float(found.std()) == pytest.approx(std, rel=0.2)
+
+
+@pytest.mark.parametrize("denoiser", [{"_class_name": "PlaceDenoiser"}, UNET, SANA], ids=lambda d: d["_class_name"])
+@pytest.mark.parametrize("scheduler", [SCHEDULERS[0], SCHEDULERS[2], SCHEDULERS[4]], ids=lambda s: s["_class_name"])
+def test_denoiser_and_scheduler_are_named_in_the_configuration(denoiser, scheduler):
+    head = {"denoiser": denoiser, "scheduler": scheduler, "num_inference_steps": 3}
+    model = world_model(("camera",), latent_head=head).train()
+    given = {"observation": observe(model, 2, 2), "action": acts(model, 2, 1), **outcomes(2, 1)}
+    model(objective="joint", **given).loss.backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("latent_heads.camera.denoiser.") for name in reached)
+    futures = model.eval().simulate(model.perceive(observe(model)), acts(model, 2, 2), seed=0)
+    assert futures.decode("camera").shape == (2, 2, 3, 16, 16)
+    assert type(model.latent_heads["camera"].denoiser).__name__ == denoiser["_class_name"]
+
+
+@pytest.mark.parametrize("part, name", [("denoiser", "NoSuchModel"), ("scheduler", "NoSuchScheduler")])
+def test_a_denoiser_or_scheduler_that_diffusers_lacks_is_refused(part, name):
+    with pytest.raises(ValueError, match=f"latent_head.{part}.*{name}"):
+        world_model(("camera",), latent_head={part: {"_class_name": name}})
+
+
+@pytest.mark.parametrize(
+    "head, message",
+    [
+        (
+            {"scheduler": {"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}},
+            "'DPMSolverMultistepScheduler' with prediction_type='flow_prediction' does not fit",
+        ),
+        ({"scheduler": {"_class_name": "CMStochasticIterativeScheduler"}}, "does not fit a head that predicts clean"),
+        ({"denoiser": UNET | {"in_channels": 7}}, r"in_channels=7, .* \{'camera': 3\} wide"),
+        ({"denoiser": UNET | {"out_channels": 7}}, "out_channels=7"),
+        ({"num_inference_steps": 0}, "at least 1, got 0"),
+    ],
+)
+def test_what_does_not_fit_the_head_is_refused_by_the_configuration(head, message):
+    model = world_model(("camera",))
+    with pytest.raises(ValueError, match=message):
+        PanConfig(**model.config.to_diff_dict() | {"latent_head": head})
