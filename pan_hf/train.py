@@ -98,6 +98,8 @@ def train(
         FileNotFoundError: there is no recording.
         ValueError: the run was begun with other settings, or a stage is unknown.
     """
+    from pan_hf.training.encoded import forget
+
     run, overrides = Path(run), dict(overrides or {})
     data = Path(data) if data is not None else run / "data"
     unknown = sorted({*overrides, *skip} - set(SHARES))
@@ -124,9 +126,10 @@ def train(
             continue
         given = {"seconds": seconds * SHARES[name] or None, "seed": seed, "progress": progress}
         given |= overrides.get(name, {})
-        given |= {"model": str(current), "data": str(data), "output_dir": str(folder)}
+        given |= {"model": str(current), "data": str(data), "output_dir": str(folder), "encoded": str(folder.parent)}
         with stage_timer(run / "timing.json", name, seeds=[seed], resume=folder.exists()):
             current = _run_stage(name, given, trajectories, num_processes)
+    forget(run / "stages")
     return publish(current, run / "checkpoint", data)
 
 

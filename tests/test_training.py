@@ -15,7 +15,16 @@ from tiny_worlds import all_tensors, build_board, differing, record_board
 from pan_hf import PanModel, PanProcessor
 from pan_hf.build import save_checkpoint
 from pan_hf.train import SHARES, train
-from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce, trainer
+from pan_hf.training import (
+    align,
+    encoded,
+    pretrain_backbone,
+    pretrain_latent_head,
+    pretrain_senses,
+    reinforce,
+    trainer,
+)
+from pan_hf.training.encoded import encode_once
 from pan_hf.training.stage import Stage, arguments, run
 from pan_hf.training.windows import WeightedRows, Windows, encode_all, sense_tensors, window_weights
 from pan_hf.trajectories import load_trajectories
@@ -329,6 +338,28 @@ def test_texts_come_from_the_recording_or_from_a_file(world, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text('{"n": 1, "text": "three"}\n{"n": 2, "text": "four"}\n')
     assert pretrain_backbone.read_texts(str(tmp_path / "set")) == ["three", "four"]
+
+
+def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, tmp_path, monkeypatch):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
+    first = encode_once(model, tensors, world.trajectories, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: pytest.fail("encoded again"))
+    again = encode_once(model, tensors, world.trajectories, tmp_path)
+    for name, levels in first["codes"].items():
+        assert all(torch.equal(one, other) for one, other in zip(levels, again["codes"][name], strict=True))
+    assert set(first["latents"]) == set(again["latents"]) == {"camera", "place"}
+    assert all(torch.equal(first["latents"][name], again["latents"][name]) for name in first["latents"])
+    assert torch.equal(first["prefix"], again["prefix"]) and first["text"] == again["text"] == {}
+    with torch.no_grad():
+        model.senses["camera"].stem.bias += 1e-3  # other senses
+    monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: "anew")
+    monkeypatch.setattr(encoded, "_pack", lambda _: {})
+    assert encode_once(model, tensors, world.trajectories, tmp_path) == "anew"
+    assert encode_once(model, tensors, world.trajectories, None) == "anew"
+    encoded.forget(tmp_path)
+    assert kept.suffix == ".safetensors" and list(tmp_path.iterdir()) == []
 
 
 def test_a_recording_without_a_configured_sense_is_refused(world, tmp_path):

@@ -9,14 +9,15 @@ part of the cost; `JOINT` then trains everything together from raw observations,
 
 import sys
 
+from pan_hf.training.encoded import encode_once
 from pan_hf.training.stage import Stage, main
-from pan_hf.training.windows import Windows, action_tensor, encode_all, sense_tensors, window_weights
+from pan_hf.training.windows import Windows, action_tensor, sense_tensors, window_weights
 
 
-def make_encoded(model, processor, trajectories, _args=None):
+def make_encoded(model, processor, trajectories, args=None):
     """Windows of codes, encoded once by the senses as they are."""
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
-    encoded = encode_all(model, tensors, latents=True)
+    encoded = encode_once(model, tensors, trajectories, None if args is None else args.encoded)
     actions = action_tensor(trajectories, model, processor.tokenizer)
     constant = set(model.config.prefix_senses)
     windows = Windows(trajectories, encoded, actions, model.config.context_steps, True, constant)
@@ -25,10 +26,10 @@ def make_encoded(model, processor, trajectories, _args=None):
     return windows, weights
 
 
-def make_raw(model, processor, trajectories, _args=None):
+def make_raw(model, processor, trajectories, args=None):
     """Windows of raw observations, drawn as often as the windows of their codes would be."""
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
-    encoded, weights = make_encoded(model, processor, trajectories)
+    encoded, weights = make_encoded(model, processor, trajectories, args)
     raw = Windows(trajectories, tensors, encoded.actions, encoded.num_steps, False, encoded.constant)
     raw.importance = encoded.importance
     return raw, weights

@@ -32,9 +32,9 @@ class Conditions(Dataset):
 
 
 @torch.no_grad()
-def make_data(model, processor, trajectories, _args=None, batch_size: int = 64):
+def make_data(model, processor, trajectories, args=None, batch_size: int = 64):
     """Runs the backbone over windows once and keeps the conditions of the latent head."""
-    windows, weights = make_encoded(model, processor, trajectories)
+    windows, weights = make_encoded(model, processor, trajectories, args)
     steps = windows.num_steps
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial(weights.double(), max(1, MOST_CONDITIONS // steps), True, generator=generator)

@@ -37,6 +37,9 @@ class StageArguments(TrainingArguments):
     seconds: float | None = field(
         default=None, metadata={"help": "Wall-clock budget; turned into a number of steps after the first 30."}
     )
+    encoded: str | None = field(
+        default=None, metadata={"help": "Folder that keeps what the senses make of the recording, for the next stage."}
+    )
     progress: bool = field(default=True, metadata={"help": "Show a progress bar."})
 
 

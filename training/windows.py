@@ -202,11 +202,17 @@ def encode_all(model, tensors: dict[str, Tensor], latents: bool, batch_size: int
             if latents and remainder is not None:
                 found[name].append(remainder.float().cpu())
     model.train(was_training)
-    prefix = [tensors[name] for name in config.prefix_senses]
     return {
         "codes": {name: [torch.cat(level) for level in levels] for name, levels in codes.items()},
         "latents": {name: torch.cat(parts) for name, parts in found.items() if parts},
-        "text": {name: tensors[name] for name in config.text_senses},
+    } | words_of(model, tensors)
+
+
+def words_of(model, tensors: dict[str, Tensor]) -> dict:
+    """The part of `encode_all` that is words already: changing texts, and the constant ones side by side."""
+    prefix = [tensors[name] for name in model.config.prefix_senses]
+    return {
+        "text": {name: tensors[name] for name in model.config.text_senses},
         "prefix": torch.cat(prefix, 1) if prefix else None,
     }
 
