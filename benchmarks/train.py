@@ -81,7 +81,8 @@ def make_step(name: str, step: str, context_steps: int) -> Callable[[], None]:
         ids = torch.randint(0, common.NUM_WORDS, (batch, positions_of_a_window(context_steps)))
         given = {"input_ids": ids, "labels": ids, "use_cache": False}
     else:
-        model = common.world_model(name, context_steps=context_steps).train()
+        # every place is looked at, so that both sides have equally many positions
+        model = common.world_model(name, context_steps=context_steps, focus_share=0.0).train()
         given = transitions(model, step, batch, context_steps)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 

@@ -9,6 +9,7 @@ passes and its own pass. Training lays out a whole window at once; simulation ru
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +76,7 @@ class StepLayout:
         # earlier steps are kept whole in the cache, so what is in focus now can only save queries
         self.focuses_trunk = config.context_steps == 1
         self.starts, self._queries = self._query_positions(config)
-        self._continuation_masks: dict[tuple, Tensor] = {}
+        self._kept: dict[tuple, Tensor] = {}  # what every step of a rollout asks for anew
 
     def _passes(self, config, texts: dict[str, int]) -> list[Pass]:
         passes = []
@@ -140,7 +141,8 @@ class StepLayout:
         for each in passes:
             start = self.starts[each.name]
             if each.levels:
-                position = torch.tensor(self._queries[each.name], device=device)[focus.index]
+                position = self._keep(("queries", each.name, device), lambda name=each.name: self._query_of(name))
+                position = position[focus.index]
                 parts.append((position.clamp(min=0), focus.valid & (position >= 0)))
             else:
                 parts.append(_everyone(rows, start, start + each.length, device))
@@ -164,7 +166,7 @@ class StepLayout:
     def focused_mask(self, past: int, tokens: Tokens, keys: Tokens) -> Tensor:
         """`(N, 1, L, past + K)` bool: what the `tokens` of a step look at behind `past` cached positions, all of which
         they see; keys, everything of this step that was run, these tokens included."""
-        step = self.step_mask().to(tokens.position.device)
+        step = self._keep(("step", tokens.position.device), self.step_mask)
         inside = step[tokens.position.unsqueeze(2), keys.position.unsqueeze(1)] & keys.valid.unsqueeze(1)
         return nn.functional.pad(inside, (past, 0), value=True).unsqueeze(1)
 
@@ -172,11 +174,21 @@ class StepLayout:
         """`(1, 1, end - seen, past + end)` bool: what positions `seen` to `end` of a step look at behind `past` cached
         positions, all of which they see. Kept, since a rollout asks for the same few at every step."""
         key = (past, seen, end, device)
-        if key not in self._continuation_masks:
+
+        def make() -> Tensor:
             inside = self.step_mask()[seen:end, :end]
-            mask = torch.cat([torch.ones(len(inside), past, dtype=torch.bool), inside], 1)
-            self._continuation_masks[key] = mask.to(device).view(1, 1, *mask.shape)
-        return self._continuation_masks[key]
+            return nn.functional.pad(inside, (past, 0), value=True).view(1, 1, len(inside), past + end)
+
+        return self._keep(key, make)
+
+    def _keep(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor made once for each key, whose last entry is the device it lives on."""
+        if key not in self._kept:
+            self._kept[key] = make().to(key[-1])
+        return self._kept[key]
+
+    def _query_of(self, name: str) -> Tensor:
+        return torch.tensor(self._queries[name])
 
     def window_mask(self, num_steps: int) -> Tensor:
         """`(L, L)` bool for a prefix and `num_steps` steps, row looks at column."""
