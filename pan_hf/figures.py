@@ -114,7 +114,7 @@ def load_strip(path: str | os.PathLike) -> Strip:
     actions = list(map(str, about.get("actions", [])))
     compute = about.get("compute", {})
     spent = {
-        f"{task}: {100 * compute.get(task, float('nan')):.0f}% spent": arrays.pop(f"spent_{task}")
+        f"{task}: {100 * compute.get(task, float('nan')):.0f}%": arrays.pop(f"spent_{task}")
         for task in TASKS
         if f"spent_{task}" in arrays
     }
@@ -317,7 +317,7 @@ def cost_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
             dx, dy = (np.array([pair[side].stderr or 0.0 for pair in points]) for side in (0, 1))
             axes.errorbar(100 * x, y, dy, 100 * dx, "o-", color=colour, label=name, markersize=4, linewidth=1.4)
         axes.set_title(task, fontsize=9)
-        axes.set_xscale("log")
+        axes.set(xscale="log", yscale="log")
         axes.set_xlabel("compute (% of a whole step)")
         axes.set_ylabel("distortion (1: about as standing still)")
         axes.spines[["top", "right"]].set_visible(False)

@@ -107,6 +107,6 @@ def test_a_strip_shows_what_was_spent_on_it(tmp_path):
     frames = {name: torch.zeros(3, 3, 8, 8, dtype=torch.uint8) for name in ("real", "imagined", "spent_planning")}
     about = {"title": "t", "environment": "e", "actions": ["a", "b"], "horizon": 2, "compute": {"planning": 0.071}}
     strip = load_strip(_write(tmp_path / "strip", frames, about))
-    assert list(strip.spent) == ["planning: 7% spent"]
+    assert list(strip.spent) == ["planning: 7%"]
     label, shown = strip.rows()[-1]
-    assert label == "planning: 7% spent" and shown.shape == (3, 8, 8, 3) and shown.dtype == np.uint8
+    assert label == "planning: 7%" and shown.shape == (3, 8, 8, 3) and shown.dtype == np.uint8
