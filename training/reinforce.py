@@ -18,14 +18,14 @@ from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
 from pan_hf.training.stage import Stage, StageArguments, main
 from pan_hf.training.windows import Windows, action_tensor, sense_tensors
 
-MOST_BEGINNINGS = 512  # of which every candidate is imagined for the warm-up
+MOST_BEGINNINGS = 256  # of which every candidate is imagined for the warm-up
 
 
 @dataclass
 class RolloutArguments(StageArguments):
     """What the stages of the switch take."""
 
-    horizon: int = field(default=4, metadata={"help": "Steps imagined in a rollout."})
+    horizon: int = field(default=8, metadata={"help": "Steps imagined in a rollout."})
 
 
 class Examples(Dataset):
@@ -83,7 +83,7 @@ REINFORCE = Stage(
     objective="switch",
     trains=r"switch\.",
     make_data=make_rollouts,
-    defaults={"learning_rate": 1e-3, "per_device_train_batch_size": 8},
+    defaults={"learning_rate": 1e-3, "per_device_train_batch_size": 4},
     arguments=RolloutArguments,
 )
 
