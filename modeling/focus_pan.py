@@ -18,7 +18,7 @@ from transformers import initialization as init
 from .belief_pan import ABSENT, State
 from .senses_pan import fold_places, unfold_places
 
-LEAST_CHANGE = 0.02  # places whose probability of change is below this are not looked at
+LEAST_CHANGE = 0.005  # places whose probability of change is below this are not looked at
 
 
 @dataclass

@@ -21,8 +21,8 @@ RECORDING = {
     "rename": {"image": "camera"},
     "max_episode_steps": 30,
 }
-# planning: actions worth trying (not drop, not done), and all codes but only where something is likely to change
-PLANNER, EFFORT = "graph?actions=[0,1,2,3,5]", "focused"
+# planning: actions worth trying (not drop, not done), and how long an episode may take
+PLANNER = "graph?actions=[0,1,2,3,5]"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def plan_each(run: Path, data: Path, budget: Budget, progress: bool) -> None:
             planners=[PLANNER],
             environments=[environment],
             episodes=episodes,
-            effort=EFFORT,
             time_limit=budget.plan_seconds,
             episode_time_limit=budget.plan_seconds / 2,
             progress=progress,
