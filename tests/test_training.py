@@ -340,6 +340,15 @@ def test_texts_come_from_the_recording_or_from_a_file(world, tmp_path):
     assert pretrain_backbone.read_texts(str(tmp_path / "set")) == ["three", "four"]
 
 
+def test_rollouts_are_as_long_as_episodes_allow(world):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    longest = int(world.trajectories.episode_lengths.max()) - 1
+    for horizon, steps in ((2, 3), (10 * longest, longest)):  # one step more is looked at: two steps of context
+        args = SimpleNamespace(horizon=horizon)
+        windows, weights = reinforce.make_rollouts(model, processor, world.trajectories, args)
+        assert windows.num_steps == steps and len(windows) == len(weights) > 0
+
+
 def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, tmp_path, monkeypatch):
     model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
     tensors = sense_tensors(world.trajectories, model, processor.tokenizer)

@@ -25,7 +25,7 @@ MOST_BEGINNINGS = 256  # of which every candidate is imagined for the warm-up
 class RolloutArguments(StageArguments):
     """What the stages of the switch take."""
 
-    horizon: int = field(default=8, metadata={"help": "Steps imagined in a rollout."})
+    horizon: int = field(default=8, metadata={"help": "Steps imagined in a rollout, where episodes are as long."})
 
 
 class Examples(Dataset):
@@ -43,12 +43,14 @@ class Examples(Dataset):
 
 
 def make_rollouts(model, processor, trajectories, args):
-    """Windows of raw observations: a beginning to look at, and `horizon` steps to imagine."""
+    """Windows of raw observations: a beginning to look at, and `horizon` steps to imagine, or as many as the longest
+    episode has."""
     if args.horizon < 1:
         raise ValueError(f"`horizon` must be at least 1, got {args.horizon}.")
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
     actions = action_tensor(trajectories, model, processor.tokenizer)
-    steps = model.config.context_steps - 1 + args.horizon
+    before, longest = model.config.context_steps - 1, int(trajectories.episode_lengths.max()) - 1
+    steps = before + max(1, min(args.horizon, longest - before))
     windows = Windows(trajectories, tensors, actions, steps, False, set(model.config.prefix_senses))
     return windows, torch.ones(len(windows))
 
