@@ -45,8 +45,6 @@ TASKS = ("pixels", "planning")
 PLANNED = ("all", "focused", "coarsest", "price=0.1,task=planning")
 BATCHES = (1, 64)
 HORIZON = 8  # steps in one timed call
-
-
 PARTS = ("quality", "speed", "planning")
 
 

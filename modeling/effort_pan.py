@@ -204,8 +204,8 @@ class Meter:
 @dataclass(frozen=True)
 class Prices:
     """Floating-point operations of one row, 2 a weight and position: of a position of the backbone, of each block read
-    out whole (the backbone aside), of what a step takes in any case, and of a whole step; `calls` of a denoiser by
-    block."""
+    out whole (the backbone aside) against every row reserved for its codes, of what a step takes in any case, and of a
+    whole step; `calls` of a denoiser by block. `PanModel.prices` keeps them: growth changes nothing in them."""
 
     token: float
     blocks: dict[str, float]
@@ -242,7 +242,7 @@ def _block_operations(model, block: Block) -> float:
         return 2.0 * head.num_calls * sense.num_places * _size(head)
     readout = model.readouts[block.sense][block.level]
     codes = sense.num_places * sense.codes_per_place[block.level]
-    width, size = readout.out.in_features, int(model.live_codes(block.sense, block.level).sum())
+    width, size = readout.out.in_features, len(model.live_codes(block.sense, block.level))
     around = _size(readout.blocks) + (_size(readout.sentence) if readout.sentence is not None else 0)
     return 2.0 * (sense.num_places * _size(readout.places) + codes * (around + width * size))
 
@@ -253,7 +253,7 @@ def capped_blocks(model, cap: float) -> tuple[str, ...]:
     Raises:
         ValueError: not even the first fits.
     """
-    prices, found, passes = Prices.of(model), [], set()
+    prices, found, passes = model.prices, [], set()
     spent = prices.fixed + prices.token * model.layout.trunk_length
     for block in model.blocks:
         spent += prices.blocks[block.name]

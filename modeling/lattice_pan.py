@@ -56,9 +56,9 @@ class LatticeCodec(nn.Module):
         return digits, remainder.unflatten(-1, (self.sense.num_places, self.sense.group))
 
     def decode(self, digits: list[Tensor], remainder: Tensor | None = None) -> Tensor:
-        """Args: digits, any prefix of those of `encode`; remainder, only with all of them, not a
-        number where it is absent. Returns: `(..., dim)`
-        float, the middle of the cell or, with the remainder, the vector itself."""
+        """Args: digits, any prefix of those of `encode`; remainder, only with all of them, not a number
+        where it is absent. Returns: `(..., dim)` float, the middle of the cell or, with the remainder, the vector
+        itself."""
         low, high = self._bounds(digits[0])
         offset = 0.5
         if remainder is not None:

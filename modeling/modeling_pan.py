@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .belief_pan import State
 from .checks_pan import check_observation
 from .configuration_pan import PanConfig
-from .effort_pan import state_blocks
+from .effort_pan import Prices, state_blocks
 from .focus_pan import Glance, focusable
 from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
@@ -385,6 +385,11 @@ class PanModel(
         """Where the places of each sense begin in the state."""
         sizes = [sense.num_places for sense in self.config.place_senses.values()]
         return dict(zip(self.config.place_senses, itertools.accumulate(sizes, initial=0), strict=False))
+
+    @functools.cached_property
+    def prices(self) -> Prices:
+        """What each part of a step of simulation costs."""
+        return Prices.of(self)
 
     def split_places(self, one_pass, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
         """What readouts get, by sense `(N, P, 3 * hidden_size)`: hidden states of a pass's queries, and beside each

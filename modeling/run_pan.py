@@ -36,7 +36,7 @@ class BackboneRun:
     """
 
     def __init__(self, model, belief: Belief, trunk: Tensor, focus=None):
-        self.model, self.layout, self.belief, self.trunk, self.focus = model, model.layout, belief, trunk, focus
+        self.model, self.layout, self.trunk, self.focus = model, model.layout, trunk, focus
         self.hidden: dict[str, Tensor] = {}
         self.ran: dict[str, Tensor | int] = {}
         self.length, self.index, self._seen = 0, None, 0

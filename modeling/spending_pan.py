@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .belief_pan import State
-from .effort_pan import Block, Cost, Effort, Meter, Prices, capped_blocks
+from .effort_pan import Block, Cost, Effort, Meter, capped_blocks
 from .focus_pan import At, Focus, places_in_focus
 from .run_pan import BackboneRun
 from .switch_pan import USUAL_PRICE, SwitchInput
@@ -41,7 +41,7 @@ class Spending:
         follows: tuple[str, ...] | None = None,
         records: bool = False,
     ):
-        self.model, self.effort, self.blocks, self.prices = model, effort, model.blocks, Prices.of(model)
+        self.model, self.effort, self.blocks, self.prices = model, effort, model.blocks, model.prices
         wanted = effort.blocks if follows is None else follows
         if effort.cap is not None:
             wanted = capped_blocks(model, effort.cap)
