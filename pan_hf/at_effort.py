@@ -6,7 +6,8 @@ from pan_hf.modeling.effort_pan import Effort, as_effort
 
 
 class AtEffort:
-    """A world model of which every `simulate` spends the same effort, and which adds up what that costs.
+    """A world model of which every `simulate` spends the same effort, unless another is given, and which adds up what
+    its own effort costs.
 
     Args:
         model ([`PanModel`]): that imagines; everything else is asked of it.
@@ -35,7 +36,9 @@ class AtEffort:
     @torch.no_grad()
     def simulate(self, belief, actions, **kwargs):
         """`simulate` of the model, at this effort unless another is given."""
-        futures = self._model.simulate(belief, actions, **{"effort": self.effort} | kwargs)
+        if "effort" in kwargs:  # as the maps of a report do: that is not what this world spends
+            return self._model.simulate(belief, actions, **kwargs)
+        futures = self._model.simulate(belief, actions, effort=self.effort, **kwargs)
         cost = futures.cost
         self.steps += cost.compute.numel()
         self.compute += float(cost.compute.sum())

@@ -212,13 +212,12 @@ def plan(
     for entry in entries:
         env = make_environment(**entry, max_episode_steps=max_steps)
         world = _within(model, entry["id"], describe_environment(env)["action"])
-        world = world if effort is None else AtEffort(world, effort)
         wants = critic or reward_critic(facts.get(entry["id"]), reward_threshold)
         when = replan or ("on_surprise" if model.config.action.kind == "discrete" else "at_end")
-        agents = {
-            name: PanAgent(world, processor, wants, _comparing(planner, world), when)
-            for name, planner in chosen.items()
-        }
+        agents = {}
+        for name, planner in chosen.items():
+            imagined = world if effort is None else AtEffort(world, effort)  # each planner has an account of its own
+            agents[name] = PanAgent(imagined, processor, wants, _comparing(planner, imagined), when)
         limits = (max_steps or _LONGEST_EPISODE, episode_time_limit or float("inf"))
         trials += [
             _Trial(entry["id"], env, name, agent, is_success, *limits)

@@ -22,6 +22,7 @@ def test_a_world_at_an_effort_imagines_at_it_and_adds_up_what_it_costs():
     alone = model.simulate(belief, actions, temperature=0.0, effort="coarsest")
     assert torch.equal(futures.codes["camera"][0], alone.codes["camera"][0])
     world.simulate(belief, actions, temperature=0.0)
+    world.simulate(belief, actions, temperature=0.0, effort="all")  # another's effort is not this world's cost
     spent = world.spent()
     assert world.steps == 12 and spent["simulated_steps_per_second"] > 0
     assert spent["compute_per_simulated_step"] == pytest.approx(float(alone.cost.compute.mean()), rel=1e-5)
