@@ -6,6 +6,7 @@ the straight path at t = sigma / (signal + sigma), and from a clean prediction a
 swapped in by its name, and nothing is trained again.
 """
 
+import inspect
 from collections.abc import Callable
 
 import diffusers
@@ -30,7 +31,7 @@ def make_scheduler(settings: dict):
     kind = getattr(diffusers, name, None)
     if kind is None or not hasattr(kind, "set_timesteps"):
         raise ValueError(f"`latent_head.scheduler` names {name!r}; diffusers {diffusers.__version__} has no such one.")
-    known = kind.__init__.__wrapped__.__code__.co_varnames if hasattr(kind.__init__, "__wrapped__") else ()
+    known = inspect.signature(kind.__init__).parameters
     usual = {key: value for key, value in SETTINGS.items() if key in known}
     if name.startswith(NO_SAMPLE_PREDICTION) and "prediction_type" in usual:
         usual["prediction_type"] = "epsilon"
@@ -115,8 +116,8 @@ def _as_asked(kind: str, clean: Tensor, x: Tensor, signal: Tensor, sigma: Tensor
 
 
 def _drawing(scheduler, generator) -> dict:
-    takes = "generator" in scheduler.step.__code__.co_varnames
-    return {"generator": generator} if generator is not None and takes else {}
+    takes = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": generator} if takes else {}
 
 
 def check_latent_head(settings: dict, senses: dict) -> None:

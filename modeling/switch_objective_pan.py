@@ -27,8 +27,9 @@ GROUP = 8  # rollouts of the same beginning that are compared
 MOST_CANDIDATES = 12  # sets of blocks that the warm-up chooses among
 TOLD = ("trunk", "places", "chosen", "changed", "focus")  # fields of `SwitchInput` but price and task
 ENTROPY_WEIGHT = 0.003  # what keeps choices open that have not been tried enough
-LEAST_MOVE = 1e-3  # mean squared error of standing still, of the range, below which a row does not move
-MOST_DISTORTION = 2.0  # of a row: twice that of standing still
+LEAST_MOVE = 1e-3  # squared error of standing still, as a share of the range, from which on a pixel moves
+LEAST_STILL = 1e-6  # least mean squared error of standing still that is divided by
+MOST_DISTORTION = 2.0  # of what moves in a row: twice that of standing still
 
 
 @dataclass
@@ -113,14 +114,13 @@ def _seen_error(model, name: str, futures: Futures, later: Later, is_moving: boo
     error, still = (((other - true) / span).square().flatten(2) for other in (found, before))
     if not is_moving or sense.kind == "vector":
         error, still = error.mean(2), still.mean(2)
-        return (error / still.mean().clamp(min=LEAST_MOVE**2)).clamp(max=MOST_DISTORTION / LEAST_MOVE)
+        return error / still.mean().clamp(min=LEAST_STILL)
     moves = still > LEAST_MOVE
     per_row = (still * moves).sum(2)
     usual = per_row.sum() / (per_row > 0).sum().clamp(min=1)
     where = moves | (per_row == 0).unsqueeze(2)  # where nothing moves, nothing should
-    return ((error * where).sum(2) / torch.where(per_row > 0, per_row, usual.clamp(min=1e-6))).clamp(
-        max=MOST_DISTORTION
-    )
+    against = torch.where(per_row > 0, per_row, usual.clamp(min=LEAST_STILL))
+    return ((error * where).sum(2) / against).clamp(max=MOST_DISTORTION)
 
 
 def candidates(model) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ Shapes: N = rows, K = blocks, H = backbone width.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,6 @@ class SwitchInput:
     focus: Tensor
     price: Tensor
     task: Tensor
-
-    def rows(self, index: Tensor) -> "SwitchInput":
-        """Some of the rows, by number or by a mask."""
-        return SwitchInput(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
 class SwitchHead(nn.Module):
