@@ -4,6 +4,7 @@ Weights are random and frames are noise. Two things that are compared are timed 
 the machine does meets both alike.
 """
 
+import json
 import multiprocessing
 import re
 import resource
@@ -38,6 +39,11 @@ LLAMA_135M = {
 # on a finest grid of 8x8 cells: 64, 64 + 64, or 16 + 64 + 64 codes
 LEVEL_STRIDES = {1: (1,), 2: (1, 1), 3: (2, 1, 1)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def trained_seed(run: Path) -> int:
+    """The seed a finished run was trained with."""
+    return json.loads((run / "stages" / "settings.json").read_text())["seed"]
 
 
 def language_model(name: str) -> PreTrainedModel:

@@ -16,7 +16,6 @@ share of a whole step's. Then the agent plans with each, and steps a second are 
     python benchmarks/switch.py --quick                                        # a miniature, in seconds
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -81,7 +80,7 @@ def main(
 
 def measure(run: Path, part: str, windows: int, episodes: int, plan_seconds: float, seconds: float) -> list[Record]:
     """The records of one part and run."""
-    seed = _seed(run)
+    seed = common.trained_seed(run)
     if part == "planning":
         return [each for effort in PLANNED for each in planned(run, DOOR_KEY, effort, episodes, plan_seconds, seed)]
     model, processor, trajectories, _ = load_for_evaluation(run, run / "data", skip_trained=True)
@@ -89,10 +88,6 @@ def measure(run: Path, part: str, windows: int, episodes: int, plan_seconds: flo
         return speed(model, processor, trajectories, seconds, seed)
     given = (model, processor, trajectories)
     return [each for task in TASKS for each in against_compute(*given, task, windows, seed)]
-
-
-def _seed(run: Path) -> int:
-    return json.loads((run / "stages" / "settings.json").read_text())["seed"]
 
 
 def _beginnings(model, processor, trajectories, count: int, steps: int = 1):

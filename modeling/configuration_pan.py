@@ -75,6 +75,8 @@ class PanConfig(PreTrainedConfig):
             `focus_pan`; nothing where level 0 is sampled as a sentence.
         block_dropout (`float`): share of states whose finer levels are made absent in training, so that any prefix of
             blocks is a state to go on from.
+        context_noise (`float`): share of the states that predictions are made from that are wrong in a few places in
+            training, against drift, see `disturbance_pan`.
         latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name`, and
             `num_inference_steps`.
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
@@ -115,6 +117,7 @@ class PanConfig(PreTrainedConfig):
     crop_places: int = 0
     focus_share: float = 0.5
     block_dropout: float = 0.1
+    context_noise: float = 0.2
     latent_head: dict | None = None
     latent_feedback: bool = False
     latent_noise: float = 0.1
@@ -142,7 +145,7 @@ class PanConfig(PreTrainedConfig):
                 f"`crop_places` must be 0 with level0_sampling='autoregressive', since a sentence runs over the whole "
                 f"frame, and at least 0 otherwise; got {self.crop_places}."
             )
-        for name in ("focus_share", "block_dropout", "latent_dropout"):
+        for name in ("focus_share", "block_dropout", "context_noise", "latent_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is a share, from 0 to 1; got {getattr(self, name)}.")
         unknown = sorted(set(self.loss_weights or {}) - set(LOSS_WEIGHTS))

@@ -136,6 +136,8 @@ def as_effort(given, model) -> Effort:
         raise ValueError(f"This model has no blocks {unknown}; it has {names}.")
     for block in model.blocks:
         coarser = [other.name for other in model.blocks if _needs(block, other)]
+        if block.kind == "latents" and not set(coarser) & set(given.blocks):
+            continue  # latents alone: they mend the codes that were there
         if block.name in given.blocks and not set(coarser) <= set(given.blocks):
             raise ValueError(f"Block {block.name!r} needs {coarser} too, got {list(given.blocks)}.")
     return given

@@ -144,6 +144,13 @@ class ImageCodec(nn.Module):
             return codes, None
         return codes, self._latents(features, prefixes[-1]).flatten(1, 2) / self.latent_scale
 
+    def latents_given(self, frames: Tensor, codes: list[Tensor]) -> Tensor:
+        """What codes lack of frames, `(B, P, latent_dim)` at unit scale: with codes of other frames, as imagined ones
+        are, latents mend them. Args: frames as for `encode`; codes as for `decode`, of all levels."""
+        vectors = [book.lookup(c) for book, c in zip(self.codebooks, codes, strict=True)]
+        coded = self._code_map(vectors, codes)
+        return self._latents(self._features(frames), coded).flatten(1, 2) / self.latent_scale
+
     def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
         """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each
         cell is what its own prefix says."""
@@ -248,8 +255,7 @@ class ImageCodec(nn.Module):
         update: bool = True,
     ) -> dict[str, Tensor]:
         """Losses of stage 1, with codebooks and scales moved along if `update`. Nested dropout: each frame is decoded
-        from all codes, and from a random shorter prefix or with its latents as well, so that every prefix of blocks
-        decodes.
+        from all codes, and in another way as well, see `_another_way`; so that every prefix of blocks decodes.
 
         Args: frames, their neighbours in time and what is usually seen there, `(B, C, h, w)`: whole frames, or crops
         of whole places. Returns: `reconstruction`, `commitment`."""
@@ -257,44 +263,64 @@ class ImageCodec(nn.Module):
         features = self._features(frames)
         grids, prefixes, commitment = self._quantize(features, update)
         weight = self.pixel_weight(frames, neighbours, usual, motion, rarity)
-        variant, num_levels = self._random_prefix(features, prefixes, update)
+        way, other, other_grids, num_levels = self._another_way(features, grids, prefixes, neighbours, update)
         num_levels = torch.cat([torch.full_like(num_levels, len(grids)), num_levels])
-        corrections = self._corrections([torch.cat([grid, grid]) for grid in grids], num_levels)
-        variants = self._render(torch.cat([prefixes[-1], variant]), corrections)
-        error, variant_error = (variants - torch.cat([target, target])).square().chunk(2)
+        pairs = [torch.cat(pair) for pair in zip(grids, other_grids, strict=True)]
+        decoded = self._render(torch.cat([prefixes[-1], other]), self._corrections(pairs, num_levels))
+        error, other_error = (decoded - torch.cat([target, target])).square().chunk(2)
         if self.training:
-            self._track_scales(error, variant_error)
-        full, variant = (weight * error).mean(), (weight * variant_error).mean()
-        if update:
-            # in logarithms, as decibels are: a coarse prefix's large error would otherwise drown what the full code
-            # lacks
-            full, variant = (full + LEAST_ERROR).log(), (variant + LEAST_ERROR).log()
-        reconstruction = full + 0.2 * variant
-        return {"reconstruction": reconstruction, "commitment": commitment}
+            self._track_scales(error, other_error[way == len(grids) - 1])
+        full = self._summed(weight * error, update)
+        kinds = [self._summed((weight * other_error)[way == kind], update) * (way == kind).float().mean()
+                 for kind in way.unique()]  # fmt: skip
+        return {"reconstruction": full + 0.2 * sum(kinds), "commitment": commitment}
 
-    def _random_prefix(self, features: Tensor, prefixes: list[Tensor], update: bool) -> tuple[Tensor, Tensor]:
-        """For each frame a shorter prefix of levels, or all of them plus noisy latents: its map, and how many levels
-        are in it `(B,)`."""
-        options = list(prefixes[:-1])
-        if self.sense.latent_dim:
-            latents = self._latents(features, prefixes[-1].detach())
+    @staticmethod
+    def _summed(error: Tensor, in_decibels: bool) -> Tensor:
+        """Mean of squared errors; in logarithms, as decibels are, a coarse prefix's large error does not drown what
+        the full code lacks."""
+        return (error.mean() + LEAST_ERROR).log() if in_decibels else error.mean()
+
+    def _another_way(
+        self, features: Tensor, grids: list[Tensor], prefixes: list[Tensor], neighbours: Tensor, update: bool
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """For each frame another way to tell it, drawn at random. With L levels, the ways are: `0` to `L - 2`, that
+        many levels and one; `L - 1`, all codes and noisy latents; `L`, the codes of its neighbour in time and the
+        noisy latents that mend them; without latents, all codes where there is no shorter prefix.
+
+        Returns: way `(B,)`; the map `(B, R, S, W)`; the codes, a grid `(B, r, s)` a level, and how many levels of them
+        count, `(B,)`."""
+        last, device = len(prefixes) - 1, features.device
+        num_ways = last + 2 if self.sense.latent_dim else max(1, last)
+        way = torch.randint(num_ways, (len(features),), device=device)
+        level = way.clamp(max=last)
+        found = torch.stack(prefixes)[level, torch.arange(len(features), device=device)]
+        if not self.sense.latent_dim:
+            return way, found, grids, level + 1
+        is_mended, rows = way > last, (way >= last).nonzero().squeeze(1)
+        if is_mended.any():
+            with torch.no_grad():
+                others, maps, _ = self._quantize(self._features(neighbours[is_mended]), update=False)
+            found = found.masked_scatter(is_mended.view(-1, 1, 1, 1), maps[-1])
+            grids = [grid.masked_scatter(is_mended.view(-1, 1, 1), o) for grid, o in zip(grids, others, strict=True)]
+        if len(rows):
+            latents = self._latents(features[rows], found[rows].detach())
             if update:
                 with torch.no_grad():
                     self.latent_scale.lerp_(latents.detach().flatten(0, 2).std(0).clamp(min=1e-3), 0.05)
                 # only while the scale follows: against noise of a fixed size, latents would learn to grow for ever
                 latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
-            options.append(prefixes[-1] + self._latent_map(latents))
-        options = options or prefixes[-1:]
-        choice = torch.randint(len(options), (len(features),), device=features.device)
-        stacked = torch.stack(options)  # (options, B, R, S, W)
-        return stacked[choice, torch.arange(len(features), device=features.device)], choice + 1
+            found = found.index_add(0, rows, self._latent_map(latents))
+        return way, found, grids, level + 1
 
     def error_scale(self, latents: bool = False) -> Tensor:
         """Standard deviation of a decoded pixel, without or with latents, as far as training told; a scalar."""
         return self.residual_scale[int(latents)].clamp(min=LEAST_SCALE)
 
     @torch.no_grad()
-    def _track_scales(self, error: Tensor, variant_error: Tensor) -> None:
+    def _track_scales(self, error: Tensor, with_latents: Tensor) -> None:
         """Moving root mean square error without and with latents: the decoder's noise scale in `log_prob`."""
-        now = torch.stack([error.mean().sqrt(), torch.minimum(error.mean(), variant_error.mean()).sqrt()])
+        alone = error.mean()
+        both = torch.minimum(alone, with_latents.mean()) if len(with_latents) else alone
+        now = torch.stack([alone.sqrt(), both.sqrt()])
         self.residual_scale.lerp_(now.to(self.residual_scale.dtype), 0.02)

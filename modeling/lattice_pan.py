@@ -55,6 +55,15 @@ class LatticeCodec(nn.Module):
         remainder = self._pad(2 * unit - 1)
         return digits, remainder.unflatten(-1, (self.sense.num_places, self.sense.group))
 
+    def remainder(self, vector: Tensor, digits: list[Tensor]) -> Tensor:
+        """The remainder with which `digits`, all of them, come nearest to `vector`; args and result as for
+        `encode`."""
+        low, high = self._bounds(vector)
+        unit = ((vector.float() - low) / (high - low)).clamp(0, 1)
+        lower = digits_to_unit(digits, self.base, 0.0)[..., : self.sense.dim]
+        remainder = self._pad((2 * (unit - lower) * self.base**self.num_levels - 1).clamp(-1, 1))
+        return remainder.unflatten(-1, (self.sense.num_places, self.sense.group))
+
     def decode(self, digits: list[Tensor], remainder: Tensor | None = None) -> Tensor:
         """Args: digits, any prefix of those of `encode`; remainder, only with all of them, not a number
         where it is absent. Returns: `(..., dim)` float, the middle of the cell or, with the remainder, the vector

@@ -17,8 +17,10 @@ from transformers.utils import ModelOutput
 
 from .belief_pan import State
 from .crops_pan import ReadoutView, crop
+from .disturbance_pan import disturb
 from .focus_pan import changed_places, drop_blocks, training_focus
 from .heads_pan import two_hot
+from .latent_objective_pan import latents_given, mends
 from .layout_pan import hide_padding
 from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
@@ -52,6 +54,7 @@ class _Window:
     following: State  # (N,)
     trunk: Tensor  # (N, trunk_length, H), embeddings of state and action
     change: dict[str, Tensor]  # by sense (N, P), logits of a change at each place
+    changed: dict[str, Tensor]  # by sense (N, P) bool, where there was one
     seen: Tensor | None  # (N, places of all senses) bool, what was looked at; None: everything
     hidden: dict[str, Tensor]  # by pass (N, length, H), and "action": (N, H)
     tables: CodeTables
@@ -96,13 +99,13 @@ def dynamics_objective(model, state, action, reward, done, importance=None, **_)
     window = _teacher_forced(model, given, action, state.get("prefix"), may_focus=model.training)
     crop_places, importance = model.config.crop_places if model.training else 0, _by_transition(importance, action)
     losses, metrics, _ = _code_losses(model, window, importance, crop_places)
-    losses |= _change_losses(model, window, given, action, importance)
+    losses |= _change_losses(window, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     return _sum_up(model, losses, metrics)
 
 
 def latent_head_objective(model, condition, state, **_) -> PanOutput:
-    """Stage 3: `condition[name]` `(N, P, C)` cached from the backbone, `state["latents"][name]` `(N, P, D)`."""
+    """Stage 3: `condition[name]` `(N, P, C)` and `state["latents"][name]` `(N, P, D)`, cached `latent_examples`."""
     losses = {
         f"{name}.latents": head.loss(state["latents"][name], condition[name])[0]
         for name, head in model.latent_heads.items()
@@ -118,17 +121,21 @@ def joint_objective(model, observation, action, reward, done, importance=None, *
     window = _teacher_forced(model, state, action, model.prefix_ids(observation))
     importance = _by_transition(importance, action)
     losses, metrics, logits = _code_losses(model, window, importance)
-    losses |= _change_losses(model, window, state, action, importance)
+    losses |= _change_losses(window, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
+    true = {name: observation[name][:, 1:].flatten(0, 1) for name in model.senses}
+    given = window.following
+    if mends(model.config):
+        chosen = {name: [level.argmax(-1) for level in logits[name]] for name in model.senses}
+        given = State(chosen, latents_given(model, true, State(chosen)), window.following.text)
     for name, codec in model.senses.items():
-        clean = None
+        imagined = [codec.decode_probabilities([level.softmax(-1) for level in logits[name]])]
         if name in model.latent_heads:
-            condition = model.latent_condition(name, window.hidden, window.trunk, window.following, window.tables)
-            target = window.following.latents[name].detach()
-            losses[f"{name}.latents"], clean = model.latent_heads[name].loss(target, condition)
-        true = observation[name]
-        imagined = codec.decode_probabilities([level.softmax(-1) for level in logits[name]], clean)
-        losses[f"{name}.generative"] = _generative_loss(model, name, imagined, true, importance)
+            condition = model.latent_condition(name, window.hidden, window.trunk, given, window.tables)
+            losses[f"{name}.latents"], clean = model.latent_heads[name].loss(given.latents[name].detach(), condition)
+            imagined.append(codec.decode(given.codes[name], clean))
+        errors = [_generative_loss(model, name, frames, true[name], importance) for frames in imagined]
+        losses[f"{name}.generative"] = torch.stack(errors).mean()
     return _sum_up(model, losses | alone, metrics)
 
 
@@ -137,11 +144,10 @@ def _by_transition(importance: Tensor | None, action: Tensor) -> Tensor | None:
     return None if importance is None else importance.repeat_interleave(action.shape[1])
 
 
-def _generative_loss(model, name: str, imagined: Tensor, true: Tensor, importance: Tensor | None) -> Tensor:
-    """|| g(f(h(o), a)) - o' ||, squared. Every pixel counts as much as any other, and every transition as much as its
-    `importance` `(N,)`: more weight where something did change would be taken by the codes' probabilities as that
-    much more change."""
-    after = true[:, 1:].flatten(0, 1)
+def _generative_loss(model, name: str, imagined: Tensor, after: Tensor, importance: Tensor | None) -> Tensor:
+    """|| g(f(h(o), a)) - o' ||, squared, of observations imagined and true `(N, ...)`. Every pixel counts as much as
+    any other, and every transition as much as its `importance` `(N,)`: more weight where something did change would be
+    taken by the codes' probabilities as that much more change."""
     codec, sense = model.senses[name], model.config.senses[name]
     if sense.kind == "image":
         error = imagined - codec.to_float(after)
@@ -166,7 +172,12 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, 
     """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once. `may_focus`: it
     may look at a part of the places alone (`focus_pan`)."""
     batch, steps = action.shape[:2]
-    current, following = _transitions(state, action)
+    seen = disturb(model, state) if model.training else state
+    current, following = _transitions(seen, action)[0], _transitions(state, action)[1]
+    changed = {
+        name: changed_places(model.config.senses[name], current.codes[name], following.codes[name])
+        for name in model.glances
+    }
     if model.training:
         current = drop_blocks(current, model.config)
     tables = model.code_tables()
@@ -190,10 +201,11 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, 
         following=following,
         trunk=trunk,
         change=change,
+        changed=changed,
         seen=None if focus is None else focus.mask(layout.num_places),
         hidden=_by_pass(layout, hidden),
         tables=tables,
-        numbers=window_numbers(model, state, action),
+        numbers=window_numbers(model, seen, action),
     )
 
 
@@ -321,12 +333,12 @@ def _seen_places(model, window: _Window, name: str) -> Tensor | None:
     return window.seen[:, start : start + model.config.senses[name].num_places].float()
 
 
-def _change_losses(model, window: _Window, state: State, action: Tensor, importance: Tensor | None) -> dict:
+def _change_losses(window: _Window, importance: Tensor | None) -> dict:
     """Binary cross-entropy of the glances: whether anything will change at a place."""
-    losses, (now, after) = {}, _transitions(state, action)
+    losses = {}
     for name, logits in window.change.items():
-        target = changed_places(model.config.senses[name], now.codes[name], after.codes[name]).float()
         weight = torch.ones_like(logits) if importance is None else importance.unsqueeze(1).expand_as(logits)
+        target = window.changed[name].float()
         losses[f"{name}.change"] = nn.functional.binary_cross_entropy_with_logits(logits, target, weight)
     return losses
 
@@ -366,15 +378,6 @@ def _agent_losses(model, window: _Window, action: Tensor, reward: Tensor, done: 
         start += count
     losses["inverse_dynamics"] = torch.stack(inverse).mean()
     return losses
-
-
-@torch.no_grad()
-def cache_conditions(model, state: State, action: Tensor, prefix: Tensor | None) -> dict[str, Tensor]:
-    """Conditions of every latent head for windows of encoded trajectories, `(N, P, C)`: run the backbone once, train
-    the head many times."""
-    window = _teacher_forced(model, state, action, prefix)
-    given = (window.hidden, window.trunk, window.following, window.tables)
-    return {name: model.latent_condition(name, *given) for name in model.latent_heads}
 
 
 def switch_objective(model, observation, action, reward, done, **_) -> PanOutput:

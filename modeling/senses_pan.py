@@ -24,6 +24,10 @@ class VectorCodec(nn.Module):
         """`(B, dim)` float -> digits, one `(B, num_codes)` a level, and the remainder `(B, P, group)` in [-1, 1]."""
         return self.lattice.encode(vectors)
 
+    def latents_given(self, vectors: Tensor, codes: list[Tensor]) -> Tensor:
+        """What digits lack of vectors `(B, dim)`: the remainder that is nearest, `(B, P, group)` in [-1, 1]."""
+        return self.lattice.remainder(vectors, codes)
+
     def unit(self, codes: list[Tensor]) -> Tensor:
         """Digits `(..., num_codes)`, one a level -> where between the bounds each coordinate is, in [-1, 1]."""
         return 2 * digits_to_unit(codes, self.sense.base) - 1

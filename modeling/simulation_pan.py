@@ -114,6 +114,7 @@ class SimulationMixin:
         seed: int | None = None,
         expected: Collection[int] = (),
         effort: Effort | str | Collection[str] | None = None,
+        reencode: int = 0,
     ) -> Futures:
         """Imagines what follows from actions.
 
@@ -131,6 +132,8 @@ class SimulationMixin:
                 "focused" (all codes, where something is likely to change), "coarsest", "auto" (the model's switch
                 decides), the names of `model.blocks` to predict, or an [`Effort`] with a cap, a price or a task.
                 Without one, every discrete block everywhere, and latents when something is decoded.
+            reencode (`int`): against drift, after every so many steps what was imagined is decoded and encoded anew,
+                and the next step is predicted from that; 0: never.
 
         Returns:
             [`Futures`] of N rows and H steps; observations are decoded only when asked for. With an effort,
@@ -138,7 +141,7 @@ class SimulationMixin:
 
         Raises:
             ValueError: rows of actions do not match the belief, an action or an expected step is out of range, an
-                effort that this model cannot make, or one with expected images.
+                effort that this model cannot make, or one with expected images, or `reencode` is below 0.
         """
         self._require_world()
         actions = self._checked_actions(belief, actions)
@@ -147,10 +150,12 @@ class SimulationMixin:
             raise ValueError(f"`expected` steps must be 0 to {actions.shape[1] - 1}, got {wrong}.")
         if effort is not None and expected:
             raise ValueError("`expected` images take every code everywhere, so they go with no `effort`.")
+        if reencode < 0:
+            raise ValueError(f"`reencode` is a number of steps, or 0 for never; got {reencode}.")
         if num_rollouts > 1:
             belief, actions = belief.repeat(num_rollouts), actions.repeat_interleave(num_rollouts, 0)
         spending = None if effort is None else Spending(self, as_effort(effort, self), seed)
-        return self.rollout(belief, actions, temperature, seed, expected, spending)
+        return self.rollout(belief, actions, temperature, seed, expected, spending, reencode)
 
     @torch.no_grad()
     def rollout(
@@ -161,6 +166,7 @@ class SimulationMixin:
         seed: int | None = None,
         expected: Collection[int] = (),
         spending: Spending | None = None,
+        reencode: int = 0,
     ) -> Futures:
         """`simulate` of a belief and actions `(N, H, ...)` that were checked, with a `spending` made by the caller,
         who learns from it what was decided."""
@@ -197,6 +203,11 @@ class SimulationMixin:
                 drawn = {name: self.latent_heads[name].sample(conditions[name][-1], generator) for name in conditions}
                 belief.state.latents = step.state.latents = drawn
                 embedded = self.embed_state(step.state, tables)
+            if reencode and (index + 1) % reencode == 0:
+                newest = {name: parts[-1] for name, parts in conditions.items() if parts}
+                belief.state = self._seen_again(step.state, newest, generator)
+                before = self.embed_state(belief.state.without_latents(), tables)
+                embedded = self.embed_state(belief.state, tables)
             steps.append(step)
         rewards, continues = zip(*outcomes, strict=True)
         return Futures(
@@ -213,6 +224,15 @@ class SimulationMixin:
             expected={name: torch.stack(parts, 1) for name, parts in images.items()},
         )
 
+    def _seen_again(self, state: State, conditions: dict[str, Tensor], generator: torch.Generator | None) -> State:
+        """An imagined state as it would be encoded if it were seen: decoded, its latents drawn if they are not there,
+        and encoded."""
+        drawn = {name: self.latent_heads[name].sample(told, generator) for name, told in conditions.items()}
+        whole = State(state.codes, drawn | state.latents, state.text)
+        seen = {name: self.decode(whole, name).unsqueeze(1) for name in self.config.place_senses}
+        seen |= {name: words.unsqueeze(1) for name, words in state.text.items()}
+        return self.encode(seen).map(lambda tensor: tensor[:, 0])
+
     def _checked_actions(self, belief: Belief, actions: Tensor) -> Tensor:
         actions = torch.as_tensor(actions, device=self.device)
         described = self.config.action
@@ -225,6 +245,14 @@ class SimulationMixin:
             raise ValueError(f"`actions` must hold at least one action a row, got shape {tuple(actions.shape)}.")
         check_actions(described, actions)
         return actions
+
+    @torch.no_grad()
+    def advance(
+        self, belief: Belief, action: Tensor, target: State | None, tables: CodeTables
+    ) -> tuple[_Step, Belief]:
+        """One step `(B,)` with the most likely codes, or with those of the `target` that truly followed: what it was
+        predicted from, and the belief after it."""
+        return self._advance(belief, action, temperature=0.0, target=target, tables=tables)
 
     def _outcome(self, before: Tensor, after: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """From state embeddings without latents, as in training: imagined states have none."""

@@ -224,6 +224,7 @@ def evaluate(
     env: ENVIRONMENTS = None,
     seed: SEED = 0,
     effort: EFFORT = None,
+    reencode: Annotated[int, typer.Option(help="Encode what is imagined anew every so many steps; 0: never.")] = 0,
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
 ) -> None:
     """Measure a world model on held-out episodes: writes evaluation.json and horizon.png."""
@@ -239,6 +240,7 @@ def evaluate(
         environments=env,
         seed=seed,
         effort=_effort(effort),
+        reencode=reencode,
         skip_trained=skip_trained,
     )
     typer.echo(f"Done. See {run / 'evaluation.json'}")

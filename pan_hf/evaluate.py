@@ -66,11 +66,13 @@ Where = tuple[str, np.ndarray, int | None]
 class _Evaluation:
     """One pass over the windows of all environments; fills a tally for each environment, model and horizon."""
 
-    def __init__(self, reader: WindowReader, seed: int, temperature: float, reward_threshold: float):
+    def __init__(
+        self, reader: WindowReader, seed: int, temperature: float, reward_threshold: float, reencode: int = 0
+    ):
         self.reader, self.model, self.trajectories = reader, reader.model, reader.trajectories
         pad = getattr(getattr(reader.processor, "tokenizer", None), "pad_token_id", None) or 0
         self.judge = Judge(dict(self.model.config.senses), _scales(self.trajectories), pad, reward_threshold)
-        self.seed, self.temperature = seed, temperature
+        self.seed, self.temperature, self.reencode = seed, temperature, reencode
         self.tallies: dict[tuple[str, str, int | None], Tally] = defaultdict(lambda: Tally(seed=seed))
         self.errors: dict[str, dict[int, float]] = defaultdict(dict)
 
@@ -105,7 +107,7 @@ class _Evaluation:
 
     def _simulate(self, belief, actions: Tensor, expected: Iterable[int] = ()):
         """Futures, and the expected images at these horizons where the most likely future is asked for, whole."""
-        settings = {"temperature": self.temperature, "seed": self.seed}
+        settings = {"temperature": self.temperature, "seed": self.seed, "reencode": self.reencode}
         if self.temperature == 0 and not isinstance(self.model, AtEffort):
             settings["expected"] = [horizon - 1 for horizon in expected]
         return self.model.simulate(belief, actions, **settings)
@@ -240,6 +242,7 @@ def evaluate_model(
     context: int | None = None,
     reward_threshold: float = REWARD_THRESHOLD,
     skip: Iterable[int] = (),
+    reencode: int = 0,
     strips: str | Path | None = None,
     progress: bool = True,
 ) -> list[Record]:
@@ -259,7 +262,7 @@ def evaluate_model(
     """
     environments, skip = _choose_environments(trajectories, environments), list(skip)
     reader = WindowReader(trajectories, processor, model, context)
-    run = _Evaluation(reader, seed, temperature, reward_threshold)
+    run = _Evaluation(reader, seed, temperature, reward_threshold, reencode)
     batches, windows = [], {}
     for environment in environments:
         chosen = choose_windows(trajectories, environment, horizons, num_windows, seed, skip, reader.lead)
@@ -384,6 +387,7 @@ def evaluate(
     skip_trained: bool = False,
     device: str = "cpu",
     effort=None,
+    reencode: int = 0,
     progress: bool = True,
 ) -> list[Record]:
     """Evaluates a checkpoint on the episodes recorded for testing.
@@ -411,6 +415,7 @@ def evaluate(
         device (`str`): where the model runs, such as "cpu" or "cuda".
         effort (*optional*): what is spent on an imagined step, as [`PanModel.simulate`] takes it. A code that is not
             predicted and absent is not right; `compute_per_simulated_step` and the like say what a step cost.
+        reencode (`int`): encode what was imagined anew after so many steps, as [`PanModel.simulate`] does; 0: never.
         progress (`bool`): show a progress bar.
 
     Returns:
@@ -439,6 +444,7 @@ def evaluate(
         context=context,
         reward_threshold=reward_threshold,
         skip=skipped,
+        reencode=reencode,
         strips=output / "report" / "strips",
         progress=progress,
     )

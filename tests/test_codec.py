@@ -320,6 +320,30 @@ def test_each_block_makes_the_decoded_frame_better():
     assert all(better < 0.95 * worse for worse, better in itertools.pairwise(errors)), errors
 
 
+def test_latents_mend_the_codes_of_the_frame_before():
+    torch.manual_seed(0)
+    codec = image_codec(level_strides=[1, 1], hidden_size=32, latent_dim=24, **_books(2)).train()
+    optimizer = torch.optim.Adam(codec.parameters(), 4e-3)
+    shades = torch.nn.functional.interpolate(torch.rand(32, 3, 8, 8), scale_factor=2)
+    frames = (255 * shades).to(torch.uint8)
+    before = frames.roll(1, 0)
+    for _ in range(200):
+        loss = codec.losses(frames, before, None, 1.0, 0.0)
+        optimizer.zero_grad()
+        (loss["reconstruction"] + 0.25 * loss["commitment"]).backward()
+        optimizer.step()
+    codec.eval()
+    codes, latents = codec.encode(frames)
+    torch.testing.assert_close(codec.latents_given(frames, codes), latents, atol=1e-4, rtol=1e-4)
+    old, _ = codec.encode(before)
+
+    def error(latents):
+        return float((codec.decode(old, latents) - codec.to_float(frames)).square().mean())
+
+    assert error(codec.latents_given(frames, old)) < 0.3 * error(None)
+    assert error(latents) > error(codec.latents_given(frames, old))  # what other codes lack is another thing
+
+
 # the lattice
 
 
@@ -353,6 +377,16 @@ def test_vectors_farther_apart_than_a_cell_have_different_digits():
     values = torch.arange(0, 1, 1 / 64 + 1e-4).unsqueeze(-1)
     codes = torch.cat(lattice.encode(values)[0], -1)
     assert len({tuple(row) for row in codes.tolist()}) == len(values)
+
+
+def test_the_nearest_remainder_brings_any_digits_as_near_as_they_come():
+    lattice = LatticeCodec(VectorSense(dim=3, low=0, high=1, base=10, num_levels=2))
+    vectors = torch.tensor([[0.123, 0.5, 0.987]])
+    digits, remainder = lattice.encode(vectors)
+    torch.testing.assert_close(lattice.remainder(vectors, digits), remainder, atol=1e-4, rtol=0)
+    others, _ = lattice.encode(torch.tensor([[0.135, 0.495, 0.9]]))
+    found = lattice.decode(others, lattice.remainder(vectors, others))
+    torch.testing.assert_close(found, torch.tensor([[0.13, 0.5, 0.91]]), atol=1e-4, rtol=0)
 
 
 def test_every_lattice_code_encodes_to_itself():

@@ -264,6 +264,16 @@ def test_blocks_keep_their_order_and_stand_on_coarser_ones():
     assert ("begin", "end") in can and len([pair for pair in can if pair[1] == "end"]) == 8
 
 
+def test_latents_alone_leave_the_codes_as_they_were():
+    model = world_model(EVERYTHING)
+    belief = beginning(model)
+    effort = Effort(("touch.0", "touch.1", "touch.2", "camera.latents"), least_change=None)
+    futures = model.simulate(belief, acts(model, 3, 2), seed=0, effort=effort)
+    for now, then in zip(belief.codes["camera"], futures.codes["camera"], strict=True):
+        assert torch.equal(then[:, 0], now) and torch.equal(then[:, 1], now)
+    assert futures.state.latents["camera"].isfinite().all()
+
+
 def test_prices_count_the_weights_that_work():
     model = world_model(EVERYTHING)
     prices = Prices.of(model)

@@ -5,6 +5,8 @@ import torch
 from tiny_worlds import acts, observe, outcomes, world_model
 
 from pan_hf import PanConfig
+from pan_hf.modeling import latent_objective_pan
+from pan_hf.modeling.latent_objective_pan import latent_examples
 from pan_hf.modeling.schedulers_pan import denoise, make_scheduler
 
 UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
@@ -96,3 +98,38 @@ def test_what_does_not_fit_the_head_is_refused_by_the_configuration(head, messag
     model = world_model(("camera",))
     with pytest.raises(ValueError, match=message):
         PanConfig(**model.config.to_diff_dict() | {"latent_head": head})
+
+
+def examples(model, steps=3):
+    observation, action = observe(model, 4, steps + 1), acts(model, 4, steps)
+    torch.manual_seed(0)
+    conditions, latents = latent_examples(model, observation, action)
+    return observation, action, conditions, latents
+
+
+def test_where_a_world_is_deterministic_latents_are_given_the_codes_that_were_imagined(monkeypatch):
+    monkeypatch.setattr(latent_objective_pan, "CARRIED", 0.0)
+    model = world_model(("camera", "touch"))
+    observation, action, conditions, latents = examples(model)
+    first = {name: values[:, :1] for name, values in observation.items()}
+    futures = model.simulate(model.perceive(first), action, temperature=0.0)
+    codes = [level.flatten(0, 1) for level in futures.codes["camera"]]
+    expected = model.senses["camera"].latents_given(observation["camera"][:, 1:].flatten(0, 1), codes)
+    torch.testing.assert_close(latents["camera"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(conditions["camera"], futures.conditions["camera"].flatten(0, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_where_futures_branch_latents_are_given_the_true_codes():
+    model = world_model(("camera", "touch"), level0_sampling="autoregressive")
+    observation, _, _, latents = examples(model)
+    for name, expected in model.encode(observation).latents.items():
+        torch.testing.assert_close(latents[name], expected[:, 1:].flatten(0, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_in_some_examples_latents_alone_tell_what_happens(monkeypatch):
+    monkeypatch.setattr(latent_objective_pan, "CARRIED", 1.0)
+    model = world_model(("camera", "touch"))
+    observation, _, _, latents = examples(model, steps=1)
+    held = [level[:, 0] for level in model.encode(observation).codes["camera"]]
+    expected = model.senses["camera"].latents_given(observation["camera"][:, 1], held)
+    torch.testing.assert_close(latents["camera"], expected, atol=1e-4, rtol=1e-4)

@@ -6,12 +6,11 @@ python -m pan_hf.training.pretrain_latent_head --model DIR --data DIR --output_d
 import torch
 from torch.utils.data import Dataset
 
-from pan_hf.modeling.belief_pan import State
-from pan_hf.modeling.objectives_pan import cache_conditions
-from pan_hf.training.align import make_encoded
+from pan_hf.modeling.latent_objective_pan import latent_examples
+from pan_hf.training.rollouts import RolloutArguments, make_rollouts
 from pan_hf.training.stage import Stage, main
 
-MOST_CONDITIONS = 8_192  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
+MOST_CONDITIONS = 4_096  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
 
 
 class Conditions(Dataset):
@@ -32,25 +31,23 @@ class Conditions(Dataset):
 
 
 @torch.no_grad()
-def make_data(model, processor, trajectories, args=None, batch_size: int = 64):
-    """Runs the backbone over windows once and keeps the conditions of the latent head."""
-    windows, weights = make_encoded(model, processor, trajectories, args)
-    steps = windows.num_steps
+def make_data(model, processor, trajectories, args, batch_size: int = 64):
+    """Imagines from some beginnings once, and keeps the conditions of the latent head and what was truly seen."""
+    windows, _ = make_rollouts(model, processor, trajectories, args)
+    steps = windows.num_steps - model.config.context_steps + 1
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.multinomial(weights.double(), max(1, MOST_CONDITIONS // steps), True, generator=generator)
-    conditions, latents = {name: [] for name in model.latent_heads}, {name: [] for name in model.latent_heads}
+    drawn = torch.randint(len(windows), (max(1, MOST_CONDITIONS // steps),), generator=generator)
+    kept: dict[str, tuple[list, list]] = {name: ([], []) for name in model.latent_heads}
     model.eval()
     for rows in drawn.split(batch_size):
         batch = windows.__getitems__(rows.tolist())
-        state = State(batch["state"]["codes"], batch["state"]["latents"], batch["state"]["text"])
-        found = cache_conditions(model, state, batch["action"], batch["state"].get("prefix"))
-        for name, values in found.items():
-            conditions[name].append(values.to(torch.bfloat16))
-            latents[name].append(state.latents[name][:, 1:].flatten(0, 1))
+        conditions, latents = latent_examples(model, batch["observation"], batch["action"])
+        for name, (told, found) in kept.items():
+            told.append(conditions[name].to(torch.bfloat16))
+            found.append(latents[name])
     model.train()
-    dataset = Conditions(
-        {n: torch.cat(v) for n, v in conditions.items()}, {n: torch.cat(v) for n, v in latents.items()}
-    )
+    conditions, latents = ({name: torch.cat(parts[side]) for name, parts in kept.items()} for side in (0, 1))
+    dataset = Conditions(conditions, latents)
     return dataset, torch.ones(len(dataset))
 
 
@@ -60,6 +57,7 @@ STAGE = Stage(
     trains=r"latent_heads\.",
     make_data=make_data,
     defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 64},
+    arguments=RolloutArguments,
     is_needed=lambda model: len(model.latent_heads) > 0,
 )
 

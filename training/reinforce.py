@@ -9,23 +9,15 @@ trained.
 """
 
 import sys
-from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import Dataset
 
 from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
-from pan_hf.training.stage import Stage, StageArguments, main
-from pan_hf.training.windows import Windows, action_tensor, sense_tensors
+from pan_hf.training.rollouts import RolloutArguments, make_rollouts
+from pan_hf.training.stage import Stage, main
 
 MOST_BEGINNINGS = 256  # of which every candidate is imagined for the warm-up
-
-
-@dataclass
-class RolloutArguments(StageArguments):
-    """What the stages of the switch take."""
-
-    horizon: int = field(default=8, metadata={"help": "Steps imagined in a rollout, where episodes are as long."})
 
 
 class Examples(Dataset):
@@ -40,19 +32,6 @@ class Examples(Dataset):
     def __getitems__(self, indices: list[int]) -> dict:
         rows = torch.as_tensor(indices)
         return {"condition": {name: values[rows] for name, values in self.examples.items()}}
-
-
-def make_rollouts(model, processor, trajectories, args):
-    """Windows of raw observations: a beginning to look at, and `horizon` steps to imagine, or as many as the longest
-    episode has."""
-    if args.horizon < 1:
-        raise ValueError(f"`horizon` must be at least 1, got {args.horizon}.")
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
-    actions = action_tensor(trajectories, model, processor.tokenizer)
-    before, longest = model.config.context_steps - 1, int(trajectories.episode_lengths.max()) - 1
-    steps = before + max(1, min(args.horizon, longest - before))
-    windows = Windows(trajectories, tensors, actions, steps, False, set(model.config.prefix_senses))
-    return windows, torch.ones(len(windows))
 
 
 @torch.no_grad()

@@ -1,0 +1,126 @@
+"""How far imagination stays near the world over a hundred steps, with control of drift and without.
+
+Takes finished runs trained with noise on the context (`--run`, several: seeds) and runs trained without
+(`--without`, the same with `context_noise=0`), and imagines a hundred steps from held-out states, going on from what
+was imagined, and from what was imagined *encoded anew* after every step. Beside them stands the last frame seen.
+
+    pan quickstart
+    pan train --run runs/plain --data runs/quickstart/data --set context_noise=0
+    python benchmarks/drift.py --run runs/quickstart --without runs/plain          # MiniGrid; records long episodes
+    python benchmarks/drift.py --run runs/pusht --without runs/pusht_plain --data runs/pusht/data --name pusht
+    python benchmarks/drift.py --quick                                             # a miniature, in seconds
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
+from benchmarks import common  # noqa: E402
+from pan_hf.evaluate import across_seeds, evaluate_model, load_for_evaluation  # noqa: E402
+from pan_hf.figures import horizon_plot  # noqa: E402
+from pan_hf.quickstart import DOOR_KEY, EMPTY, FOUR_ROOMS, MINIATURE, RECORDING, quickstart  # noqa: E402
+from pan_hf.record import record as record_episodes  # noqa: E402
+from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "drift"
+HORIZONS = (1, 5, 10, 20, 30, 50, 75, 100)
+METRICS = ("psnr", "psnr_moving", "exact_state", "exact_frame")
+REENCODE = {"": 0, ", encoded anew": 1}
+LONG = {"policy": ["random"], "max_episode_steps": 120, "test_fraction": 1.0, "seed": 1000}
+
+
+def main(
+    run: Annotated[list[Path] | None, typer.Option(help="Runs with noise, each trained with another seed.")] = None,
+    without: Annotated[list[Path] | None, typer.Option(help="Runs without noise.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Recording of long episodes; MiniGrid's is made here.")] = None,
+    frames: Annotated[int, typer.Option(help="Recorded, if a recording is made here.")] = 24_000,
+    windows: Annotated[int, typer.Option(help="Held-out windows for each environment and horizon.")] = 64,
+    threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A quickstart in miniature, made here.")] = False,
+    name: Annotated[str, typer.Option(help="Of the files.")] = "minigrid",
+    output: Annotated[Path, typer.Option(help="Folder for the records and the plot.")] = RESULTS,
+) -> list[Record]:
+    """Measures each run, pools seeds, writes `<name>.json` and a plot, and prints tables."""
+    torch.set_num_threads(threads)
+    groups, horizons, long = {"noise": run or [], "no noise": without or []}, HORIZONS, LONG
+    if quick:
+        groups, horizons, windows, frames = {"noise": [output / "run"]}, (1, 5), 4, 300
+        quickstart(output / "run", MINIATURE, backbone="debug", progress=False)
+        long = LONG | {"max_episode_steps": 12}
+    if not any(groups.values()):
+        raise ValueError("Nothing to measure: name finished runs with --run and --without.")
+    if data is None:
+        data = output / "data" if quick else Path("runs/long_episodes")
+        record_episodes([EMPTY, FOUR_ROOMS, DOOR_KEY], data, frames=frames, progress=not quick, **(RECORDING | long))
+    found = []
+    for group, runs in groups.items():
+        measured = [measure(each, data, group, horizons, windows) for each in runs]
+        found += across_seeds(measured) if len(measured) > 1 else sum(measured, [])
+    found = _once(found)
+    found += crossings(found)
+    write_records(output / f"{name}.json", found)
+    horizon_plot(select(found, metric=METRICS), output / f"{name}.png")
+    for metric in (*METRICS, "steps_above_copy_last"):
+        print(f"\n{metric}\n\n{table(select(found, metric=metric), 'model', ['environment', 'horizon'])}")
+    return found
+
+
+def measure(run: Path, data: Path, group: str, horizons: tuple[int, ...], windows: int) -> list[Record]:
+    """The horizon curves of one run, with and without encoding anew."""
+    model, processor, trajectories, skipped = load_for_evaluation(run, data, skip_trained=True)
+    records = []
+    for ending, reencode in REENCODE.items():
+        measured = evaluate_model(
+            model,
+            processor,
+            trajectories,
+            horizons=horizons,
+            num_windows=windows,
+            seeds=[common.trained_seed(run)],
+            skip=skipped,
+            reencode=reencode,
+            progress=False,
+        )
+        names = {"pan": group + ending, "pan_expected": f"{group}{ending}, expected image", "copy_last": "copy_last"}
+        for entry in select(measured, metric=METRICS):
+            if entry.model != "copy_last" or not reencode:
+                records.append(_renamed(entry, names[entry.model]))
+    return records
+
+
+def _renamed(entry: Record, model: str) -> Record:
+    where = {"environment": entry.environment, "split": entry.split, "seeds": entry.seeds, "horizon": entry.horizon}
+    return record(entry.metric, entry.value, stderr=entry.stderr, model=model, **where)
+
+
+def _once(records: list[Record]) -> list[Record]:
+    """Each group measured the last frame seen, on the same windows; once is enough."""
+    kept = {(each.metric, each.horizon, each.model, each.environment): each for each in reversed(records)}
+    return list(reversed(kept.values()))
+
+
+def crossings(records: list[Record]) -> list[Record]:
+    """The last horizon measured up to which moving regions are nearer than in the last frame seen."""
+    found = []
+    moving = select(records, metric="psnr_moving")
+    for environment in dict.fromkeys(each.environment for each in moving):
+        here = select(moving, environment=environment)
+        last_seen = {each.horizon: each.value for each in select(here, model="copy_last")}
+        for model in dict.fromkeys(each.model for each in here if each.model != "copy_last"):
+            curve = sorted(select(here, model=model), key=lambda each: each.horizon)
+            above = 0
+            for each in curve:
+                if each.value <= last_seen[each.horizon]:
+                    break
+                above = each.horizon
+            where = {"environment": environment, "split": "test", "seeds": curve[0].seeds}
+            found.append(record("steps_above_copy_last", float(above), model=model, **where))
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,65 @@
+"""What the latent head learns from: latents that hold what the *chosen* codes lack.
+
+Where a world is deterministic (level 0 is drawn in parallel) a code that is not the true one is a mistake, and latents
+given the true codes say nothing of it. So the head learns on imagination: the model goes some steps by itself, taking
+the most likely codes, and the latents are those that come from its codes to what was truly seen. Where futures branch,
+a code that was drawn otherwise is another future, and latents must not pull it back: there the codes are the true
+ones.
+
+Shapes: B = windows, H = steps imagined, N = B * H.
+"""
+
+import torch
+from torch import Tensor
+
+from .belief_pan import State
+from .switch_objective_pan import split_window
+
+CARRIED = 0.15  # share of the examples in which no code is predicted, so that latents alone tell what happens
+
+
+def mends(config) -> bool:
+    """Whether latents make up for codes that are not the true ones."""
+    return config.level0_sampling == "parallel"
+
+
+def latents_given(model, frames: dict[str, Tensor], state: State) -> dict[str, Tensor]:
+    """The latents with which codes come to frames `(N, ...)`, by sense that has a latent head: `(N, P, D)`."""
+    return {name: model.senses[name].latents_given(frames[name], state.codes[name]) for name in model.latent_heads}
+
+
+@torch.no_grad()
+def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> tuple[dict, dict]:
+    """Conditions of every latent head `(N, P, C)` and the latents they should lead to `(N, P, D)`, by sense.
+
+    Args: observation `(B, context_steps + H, ...)`, constant text `(B, max_length)`; action, those between its frames.
+    """
+    nothing = torch.zeros(action.shape[:2], device=action.device)
+    belief, actions, later = split_window(model, observation, action, nothing, nothing)
+    tables, conditions, latents = model.code_tables(), {}, {}
+    for index in range(actions.shape[1]):
+        true = later.state.map(lambda tensor, i=index: tensor[:, i])
+        now = belief.state
+        target = None if mends(model.config) else true
+        step, belief = model.advance(belief, actions[:, index], target, tables)
+        given = step.state if target is not None else _partly_carried(step.state, now)
+        frames = {name: later.observation[name][:, index] for name in model.latent_heads}
+        for name, found in latents_given(model, frames, given).items():
+            condition = model.latent_condition(name, step.hidden, step.trunk, given, tables)
+            conditions.setdefault(name, []).append(condition)
+            latents.setdefault(name, []).append(found)
+    return (
+        {name: torch.stack(parts, 1).flatten(0, 1) for name, parts in conditions.items()},
+        {name: torch.stack(parts, 1).flatten(0, 1) for name, parts in latents.items()},
+    )
+
+
+def _partly_carried(state: State, now: State) -> State:
+    """A state `(B,)` that in some rows is as it was a step before."""
+    first = state.tensors()[0]
+    stays = torch.rand(len(first), 1, device=first.device) < CARRIED
+
+    def mixed(levels: list[Tensor], before: list[Tensor]) -> list[Tensor]:
+        return [torch.where(stays, old, new) for new, old in zip(levels, before, strict=True)]
+
+    return State({name: mixed(levels, now.codes[name]) for name, levels in state.codes.items()}, {}, state.text)

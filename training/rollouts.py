@@ -1,0 +1,28 @@
+"""Windows that are imagined from in training: a beginning to look at, and some steps to imagine."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from pan_hf.training.stage import StageArguments
+from pan_hf.training.windows import Windows, action_tensor, sense_tensors
+
+
+@dataclass
+class RolloutArguments(StageArguments):
+    """What the stages that imagine take."""
+
+    horizon: int = field(default=8, metadata={"help": "Steps imagined in a rollout, where episodes are as long."})
+
+
+def make_rollouts(model, processor, trajectories, args):
+    """Windows of raw observations: a beginning to look at, and `horizon` steps to imagine, or as many as the longest
+    episode has."""
+    if args.horizon < 1:
+        raise ValueError(f"`horizon` must be at least 1, got {args.horizon}.")
+    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    actions = action_tensor(trajectories, model, processor.tokenizer)
+    before, longest = model.config.context_steps - 1, int(trajectories.episode_lengths.max()) - 1
+    steps = before + max(1, min(args.horizon, longest - before))
+    windows = Windows(trajectories, tensors, actions, steps, False, set(model.config.prefix_senses))
+    return windows, torch.ones(len(windows))
