@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pan_hf import DiscreteAction, ImageSense, PanModel, TextSense
 from pan_hf.build import PRESETS
+from pan_hf.quickstart import MINIATURE, quickstart
 
 RESULTS = Path(__file__).resolve().parent / "results"
 VOCABULARY = Path(__file__).resolve().parent.parent / "docs" / "results" / "vocabulary"  # the README quotes these
@@ -39,6 +40,13 @@ LLAMA_135M = {
 # on a finest grid of 8x8 cells: 64, 64 + 64, or 16 + 64 + 64 codes
 LEVEL_STRIDES = {1: (1,), 2: (1, 1), 3: (2, 1, 1)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def miniature(folder: Path) -> Path:
+    """A quickstart in miniature, made in a folder unless it is there already."""
+    if not (folder / "checkpoint").exists():
+        quickstart(folder, MINIATURE, backbone="debug", progress=False)
+    return folder
 
 
 def trained_seed(run: Path) -> int:

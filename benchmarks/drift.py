@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a c
 from benchmarks import common  # noqa: E402
 from pan_hf.evaluate import across_seeds, evaluate_model, load_for_evaluation  # noqa: E402
 from pan_hf.figures import horizon_plot  # noqa: E402
-from pan_hf.quickstart import DOOR_KEY, EMPTY, FOUR_ROOMS, MINIATURE, RECORDING, quickstart  # noqa: E402
+from pan_hf.quickstart import DOOR_KEY, EMPTY, FOUR_ROOMS, RECORDING  # noqa: E402
 from pan_hf.record import record as record_episodes  # noqa: E402
 from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
 
@@ -48,8 +48,7 @@ def main(
     torch.set_num_threads(threads)
     groups, horizons, long = {"noise": run or [], "no noise": without or []}, HORIZONS, LONG
     if quick:
-        groups, horizons, windows, frames = {"noise": [output / "run"]}, (1, 5), 4, 300
-        quickstart(output / "run", MINIATURE, backbone="debug", progress=False)
+        groups, horizons, windows, frames = {"noise": [common.miniature(output / "run")]}, (1, 5), 4, 300
         long = LONG | {"max_episode_steps": 12}
     if not any(groups.values()):
         raise ValueError("Nothing to measure: name finished runs with --run and --without.")

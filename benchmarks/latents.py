@@ -24,7 +24,6 @@ from benchmarks import common  # noqa: E402
 from pan_hf import metrics  # noqa: E402
 from pan_hf.evaluate import across_seeds, load_for_evaluation  # noqa: E402
 from pan_hf.modeling.effort_pan import Effort  # noqa: E402
-from pan_hf.quickstart import MINIATURE, quickstart  # noqa: E402
 from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
 from pan_hf.windows import WindowReader, choose_windows  # noqa: E402
 
@@ -48,8 +47,7 @@ def main(
     torch.set_num_threads(threads)
     runs = run or [Path("runs/pusht")]
     if quick:
-        runs, windows = [output / "run"], 4
-        quickstart(runs[0], MINIATURE, backbone="debug", progress=False)
+        runs, windows = [common.miniature(output / "run")], 4
     measured = [measure(each, data or each / "data", windows) for each in runs]
     found = across_seeds(measured) if len(measured) > 1 else measured[0]
     write_records(output / "latents.json", found)

@@ -33,7 +33,7 @@ from pan_hf.modeling.focus_pan import changed_places  # noqa: E402
 from pan_hf.modeling.spending_pan import Spending  # noqa: E402
 from pan_hf.modeling.switch_objective_pan import candidates, distortion, split_window  # noqa: E402
 from pan_hf.plan import plan  # noqa: E402
-from pan_hf.quickstart import DOOR_KEY, MINIATURE, PLANNER, quickstart  # noqa: E402
+from pan_hf.quickstart import DOOR_KEY, PLANNER  # noqa: E402
 from pan_hf.results import Record, record, table, write_records  # noqa: E402
 from pan_hf.training.windows import Windows, action_tensor, sense_tensors  # noqa: E402
 
@@ -64,8 +64,7 @@ def main(
     if unknown := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"There are the parts {PARTS}, got {unknown}.")
     if quick:
-        runs, windows, episodes, plan_seconds, seconds = [output / "run"], 16, 1, 0.1, 0.0
-        quickstart(runs[0], MINIATURE, backbone="debug", progress=False)
+        runs, windows, episodes, plan_seconds, seconds = [common.miniature(output / "run")], 16, 1, 0.1, 0.0
     found = []
     for name in parts:
         measured = [measure(each, name, windows, episodes, plan_seconds, seconds) for each in runs]

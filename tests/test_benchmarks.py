@@ -1,13 +1,14 @@
 """The benchmarks run in miniature and write records that a table can be made of; no time is asserted."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from benchmarks import common, growth, kept, merges, novelty, simulate, switch, theorem1, train
+from benchmarks import common, drift, growth, kept, latents, merges, novelty, simulate, switch, theorem1, train
 from pan_hf.record import record as record_episodes
 from pan_hf.results import read_records, record, select, table, write_records
 from pan_hf.train import SHARES
@@ -22,6 +23,18 @@ def same_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    return common.miniature(tmp_path_factory.mktemp("miniature") / "run")
+
+
+@pytest.fixture
+def with_miniature(miniature, tmp_path):
+    """A folder in which the benchmarks find the run that they would make."""
+    shutil.copytree(miniature, tmp_path / "run")
+    return tmp_path
 
 
 @pytest.fixture
@@ -226,11 +239,43 @@ def test_kept_grows_the_quickstart_s_vocabulary_and_measures_each_result_alike(t
 
 
 @pytest.mark.slow
-def test_switch_sets_quality_against_compute(tmp_path, monkeypatch, capsys):
+def test_drift_goes_on_from_what_was_imagined_and_from_what_was_encoded_anew(with_miniature, capsys):
+    drift.main(quick=True, output=with_miniature)
+    records = read_records(with_miniature / "minigrid.json")
+    models = {entry.model for entry in select(records, metric="psnr")}
+    assert {"noise", "noise, encoded anew", "copy_last"} <= models
+    assert {entry.horizon for entry in select(records, metric="exact_state", model="noise")} == {1, 5}
+    assert {entry.value for entry in select(records, metric="steps_above_copy_last")} <= {0.0, 1.0, 5.0}
+    assert (with_miniature / "minigrid.png").exists() and "psnr_moving" in capsys.readouterr().out
+
+
+def test_drift_counts_the_steps_before_it_is_worse_than_the_last_frame_seen():
+    where = {"environment": "world", "split": "test", "seeds": [0]}
+    curves = {"good": [20.0, 15.0, 12.0], "bad": [20.0, 9.0, 12.0], "copy_last": [14.0, 10.0, 10.0]}
+    records = [
+        record("psnr_moving", value, model=model, horizon=horizon, **where)
+        for model, values in curves.items()
+        for horizon, value in zip((1, 10, 100), values, strict=True)
+    ]
+    assert {entry.model: entry.value for entry in drift.crossings(records)} == {"good": 100.0, "bad": 1.0}
+
+
+@pytest.mark.slow
+def test_latents_are_drawn_by_several_steps_and_schedulers_for_the_same_codes(with_miniature, capsys):
+    latents.main(quick=True, output=with_miniature)
+    records = read_records(with_miniature / "latents.json")
+    models = {entry.model for entry in select(records, metric="psnr")}
+    kinds = {f"codes and latents, 4 steps of {kind}" for kind in latents.SCHEDULERS}
+    assert kinds | {"codes", "copy_last", "codes and latents, 8 steps", "latents alone, 1 steps"} <= models
+    assert "psnr_moving" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_switch_sets_quality_against_compute(with_miniature, monkeypatch, capsys):
     monkeypatch.setattr(switch, "PRICES", (0.1,))
     monkeypatch.setattr(switch, "BATCHES", (1, 2))
-    switch.main(quick=True, output=tmp_path)
-    records = [entry for part in switch.PARTS for entry in read_records(tmp_path / f"{part}.json")]
+    switch.main(quick=True, output=with_miniature)
+    records = [entry for part in switch.PARTS for entry in read_records(with_miniature / f"{part}.json")]
     for task in switch.TASKS:
         cost = {entry.model: entry.value for entry in select(records, metric="compute", environment=task)}
         assert cost["all"] == pytest.approx(1.0)
@@ -244,5 +289,5 @@ def test_switch_sets_quality_against_compute(tmp_path, monkeypatch, capsys):
         "coarsest",
         "learned at 0.1",
     }
-    assert (tmp_path / "quality.png").stat().st_size > 5000
+    assert (with_miniature / "quality.png").stat().st_size > 5000
     assert "Distortion and compute of one step" in capsys.readouterr().out
