@@ -78,6 +78,14 @@ def _denoiser_class(name: str):
     return found
 
 
+def num_expected(config, sense) -> int:
+    """Numbers that the condition of a latent head has of each place beside hidden states and codes: how far the
+    expected code vectors are from those of the chosen codes."""
+    if sense.kind != "image" or not config.latents_mend:
+        return 0
+    return sum(sense.codes_per_place) * sense.code_dim
+
+
 class LatentHead(nn.Module):
     """Trains and samples the latents of one sense.
 

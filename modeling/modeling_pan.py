@@ -25,7 +25,7 @@ from .focus_pan import Glance, focusable
 from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
-from .latent_head_pan import LatentHead
+from .latent_head_pan import LatentHead, num_expected
 from .layout_pan import StepLayout, additive
 from .learning_pan import LearningMixin
 from .loading_pan import check_folder, check_loaded, explained
@@ -33,7 +33,7 @@ from .merging_pan import MergeMixin
 from .numbers_pan import drawn_numbers, num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
-from .senses_pan import VectorCodec, build_codec
+from .senses_pan import VectorCodec, build_codec, fold_places
 from .simulation_pan import SimulationMixin
 from .switch_pan import SwitchHead
 from .table_pan import TableMixin, tables_of
@@ -164,7 +164,11 @@ class PanModel(
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
         self.latent_heads = nn.ModuleDict(
-            {n: LatentHead(s, 4 * hidden_size, config.latent_head) for n, s in places.items() if s.latent_dim}
+            {
+                name: LatentHead(sense, 4 * hidden_size + num_expected(config, sense), config.latent_head)
+                for name, sense in places.items()
+                if sense.latent_dim
+            }
         )
 
     def _check_positions(self, config: PanConfig) -> None:
@@ -408,16 +412,29 @@ class PanModel(
         return dict(sorted(parts.items(), key=lambda item: self.config.senses[item[0]].kind != "vector"))
 
     def latent_condition(
-        self, name: str, hidden: dict[str, Tensor], trunk: Tensor, following: State, tables: CodeTables
+        self,
+        name: str,
+        hidden: dict[str, Tensor],
+        trunk: Tensor,
+        following: State,
+        tables: CodeTables,
+        means: dict[str, list[Tensor]],
     ) -> Tensor:
-        """What the latent head of a sense is told, `(N, P, 4 * hidden_size)`: the hidden states of the sense's last
-        pass, what its places hold now, and the next state's codes, so that latents are predicted *given the
-        levels*."""
+        """What the latent head of a sense is told, `(N, P, 4 * hidden_size + num_expected)`: the hidden states of the
+        sense's last pass, what its places hold now, the next state's codes, so that latents are predicted *given the
+        levels*, and how far the `means`, code vectors `(N, n, code_dim)` expected of each level, are from those of the
+        codes (not a number: nothing is expected)."""
         sense = self.config.senses[name]
         last = [each for each in self.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
         places = self.split_places(last, hidden[last.name], trunk)[name]
         codes = self.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
-        return torch.cat([places, codes], -1).float()
+        parts = [places, codes]
+        if num_expected(self.config, sense):
+            books = self.senses[name].codebooks
+            for level, (book, mean) in enumerate(zip(books, means[name], strict=True)):
+                gap = (mean - book.lookup(following.codes[name][level])).nan_to_num()
+                parts.append(fold_places(gap, sense, level).flatten(2))
+        return torch.cat([part.float() for part in parts], -1)
 
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions

@@ -4,10 +4,12 @@ import pytest
 import torch
 from tiny_worlds import acts, observe, outcomes, world_model
 
-from pan_hf import PanConfig
+from pan_hf import Effort, PanConfig
 from pan_hf.modeling import latent_objective_pan
+from pan_hf.modeling.latent_head_pan import num_expected
 from pan_hf.modeling.latent_objective_pan import latent_examples
 from pan_hf.modeling.schedulers_pan import denoise, make_scheduler
+from pan_hf.modeling.senses_pan import fold_places
 
 UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
 UNET |= {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
@@ -133,3 +135,37 @@ def test_in_some_examples_latents_alone_tell_what_happens(monkeypatch):
     held = [level[:, 0] for level in model.encode(observation).codes["camera"]]
     expected = model.senses["camera"].latents_given(observation["camera"][:, 1], held)
     torch.testing.assert_close(latents["camera"], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_head_is_told_how_far_the_expected_codes_are_from_the_chosen_ones(monkeypatch):
+    monkeypatch.setattr(latent_objective_pan, "CARRIED", 0.0)
+    model = world_model(("camera", "touch"))
+    sense, codec = model.config.senses["camera"], model.senses["camera"]
+    observation, action, conditions, _ = examples(model, steps=1)
+    belief = model.perceive({name: values[:, :1] for name, values in observation.items()})
+    step, _ = model.advance(belief, action[:, 0], None, model.code_tables())
+    width = num_expected(model.config, sense)
+    assert (
+        width == sum(sense.codes_per_place) * sense.code_dim
+        and num_expected(model.config, model.config.senses["touch"]) == 0
+    )
+    told = conditions["camera"][..., -width:]
+    gaps = [
+        fold_places(mean - book.lookup(codes), sense, level).flatten(2)
+        for level, (mean, book, codes) in enumerate(
+            zip(step.means["camera"], codec.codebooks, step.state.codes["camera"], strict=True)
+        )
+    ]
+    torch.testing.assert_close(told, torch.cat(gaps, -1))
+    assert told.abs().amax() > 0
+    branching = world_model(("camera",), level0_sampling="autoregressive")
+    assert num_expected(branching.config, branching.config.senses["camera"]) == 0
+
+
+def test_at_an_effort_latents_are_told_what_was_expected_where_it_looked():
+    model = world_model(("camera", "mission"))
+    belief, actions = model.perceive(observe(model, 3, 1)), acts(model, 3, 1)
+    everywhere = model.simulate(belief, actions, temperature=0.0, seed=0, effort="all")
+    one_by_one = Effort([block.name for block in model.blocks], least_change=0.0)
+    focused = model.simulate(belief, actions, temperature=0.0, seed=0, effort=one_by_one)
+    torch.testing.assert_close(focused.state.latents, everywhere.state.latents, atol=1e-4, rtol=1e-4)
