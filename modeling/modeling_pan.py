@@ -33,7 +33,7 @@ from .merging_pan import MergeMixin
 from .numbers_pan import drawn_numbers, num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
-from .senses_pan import VectorCodec, build_codec, fold_places
+from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
 from .switch_pan import SwitchHead
 from .table_pan import TableMixin, tables_of
@@ -165,9 +165,10 @@ class PanModel(
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
         self.latent_heads = nn.ModuleDict(
             {
-                name: LatentHead(sense, 4 * hidden_size + num_expected(config, sense), config.latent_head)
+                name: LatentHead(sense, 4 * hidden_size + expected, config.latent_head, expected)
                 for name, sense in places.items()
                 if sense.latent_dim
+                for expected in [num_expected(config, sense)]
             }
         )
 
@@ -422,18 +423,15 @@ class PanModel(
     ) -> Tensor:
         """What the latent head of a sense is told, `(N, P, 4 * hidden_size + num_expected)`: the hidden states of the
         sense's last pass, what its places hold now, the next state's codes, so that latents are predicted *given the
-        levels*, and how far the `means`, code vectors `(N, n, code_dim)` expected of each level, are from those of the
-        codes (not a number: nothing is expected)."""
+        levels*, and the latents from there to the `means`, the code vectors `(N, n, code_dim)` expected of each level
+        (not a number: nothing else is expected)."""
         sense = self.config.senses[name]
         last = [each for each in self.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
         places = self.split_places(last, hidden[last.name], trunk)[name]
         codes = self.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
         parts = [places, codes]
         if num_expected(self.config, sense):
-            books = self.senses[name].codebooks
-            for level, (book, mean) in enumerate(zip(books, means[name], strict=True)):
-                gap = (mean - book.lookup(following.codes[name][level])).nan_to_num()
-                parts.append(fold_places(gap, sense, level).flatten(2))
+            parts.append(self.senses[name].expected_latents(following.codes[name], means[name]))
         return torch.cat([part.float() for part in parts], -1)
 
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:

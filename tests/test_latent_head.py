@@ -9,7 +9,6 @@ from pan_hf.modeling import latent_objective_pan
 from pan_hf.modeling.latent_head_pan import num_expected
 from pan_hf.modeling.latent_objective_pan import latent_examples
 from pan_hf.modeling.schedulers_pan import denoise, make_scheduler
-from pan_hf.modeling.senses_pan import fold_places
 
 UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
 UNET |= {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
@@ -137,27 +136,23 @@ def test_in_some_examples_latents_alone_tell_what_happens(monkeypatch):
     torch.testing.assert_close(latents["camera"], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_head_is_told_how_far_the_expected_codes_are_from_the_chosen_ones(monkeypatch):
+def test_the_head_begins_with_the_latents_that_lead_to_what_is_expected(monkeypatch):
     monkeypatch.setattr(latent_objective_pan, "CARRIED", 0.0)
     model = world_model(("camera", "touch"))
-    sense, codec = model.config.senses["camera"], model.senses["camera"]
+    config, codec, head = model.config, model.senses["camera"], model.latent_heads["camera"]
     observation, action, conditions, _ = examples(model, steps=1)
     belief = model.perceive({name: values[:, :1] for name, values in observation.items()})
     step, _ = model.advance(belief, action[:, 0], None, model.code_tables())
-    width = num_expected(model.config, sense)
-    assert (
-        width == sum(sense.codes_per_place) * sense.code_dim
-        and num_expected(model.config, model.config.senses["touch"]) == 0
-    )
+    width = num_expected(config, config.senses["camera"])
+    assert width == config.senses["camera"].latent_dim and num_expected(config, config.senses["touch"]) == 0
     told = conditions["camera"][..., -width:]
-    gaps = [
-        fold_places(mean - book.lookup(codes), sense, level).flatten(2)
-        for level, (mean, book, codes) in enumerate(
-            zip(step.means["camera"], codec.codebooks, step.state.codes["camera"], strict=True)
-        )
-    ]
-    torch.testing.assert_close(told, torch.cat(gaps, -1))
-    assert told.abs().amax() > 0
+    torch.testing.assert_close(told, codec.expected_latents(step.state.codes["camera"], step.means["camera"]))
+    nothing = [torch.full_like(mean, torch.nan) for mean in step.means["camera"]]
+    assert not torch.allclose(told, codec.expected_latents(step.state.codes["camera"], nothing))
+    for parameter in head.denoiser.out.parameters():
+        torch.nn.init.zeros_(parameter)
+    noise = torch.randn_like(told)
+    torch.testing.assert_close(head.predict(noise, torch.ones(len(noise)), conditions["camera"]), told)
     branching = world_model(("camera",), level0_sampling="autoregressive")
     assert num_expected(branching.config, branching.config.senses["camera"]) == 0
 
