@@ -170,12 +170,6 @@ class PanConfig(PreTrainedConfig):
         self.extensions = self.extensions or {}
         _check_segments(self.segments, self.extensions, self.coded_parts(), self.text_capacity)
 
-    @property
-    def latents_mend(self) -> bool:
-        """Whether latents make up for codes that are not the true ones: in worlds where they are mistakes, and not
-        another future."""
-        return self.level0_sampling == "parallel"
-
     def runs(self, segment: str) -> list[list[int]]:
         """The `[offset, capacity]` of each run of rows of a segment ("text": of the words), in the order of its
         tokens."""

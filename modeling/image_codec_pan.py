@@ -151,15 +151,6 @@ class ImageCodec(nn.Module):
         coded = self._code_map(vectors, codes)
         return self._latents(self._features(frames), coded).flatten(1, 2) / self.latent_scale
 
-    @torch.no_grad()
-    def expected_latents(self, codes: list[Tensor], means: list[Tensor]) -> Tensor:
-        """What codes `(B, n)` a level lack of what is expected: the latents to the expected code vectors `means`
-        `(B, n, code_dim)` a level, not a number where nothing but the code is expected. `(B, P, latent_dim)`."""
-        vectors = [book.lookup(c) for book, c in zip(self.codebooks, codes, strict=True)]
-        expected = [torch.where(m.isnan(), v, m.to(v.dtype)) for m, v in zip(means, vectors, strict=True)]
-        found = self._latents(self._code_map(expected, codes), self._code_map(vectors, codes))
-        return found.flatten(1, 2) / self.latent_scale
-
     def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
         """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each
         cell is what its own prefix says."""

@@ -78,28 +78,20 @@ def _denoiser_class(name: str):
     return found
 
 
-def num_expected(config, sense) -> int:
-    """Numbers that the condition of a latent head has of each place beside hidden states and codes: the latents that
-    lead from the chosen codes to what the readouts expect, see `ImageCodec.expected_latents`."""
-    return sense.latent_dim if sense.kind == "image" and config.latents_mend else 0
-
-
 class LatentHead(nn.Module):
     """Trains and samples the latents of one sense.
 
     Args:
         sense: an image or vector sense with `latent_dim` > 0.
         condition_size (`int`): width of what `condition` gets a place.
-        num_expected (`int`): its last so many numbers are latents to begin with; the denoiser predicts what is added.
         settings (`dict`): `config.latent_head`.
 
     Raises:
         ValueError: diffusers has no such denoiser.
     """
 
-    def __init__(self, sense, condition_size: int, settings: dict, num_expected: int = 0):
+    def __init__(self, sense, condition_size: int, settings: dict):
         super().__init__()
-        self.num_expected = num_expected
         self.sense, self.settings = sense, settings
         given = dict(settings["denoiser"])
         name = given.pop("_class_name")
@@ -122,14 +114,12 @@ class LatentHead(nn.Module):
 
     def predict(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)`."""
-        hidden, timestep = self.condition(condition), time * NUM_TRAIN_TIMESTEPS
+        hidden = self.condition(condition)
+        timestep = time * NUM_TRAIN_TIMESTEPS
         if self.takes_places:
-            found = self.denoiser(noisy, timestep, hidden).sample
-        else:
-            grid = noisy.transpose(1, 2).unflatten(2, self._grid())
-            found = self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample
-            found = found.flatten(2).transpose(1, 2)
-        return found + condition[..., -self.num_expected :] if self.num_expected else found
+            return self.denoiser(noisy, timestep, hidden).sample
+        grid = noisy.transpose(1, 2).unflatten(2, self._grid())
+        return self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample.flatten(2).transpose(1, 2)
 
     def loss(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Flow matching. Args: clean latents `(B, P, D)`; condition `(B, P, C)`. Returns: the scalar

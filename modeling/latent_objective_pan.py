@@ -18,6 +18,11 @@ from .switch_objective_pan import split_window
 CARRIED = 0.15  # share of the examples in which no code is predicted, so that latents alone tell what happens
 
 
+def mends(config) -> bool:
+    """Whether latents make up for codes that are not the true ones."""
+    return config.level0_sampling == "parallel"
+
+
 def latents_given(model, frames: dict[str, Tensor], state: State) -> dict[str, Tensor]:
     """The latents with which codes come to frames `(N, ...)`, by sense that has a latent head: `(N, P, D)`."""
     return {name: model.senses[name].latents_given(frames[name], state.codes[name]) for name in model.latent_heads}
@@ -35,14 +40,12 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> tu
     for index in range(actions.shape[1]):
         true = later.state.map(lambda tensor, i=index: tensor[:, i])
         now = belief.state
-        target = None if model.config.latents_mend else true
+        target = None if mends(model.config) else true
         step, belief = model.advance(belief, actions[:, index], target, tables)
-        given, means = step.state, step.means
-        if target is None:
-            given, means = _partly_carried(step.state, now, means)
+        given = step.state if target is not None else _partly_carried(step.state, now)
         frames = {name: later.observation[name][:, index] for name in model.latent_heads}
         for name, found in latents_given(model, frames, given).items():
-            condition = model.latent_condition(name, step.hidden, step.trunk, given, tables, means)
+            condition = model.latent_condition(name, step.hidden, step.trunk, given, tables)
             conditions.setdefault(name, []).append(condition)
             latents.setdefault(name, []).append(found)
     return (
@@ -51,15 +54,12 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> tu
     )
 
 
-def _partly_carried(state: State, now: State, means: dict[str, list[Tensor]]) -> tuple[State, dict[str, list[Tensor]]]:
-    """A state `(B,)` that in some rows is as it was a step before, and what was expected in the others."""
+def _partly_carried(state: State, now: State) -> State:
+    """A state `(B,)` that in some rows is as it was a step before."""
     first = state.tensors()[0]
     stays = torch.rand(len(first), 1, device=first.device) < CARRIED
-    codes = {
-        name: [torch.where(stays, old, new) for new, old in zip(levels, now.codes[name], strict=True)]
-        for name, levels in state.codes.items()
-    }
-    known = {
-        name: [mean.masked_fill(stays.unsqueeze(2), torch.nan) for mean in levels] for name, levels in means.items()
-    }
-    return State(codes, {}, state.text), known
+
+    def mixed(levels: list[Tensor], before: list[Tensor]) -> list[Tensor]:
+        return [torch.where(stays, old, new) for new, old in zip(levels, before, strict=True)]
+
+    return State({name: mixed(levels, now.codes[name]) for name, levels in state.codes.items()}, {}, state.text)

@@ -25,7 +25,7 @@ from .focus_pan import Glance, focusable
 from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
-from .latent_head_pan import LatentHead, num_expected
+from .latent_head_pan import LatentHead
 from .layout_pan import StepLayout, additive
 from .learning_pan import LearningMixin
 from .loading_pan import check_folder, check_loaded, explained
@@ -164,12 +164,7 @@ class PanModel(
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
         self.latent_heads = nn.ModuleDict(
-            {
-                name: LatentHead(sense, 4 * hidden_size + expected, config.latent_head, expected)
-                for name, sense in places.items()
-                if sense.latent_dim
-                for expected in [num_expected(config, sense)]
-            }
+            {n: LatentHead(s, 4 * hidden_size, config.latent_head) for n, s in places.items() if s.latent_dim}
         )
 
     def _check_positions(self, config: PanConfig) -> None:
@@ -413,26 +408,16 @@ class PanModel(
         return dict(sorted(parts.items(), key=lambda item: self.config.senses[item[0]].kind != "vector"))
 
     def latent_condition(
-        self,
-        name: str,
-        hidden: dict[str, Tensor],
-        trunk: Tensor,
-        following: State,
-        tables: CodeTables,
-        means: dict[str, list[Tensor]],
+        self, name: str, hidden: dict[str, Tensor], trunk: Tensor, following: State, tables: CodeTables
     ) -> Tensor:
-        """What the latent head of a sense is told, `(N, P, 4 * hidden_size + num_expected)`: the hidden states of the
-        sense's last pass, what its places hold now, the next state's codes, so that latents are predicted *given the
-        levels*, and the latents from there to the `means`, the code vectors `(N, n, code_dim)` expected of each level
-        (not a number: nothing else is expected)."""
+        """What the latent head of a sense is told, `(N, P, 4 * hidden_size)`: the hidden states of the sense's last
+        pass, what its places hold now, and the next state's codes, so that latents are predicted *given the
+        levels*."""
         sense = self.config.senses[name]
         last = [each for each in self.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
         places = self.split_places(last, hidden[last.name], trunk)[name]
         codes = self.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
-        parts = [places, codes]
-        if num_expected(self.config, sense):
-            parts.append(self.senses[name].expected_latents(following.codes[name], means[name]))
-        return torch.cat([part.float() for part in parts], -1)
+        return torch.cat([places, codes], -1).float()
 
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions

@@ -20,7 +20,7 @@ from .crops_pan import ReadoutView, crop
 from .disturbance_pan import disturb
 from .focus_pan import changed_places, drop_blocks, training_focus
 from .heads_pan import two_hot
-from .latent_objective_pan import latents_given
+from .latent_objective_pan import latents_given, mends
 from .layout_pan import hide_padding
 from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
@@ -124,33 +124,19 @@ def joint_objective(model, observation, action, reward, done, importance=None, *
     losses |= _change_losses(window, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     true = {name: observation[name][:, 1:].flatten(0, 1) for name in model.senses}
-    given, means = window.following, {}
-    if model.config.latents_mend:
+    given = window.following
+    if mends(model.config):
         chosen = {name: [level.argmax(-1) for level in logits[name]] for name in model.senses}
         given = State(chosen, latents_given(model, true, State(chosen)), window.following.text)
-        means = _expected(model, logits)
     for name, codec in model.senses.items():
         imagined = [codec.decode_probabilities([level.softmax(-1) for level in logits[name]])]
         if name in model.latent_heads:
-            condition = model.latent_condition(name, window.hidden, window.trunk, given, window.tables, means)
+            condition = model.latent_condition(name, window.hidden, window.trunk, given, window.tables)
             losses[f"{name}.latents"], clean = model.latent_heads[name].loss(given.latents[name].detach(), condition)
             imagined.append(codec.decode(given.codes[name], clean))
         errors = [_generative_loss(model, name, frames, true[name], importance) for frames in imagined]
         losses[f"{name}.generative"] = torch.stack(errors).mean()
     return _sum_up(model, losses | alone, metrics)
-
-
-@torch.no_grad()
-def _expected(model, logits: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    """The code vectors expected under logits `(N, n, K)`, by image and level."""
-    images = [name for name in logits if model.config.senses[name].kind == "image"]
-    return {
-        name: [
-            book.mean(level.softmax(-1))
-            for book, level in zip(model.senses[name].codebooks, logits[name], strict=True)
-        ]
-        for name in images
-    }
 
 
 def _by_transition(importance: Tensor | None, action: Tensor) -> Tensor | None:

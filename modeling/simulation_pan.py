@@ -20,7 +20,7 @@ from .checks_pan import action_shape, check_actions, check_observation, has_acti
 from .effort_pan import Effort, as_effort
 from .focus_pan import At
 from .image_codec_pan import as_bytes
-from .latent_head_pan import LATENT_BLUR, num_expected
+from .latent_head_pan import LATENT_BLUR
 from .layout_pan import hide_padding
 from .numbers_pan import readout_numbers, step_numbers
 from .places_pan import CodeTables
@@ -34,7 +34,7 @@ class _Step:
 
     def __init__(self, chooser: _Chooser, state: State, hidden: dict[str, Tensor], trunk: Tensor):
         self.state, self.log_prob, self.logits = state, chooser.log_prob, chooser.logits
-        self.means, self.hidden, self.trunk = chooser.means, hidden, trunk
+        self.hidden, self.trunk = hidden, trunk
 
 
 class SimulationMixin:
@@ -195,8 +195,7 @@ class SimulationMixin:
             after = self.embed_state(step.state.without_latents(), tables)
             outcomes.append(self._outcome(before, after, step.hidden["action"]))
             for name in conditions if spending is None else ():
-                told = (step.hidden, step.trunk, step.state, tables, step.means)
-                conditions[name].append(self.latent_condition(name, *told))
+                conditions[name].append(self.latent_condition(name, step.hidden, step.trunk, step.state, tables))
             before = embedded = after
             if step.state.latents:
                 embedded = self.embed_state(step.state, tables)
@@ -368,7 +367,7 @@ class SimulationMixin:
                 continue
             blurred = None
             if latents and name in self.latent_heads:
-                condition = self.latent_condition(name, step.hidden, step.trunk, target, tables, step.means)
+                condition = self.latent_condition(name, step.hidden, step.trunk, target, tables)
                 latent_part = latent_part + self.latent_heads[name].log_prob_bound(target.latents[name], condition)
                 noise = torch.Generator(device=self.device).manual_seed(0)
                 blur = torch.randn(target.latents[name].shape, generator=noise, device=self.device)
@@ -445,33 +444,6 @@ class _Chooser:
         self.log_prob = torch.zeros(len(current.tensors()[0]), device=model.device)
         self.keeps_logits = keeps_logits
         self.logits: dict[str, list[Tensor]] = {name: [] for name in current.codes}
-        self.means = {
-            name: [book.vectors.new_full((*now.shape, book.vectors.shape[1]), torch.nan) for book, now in books]
-            for name, books in self._books().items()
-        }
-
-    def _books(self) -> dict[str, list[tuple]]:
-        """Codebooks and current codes of the senses of which latents need to know what was expected."""
-        model, senses = self.model, self.model.config.senses
-        return {
-            name: list(zip(model.senses[name].codebooks, self.current.codes[name], strict=True))
-            for name in model.latent_heads
-            if num_expected(model.config, senses[name])
-        }
-
-    def _expect(self, name: str, level: int, logits: Tensor, where) -> None:
-        """Keeps the code vectors expected under `logits` of the codes at `where` (an index of rows, or rows and
-        places)."""
-        if name not in self.means:
-            return
-        found = self.model.senses[name].codebooks[level].mean(logits.softmax(-1))
-        if isinstance(where, At):
-            sense, known = self.model.config.senses[name], self.means[name][level]
-            slots = fold_places(known, sense, level).clone()
-            slots[where.row, where.place] = found
-            self.means[name][level] = unfold_places(slots, sense, level)
-        else:
-            self.means[name][level][where] = found
 
     def state(self) -> State:
         if self.target is not None:
@@ -530,7 +502,6 @@ class _Chooser:
         sense, draws = self.model.config.senses[name], self._draws(now.shape)
         held = fold_places(now, sense, level)[row, place]  # (F, codes a place)
         logits = readout.logits(features, tables, [held] * (level + 1), coarser, told)
-        self._expect(name, level, logits, at)
         drawn = None if draws is None else fold_places(draws, sense, level)[row, place]
         found = self._draw(logits, drawn)
         self._add_log_prob(_log_prob(logits, found), row)
@@ -572,7 +543,6 @@ class _Chooser:
         logits = readout.logits(features, tables, current, coarser, numbers)
         if self.keeps_logits:
             self.logits[name].append(logits)
-        self._expect(name, level, logits, slice(None) if rows is None else rows)
         return self._pick(logits, target, rows)
 
     def _sentence(

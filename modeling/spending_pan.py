@@ -195,8 +195,7 @@ class Spending:
         """Draws a sense's latents where it is looked at; elsewhere they stay, if there were any."""
         name, now = block.sense, self.chooser.current.latents.get(block.sense)
         so_far = State(self.chooser.codes, {}, self.texts)
-        told = (self.run.hidden, self.trunk, so_far, self.tables, self.chooser.means)
-        condition = self.model.latent_condition(name, *told)
+        condition = self.model.latent_condition(name, self.run.hidden, self.trunk, so_far, self.tables)
         drawn = self.model.latent_heads[name].sample(condition[rows], self.generator)
         shape = (self.rows, *drawn.shape[1:])
         found = drawn.new_full(shape, torch.nan) if now is None else now.clone()

@@ -203,8 +203,6 @@ def test_a_focused_window_equals_a_focused_step():
     observation, action = observe(model, 16, 2), acts(model, 16, 1)
     state = model.encode(observation)
     torch.manual_seed(0)
-    for glance in model.glances.values():
-        torch.nn.init.normal_(glance.change.weight, std=3.0)  # places differ in how likely they are to change
     with torch.no_grad():
         window = _teacher_forced(model, state, action, observation["mission"], may_focus=True)
     assert window.seen.any() and not window.seen.all()

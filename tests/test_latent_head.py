@@ -4,9 +4,8 @@ import pytest
 import torch
 from tiny_worlds import acts, observe, outcomes, world_model
 
-from pan_hf import Effort, PanConfig
+from pan_hf import PanConfig
 from pan_hf.modeling import latent_objective_pan
-from pan_hf.modeling.latent_head_pan import num_expected
 from pan_hf.modeling.latent_objective_pan import latent_examples
 from pan_hf.modeling.schedulers_pan import denoise, make_scheduler
 
@@ -134,33 +133,3 @@ def test_in_some_examples_latents_alone_tell_what_happens(monkeypatch):
     held = [level[:, 0] for level in model.encode(observation).codes["camera"]]
     expected = model.senses["camera"].latents_given(observation["camera"][:, 1], held)
     torch.testing.assert_close(latents["camera"], expected, atol=1e-4, rtol=1e-4)
-
-
-def test_the_head_begins_with_the_latents_that_lead_to_what_is_expected(monkeypatch):
-    monkeypatch.setattr(latent_objective_pan, "CARRIED", 0.0)
-    model = world_model(("camera", "touch"))
-    config, codec, head = model.config, model.senses["camera"], model.latent_heads["camera"]
-    observation, action, conditions, _ = examples(model, steps=1)
-    belief = model.perceive({name: values[:, :1] for name, values in observation.items()})
-    step, _ = model.advance(belief, action[:, 0], None, model.code_tables())
-    width = num_expected(config, config.senses["camera"])
-    assert width == config.senses["camera"].latent_dim and num_expected(config, config.senses["touch"]) == 0
-    told = conditions["camera"][..., -width:]
-    torch.testing.assert_close(told, codec.expected_latents(step.state.codes["camera"], step.means["camera"]))
-    nothing = [torch.full_like(mean, torch.nan) for mean in step.means["camera"]]
-    assert not torch.allclose(told, codec.expected_latents(step.state.codes["camera"], nothing))
-    for parameter in head.denoiser.out.parameters():
-        torch.nn.init.zeros_(parameter)
-    noise = torch.randn_like(told)
-    torch.testing.assert_close(head.predict(noise, torch.ones(len(noise)), conditions["camera"]), told)
-    branching = world_model(("camera",), level0_sampling="autoregressive")
-    assert num_expected(branching.config, branching.config.senses["camera"]) == 0
-
-
-def test_at_an_effort_latents_are_told_what_was_expected_where_it_looked():
-    model = world_model(("camera", "mission"))
-    belief, actions = model.perceive(observe(model, 3, 1)), acts(model, 3, 1)
-    everywhere = model.simulate(belief, actions, temperature=0.0, seed=0, effort="all")
-    one_by_one = Effort([block.name for block in model.blocks], least_change=0.0)
-    focused = model.simulate(belief, actions, temperature=0.0, seed=0, effort=one_by_one)
-    torch.testing.assert_close(focused.state.latents, everywhere.state.latents, atol=1e-4, rtol=1e-4)

@@ -227,11 +227,10 @@ def test_a_reward_is_written_on_two_bins_and_read_back():
 
 def test_latent_head_alone_trains_on_conditions():
     model = world_model(("camera", "touch")).train()
-    condition = {
-        name: torch.randn(5, model.config.senses[name].num_places, model.latent_heads[name].condition.in_features)
-        for name in ("camera", "touch")
-    }
+    condition = {name: torch.randn(5, model.config.senses[name].num_places, 64) for name in ("camera", "touch")}
     latents = {name: torch.randn(5, s.num_places, s.latent_dim) for name, s in model.config.place_senses.items()}
+    width = model.latent_heads["camera"].condition.in_features
+    condition = {name: values.repeat(1, 1, 8)[..., :width] for name, values in condition.items()}
     found = model(objective="latent_head", condition=condition, state={"latents": latents})
     assert set(found.losses) == {"camera.latents", "touch.latents"}
     found.loss.backward()
