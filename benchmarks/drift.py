@@ -1,13 +1,13 @@
 """How far imagination stays near the world over a hundred steps, with control of drift and without.
 
 Takes finished runs trained with noise on the context (`--run`, several: seeds) and runs trained without
-(`--without`, the same with `context_noise=0`), and imagines a hundred steps from held-out states, going on from what
+(`--without`), and imagines a hundred steps from held-out states, going on from what
 was imagined, and from what was imagined *encoded anew* after every step. Beside them stands the last frame seen.
 
     pan quickstart
-    pan train --run runs/plain --data runs/quickstart/data --set context_noise=0
-    python benchmarks/drift.py --run runs/quickstart --without runs/plain          # MiniGrid; records long episodes
-    python benchmarks/drift.py --run runs/pusht --without runs/pusht_plain --data runs/pusht/data --name pusht
+    pan train --run runs/noise --data runs/quickstart/data --seconds 375 --set context_noise=0.2
+    python benchmarks/drift.py --run runs/noise --without runs/quickstart          # MiniGrid; records long episodes
+    python benchmarks/drift.py --run runs/pusht_noise --without runs/pusht --data runs/pusht/data --name pusht
     python benchmarks/drift.py --quick                                             # a miniature, in seconds
 """
 

@@ -117,7 +117,7 @@ class PanConfig(PreTrainedConfig):
     crop_places: int = 0
     focus_share: float = 0.5
     block_dropout: float = 0.1
-    context_noise: float = 0.2
+    context_noise: float = 0.0
     latent_head: dict | None = None
     latent_feedback: bool = False
     latent_noise: float = 0.1
