@@ -27,7 +27,6 @@ GROUP = 8  # rollouts of the same beginning that are compared
 MOST_CANDIDATES = 12  # sets of blocks that the warm-up chooses among
 TOLD = ("trunk", "places", "chosen", "changed", "focus")  # fields of `SwitchInput` but price and task
 ENTROPY_WEIGHT = 0.003  # what keeps choices open that have not been tried enough
-WARM_UP_ENTROPY = 0.02  # the same while every cost is known: choices that cost nearly the same stay open
 LEAST_MOVE = 1e-3  # squared error of standing still, as a share of the range, from which on a pixel moves
 LEAST_STILL = 1e-6  # least mean squared error of standing still that is divided by
 MOST_DISTORTION = 2.0  # of what moves in a row: twice that of standing still
@@ -187,8 +186,7 @@ def _first_choices(spending: Spending, rows: int, most: int) -> dict[str, Tensor
 
 def switch_warm_up_losses(model, condition: dict[str, Tensor]) -> tuple[dict, dict]:
     """The expected cost of the switch's choice among the candidates, of which every cost is known, beyond that of the
-    best, at a task and a price drawn for each row, less a share of the choice's entropy: a switch that is certain
-    gives the policy gradient nothing to compare. condition: see `switch_examples`.
+    best, at a task and a price drawn for each row. condition: see `switch_examples`.
 
     Imitating each row's best choice instead teaches what is best most often: blocks that are needed seldom, and badly,
     are then never predicted."""
@@ -211,7 +209,7 @@ def switch_warm_up_losses(model, condition: dict[str, Tensor]) -> tuple[dict, di
     expected = (share * regret).sum(1)
     entropy = -(share * share.clamp(min=1e-9).log()).sum(1).mean()
     metrics = {"switch.regret": expected.mean(), "switch.oracle": total.amin(1).mean(), "switch.entropy": entropy}
-    return {"switch": expected.mean() / regret.mean().clamp(min=1e-6) - WARM_UP_ENTROPY * entropy}, metrics
+    return {"switch": expected.mean() / regret.mean().clamp(min=1e-6)}, metrics
 
 
 def switch_losses(model, observation, action, reward, done) -> tuple[dict, dict]:

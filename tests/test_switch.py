@@ -1,7 +1,5 @@
 """The learned switch: decided row by row, saved with the model, and taught to spend what the price is worth."""
 
-import math
-
 import pytest
 import torch
 from tiny_worlds import acts, observe, outcomes, world_model
@@ -185,21 +183,6 @@ def test_a_high_price_teaches_to_stop_and_a_low_one_does_not(objective, price, m
     used = model.simulate(beginning, actions, effort=Effort(price=price)).switch.float().mean()
     assert used > 0.9 if price < 1 else used < 0.1
     assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("switch."))
-
-
-def test_choices_that_cost_the_same_stay_open_in_the_warm_up():
-    torch.manual_seed(0)
-    model = world_model(("camera", "mission"))
-    examples = switching.switch_examples(model, *switching.split_window(model, **windows(model)))
-    examples |= {name: torch.zeros_like(examples[name]) for name in ("distortion", "compute")}
-    optimizer, entropies = torch.optim.Adam(model.switch.parameters(), 1e-2), []
-    for _ in range(40):
-        output = model(objective="switch_warm_up", condition=examples)
-        entropies.append(output.metrics["switch.entropy"].item())
-        optimizer.zero_grad()
-        output.loss.backward()
-        optimizer.step()
-    assert entropies[-1] > max(entropies[0], 0.95 * math.log(len(switching.candidates(model))))
 
 
 def test_examples_hold_each_candidate_s_choices_and_what_they_lead_to():
