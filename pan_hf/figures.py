@@ -273,7 +273,7 @@ def horizon_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
         raise ValueError(f"none of {len(records)} records lies on a curve; expected a metric at two horizons or more.")
     metrics = list(dict.fromkeys(metric for metric, _ in pairs))
     environments = list(dict.fromkeys(environment for _, environment in pairs))
-    figure = Figure(figsize=(3.4 * len(environments), 2.4 * len(metrics)), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 3.4 * len(environments)), 2.4 * len(metrics)), layout="constrained")
     axes = figure.subplots(len(metrics), len(environments), squeeze=False)
     for row, metric in enumerate(metrics):
         for column, environment in enumerate(environments):
