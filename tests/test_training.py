@@ -1,5 +1,6 @@
 """The training stages: what each trains and leaves alone, and that nothing stops them for good."""
 
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_worlds import all_tensors, build_board, differing, record_board
+from transformers import TrainerControl, TrainerState
 
 from pan_hf import PanModel, PanProcessor
 from pan_hf.build import save_checkpoint
@@ -285,6 +287,27 @@ def test_the_learning_rate_warms_up_stays_and_falls(tmp_path):
     assert undecided.rate(5000) == 1.0
     undecided.decide(300)
     assert trainer.Budget(tmp_path, 10**6, 60.0).max_steps == 300  # written down
+
+
+@pytest.mark.parametrize("first_step, expected", [(0, range(5200, 5731)), (1, range(100, 101))])
+def test_steps_that_become_faster_are_more_while_the_rate_is_constant(tmp_path, monkeypatch, first_step, expected):
+    """Thirty steps a second apart, then ten a second: ten minutes are worth 5730 steps, less what is left when the
+    rate begins to fall; a resumed run takes no more than was written down."""
+    now = [0.0]
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    budget = trainer.Budget(tmp_path, 10**6, 600.0)
+    if first_step:
+        budget.decide(100)
+    callback, control = trainer.BudgetCallback(budget), TrainerControl()
+    state, rates = TrainerState(global_step=first_step, is_world_process_zero=True), []
+    callback.on_train_begin(None, state, control)
+    while not control.should_training_stop:
+        state.global_step += 1
+        now[0] += 1.0 if state.global_step <= 30 else 0.1
+        callback.on_step_end(None, state, control)
+        rates.append(budget.rate(state.global_step))
+    assert state.global_step in expected and budget.max_steps == state.global_step == state.max_steps
+    assert now[0] <= 600.0 and all(abs(one - other) < 0.1 for one, other in itertools.pairwise(rates[20:]))
 
 
 # what is drawn

@@ -23,18 +23,19 @@ class Budget:
     """How many steps a stage has, given or derived from seconds.
 
     The learning rate is constant for the first half and then falls linearly to a twentieth, so the number of steps
-    need not be known while it is being measured. Once decided it is written down, and a resumed run keeps to it.
+    need not be known while it is being measured, and may grow during the first half. What was decided is written down,
+    and a resumed run never takes more.
     """
 
     def __init__(self, folder: Path, max_steps: int, seconds: float | None):
         self.path = folder / "budget.json"
-        self.max_steps, self.seconds, self.is_final = max_steps, seconds, seconds is None
+        self.most, self.max_steps, self.seconds, self.is_final = max_steps, max_steps, seconds, seconds is None
         if seconds is not None and self.path.exists():
             self.max_steps, self.is_final = json.loads(self.path.read_text())["max_steps"], True
 
     def decide(self, max_steps: int, is_written: bool = True) -> None:
         """Fixes the number of steps and, in one process of several, writes it down."""
-        self.max_steps, self.is_final = min(self.max_steps, max_steps), True
+        self.max_steps, self.is_final = min(self.most, max_steps), True
         if not is_written:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,10 +90,12 @@ class BudgetCallback(TrainerCallback):
         state.max_steps = self.budget.max_steps
 
     def _keep_to_time(self, state, elapsed: float) -> None:
-        """Takes steps away where the machine has become slower than it was when they were counted."""
+        """Takes steps away where the machine has become slower than it was when they were counted, and adds some
+        where it has become faster, while the learning rate does not depend on their number yet."""
         done = state.global_step - self.first_step
         affordable = self.first_step + int(done * self.budget.seconds / elapsed)
-        if affordable < 0.97 * self.budget.max_steps:
+        is_open = self.first_step == 0 and state.global_step < self.budget.max_steps / 2
+        if affordable < 0.97 * self.budget.max_steps or (is_open and affordable > 1.03 * self.budget.max_steps):
             self._decide(state, max(affordable, state.global_step))
 
 
