@@ -297,20 +297,21 @@ class ImageCodec(nn.Module):
         found = torch.stack(prefixes)[level, torch.arange(len(features), device=device)]
         if not self.sense.latent_dim:
             return way, found, grids, level + 1
-        is_mended, rows = way > last, (way >= last).nonzero().squeeze(1)
+        is_mended, has_latents = way > last, way >= last
         if is_mended.any():
             with torch.no_grad():
                 others, maps, _ = self._quantize(self._features(neighbours[is_mended]), update=False)
             found = found.masked_scatter(is_mended.view(-1, 1, 1, 1), maps[-1])
             grids = [grid.masked_scatter(is_mended.view(-1, 1, 1), o) for grid, o in zip(grids, others, strict=True)]
-        if len(rows):
-            latents = self._latents(features[rows], found[rows].detach())
-            if update:
+        latents = self._latents(features, found.detach())  # of all frames: in each of several processes they take part
+        if update:
+            if has_latents.any():
                 with torch.no_grad():
-                    self.latent_scale.lerp_(latents.detach().flatten(0, 2).std(0).clamp(min=1e-3), 0.05)
-                # only while the scale follows: against noise of a fixed size, latents would learn to grow for ever
-                latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
-            found = found.index_add(0, rows, self._latent_map(latents))
+                    spread = latents.detach()[has_latents].flatten(0, 2).std(0).clamp(min=1e-3)
+                    self.latent_scale.lerp_(spread, 0.05)
+            # only while the scale follows: against noise of a fixed size, latents would learn to grow for ever
+            latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
+        found = found + self._latent_map(latents) * has_latents.view(-1, 1, 1, 1)
         return way, found, grids, level + 1
 
     def error_scale(self, latents: bool = False) -> Tensor:

@@ -107,7 +107,9 @@ class _Evaluation:
 
     def _simulate(self, belief, actions: Tensor, expected: Iterable[int] = ()):
         """Futures, and the expected images at these horizons where the most likely future is asked for, whole."""
-        settings = {"temperature": self.temperature, "seed": self.seed, "reencode": self.reencode}
+        settings = {"temperature": self.temperature, "seed": self.seed}
+        if self.reencode:
+            settings["reencode"] = self.reencode
         if self.temperature == 0 and not isinstance(self.model, AtEffort):
             settings["expected"] = [horizon - 1 for horizon in expected]
         return self.model.simulate(belief, actions, **settings)
