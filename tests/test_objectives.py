@@ -7,7 +7,7 @@ from tiny_worlds import PAD, acts, differing, language_model, observe, outcomes,
 from pan_hf import PanModel
 from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
 from pan_hf.modeling.heads_pan import reward_bins, symexp, symlog, two_hot
-from pan_hf.modeling.objectives_pan import _vector_loss
+from pan_hf.modeling.objectives_pan import _generative_loss, _vector_loss
 from pan_hf.modeling.quantizer_pan import PARKED, Codebook
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
@@ -98,6 +98,27 @@ def only_generative(model):
     torch.manual_seed(0)
     joint(model).losses["camera.generative"].backward()
     return reached(model)[0]
+
+
+def test_the_generative_loss_counts_a_transition_as_much_as_it_matters():
+    model = world_model(("camera",))
+    after = observe(model, 2, 1)["camera"][:, 0]
+    imagined = torch.zeros(after.shape)
+    one = _generative_loss(model, "camera", imagined, after, torch.tensor([1.0, 0.0]))
+    assert one == pytest.approx(float(_generative_loss(model, "camera", imagined[:1], after[:1], None)))
+    assert one != pytest.approx(float(_generative_loss(model, "camera", imagined, after, None)))
+
+
+@pytest.mark.parametrize("part", ["senses.camera.stem", "senses.camera.encoder", "senses.camera.to_latent"])
+def test_the_generative_loss_alone_reaches_the_encoder(part):
+    model = world_model(("camera",), latent_dropout=0.0).train()
+    assert any(name.startswith(part) for name in only_generative(model))
+
+
+@pytest.mark.parametrize("part", ["embed_tokens", "layers.0.self_attn", "layers.1.mlp", "norm"])
+def test_the_generative_loss_alone_reaches_the_backbone(part):
+    model = world_model(("camera",)).train()
+    assert any(name.startswith(f"language_model.model.{part}") for name in only_generative(model))
 
 
 def test_the_generative_loss_alone_reaches_the_latent_head_readouts_and_decoder():
