@@ -1,8 +1,8 @@
 """How far imagination stays near the world over a hundred steps, with control of drift and without.
 
-Takes finished runs trained with noise on the context (`--run`, several: seeds) and runs trained without
-(`--without`), and imagines a hundred steps from held-out states, going on from what
-was imagined, and from what was imagined *encoded anew* after every step. Beside them stands the last frame seen.
+Takes finished runs trained with noise on the context (`--run`, several: seeds) and runs trained without (`--without`),
+and imagines a hundred steps from held-out states, going on from what was imagined, and from what was imagined *encoded
+anew* after every step. Beside them stands the last frame seen.
 
     pan quickstart
     pan train --run runs/noise --data runs/quickstart/data --seconds 375 --set context_noise=0.2
@@ -12,6 +12,7 @@ was imagined, and from what was imagined *encoded anew* after every step. Beside
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -87,13 +88,8 @@ def measure(run: Path, data: Path, group: str, horizons: tuple[int, ...], window
         names = {"pan": group + ending, "copy_last": "copy_last"}
         for entry in select(measured, metric=METRICS, model=set(names)):
             if entry.model != "copy_last" or not reencode:
-                records.append(_renamed(entry, names[entry.model]))
+                records.append(replace(entry, model=names[entry.model]))
     return records
-
-
-def _renamed(entry: Record, model: str) -> Record:
-    where = {"environment": entry.environment, "split": entry.split, "seeds": entry.seeds, "horizon": entry.horizon}
-    return record(entry.metric, entry.value, stderr=entry.stderr, model=model, **where)
 
 
 def _once(records: list[Record]) -> list[Record]:
