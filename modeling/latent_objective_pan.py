@@ -41,7 +41,7 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> tu
         true = later.state.map(lambda tensor, i=index: tensor[:, i])
         now = belief.state
         target = None if mends(model.config) else true
-        step, belief = model.advance(belief, actions[:, index], target, tables)
+        step, belief = model._advance(belief, actions[:, index], temperature=0.0, target=target, tables=tables)
         given = step.state if target is not None else _partly_carried(step.state, now)
         frames = {name: later.observation[name][:, index] for name in model.latent_heads}
         for name, found in latents_given(model, frames, given).items():

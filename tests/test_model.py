@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_worlds import ACTIONS, CAMERA, PAD, SENSES, acts, language_model, observe, world_model
 
-import pan_hf.modeling.simulation_pan as simulation
+import pan_hf.modeling.chooser_pan as choosing
 from pan_hf import Belief, DiscreteAction, ImageSense, PanConfig, PanModel, VectorSense
 from pan_hf.modeling.belief_pan import State
 from pan_hf.modeling.objectives_pan import _code_losses, _teacher_forced, text_counts
@@ -484,7 +484,7 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
         level, current = tables.levels["camera"][0], codes.codes["camera"]
         now = current[0]
         features = torch.randn(*now.shape, model.config.adapter_dim, generator=torch.Generator().manual_seed(0))
-        chooser = simulation._Chooser(model, codes, tables, 1.0, torch.Generator().manual_seed(1), None)
+        chooser = choosing.Chooser(model, codes, tables, 1.0, torch.Generator().manual_seed(1), None)
         together = chooser._sentence(readout, level, features, current, None)
         draws = torch.rand(now.shape, generator=torch.Generator().manual_seed(1))
         drawn, log_prob = torch.zeros_like(now), torch.zeros(len(now))
@@ -492,7 +492,7 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
             x = readout.sentence(features, drawn, level.drawn)
             logits = readout.logits(x, level, current, [], None)[:, index]
             drawn[:, index] = chooser._draw(logits, draws[:, index])
-            log_prob += simulation._log_prob(logits, drawn[:, index])
+            log_prob += choosing._log_prob(logits, drawn[:, index])
     assert torch.equal(together, drawn)
     torch.testing.assert_close(chooser.log_prob, log_prob, atol=1e-3, rtol=1e-4)
 
@@ -530,7 +530,7 @@ def test_a_sentence_looks_at_every_code_before_and_at_none_from_there_on(grid):
 def test_codes_are_drawn_as_often_as_the_model_says_and_dead_rows_never():
     model = world_model(("camera",))
     state = model.perceive(observe(model)).state
-    chooser = simulation._Chooser(model, state, None, 0.7, torch.Generator().manual_seed(0), None)
+    chooser = choosing.Chooser(model, state, None, 0.7, torch.Generator().manual_seed(0), None)
     logits = torch.tensor([0.3, -1.0, -torch.inf, 2.0, 0.0, -torch.inf])
     many = logits.expand(100_000, -1)
     counts = torch.bincount(chooser._draw(many, chooser._draws(many.shape[:1])), minlength=6)

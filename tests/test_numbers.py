@@ -57,14 +57,14 @@ def test_a_picture_is_told_where_the_vectors_of_its_own_future_are(monkeypatch):
     belief = model.perceive(observe(model, batch=2))
     told = []
 
-    class Spy(simulation._Chooser):
+    class Spy(simulation.Chooser):
         def _level(self, name, level, places, numbers, rows):
             codes = super()._level(name, level, places, numbers, rows)
             if name == "camera":
                 told.append((numbers, [drawn.clone() for drawn in self.codes["touch"]]))
             return codes
 
-    monkeypatch.setattr(simulation, "_Chooser", Spy)
+    monkeypatch.setattr(simulation, "Chooser", Spy)
     model.simulate(belief, acts(model, 2, 1), seed=0)
     touch = model.senses["touch"]
     for numbers, drawn in told:
