@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 COMPLETE = "complete"
 MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
-CHECK_EVERY = 50  # steps between looks at the clock
+CHECK_EVERY = 10  # steps between looks at the clock
 
 
 class Budget:
@@ -55,11 +55,11 @@ class BudgetCallback(TrainerCallback):
     def __init__(self, budget: Budget, save_seconds: float = 60.0):
         self.budget, self.save_seconds = budget, save_seconds
         self.started = self.saved = time.monotonic()
-        self.mark, self.first_step = None, 0
+        self.mark, self.first_step = (self.started, 0), 0  # time and step that the pace is counted from
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = self.saved = _agreed(time.monotonic())
-        self.first_step = state.global_step
+        self.first_step, self.mark = state.global_step, (self.started, state.global_step)
         state.max_steps = self.budget.max_steps
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -67,7 +67,7 @@ class BudgetCallback(TrainerCallback):
         if not self.budget.is_final:
             self._measure(state, now)
         elif self.budget.seconds is not None and state.global_step % CHECK_EVERY == 0:
-            self._keep_to_time(state, now - self.started)
+            self._keep_to_time(state, now)
         if now - self.saved > self.save_seconds:
             control.should_save, self.saved = True, now
         if state.global_step >= self.budget.max_steps:
@@ -78,25 +78,30 @@ class BudgetCallback(TrainerCallback):
         """Turns seconds into steps once enough of this run's steps have been timed, or at once if time is up."""
         (first, last), done = MEASURED_STEPS, state.global_step - self.first_step
         left = self.budget.seconds - (now - self.started)
-        if done == first:
-            self.mark = now
         if left <= 0:
             self._decide(state, state.global_step)
         elif done == last:
-            self._decide(state, state.global_step + int(left * (last - first) / (now - self.mark)))
+            self._decide(state, self._affordable(state, now))
+        if done in (first, last):
+            self.mark = now, state.global_step
 
     def _decide(self, state, max_steps: int) -> None:
         self.budget.decide(max_steps, is_written=state.is_world_process_zero)
         state.max_steps = self.budget.max_steps
 
-    def _keep_to_time(self, state, elapsed: float) -> None:
+    def _affordable(self, state, now: float) -> int:
+        """Steps that the seconds are worth at the pace since the mark."""
+        since, step = self.mark
+        left = self.budget.seconds - (now - self.started)
+        return state.global_step + int(max(0.0, left) * (state.global_step - step) / (now - since))
+
+    def _keep_to_time(self, state, now: float) -> None:
         """Takes steps away where the machine has become slower than it was when they were counted, and adds some
         where it has become faster, while the learning rate does not depend on their number yet."""
-        done = state.global_step - self.first_step
-        affordable = self.first_step + int(done * self.budget.seconds / elapsed)
+        affordable = self._affordable(state, now)
         is_open = self.first_step == 0 and state.global_step < self.budget.max_steps / 2
         if affordable < 0.97 * self.budget.max_steps or (is_open and affordable > 1.03 * self.budget.max_steps):
-            self._decide(state, max(affordable, state.global_step))
+            self._decide(state, affordable)
 
 
 def _agreed(seconds: float) -> float:
