@@ -86,22 +86,23 @@ def distortion(model, futures: Futures, later: Later, task: str) -> Tensor:
     """What imagined steps lack, `(N, H)`, by task; 1 is about as bad as standing still.
 
     `pixels`: squared error of every sense, over that of standing still in the batch. `moving`: the same of the pixels
-    that do move, row by row. `outcome`: error of reward and continuation. `planning`: whether the coarsest codes, by
-    which plans compare states, are all right, and the outcome.
+    that do move, row by row. `outcome`: error of reward and continuation. `planning`: the share of each sense's levels
+    that are not all right, and the outcome; a plan goes on from the states it reaches, and what is wrong in one is
+    wrong in all behind it, however long the plan is.
     """
     outcome = (futures.reward - later.reward).abs() + (futures.continue_prob - (1 - later.done)).abs()
     if task == "outcome":
         return outcome
     if task == "planning":
-        return _coarsest_wrong(futures.state, later.state) + outcome
+        return _share_wrong(futures.state, later.state) + outcome
     parts = [_seen_error(model, name, futures, later, task == "moving") for name in model.senses]
     return torch.stack(parts).mean(0)
 
 
-def _coarsest_wrong(found: State, true: State) -> Tensor:
-    wrong = [(found.codes[name][0] != levels[0]).any(-1) for name, levels in true.codes.items()]
-    wrong += [(found.text[name] != ids).any(-1) for name, ids in true.text.items()]
-    return torch.stack(wrong).any(0).float()
+def _share_wrong(found: State, true: State) -> Tensor:
+    """The share of levels, and of texts, in which something is wrong or absent."""
+    wrong = [(mine != other).any(-1) for mine, other in zip(found.tensors(), true.tensors(), strict=True)]
+    return torch.stack(wrong).float().mean(0)
 
 
 def _seen_error(model, name: str, futures: Futures, later: Later, is_moving: bool) -> Tensor:
