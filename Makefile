@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-fast lint types bench clean
+.PHONY: quickstart test test-fast lint types docs bench clean
 
 quickstart: .venv/.installed  ## record, train, evaluate, plan and report into runs/quickstart
 	$(BIN)/pan quickstart
@@ -24,6 +24,9 @@ types: .venv/.installed-dev  ## checks the installed wheel: checkers cannot foll
 	$(BIN)/python -m build --wheel --no-isolation --outdir build/types/wheel .
 	$(PIP) install --quiet --no-deps --target build/types/site build/types/wheel/*.whl
 	cd build/types/site && ../../../$(BIN)/mypy --config-file ../../../pyproject.toml
+
+docs: .venv/.installed-dev  ## the API reference, from docstrings, into build/docs
+	$(BIN)/python docs/reference.py
 
 bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/simulate.py

@@ -270,6 +270,7 @@ class LearningMixin:
 
 
 def logged(growth: Growth) -> Growth:
+    """The growth itself, after it has been told to the log."""
     logger.info(f"{growth}, gain {growth.gain:.1f} bits an observation")
     return growth
 

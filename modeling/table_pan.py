@@ -134,6 +134,7 @@ class TableMixin:
 
 
 def tables_of(model: PreTrainedModel) -> list[Tensor]:
+    """The embedding table and, where it is not the same, the one that is read out against."""
     tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     return list({id(table): table for table in tables}.values())
 
