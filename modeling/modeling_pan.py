@@ -8,7 +8,6 @@ holds the parts and how they are wired; what a step of simulation does is in `si
 
 import copy
 import functools
-import inspect
 import itertools
 
 import torch
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk
 from .belief_pan import State
 from .checks_pan import check_observation
 from .configuration_pan import PanConfig
@@ -26,7 +26,7 @@ from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
 from .latent_head_pan import LatentHead
-from .layout_pan import StepLayout, additive
+from .layout_pan import StepLayout
 from .learning_pan import LearningMixin
 from .loading_pan import check_folder, check_loaded, explained
 from .merging_pan import MergeMixin
@@ -36,7 +36,7 @@ from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
 from .switch_pan import SwitchHead
-from .table_pan import TableMixin, tables_of
+from .table_pan import TableMixin
 
 
 class PanPreTrainedModel(PreTrainedModel):
@@ -112,7 +112,7 @@ class PanModel(
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         if language_model is not None:
             config.text_config = language_model.config
-            _keep_weights(language_model)
+            keep_weights(language_model)
         self.loss_type = "ForCausalLM"
         self.is_world_model = bool(config.senses)
         if self.is_world_model:
@@ -207,7 +207,8 @@ class PanModel(
             config: any other field of [`PanConfig`].
 
         Raises:
-            ValueError: senses without an action, or a window that the backbone's positions cannot hold.
+            ValueError: senses without an action, a window that the backbone's positions cannot hold, or a backbone
+                that does not keep to a mask of ours (`backbone_pan.check_backbone`).
         """
         if isinstance(backbone, str):
             backbone = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
@@ -224,10 +225,11 @@ class PanModel(
         )
         pan_config.pad_token_id = _first_given(pad_token_id, backbone.config.pad_token_id, _eos(backbone.config), 0)
         if senses:
+            check_backbone(backbone)
             rows = -(-(text_capacity + pan_config.code_capacity) // 64) * 64
             std = float(backbone.get_input_embeddings().weight.detach().float().std())
             backbone.resize_token_embeddings(rows, mean_resizing=False)
-            _fill_new_rows(backbone, text_size, std)
+            fill_new_rows(backbone, text_size, std)
             pan_config.initializer_range = std
         model = cls(pan_config, language_model=backbone)
         model.start_code_rows([name for name, part in pan_config.coded_parts().items() if part.kind == "vector"])
@@ -422,17 +424,7 @@ class PanModel(
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions
         `(L,)`, or `(B, L)` if rows differ; cache, appended to if given. Returns: `(B, L, H)`."""
-        mask = additive(mask, embeddings.dtype).expand(len(embeddings), -1, -1, -1)
-        kinds = set(getattr(self.config.text_config, "layer_types", None) or [])
-        if kinds - {"full_attention"}:
-            mask = {kind: mask for kind in kinds}
-        return self.language_model.base_model(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions.expand(len(embeddings), -1),
-            use_cache=cache is not None,
-            **{_cache_argument(type(self.language_model.base_model)): cache},
-        ).last_hidden_state
+        return run_trunk(self.language_model, embeddings, mask, positions, cache)
 
     def prefix_ids(self, observation: dict[str, Tensor]) -> Tensor | None:
         """The constant text of an episode, `(B, prefix_length)`, or None where the model has none."""
@@ -501,7 +493,7 @@ class PanModel(
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
-            **{_cache_argument(type(self.language_model)): past_key_values if cache is None else cache},
+            **{cache_argument(type(self.language_model)): past_key_values if cache is None else cache},
             **kwargs,
         )
         logits = self._only_live(output.logits)
@@ -513,15 +505,8 @@ class PanModel(
             logits=logits,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
-            attentions=output.attentions,
+            attentions=getattr(output, "attentions", None),  # models without attention have none
         )
-
-
-@functools.cache
-def _cache_argument(kind: type) -> str:
-    """What a model's forward calls its cache: newer Transformers say `cache`, older ones and code from the Hub
-    `past_key_values`."""
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def _first_given(*values):
@@ -531,21 +516,6 @@ def _first_given(*values):
 def _eos(config) -> int | None:
     eos = config.eos_token_id
     return eos[0] if isinstance(eos, list) else eos
-
-
-def _keep_weights(model: PreTrainedModel) -> None:
-    """Marks a model as initialised, so that `post_init` of the model around it leaves its weights alone."""
-    for module in model.modules():
-        module._is_hf_initialized = True
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True
-
-
-@torch.no_grad()
-def _fill_new_rows(backbone: PreTrainedModel, first: int, std: float) -> None:
-    """Rows behind the backbone's own words start as spread out as its words are."""
-    for table in tables_of(backbone):
-        table[first:].normal_(std=std)
 
 
 PanModel.register_for_auto_class("AutoModel")

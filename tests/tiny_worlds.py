@@ -1,8 +1,8 @@
 """Backbones, world models, observations and a recorded world, each small enough to make in a test.
 
 The backbones cover what differs between language models: Qwen3 (tied table, grouped queries), Llama (untied), GPT-2
-(learned positions). The recorded world is a bright cell on a 4x4 board, seen by a camera, felt as a vector, under a
-constant text.
+(learned positions); `FAMILIES` has more. The recorded world is a bright cell on a 4x4 board, seen by a camera, felt as
+a vector, under a constant text.
 """
 
 from pathlib import Path
@@ -46,6 +46,18 @@ BACKBONES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
 }
 ARCHITECTURES = tuple(BACKBONES)
+_SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SMALL |= {"max_position_embeddings": 256}
+_GROUPED = _SMALL | {"num_key_value_heads": 2, "head_dim": 8}
+# further families, for what holds of any: scaled embeddings and two kinds of layers (Gemma 3), a head with a bias
+# (Phi), a sliding window (Mistral), layers without positions (SmolLM3), attention beside the MLP (GPT-NeoX)
+FAMILIES = BACKBONES | {
+    "gemma3_text": _GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi": _SMALL,
+    "mistral": _GROUPED | {"sliding_window": 4},
+    "smollm3": _GROUPED | {"no_rope_layers": [1, 0]},
+    "gpt_neox": _SMALL,
+}
 WORDS, PAD = 90, 0  # words of a tiny backbone, and the one that pads
 
 CAMERA = {"size": 16, "patch_size": 4, "level_strides": [2, 1], "place_stride": 2}
@@ -69,7 +81,7 @@ def language_model(architecture="qwen3", seed=0):
     torch.manual_seed(seed)
     special = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(
-        architecture, vocab_size=WORDS, initializer_range=0.1, **special, **BACKBONES[architecture]
+        architecture, vocab_size=WORDS, initializer_range=0.1, **special, **FAMILIES[architecture]
     )
     return AutoModelForCausalLM.from_config(config).eval()
 
