@@ -73,6 +73,12 @@ class PanPreTrainedModel(PreTrainedModel):
         check_loaded(pretrained_model_name_or_path, info, allowed)
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, *args, **kwargs):
+        """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too."""
+        code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModelForCausalLM": code}
+        return super().save_pretrained(*args, **kwargs)
+
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
         """Masks stay masks: the parts kept in float32 would otherwise load the codebooks' bool buffers as floats."""
         masks = {name: torch.bool for name, buffer in self.named_buffers() if buffer.dtype == torch.bool}

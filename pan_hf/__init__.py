@@ -1,6 +1,6 @@
 """PAN world models as a Transformers extension: turns any open causal language model into a world model.
 
-Importing registers the classes with Transformers' Auto classes; it downloads and prints nothing.
+Importing registers the classes with Transformers' Auto classes and pipelines; it downloads and prints nothing.
 """
 
 from pathlib import Path
@@ -28,6 +28,7 @@ from pan_hf.modeling import (  # noqa: E402
     VectorAction,
     VectorSense,
 )
+from pan_hf.pipelines import SimulationPipeline  # noqa: E402
 from pan_hf.planning import CEM, GraphSearch, Plan, RandomShooting  # noqa: E402
 from pan_hf.tokenization import PanProcessor, PanTokenizer  # noqa: E402
 
@@ -64,6 +65,7 @@ __all__ = [
     "Plan",
     "RandomShooting",
     "RewardCritic",
+    "SimulationPipeline",
     "State",
     "TextAction",
     "TextSense",
