@@ -18,10 +18,11 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from pan_hf.pictures import fit
 
 try:
     import gymnasium
@@ -31,12 +32,8 @@ except ImportError as error:
         "pan_hf.environments needs gymnasium, which is not installed: pip install 'pan_hf[envs]'"
     ) from error
 
-# A bound beyond this says "unbounded" (older environments write float32's maximum for infinity).
-_UNBOUNDED = 1e30
-# A product of several discrete choices becomes one choice up to this size, and a vector of rounded numbers beyond it.
-_MAX_JOINT_CHOICES = 256
-# Relative to the width of the range: what float32 arithmetic in a policy may overshoot.
-_ACTION_TOLERANCE = 1e-4
+from pan_hf.spaces import ActionForm, leaves, sense_name, senses_of  # noqa: E402
+
 # Environments that are registered by a module that their id does not name.
 _PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py"}
 
@@ -92,268 +89,6 @@ def import_object(target: str, what: str = "object") -> Any:
     return found
 
 
-# Senses: one leaf of the observation space each
-
-
-@dataclass(frozen=True)
-class _Sense:
-    """How to find one leaf in a raw observation and turn it into an image, a vector or a text."""
-
-    name: str
-    path: tuple  # keys of nested Dict and Tuple observations; () for a bare observation
-    feature: dict  # as in meta/info.json
-    space: spaces.Space
-    convert: Callable[[Any], np.ndarray | str]
-
-    def read(self, observation: Any) -> np.ndarray | str:
-        for key in self.path:
-            observation = observation[key]
-        return self.convert(observation)
-
-
-def _leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tuple, spaces.Space]]:
-    if isinstance(space, spaces.Dict):
-        return [leaf for key, child in space.spaces.items() for leaf in _leaves(child, (*path, key))]
-    if isinstance(space, spaces.Tuple):
-        return [leaf for index, child in enumerate(space.spaces) for leaf in _leaves(child, (*path, index))]
-    return [(path, space)]
-
-
-def _image_layout(space: spaces.Space) -> str | None:
-    """`"HWC"`, `"CHW"` or `"HW"` when a Box holds an image, else None."""
-    if not isinstance(space, spaces.Box):
-        return None
-    is_bytes = space.dtype == np.uint8
-    is_unit = np.issubdtype(space.dtype, np.floating) and np.all(space.low == 0) and np.all(space.high == 1)
-    if len(space.shape) == 3 and (is_bytes or (is_unit and min(sorted(space.shape)[1:]) >= 8)):
-        if space.shape[2] in (1, 3):
-            return "HWC"
-        if space.shape[0] in (1, 3):
-            return "CHW"
-        if is_bytes:
-            raise ValueError(
-                f"{space}: an image has 1 or 3 channels, first or last, got shape {space.shape}; "
-                "choose or merge channels with a wrapper, or leave the sense out with keep"
-            )
-    if len(space.shape) == 2 and is_bytes and min(space.shape) >= 8:
-        return "HW"
-    return None
-
-
-def _resize(image: np.ndarray, size: int | None) -> np.ndarray:
-    """Area-averaged to `(size, size, 3)`; the image itself when it has that size or no size is asked for."""
-    if size is None or image.shape[:2] == (size, size):
-        return image
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
-
-
-def _image_sense(name: str, path: tuple, space: spaces.Box, layout: str, image_size: int | None) -> _Sense:
-    order = {"HWC": (0, 1, 2), "CHW": (1, 2, 0), "HW": (0, 1)}[layout]
-    height, width = (space.shape[axis] for axis in order[:2])
-    is_float = np.issubdtype(space.dtype, np.floating)
-
-    def convert(value: Any) -> np.ndarray:
-        value = np.asarray(value)
-        if value.shape != space.shape or (not is_float and value.dtype != np.uint8):
-            raise ValueError(
-                f"sense {name!r}: expected {space.dtype} of shape {space.shape}, got {value.dtype} of {value.shape}"
-            )
-        if is_float:
-            if not (np.all(value >= 0) and np.all(value <= 1)):  # NaN fails this too
-                raise ValueError(f"sense {name!r}: expected an image in [0, 1], got NaN or values outside it")
-            value = np.round(value * 255).astype(np.uint8)
-        value = value.transpose(order)
-        value = np.broadcast_to(value.reshape(height, width, -1), (height, width, 3))
-        return _resize(np.ascontiguousarray(value), image_size)
-
-    shape = [image_size or height, image_size or width, 3]
-    return _Sense(name, path, {"kind": "image", "shape": shape, "unit": "uint8 RGB"}, space, convert)
-
-
-def _vector_feature(low: np.ndarray, high: np.ndarray) -> dict:
-    """A vector's description; an unbounded side is None until the data gives it a bound."""
-
-    def bounds(values: np.ndarray) -> list[float | None]:
-        return [None if not abs(value) < _UNBOUNDED else float(value) for value in np.ravel(values)]
-
-    return {"kind": "vector", "dim": int(np.size(low)), "low": bounds(low), "high": bounds(high)}
-
-
-def _vector_sense(name: str, path: tuple, space: spaces.Space, low: np.ndarray, high: np.ndarray) -> _Sense:
-    shape = np.shape(low)
-
-    def convert(value: Any) -> np.ndarray:
-        value = np.asarray(value, dtype=np.float32)
-        if value.shape != shape:
-            raise ValueError(f"sense {name!r}: expected shape {shape} ({space}), got {value.shape}")
-        if not np.isfinite(value).all():
-            raise ValueError(f"sense {name!r}: expected finite numbers ({space}), got {value.tolist()}")
-        return value.reshape(-1)
-
-    return _Sense(name, path, _vector_feature(low, high), space, convert)
-
-
-def _text_sense(name: str, path: tuple, space: spaces.Space, every_step: bool) -> _Sense:
-    def convert(value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError(f"sense {name!r}: expected a string ({space}), got {type(value).__name__} {value!r}")
-        return value
-
-    return _Sense(name, path, {"kind": "text", "every_step": every_step}, space, convert)
-
-
-def _integer_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
-    """Lowest and highest values of a space of whole choices, in its own shape; None for any other space."""
-    if isinstance(space, spaces.Discrete):
-        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
-    if isinstance(space, spaces.MultiDiscrete):
-        return np.asarray(space.start), np.asarray(space.start + space.nvec - 1)
-    if isinstance(space, spaces.MultiBinary):
-        return np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64)
-    return None
-
-
-def _is_mission(space: spaces.Space) -> bool:
-    """MiniGrid's missions are drawn once an episode: text that does not change from step to step."""
-    return any(kind.__name__ == "MissionSpace" for kind in type(space).__mro__)
-
-
-def _sense(name: str, path: tuple, space: spaces.Space, image_size: int | None) -> _Sense:
-    layout = _image_layout(space)
-    if layout:
-        return _image_sense(name, path, space, layout, image_size)
-    if isinstance(space, spaces.Box):
-        return _vector_sense(name, path, space, space.low, space.high)
-    integers = _integer_bounds(space)
-    if integers is not None:
-        # A bare Discrete has no axes; it is a vector of one number.
-        return _vector_sense(name, path, space, *integers)
-    if _is_mission(space) or isinstance(space, spaces.Text):
-        return _text_sense(name, path, space, every_step=not _is_mission(space))
-    raise ValueError(
-        f"Observation {name!r} has the space {space}, which no sense can hold: expected Box, Discrete, MultiDiscrete, "
-        "MultiBinary, Text, or a Dict or Tuple of these. Leave it out with keep, or convert it with a wrapper."
-    )
-
-
-def _bare_name(space: spaces.Space) -> str:
-    if _image_layout(space):
-        return "camera"
-    return "text" if isinstance(space, spaces.Text) or _is_mission(space) else "state"
-
-
-def _sense_name(path: tuple, space: spaces.Space) -> str:
-    if not path:
-        return _bare_name(space)
-    if all(isinstance(key, int) for key in path):
-        return "_".join([_bare_name(space), *map(str, path)])
-    return "_".join(map(str, path))
-
-
-def _senses(
-    space: spaces.Space, keep: Sequence[str] | None, rename: Mapping[str, str], image_size: int | None
-) -> list[_Sense]:
-    """The senses of an observation space that `keep` names (all when None), under the names `rename` gives them."""
-    found = {}
-    for path, leaf in _leaves(space):
-        name = _sense_name(path, leaf)
-        if name in found:
-            raise ValueError(f"Two observations of {space} are called {name!r}; wrap the environment to rename one")
-        found[name] = (path, leaf)
-    for option, names in (("keep", keep or ()), ("rename", rename)):
-        unknown = [name for name in names if name not in found]
-        if unknown:
-            raise ValueError(f"{option} names {unknown}, which the environment has not; it has {sorted(found)}")
-    chosen = [name for name in found if keep is None or name in keep]
-    final = [rename.get(name, name) for name in chosen]
-    if len(set(final)) < len(final):
-        raise ValueError(f"rename {dict(rename)} gives two senses one name: {final}")
-    for name in final:
-        if not name.isidentifier():
-            raise ValueError(f"{name!r} cannot name a sense (letters, digits and _ can): give it another with rename")
-    return [_sense(rename.get(name, name), *found[name], image_size) for name in chosen]
-
-
-# Actions
-
-
-class _Action:
-    """Between the action that is recorded (integer, float vector or text) and the one the environment takes.
-
-    `check` returns the recorded form, `to_environment` takes that.
-    """
-
-    def __init__(self, space: spaces.Space):
-        self.raw_space = space
-        self.check: Callable[[Any], Any]
-        self.to_environment: Callable[[Any], Any]
-        integers = _integer_bounds(space)
-        if integers is not None:
-            self._use_choices(*integers)
-        elif isinstance(space, spaces.Box):
-            self._use_vector(space.low, space.high, is_whole=np.issubdtype(space.dtype, np.integer))
-        elif isinstance(space, spaces.Text):
-            self.space: spaces.Space = space
-            self.feature: dict = {"kind": "text"}
-            self.check, self.to_environment = self._check_text, str
-        else:
-            raise ValueError(
-                f"The action space {space} is not supported: expected Discrete, MultiDiscrete, MultiBinary, Box or "
-                "Text. Convert it with a wrapper."
-            )
-
-    def _use_choices(self, low: np.ndarray, high: np.ndarray) -> None:
-        sizes = tuple(int(size) for size in np.ravel(high - low + 1))
-        if low.ndim and np.prod(sizes, dtype=float) > _MAX_JOINT_CHOICES:
-            self._use_vector(low, high, is_whole=True)
-            return
-        self._low, self._sizes = low, sizes
-        self.space = spaces.Discrete(int(np.prod(sizes)))
-        self.feature = {"kind": "discrete", "n": int(self.space.n)}
-        self.check, self.to_environment = self._check_choice, self._choice
-
-    def _use_vector(self, low: np.ndarray, high: np.ndarray, is_whole: bool) -> None:
-        self._is_whole = is_whole
-        self._low, self._high = (np.ravel(bound).astype(np.float32) for bound in (low, high))
-        width = self._high - self._low
-        self._slack = np.where(np.isfinite(width), width * _ACTION_TOLERANCE, 0)
-        self.space = spaces.Box(self._low, self._high, dtype=np.float32)
-        self.feature = _vector_feature(low, high)
-        self.check, self.to_environment = self._check_vector, self._vector
-
-    def _check_choice(self, action: Any) -> int:
-        value = np.asarray(action)
-        if value.size != 1 or value.dtype.kind not in "iufb" or not 0 <= value.item() < self.space.n or value % 1 != 0:
-            raise ValueError(f"Expected a whole action in 0..{self.space.n - 1}, got {action!r}")
-        return int(value.item())
-
-    def _choice(self, number: int) -> Any:
-        if self._low.ndim == 0:
-            return number + int(self._low)
-        digits = np.array(np.unravel_index(number, self._sizes))
-        return (digits.reshape(self._low.shape) + self._low).astype(self.raw_space.dtype)
-
-    def _check_vector(self, action: Any) -> np.ndarray:
-        value = np.asarray(action, dtype=np.float32).reshape(-1)
-        if value.shape != self._low.shape:
-            raise ValueError(f"Expected an action of {self._low.size} numbers ({self.raw_space}), got {action!r}")
-        inside = (value >= self._low - self._slack) & (value <= self._high + self._slack) & np.isfinite(value)
-        if not inside.all():
-            raise ValueError(f"Expected a finite action within {self.raw_space}, got {value.tolist()}")
-        value = np.clip(value, self._low, self._high)
-        return np.round(value) if self._is_whole else value
-
-    def _vector(self, value: np.ndarray) -> np.ndarray:
-        return value.reshape(self.raw_space.shape).astype(self.raw_space.dtype)
-
-    def _check_text(self, action: Any) -> str:
-        if not isinstance(action, str) or not self.raw_space.contains(action):
-            raise ValueError(f"Expected a text action within {self.raw_space}, got {action!r}")
-        return action
-
-
 # The environment
 
 
@@ -394,6 +129,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         rename: sense names by observation name.
         render: add the rendered frame as the sense `camera`, unless an image is among the observations already.
         image_size: side in pixels that every image is averaged to; None leaves them as they are.
+        crop: cut every image to its middle square before that.
     """
 
     def __init__(
@@ -403,13 +139,14 @@ class SenseEnvironment(gymnasium.Wrapper):
         rename: Mapping[str, str] | None = None,
         render: bool = False,
         image_size: int | None = None,
+        crop: bool = False,
     ):
         super().__init__(env)
-        self._action = _Action(env.action_space)
-        self._image_size = image_size
-        own = {_sense_name(*leaf) for leaf in _leaves(env.observation_space)}
+        self._action = ActionForm(env.action_space)
+        self._image_size, self._crop = image_size, crop
+        own = {sense_name(*leaf) for leaf in leaves(env.observation_space)}
         kept = [name for name in keep if name in own or not (render and name == "camera")] if keep else None
-        self.senses = _senses(env.observation_space, kept, rename or {}, image_size)
+        self.senses = senses_of(env.observation_space, kept, rename or {}, image_size, crop)
         if render and self._has_image():
             warnings.warn(f"render adds nothing: {env.observation_space} has an image already", stacklevel=3)
         self._camera = self._camera_feature() if render and not self._has_image() else None
@@ -425,7 +162,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         if any(sense.name == "camera" for sense in self.senses):
             raise ValueError("render adds the sense 'camera', and an observation has that name: rename that one")
         self.env.reset(seed=0)  # nothing can be drawn before a reset
-        frame = _resize(self._rendered(), self._image_size)
+        frame = fit(self._rendered(), self._image_size, self._crop)
         return {"kind": "image", "shape": list(frame.shape), "unit": "uint8 RGB"}
 
     def _rendered(self) -> np.ndarray:
@@ -447,9 +184,10 @@ class SenseEnvironment(gymnasium.Wrapper):
         """`observation.<sense>` and `action`, described as in `meta/info.json`."""
         return {**dict(self._observation_features()), "action": self._action.feature}
 
-    def _observe(self, observation: Any) -> dict[str, np.ndarray | str]:
+    def observe(self, observation: Any) -> dict[str, np.ndarray | str]:
+        """An observation of the environment within, as senses; ValueError where one is not as its space says."""
         seen: dict[str, np.ndarray | str] = (
-            {"camera": _resize(self._rendered(), self._image_size)} if self._camera else {}
+            {"camera": fit(self._rendered(), self._image_size, self._crop)} if self._camera else {}
         )
         for sense in self.senses:
             seen[sense.name] = sense.read(observation)
@@ -457,7 +195,7 @@ class SenseEnvironment(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._observe(observation), info
+        return self.observe(observation), info
 
     def check_action(self, action: Any) -> int | np.ndarray | str:
         """The action as it is recorded: an int from 0, a `(dim,)` float32 vector or a string.
@@ -467,13 +205,17 @@ class SenseEnvironment(gymnasium.Wrapper):
         """
         return self._action.check(action)
 
+    def recorded_action(self, action: Any) -> int | np.ndarray | str:
+        """An action as the environment within takes it, in the form in which it is recorded; ValueError as above."""
+        return self._action.from_environment(action)
+
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
         raw_action = self._action.to_environment(self._action.check(action))
         observation, reward, terminated, truncated, info = self.env.step(raw_action)
         reward = float(reward)
         if not np.isfinite(reward):
             raise ValueError(f"{self.env} gave the reward {reward}; expected a finite number")
-        return self._observe(observation), reward, bool(terminated), bool(truncated), info
+        return self.observe(observation), reward, bool(terminated), bool(truncated), info
 
 
 def _space_of(feature: dict) -> spaces.Space:
@@ -506,6 +248,7 @@ def make_environment(
     keep: Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
     image_size: int | None = None,
+    crop: bool = False,
     max_episode_steps: int | None = None,
     start: Callable[[gymnasium.Env, np.random.Generator], Any] | None = None,
 ) -> SenseEnvironment:
@@ -519,6 +262,7 @@ def make_environment(
         keep: the observations to keep, and `camera` for the rendered frame; all when empty.
         rename: sense names by observation name.
         image_size: side in pixels that images are averaged to.
+        crop: cut images to their middle square before that.
         max_episode_steps: replaces the time limit the environment was registered with.
         start: sets a starting state after every reset; see `StartingState`.
 
@@ -531,12 +275,33 @@ def make_environment(
             env = StartingState(env, start)
         for spec in wrappers or ():
             env = _wrap(env, spec)
-        return SenseEnvironment(env, keep, rename, render, image_size)
+        return SenseEnvironment(env, keep, rename, render, image_size, crop)
     except Exception as error:
         env.close()
         if isinstance(error, ValueError):
             raise ValueError(f"Environment {id!r}: {error}") from error
         raise
+
+
+def spec_entry(spec: Any) -> dict:
+    """The arguments of `make_environment` that make an environment of a `gymnasium.envs.registration.EnvSpec` again;
+    a wrapper whose arguments cannot be written down is left out."""
+    arguments = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    wrappers = [_wrapper_text(wrapper) for wrapper in spec.additional_wrappers]
+    return {"id": spec.id, "env_args": _plain(arguments), "wrappers": [text for text in wrappers if text]}
+
+
+def _wrapper_text(wrapper: Any) -> str | None:
+    kwargs = wrapper.kwargs or {}
+    if _plain(kwargs) != kwargs:
+        return None
+    query = "&".join(f"{name}={value}" for name, value in kwargs.items())
+    return wrapper.entry_point + ("?" + query if query else "")
+
+
+def _plain(arguments: dict) -> dict:
+    """Those whose values read back as they are written."""
+    return {name: value for name, value in arguments.items() if _literal(str(value)) == value}
 
 
 def _wrap(env: gymnasium.Env, spec: str) -> gymnasium.Env:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from pan_hf.bounds import bounded
 from pan_hf.environments import describe_environment, make_environment
 from pan_hf.policies import load_callable, load_policies, spelled
 from pan_hf.recorder import RecordingJob, Stream, call_in_fork, is_forked, record_streams, recording_processes
@@ -36,8 +37,6 @@ from pan_hf.trajectories import (
     write_info,
 )
 
-# What an unbounded vector is given beyond the recorded values, as a share of their range.
-_BOUNDS_MARGIN = 0.1
 # Disk space that is left alone, and what a frame may take beyond what the first one does.
 _DISK_RESERVE = 64 * 2**20
 _DISK_MARGIN = 1.5
@@ -271,6 +270,8 @@ def _check_settings(root: Path, info: dict) -> dict | None:
     if not root.is_dir() or not any(root.iterdir()):
         return None
     before = read_info(root)
+    if "requested" not in before:
+        raise ValueError(f"{root} was not recorded by `pan record` but from {before['source']}; use another folder")
     settings = ("environments", "recording", "seed", "test_fraction", "fps")
     differing = [
         f"{name}: {_brief(before.get(name), info[name])} there, {_brief(info[name], before.get(name))} now"
@@ -344,12 +345,7 @@ def _finish(job: RecordingJob, info: dict, streams: list[Stream], is_complete: b
     info["episodes"] = {split: len(paths) for split, paths in files.items()}
     info["frames"] = sum(num_rows for num_rows, _ in summaries)
     info["complete"] = is_complete
-    if summaries:
-        extremes = [extremes for _, extremes in summaries]
-        info["features"] = {
-            name: _with_bounds(name, feature, [one[name] for one in extremes]) if "low" in feature else feature
-            for name, feature in job.features.items()
-        }
+    info["features"] = bounded(job.features, [extremes for _, extremes in summaries])
     write_info(job.root, info)
 
 
@@ -360,27 +356,6 @@ def _remove_surplus(root: Path, streams: list[Stream]) -> None:
             number, environment = divmod(index, len(streams))
             if number >= streams[environment].num_needed:
                 path.unlink()
-
-
-def _with_bounds(name: str, feature: dict, extremes: list[list[list[float]]]) -> dict:
-    """A vector's bounds: those it was declared with, and a tenth beyond the data where there are none."""
-    lowest = np.min([low for low, _ in extremes], axis=0)
-    highest = np.max([high for _, high in extremes], axis=0)
-    width = highest - lowest
-    margin = np.where(width > 0, _BOUNDS_MARGIN * width, np.maximum(_BOUNDS_MARGIN * np.abs(highest), _BOUNDS_MARGIN))
-    low, high = (
-        [float(value) if bound is None else bound for bound, value in zip(feature[side], values, strict=True)]
-        for side, values in (("low", lowest - margin), ("high", highest + margin))
-    )
-    # float32 rounding of a declared bound is no breach of it
-    slack = 1e-6 * np.maximum(1, np.abs([*low, *high])).max()
-    if np.any(lowest < np.array(low) - slack) or np.any(highest > np.array(high) + slack):
-        warnings.warn(
-            f"{name} left the bounds its environment declares ({low} to {high}): recorded {lowest.tolist()} to "
-            f"{highest.tolist()}; the bounds in meta/info.json are widened to hold it",
-            stacklevel=5,
-        )
-    return feature | {"low": np.minimum(low, lowest).tolist(), "high": np.maximum(high, highest).tolist()}
 
 
 # Progress

@@ -7,7 +7,6 @@ Several processes play ahead of each other; what they played past the last one n
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from multiprocessing.connection import wait as wait_for_sentinel
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pan_hf.bounds import is_test_episode
 from pan_hf.environments import SenseEnvironment, make_environment
 from pan_hf.policies import PolicyMixture
 from pan_hf.trajectories import SPLITS, Episode, episode_path, episode_table, write_table
@@ -63,12 +62,6 @@ class RecordingJob:
         steps = self.max_episode_steps
         limit = steps and steps + self.explore_steps
         return make_environment(**self.environments[environment], max_episode_steps=limit, start=self.start)
-
-
-def is_test_episode(number: int, test_fraction: float) -> bool:
-    """Whether an environment's `number`-th episode is for testing: the second and every 1 / `test_fraction`-th on."""
-    share = Fraction(test_fraction).limit_denominator(1000)
-    return math.floor((number + 1) * share - 2 * share) > math.floor(number * share - 2 * share)
 
 
 # One episode
