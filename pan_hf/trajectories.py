@@ -1,4 +1,4 @@
-"""Recorded trajectories: their files, and all frames of a split as flat arrays.
+"""Recorded trajectories: their files, and all rows of a split as flat arrays.
 
     <root>/data/train/episode_000000.parquet    one file an episode, under LeRobot's column names
     <root>/data/test/episode_000001.parquet
@@ -18,7 +18,6 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +29,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pan_hf.frame_store import IN_MEMORY_BYTES, FrameArrays
+
 FORMAT = "pan-trajectories"
 VERSION = 1
 SPLITS = ("train", "test")
+UNKNOWN_SEED = -1
 # Decoding PNG leaves the lock of the interpreter for half of its time: more threads cost time (measured: 1, 2, 4).
 _READ_THREADS = 2
 
@@ -47,7 +49,7 @@ class Episode:
     Args:
         environment: id of the environment.
         index: number of the episode in its recording.
-        seed: what the environment was reset with.
+        seed: what the environment was reset with, or `UNKNOWN_SEED`.
         task: the text that holds for the whole episode, or "".
         observations: by sense, a list of uint8 `(H, W, 3)` images, float32 `(D,)` vectors or strings.
         actions: ints, float32 `(D,)` vectors or strings.
@@ -191,7 +193,7 @@ def read_info(root: str | Path) -> dict:
     """
     path = Path(root) / "meta" / "info.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{root} holds no trajectories: {path} is missing. Record some with `pan record`")
+        raise FileNotFoundError(f"{root} is no recording: {path} is missing. Make one by `pan record` or `pan import`")
     try:
         info = json.loads(path.read_text())
     except ValueError as error:
@@ -232,7 +234,8 @@ class Trajectories:
 
     Args:
         features: `observation.<sense>` and `action`, described as in `meta/info.json`.
-        observations: by sense: images uint8 `(N, 3, H, W)`, vectors float32 `(N, D)`, texts str `(N,)`.
+        observations: by sense: images uint8 `(N, 3, H, W)` (in memory or mapped, see `frame_store`), vectors float32
+            `(N, D)`, texts str `(N,)`.
         actions: int64 `(N,)`, float32 `(N, D)` or str `(N,)`; empty where `action_is_pad`.
         rewards: float32 `(N,)`, after the action of the row.
         dones: bool `(N,)`, the row's action ended the episode in the world.
@@ -305,17 +308,20 @@ class Trajectories:
         return np.concatenate([np.arange(start, start + max(count, 0)) for start, count in starts])
 
 
-def load_trajectories(root: str | Path, split: str) -> Trajectories:
-    """Reads every frame of a split into memory.
+def load_trajectories(root: str | Path, split: str, in_memory: int = IN_MEMORY_BYTES) -> Trajectories:
+    """Reads a split.
 
     Args:
-        root: a folder that `pan record` wrote.
+        root: a folder that `pan record` or `pan import` wrote.
         split: `"train"` or `"test"`.
+        in_memory: bytes up to which frames are held in memory; more are mapped from files in `<root>/frames`, which
+            are written the first time.
 
     Raises:
         FileNotFoundError: `root` holds no recording.
         ValueError: the split is unknown or empty, the recording was stopped before its bounds were measured, or a file
             is damaged or does not fit `meta/info.json`.
+        OSError: the disk is too small for the frames' files.
     """
     if split not in SPLITS:
         raise ValueError(f"Expected the split 'train' or 'test', got {split!r}")
@@ -328,28 +334,54 @@ def load_trajectories(root: str | Path, split: str) -> Trajectories:
     unbounded = [name for name, one in features.items() if None in [*one.get("low", []), *one.get("high", [])]]
     if unbounded:
         raise ValueError(f"{root}: recording stopped before the bounds of {unbounded} were measured; run it again")
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        tables = list(pool.map(lambda path: _read_table(path, features), files.values()))
-        return _assemble(list(files), tables, features, pool)
+    lengths = np.array([_num_rows(path) for path in files.values()])
+    starts = np.cumsum(lengths) - lengths
+    shapes = {
+        name.removeprefix("observation."): (int(lengths.sum()), *(one["shape"][axis] for axis in (2, 0, 1)))
+        for name, one in features.items()
+        if one["kind"] == "image"
+    }
+    frames = FrameArrays(root, split, files.values(), shapes, in_memory)
+    with ThreadPoolExecutor(_READ_THREADS) as pool, frames.filling() as missing:
+        ready = {f"observation.{sense}" for sense in set(shapes) - set(missing)}
+        wanted = {name: one for name, one in features.items() if name not in ready}
+
+        def read(index: int, path: Path, start: int) -> dict[str, Any]:
+            table = _read_table(path, wanted)
+            for sense, array in missing.items():
+                _decode(table.pop(f"observation.{sense}"), array[start:], features[f"observation.{sense}"], index)
+            return table
+
+        tables = list(pool.map(read, files, files.values(), starts))
+    return _assemble(list(files), tables, features, frames.arrays)
 
 
 _COLUMNS = ("next.reward", "next.done", "next.truncated", "action_is_pad")
+_CONSTANT = ("task", "environment", "seed")
 
 
 def _read_table(path: Path, features: dict[str, dict]) -> dict[str, Any]:
     """The columns of a file as numpy arrays, images as lists of PNG bytes, what is constant as one value."""
     try:
         # One thread a file: files are many and small.
-        table = pq.ParquetFile(path).read(use_threads=False).combine_chunks()
+        names = [*features, *_COLUMNS, *_CONSTANT]
+        table = pq.ParquetFile(path).read(names, use_threads=False).combine_chunks()
         columns = {name: _column(table[name], feature) for name, feature in features.items()}
         columns |= {name: table[name].to_numpy() for name in _COLUMNS}
-        columns |= {name: table[name][0].as_py() for name in ("task", "environment", "seed")}
+        columns |= {name: table[name][0].as_py() for name in _CONSTANT}
     except (pa.ArrowException, KeyError, IndexError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged or does not fit meta/info.json ({error}); record it again") from error
     is_pad = columns["action_is_pad"]
     if len(is_pad) < 2 or not is_pad[-1] or is_pad[:-1].any():
         raise ValueError(f"{path} is not one whole episode: action_is_pad marks rows {np.flatnonzero(is_pad)}")
     return columns
+
+
+def _num_rows(path: Path) -> int:
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error
 
 
 def _column(column: pa.ChunkedArray, feature: dict) -> Any:
@@ -377,15 +409,15 @@ def _column(column: pa.ChunkedArray, feature: dict) -> Any:
     return vectors
 
 
-def _assemble(indices: list[int], tables: list[dict], features: dict, pool: ThreadPoolExecutor) -> Trajectories:
+def _assemble(indices: list[int], tables: list[dict], features: dict, frames: dict[str, np.ndarray]) -> Trajectories:
     lengths = np.array([len(table["action_is_pad"]) for table in tables])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    senses = [name.removeprefix("observation.") for name in features if name != "action"]
     observations = {
-        name.removeprefix("observation."): _images(tables, name, feature, indices, pool)
-        if feature["kind"] == "image"
-        else np.concatenate([table[name] for table in tables])
-        for name, feature in features.items()
-        if name != "action"
+        sense: frames[sense]
+        if sense in frames
+        else np.concatenate([table[f"observation.{sense}"] for table in tables])
+        for sense in senses
     }
     rewards, dones, truncateds, action_is_pad = (np.concatenate([one[name] for one in tables]) for name in _COLUMNS)
     actions = np.concatenate([table["action"] for table in tables])
@@ -409,32 +441,16 @@ def _assemble(indices: list[int], tables: list[dict], features: dict, pool: Thre
     )
 
 
-def _images(
-    tables: Sequence[dict], name: str, feature: dict, indices: Sequence[int], pool: ThreadPoolExecutor
-) -> np.ndarray:
-    """All images of a sense, uint8 `(N, 3, H, W)`."""
-    height, width, channels = feature["shape"]
-    numbers = np.cumsum([0, *(len(table[name]) for table in tables)])
-    frames = np.empty((numbers[-1], channels, height, width), np.uint8)
-
-    def decode(position: int) -> None:
-        for row, png in enumerate(tables[position][name], start=numbers[position]):
-            try:
-                image = np.asarray(Image.open(io.BytesIO(png)))
-                frames[row] = image.transpose(2, 0, 1)
-            except (OSError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"Episode {indices[position]}, frame {row - numbers[position]}: {name!r} is no image of shape "
-                    f"{feature['shape']} ({error}); delete the episode's file and record again"
-                ) from error
-
-    _run_all(pool.map(decode, range(len(tables))))
-    return frames
-
-
-def _run_all(results: Iterable) -> None:
-    for _ in results:
-        pass
+def _decode(pngs: list[bytes], frames: np.ndarray, feature: dict, index: int) -> None:
+    """An episode's pictures of a sense into the first rows of `frames`, uint8 `(N, 3, H, W)`."""
+    for row, png in enumerate(pngs):
+        try:
+            frames[row] = np.asarray(Image.open(io.BytesIO(png))).transpose(2, 0, 1)
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Episode {index}, frame {row}: no image of shape {feature['shape']} ({error}); delete the episode's "
+                "file and record again"
+            ) from error
 
 
 def _fingerprint(actions: np.ndarray, observations: dict[str, np.ndarray], span: slice) -> str:

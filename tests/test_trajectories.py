@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -170,6 +171,42 @@ def test_a_summary_holds_rows_and_extremes_without_reading_the_rows(recorded):
     arm = np.array(episodes[2].observations["arm"])
     assert rows == 6
     np.testing.assert_allclose(extremes["observation.arm"], [arm.min(0), arm.max(0)])
+
+
+# frames that are too many for memory
+
+
+def test_many_frames_are_mapped_from_a_file_that_is_written_once(recorded, monkeypatch):
+    root, episodes = recorded
+    few, many = (load_trajectories(root, "train", in_memory) for in_memory in (12 * 144, 12 * 144 - 1))
+    assert not isinstance(few.observations["camera"], np.memmap)
+    assert isinstance(many.observations["camera"], np.memmap)
+    np.testing.assert_array_equal(few.observations["camera"], many.observations["camera"])
+    assert few.fingerprints == many.fingerprints
+    many.observations["camera"][:] = 0  # which the file does not see
+    with monkeypatch.context() as patch:
+        patch.setattr("pan_hf.trajectories._decode", None)
+        again = load_trajectories(root, "train", in_memory=0)
+    np.testing.assert_array_equal(few.observations["camera"], again.observations["camera"])
+    episodes[1].observations["camera"][0][:] = 7
+    rewrite(root, episodes[1])
+    changed = load_trajectories(root, "train", in_memory=0).observations["camera"]
+    assert (changed[4] == 7).all() and len(list((root / "frames").iterdir())) == 1
+
+
+def test_frames_that_cannot_be_kept_leave_no_file(recorded, monkeypatch):
+    root, _ = recorded
+    cut_short(episode_path(root, "train", 2))
+    with pytest.raises(ValueError, match="damaged"):
+        load_trajectories(root, "train", in_memory=0)
+    write(root)
+    with_column("observation.camera", [SMALL], PNG)(episode_path(root, "train", 2))
+    with pytest.raises(ValueError, match="Episode 2, frame 0"):
+        load_trajectories(root, "train", in_memory=0)
+    monkeypatch.setattr("pan_hf.frame_store.shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="frames of this recording need 0 MiB.*make room"):
+        load_trajectories(root, "train", in_memory=0)
+    assert not list((root / "frames").iterdir())
 
 
 # damage
