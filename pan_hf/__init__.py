@@ -43,6 +43,7 @@ __version__ = "0.1.0"
 # imported when first asked for, with what they need; commands are in modules of their own, as pan_hf.train.train
 _LAZY = {
     "PanAgent": "pan_hf.agent",
+    "RecordTrajectories": "pan_hf.record_wrapper",
     "load_trajectories": "pan_hf.trajectories",
 }
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "PanTokenizer",
     "Plan",
     "RandomShooting",
+    "RecordTrajectories",
     "RewardCritic",
     "SimulationPipeline",
     "State",

@@ -130,6 +130,45 @@ def record(
     )
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="minari, lerobot, dataset or videos.")],
+    path: Annotated[str, typer.Argument(help="Its folder, file or name; for videos, their folder.")],
+    run: RUN = DEFAULT_RUN,
+    output: Annotated[Path | None, typer.Option(help="Where to write to, if not <run>/data.")] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="COLUMN=SENSE, or =action, =reward, =done, =episode, ...; COLUMN= leaves it out."),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Average images to this many pixels a side.")] = None,
+    crop: Annotated[bool, typer.Option("--crop", help="Cut images to their middle square first.")] = False,
+    split: Annotated[str, typer.Option(help="Which split, of a dataset.")] = "train",
+    actions: Annotated[Path | None, typer.Option(help="The CSV of videos, if not actions.csv beside them.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second, of minari and dataset.")] = None,
+    test_fraction: Annotated[float, typer.Option(help="Share of the episodes held out for evaluation.")] = 0.1,
+) -> None:
+    """Import a data set as a recording; run it again to go on after an interruption."""
+    from pan_hf import importing
+
+    given = {"map": _targets(map_), "image_size": image_size, "crop": crop, "test_fraction": test_fraction}
+    own = {"split": split} if source == "dataset" else {"actions": actions} if source == "videos" else {}
+    own |= {"fps": fps} if fps is not None and source in ("dataset", "minari") else {}
+    if source not in ("minari", "lerobot", "dataset", "videos"):
+        raise ValueError(f"Unknown source {source!r}; there are minari, lerobot, dataset and videos.")
+    info = getattr(importing, f"import_{source}")(path, output or run / "data", **given, **own)
+    senses = [name.removeprefix("observation.") for name in info["features"] if name != "action"]
+    counts = " and ".join(f"{number} {split}" for split, number in info["episodes"].items())
+    typer.echo(f"Done. {counts} episodes, {info['frames']} frames of {', '.join(senses)} in {output or run / 'data'}")
+
+
+def _targets(given: list[str] | None) -> dict[str, str]:
+    """`["a=b", "c="]` as `{"a": "b", "c": ""}`."""
+    wrong = [item for item in given or [] if "=" not in item]
+    if wrong:
+        raise ValueError(f"--map {wrong[0]!r} must be COLUMN=NAME, or COLUMN= to leave it out.")
+    return dict(item.rsplit("=", 1) for item in given or [])
+
+
 @app.command()
 def train(
     run: RUN = DEFAULT_RUN,

@@ -136,4 +136,4 @@ def test_the_wheel_runs_without_the_checkout(wheel, tmp_path):
 def test_every_dependency_has_a_lower_bound():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for group in project["optional-dependencies"].values() for name in group]
-    assert [name for name in project["dependencies"] + extras if ">=" not in name] == ["pan_hf[agent,envs]"]
+    assert [name for name in project["dependencies"] + extras if ">=" not in name] == ["pan_hf[agent,data,envs]"]
