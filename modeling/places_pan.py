@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .adapted_pan import affine
 from .digit_density_pan import DigitDensity
 from .numbers_pan import Bearings
 from .senses_pan import fold_places, unfold_places
@@ -46,7 +47,7 @@ class PlaceEmbedding(nn.Module):
         what is absent, and adds nothing."""
         parts = []
         for fold, level_rows in zip(self.fold, (with_absent(part) for part in rows), strict=True):
-            weight = fold.weight.unflatten(1, (-1, level_rows.shape[1]))  # (H, r, H)
+            weight = affine(fold)[0].unflatten(1, (-1, level_rows.shape[1]))  # (H, r, H)
             parts.append(torch.einsum("ki,ori->rko", level_rows, weight).flatten(0, 1))
         return torch.cat(parts)
 
@@ -132,12 +133,13 @@ class LevelReadout(nn.Module):
 
         Args: rows, input rows `(K, H)` of every level's segment up to this one; out_rows `(K, H)`, which this level
         is read out against; live `(K,)` bool."""
+        weight, bias = affine(self.out)
         return LevelTables(
             current=with_absent(self.current(self.row_norm(rows[self.level]))),
             coarser=[with_absent(layer(self.row_norm(part))) for layer, part in zip(self.coarser, rows, strict=False)],
             drawn=None if self.sentence is None else self.sentence.table(rows[self.level]),
-            weight=out_rows @ self.out.weight,
-            bias=(out_rows @ self.out.bias).masked_fill(~live, -torch.inf),
+            weight=out_rows @ weight,
+            bias=(out_rows @ bias).masked_fill(~live, -torch.inf),
         )
 
     def features(
@@ -200,8 +202,9 @@ class LevelReadout(nn.Module):
         """What each code is told before it looks around itself, `(B, n, A)`; args as for `features`."""
         per_place = self.sense.codes_per_place[self.level]
         hidden, held, action = places.chunk(3, -1)
-        for_hidden, for_held, for_action = self.places.weight.chunk(3, 1)
-        x = nn.functional.linear(hidden, for_hidden, self.places.bias)
+        weight, bias = affine(self.places)
+        for_hidden, for_held, for_action = weight.chunk(3, 1)
+        x = nn.functional.linear(hidden, for_hidden, bias)
         x = x + nn.functional.linear(self.row_norm(held), for_held)
         x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # the same at every place
         if self.numbers is not None:
@@ -260,6 +263,7 @@ class _LocalBlock(nn.Module):
 
     def __init__(self, is_grid: bool, width: int):
         super().__init__()
+        self.is_grid = is_grid
         self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.neighbours = nn.Conv2d(width, width, 3, padding=1) if is_grid else nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -272,14 +276,19 @@ class _LocalBlock(nn.Module):
         """The same for the middles of windows of a grid: `(F, w, w, A)`, `inside` the grid `(F, w, w)` bool ->
         `(F, w - 2, w - 2, A)`."""
         seen = (self.norm(x) * inside.unsqueeze(-1)).permute(0, 3, 1, 2)
-        around = nn.functional.conv2d(seen, self.neighbours.weight, self.neighbours.bias).permute(0, 2, 3, 1)
-        return self._alone(x[:, 1:-1, 1:-1] + nn.functional.gelu(around))
+        return self._alone(x[:, 1:-1, 1:-1] + nn.functional.gelu(self._inner(seen).permute(0, 2, 3, 1)))
+
+    def _inner(self, seen: Tensor) -> Tensor:
+        """Neighbours of the middles of windows, without padding; an adapter's convolution pads, and is cut."""
+        if hasattr(self.neighbours, "base_layer"):
+            return self.neighbours(seen)[..., 1:-1, 1:-1]
+        return nn.functional.conv2d(seen, self.neighbours.weight, self.neighbours.bias)
 
     def _alone(self, x: Tensor) -> Tensor:
         return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
 
     def _around(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if isinstance(self.neighbours, nn.Linear):
+        if not self.is_grid:
             return self.neighbours(x)
         x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # channels last, as it is stored
         return self.neighbours(x).permute(0, 2, 3, 1).flatten(1, 2)

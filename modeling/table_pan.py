@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from .adapted_pan import check_table
 from .places_pan import CodeTables
 from .rows_pan import start_rows
 
@@ -49,12 +50,12 @@ class TableMixin:
         """Input rows of codes `(...)` of one level of a sense, or of the part `action`: `(..., hidden_size)`."""
         runs = self.config.runs(f"{part}.{level}")
         ids = codes + runs[0][0] if len(runs) == 1 else self.segment_rows(part, level)[codes]
-        return self.get_input_embeddings()(ids)
+        return check_table(self.get_input_embeddings())(ids)
 
     def code_table(self, part: str, level: int) -> Tensor:
         """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
         vocabulary's."""
-        return self._segment_of(self.get_output_embeddings().weight, part, level)
+        return self._segment_of(check_table(self.get_output_embeddings()).weight, part, level)
 
     def live_codes(self, part: str, level: int | str) -> Tensor:
         """Which codes of a segment exist, `(capacity,)` bool."""
@@ -81,7 +82,7 @@ class TableMixin:
 
     def word_logits(self, hidden: Tensor) -> Tensor:
         """Logits float32 over words alone, as many as `live_words` has rows, minus infinity where there is no word."""
-        head, live = self.get_output_embeddings(), self.live_words()
+        head, live = check_table(self.get_output_embeddings()), self.live_words()
         bias = None if getattr(head, "bias", None) is None else head.bias[: len(live)]
         logits = nn.functional.linear(hidden, head.weight[: len(live)], bias)
         return logits.float().masked_fill(~live, -torch.inf)
@@ -135,7 +136,7 @@ class TableMixin:
 
 def tables_of(model: PreTrainedModel) -> list[Tensor]:
     """The embedding table and, where it is not the same, the one that is read out against."""
-    tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    tables = [check_table(table).weight for table in (model.get_input_embeddings(), model.get_output_embeddings())]
     return list({id(table): table for table in tables}.values())
 
 
