@@ -1,28 +1,42 @@
-"""Adapters of a world model that has grown: LoRA weights by peft, and beside them rows that were born and the ledger.
+"""Adapters of a world model that may have grown: what PEFT saves, and beside it rows that were born and the ledger.
 
-    adapter_config.json, adapter_model.safetensors    peft's own
-    grown.safetensors                                 rows of both tables, codebook rows, of every token born since
+    adapter_config.json, adapter_model.safetensors    PEFT's own
+    grown.safetensors                                 rows of both tables, codebook rows, of every token born since;
+                                                      and a few numbers by which the base is known again
     vocabulary.json                                   the ledger; the base's must be its ancestor
 
-peft saves what it wraps, and the vocabulary is not wrapped: growth changes no shape, so the tables stay the base's.
+PEFT saves what it wraps, and the vocabulary is not wrapped: growth changes no shape, so the tables stay the base's,
+and all adapters of a base share the rows that were born. Any adapter of PEFT's can be saved; `lora_config` and
+`ia3_config` choose layers that fit.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
-from safetensors import safe_open
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils.hotswap import check_hotswap_configs_compatible, hotswap_adapter
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from transformers.initialization import no_init_weights
 
+from pan_hf.adapter_configs import ia3_config, lora_config, targets
+from pan_hf.build import whole_folder
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization.vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
-GROWN = "grown.safetensors"
+__all__ = ["ia3_config", "load_adapter", "lora_config", "save_adapter", "targets", "train_grown_rows"]
+
+CONFIG, WEIGHTS, GROWN = "adapter_config.json", "adapter_model.safetensors", "grown.safetensors"
 _BOOK = ("vectors", "sums", "usage", "corrections")
+_MARKED = 256  # numbers kept of a tensor by which a base is known again
+_CLOSE = 2**-6  # of their size: a base may be loaded in half precision
+_MANY = 4  # names shown of a long list
 
 
 def train_grown_rows(model: PanModel) -> list:
@@ -47,48 +61,188 @@ def train_grown_rows(model: PanModel) -> list:
     return handles
 
 
-def save_adapter(adapted: PeftModel, folder: str | Path) -> None:
+# saving
+
+
+def save_adapter(
+    adapted: PeftModel, folder: str | Path, adapter_name: str | None = None, files: dict[str, str] | None = None
+) -> None:
     """Saves an adapter, the rows that were born since the base was attached to its processor, and the ledger.
 
     Args:
         adapted: around a [`PanModel`] attached to its processor.
-        folder: made if absent.
+        folder: appears whole or not at all; an adapter in it is replaced.
+        adapter_name (`str`, *optional*): which one; the active one by default.
+        files (`dict[str, str]`, *optional*): name -> text, saved with it.
 
     Raises:
-        ValueError: no processor attached.
+        ValueError: no processor attached, no such adapter or several active ones, or a folder that holds other things.
     """
     model, folder = adapted.get_base_model(), Path(folder)
+    ledger, name = model.ledger(), _name_of(adapted, adapter_name)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+        raise ValueError(f"{folder} holds other things than an adapter; name a new folder for it.")
+    with whole_folder(folder) as temporary:
+        adapted.save_pretrained(temporary, selected_adapters=[name])
+        if name != "default":  # which PEFT puts into a folder of its own
+            for path in (temporary / name).iterdir():
+                path.rename(temporary / path.name)
+            (temporary / name).rmdir()
+        _save_grown(model, temporary / GROWN)
+        ledger.save(temporary)
+        for file, text in (files or {}).items():
+            (temporary / file).write_text(text)
+
+
+def _name_of(adapted: PeftModel, given: str | None) -> str:
+    names = [given] if given is not None else list(adapted.active_adapters)
+    if len(names) == 1 and names[0] in adapted.peft_config:
+        return names[0]
+    raise ValueError(f"Name one adapter to save; got {names}, the model has {list(adapted.peft_config)}.")
+
+
+def _save_grown(model: PanModel, path: Path) -> None:
     ledger, ids = model.ledger(), _grown_ids(model)
-    adapted.save_pretrained(folder)
     tensors = {f"table.{n}": table.detach()[ids].contiguous() for n, table in enumerate(model.embedding_tables())}
     for segment in ledger.segments:
         codes = torch.tensor([code for name, code in map(ledger.segment_of, ids) if name == segment], dtype=torch.long)
         for name, buffer in _book_of(model, segment).items() if len(codes) else ():
             tensors[f"{segment}.{name}"] = buffer[codes].contiguous()
+    tensors |= {f"base.{name}": numbers for name, numbers in _marks(model).items()}
     about = {"ids": json.dumps(ids), "base_events": str(model.base_events), "base_digest": model.base_digest}
-    save_file(tensors, folder / GROWN, metadata=about)
-    ledger.save(folder)
+    save_file(tensors, path, metadata=about)
 
 
-def load_adapter(model: PanModel, folder: str | Path, is_trainable: bool = False) -> PeftModel:
-    """Puts a saved adapter on a base: its tokens are born, their rows written, its LoRA weights loaded.
+def _marks(model: PanModel) -> dict[str, torch.Tensor]:
+    """A few numbers of a base that no adapter and no growth changes: two bases of one shape differ in them."""
+    marked = {name: query for name, query in model.queries.items()} if model.is_world_model else {}
+    for name, table in {"in": model.get_input_embeddings(), "out": model.get_output_embeddings()}.items():
+        marked[f"words_{name}"] = getattr(table, "original_module", table).weight[:_MARKED]
+    return {name: tensor.detach().flatten()[:_MARKED].float().cpu().clone() for name, tensor in marked.items()}
+
+
+# loading
+
+
+@dataclass
+class _Saved:
+    """An adapter's folder, read and found whole."""
+
+    folder: Path
+    config: PeftConfig
+    shapes: dict[str, tuple[int, ...]]  # of PEFT's tensors
+    tensors: dict[str, torch.Tensor]  # of the rows that were born, and marks of the base
+    ids: list[int]
+    about: dict[str, str]
+    ledger: Vocabulary
+
+
+def load_adapter(
+    model: PanModel | PeftModel,
+    folder: str | Path,
+    is_trainable: bool = False,
+    adapter_name: str = "default",
+    hotswap: bool = False,
+) -> PeftModel:
+    """Puts a saved adapter on a base: its weights are loaded, its tokens are born and their rows written.
 
     Args:
-        model: the base, attached to its processor.
+        model: the base, attached to its processor, or one that carries other adapters already; those share the rows
+            of tokens that were born.
         folder: what `save_adapter` wrote.
         is_trainable (`bool`): go on training.
+        adapter_name (`str`): what it is called from now on, for `set_adapter`.
+        hotswap (`bool`): it takes the place of `adapter_name`, without a layer being made (LoRA on layers alone,
+            `lora_config(..., head="lora")`).
+
+    Returns:
+        the model with the adapter on it; `set_adapter(adapter_name)` makes one of several the active one.
 
     Raises:
-        FileNotFoundError: `folder` holds no adapter.
-        ValueError: the base's ledger is not the ancestor of the adapter's. Nothing has changed then.
+        FileNotFoundError: `folder` holds no adapter, or one that was not written to its end.
+        ValueError: it is damaged or pickled, is of another base (another vocabulary, other layers, shapes or weights),
+            a name is taken, or rows would be written that other adapters use. Nothing has changed then.
     """
-    folder = Path(folder)
-    if not (folder / GROWN).exists():
-        raise FileNotFoundError(f"No adapter at {folder}: expected {GROWN}, which `save_adapter` writes.")
-    theirs, mine = Vocabulary.load(folder / FILE_NAME), model.ledger()
-    with safe_open(folder / GROWN, "pt") as file:
-        about = file.metadata()
-    _check_ancestor(mine, theirs, about, folder)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    saved = _read(Path(folder))
+    _check_name(model, saved, adapter_name, hotswap)
+    events = _new_events(base, saved)
+    _check_rows(base, saved)
+    _check_base(base, saved)
+    _check_layers(base, saved)
+    _check_shared(model, saved, adapter_name)
+    if hotswap:
+        hotswap_adapter(model, str(folder), adapter_name, torch_device=str(base.device))
+        adapted = model
+    elif isinstance(model, PeftModel):
+        adapted = model
+        adapted.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
+    else:
+        adapted = PeftModel.from_pretrained(base, str(folder), adapter_name, is_trainable=is_trainable)
+    for event in events:
+        _replay(base, event)
+    _write_rows(base, saved)
+    return adapted
+
+
+def _read(folder: Path) -> _Saved:
+    missing = [name for name in (CONFIG, WEIGHTS, GROWN, FILE_NAME) if not (folder / name).is_file()]
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pkl") for path in folder.glob(pattern))
+    if WEIGHTS in missing and pickled:
+        raise ValueError(
+            f"{folder} holds {pickled}, which are pickled: reading them could run any code. Save the adapter again "
+            "with `save_adapter`, which writes safetensors."
+        )
+    if missing == [GROWN, FILE_NAME]:
+        raise FileNotFoundError(
+            f"{folder} holds an adapter that PEFT saved by itself, without what tells its base: {missing} are not "
+            "there. `PeftModel.from_pretrained(model, folder)` loads it unchecked; `save_adapter` writes all of it."
+        )
+    if missing:
+        raise FileNotFoundError(f"No adapter at {folder}: {missing} not there, which `save_adapter` writes.")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        with safe_open(folder / GROWN, "pt") as file:
+            about = file.metadata()
+        ids = json.loads(about["ids"])
+        tensors = load_file(folder / GROWN)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"The adapter at {folder} is damaged or cut short ({error}); save it again.") from error
+    return _Saved(folder, config, shapes, tensors, ids, about, Vocabulary.load(folder / FILE_NAME))
+
+
+def _check_name(model: PanModel | PeftModel, saved: _Saved, adapter_name: str, hotswap: bool) -> None:
+    taken = model.peft_config if isinstance(model, PeftModel) else {}
+    if not hotswap:
+        if adapter_name in taken:
+            raise ValueError(
+                f"The model has an adapter {adapter_name!r} already; give another `adapter_name`, or `hotswap=True` "
+                "to put this one in its place."
+            )
+        return
+    if adapter_name not in taken:
+        raise ValueError(f"No adapter {adapter_name!r} to take the place of; the model has {sorted(taken)}.")
+    check_hotswap_configs_compatible(taken[adapter_name], saved.config)
+    if saved.config.modules_to_save or taken[adapter_name].modules_to_save:
+        raise ValueError(
+            "Only LoRA layers can be hot-swapped, and one of the two adapters has whole modules "
+            "(`modules_to_save`). Make both with lora_config(model, head='lora')."
+        )
+
+
+def _new_events(model: PanModel, saved: _Saved) -> tuple[dict, ...]:
+    """What happened to the adapter's vocabulary and not yet to the base's."""
+    mine, theirs = model.ledger(), saved.ledger
+    if theirs.is_ancestor_of(mine):
+        return ()  # another adapter's growth, or the base's own, came after
+    if not mine.is_ancestor_of(theirs) or len(mine.events) < int(saved.about["base_events"]):
+        raise ValueError(
+            f"The adapter at {saved.folder} does not belong to this base: the base's vocabulary has digest "
+            f"{mine.digest()}, the adapter was made on {saved.about['base_digest']} and has {theirs.digest()}, which "
+            "the base is no ancestor of.\n" + mine.difference(theirs, "in the base", "in the adapter")
+        )
     events = theirs.events[len(mine.events) :]
     for event in events:
         if event["event"] == "extension":
@@ -96,32 +250,71 @@ def load_adapter(model: PanModel, folder: str | Path, is_trainable: bool = False
                 f"The adapter's {event['segment']} has {event['capacity']} rows more than the base's; run "
                 f"`pan vocabulary --double {event['segment']}` on the base first."
             )
-    tensors, ids = load_file(folder / GROWN, device=str(model.device)), json.loads(about["ids"])
-    tables = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("table.")}
-    expected = {f"table.{n}": (len(ids), table.shape[1]) for n, table in enumerate(model.embedding_tables())}
-    if tables != expected:
-        raise ValueError(f"{folder / GROWN} holds rows {tables}, this base needs {expected}; it is of another model.")
-    PeftConfig.from_pretrained(str(folder))
-    for event in events:
-        _replay(model, event)
+    return events
+
+
+def _check_rows(model: PanModel, saved: _Saved) -> None:
+    found = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items() if name.startswith("table.")}
+    expected = {f"table.{n}": (len(saved.ids), table.shape[1]) for n, table in enumerate(model.embedding_tables())}
+    if found != expected:
+        raise ValueError(f"{saved.folder / GROWN} has rows {found}, this base needs {expected}: of another model.")
+
+
+def _check_base(model: PanModel, saved: _Saved) -> None:
+    for name, mine in _marks(model).items():
+        theirs = saved.tensors.get(f"base.{name}")
+        if theirs is None or theirs.shape != mine.shape or not torch.allclose(mine, theirs, rtol=_CLOSE, atol=1e-6):
+            made_on = saved.config.base_model_name_or_path or "another model"
+            raise ValueError(
+                f"The adapter at {saved.folder} was made on {made_on}, and this base has other weights ({name}). Load "
+                "the base it was made on."
+            )
+
+
+def _check_layers(model: PanModel, saved: _Saved) -> None:
+    """Wraps a copy of the base without weights, and compares."""
+    config = copy.deepcopy(saved.config)
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # other ways to begin look at the weights
+    try:
+        with torch.device("meta"), no_init_weights():
+            blank = get_peft_model(type(model)(copy.deepcopy(model.config)), config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"The adapter at {saved.folder} does not fit this base: {error}") from error
+    expected = get_peft_model_state_dict(blank, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    differing = sorted(name for name in {*expected, *saved.shapes} if expected.get(name) != saved.shapes.get(name))
+    if differing:
+        told = [f"{name} is {saved.shapes.get(name)}, here {expected.get(name)}" for name in differing[:_MANY]]
+        raise ValueError(
+            f"The adapter at {saved.folder} was made for other layers or another backbone: {'; '.join(told)}"
+            f"{f'; and {len(differing) - _MANY} more' if len(differing) > _MANY else ''}."
+        )
+
+
+def _check_shared(model: PanModel | PeftModel, saved: _Saved, adapter_name: str) -> None:
+    """All adapters of a base share its rows, so those that others use must be as this adapter has them."""
+    others = sorted(set(model.peft_config) - {adapter_name}) if isinstance(model, PeftModel) else []
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    kept = [n for n, row in enumerate(saved.ids) if base.born_rows[row]]
+    for number, table in enumerate(base.embedding_tables() if others and kept else ()):
+        mine, theirs = table.detach()[[saved.ids[n] for n in kept]].cpu(), saved.tensors[f"table.{number}"][kept]
+        if not torch.equal(mine, theirs.to(mine.dtype)):
+            raise ValueError(
+                f"The adapter at {saved.folder} learned other rows for tokens that the model's adapters {others} use "
+                "as well; put it on a base of its own."
+            )
+
+
+def _write_rows(model: PanModel, saved: _Saved) -> None:
+    ledger = model.ledger()
     with torch.no_grad():
         for number, table in enumerate(model.embedding_tables()):
-            table[ids] = tensors[f"table.{number}"].to(table.dtype)
-        for segment in mine.segments:
-            codes = [code for name, code in map(mine.segment_of, ids) if name == segment]
+            table[saved.ids] = saved.tensors[f"table.{number}"].to(table)
+        for segment in ledger.segments:
+            codes = [code for name, code in map(ledger.segment_of, saved.ids) if name == segment]
             for name, buffer in _book_of(model, segment).items() if codes else ():
-                buffer[codes] = tensors[f"{segment}.{name}"]
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
-
-
-def _check_ancestor(mine: Vocabulary, theirs: Vocabulary, about: dict, folder: Path) -> None:
-    if mine.is_ancestor_of(theirs) and len(mine.events) >= int(about["base_events"]):
-        return
-    raise ValueError(
-        f"The adapter at {folder} does not belong to this base: the base's vocabulary has digest {mine.digest()}, the "
-        f"adapter was made on {about['base_digest']} and has {theirs.digest()}, which the base is no ancestor of.\n"
-        + mine.difference(theirs, "in the base", "in the adapter")
-    )
+                buffer[codes] = saved.tensors[f"{segment}.{name}"].to(buffer)
 
 
 def _grown_ids(model: PanModel) -> list[int]:
