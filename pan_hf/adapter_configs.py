@@ -24,8 +24,6 @@ from pan_hf.modeling import PanModel
 
 HEADS = ("full", "lora", None)
 _HEAD = ("readouts", "glances", "outcome", "inverse_dynamics")
-# of these PEFT adapts no `out_proj`, whose weight is read past the layer; it looks for them at the top of a config
-_STATE_SPACE = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 _LINEAR = (nn.Linear, nn.Conv2d, Conv1D, BaseTunerLayer)
 
 
@@ -101,11 +99,9 @@ def _in_language_model(names) -> str:
 def _backbone_layers(model: PanModel) -> Iterator[str]:
     """Last names of the linear layers of the language model, one for each layer, without its output table."""
     table = model.get_output_embeddings()
-    left_out = {"out_proj"} if model.config.text_config.model_type in _STATE_SPACE else set()
     for path, layer in _linear(model.language_model):
-        name = path.rpartition(".")[2]
-        if layer is not table and name not in left_out:
-            yield name
+        if layer is not table:
+            yield path.rpartition(".")[2]
 
 
 def _layers(model: PanModel, part: str) -> list[str]:

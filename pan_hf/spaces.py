@@ -47,6 +47,7 @@ class Sense:
 
 
 def leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tuple, spaces.Space]]:
+    """The spaces that hold values, each with its path of keys through nested Dict and Tuple spaces."""
     if isinstance(space, spaces.Dict):
         return [leaf for key, child in space.spaces.items() for leaf in leaves(child, (*path, key))]
     if isinstance(space, spaces.Tuple):
@@ -161,6 +162,7 @@ def _bare_name(space: spaces.Space) -> str:
 
 
 def sense_name(path: tuple, space: spaces.Space) -> str:
+    """The name of the sense at a path of keys, for one that has none by itself as well."""
     if not path:
         return _bare_name(space)
     if all(isinstance(key, int) for key in path):

@@ -119,7 +119,8 @@ def test_no_reading_of_a_layer_passes_its_adapter_over():
 FAMILIES = {
     "gpt_neox": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
     "phi": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
-    "mamba": {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+    "smollm3": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "gemma2": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     | {"num_key_value_heads": 1, "head_dim": 8},
 }
@@ -132,11 +133,10 @@ def test_layers_are_found_in_any_family_and_in_the_language_model_alone(family):
     found = get_peft_model(model, lora_config(model, head=None)).targeted_module_names
     assert found and all(name.startswith("language_model.") for name in found)
     assert not any(name.endswith(("lm_head", "embed_out", "embed_tokens")) for name in found)
-    assert not (family == "mamba" and any(name.endswith("out_proj") for name in found))
     again = targets(model, head=None)["target_modules"]  # what is adapted already is told alike
     assert again == targets(fresh(model.cpu()), head=None)["target_modules"]
-    if family == "mamba":
-        with pytest.raises(ValueError, match="names no IA3 layers for a backbone of family 'mamba'"):
+    if family == "smollm3":
+        with pytest.raises(ValueError, match="names no IA3 layers for a backbone of family 'smollm3'"):
             ia3_config(model)
 
 
