@@ -4,11 +4,14 @@
 checkpoint needs to be rebuilt is here, the table of vocabulary segments included.
 """
 
+from packaging.version import Version
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .schedulers_pan import check_latent_head
 from .sense_configuration_pan import action_from_dict, sense_from_dict
+
+VERSION = "0.1.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
 
 # What `PanConfig()` builds when no backbone is given: small enough for a laptop to make by accident.
 _TINY_BACKBONE = {
@@ -24,6 +27,11 @@ _TINY_BACKBONE = {
 }
 
 TEXT = "text"  # the segment of the words
+
+# Keys of a config.json that are neither fields of ours nor of `PreTrainedConfig`.
+_OF_TRANSFORMERS = {"auto_map", "custom_pipelines", "model_type", "name_or_path", "quantization_config", "torch_dtype"}
+_OF_TRANSFORMERS |= {"attn_implementation", "experts_implementation", "output_attentions", "num_labels"}
+_OF_TRANSFORMERS |= {"bos_token_id", "eos_token_id", "pad_token_id"}
 
 LOSS_WEIGHTS = {
     "codes": 1.0,
@@ -88,8 +96,9 @@ class PanConfig(PreTrainedConfig):
             nothing to do. `from_backbone` sets it for a backbone that was loaded and not made.
 
     Raises:
-        ValueError: senses without an action, an unknown loss name, an unknown `level0_sampling`, crops of sentences,
-            a share outside 0 to 1, or a scheduler or denoiser that does not fit (`schedulers_pan`).
+        ValueError: settings of a newer version that this one does not know, senses without an action, an unknown loss
+            name, an unknown `level0_sampling`, crops of sentences, a share outside 0 to 1, or a scheduler or denoiser
+            that does not fit (`schedulers_pan`).
     """
 
     model_type = "pan"
@@ -129,6 +138,7 @@ class PanConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        _check_version(kwargs.pop("pan_version", VERSION), set(kwargs))
         # by name, because the order decides who stands where, and a saved configuration is sorted
         self.senses = {name: sense_from_dict(name, values) for name, values in sorted((self.senses or {}).items())}
         self.action = action_from_dict(self.action) if self.action is not None else None
@@ -202,10 +212,27 @@ class PanConfig(PreTrainedConfig):
         return self.text_config.vocab_size
 
     def to_dict(self) -> dict:
-        output = super().to_dict()
+        output = super().to_dict() | {"pan_version": VERSION}
         output["senses"] = {name: sense.to_dict() for name, sense in self.senses.items()}
         output["action"] = self.action.to_dict() if self.action is not None else None
         return output
+
+
+def newer_version(written_by: str) -> str:
+    """What to do about a checkpoint that a newer version wrote, as a sentence; empty for one that none did."""
+    if Version(written_by) <= Version(VERSION):
+        return ""
+    return (
+        f" It was written by pan_hf {written_by}, and this is {VERSION}: update pan_hf, or load it with "
+        "trust_remote_code=True where pan_hf is not imported, which runs the code it came with."
+    )
+
+
+def _check_version(written_by: str, fields: set[str]) -> None:
+    """A setting that only a newer version knows would quietly be ignored."""
+    unknown = sorted(fields - _OF_TRANSFORMERS)
+    if unknown and newer_version(written_by):
+        raise ValueError(f"config.json has the unknown settings {unknown}.{newer_version(written_by)}")
 
 
 def _segment_table(parts: dict, offset: int) -> tuple[dict[str, list[int]], int]:

@@ -12,6 +12,9 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
+from .configuration_pan import VERSION, newer_version
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MANY = 4  # names shown of a long list
 _RESTORE = "Restore config.json and every safetensors file from the same checkpoint, or save the model again."
 
@@ -21,8 +24,10 @@ def check_folder(folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: it reads like a path and is not there.
-        ValueError: its `config.json` describes another kind of model.
+        ValueError: its `config.json` describes another kind of model, or its tensors are pickles.
     """
+    if folder is None:  # a configuration and a state dict instead
+        return
     path = Path(folder)
     if not path.exists() and (path.is_absolute() or str(folder).startswith((".", "~"))):
         raise FileNotFoundError(f"No checkpoint at {folder}; expected a folder with config.json, model.safetensors.")
@@ -36,6 +41,12 @@ def check_folder(folder: str | Path) -> None:
                 f"{config}: expected a PAN world model (model_type 'pan'), got {kind!r}. To turn a language model "
                 f"into one, use PanModel.from_backbone({str(folder)!r}, senses=..., action=...)."
             )
+    pickles = sorted(found.name for ending in _PICKLES for found in path.glob(f"*model*{ending}"))
+    if pickles and not _tensor_files(path):
+        raise ValueError(
+            f"{folder} holds its tensors in {', '.join(pickles)}, a pickle, which can run any code when it is read. "
+            "Only safetensors are loaded: have it saved again with save_pretrained, as model.safetensors."
+        )
 
 
 @contextlib.contextmanager
@@ -52,7 +63,8 @@ def explained(folder: str | Path):
             f"Cannot read {', '.join(damaged) or folder}: {error}. The file was cut short or damaged. {_RESTORE}"
         ) from error
     except (StrictDataclassError, ValueError) as error:
-        raise ValueError(f"Cannot load {folder}: {error}") from error
+        note = _newer(folder)
+        raise ValueError(f"Cannot load {folder}: {error}{'' if note in str(error) else note}") from error
     finally:
         log.removeFilter(_is_no_report)
 
@@ -82,7 +94,16 @@ def check_loaded(folder: str | Path, info: dict, allow_other_shapes: bool = Fals
         ]
         found.append(f"of another shape: {_names(shapes)}")
     if found:
-        raise ValueError(f"{folder}: its tensors do not fit its config.json; {'; '.join(found)}. {_RESTORE}")
+        remedy = _newer(folder) or f" {_RESTORE}"
+        raise ValueError(f"{folder}: its tensors do not fit its config.json; {'; '.join(found)}.{remedy}")
+
+
+def _newer(folder: str | Path) -> str:
+    """What helps if a newer version wrote this folder; empty if none did."""
+    try:
+        return newer_version(json.loads((Path(folder) / "config.json").read_text("utf-8")).get("pan_version", VERSION))
+    except (OSError, ValueError, TypeError):  # not here, or not readable: then another sentence says so
+        return ""
 
 
 def _names(names) -> str:

@@ -54,13 +54,16 @@ class PanPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """As in Transformers, except that tensors which are missing, left over or of another shape are an error.
+        """As in Transformers, except that tensors which are missing, left over or of another shape are an error, and
+        that pickles are not read.
 
         Raises:
             FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, or tensors and
                 configuration that do not fit one another (see `loading_pan`).
         """
         allowed = kwargs.pop("ignore_mismatched_sizes", False)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("`use_safetensors=False` would read a pickle; only safetensors are loaded. Leave it out.")
         check_folder(pretrained_model_name_or_path)
         with explained(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
@@ -68,6 +71,7 @@ class PanPreTrainedModel(PreTrainedModel):
                 *args,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                use_safetensors=True,
                 **kwargs,
             )
         check_loaded(pretrained_model_name_or_path, info, allowed)

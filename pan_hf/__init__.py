@@ -28,6 +28,7 @@ from pan_hf.modeling import (  # noqa: E402
     VectorAction,
     VectorSense,
 )
+from pan_hf.modeling.configuration_pan import VERSION  # noqa: E402
 from pan_hf.pipelines import SimulationPipeline  # noqa: E402
 from pan_hf.planning import CEM, GraphSearch, Plan, RandomShooting  # noqa: E402
 from pan_hf.tokenization import PanProcessor, PanTokenizer  # noqa: E402
@@ -38,7 +39,7 @@ AutoModelForCausalLM.register(PanConfig, PanModel)
 AutoProcessor.register(PanConfig, PanProcessor)
 AutoTokenizer.register(PanConfig, fast_tokenizer_class=PanTokenizer)
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # imported when first asked for, with what they need; commands are in modules of their own, as pan_hf.train.train
 _LAZY = {

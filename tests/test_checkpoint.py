@@ -24,8 +24,10 @@ from tiny_worlds import (
     record_board,
     world_model,
 )
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from pan_hf import PanModel, PanProcessor
+import pan_hf
+from pan_hf import PanConfig, PanModel, PanProcessor, PanTokenizer
 from pan_hf.build import save_checkpoint
 from pan_hf.trajectories import load_trajectories
 
@@ -189,7 +191,7 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(board, tmp_path, monkeypa
 
 LOOK = """
 import sys, numpy, torch, transformers
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, pipeline
 folder, is_remote = sys.argv[1], sys.argv[2] == "remote"
 trust = {"trust_remote_code": True} if is_remote else {}
 if not is_remote:
@@ -207,9 +209,15 @@ print("keys", hash_ := [key.hex() for row in futures.keys() for key in row])
 print("frames", int(futures.decode("camera").long().sum()), "log_prob", futures.log_prob.sum().item())
 tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
 ids = tokenizer("go <camera.0:3>", return_tensors="pt")["input_ids"]
-print("ids", ids.tolist())
-causal = model if is_remote else AutoModelForCausalLM.from_pretrained(folder, **trust)
+print("ids", ids.tolist(), type(tokenizer).__name__, type(processor).__name__)
+causal = AutoModelForCausalLM.from_pretrained(folder, **trust)
+assert type(causal).__name__ == "PanModel" and causal.is_world_model
 print("words", causal.generate(ids, max_new_tokens=4, do_sample=False).tolist())
+config = AutoConfig.from_pretrained(folder, **trust)
+again = AutoModel.from_config(config, **trust)
+print("config", type(config).__name__, config.model_type, sorted(config.senses), again.num_parameters())
+write = pipeline("text-generation", model=folder, device="cpu", **trust)
+print("text", write("go <camera.0:3>", max_new_tokens=4, do_sample=False)[0]["generated_text"].encode())
 print("class", type(model).__module__)
 """
 
@@ -234,7 +242,32 @@ def test_a_fresh_process_imagines_the_same_with_pan_hf_and_without(board, tmp_pa
     here, there = (run_elsewhere(board[2], how, tmp_path) for how in ("installed", "remote"))
     assert here.pop("class").startswith("pan_hf.modeling")
     assert there.pop("class").startswith("transformers_modules")
-    assert here == there and {"keys", "frames", "ids", "words"} <= set(here)
+    assert here == there and {"keys", "frames", "ids", "words", "config", "text"} <= set(here)
+
+
+def test_the_configuration_names_the_code_for_every_auto_class(board):
+    saved = json.loads((board[2] / "config.json").read_text())
+    model, config = "modeling_pan.PanModel", "configuration_pan.PanConfig"
+    assert saved["auto_map"] == {"AutoConfig": config, "AutoModel": model, "AutoModelForCausalLM": model}
+    assert saved["architectures"] == ["PanModel"] and saved["pan_version"] == pan_hf.__version__
+    tokenizer = json.loads((board[2] / "tokenizer_config.json").read_text())["auto_map"]
+    processor = json.loads((board[2] / "processor_config.json").read_text())["auto_map"]
+    assert "tokenization_pan.PanTokenizer" in str(tokenizer["AutoTokenizer"])
+    assert processor["AutoProcessor"] == "processing_pan.PanProcessor"
+
+
+@pytest.mark.parametrize(
+    "auto, kind",
+    [
+        (AutoConfig, PanConfig),
+        (AutoModel, PanModel),
+        (AutoModelForCausalLM, PanModel),
+        (AutoProcessor, PanProcessor),
+        (AutoTokenizer, PanTokenizer),
+    ],
+)
+def test_every_auto_class_finds_the_installed_class_without_trust(auto, kind, board):
+    assert type(auto.from_pretrained(board[2])) is kind
 
 
 @pytest.mark.slow
@@ -357,6 +390,43 @@ def test_a_language_model_s_folder_is_no_world_model(tmp_path):
     language_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"got 'qwen3'.*PanModel\.from_backbone"):
         PanModel.from_pretrained(tmp_path)
+
+
+def test_a_pickle_is_not_read(copied):
+    tensors = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    torch.save(tensors, copied / "pytorch_model.bin")
+    for load in (PanModel.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match=r"in pytorch_model\.bin, a pickle, .*Only safetensors are loaded"):
+            load(copied)
+    with pytest.raises(ValueError, match="`use_safetensors=False` would read a pickle"):
+        PanModel.from_pretrained(copied, use_safetensors=False)
+
+
+NEWER = r"written by pan_hf 99\.1, and this is .*update pan_hf, or load it with trust_remote_code=True"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"dreams": True}, r"unknown settings \['dreams'\]"),
+        ({"senses__camera__colour": "red"}, r"no field \['colour'\]"),
+        ({"adapter_dim": 24}, r"is \(\d+.*\) in the file and \(\d+.*\) by config\.json"),
+    ],
+)
+def test_what_only_a_newer_version_can_read_says_so(copied, changes, message):
+    edit(copied, pan_version="99.1", **changes)
+    with pytest.raises(ValueError, match=f"{message}.*{NEWER}") as error:
+        PanModel.from_pretrained(copied)
+    assert str(error.value).count("written by") == 1
+
+
+def test_what_a_newer_version_wrote_is_loaded_where_nothing_is_new(board, copied, tmp_path):
+    edit(copied, pan_version="99.1")
+    again = PanModel.from_pretrained(copied)
+    assert differing(all_tensors(board[0]), all_tensors(again)) == []
+    again.config.save_pretrained(tmp_path / "saved")  # by this version, then
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["pan_version"] == pan_hf.__version__
 
 
 def test_other_shapes_are_borne_where_the_user_says_so(copied):

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,12 @@ def imports(file: Path) -> list[tuple[int, str, str]]:
 
 def sources(*folders: str) -> list[Path]:
     return [file for folder in folders for file in sorted((ROOT / folder).glob("**/*.py"))]
+
+
+def test_the_code_knows_the_version_it_is_released_as():
+    released = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    source = (ROOT / "modeling" / "configuration_pan.py").read_text()
+    assert re.findall(r'^VERSION = "(.*?)"', source, re.MULTILINE) == [released]
 
 
 # -------------------------------------------------------------------------------------------------------- the folders
