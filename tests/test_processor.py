@@ -339,6 +339,20 @@ def test_observations_survive_the_way_there_and_back(processor):
         processor.decode_observation({"smell": torch.zeros(1)})
 
 
+def test_a_chat_template_writes_messages_and_their_codes(tokenizer):
+    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }} {% endfor %}"
+    processor = PanProcessor(tokenizer, senses=SENSES, action=ACTION, chat_template=template)
+    messages = [{"role": "user", "content": "go <camera.0:1>"}, {"role": "assistant", "content": "open"}]
+    ids = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"]
+    assert ids.tolist() == [tokenizer.encode("user: go <camera.0:1> assistant: open ")] and 513 in ids
+    settings = {"padding": "max_length", "max_length": 40}
+    assert processor(text=["go", "open"], **settings)["input_ids"].shape == (2, 40)
+    with pytest.raises(ValueError, match="Got images: what is seen or heard is given by sense"):
+        processor(text="go", images=[FRAME])
+    with pytest.raises(ValueError, match="Got max_length without text"):
+        processor(observation=observe(), max_length=3)
+
+
 def test_plain_text_becomes_padded_ids_with_codes(processor):
     batch = processor(text=["go <camera.0:1>", "go"])
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 3) and 513 in batch["input_ids"]

@@ -98,7 +98,13 @@ class PanProcessor(ProcessorMixin):
         self.tokenizer.attach(vocabulary)
 
     def __call__(
-        self, observation=None, action=None, text=None, return_tensors: str = "pt", partial: bool = False
+        self,
+        observation=None,
+        action=None,
+        text=None,
+        return_tensors: str = "pt",
+        partial: bool = False,
+        **text_settings,
     ) -> PanBatch:
         """Checks and converts; nothing is resized, rescaled or reordered in time.
 
@@ -114,6 +120,7 @@ class PanProcessor(ProcessorMixin):
             text (`str` or `list[str]`, *optional*): plain text for `generate`; its codes (`<camera.0:17>`) count.
             return_tensors (`str`): "pt" or "np".
             partial (`bool`): senses may be missing, for a goal that is about some of them only.
+            text_settings: for the tokenizer, `padding` or `max_length` say; `apply_chat_template` hands them on.
 
         Returns:
             [`PanBatch`] with the keys that were asked for: `observation`, a dict of image uint8 `(B, T, C, H, W)`,
@@ -133,8 +140,9 @@ class PanProcessor(ProcessorMixin):
         if action is not None:
             arrays["action"] = self._read_action(action)
         _check_lengths(arrays, self.senses)
+        settings = _text_settings(text, text_settings)
         if text is not None:
-            arrays |= self.tokenizer(text if isinstance(text, list) else [text], padding=True, return_tensors="np")
+            arrays |= self.tokenizer(text if isinstance(text, list) else [text], **settings, return_tensors="np")
         return PanBatch(_convert(arrays) if return_tensors == "pt" else arrays)
 
     def _read_observation(self, observation, partial: bool) -> dict[str, np.ndarray]:
@@ -358,6 +366,17 @@ def _checked(what: str, spec, kinds: dict) -> dict:
     if missing:
         raise ValueError(f"{what} of kind {kind!r} lacks {', '.join(missing)}; pass what its `to_dict()` gives.")
     return spec
+
+
+def _text_settings(text, settings: dict) -> dict:
+    """What the tokenizer is told; chat templates name other modalities too, as None where a message has none."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    foreign = sorted({"images", "videos", "audio"} & set(settings))
+    if foreign:
+        raise ValueError(f"Got {', '.join(foreign)}: what is seen or heard is given by sense, as `observation`.")
+    if settings and text is None:
+        raise ValueError(f"Got {', '.join(sorted(settings))} without text; these are settings of the tokenizer.")
+    return {"padding": True} | settings
 
 
 def _check_lengths(arrays: dict, senses: dict) -> None:
