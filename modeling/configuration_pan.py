@@ -211,6 +211,10 @@ class PanConfig(PreTrainedConfig):
         """Rows of the one embedding table, words and codes."""
         return self.text_config.vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, rows: int) -> None:
+        self.text_config.vocab_size = rows
+
     def to_dict(self) -> dict:
         output = super().to_dict() | {"pan_version": VERSION}
         output["senses"] = {name: sense.to_dict() for name, sense in self.senses.items()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk
 from .belief_pan import State
@@ -74,7 +75,8 @@ class PanPreTrainedModel(PreTrainedModel):
                 use_safetensors=True,
                 **kwargs,
             )
-        check_loaded(pretrained_model_name_or_path, info, allowed)
+        if pretrained_model_name_or_path is not None:
+            check_loaded(pretrained_model_name_or_path, info, allowed)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, *args, **kwargs):
@@ -127,6 +129,8 @@ class PanModel(
         self.is_world_model = bool(config.senses)
         if self.is_world_model:
             self._build_world(config)
+        kept = {name for name in self._keep_in_fp32_modules_strict if len(getattr(self, name, []))}
+        self._keep_in_fp32_modules_strict = kept  # those that this model has
         self.post_init()
 
     def _build_world(self, config: PanConfig) -> None:
@@ -443,6 +447,7 @@ class PanModel(
 
     # ---- forward
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -509,7 +514,7 @@ class PanModel(
         logits = self._only_live(output.logits)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -7,6 +7,7 @@ import torch
 from tiny_worlds import (
     ACTIONS,
     FAMILIES,
+    MORE_FAMILIES,
     PAD,
     SENSES,
     WORDS,
@@ -110,10 +111,19 @@ def test_a_past_perceived_at_once_predicts_as_one_met_step_by_step(family):
     torch.testing.assert_close(by_step, at_once, atol=1e-3, rtol=1e-5)  # of some hundreds of nats
 
 
+@pytest.mark.parametrize("kind", MORE_FAMILIES)
+def test_these_families_imagine_too(kind):
+    model = world_model(("touch", "mission"), architecture=kind, context_steps=2)
+    belief = model.perceive(observe(model, 2, 2), acts(model, 2, 1))
+    futures = model.simulate(belief, acts(model, 2, 2), seed=0)
+    assert torch.isfinite(futures.log_prob).all() and torch.isfinite(futures.reward).all()
+
+
 # what cannot be a backbone says so
 
 MISFITS = {
     "mamba": ({"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}, "a forward with a mask of its own failed"),
+    "bloom": ({"hidden_size": 32, "n_head": 4, "n_layer": 1}, "a forward with a mask of its own failed"),
     "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 1}, "what is hidden from a position still moves or reaches it"),
 }
 
@@ -121,6 +131,7 @@ MISFITS = {
 @pytest.mark.parametrize("kind", MISFITS)
 def test_a_backbone_that_keeps_to_no_mask_or_position_is_refused(kind):
     config, reason = MISFITS[kind]
+    torch.manual_seed(0)
     backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=WORDS, **config))
     with pytest.raises(ValueError, match=f"cannot be the backbone of a world model: {reason}.*Use a model"):
         PanModel.from_backbone(backbone, {"camera": SENSES["camera"]}, ACTIONS["discrete"])

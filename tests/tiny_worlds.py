@@ -1,8 +1,8 @@
 """Backbones, world models, observations and a recorded world, each small enough to make in a test.
 
 The backbones cover what differs between language models: Qwen3 (tied table, grouped queries), Llama (untied), GPT-2
-(learned positions); `FAMILIES` has more. The recorded world is a bright cell on a 4x4 board, seen by a camera, felt as
-a vector, under a constant text.
+(learned positions); `FAMILIES` and `MORE_FAMILIES` have others. The recorded world is a bright cell on a 4x4 board,
+seen by a camera, felt as a vector, under a constant text.
 """
 
 from pathlib import Path
@@ -58,6 +58,22 @@ FAMILIES = BACKBONES | {
     "smollm3": _GROUPED | {"no_rope_layers": [1, 0]},
     "gpt_neox": _SMALL,
 }
+# and families that are only met briefly: other norms, experts, attention sinks, positions counted from 2 (OPT)
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+MORE_FAMILIES = {
+    "gemma2": _GROUPED | {"sliding_window": 4, "query_pre_attn_scalar": 8},
+    "qwen2": _GROUPED | {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
+    "olmo2": _GROUPED,
+    "granite": _GROUPED,
+    "mixtral": _GROUPED | _EXPERTS,
+    "gpt_oss": _GROUPED | _EXPERTS | {"sliding_window": 4},
+    "ministral": _GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": _GROUPED,
+    "cohere": _GROUPED,
+    "stablelm": _GROUPED,
+    "falcon": _SMALL,
+    "opt": _SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}
 WORDS, PAD = 90, 0  # words of a tiny backbone, and the one that pads
 
 CAMERA = {"size": 16, "patch_size": 4, "level_strides": [2, 1], "place_stride": 2}
@@ -81,7 +97,7 @@ def language_model(architecture="qwen3", seed=0):
     torch.manual_seed(seed)
     special = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(
-        architecture, vocab_size=WORDS, initializer_range=0.1, **special, **FAMILIES[architecture]
+        architecture, vocab_size=WORDS, initializer_range=0.1, **special, **(FAMILIES | MORE_FAMILIES)[architecture]
     )
     return AutoModelForCausalLM.from_config(config).eval()
 
