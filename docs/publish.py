@@ -1,16 +1,19 @@
-"""Publishes runs: their result files into docs/results, the README's tables from them, and a model card each.
+"""Publishes runs: their result files into docs/results, and from those alone the README's tables and model cards.
 
+python docs/publish.py                                            the tables and cards anew
 python docs/publish.py runs/quickstart runs/dynamic_obstacles
 python docs/publish.py runs/dynamic_obstacles/stages/4-latent_head=dynamic_obstacles_before_joint
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
-from pan_hf.card import write_card
+from pan_hf.card import FACTS, checkpoint_facts, write_card
 from pan_hf.figures import load_strip, strip_picture
 from pan_hf.readme import update_readme
+from pan_hf.results import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -29,11 +32,21 @@ def publish(run: Path, name: str) -> None:
     if strips:
         strip_picture(load_strip(strips[0]), folder / "strip.png", cell=64)
     if (run / "checkpoint").exists():
-        write_card(run, ROOT / "model_cards" / f"pan-{name.replace('_', '-')}.md", model_id=f"pan-{name}")
+        facts = checkpoint_facts(run, model_id=f"pan-{name}") | {"name": name}
+        write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+
+
+def card_of(folder: Path) -> Path:
+    """Where the card of a folder of results stands."""
+    return ROOT / "model_cards" / f"pan-{folder.name.replace('_', '-')}.md"
 
 
 if __name__ == "__main__":
     for given in sys.argv[1:]:
         run, _, name = given.partition("=")
         publish(Path(run), name or Path(run).name)
-    update_readme(ROOT / "README.md", sorted(path for path in RESULTS.iterdir() if path.is_dir()))
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    update_readme(ROOT / "README.md", folders)
+    for measured in folders:
+        if (measured / FACTS).exists():
+            write_card(measured, card_of(measured))

@@ -26,6 +26,7 @@ from transformers.initialization import no_init_weights
 
 from pan_hf.adapter_configs import ia3_config, lora_config, targets
 from pan_hf.build import whole_folder
+from pan_hf.hub import on_disk
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization.vocabulary_pan import FILE_NAME, TEXT, Vocabulary
@@ -149,7 +150,7 @@ def load_adapter(
     Args:
         model: the base, attached to its processor, or one that carries other adapters already; those share the rows
             of tokens that were born.
-        folder: what `save_adapter` wrote.
+        folder: what `save_adapter` wrote, or its Hub id.
         is_trainable (`bool`): go on training.
         adapter_name (`str`): what it is called from now on, for `set_adapter`.
         hotswap (`bool`): it takes the place of `adapter_name`, without a layer being made (LoRA on layers alone,
@@ -162,9 +163,10 @@ def load_adapter(
         FileNotFoundError: `folder` holds no adapter, or one that was not written to its end.
         ValueError: it is damaged or pickled, is of another base (another vocabulary, other layers, shapes or weights),
             a name is taken, or rows would be written that other adapters use. Nothing has changed then.
+        HubError: the Hub did not give it.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    saved = _read(Path(folder))
+    base, folder = model.get_base_model() if isinstance(model, PeftModel) else model, on_disk(folder)
+    saved = _read(folder)
     _check_name(model, saved, adapter_name, hotswap)
     events = _new_events(base, saved)
     _check_rows(base, saved)

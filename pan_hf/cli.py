@@ -19,7 +19,12 @@ app = typer.Typer(
 )
 
 RUN = Annotated[Path, typer.Option("--run", help="Folder of the run; everything a command needs and makes is in it.")]
-DATA = Annotated[Path | None, typer.Option("--data", help="Recording, if not <run>/data.")]
+DATA = Annotated[
+    str | None, typer.Option("--data", help="Recording, if not <run>/data: a folder, or a Hub id, user/name@revision.")
+]
+MODEL = Annotated[
+    str | None, typer.Option("--model", help="Checkpoint, if not <run>/checkpoint: a folder, or a Hub id.")
+]
 SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
 ENVIRONMENTS = Annotated[list[str] | None, typer.Option("--env", help="Only these of the recorded environments.")]
 EFFORT = Annotated[
@@ -27,6 +32,12 @@ EFFORT = Annotated[
     typer.Option(help="all, focused, coarsest, auto, blocks as camera.0,camera.1, or price=0.1,task=planning."),
 ]
 DEFAULT_RUN = Path("runs/default")
+
+
+def _recording(run: Path, model: str | None, data: str | None) -> str | Path | None:
+    """The recording asked for; that of the run, or else the one that a model of elsewhere names."""
+    own = run / "data"
+    return data or (own if model is None or own.exists() else None)
 
 
 def _effort(given: str | None):
@@ -206,7 +217,7 @@ def train(
 
 @app.command()
 def grow(
-    start: Annotated[Path, typer.Option("--from", help="Run or checkpoint to start from; it is left as it is.")],
+    start: Annotated[str, typer.Option("--from", help="Run, checkpoint or Hub id to start from; it stays as it is.")],
     run: RUN = DEFAULT_RUN,
     data: DATA = None,
     seconds: Annotated[float, typer.Option(help="Time budget.")] = 60.0,
@@ -228,7 +239,7 @@ def grow(
 
 @app.command()
 def merge(
-    start: Annotated[Path, typer.Option("--from", help="Run or checkpoint to start from; it is left as it is.")],
+    start: Annotated[str, typer.Option("--from", help="Run, checkpoint or Hub id to start from; it stays as it is.")],
     run: RUN = DEFAULT_RUN,
     data: DATA = None,
     part: Annotated[list[str] | None, typer.Option(help="Sense or `action`; all that have codes by default.")] = None,
@@ -256,6 +267,7 @@ def merge(
 @app.command()
 def evaluate(
     run: RUN = DEFAULT_RUN,
+    model: MODEL = None,
     data: DATA = None,
     horizon: Annotated[list[int] | None, typer.Option(help="Steps ahead (1, 5, 10, 20 by default).")] = None,
     windows: Annotated[int, typer.Option(help="Windows for each environment and horizon.")] = 256,
@@ -271,8 +283,9 @@ def evaluate(
     from pan_hf.evaluate import evaluate as run_evaluate
 
     run_evaluate(
-        run,
-        data or run / "data",
+        model or run,
+        _recording(run, model, data),
+        output=run if model else None,
         horizons=horizon or HORIZONS,
         num_windows=windows,
         temperature=temperature,
@@ -288,6 +301,7 @@ def evaluate(
 @app.command()
 def futures(
     run: RUN = DEFAULT_RUN,
+    model: MODEL = None,
     data: DATA = None,
     states: Annotated[int, typer.Option(help="Held-out states to start from.")] = 64,
     samples: Annotated[int, typer.Option(help="Futures sampled from each.")] = 128,
@@ -300,8 +314,9 @@ def futures(
     from pan_hf.futures_check import evaluate_futures
 
     evaluate_futures(
-        run,
-        data or run / "data",
+        model or run,
+        _recording(run, model, data),
+        output=run if model else None,
         num_states=states,
         num_samples=samples,
         num_true=true,
@@ -315,6 +330,7 @@ def futures(
 @app.command()
 def plan(
     run: RUN = DEFAULT_RUN,
+    model: MODEL = None,
     data: DATA = None,
     planner: Annotated[
         list[str] | None, typer.Option(help="graph, cem, random_shooting, as NAME?field=value.")
@@ -334,9 +350,10 @@ def plan(
     """Plan with a world model in the real environments, on unseen seeds: writes planning.json."""
     from pan_hf.plan import plan as run_plan
 
+    output = output or (run if model else None)
     run_plan(
-        run,
-        data or run / "data",
+        model or run,
+        _recording(run, model, data),
         planners=planner,
         environments=env,
         episodes=episodes,
@@ -366,6 +383,7 @@ def pool(
 @app.command()
 def vocabulary(
     run: RUN = DEFAULT_RUN,
+    model: MODEL = None,
     double: Annotated[
         list[str] | None, typer.Option(help="Give this segment twice the rows, e.g. camera.0; ids stay.")
     ] = None,
@@ -379,14 +397,41 @@ def vocabulary(
     from pan_hf import vocabulary as vocabularies
 
     if double:
-        typer.echo(f"Done. The larger checkpoint is in {vocabularies.double(run, double, output)}")
+        typer.echo(f"Done. The larger checkpoint is in {vocabularies.double(model or run, double, output)}")
         return
-    tables, picture = vocabularies.show(run, output)
+    tables, picture = vocabularies.show(model or run, output or (run if model else None))
     console = Console()
     for table in tables:
         console.print(table)
     if picture is not None:
         typer.echo(f"What each image code decodes to: {picture}")
+
+
+@app.command()
+def push(
+    repo: Annotated[str, typer.Option(help="Where to on the Hub: user/name. Made if absent.")],
+    run: RUN = DEFAULT_RUN,
+    data: Annotated[bool, typer.Option("--data", help="Push the recording, as a data set.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Push <run>/adapter, or the run if it is one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only you and those you let in can see it.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if absent.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Hub id of the recording a model was trained on.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of what it began as, if not known.")] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="As the Hub names it, e.g. apache-2.0.")] = None,
+) -> None:
+    """Publish a run on the Hub: its model with processor and card, or its recording, or an adapter."""
+    from pan_hf import push as pushing
+
+    common = {"private": private, "revision": revision, "license": license_}
+    if data and adapter:
+        raise ValueError("--data and --adapter go to repositories of their own; push them one after the other.")
+    if data:
+        commit = pushing.push_recording(run, repo, **common)
+    elif adapter:
+        commit = pushing.push_adapter(run, repo, base_model=base_model, **common)
+    else:
+        commit = pushing.push_checkpoint(run, repo, dataset=dataset, base_model=base_model, **common)
+    typer.echo(f"Done. {commit.repo_url} at {commit.oid}")
 
 
 @app.command()

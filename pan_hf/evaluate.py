@@ -46,6 +46,7 @@ from torch import Tensor
 from . import metrics
 from .at_effort import AtEffort
 from .figures import curves, horizon_plot
+from .hub import hub_id, on_disk
 from .judge import Judge, Step
 from .metrics import Tally
 from .results import Record, mean_stderr, read_records, record, write_records
@@ -319,16 +320,56 @@ def _records(tallies: dict, environments: list[str], prefix: str, seeds: list[in
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that `path`, itself a checkpoint or a run folder with `checkpoint/`, names.
+    """The checkpoint folder that `path`, itself a checkpoint or a run folder with `checkpoint/` or a Hub id, names.
 
     Raises:
-        FileNotFoundError: neither holds a config.json.
+        FileNotFoundError: neither folder holds a config.json.
+        HubError: the Hub did not give it.
     """
-    for folder in (Path(path) / "checkpoint", Path(path)):
+    path = on_disk(path)
+    for folder in (path / "checkpoint", path):
         if (folder / "config.json").exists():
             return folder
     raise FileNotFoundError(
         f"No checkpoint at {path}: expected config.json in it or in its folder checkpoint/. `pan train` makes one."
+    )
+
+
+def results_folder(run: str | Path, output: str | Path | None) -> Path:
+    """Where results go: `output` if given, else the run's own folder.
+
+    Raises:
+        ValueError: no `output`, and the checkpoint is on a Hub.
+        FileNotFoundError: no `output`, and no checkpoint.
+    """
+    if output is not None:
+        return Path(output)
+    if hub_id(run) is not None:
+        raise ValueError(f"{run} is on a Hub, so results need a folder; give `output` (`--run` of `pan`).")
+    return find_checkpoint(run).parent
+
+
+def find_recording(checkpoint: Path, given: str | Path | None) -> Path:
+    """The folder of the recording: `given`, a folder or a Hub id, or else what training_data.json says, which is seen
+    from here or from the run folder.
+
+    Raises:
+        FileNotFoundError: none is given and none is known, or it is no longer there.
+        HubError: the Hub did not give it.
+    """
+    if given is not None:
+        return on_disk(given, "dataset")
+    about = checkpoint / "training_data.json"
+    known = json.loads(about.read_text()).get("root") if about.exists() else None
+    if known is None:
+        raise FileNotFoundError(f"{about} does not name a recording; pass `data_root` (`--data` of `pan`).")
+    if hub_id(known, "dataset") is not None and known.startswith("hf://"):
+        return on_disk(known, "dataset")
+    for place in (Path(known), checkpoint / known, checkpoint.parent / known):
+        if (place / "meta" / "info.json").exists():
+            return place
+    raise FileNotFoundError(
+        f"{about} says that the recording lies in {known}, but it is not there; pass `data_root`, where it is now."
     )
 
 
@@ -349,7 +390,7 @@ def trained_fingerprints(checkpoint: Path) -> set[str]:
 
 
 def load_for_evaluation(
-    path: str | Path, data_root: str | Path, skip_trained: bool = False, device: str = "cpu"
+    path: str | Path, data_root: str | Path | None = None, skip_trained: bool = False, device: str = "cpu"
 ) -> tuple:
     """Model, processor, the episodes recorded for testing, and which of them to skip because they were trained on.
 
@@ -363,7 +404,7 @@ def load_for_evaluation(
     """
     checkpoint = find_checkpoint(path)
     trained = trained_fingerprints(checkpoint)
-    trajectories = load_trajectories(data_root, "test")
+    trajectories = load_trajectories(find_recording(checkpoint, data_root), "test")
     skipped = check_held_out(trajectories, trained, skip_trained)
     from . import PanModel, PanProcessor
 
@@ -374,7 +415,7 @@ def load_for_evaluation(
 
 def evaluate(
     run: str | Path,
-    data_root: str | Path,
+    data_root: str | Path | None = None,
     output: str | Path | None = None,
     *,
     horizons: Iterable[int] = HORIZONS,
@@ -398,8 +439,9 @@ def evaluate(
     last horizon) and, with two horizons or more, the plot `horizon.png` into `output`.
 
     Args:
-        run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
-        data_root (`str` or `Path`): folder of recorded trajectories.
+        run (`str` or `Path`): a run folder with `checkpoint/`, a checkpoint, or its Hub id.
+        data_root (`str` or `Path`, *optional*): folder or Hub id of recorded trajectories; those the checkpoint was
+            trained on by default.
         output (`str` or `Path`, *optional*): where to write; the run folder by default.
         horizons (`Iterable[int]`): steps after a window's start at which the two are compared.
         num_windows (`int`): windows for each environment and horizon, drawn uniformly; all where there are fewer.
@@ -428,9 +470,8 @@ def evaluate(
             are shorter than the shortest horizon, or a sense of the model was not recorded.
         FileNotFoundError: there is no checkpoint or no recording.
     """
+    output = results_folder(run, output)
     model, processor, trajectories, skipped = load_for_evaluation(run, data_root, skip_trained, device)
-    checkpoint = find_checkpoint(run)
-    output = Path(output) if output is not None else checkpoint.parent
     world = model if effort is None else AtEffort(model, effort)
     records = evaluate_model(
         world,

@@ -34,7 +34,7 @@ import torch
 from rich.progress import track
 
 from .environments import make_environment
-from .evaluate import find_checkpoint, load_for_evaluation
+from .evaluate import find_checkpoint, find_recording, load_for_evaluation, results_folder
 from .metrics import Tally, mean_of
 from .results import Record, record, write_records
 from .tile_world import UNRECOGNISED, TileWorld, agents, things
@@ -301,7 +301,7 @@ def _imagine(reader, world, image: str, rows: np.ndarray, num_samples: int, temp
 
 def evaluate_futures(
     run: str | Path,
-    data_root: str | Path,
+    data_root: str | Path | None = None,
     output: str | Path | None = None,
     *,
     num_states: int = 64,
@@ -320,8 +320,9 @@ def evaluate_futures(
     `futures.json` into `output`.
 
     Args:
-        run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
-        data_root (`str` or `Path`): folder of recorded trajectories.
+        run (`str` or `Path`): a run folder with `checkpoint/`, a checkpoint, or its Hub id.
+        data_root (`str` or `Path`, *optional*): folder or Hub id of recorded trajectories; those the checkpoint was
+            trained on by default.
         output (`str` or `Path`, *optional*): where to write; the run folder by default.
         num_states (`int`): held-out states to start from, drawn uniformly.
         num_samples (`int`): futures the model samples from each.
@@ -341,11 +342,12 @@ def evaluate_futures(
             model sees no frames or acts in numbers or words, or no start frame can be read.
         FileNotFoundError: there is no checkpoint or no recording.
     """
-    model, processor, trajectories, skipped = load_for_evaluation(run, data_root, skip_trained, device)
+    output, root = results_folder(run, output), find_recording(find_checkpoint(run), data_root)
+    model, processor, trajectories, skipped = load_for_evaluation(run, root, skip_trained, device)
     reader = WindowReader(trajectories, processor, model, context=1)  # the simulator knows one frame too
     height, width = trajectories.observations[_image_sense(model)].shape[-2:]
     records = []
-    for entry in _entries(read_info(data_root)["environments"], environments):
+    for entry in _entries(read_info(root)["environments"], environments):
         world = TileWorld(make_environment(**entry), (height, width), seed)
         rows = trajectories.windows(1, entry["id"])
         rows = rows[~np.isin(trajectories.episode[rows], skipped)]
@@ -357,7 +359,7 @@ def evaluate_futures(
         where = {"environment": entry["id"], "split": "test", "seeds": [seed] if seeds is None else list(seeds)}
         for name, metric, value, stderr in judge_futures(starts, world.kinds, seed):
             records.append(record(metric, value, stderr=stderr, horizon=1, model=name, **where))
-    write_records((Path(output) if output is not None else find_checkpoint(run).parent) / "futures.json", records)
+    write_records(output / "futures.json", records)
     return records
 
 

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from pan_hf.evaluate import find_checkpoint
+from pan_hf.hub import on_disk
 from pan_hf.results import stage_timer
 from pan_hf.train import keeping_settings, publish
 from pan_hf.trajectories import load_trajectories
@@ -37,8 +38,8 @@ def grow(
 
     Args:
         run: folder of the new run; holds everything afterwards.
-        start: the run or checkpoint to start from; it is left as it is.
-        data: the recording; `<run>/data` by default.
+        start: the run or checkpoint to start from, or its Hub id; it is left as it is.
+        data: the recording, a folder or a Hub id; `<run>/data` by default.
         seconds (`float`), max_steps (`int`, *optional*): how long to train; `max_steps` makes a run independent of the
             machine's speed.
         every (`int`): steps between attempts to grow.
@@ -112,7 +113,7 @@ def _run(stage, run: Path, start, data, given: dict, seconds, max_steps, seed: i
     start, folder = find_checkpoint(start), run / "stages" / stage.name
     if start.resolve() == (run / "checkpoint").resolve():
         raise ValueError(f"{run} would overwrite the checkpoint it starts from; name another folder for the new run.")
-    data = Path(data) if data is not None else run / "data"
+    data = on_disk(data, "dataset") if data is not None else run / "data"
     trajectories = load_trajectories(data, "train")
     given |= {"model": str(start), "data": str(data), "output_dir": str(folder), "seed": seed}
     given |= {"seconds": seconds} if max_steps is None else {"max_steps": max_steps}

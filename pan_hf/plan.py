@@ -36,7 +36,7 @@ from pan_hf.agent import PanAgent, perceive
 from pan_hf.at_effort import AtEffort
 from pan_hf.critics import RewardCritic
 from pan_hf.environments import describe_environment, make_environment, parse_spec
-from pan_hf.evaluate import find_checkpoint
+from pan_hf.evaluate import find_checkpoint, find_recording, results_folder
 from pan_hf.modeling import PanModel
 from pan_hf.planning import CEM, GraphSearch, RandomShooting
 from pan_hf.policies import load_callable
@@ -168,7 +168,8 @@ def plan(
 
     Args:
         run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
-        data_root (`str` or `Path`, *optional*): the recording; by default the one the checkpoint was trained on.
+        data_root (`str` or `Path`, *optional*): the recording, a folder or a Hub id; by default
+            the one the checkpoint was trained on.
         planners (`Sequence[str]`, *optional*): "graph", "cem" or "random_shooting", with settings as in
             "cem?horizon=8&num_samples=128"; by default all that fit the action.
         environments (`Sequence[str]`, *optional*): ids of the recording; all by default.
@@ -198,8 +199,9 @@ def plan(
     """
     if episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
+    output = results_folder(run, output)
     checkpoint = find_checkpoint(run)
-    root = _data_root(checkpoint, data_root)
+    root = find_recording(checkpoint, data_root)
     entries = _choose_environments(read_info(root)["environments"], environments)
     facts = _recorded_facts(root)
     seeds = list(range(seed, seed + episodes))
@@ -223,7 +225,6 @@ def plan(
             _Trial(entry["id"], env, name, agent, is_success, *limits)
             for name, agent in [*agents.items(), (RANDOM, None)]
         ]
-    output = Path(output) if output is not None else checkpoint.parent
     try:
         run_trials(trials, seeds, time_limit, progress)
     finally:
@@ -284,22 +285,6 @@ def _recorded_facts(root: Path) -> dict[str, RecordedFacts]:
         name: RecordedFacts(frozenset(used), tuple(rewards.get(name, ())), ends.get(name, False))
         for name, used in seeds.items()
     }
-
-
-def _data_root(checkpoint: Path, given: str | Path | None) -> Path:
-    """The recording: as given, or the root in training_data.json, seen from here or from the run folder."""
-    if given is not None:
-        return Path(given)
-    about = checkpoint / "training_data.json"
-    if not about.exists():
-        raise FileNotFoundError(f"{about} is missing, so the recording is not known; pass `data_root`.")
-    root = Path(json.loads(about.read_text())["root"])
-    for place in (root, checkpoint / root, checkpoint.parent / root):
-        if (place / "meta" / "info.json").exists():
-            return place
-    raise FileNotFoundError(
-        f"{about} says that the recording lies in {root}, but it is not there; pass `data_root`, where it is now."
-    )
 
 
 def _choose_environments(entries: list[dict], wanted: Sequence[str] | None) -> list[dict]:

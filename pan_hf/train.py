@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pan_hf.build import build, save_checkpoint, whole_folder
+from pan_hf.hub import address, on_disk
 from pan_hf.results import stage_timer
 from pan_hf.trajectories import Trajectories, load_trajectories
 
@@ -80,7 +81,7 @@ def train(
 
     Args:
         run: folder of the run; holds everything afterwards.
-        data: the recording; `<run>/data` by default.
+        data: the recording, a folder or a Hub id; `<run>/data` by default.
         backbone (`str`): a preset of `pan_hf.build.PRESETS`, or a name or folder of any causal language model.
         seconds (`float`): budget of all stages together, shared out as in `SHARES`. It bounds wall-clock time, so the
             number of steps depends on the machine; `overrides` with `max_steps` makes a run independent of it.
@@ -101,7 +102,7 @@ def train(
     from pan_hf.training.encoded import forget
 
     run, overrides = Path(run), dict(overrides or {})
-    data = Path(data) if data is not None else run / "data"
+    data = on_disk(data, "dataset") if data is not None else run / "data"
     unknown = sorted({*overrides, *skip} - set(SHARES))
     if unknown:
         raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
@@ -190,7 +191,7 @@ def publish(current: Path, checkpoint: Path, data: Path) -> Path:
     if not (current / TRAINING_DATA).exists():
         raise ValueError("No stage trained anything: leave at least one of them in (`skip`).")
     known = json.loads((current / TRAINING_DATA).read_text())
-    known["root"] = os.path.relpath(data, checkpoint)
+    known["root"] = address(data) or os.path.relpath(data, checkpoint)
     with whole_folder(checkpoint) as temporary:
         shutil.copytree(current, temporary, dirs_exist_ok=True)
         (temporary / TRAINING_DATA).write_text(json.dumps(known, indent=1))

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pan_hf.frame_store import IN_MEMORY_BYTES, FrameArrays
+from pan_hf.hub import on_disk
 
 FORMAT = "pan-trajectories"
 VERSION = 1
@@ -308,24 +309,28 @@ class Trajectories:
         return np.concatenate([np.arange(start, start + max(count, 0)) for start, count in starts])
 
 
-def load_trajectories(root: str | Path, split: str, in_memory: int = IN_MEMORY_BYTES) -> Trajectories:
+def load_trajectories(
+    root: str | Path, split: str, in_memory: int = IN_MEMORY_BYTES, revision: str | None = None
+) -> Trajectories:
     """Reads a split.
 
     Args:
-        root: a folder that `pan record` or `pan import` wrote.
+        root: a folder that `pan record` or `pan import` wrote, or the Hub id of a data set that `pan push --data` made.
         split: `"train"` or `"test"`.
         in_memory: bytes up to which frames are held in memory; more are mapped from files in `<root>/frames`, which
             are written the first time.
+        revision (`str`, *optional*): branch, tag or commit of a data set on a Hub.
 
     Raises:
         FileNotFoundError: `root` holds no recording.
+        HubError: the Hub did not give it.
         ValueError: the split is unknown or empty, the recording was stopped before its bounds were measured, or a file
             is damaged or does not fit `meta/info.json`.
         OSError: the disk is too small for the frames' files.
     """
     if split not in SPLITS:
         raise ValueError(f"Expected the split 'train' or 'test', got {split!r}")
-    root = Path(root)
+    root = on_disk(root, "dataset", revision, only=("meta/*", f"data/{split}/*"))
     info = read_info(root)
     features = info["features"]
     files = episode_files(root, split)

@@ -19,7 +19,8 @@ from rich.table import Table
 from torch import nn
 
 from pan_hf.build import whole_folder
-from pan_hf.evaluate import find_checkpoint
+from pan_hf.evaluate import find_checkpoint, results_folder
+from pan_hf.hub import hub_id
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.image_codec_pan import as_bytes
 from pan_hf.modeling.novelty_pan import UNUSED
@@ -31,7 +32,7 @@ TILE, COLUMNS = 36, 16  # of the picture: pixels of a tile, tiles a row
 
 
 def load(path: str | Path) -> tuple[PanModel, PanProcessor]:
-    """Model and processor of a run or checkpoint, attached to one another.
+    """Model and processor of a run or checkpoint, or of its Hub id, attached to one another.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -125,11 +126,12 @@ def _rows_of(pictures: np.ndarray) -> list[np.ndarray]:
 def show(path: str | Path, output: str | Path | None = None) -> tuple[list[Table], Path | None]:
     """Tables of a run's or checkpoint's vocabulary, and where the picture of its image codes was written
     (`vocabulary.png` in `output`, or beside the checkpoint), if there are any."""
+    folder = results_folder(path, output) if hub_id(path) else Path(output or path)
     model, processor = load(path)
     image = picture(model)
     if image is None:
         return tables(model, processor), None
-    target = Path(output or path) / "vocabulary.png"
+    target = folder / "vocabulary.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     image.save(target)
     return tables(model, processor), target
@@ -152,6 +154,8 @@ def double(path: str | Path, segments: Iterable[str], output: str | Path | None 
         ValueError: a segment that is none or cannot be extended, or an output that exists. Nothing has been written
             then.
     """
+    if output is None and hub_id(path):
+        raise ValueError(f"{path} is on a Hub; name a folder for the larger checkpoint (`output`).")
     source = find_checkpoint(path)
     target = source if output is None else Path(output)
     if target != source and target.exists():
