@@ -4,8 +4,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# the oldest Transformers that pyproject.toml allows, and the tests that tell whether it works
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+CORE := tests/test_model.py tests/test_processor.py tests/test_checkpoint.py tests/test_training.py
 
-.PHONY: quickstart test test-fast lint types docs bench clean
+.PHONY: quickstart test test-fast test-oldest lint types docs bench clean
 
 quickstart: .venv/.installed  ## record, train, evaluate, plan and report into runs/quickstart
 	$(BIN)/pan quickstart
@@ -15,6 +18,9 @@ test: .venv/.installed-dev  ## the whole suite
 
 test-fast: .venv/.installed-dev  ## the suite without the slow tests
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-oldest: .venv-oldest/.installed  ## the core of the suite with the oldest Transformers that is allowed
+	.venv-oldest/bin/python -m pytest -n 2 -m "not slow" $(CORE)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -46,4 +52,12 @@ clean:
 
 .venv/.installed-dev: pyproject.toml | .venv/.installed
 	$(PIP) install -e ".[dev]"
+	touch $@
+
+# Its own Transformers, and through the last line everything else from .venv: torch is not installed twice.
+.venv-oldest/.installed: pyproject.toml | .venv/.installed-dev
+	$(BIN)/python -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip --disable-pip-version-check install --no-deps "transformers==$(OLDEST)"
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$(.venv-oldest/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/all_else.pth
 	touch $@
