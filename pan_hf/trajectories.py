@@ -315,7 +315,7 @@ def load_trajectories(
     """Reads a split.
 
     Args:
-        root: a folder that `pan record` or `pan import` wrote, or the Hub id of a data set that `pan push --data` made.
+        root: a folder that `pan record` or `pan import` wrote, or the Hub id that `pan push --data` gave one.
         split: `"train"` or `"test"`.
         in_memory: bytes up to which frames are held in memory; more are mapped from files in `<root>/frames`, which
             are written the first time.
