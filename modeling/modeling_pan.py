@@ -6,6 +6,7 @@ holds the parts and how they are wired; what a step of simulation does is in `si
 `objectives_pan.py`, and where things stand in the sequence in `layout_pan.py`. Without senses it is its backbone.
 """
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -99,6 +100,9 @@ class PanPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.ParameterDict):  # queries
+            for parameter in module.values():
+                init.zeros_(parameter)
         else:
             super()._init_weights(module)
 
@@ -139,7 +143,8 @@ class PanModel(
         places = config.place_senses
         self.layout = StepLayout(config)
         self._check_positions(config)
-        self.senses = nn.ModuleDict({name: build_codec(sense) for name, sense in places.items()})
+        with _in_float32():
+            self.senses = nn.ModuleDict({name: build_codec(sense) for name, sense in places.items()})
         self.state_embeddings = nn.ModuleDict({n: PlaceEmbedding(s, hidden_size) for n, s in places.items()})
         slots = 1 if config.fold_levels else self.layout.num_levels
         self.queries = nn.ParameterDict(
@@ -177,9 +182,10 @@ class PanModel(
         width = 2 * config.adapter_dim
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
-        self.latent_heads = nn.ModuleDict(
-            {n: LatentHead(s, 4 * hidden_size, config.latent_head) for n, s in places.items() if s.latent_dim}
-        )
+        with _in_float32():
+            self.latent_heads = nn.ModuleDict(
+                {n: LatentHead(s, 4 * hidden_size, config.latent_head) for n, s in places.items() if s.latent_dim}
+            )
 
     def _check_positions(self, config: PanConfig) -> None:
         needed = self.layout.prefix_length + config.context_steps * self.layout.trunk_length + self.layout.query_length
@@ -522,6 +528,17 @@ class PanModel(
             hidden_states=output.hidden_states,
             attentions=getattr(output, "attentions", None),  # models without attention have none
         )
+
+
+@contextlib.contextmanager
+def _in_float32():
+    """What stays in float32 is made in it, whatever the model around it is made in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _first_given(*values):

@@ -28,6 +28,8 @@ class TableMixin:
         """What is live at birth: the backbone's words, and of each segment as many codes as its part has."""
         if not self.is_world_model:
             return
+        if self.config.text_senses:
+            init.zeros_(self.text_start)
         live = torch.arange(self.config.vocab_size) < self.config.text_size
         for part, described in self.config.coded_parts().items():
             for ending, (_, size) in described.segments.items():

@@ -163,6 +163,15 @@ def test_a_bfloat16_backbone_becomes_a_world_model():
     assert {p.dtype for p in model.senses.parameters()} == {torch.float32}
 
 
+def test_made_in_bfloat16_the_senses_are_float32_too():
+    half = PanModel._from_config(world_model(EVERYTHING).config, dtype=torch.bfloat16).eval()
+    kept = [p for n, p in half.named_parameters() if n.startswith(("senses.", "latent_heads."))]
+    assert {parameter.dtype for parameter in kept} == {torch.float32}
+    assert half.dtype == half.queries["camera"].dtype == torch.bfloat16 and torch.get_default_dtype() == torch.float32
+    futures = half.simulate(half.perceive(observe(half)), acts(half, 2, 2), seed=0)
+    assert torch.isfinite(futures.log_prob).all()
+
+
 def test_an_older_checkpoint_is_replaced_whole(board, tmp_path):
     model, processor, _ = board
     (tmp_path / "here").mkdir()
