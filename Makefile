@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 CORE := tests/test_model.py tests/test_processor.py tests/test_checkpoint.py tests/test_training.py
 
-.PHONY: quickstart test test-fast test-oldest lint types docs bench clean
+.PHONY: quickstart test test-fast test-oldest test-upstream lint types docs bench clean
 
 quickstart: .venv/.installed  ## record, train, evaluate, plan and report into runs/quickstart
 	$(BIN)/pan quickstart
@@ -21,6 +21,10 @@ test-fast: .venv/.installed-dev  ## the suite without the slow tests
 
 test-oldest: .venv-oldest/.installed  ## the core of the suite with the oldest Transformers that is allowed
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow" $(CORE)
+
+test-upstream: .venv/.installed-dev  ## Transformers' own common tests, of the installed release, against our classes
+	$(PIP) install --quiet "parameterized>=0.9"
+	$(BIN)/python -m pytest -n 2 tests_upstream --record docs/results/upstream/upstream.json
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
