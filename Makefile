@@ -25,6 +25,7 @@ test-oldest: .venv-oldest/.installed  ## the core of the suite with the oldest T
 test-upstream: .venv/.installed-dev  ## Transformers' own common tests, of the installed release, against our classes
 	$(PIP) install --quiet "parameterized>=0.9"
 	$(BIN)/python -m pytest -n 2 tests_upstream --record docs/results/upstream/upstream.json
+	$(BIN)/python docs/publish.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

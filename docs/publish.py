@@ -1,4 +1,4 @@
-"""Publishes runs: their result files into docs/results, and from those alone the README's tables and model cards.
+"""Publishes runs: result files into docs/results, and from those alone the tables of README and guide, and cards.
 
 python docs/publish.py                                            the tables and cards anew
 python docs/publish.py runs/quickstart runs/dynamic_obstacles
@@ -46,7 +46,8 @@ if __name__ == "__main__":
         run, _, name = given.partition("=")
         publish(Path(run), name or Path(run).name)
     folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
-    update_readme(ROOT / "README.md", folders)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))):
+        update_readme(page, folders)
     for measured in folders:
         if (measured / FACTS).exists():
             write_card(measured, card_of(measured))

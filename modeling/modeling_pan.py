@@ -38,7 +38,7 @@ from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
 from .switch_pan import SwitchHead
-from .table_pan import TableMixin
+from .table_pan import TableMixin, check_room
 
 
 class PanPreTrainedModel(PreTrainedModel):
@@ -139,6 +139,7 @@ class PanModel(
 
     def _build_world(self, config: PanConfig) -> None:
         hidden_size = config.text_config.hidden_size
+        check_room(config)
         self.build_masks()
         places = config.place_senses
         self.layout = StepLayout(config)

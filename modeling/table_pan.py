@@ -136,6 +136,16 @@ class TableMixin:
         return logits.masked_fill(~self.live_rows, torch.finfo(logits.dtype).min)
 
 
+def check_room(config) -> None:
+    """Raises ValueError where the backbone's table is too small for the words and codes of a configuration."""
+    needed = max(first + count for name in ["text", *config.segments] for first, count in config.runs(name))
+    if config.vocab_size < needed:
+        raise ValueError(
+            f"The backbone's table has {config.vocab_size} rows; words and codes need {needed}. Make the model with "
+            f"PanModel.from_backbone, which resizes it, or set `text_config.vocab_size` to {needed} or more."
+        )
+
+
 def tables_of(model: PreTrainedModel) -> list[Tensor]:
     """The embedding table and, where it is not the same, the one that is read out against."""
     tables = [check_table(table).weight for table in (model.get_input_embeddings(), model.get_output_embeddings())]

@@ -21,7 +21,7 @@ from tiny_worlds import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pan_hf import PanModel
+from pan_hf import PanConfig, PanModel
 
 PROMPT = torch.randint(3, WORDS, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -141,6 +141,15 @@ def test_a_backbone_that_keeps_to_no_mask_or_position_is_refused(kind):
         assert torch.equal(words(PROMPT).logits, backbone.eval()(PROMPT).logits)
     expected = backbone.generate(PROMPT, max_new_tokens=3, do_sample=False)
     assert torch.equal(words.generate(PROMPT, max_new_tokens=3, do_sample=False), expected)
+
+
+def test_a_table_without_room_for_the_codes_is_refused():
+    config = PanConfig(senses={"touch": SENSES["touch"]}, action=ACTIONS["discrete"])
+    with pytest.raises(ValueError, match=r"table has 512 rows; words and codes need (\d+)\. .*from_backbone") as error:
+        PanModel(config)
+    config.vocab_size = int(error.value.args[0].rsplit(" ", 3)[1])
+    model = PanModel(config).eval()
+    assert torch.isfinite(model.simulate(model.perceive(observe(model)), acts(model, 2, 2), seed=0).reward).all()
 
 
 # every way to generate

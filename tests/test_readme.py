@@ -55,5 +55,8 @@ def test_a_page_of_the_guide_runs_from_top_to_bottom(page, tmp_path):
     run("\n".join(snippets(page)), tmp_path)
 
 
-def test_the_readme_has_no_figure_without_a_result_file():
-    assert check_readme(README, sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())) == []
+@pytest.mark.parametrize(
+    "page", [README, *(page for page in GUIDE if "<!-- results:" in page.read_text())], ids=lambda page: page.stem
+)
+def test_a_page_has_no_figure_without_a_result_file(page):
+    assert check_readme(page, sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())) == []
