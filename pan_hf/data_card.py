@@ -102,7 +102,8 @@ def _feature_table(features: dict[str, dict]) -> str:
         if feature["kind"] == "image":
             return "{}x{}x{} image, uint8".format(*feature["shape"])
         if feature["kind"] == "vector":
-            bounds = f", from {feature['low']} to {feature['high']}" if "low" in feature else ""
+            low, high = (", ".join(f"{bound:.4g}" for bound in feature.get(side, ())) for side in ("low", "high"))
+            bounds = f", from ({low}) to ({high})" if low else ""
             return f"vector of {feature['dim']}, float32{bounds}"
         if feature["kind"] == "discrete":
             names = f": {', '.join(feature['names'])}" if feature.get("names") else ""

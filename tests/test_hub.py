@@ -207,7 +207,7 @@ def test_a_recording_is_a_data_set_with_its_card_read_at_any_commit(short, serve
     assert {"observation.camera", "observation.place", "action", "next.reward"} <= features
     for split in ("train", "test"):
         assert f"| TestPanBoard-v0 | {split} | {info['episodes'][split]} | {frames[split]} |" in card.text
-    for fact in ("Policy: `random`", "16x16x3 image", "from [0.0, 0.0] to [3.0, 3.0]", "one of 5 actions"):
+    for fact in ("Policy: `random`", "16x16x3 image", "from (0, 0) to (3, 3)", "one of 5 actions"):
         assert fact in card.text
     other = record_board(tmp_path / "other", episodes=4, seed=1)
     push_recording(other, "user/board")
