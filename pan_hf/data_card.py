@@ -17,6 +17,7 @@ from pan_hf.report import template
 from pan_hf.results import markdown_table
 from pan_hf.trajectories import SPLITS, episode_files, episode_schema, read_info, read_summary
 
+MAX_FILES = 10_000  # a Hub takes no more of them in one folder
 TAGS = ("world-model", "pan", "trajectories")
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")  # as the Hub names them
 
@@ -40,7 +41,7 @@ def recording_card(root: str | Path, repo_id: str, license: str | None = None) -
     name = repo_id.rpartition("/")[2]
     content = template("dataset_card.md.jinja").render(
         version=info["version"],
-        card_data=_card_data(info, name, frames, sizes, license).to_yaml(),
+        card_data=_card_data(info, name, frames, sizes, "*/" if has_many(root) else "", license).to_yaml(),
         name=name,
         repo_id=repo_id,
         license=license,
@@ -51,6 +52,11 @@ def recording_card(root: str | Path, repo_id: str, license: str | None = None) -
     )
     DatasetCard(content)  # raises if the metadata on top cannot be read back
     return content
+
+
+def has_many(root: Path) -> bool:
+    """Whether a split has more episodes than a Hub takes in one folder."""
+    return any(len(episode_files(root, split)) > MAX_FILES for split in SPLITS)
 
 
 def _counts(root: Path) -> tuple[Counter, Counter, Counter]:
@@ -66,7 +72,9 @@ def _counts(root: Path) -> tuple[Counter, Counter, Counter]:
     return episodes, frames, sizes
 
 
-def _card_data(info: dict, name: str, frames: Counter, sizes: Counter, license: str | None) -> DatasetCardData:
+def _card_data(
+    info: dict, name: str, frames: Counter, sizes: Counter, below: str, license: str | None
+) -> DatasetCardData:
     import datasets
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -87,7 +95,7 @@ def _card_data(info: dict, name: str, frames: Counter, sizes: Counter, license: 
         splits=datasets.SplitDict({split.name: split for split in counted}),
     )
     DatasetInfosDict({"default": about}).to_dataset_card_data(data)
-    files = [{"split": split, "path": f"data/{split}/*.parquet"} for split in splits]
+    files = [{"split": split, "path": f"data/{split}/{below}*.parquet"} for split in splits]
     MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(data)
     return data
 

@@ -12,22 +12,24 @@ part of a checkpoint or a recording is removed by the same commit; files of your
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from pan_hf import data_card
 from pan_hf.card import FACTS, card_text, checkpoint_facts
-from pan_hf.data_card import recording_card
 from pan_hf.hub import address, hub_id, patiently
 from pan_hf.report import RESULT_FILES, template
 from pan_hf.tokenization.vocabulary_pan import FILE_NAME as LEDGER
 from pan_hf.tokenization.vocabulary_pan import Vocabulary
-from pan_hf.trajectories import SPLITS, read_info
+from pan_hf.trajectories import SPLITS, episode_files, read_info
 
 Contents = Mapping[str, "Path | bytes"]
 
@@ -144,19 +146,20 @@ def push_recording(
     root = Path(run) / "data" if (Path(run) / "data" / "meta").is_dir() else Path(run)
     if not read_info(root)["complete"]:
         raise ValueError(f"{root}: the recording was stopped before its end; run the same `pan record` again first.")
-    card = recording_card(root, repo_id, license)  # reads every file's summary: a damaged one is found here
-    patterns = [f"data/{split}/episode_*.parquet" for split in SPLITS]
+    card = data_card.recording_card(root, repo_id, license)  # reads every file's summary: a damaged one is found here
+    patterns = [f"data/{split}/*.parquet" for split in SPLITS]  # of folders in it as well
     where = {"repo_id": repo_id, "repo_type": "dataset", "revision": revision}
 
     def upload():
         _prepare(repo_id, "dataset", private, revision)
-        return HfApi().upload_folder(
-            folder_path=root,
-            allow_patterns=patterns,
-            delete_patterns=patterns,
-            commit_message="Episodes",
-            **where,
-        )
+        with _laid_out(root) as folder:
+            return HfApi().upload_folder(
+                folder_path=folder,
+                allow_patterns=patterns,
+                delete_patterns=patterns,
+                commit_message="Episodes",
+                **where,
+            )
 
     patiently(f"push the data set {repo_id}", upload)
     contents = {"meta/info.json": root / "meta" / "info.json", "README.md": card.encode()}
@@ -277,6 +280,21 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 # What is sent
+
+
+@contextmanager
+def _laid_out(root: Path) -> Iterator[Path]:
+    """The recording as a Hub takes it: itself, or links to many episodes from folders of as many as are allowed."""
+    if not data_card.has_many(root):
+        yield root
+        return
+    with TemporaryDirectory() as folder:
+        for split in SPLITS:
+            for number, path in enumerate(episode_files(root, split).values()):
+                link = Path(folder) / "data" / split / f"{number // data_card.MAX_FILES:03d}" / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+        yield Path(folder)
 
 
 def _commit(

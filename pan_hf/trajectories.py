@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pan_hf.frame_store import IN_MEMORY_BYTES, FrameArrays
-from pan_hf.hub import on_disk
+from pan_hf.hub import address, on_disk
 
 FORMAT = "pan-trajectories"
 VERSION = 1
@@ -194,6 +194,8 @@ def read_info(root: str | Path) -> dict:
     """
     path = Path(root) / "meta" / "info.json"
     if not path.is_file():
+        if published := address(root):
+            raise FileNotFoundError(f"{published} is no recording, or is still being pushed")
         raise FileNotFoundError(f"{root} is no recording: {path} is missing. Make one by `pan record` or `pan import`")
     try:
         info = json.loads(path.read_text())
@@ -211,8 +213,8 @@ def episode_path(root: Path, split: str, index: int) -> Path:
 
 
 def episode_files(root: Path, split: str) -> dict[int, Path]:
-    """The finished episodes of a split, by number, in order."""
-    paths = (root / "data" / split).glob("episode_*.parquet")
+    """The finished episodes of a split, by number, in order; also where a Hub made folders of many."""
+    paths = (root / "data" / split).rglob("episode_*.parquet")
     return dict(sorted((int(path.stem.removeprefix("episode_")), path) for path in paths))
 
 

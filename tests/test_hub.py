@@ -20,6 +20,7 @@ from pan_hf.evaluate import evaluate, find_recording
 from pan_hf.hub import HubError, address, hub_id, on_disk
 from pan_hf.push import push_adapter, push_checkpoint, push_recording
 from pan_hf.results import record, write_records
+from pan_hf.train import publish
 from pan_hf.trajectories import load_trajectories, read_info
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,8 @@ for trust in ({}, {"trust_remote_code": True}):
 
 # the model alone is enough to measure it: it names the commit of the recording it was trained on
 pan("evaluate", "--model", "user/pan", "--run", f"{run}/theirs", "--horizon", "1", "--windows", "4")
-assert (pathlib.Path(run) / "theirs" / "evaluation.json").exists()
+pan("vocabulary", "--model", "user/pan", "--run", f"{run}/theirs")
+assert {"evaluation.json", "vocabulary.png"} <= {path.name for path in (pathlib.Path(run) / "theirs").iterdir()}
 
 from datasets import load_dataset
 from pan_hf import load_trajectories
@@ -60,6 +62,12 @@ assert rows["train"].num_rows == len(ours) and set(rows) == {"train", "test"}
 assert rows["train"]["action"][:] == ours.actions.tolist()
 frame = torch.tensor(list(rows["train"][3]["observation.camera"].getdata()))
 assert torch.equal(frame, torch.tensor(ours.observations["camera"][3]).flatten(1).T)
+
+# the same where more episodes would stand in one folder than a Hub takes
+from pan_hf import data_card, push
+data_card.MAX_FILES = 2
+push.push_recording(run, "user/many")
+assert load_dataset("user/many", split="train")["action"][:] == ours.actions.tolist()
 
 # it grows, and goes there and back the way any model of Transformers does
 processor.attach(model)
@@ -189,7 +197,7 @@ def test_weights_that_a_new_checkpoint_lacks_go_with_its_commit_and_files_of_the
     assert len(server.commits("user/pan")) == 4
 
 
-def test_a_recording_is_a_data_set_with_its_card_read_at_any_commit(short, server, tmp_path):
+def test_a_recording_is_a_data_set_with_its_card_read_at_any_commit(short, server, tmp_path, monkeypatch):
     first = push_recording(short, "user/board", license="cc0-1.0")
     theirs, ours = load_trajectories("user/board", "test"), load_trajectories(short / "data", "test")
     assert theirs.fingerprints == ours.fingerprints and theirs.seeds == ours.seeds
@@ -210,7 +218,9 @@ def test_a_recording_is_a_data_set_with_its_card_read_at_any_commit(short, serve
     for fact in ("Policy: `random`", "16x16x3 image", "from (0, 0) to (3, 3)", "one of 5 actions"):
         assert fact in card.text
     other = record_board(tmp_path / "other", episodes=4, seed=1)
+    monkeypatch.setattr("pan_hf.data_card.MAX_FILES", 2)  # more would stand in one folder than a Hub takes
     push_recording(other, "user/board")
+    assert set(server.files("user/board", "datasets")) > {"data/train/001/episode_000003.parquet", "meta/info.json"}
     assert load_trajectories("user/board", "train").seeds == load_trajectories(other, "train").seeds
     assert load_trajectories("user/board", "test", revision=first.oid).seeds == ours.seeds
     assert load_trajectories(f"hf://datasets/user/board@{first.oid}", "test").seeds == ours.seeds
@@ -275,7 +285,7 @@ def test_a_recording_that_breaks_off_is_no_recording_yet_and_goes_on_where_it_wa
     with pytest.raises(HubError, match="hf auth login"):
         push_recording(short, "user/board")
     assert len(server.commits("user/board", "datasets")) == 2
-    with pytest.raises(FileNotFoundError, match="is no recording"):
+    with pytest.raises(FileNotFoundError, match="user/board@.* is no recording .* still being pushed"):
         load_trajectories("user/board", "test")
     server.failures.clear()
     sent = len([request for request in server.asked if request.startswith("PUT")])
@@ -375,3 +385,9 @@ def test_a_model_names_what_it_began_as_and_the_commit_it_was_trained_on(short, 
     assert "`someone/lm`, whose license holds on" in card.text
     assert json.loads((there / "results" / FACTS).read_text())["base_model"] == "someone/lm"
     assert find_recording(there, None).name == data.oid
+    stage = tmp_path / "stage"  # trained on the published data set, a checkpoint names its commit as well
+    shutil.copytree(short / "checkpoint", stage)
+    publish(stage, tmp_path / "again" / "checkpoint", on_disk("user/board", "dataset"))
+    assert find_recording(tmp_path / "again" / "checkpoint", None).name == data.oid
+    push_checkpoint(tmp_path / "again", "user/again")
+    assert f"@{data.oid}" in json.loads((on_disk("user/again") / "training_data.json").read_text())["root"]
