@@ -20,7 +20,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPI
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from pan_hf.modeling import PanModel
+from pan_hf.modeling import PanConfig, PanModel
 
 HEADS = ("full", "lora", None)
 _HEAD = ("readouts", "glances", "outcome", "inverse_dynamics")
@@ -74,15 +74,21 @@ def ia3_config(model: PanModel, *, head: str | None = "full", latents: bool = Fa
     family, chosen = model.config.text_config.model_type, targets(model, head, latents, by_layer=True)
     if {"target_modules", "feedforward_modules"} <= set(given):
         return IA3Config(**(chosen | given))
-    if family not in IA3_LAYERS:
-        raise ValueError(
-            f"PEFT names no IA3 layers for a backbone of family {family!r}; give `target_modules` and "
-            f"`feedforward_modules`. Its linear layers are {sorted(set(_backbone_layers(model)))}."
-        )
+    check_family(model.config, "ia3")
     pattern = _in_language_model(IA3_LAYERS[family])
     rest = chosen["target_modules"].removeprefix(_backbone_pattern(model))
     chosen |= {"target_modules": pattern + rest, "feedforward_modules": _in_language_model(IA3_FEEDFORWARD[family])}
     return IA3Config(**(chosen | {"fan_in_fan_out": _has_conv1d(model)} | given))
+
+
+def check_family(config: PanConfig, kind: str) -> None:
+    """Raises ValueError where PEFT does not know which layers of a backbone's family an adapter of a kind goes on."""
+    family = config.text_config.model_type
+    if kind == "ia3" and family not in IA3_LAYERS:
+        raise ValueError(
+            f"PEFT names no IA3 layers for a backbone of family {family!r}; give `target_modules` and "
+            "`feedforward_modules` to `ia3_config`, or use LoRA, which goes on any linear layer."
+        )
 
 
 def _backbone_pattern(model: PanModel) -> str:

@@ -31,7 +31,7 @@ from pan_hf.modeling import PanModel
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization.vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
-__all__ = ["ia3_config", "load_adapter", "lora_config", "save_adapter", "targets", "train_grown_rows"]
+__all__ = ["base_of", "ia3_config", "load_adapter", "lora_config", "save_adapter", "targets", "train_grown_rows"]
 
 CONFIG, WEIGHTS, GROWN = "adapter_config.json", "adapter_model.safetensors", "grown.safetensors"
 _BOOK = ("vectors", "sums", "usage", "corrections")
@@ -84,7 +84,7 @@ def save_adapter(
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds other things than an adapter; name a new folder for it.")
     with whole_folder(folder) as temporary:
-        adapted.save_pretrained(temporary, selected_adapters=[name])
+        adapted.save_pretrained(temporary, selected_adapters=[name], save_embedding_layers=False)
         if name != "default":  # which PEFT puts into a folder of its own
             for path in (temporary / name).iterdir():
                 path.rename(temporary / path.name)
@@ -185,6 +185,18 @@ def load_adapter(
         _replay(base, event)
     _write_rows(base, saved)
     return adapted
+
+
+def base_of(folder: str | Path) -> str:
+    """What an adapter's folder says it was made on: a folder, or a model of the Hub.
+
+    Raises:
+        ValueError: it does not say, or is damaged.
+    """
+    name = _read(Path(folder)).config.base_model_name_or_path
+    if not name:
+        raise ValueError(f"The adapter at {folder} names no base; use `load_adapter(base, folder)`.")
+    return name
 
 
 def _read(folder: Path) -> _Saved:

@@ -216,6 +216,29 @@ def train(
 
 
 @app.command()
+def finetune(
+    start: Annotated[str, typer.Option("--from", help="Run, checkpoint or Hub model to start from; left as it is.")],
+    run: RUN = DEFAULT_RUN,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Recording, a run with one, or a Hub id, if not <run>/data.")
+    ] = None,
+    adapter: Annotated[str, typer.Option(help="lora, dora, ia3, or none to train the whole model.")] = "lora",
+    rank: Annotated[int, typer.Option(help="Rank of lora and dora.")] = 8,
+    seconds: Annotated[float, typer.Option(help="Time budget.")] = 60.0,
+    max_steps: Annotated[int | None, typer.Option(help="Steps, in place of a time budget.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak, if not the stage's own.")] = None,
+    merge: Annotated[bool, typer.Option(help="Also write the merged model as a checkpoint.")] = False,
+    seed: SEED = 0,
+) -> None:
+    """Train a finished world model on a recording of your own: writes an adapter of a few MB."""
+    from pan_hf.finetune import finetune as run_finetune
+
+    given = {"adapter": adapter, "rank": rank, "seconds": seconds, "max_steps": max_steps}
+    found = run_finetune(run, start, data, **given, learning_rate=learning_rate, merge=merge, seed=seed)
+    typer.echo(f"Done. What was learned is in {found}")
+
+
+@app.command()
 def grow(
     start: Annotated[str, typer.Option("--from", help="Run, checkpoint or Hub id to start from; it stays as it is.")],
     run: RUN = DEFAULT_RUN,

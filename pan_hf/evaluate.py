@@ -319,17 +319,28 @@ def _records(tallies: dict, environments: list[str], prefix: str, seeds: list[in
     return records
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, adapters: bool = False) -> Path:
     """The checkpoint folder that `path`, itself a checkpoint or a run folder with `checkpoint/` or a Hub id, names.
 
+    Args:
+        path: where to look.
+        adapters (`bool`): where there is no checkpoint, an adapter's folder does, `path` itself or `adapter/` in it.
+
     Raises:
-        FileNotFoundError: neither folder holds a config.json.
+        FileNotFoundError: there is none.
         HubError: the Hub did not give it.
     """
     path = on_disk(path)
     for folder in (path / "checkpoint", path):
         if (folder / "config.json").exists():
             return folder
+    for folder in (path / "adapter", path):
+        if (folder / "adapter_config.json").exists():
+            if adapters:
+                return folder
+            raise FileNotFoundError(
+                f"No checkpoint at {path}, only an adapter: `pan finetune ... --merge`, run again, makes a checkpoint."
+            )
     raise FileNotFoundError(
         f"No checkpoint at {path}: expected config.json in it or in its folder checkpoint/. `pan train` makes one."
     )
@@ -346,7 +357,7 @@ def results_folder(run: str | Path, output: str | Path | None) -> Path:
         return Path(output)
     if hub_id(run) is not None:
         raise ValueError(f"{run} is on a Hub, so results need a folder; give `output` (`--run` of `pan`).")
-    return find_checkpoint(run).parent
+    return find_checkpoint(run, adapters=True).parent
 
 
 def find_recording(checkpoint: Path, given: str | Path | None) -> Path:
@@ -402,15 +413,14 @@ def load_for_evaluation(
             does not belong to the model.
         FileNotFoundError: no checkpoint or no recording.
     """
-    checkpoint = find_checkpoint(path)
+    checkpoint = find_checkpoint(path, adapters=True)
     trained = trained_fingerprints(checkpoint)
     trajectories = load_trajectories(find_recording(checkpoint, data_root), "test")
     skipped = check_held_out(trajectories, trained, skip_trained)
-    from . import PanModel, PanProcessor
+    from .vocabulary import load
 
-    model, processor = PanModel.from_pretrained(checkpoint), PanProcessor.from_pretrained(checkpoint)
-    processor.check_model(model)
-    return model.to(device).eval(), processor, trajectories, skipped
+    model, processor = load(checkpoint)
+    return model.to(device), processor, trajectories, skipped
 
 
 def evaluate(

@@ -42,8 +42,8 @@ from pan_hf.planning import CEM, GraphSearch, RandomShooting
 from pan_hf.policies import load_callable
 from pan_hf.results import Record, mean_stderr, record, wilson, write_bytes, write_records, write_text
 from pan_hf.strips import action_label
-from pan_hf.tokenization.processing_pan import PanProcessor
 from pan_hf.trajectories import episode_files, read_info
+from pan_hf.vocabulary import load
 
 PLANNERS = {"graph": GraphSearch, "cem": CEM, "random_shooting": RandomShooting}
 RANDOM = "random_policy"
@@ -200,14 +200,13 @@ def plan(
     if episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
     output = results_folder(run, output)
-    checkpoint = find_checkpoint(run)
+    checkpoint = find_checkpoint(run, adapters=True)
     root = find_recording(checkpoint, data_root)
     entries = _choose_environments(read_info(root)["environments"], environments)
     facts = _recorded_facts(root)
     seeds = list(range(seed, seed + episodes))
     _check_seeds(seeds, entries, facts)
-    model = PanModel.from_pretrained(checkpoint).eval()
-    processor = PanProcessor.from_pretrained(checkpoint)
+    model, processor = load(checkpoint)
     chosen = make_planners(planners, model.config.action)
     is_success = default_success if success is None else load_callable(success, "success")
     trials = []

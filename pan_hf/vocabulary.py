@@ -32,15 +32,26 @@ TILE, COLUMNS = 36, 16  # of the picture: pixels of a tile, tiles a row
 
 
 def load(path: str | Path) -> tuple[PanModel, PanProcessor]:
-    """Model and processor of a run or checkpoint, or of its Hub id, attached to one another.
+    """Model and processor of a run or checkpoint, or of its Hub id, attached to one another; an adapter is
+    merged into its base.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: there is no checkpoint, or an adapter's base is not where it was.
         ValueError: the two do not belong together.
     """
-    folder = find_checkpoint(path)
+    folder = find_checkpoint(path, adapters=True)
+    if not (folder / "config.json").exists():
+        return _load_adapted(folder)
     model, processor = PanModel.from_pretrained(folder), PanProcessor.from_pretrained(folder)
     processor.attach(model)
+    return model.eval(), processor
+
+
+def _load_adapted(folder: Path) -> tuple[PanModel, PanProcessor]:
+    from pan_hf.adapters import base_of, load_adapter
+
+    model, processor = load(find_checkpoint(base_of(folder)))
+    model = load_adapter(model, folder).merge_and_unload()
     return model.eval(), processor
 
 

@@ -76,6 +76,8 @@ class Stage:
         is_needed: whether a model has anything for this stage to train.
         prepare: `(model) -> (model) -> None`, called with the model before training and what it returns with the model
             after it.
+        wrap: `(model, arguments) -> model`, what the Trainer gets in its place, e.g. the model with an adapter on it.
+        save: `(folder, what wrap gave, processor, files)`, how the result is saved, see [`save_checkpoint`].
         arguments: the class of its arguments.
         callbacks: `(model, dataset, arguments) -> callbacks` of the Trainer.
     """
@@ -89,6 +91,8 @@ class Stage:
     half: bool = False
     is_needed: Callable[[PanModel], bool] = lambda model: True
     prepare: Callable[[PanModel], Callable[[PanModel], None]] = lambda model: lambda trained: None
+    wrap: Callable[[PanModel, StageArguments], torch.nn.Module] = lambda model, args: model
+    save: Callable[[Path, torch.nn.Module, PanProcessor, dict[str, str]], None] = save_checkpoint
     arguments: type[StageArguments] = StageArguments
     callbacks: Callable[[PanModel, Dataset, StageArguments], list[TrainerCallback]] = lambda model, data, args: []
 
@@ -148,7 +152,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         processor = PanProcessor.from_pretrained(last_checkpoint(folder))
         model.config.vocabulary_digest = processor.vocabulary_digest
     processor.attach(model)
-    trainer = _trainer(stage, args, model, processor, dataset, weights)
+    trainer = _trainer(stage, args, stage.wrap(model, args), processor, dataset, weights)
     _train(trainer, stage.name, folder)
     finish(trainer.accelerator.unwrap_model(trainer.model))
     if trainer.is_world_process_zero():
@@ -156,7 +160,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
             parameter.requires_grad_(True)
         write_text(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
         trained_on = {TRAINING_DATA: json.dumps(training_data(args, trajectories), indent=1)}
-        save_checkpoint(final, trainer.accelerator.unwrap_model(trainer.model), processor, trained_on)
+        stage.save(final, trainer.accelerator.unwrap_model(trainer.model), processor, trained_on)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
