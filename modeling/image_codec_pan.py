@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .latent_head_pan import LATENT_BLUR
+from .processes_pan import log_of_mean, shared_mean, summed, variance
 from .quantizer_pan import Codebook
 from .sense_configuration_pan import ImageSense
 
@@ -237,7 +238,7 @@ class ImageCodec(nn.Module):
         weight = 1 + motion * differs(neighbours)
         if usual is not None:
             weight = weight + rarity * differs(usual)
-        return weight / weight.mean()
+        return weight / shared_mean(weight.mean())
 
     def _widened(self, mask: Tensor) -> Tensor:
         """A pixel mask widened to the half patches it touches: where something has just left counts too."""
@@ -270,16 +271,24 @@ class ImageCodec(nn.Module):
         error, other_error = (decoded - torch.cat([target, target])).square().chunk(2)
         if self.training:
             self._track_scales(error, other_error[way == len(grids) - 1])
-        full = self._summed(weight * error, update)
-        kinds = [self._summed((weight * other_error)[way == kind], update) * (way == kind).float().mean()
-                 for kind in way.unique()]  # fmt: skip
-        return {"reconstruction": full + 0.2 * sum(kinds), "commitment": commitment}
+        full = self._summed((weight * error).mean(), update)
+        kinds, by_row = 0.0, (weight * other_error).flatten(1).mean(1)
+        for kind in range(self._num_ways(len(grids))):
+            is_kind = (way == kind).float()
+            share = shared_mean(is_kind.mean())
+            if share > 0:
+                kinds = kinds + share * self._summed((is_kind * by_row).mean() / share, update)
+        return {"reconstruction": full + 0.2 * kinds, "commitment": commitment}
 
     @staticmethod
     def _summed(error: Tensor, in_decibels: bool) -> Tensor:
-        """Mean of squared errors; in logarithms, as decibels are, a coarse prefix's large error does not drown what
-        the full code lacks."""
-        return (error.mean() + LEAST_ERROR).log() if in_decibels else error.mean()
+        """A mean squared error; in logarithms, as decibels are, a coarse prefix's large error does not drown what the
+        full code lacks."""
+        return log_of_mean(error, LEAST_ERROR) if in_decibels else error
+
+    def _num_ways(self, num_levels: int) -> int:
+        """Of telling a frame beside all of its codes, see `_another_way`."""
+        return num_levels + 1 if self.sense.latent_dim else max(1, num_levels - 1)
 
     def _another_way(
         self, features: Tensor, grids: list[Tensor], prefixes: list[Tensor], neighbours: Tensor, update: bool
@@ -291,8 +300,7 @@ class ImageCodec(nn.Module):
         Returns: way `(B,)`; the map `(B, R, S, W)`; the codes, a grid `(B, r, s)` a level, and how many levels of them
         count, `(B,)`."""
         last, device = len(prefixes) - 1, features.device
-        num_ways = last + 2 if self.sense.latent_dim else max(1, last)
-        way = torch.randint(num_ways, (len(features),), device=device)
+        way = torch.randint(self._num_ways(len(prefixes)), (len(features),), device=device)
         level = way.clamp(max=last)
         found = torch.stack(prefixes)[level, torch.arange(len(features), device=device)]
         if not self.sense.latent_dim:
@@ -305,9 +313,9 @@ class ImageCodec(nn.Module):
             grids = [grid.masked_scatter(is_mended.view(-1, 1, 1), o) for grid, o in zip(grids, others, strict=True)]
         latents = self._latents(features, found.detach())  # of all frames: in each of several processes they take part
         if update:
-            if has_latents.any():
+            if summed(has_latents.sum()) > 0:
                 with torch.no_grad():
-                    spread = latents.detach()[has_latents].flatten(0, 2).std(0).clamp(min=1e-3)
+                    spread = variance(latents.detach()[has_latents].flatten(0, 2)).sqrt().clamp(min=1e-3)
                     self.latent_scale.lerp_(spread, 0.05)
             # only while the scale follows: against noise of a fixed size, latents would learn to grow for ever
             latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
@@ -321,7 +329,8 @@ class ImageCodec(nn.Module):
     @torch.no_grad()
     def _track_scales(self, error: Tensor, with_latents: Tensor) -> None:
         """Moving root mean square error without and with latents: the decoder's noise scale in `log_prob`."""
-        alone = error.mean()
-        both = torch.minimum(alone, with_latents.mean()) if len(with_latents) else alone
+        alone = summed(error.mean()) / summed(error.new_ones(()))
+        count = summed(error.new_tensor(with_latents.numel()))
+        both = torch.minimum(alone, summed(with_latents.sum()) / count) if count > 0 else alone
         now = torch.stack([alone.sqrt(), both.sqrt()])
         self.residual_scale.lerp_(now.to(self.residual_scale.dtype), 0.02)

@@ -477,13 +477,14 @@ class PanModel(
         **kwargs,
     ) -> CausalLMOutputWithPast | PanOutput:
         """Two models in one: with `input_ids` (or `inputs_embeds`) the causal language model over words and codes;
-        with an `objective` the losses of a training stage.
+        with an `objective` the losses of a training stage. An `observation` and an `action` without an objective are
+        trained on jointly, so a Trainer of any kind trains on what the processor gives.
 
         Args:
             input_ids, attention_mask, position_ids, past_key_values (or `cache`), inputs_embeds, labels, use_cache,
                 logits_to_keep: as in any causal language model.
             objective (`str`): one of `objectives_pan.OBJECTIVES`; see there for what each needs of the rest (`"text"`:
-                `input_ids`, `labels` and `attention_mask`).
+                `input_ids`, `labels` and `attention_mask`). `"joint"` where there are observation and action.
             observation: true observations of windows, leading shape `(B, T + 1)`; constant text `(B, max_length)`.
             state: the same already encoded, `{"codes": ..., "latents": ..., "text": ...}` as in [`State`].
             action: `(B, T, ...)`; reward, done: `(B, T)` float, of the transition each action makes.
@@ -497,6 +498,8 @@ class PanModel(
         Raises:
             ValueError: neither text nor an objective is given, or the objective is unknown.
         """
+        if objective is None and observation is not None and action is not None:
+            objective = "joint"
         if objective is not None:
             if objective not in OBJECTIVES:
                 raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")

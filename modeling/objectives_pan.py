@@ -24,6 +24,7 @@ from .latent_objective_pan import latents_given, mends
 from .layout_pan import hide_padding
 from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
+from .processes_pan import shared_mean
 from .switch_objective_pan import switch_losses, switch_warm_up_losses
 
 STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
@@ -88,8 +89,10 @@ def _senses_losses(model, observation: dict[str, Tensor], update: bool) -> dict[
 
 def text_objective(model, input_ids, labels, attention_mask=None, **_) -> PanOutput:
     """Stage 2: the next word of a text. `input_ids`, `labels` (-100 where nothing is to be said) `(B, L)`."""
-    found = model(input_ids=input_ids, labels=labels, attention_mask=attention_mask, use_cache=False)
-    return _sum_up(model, {"text": found.loss})
+    found = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    count = shared_mean((labels[:, 1:] != -100).sum().float())
+    sizes = {"vocab_size": found.logits.shape[-1], "num_items_in_batch": count}
+    return _sum_up(model, {"text": model.loss_function(logits=found.logits, labels=labels, **sizes)})
 
 
 def dynamics_objective(model, state, action, reward, done, importance=None, **_) -> PanOutput:
@@ -113,8 +116,9 @@ def latent_head_objective(model, condition, state, **_) -> PanOutput:
     return _sum_up(model, losses)
 
 
-def joint_objective(model, observation, action, reward, done, importance=None, **_) -> PanOutput:
-    """Stage 4, from raw observations: everything, plus the generative loss of equation 8 on the decoder's output."""
+def joint_objective(model, observation, action, reward=None, done=None, importance=None, **_) -> PanOutput:
+    """Stage 4, from raw observations: everything, plus the generative loss of equation 8 on the decoder's output.
+    Without rewards or ends their heads are left alone."""
     # the codebooks stay: by now each code has a row, and an id never changes its meaning
     alone = _senses_losses(model, {name: observation[name][:, -2:] for name in model.senses}, update=False)
     state = model.encode(observation)  # codes are constants; latents carry the gradient back to the encoder
@@ -155,7 +159,7 @@ def _generative_loss(model, name: str, imagined: Tensor, after: Tensor, importan
         span = torch.tensor(sense.high, device=after.device) - torch.tensor(sense.low, device=after.device)
         error = 2 * (imagined - after) / span
     error = error.square().flatten(1).mean(1)
-    return error.mean() if importance is None else (importance * error).sum() / importance.sum()
+    return error.mean() if importance is None else (importance * error).sum() / shared_mean(importance.sum())
 
 
 def _transitions(state: State, action: Tensor) -> tuple[State, State]:
@@ -298,7 +302,7 @@ def _vector_loss(book, logits: Tensor, now: Tensor, target: Tensor, share: Tenso
     error = (share * (book.mean(logits.softmax(-1)) - true).square().sum(2)).sum()
     still = (share * (book.lookup(now) - true).square().sum(2)).sum()
     least = STILL * book.spread() * target.numel()  # where next to nothing changes, nothing much is to be learned
-    return error / still.clamp(min=1e-6).maximum(least)
+    return error / shared_mean(still).clamp(min=1e-6).maximum(least)
 
 
 def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor, change_weight: float) -> Tensor:
@@ -310,7 +314,7 @@ def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor
     shift = -math.log(change_weight) * (now >= 0).to(logits.dtype)
     adjusted = logits.scatter_add(-1, now.clamp(min=0).unsqueeze(-1), shift.unsqueeze(-1))
     nll = nn.functional.cross_entropy(adjusted.flatten(0, 1), target.flatten(), reduction="none")
-    return (weight * nll).sum() / weight.sum().clamp(min=1e-6)
+    return (weight * nll).sum() / shared_mean(weight.sum()).clamp(min=1e-6)
 
 
 def teacher_forced_logits(
@@ -349,7 +353,7 @@ def _text_losses(model, window: _Window) -> dict[str, Tensor]:
         logits = model.word_logits(window.hidden[name])
         nll = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
         counts = text_counts(target, model.config.pad_token_id).flatten()
-        losses[f"{name}.text"] = (nll * counts).sum() / counts.sum()
+        losses[f"{name}.text"] = (nll * counts).sum() / shared_mean(counts.sum())
     return losses
 
 
@@ -359,16 +363,20 @@ def text_counts(ids: Tensor, pad_token_id: int) -> Tensor:
     return ((padding.cumsum(-1) - padding) == 0).float()
 
 
-def _agent_losses(model, window: _Window, action: Tensor, reward: Tensor, done: Tensor) -> dict[str, Tensor]:
+def _agent_losses(
+    model, window: _Window, action: Tensor, reward: Tensor | None, done: Tensor | None
+) -> dict[str, Tensor]:
     config = model.config
     before = model.embed_state(window.current.without_latents(), window.tables)
     after = model.embed_state(window.following.without_latents(), window.tables)
     reward_logits, continue_logit = model.outcome(before, after, window.hidden["action"])
-    target = two_hot(reward.flatten(), config.reward_bound)
-    losses = {
-        "reward": -(target * reward_logits.log_softmax(-1)).sum(-1).mean(),
-        "continuation": nn.functional.binary_cross_entropy_with_logits(continue_logit, 1 - done.flatten().float()),
-    }
+    losses = {}
+    if reward is not None:
+        target = two_hot(reward.flatten(), config.reward_bound)
+        losses["reward"] = -(target * reward_logits.log_softmax(-1)).sum(-1).mean()
+    if done is not None:
+        goes_on = 1 - done.flatten().float()
+        losses["continuation"] = nn.functional.binary_cross_entropy_with_logits(continue_logit, goes_on)
     slots = model.inverse_dynamics(before, after)
     inverse, start = [], 0
     for codes, table, live in model.action_codes(action.flatten(0, 1)):

@@ -6,9 +6,10 @@ only the rows marked `live` can be chosen, so that a new code is a row made live
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import initialization as init
+
+from .processes_pan import gathered, summed, told_by_first, variance
 
 PARKED = 1e3  # where a live row waits that has nothing to describe
 LEAST_DISTANCE = 1e-3  # squared, as a share of the inputs' variance: what is closer counts as the same thing
@@ -112,6 +113,7 @@ class Codebook(nn.Module):
     def _start(self, inputs: Tensor) -> None:
         """Places the live rows on inputs of the first batch, far from one another (k-means++ seeding); rows for which
         nothing different is left are parked far away until something is."""
+        inputs = gathered(inputs)
         inputs = inputs[torch.randperm(len(inputs))[:8192]]
         chosen = [inputs[:1]]
         distance = torch.cdist(inputs, chosen[0]).squeeze(-1).square()
@@ -124,7 +126,7 @@ class Codebook(nn.Module):
             distance = torch.minimum(distance, torch.cdist(inputs, chosen[-1]).squeeze(-1).square())
         placed = torch.full_like(self.vectors[self.live], PARKED)
         placed[: len(chosen)] = torch.cat(chosen)
-        _broadcast(placed)
+        told_by_first(placed)
         self.vectors[self.live] = self.sums[self.live] = placed
         self.usage[self.live] = (placed[:, 0] < PARKED).float()
         self.started.fill_(True)
@@ -133,13 +135,12 @@ class Codebook(nn.Module):
     def _follow(self, inputs: Tensor, codes: Tensor, distance: Tensor) -> None:
         usage = torch.bincount(codes, minlength=len(self.usage)).to(self.usage.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, inputs)
-        _sum_over_processes(usage, sums)
+        usage, sums = summed(usage), summed(sums)
         self.usage.lerp_(usage, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         used = self.usage > 1e-6
         self.vectors[used] = self.sums[used] / self.usage[used].unsqueeze(-1)
-        least = LEAST_DISTANCE * inputs.var(0).sum()
-        _broadcast(least)
+        least = LEAST_DISTANCE * variance(inputs).sum()
         self._merge_twins(least)
         self._revive(inputs, distance, least)
 
@@ -162,25 +163,13 @@ class Codebook(nn.Module):
         dead = torch.nonzero(self.live & (self.usage < self.revive_below)).squeeze(-1)
         if len(dead) == 0:
             return
+        inputs, distance = gathered(inputs), gathered(distance)
         badly = torch.where(distance > least, distance, torch.zeros_like(distance))
-        found = badly.any()
-        fresh = inputs[torch.multinomial(badly, 1)[0]] if found else torch.full_like(inputs[0], PARKED)
-        _broadcast(fresh)
-        if bool(fresh[0] < PARKED):  # not `found`, which is this process's own: all must do the same
+        fresh = inputs[torch.multinomial(badly, 1)[0]] if badly.any() else torch.full_like(inputs[0], PARKED)
+        told_by_first(fresh)
+        if bool(fresh[0] < PARKED):
             first = dead[:1]
             self.vectors[first], self.sums[first], self.usage[first] = fresh, fresh, 1.0
             self.corrections[first] = 0.0
         else:
             self._park(dead)
-
-
-def _sum_over_processes(*tensors: Tensor) -> None:
-    if dist.is_available() and dist.is_initialized():
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
-def _broadcast(tensor: Tensor) -> None:
-    """Every process takes the first one's choice, so that codebooks agree."""
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(tensor, src=0)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .belief_pan import Belief, Futures, State
 from .effort_pan import TASKS, Effort
+from .processes_pan import shared_mean
 from .spending_pan import Spending
 from .switch_pan import LEAST_PRICE, MOST_PRICE, SwitchInput
 
@@ -210,7 +211,7 @@ def switch_warm_up_losses(model, condition: dict[str, Tensor]) -> tuple[dict, di
     expected = (share * regret).sum(1)
     entropy = -(share * share.clamp(min=1e-9).log()).sum(1).mean()
     metrics = {"switch.regret": expected.mean(), "switch.oracle": total.amin(1).mean(), "switch.entropy": entropy}
-    return {"switch": expected.mean() / regret.mean().clamp(min=1e-6)}, metrics
+    return {"switch": expected.mean() / shared_mean(regret.mean()).clamp(min=1e-6)}, metrics
 
 
 def switch_losses(model, observation, action, reward, done) -> tuple[dict, dict]:
