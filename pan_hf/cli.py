@@ -71,6 +71,34 @@ def _nested(given: list[str] | None, what: str) -> dict[str, dict]:
     return nested
 
 
+def _settings(context: typer.Context, path: Path | None) -> Path | None:
+    """Reads a YAML file of a command's options as their defaults, so that flags come before it. `stage: {dynamics:
+    {max_steps: 9}}` is `--stage dynamics.max_steps=9`."""
+    if path is None:
+        return None
+    from pan_hf.training.command_line import read_config, unknown_names
+
+    told = {name.rstrip("_"): value for name, value in read_config(path).items()}
+    known = {parameter.name.rstrip("_"): parameter for parameter in context.command.params}
+    unknown = [name for name in told if name not in known]
+    if unknown:
+        raise ValueError(f"--config {path}: {unknown_names(unknown, 'keys', list(known))}")
+    listed = {name: _listed(value) if known[name].multiple else value for name, value in told.items()}
+    context.default_map = {known[name].name: value for name, value in listed.items()}
+    return path
+
+
+def _listed(value) -> list[str]:
+    """`{"a": {"b": 1}}` as `["a.b=1"]`, `{"a": 1}` as `["a=1"]`; a list stays, one value becomes a list of it."""
+    if not isinstance(value, dict):
+        return list(map(str, value)) if isinstance(value, list) else [str(value)]
+    found = []
+    for name, inner in value.items():
+        deeper = _listed(inner) if isinstance(inner, dict) else None
+        found += [f"{name}.{one}" for one in deeper] if deeper is not None else [f"{name}={inner}"]
+    return found
+
+
 @app.command()
 def quickstart(
     run: RUN = Path("runs/quickstart"),
@@ -195,7 +223,12 @@ def train(
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Stages to leave out.")] = None,
     processes: Annotated[int, typer.Option(help="More than 1 runs the stages under accelerate launch.")] = 1,
+    accelerate: Annotated[Path | None, typer.Option(help="File of `accelerate config` to launch them with.")] = None,
     seed: SEED = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with any of these; flags come before it.", callback=_settings, is_eager=True),
+    ] = None,
 ) -> None:
     """Train a world model on a recording, stage by stage; run it again to go on after an interruption."""
     from pan_hf.train import train as run_train
@@ -210,6 +243,7 @@ def train(
         overrides=_nested(stage, "--stage"),
         skip=tuple(skip or ()),
         num_processes=processes,
+        accelerate_config=accelerate,
         seed=seed,
     )
     typer.echo(f"Done. The world model is in {checkpoint}")
@@ -455,6 +489,15 @@ def push(
     else:
         commit = pushing.push_checkpoint(run, repo, dataset=dataset, base_model=base_model, **common)
     typer.echo(f"Done. {commit.repo_url} at {commit.oid}")
+
+
+@app.command()
+def configs() -> None:
+    """Show where the example files for `--config` and for `accelerate launch --config_file` are."""
+    from pan_hf.training.command_line import CONFIGS
+
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        typer.echo(str(path))
 
 
 @app.command()

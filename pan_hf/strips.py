@@ -117,7 +117,7 @@ def _rank_words(rank: str, count: int) -> str:
     return f"the {rank} of {count} windows" if count > 1 else "the only window"
 
 
-def _pictures(frames: torch.Tensor) -> np.ndarray:
+def pictures(frames: torch.Tensor) -> np.ndarray:
     """`(T, channels, H, W)` -> RGB `(T, H, W, 3)`; one channel is repeated, those past three left out."""
     rgb = frames.expand(-1, 3, -1, -1) if frames.shape[1] == 1 else frames[:, :3]
     return rgb.permute(0, 2, 3, 1).cpu().numpy()
@@ -128,7 +128,7 @@ def _write(stem: Path, frames: dict[str, torch.Tensor], about: dict) -> Path:
     path = stem.with_name(stem.name + ".npz")
     temporary = stem.with_name(f".{stem.name}.{os.getpid()}.tmp.npz")
     try:
-        np.savez_compressed(temporary, **{name: _pictures(view) for name, view in frames.items()})
+        np.savez_compressed(temporary, **{name: pictures(view) for name, view in frames.items()})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

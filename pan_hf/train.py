@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from pan_hf.build import build, save_checkpoint, whole_folder
 from pan_hf.hub import address, on_disk
-from pan_hf.results import stage_timer
+from pan_hf.results import stage_timer, write_text
 from pan_hf.trajectories import Trajectories, load_trajectories
 
 # share of the budget that each stage gets; one without runs when it is asked for
@@ -74,6 +76,7 @@ def train(
     overrides: dict[str, dict] | None = None,
     skip: tuple[str, ...] = (),
     num_processes: int = 1,
+    accelerate_config: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
@@ -90,6 +93,8 @@ def train(
         overrides (`dict`, *optional*): by stage, any field of `TrainingArguments`, `seconds` or `max_steps`.
         skip: stages to leave out.
         num_processes (`int`): more than 1 runs each stage under `accelerate launch`.
+        accelerate_config (*optional*): a file of `accelerate config` that each stage is launched with, in place of
+            `num_processes`.
         seed (`int`): of weights and draws.
 
     Returns:
@@ -129,25 +134,24 @@ def train(
         given |= overrides.get(name, {})
         given |= {"model": str(current), "data": str(data), "output_dir": str(folder), "encoded": str(folder.parent)}
         with stage_timer(run / "timing.json", name, seeds=[seed], resume=folder.exists()):
-            current = _run_stage(name, given, trajectories, num_processes)
+            current = _run_stage(name, given, trajectories, num_processes, accelerate_config)
     forget(run / "stages")
     return publish(current, run / "checkpoint", data)
 
 
-def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes: int) -> Path:
+def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes: int, launched_with) -> Path:
     from pan_hf.training.stage import arguments, run
 
     stage = stages()[name]
-    if num_processes == 1:
+    if num_processes == 1 and launched_with is None:
         return run(stage, arguments(stage, **given), trajectories)
     # `--cpu` would start one process only; the stages choose the CPU themselves where there is no accelerator
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    command += ["--num_processes", str(num_processes)]
-    command += ["-m", f"pan_hf.training.{SCRIPTS[name]}", *([FLAGS[name]] if name in FLAGS else [])]
-    for key, value in given.items():
-        values = value if isinstance(value, list) else [value]
-        command += [f"--{key}", *map(str, values)] if value is not None else []
-    subprocess.run(command, check=True)
+    how = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(num_processes)]
+    how = how if launched_with is None else ["--config_file", str(launched_with)]
+    told = Path(given["output_dir"]).with_suffix(".yaml")
+    write_text(told, yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", f"pan_hf.training.{SCRIPTS[name]}"]
+    subprocess.run([*command, *([FLAGS[name]] if name in FLAGS else []), "--config", str(told)], check=True)
     final = Path(given["output_dir"]) / "final"
     return final if final.exists() else Path(given["model"])
 
@@ -171,8 +175,6 @@ def keeping_settings(path: Path, settings: dict, begun: Path) -> Iterator[None]:
 
 
 def _check_settings(path: Path, settings: dict) -> None:
-    from pan_hf.training.trainer import write_text
-
     if path.exists():
         known = json.loads(path.read_text())
         differing = {key: (known.get(key), value) for key, value in settings.items() if known.get(key) != value}

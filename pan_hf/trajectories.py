@@ -18,6 +18,8 @@ import io
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,6 +292,24 @@ class Trajectories:
             raise ValueError(f"No episode of {environment!r}; there are episodes of {sorted(set(self.environments))}")
         return found
 
+    def select(self, episodes: Sequence[int]) -> Trajectories:
+        """Some of the episodes (0 to E - 1), in the order given, as trajectories of their own."""
+        starts, lengths = self.episode_starts[episodes], self.episode_lengths[episodes]
+        spans = zip(starts, lengths, strict=True)
+        rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
+        by_row = ("actions", "rewards", "dones", "truncateds", "action_is_pad")
+        by_episode = ("tasks", "environments", "seeds", "fingerprints")
+        return Trajectories(
+            features=self.features,
+            observations={name: values[rows] for name, values in self.observations.items()},
+            **{name: getattr(self, name)[rows] for name in by_row},
+            episode=np.repeat(np.arange(len(lengths)), lengths),
+            episode_starts=np.cumsum(lengths) - lengths,
+            episode_lengths=lengths,
+            episode_indices=self.episode_indices[episodes],
+            **{name: [getattr(self, name)[episode] for episode in episodes] for name in by_episode},
+        )
+
     def windows(self, num_steps: int, environment: str | None = None) -> np.ndarray:
         """Rows (`int64`) from which `num_steps` transitions follow inside one episode.
 
@@ -312,7 +332,11 @@ class Trajectories:
 
 
 def load_trajectories(
-    root: str | Path, split: str, in_memory: int = IN_MEMORY_BYTES, revision: str | None = None
+    root: str | Path,
+    split: str,
+    in_memory: int = IN_MEMORY_BYTES,
+    revision: str | None = None,
+    episodes: Iterable[int] | None = None,
 ) -> Trajectories:
     """Reads a split.
 
@@ -322,6 +346,8 @@ def load_trajectories(
         in_memory: bytes up to which frames are held in memory; more are mapped from files in `<root>/frames`, which
             are written the first time.
         revision (`str`, *optional*): branch, tag or commit of a data set on a Hub.
+        episodes: numbers of the episodes to read (see `episode_files`), in this order, always into memory; all by
+            default.
 
     Raises:
         FileNotFoundError: `root` holds no recording.
@@ -341,6 +367,8 @@ def load_trajectories(
     unbounded = [name for name, one in features.items() if None in [*one.get("low", []), *one.get("high", [])]]
     if unbounded:
         raise ValueError(f"{root}: recording stopped before the bounds of {unbounded} were measured; run it again")
+    if episodes is not None:
+        files, in_memory = {index: files[index] for index in episodes}, sys.maxsize
     lengths = np.array([_num_rows(path) for path in files.values()])
     starts = np.cumsum(lengths) - lengths
     shapes = {

@@ -1,23 +1,31 @@
-"""What each of several processes ends up with: `accelerate launch two_processes.py SCRIPT FOLDER [flags]`.
+"""What each of several processes ends up with: `accelerate launch two_processes.py SCRIPT FOLDER [flags]`, or, several
+stages one after the other, `accelerate launch two_processes.py RUNS.json FOLDER`.
 
-Runs a stage and writes the model's tensors as this process holds them to `FOLDER/rank<n>.pt`.
+Runs a stage and writes the model's tensors as this process holds them to `FOLDER/rank<n>.pt`. `RUNS.json` holds, by
+name, the script, the name of the stage in it, and its arguments; tensors go to `FOLDER/<name>-rank<n>.pt`. Runs named
+`fsdp` have weights that are shared out.
 """
 
 import importlib
+import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import yaml
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from pan_hf.training import stage as stages
-from pan_hf.training.trainer import PanTrainer
+from pan_hf.training.command_line import CONFIGS
+from pan_hf.training.trainer import PanTrainer, whole_tensor
 
 
 def main():
     script, folder = sys.argv[1], Path(sys.argv[2])
-    sys.argv[1:] = sys.argv[3:]
-    module = importlib.import_module(f"pan_hf.training.{script}")
     train, trainers = PanTrainer.train, []
 
     def train_and_remember(self, *args, **kwargs):
@@ -26,10 +34,46 @@ def main():
         return train(self, *args, **kwargs)
 
     PanTrainer.train = train_and_remember
-    stages.main(getattr(module, "STAGE", None) or module.DYNAMICS)
-    model = trainers[0].accelerator.unwrap_model(trainers[0].model)
-    held = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    torch.save(held, folder / f"rank{dist.get_rank()}.pt")
+    if not script.endswith(".json"):
+        sys.argv[1:] = sys.argv[3:]
+        module = importlib.import_module(f"pan_hf.training.{script}")
+        stages.main(getattr(module, "STAGE", None) or module.DYNAMICS)
+        write(trainers[0], folder / "rank")
+        return
+    for name, (module, stage, given) in json.loads(Path(script).read_text()).items():
+        if name == "fsdp":
+            share_out_weights()
+        stage = getattr(importlib.import_module(f"pan_hf.training.{module}"), stage)
+        stages.run(stage, stages.arguments(stage, **given))
+        write(trainers[-1], folder / f"{name}-rank")
+
+
+def share_out_weights():
+    """What `accelerate launch --config_file accelerate_fsdp.yaml` does on GPUs. Accelerate takes two processes on a
+    CPU for DDP whatever they are told, though PyTorch shares weights out there as well; so it is told once more."""
+    config = yaml.safe_load((CONFIGS / "accelerate_fsdp.yaml").read_text())["fsdp_config"]
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    renamed = {"FSDP_TRANSFORMER_LAYER_CLS_TO_WRAP": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
+    for name, value in config.items():
+        told = str(value).lower() if isinstance(value, bool) else str(value)
+        os.environ[renamed.get(name.upper(), name.upper())] = told
+    AcceleratorState._reset_state()
+    start = AcceleratorState.__init__
+
+    def start_sharing(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        if kwargs.get("fsdp_plugin") is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, kwargs["fsdp_plugin"]
+
+    AcceleratorState.__init__ = start_sharing
+
+
+def write(trainer, stem):
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    is_shared = [isinstance(parameter, DTensor) for parameter in model.parameters()]
+    assert all(is_shared) if trainer.is_fsdp_enabled else not any(is_shared)
+    held = {name: whole_tensor(parameter).clone() for name, parameter in model.named_parameters()}
+    torch.save(held, f"{stem}{dist.get_rank()}.pt")
 
 
 if __name__ == "__main__":

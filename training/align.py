@@ -7,29 +7,28 @@ part of the cost; `JOINT` then trains everything together from raw observations,
     python -m pan_hf.training.align --joint --model DIR --data DIR --output_dir DIR --seconds 30
 """
 
-import sys
-
 from pan_hf.training.encoded import encode_once
 from pan_hf.training.stage import Stage, main
 from pan_hf.training.windows import Windows, action_tensor, sense_tensors, window_weights
 
 
-def make_encoded(model, processor, trajectories, args=None):
+def make_encoded(model, processor, trajectories, args=None, survey=None):
     """Windows of codes, encoded once by the senses as they are."""
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
     encoded = encode_once(model, tensors, trajectories, None if args is None else args.encoded)
     actions = action_tensor(trajectories, model, processor.tokenizer)
     constant = set(model.config.prefix_senses)
     windows = Windows(trajectories, encoded, actions, model.config.context_steps, True, constant)
-    weights = window_weights(windows)
-    windows.importance = weights.mean() / weights  # rewards are drawn more often; what happens must not look so
+    weights = window_weights(windows, survey and survey.weighing)
+    mean = weights.mean() if survey is None else survey.weighing.mean
+    windows.importance = mean / weights  # rewards are drawn more often; what happens must not look so
     return windows, weights
 
 
-def make_raw(model, processor, trajectories, args=None):
+def make_raw(model, processor, trajectories, args=None, survey=None):
     """Windows of raw observations, drawn as often as the windows of their codes would be."""
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
-    encoded, weights = make_encoded(model, processor, trajectories, args)
+    encoded, weights = make_encoded(model, processor, trajectories, args, survey)
     raw = Windows(trajectories, tensors, encoded.actions, encoded.num_steps, False, encoded.constant)
     raw.importance = encoded.importance
     return raw, weights
@@ -41,6 +40,7 @@ DYNAMICS = Stage(
     trains=r"(?!senses\.|latent_heads\.|switch\.)",
     half=True,
     make_data=make_encoded,
+    streams=True,
     defaults={"learning_rate": 2.5e-3},
 )
 JOINT = Stage(
@@ -48,6 +48,7 @@ JOINT = Stage(
     objective="joint",
     trains=r"(?!switch\.)",
     make_data=make_raw,
+    streams=True,
     # few small batches at a larger rate would shift probabilities that the stage before has settled
     defaults={"learning_rate": 5e-5, "per_device_train_batch_size": 16},
     # an encoder that moves quickly turns codes into other codes faster than the backbone can follow
@@ -55,6 +56,4 @@ JOINT = Stage(
 )
 
 if __name__ == "__main__":
-    is_joint = "--joint" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--joint"]
-    main(JOINT if is_joint else DYNAMICS)
+    main(DYNAMICS, joint=JOINT)

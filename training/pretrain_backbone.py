@@ -7,16 +7,15 @@
 of strings).
 """
 
-import argparse
-import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pan_hf.training.stage import Stage, main
+from pan_hf.training.stage import Stage, StageArguments, main
 
 BLOCK = 128  # words of a training text
 
@@ -82,32 +81,38 @@ def _speaks(config) -> bool:
     return any(part is not None and part.kind == "text" for part in parts)
 
 
-def make_stage(text: str | None = None) -> Stage:
-    """The stage, on a recording's own texts, or on those that `text` names."""
+@dataclass
+class TextArguments(StageArguments):
+    """What the stage of the language model takes beside what every stage takes."""
 
-    def make_data(model, processor, trajectories, _args=None):
-        """The texts of the recording (or of `--text FILE_OR_DATASET`) as blocks of words."""
-        texts = recorded_texts(trajectories) if text is None else read_texts(text)
-        positions = getattr(model.config.text_config, "max_position_embeddings", BLOCK)
-        dataset = TextBlocks(texts, processor.tokenizer, min(BLOCK, positions))
-        return dataset, torch.ones(len(dataset))
-
-    return Stage(
-        name="backbone",
-        objective="text",
-        trains=r"language_model\.",
-        make_data=make_data,
-        defaults={"learning_rate": 1e-3, "per_device_train_batch_size": 16},
-        is_needed=lambda model: (
-            not model.config.backbone_is_pretrained and (text is not None or _speaks(model.config))
-        ),
+    text: str | None = field(
+        default=None,
+        metadata={"help": "Text file, or data set for `datasets.load_dataset`; the recording's own texts by default."},
     )
 
 
-STAGE = make_stage()
+def make_data(model, processor, trajectories, args):
+    """The texts of the recording (or of `--text FILE_OR_DATASET`) as blocks of words."""
+    texts = recorded_texts(trajectories) if args.text is None else read_texts(args.text)
+    positions = getattr(model.config.text_config, "max_position_embeddings", BLOCK)
+    dataset = TextBlocks(texts, processor.tokenizer, min(BLOCK, positions))
+    return dataset, torch.ones(len(dataset))
+
+
+def is_needed(model, args) -> bool:
+    """Whether there is a language model to train, and text to train it on."""
+    return not model.config.backbone_is_pretrained and (args.text is not None or _speaks(model.config))
+
+
+STAGE = Stage(
+    name="backbone",
+    objective="text",
+    trains=r"language_model\.",
+    make_data=make_data,
+    defaults={"learning_rate": 1e-3, "per_device_train_batch_size": 16},
+    arguments=TextArguments,
+    is_needed=is_needed,
+)
 
 if __name__ == "__main__":
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--text")
-    given, sys.argv[1:] = own.parse_known_args()
-    main(make_stage(given.text))
+    main(STAGE)

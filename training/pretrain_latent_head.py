@@ -58,7 +58,7 @@ STAGE = Stage(
     make_data=make_data,
     defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 64},
     arguments=RolloutArguments,
-    is_needed=lambda model: len(model.latent_heads) > 0,
+    is_needed=lambda model, args: len(model.latent_heads) > 0,
 )
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from pan_hf.training.stage import Stage, main
 from pan_hf.training.windows import CroppedFrames, sense_tensors
 
 
-def make_data(model, processor, trajectories, _args=None):
+def make_data(model, processor, trajectories, _args=None, survey=None):
     """Crops of frames, where something moves or is rare, with their neighbours in time."""
     tensors = sense_tensors(trajectories, model, processor.tokenizer)
     senses = model.config.place_senses
-    dataset = CroppedFrames(trajectories, {name: tensors[name] for name in senses}, senses)
+    seen = {name: tensors[name] for name in senses}
+    dataset = CroppedFrames(trajectories, seen, senses, usual=survey and survey.usual)
     return dataset, torch.ones(len(dataset))
 
 
@@ -29,9 +30,10 @@ STAGE = Stage(
     objective="senses",
     trains=r"senses\.",
     make_data=make_data,
+    streams=True,
     defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 64},
     prepare=prepare,
-    is_needed=lambda model: any(sense.kind == "image" for sense in model.config.place_senses.values()),
+    is_needed=lambda model, args: any(sense.kind == "image" for sense in model.config.place_senses.values()),
 )
 
 if __name__ == "__main__":

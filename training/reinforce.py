@@ -8,8 +8,6 @@ trained.
     python -m pan_hf.training.reinforce --model DIR --data DIR --output_dir DIR --seconds 60
 """
 
-import sys
-
 import torch
 from torch.utils.data import Dataset
 
@@ -69,6 +67,4 @@ REINFORCE = Stage(
 )
 
 if __name__ == "__main__":
-    is_warm_up = "--warm_up" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--warm_up"]
-    main(WARM_UP if is_warm_up else REINFORCE)
+    main(REINFORCE, warm_up=WARM_UP)

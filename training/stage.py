@@ -17,13 +17,17 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from pan_hf.build import save_checkpoint
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
+from pan_hf.tracking import RolloutImages, check_trackers
+from pan_hf.training.command_line import parse
+from pan_hf.training.material import Material, gather_material
+from pan_hf.training.streaming import gather
 from pan_hf.training.trainer import Budget, PanTrainer, last_checkpoint, write_text
-from pan_hf.trajectories import Trajectories, load_trajectories
+from pan_hf.trajectories import Trajectories
 
 TRAINING_DATA = "training_data.json"
 
@@ -41,11 +45,51 @@ class StageArguments(TrainingArguments):
         default=None, metadata={"help": "Folder that keeps what the senses make of the recording, for the next stage."}
     )
     progress: bool = field(default=True, metadata={"help": "Show a progress bar."})
+    eval_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Share of the training episodes that are held out, to log the loss on them (`eval_loss`)."},
+    )
+    eval_windows: int = field(default=256, metadata={"help": "Windows of them that are evaluated."})
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations no better than the best, and keep the best weights."},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the recording while training on it, not into memory first."}
+    )
+    stream_buffer: int = field(default=2048, metadata={"help": "Windows in memory that a stream draws from."})
+    rollout_every: int = field(
+        default=0, metadata={"help": "Steps between pictures of imagined beside real frames, for trackers; 0: none."}
+    )
+
+    def __post_init__(self):
+        if self.early_stopping_patience is not None or self.eval_fraction:
+            self.eval_strategy = "steps"
+        if self.early_stopping_patience is not None:  # the best weights so far are the last whole checkpoint
+            self.save_strategy, self.load_best_model_at_end = "best", True
+            self.restore_callback_states_from_checkpoint = True
+        super().__post_init__()
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"`eval_fraction` must be at least 0 and below 1, got {self.eval_fraction}.")
+        if not self.eval_fraction and (self.early_stopping_patience is not None or self.rollout_every):
+            raise ValueError(
+                "Early stopping and pictures of rollouts need episodes held out; give `eval_fraction`, e.g. 0.1."
+            )
+        least = {"eval_windows": 1, "early_stopping_patience": 1, "stream_buffer": 1, "rollout_every": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) is not None and getattr(self, name) < smallest:
+                raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
+        if self.streaming and self.dataloader_num_workers:
+            raise ValueError("A stream is read where its place is known; leave `dataloader_num_workers` at 0.")
 
 
 # what differs from Transformers' defaults, for every stage
 DEFAULTS = {
     "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 32,
+    "eval_steps": 200,
+    "metric_for_best_model": "loss",
+    "greater_is_better": False,
     "max_steps": 100_000,
     "logging_steps": 50,
     "save_strategy": "no",  # BudgetCallback asks for checkpoints by the clock
@@ -69,7 +113,8 @@ class Stage:
         name: of the stage and of its folder.
         objective: key of `objectives_pan.OBJECTIVES`.
         trains: pattern of the parameter names it trains; all others are frozen.
-        make_data: `(model, processor, trajectories, arguments) -> (dataset, row weights)`.
+        make_data: `(model, processor, trajectories, arguments) -> (dataset, row weights)`; where the stage `streams`,
+            it also takes a `survey`, and the trajectories are then a part of a recording.
         defaults: differences from `DEFAULTS`.
         slow: share of the learning rate by the beginning of a parameter's name.
         half: whether it trains in bfloat16 (autocast) on a machine that is faster in it.
@@ -80,26 +125,34 @@ class Stage:
         save: `(folder, what wrap gave, processor, files)`, how the result is saved, see [`save_checkpoint`].
         arguments: the class of its arguments.
         callbacks: `(model, dataset, arguments) -> callbacks` of the Trainer.
+        streams: whether it can go through a recording window by window. Other stages need few windows; with
+            `streaming` they get those of some episodes, drawn at random.
     """
 
     name: str
     objective: str
     trains: str
-    make_data: Callable[[PanModel, PanProcessor, Trajectories, StageArguments], tuple[Dataset, torch.Tensor]]
+    make_data: Callable[..., tuple[Dataset, torch.Tensor]]
     defaults: dict = field(default_factory=dict)
     slow: dict[str, float] = field(default_factory=dict)
     half: bool = False
-    is_needed: Callable[[PanModel], bool] = lambda model: True
+    is_needed: Callable[[PanModel, StageArguments], bool] = lambda model, args: True
     prepare: Callable[[PanModel], Callable[[PanModel], None]] = lambda model: lambda trained: None
     wrap: Callable[[PanModel, StageArguments], torch.nn.Module] = lambda model, args: model
     save: Callable[[Path, torch.nn.Module, PanProcessor, dict[str, str]], None] = save_checkpoint
     arguments: type[StageArguments] = StageArguments
     callbacks: Callable[[PanModel, Dataset, StageArguments], list[TrainerCallback]] = lambda model, data, args: []
+    streams: bool = False
 
 
 def arguments(stage: Stage, **given) -> StageArguments:
     """The stage's arguments with its defaults, and those of this machine."""
-    return stage.arguments(**(DEFAULTS | _machine(stage) | stage.defaults | given))
+    return stage.arguments(**(defaults(stage) | given))
+
+
+def defaults(stage: Stage) -> dict:
+    """What a stage's arguments are unless they are given: its own, every stage's, this machine's."""
+    return DEFAULTS | _machine(stage) | stage.defaults
 
 
 def _machine(stage: Stage) -> dict:
@@ -110,16 +163,11 @@ def _machine(stage: Stage) -> dict:
     return {"use_cpu": True, "bf16": stage.half and multiplies}
 
 
-def main(stage: Stage) -> None:
-    """The command line of a stage: every field of its arguments is a flag."""
-    parser = HfArgumentParser(stage.arguments, description=(stage.make_data.__doc__ or stage.name).strip())
-    parser.set_defaults(**(DEFAULTS | _machine(stage) | stage.defaults))
-    (parsed,) = parser.parse_args_into_dataclasses()
-    for name in ("model", "data"):
-        if not getattr(parsed, name):
-            parser.error(f"--{name} is required")
+def main(stage: Stage, **variants: Stage) -> None:
+    """The command line of a script: `stage`, or one of the `variants` where its flag is given."""
+    stage, args = parse(stage, variants)
     try:
-        run(stage, parsed)
+        run(stage, args)
     except KeyboardInterrupt as interruption:
         sys.exit(str(interruption) or "Interrupted.")
 
@@ -135,32 +183,33 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     final = folder / "final"
     if final.exists():
         return final
+    check_trackers(args.report_to)
     set_seed(args.seed)
     model, processor = PanModel.from_pretrained(args.model), PanProcessor.from_pretrained(args.model)
     processor.check_model(model)
-    trajectories = trajectories or load_trajectories(args.data, "train")
-    if not stage.is_needed(model):
+    if not stage.is_needed(model, args):
         return Path(args.model)
     if args.use_cpu:
         # at a few hundred positions the fused kernel is slower backwards than plain products
         model.set_attn_implementation("eager")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
-    dataset, weights = stage.make_data(model, processor, trajectories, args)
+    material = gather_material(stage, args, model, processor, trajectories)
     finish = stage.prepare(model)
     if last_checkpoint(folder):  # the vocabulary may have grown since the stage began; the weights come with `_train`
         processor = PanProcessor.from_pretrained(last_checkpoint(folder))
         model.config.vocabulary_digest = processor.vocabulary_digest
     processor.attach(model)
-    trainer = _trainer(stage, args, stage.wrap(model, args), processor, dataset, weights)
+    trainer = _trainer(stage, args, stage.wrap(model, args), processor, material)
     _train(trainer, stage.name, folder)
-    finish(trainer.accelerator.unwrap_model(trainer.model))
+    trained = trainer.whole_model()
+    finish(trained)
     if trainer.is_world_process_zero():
-        for parameter in model.parameters():
+        for parameter in trained.parameters():
             parameter.requires_grad_(True)
         write_text(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
-        trained_on = {TRAINING_DATA: json.dumps(training_data(args, trajectories), indent=1)}
-        stage.save(final, trainer.accelerator.unwrap_model(trainer.model), processor, trained_on)
+        trained_on = {TRAINING_DATA: json.dumps(training_data(args, *material.trained_on()), indent=1)}
+        stage.save(final, trained, processor, trained_on)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
@@ -177,31 +226,35 @@ def _train(trainer: PanTrainer, name: str, folder: Path) -> None:
         raise KeyboardInterrupt(told) from None
 
 
-def _trainer(stage: Stage, args, model, processor, dataset, weights) -> PanTrainer:
-    from pan_hf.training.windows import WeightedRows
-
+def _trainer(stage: Stage, args, model, processor, material: Material) -> PanTrainer:
     trainer = PanTrainer(
         model=model,
         args=args,
-        train_dataset=dataset,
-        data_collator=_as_it_is,
+        train_dataset=material.dataset,
+        eval_dataset=material.held_out,
+        data_collator=gather,
         processing_class=processor,
         objective=stage.objective,
-        sampler=WeightedRows(weights, args.seed),
+        sampler=material.sampler,
         budget=Budget(Path(args.output_dir), args.max_steps, args.seconds),
         slow=stage.slow,
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in stage.callbacks(model, dataset, args):
+    for callback in [*stage.callbacks(model, material.dataset, args), *_watching(args, material)]:
         trainer.add_callback(callback)
     if args.progress:
         trainer.add_callback(_progress(stage.name))
     return trainer
 
 
-def _as_it_is(batch):
-    """The data sets gather whole batches, so there is nothing to collate."""
-    return batch
+def _watching(args: StageArguments, material: Material) -> list[TrainerCallback]:
+    """The callbacks that look at episodes held out."""
+    found: list[TrainerCallback] = []
+    if args.early_stopping_patience is not None:
+        found.append(EarlyStoppingCallback(args.early_stopping_patience))
+    if args.rollout_every and material.rollouts is not None:
+        found.append(RolloutImages(*material.rollouts, every=args.rollout_every))
+    return found
 
 
 def _progress(name: str):
@@ -232,13 +285,13 @@ def _progress(name: str):
     return Progress()
 
 
-def training_data(args: StageArguments, trajectories: Trajectories) -> dict:
+def training_data(args: StageArguments, fingerprints: list[str], environments: list[str]) -> dict:
     """The episodes trained on, with those the checkpoint was already trained on; evaluation refuses them all."""
     known = {"fingerprints": [], "environments": []}
     path = Path(args.model) / TRAINING_DATA
     if path.exists():
         known = json.loads(path.read_text())
     return {
-        "fingerprints": sorted({*known["fingerprints"], *trajectories.fingerprints}),
-        "environments": sorted({*known["environments"], *trajectories.environments}),
+        "fingerprints": sorted({*known["fingerprints"], *fingerprints}),
+        "environments": sorted({*known["environments"], *environments}),
     }

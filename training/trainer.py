@@ -11,8 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
+
+from pan_hf.training.row_draws import row_draws
+from pan_hf.training.streaming import WindowStream, write_state
 
 COMPLETE = "complete"
 MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
@@ -114,6 +118,29 @@ def _agreed(seconds: float) -> float:
     return told[0]
 
 
+class NamedMeans:
+    """Means by name since they were last taken, over batches and processes."""
+
+    def __init__(self):
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+        self._count += 1
+
+    def take(self, accelerator) -> dict[str, float]:
+        """Means, rounded; in every process the same."""
+        if not self._count:
+            return {}
+        sums = torch.stack([*self._sums.values()]) / self._count
+        means = accelerator.reduce(sums, "mean").tolist()
+        found = {name: round(mean, 6) for name, mean in zip(self._sums, means, strict=True)}
+        self._sums, self._count = {}, 0
+        return found
+
+
 class PanTrainer(Trainer):
     """Trains one objective of [`PanModel`].
 
@@ -127,8 +154,8 @@ class PanTrainer(Trainer):
     def __init__(self, *args, objective: str, sampler, budget: Budget, slow: dict[str, float] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.objective, self.sampler, self.budget, self.slow = objective, sampler, budget, slow or {}
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._sums = {"loss": NamedMeans(), "eval_loss": NamedMeans()}
+        self._micro_step = (-1, 0)
         self.add_callback(BudgetCallback(budget))
 
     def _get_train_sampler(self, *_):
@@ -159,18 +186,62 @@ class PanTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """What is drawn at random in a step depends on the seed and the step alone; of several processes, each takes
+        the rows that it has of what one alone would draw (`row_draws.py`)."""
+        step, micro = self._micro_step
+        self._micro_step = step, micro = self.state.global_step, micro + 1 if step == self.state.global_step else 0
+        torch.manual_seed(hash((self.args.seed, step, micro)))
+        with row_draws(self.accelerator, inputs):
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(objective=self.objective, **inputs)
-        for name, value in {**output.losses, **output.metrics}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
-        self._count += 1
+        self._sums["loss" if model.training else "eval_loss"].add({**output.losses, **output.metrics})
         return (output.loss, output) if return_outputs else output.loss
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss alone: an objective's batch has no labels to look for."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach().mean(), None, None
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Draws the same each time, so that evaluations differ by what was learned alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.args.seed)
+            return super().evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._count:
-            logs |= {f"loss/{name}": round(float(value) / self._count, 6) for name, value in self._sums.items()}
-            self._sums, self._count = {}, 0
+        for name, means in self._sums.items():
+            if name in logs:
+                logs |= {f"{name}/{part}": value for part, value in means.take(self.accelerator).items()}
         super().log(logs, start_time)
+
+    def whole_model(self) -> torch.nn.Module:
+        """The trained model with all of its weights; where processes share them out, a copy, in the first process."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return model
+        tensors = self._whole_tensors()
+        whole = type(model)._from_config(model.config)
+        if self.is_world_process_zero():
+            whole.load_state_dict(tensors)
+        return whole
+
+    def _whole_tensors(self) -> dict[str, torch.Tensor]:
+        """All weights; every process takes part in gathering them, or the others would wait for ever."""
+        if self.is_deepspeed_enabled:
+            return self.accelerator.get_state_dict(self.model_wrapped)
+        return {name: whole_tensor(tensor) for name, tensor in self.model.state_dict().items()}
+
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        tensors = self._whole_tensors()  # what Accelerate gathers leaves tied weights shared out
+        if self.args.should_save:
+            self._save(output_dir, state_dict=tensors)
 
     def _save_checkpoint(self, model, trial) -> None:
         """The mark of a whole checkpoint comes last, and only then do older checkpoints go."""
@@ -179,9 +250,18 @@ class PanTrainer(Trainer):
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial))
             saved = folder / f"checkpoint-{self.state.global_step}"
+            if isinstance(self.train_dataset, WindowStream):
+                windows_a_step = self.train_dataset.keep_every
+                write_state(saved, self.train_dataset, self.state.global_step * windows_a_step)
             write_text(saved / COMPLETE, "")
-            for other in set(folder.glob("checkpoint-*")) - {saved}:
+            best = Path(self.state.best_model_checkpoint or saved)
+            for other in set(folder.glob("checkpoint-*")) - {saved, best}:
                 shutil.rmtree(other)
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be shared out among processes, whole and on the CPU."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -116,37 +118,46 @@ class CroppedFrames(Dataset):
         tensors: by sense, every row's observation.
         senses: their configurations.
         crop_places (`int`): side of a crop, in places.
+        usual (*optional*): by sense, what is usually seen; the median over these rows by default.
     """
 
-    def __init__(self, trajectories: Trajectories, tensors: dict[str, Tensor], senses: dict, crop_places: int = 2):
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        tensors: dict[str, Tensor],
+        senses: dict,
+        crop_places: int = 2,
+        usual: dict[str, Tensor] | None = None,
+    ):
         rows = np.arange(len(trajectories))
         is_first = np.isin(rows, trajectories.episode_starts)
         self.neighbour = torch.from_numpy(np.where(is_first, rows + 1, rows - 1))
         self.tensors, self.senses, self.crop_places = tensors, senses, crop_places
-        self.usual = {name: _usual(values) for name, values in tensors.items()}
+        self.usual = usual or usually_seen(tensors)
 
     def __len__(self) -> int:
         return len(self.neighbour)
 
     def __getitems__(self, indices: list[int]) -> dict:
         rows = torch.as_tensor(indices)
-        generator = torch.Generator().manual_seed(hash(tuple(indices)) % 2**63)  # the batch alone decides its crops
+        chance = torch.tensor([_chance(index) for index in indices])
         observation = {}
         for name, values in self.tensors.items():
             usual = self.usual[name].expand(len(rows), *self.usual[name].shape)
             triples = torch.stack([values[self.neighbour[rows]], values[rows], usual], 1)
             sense = self.senses[name]
-            observation[name] = self._crop(triples, sense, generator) if sense.kind == "image" else triples
+            observation[name] = self._crop(triples, sense, chance) if sense.kind == "image" else triples
         return {"observation": observation}
 
-    def _crop(self, triples: Tensor, sense, generator: torch.Generator) -> Tensor:
+    def _crop(self, triples: Tensor, sense, chance: Tensor) -> Tensor:
         rows, columns = sense.place_grid
         size, side = min(self.crop_places, rows, columns), sense.patch_size * sense.place_stride
         neighbour, frame, usual = triples.unbind(1)
         interest = 1.0 * (frame != neighbour).any(1) + 0.5 * (frame != usual).any(1)
         # (B, rows - size + 1, columns - size + 1)
         interest = torch.nn.functional.avg_pool2d(interest, size * side, side)
-        place = torch.multinomial(interest.flatten(1) + 0.02, 1, generator=generator).squeeze(1)
+        mass = (interest.flatten(1) + 0.02).double().cumsum(1)
+        place = torch.searchsorted(mass, chance.unsqueeze(1) * mass[:, -1:]).squeeze(1).clamp(max=mass.shape[1] - 1)
         top, left = place // interest.shape[2] * side, place % interest.shape[2] * side
         span = torch.arange(size * side)
         down, across = (
@@ -159,10 +170,33 @@ class CroppedFrames(Dataset):
         ]
 
 
-def _usual(values: Tensor) -> Tensor:
-    """The median over 501 rows: what is usually seen."""
-    rows = torch.randint(len(values), (min(501, len(values)),), generator=torch.Generator().manual_seed(0))
-    return values[rows].median(0).values
+def usually_seen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By sense, the median over 501 rows: what is usually seen."""
+    found = {}
+    for name, values in tensors.items():
+        rows = torch.randint(len(values), (min(501, len(values)),), generator=torch.Generator().manual_seed(0))
+        found[name] = values[rows].median(0).values
+    return found
+
+
+class Draw(int):
+    """The index of a row that was drawn, and the number of the draw: what is random about a row in a batch depends on
+    these two alone, not on the batch or the process that it came into."""
+
+    number: int = 0
+
+    def __new__(cls, index: int, number: int):
+        draw = super().__new__(cls, index)
+        draw.number = number
+        return draw
+
+    def __reduce__(self):
+        return Draw, (int(self), self.number)
+
+
+def _chance(index: int) -> float:
+    """A number in [0, 1) for a draw."""
+    return np.random.default_rng([int(index), getattr(index, "number", 0)]).random()
 
 
 class WeightedRows(Sampler):
@@ -177,12 +211,11 @@ class WeightedRows(Sampler):
     def __len__(self) -> int:
         return 2**40
 
-    def __iter__(self) -> Iterator[int]:
-        chunk = 0
-        while True:
+    def __iter__(self) -> Iterator[Draw]:
+        for chunk in itertools.count():
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + chunk)
-            yield from torch.multinomial(self.weights, self.CHUNK, replacement=True, generator=generator).tolist()
-            chunk += 1
+            drawn = torch.multinomial(self.weights, self.CHUNK, replacement=True, generator=generator).tolist()
+            yield from map(Draw, drawn, itertools.count(chunk * self.CHUNK))
 
 
 @torch.no_grad()
@@ -217,9 +250,46 @@ def words_of(model, tensors: dict[str, Tensor]) -> dict:
     }
 
 
-def window_weights(windows: Windows, change_share: float = 0.6, reward_boost: float = 25.0) -> Tensor:
-    """How often each window is drawn: 1; `change_share` where no code changes; `reward_boost` where a rare reward or
-    an end is met, never so much that those windows are more than a tenth of all draws."""
+CHANGE_SHARE = 0.6  # weight of a window in which no code changes; that of others is 1
+REWARD_BOOST = 25.0  # most weight of a window in which a rare reward or an end is met
+RARE = 0.1  # most share of the draws that such windows are raised to
+
+
+@dataclass
+class Weighing:
+    """What is known of a whole recording where only a part of it is at hand.
+
+    Args:
+        usual_reward (`float`): the median.
+        boost (`float`, *optional*): weight of windows with a rare reward or an end; None where they are none, or many.
+        mean (`float`): mean weight of all windows.
+    """
+
+    usual_reward: float
+    boost: float | None
+    mean: float
+
+
+def window_weights(windows: Windows, weighing: Weighing | None = None) -> Tensor:
+    """How often each window is drawn: 1; `CHANGE_SHARE` where no code changes; up to `REWARD_BOOST` where a rare
+    reward or an end is met, never so much that those windows are more than a tenth of all draws.
+
+    Args:
+        windows: encoded.
+        weighing (*optional*): of the recording that they are a part of; by default they are all of it.
+    """
+    weights = change_weights(windows)
+    rows = windows.rows.unsqueeze(1) + torch.arange(windows.num_steps)
+    usual = float(windows.rewards.median()) if weighing is None else weighing.usual_reward
+    rare = is_rare(windows.rewards[rows], windows.dones[rows], usual)
+    boost = reward_boost(rare, float(weights[~rare].mean())) if weighing is None else weighing.boost
+    if boost is not None:
+        weights[rare] = boost
+    return weights
+
+
+def change_weights(windows: Windows) -> Tensor:
+    """`CHANGE_SHARE` where no code and no text of a window changes, else 1: `(len(windows),)`."""
     rows = windows.rows.unsqueeze(1) + torch.arange(windows.num_steps)
     changed = torch.zeros(len(rows), dtype=torch.bool)
     discrete = [level for levels in windows.tensors["codes"].values() for level in levels]
@@ -227,11 +297,18 @@ def window_weights(windows: Windows, change_share: float = 0.6, reward_boost: fl
         moved = torch.zeros(len(level), dtype=torch.bool)
         moved[:-1] = (level[1:] != level[:-1]).any(1)
         changed |= moved[rows].any(1)
-    weights = torch.where(changed, 1.0, change_share)
-    rewards = windows.rewards[rows]
-    usual = windows.rewards.median()
-    rare = ((rewards - usual).abs() > 1e-6).any(1) | (windows.dones[rows] > 0).any(1)
-    if 0 < int(rare.sum()) < 0.1 * len(rare):
-        most = 0.1 * float(weights[~rare].sum()) / 0.9 / int(rare.sum())
-        weights[rare] = min(reward_boost, max(1.0, most))
-    return weights
+    return torch.where(changed, 1.0, CHANGE_SHARE)
+
+
+def is_rare(rewards: Tensor, dones: Tensor, usual: float) -> Tensor:
+    """Which windows `(N,)` meet a reward that is not the usual one, or an end, in `(N, T)` rewards and ends."""
+    return ((rewards - usual).abs() > 1e-6).any(1) | (dones > 0).any(1)
+
+
+def reward_boost(rare: Tensor, mean_weight: float) -> float | None:
+    """Weight of the windows that are `rare` `(N,)` bool, where the others' mean weight is `mean_weight`."""
+    count = int(rare.sum())
+    if not 0 < count < RARE * len(rare):
+        return None
+    most = RARE * mean_weight * (len(rare) - count) / (1 - RARE) / count
+    return min(REWARD_BOOST, max(1.0, most))

@@ -1,0 +1,452 @@
+"""Scaling out: settings from files, several processes, streams, early stopping, trackers, Trainers of one's own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from tiny_worlds import all_tensors, build_board, differing, record_board
+from transformers import Trainer, TrainingArguments
+from typer.testing import CliRunner
+
+from pan_hf import PanModel, PanProcessor, train
+from pan_hf.build import save_checkpoint
+from pan_hf.cli import app
+from pan_hf.tracking import RolloutImages
+from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, trainer
+from pan_hf.training.command_line import CONFIGS, parse
+from pan_hf.training.material import split
+from pan_hf.training.stage import arguments, run
+from pan_hf.training.streaming import WindowStream, gather
+from pan_hf.training.trainer import PanTrainer
+from pan_hf.trajectories import load_trajectories
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = {"per_device_train_batch_size": 8, "logging_steps": 1, "progress": False, "bf16": False}
+WHERE = ["--model", "m", "--data", "d", "--output_dir", "o"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A recording of the board and an untrained model of it."""
+    folder = tmp_path_factory.mktemp("world")
+    data = record_board(folder / "data", episodes=10)
+    model, processor = build_board(load_trajectories(data, "train"), context_steps=2)
+    save_checkpoint(folder / "model", model, processor)
+    return SimpleNamespace(data=data, model=folder / "model")
+
+
+def run_stage(world, stage, folder, **given):
+    given = {"model": str(world.model), "data": str(world.data), "output_dir": str(folder)} | QUICK | given
+    return run(stage, arguments(stage, **given))
+
+
+def log_of(folder, key="loss"):
+    return [entry for entry in json.loads((folder / "log.json").read_text()) if key in entry]
+
+
+# settings from a file
+
+
+def written(folder, text):
+    (folder / "config.yaml").write_text(text)
+    return ["--config", str(folder / "config.yaml")]
+
+
+def test_a_file_comes_before_defaults_and_flags_before_the_file(tmp_path):
+    config = written(tmp_path, "learning_rate: 1e-4\nmax_steps: 7\neval_fraction: 0.25\nprogress: false\n")
+    stage, args = parse(align.DYNAMICS, {}, [*config, *WHERE, "--max_steps", "9"])
+    assert (args.learning_rate, args.max_steps, args.eval_fraction, args.progress) == (1e-4, 9, 0.25, False)
+    assert args.per_device_train_batch_size == 32 and args.model == "m" and stage is align.DYNAMICS
+
+
+def test_a_file_or_a_flag_chooses_the_other_stage_of_a_script(tmp_path):
+    config = written(tmp_path, "joint: true\nmodel: m\ndata: d\noutput_dir: o\n")
+    stage, args = parse(align.DYNAMICS, {"joint": align.JOINT}, config)
+    assert stage is align.JOINT and args.learning_rate == 5e-5
+    assert parse(align.DYNAMICS, {"joint": align.JOINT}, ["--joint", *WHERE])[0] is align.JOINT
+    assert parse(align.DYNAMICS, {"joint": align.JOINT}, WHERE)[0] is align.DYNAMICS
+
+
+@pytest.mark.parametrize(
+    "text, flags, told",
+    [
+        ("lerning_rate: 1e-4\n", WHERE, ["unknown keys", "'lerning_rate' (near: learning_rate"]),
+        ("max_steps: 2.5\n", WHERE, ["--max_steps", "invalid int value: '2.5'"]),
+        ("- 1\n", WHERE, ["expected lines of `name: value`, got list"]),
+        ("max_steps: [1, 2]\n", WHERE, ["max_steps is one value"]),
+        ("a: b: c\n", WHERE, ["is not YAML"]),
+        ("max_steps: 3\n", [*WHERE, "--max_stepps", "2"], ["unknown flags", "'--max_stepps' (near: max_steps"]),
+        ("eval_fraction: 1.5\n", WHERE, ["`eval_fraction` must be at least 0 and below 1, got 1.5"]),
+        ("early_stopping_patience: 3\n", WHERE, ["need episodes held out; give `eval_fraction`"]),
+        ("max_steps: 3\n", ["--data", "d"], ["--model is required"]),
+    ],
+)
+def test_what_a_stage_does_not_know_is_named(text, flags, told, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(align.DYNAMICS, {}, [*written(tmp_path, text), *flags])
+    error = capsys.readouterr().err
+    assert all(words in error for words in told) and "Traceback" not in error
+
+
+def test_a_key_that_pan_train_does_not_know_is_named(tmp_path):
+    found = CliRunner().invoke(app, ["train", *written(tmp_path, "secnds: 3\n")])
+    assert "unknown keys: 'secnds' (near: seconds" in str(found.exception)
+
+
+def test_help_begins_with_what_the_stage_trains_and_its_own_arguments(capsys):
+    with pytest.raises(SystemExit):
+        parse(reinforce.REINFORCE, {"warm_up": reinforce.WARM_UP}, ["--help"])
+    told = capsys.readouterr().out
+    order = ["'reinforce' trains", "--warm_up:", "this stage:", "--horizon", "the Trainer, most used:"]
+    order += ["--learning_rate", "all else", "--adam_beta1"]
+    places = [told.index(words) for words in order]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_file_is_read(path, monkeypatch):
+    if path.stem == "run":
+        given = {}
+        monkeypatch.setattr(train, "train", lambda run, data, **options: given.update(options))
+        assert CliRunner().invoke(app, ["train", "--config", str(path), "--seconds", "7"]).exit_code == 0
+        assert given["seconds"] == 7 and given["overrides"]["dynamics"]["learning_rate"] == 2.5e-3
+        return
+    if not path.stem.startswith("accelerate"):
+        stage = pretrain_senses.STAGE if path.stem == "senses" else align.DYNAMICS
+        args = parse(stage, {"joint": align.JOINT}, ["--config", str(path), *WHERE])[1]
+        told = yaml.safe_load(path.read_text())
+        assert all(getattr(args, name) == float(told[name]) for name in ("max_steps", "learning_rate"))
+        return
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+
+    config = load_config_from_file(str(path))  # raises for a key it does not know
+    kinds = {"gpus": DistributedType.MULTI_GPU, "fsdp": DistributedType.FSDP, "deepspeed": DistributedType.DEEPSPEED}
+    assert config.distributed_type == kinds[path.stem.removeprefix("accelerate_")]
+    assert config.num_processes == 2
+
+
+# episodes held out
+
+
+def test_a_part_of_the_training_episodes_is_held_out_by_chance():
+    first, last = split(list(range(20)), 0.2, seed=3)
+    assert len(last) == 4 and sorted([*first, *last]) == list(range(20)) and last != list(range(16, 20))
+    assert split(list(range(20)), 0.2, seed=3) == (first, last) != split(list(range(20)), 0.2, seed=4)
+    with pytest.raises(ValueError, match="leaves none to train on"):
+        split([0], 0.5, seed=0)
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory):
+    """A stage whose learning rate is so high that it soon gets worse, watched and stopped."""
+    pytest.importorskip("tensorboard")
+    folder = tmp_path_factory.mktemp("stopped")
+    drawn, rows = [], PanTrainer.compute_loss
+
+    def remember(self, model, inputs, *args, **kwargs):
+        drawn.append((model.training, inputs["state"]["codes"]["place"][0].clone()))
+        return rows(self, model, inputs, *args, **kwargs)
+
+    given = {"eval_fraction": 0.3, "eval_steps": 2, "early_stopping_patience": 2, "learning_rate": 0.5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PanTrainer, "compute_loss", remember)
+        final = run_stage(
+            world, align.DYNAMICS, folder, max_steps=30, report_to=["tensorboard"], rollout_every=2, **given
+        )
+    return SimpleNamespace(final=final, folder=folder, drawn=drawn)
+
+
+def test_training_stops_when_held_out_windows_get_no_better_and_keeps_the_best(stopped, world):
+    evaluated = log_of(stopped.folder, "eval_loss")
+    losses = [entry["eval_loss"] for entry in evaluated]
+    assert len(losses) == losses.index(min(losses)) + 3 and log_of(stopped.folder)[-1]["step"] < 30
+    assert {"eval_loss/camera.0", "eval_loss/reward"} <= set(evaluated[0])
+    # the weights are the best ones: evaluated again, they give the loss that was logged
+    args = arguments(
+        align.DYNAMICS, model=str(world.model), data=str(world.data), output_dir="x", eval_fraction=0.3, **QUICK
+    )
+    from pan_hf.training.material import gather_material
+
+    model, processor = PanModel.from_pretrained(stopped.final), PanProcessor.from_pretrained(stopped.final)
+    material = gather_material(align.DYNAMICS, args, PanModel.from_pretrained(world.model), processor, None)
+    batch = material.held_out.__getitems__(list(range(len(material.held_out))))
+    with torch.no_grad():
+        found = model.eval()(objective="dynamics", **batch).loss
+    assert float(found) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_nothing_that_is_held_out_is_trained_on(stopped):
+    trained = {tuple(row.flatten().tolist()) for training, rows in stopped.drawn if training for row in rows}
+    judged = [rows for training, rows in stopped.drawn if not training]
+    assert trained and judged and all(torch.equal(rows, judged[0]) for rows in judged)  # the same each time
+
+
+def test_curves_and_pictures_reach_tensorboard(stopped):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for file in (stopped.folder / "runs").glob("**/events*"):
+        events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
+        found |= {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+        found |= {name: events.Images(name) for name in events.Tags()["images"]}
+    assert {"train/loss", "train/loss/camera.0", "eval/loss", "eval/loss/camera.0"} <= set(found)
+    assert [event.step for event in found["rollout/camera/0"]][:2] == [2, 4]
+    picture = found["rollout/camera/0"][0]
+    # real, imagined and their difference, a start and eight steps or what the longest episode has
+    assert picture.height == 3 * 16 and picture.width % 16 == 0 and picture.width > 16
+    assert "rollout/camera/1" in found
+
+
+def test_curves_and_pictures_reach_trackio_on_this_disk(world, tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    import trackio.utils
+    from trackio.sqlite_storage import SQLiteStorage
+
+    monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path)
+    given = {"report_to": ["trackio"], "project": "board", "run_name": "one", "eval_fraction": 0.3}
+    run_stage(world, align.DYNAMICS, tmp_path / "stage", max_steps=2, rollout_every=2, **given)
+    logs = SQLiteStorage.get_logs("board", "one")
+    assert any("train/loss" in entry for entry in logs)
+    assert any("rollout/camera/0" in entry for entry in logs)
+
+
+def test_a_tracker_that_is_not_installed_names_the_line_that_installs_it(monkeypatch):
+    from pan_hf import tracking
+
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs trackio: pip install "pan_hf\[tracking\]"'):
+        tracking.check_trackers(["trackio"])
+
+
+# streams
+
+
+def stream_of(world, buffer=12, seed=0, weights=None, episodes=None):
+    """Windows `(episode, row)` of the recording, streamed."""
+
+    def make_data(trajectories):
+        count = int(trajectories.episode_lengths[0]) - 1
+        number = int(trajectories.episode_indices[0])
+        dataset = [(number, row) for row in range(count)]
+        return dataset, torch.ones(count) if weights is None else weights(count)
+
+    numbers = load_trajectories(world.data, "train").episode_indices.tolist() if episodes is None else episodes
+    return WindowStream(world.data, numbers, make_data, seed, buffer, keep_every=4)
+
+
+def take(stream, count):
+    return [dataset[index] for (dataset, index), _ in zip(stream, range(count), strict=False)]
+
+
+def test_a_stream_gives_every_window_of_every_epoch_and_holds_few_episodes(world):
+    trajectories = load_trajectories(world.data, "train")
+    per_epoch = int((trajectories.episode_lengths - 1).sum())
+    stream = stream_of(world)
+    drawn = take(stream, 6 * per_epoch)
+    counts = {window: drawn.count(window) for window in set(drawn)}
+    # a buffer of 12 holds back or runs ahead by no more than a few epochs' copies of a window
+    assert len(counts) == per_epoch and 4 <= min(counts.values()) and max(counts.values()) <= 8
+    assert drawn[:per_epoch] != drawn[per_epoch : 2 * per_epoch]
+    assert len(stream.buffer) <= 12 + int(trajectories.episode_lengths.max()) >= len(stream._open)
+    assert set(stream.seen) == set(trajectories.episode_indices.tolist())
+
+
+def test_a_stream_draws_in_proportion_to_weights(world):
+    def weights(count):
+        return torch.where(torch.arange(count) == 0, 2.5, 0.5)
+
+    drawn = take(stream_of(world, weights=weights), 1200)
+    first, later = (sum((row == 0) == is_first for _, row in drawn) for is_first in (True, False))
+    trajectories = load_trajectories(world.data, "train")
+    others = int((trajectories.episode_lengths - 2).sum())
+    expected = 2.5 * trajectories.num_episodes / (0.5 * others)
+    assert first / later == pytest.approx(expected, rel=0.2)  # three standard deviations of 1200 draws
+
+
+def test_a_resumed_stream_gives_the_very_same_windows(world):
+    whole = stream_of(world)
+    expected = take(whole, 40)
+    begun, resumed = stream_of(world), stream_of(world)
+    assert take(begun, 21) == expected[:21]
+    resumed.resume(json.loads(json.dumps(begun.state_at(20))))
+    assert take(resumed, 20) == expected[20:]
+    assert take(stream_of(world, seed=1), 40) != expected
+
+
+def test_an_episode_too_short_for_a_window_is_left_out(world):
+    with pytest.raises(ValueError, match="has no episode of 99 transitions"):
+        WindowStream(world.data, load_trajectories(world.data, "train").episode_indices.tolist(), None, 0, 4, 4, 100)
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def stopping_at(step, monkeypatch):
+    take_step = PanTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Stop
+        return take_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(PanTrainer, "training_step", training_step)
+
+
+def test_a_killed_streamed_run_resumed_equals_an_uninterrupted_one_to_the_bit(world, tmp_path, monkeypatch):
+    """The best weights so far are what is resumed from: an evaluation every other step, a kill at the fifth."""
+    given = {"max_steps": 6, "streaming": True, "stream_buffer": 24}
+    given |= {"eval_fraction": 0.3, "eval_steps": 2, "early_stopping_patience": 3}
+    whole = run_stage(world, align.DYNAMICS, tmp_path / "whole", **given)
+    with monkeypatch.context() as patch:
+        stopping_at(5, patch)
+        with pytest.raises(Stop):
+            run_stage(world, align.DYNAMICS, tmp_path / "killed", **given)
+    assert (Path(trainer.last_checkpoint(tmp_path / "killed")) / "stream.json").exists()
+    resumed = run_stage(world, align.DYNAMICS, tmp_path / "killed", **given)
+    one, other = (all_tensors(PanModel.from_pretrained(path)) for path in (whole, resumed))
+    assert differing(one, other) == []
+    logs = [[entry["loss"] for entry in log_of(tmp_path / name)] for name in ("whole", "killed")]
+    assert logs[0] == logs[1] and len(logs[0]) == 6
+    logs = [[entry["eval_loss"] for entry in log_of(tmp_path / name, "eval_loss")] for name in ("whole", "killed")]
+    assert logs[0] == logs[1] and len(logs[0]) == 3
+    trained = json.loads((resumed / "training_data.json").read_text())
+    assert set(trained["fingerprints"]) <= set(load_trajectories(world.data, "train").fingerprints)
+
+
+# several processes
+
+
+# by name: script, stage, and what is asked of two processes; one process has the whole batch
+SHARED = {
+    "senses": ("pretrain_senses", "STAGE", {"max_steps": 5}),
+    "dynamics": ("align", "DYNAMICS", {"max_steps": 5}),
+    "streamed": ("align", "DYNAMICS", {"max_steps": 4, "streaming": True, "stream_buffer": 24}),
+    "joint": ("align", "JOINT", {"max_steps": 3, "eval_fraction": 0.3, "eval_steps": 3}),
+    "fsdp": ("align", "DYNAMICS", {"max_steps": 4}),
+}
+
+
+@pytest.fixture(scope="module")
+def two(world, tmp_path_factory):
+    """Every stage of `SHARED` in two processes, and one by the clock, from one launch."""
+    folder = tmp_path_factory.mktemp("two")
+    where = {"model": str(world.model), "data": str(world.data)} | QUICK | {"per_device_train_batch_size": 4}
+    clock = ("pretrain_backbone", "STAGE", {"seconds": 1.0})
+    runs = {
+        name: (script, stage, where | given | {"output_dir": str(folder / name)})
+        for name, (script, stage, given) in {"clock": clock, **SHARED}.items()  # `fsdp` is last: it changes the rest
+    }
+    (folder / "runs.json").write_text(json.dumps(runs))
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate_gpus.yaml")]
+    command += ["--main_process_port", "0", str(ROOT / "tests" / "two_processes.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    found = subprocess.run(
+        [sys.executable, *command, str(folder / "runs.json"), str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SHARED, "clock"])
+def test_two_processes_end_with_the_same_weights_and_save_them(name, world, two):
+    one, other = (torch.load(two / f"{name}-rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    final = all_tensors(PanModel.from_pretrained(two / name / "final"))
+    assert differing(one, other) == []
+    new_rows = {"language_model.model.embed_tokens.weight"} if name == "senses" else set()  # started after training
+    assert set(differing({n: t for n, t in final.items() if n in one}, one)) <= new_rows
+    assert differing(all_tensors(PanModel.from_pretrained(world.model)), final)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARED)
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(name, world, two, tmp_path):
+    script, stage, given = SHARED[name]
+    modules = {"pretrain_senses": pretrain_senses, "align": align}
+    final = run_stage(world, getattr(modules[script], stage), tmp_path / name, **given)
+    one, other = log_of(tmp_path / name), log_of(two / name)
+    assert len(one) == len(other) == given["max_steps"]
+    assert len(log_of(two / name, "eval_loss")) == ("eval_fraction" in given)
+    for entry, again in zip(one, other, strict=True):
+        parts = [part for part in entry if part.startswith("loss") and "accuracy" not in part]
+        # sums in another order: 2e-6 was the most that was seen
+        expected = pytest.approx({part: entry[part] for part in parts}, rel=1e-4, abs=1e-5)
+        assert {part: again[part] for part in parts} == expected, entry["step"]
+    first, second = (all_tensors(PanModel.from_pretrained(path)) for path in (final, two / name / "final"))
+    books = [tensor for tensor in first if "codebooks" in tensor]
+    assert books and all(torch.allclose(first[b].float(), second[b].float(), atol=1e-3) for b in books)
+
+
+# a Trainer of one's own
+
+
+class Windows(torch.utils.data.Dataset):
+    """Two steps of the board at each row, as the processor gives them."""
+
+    def __init__(self, processor, trajectories):
+        self.processor, self.trajectories, self.rows = processor, trajectories, trajectories.windows(2)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        rows = slice(self.rows[index], self.rows[index] + 3)
+        found = self.trajectories.observations
+        seen = {"camera": found["camera"][rows][None].transpose(0, 1, 3, 4, 2), "place": found["place"][rows][None]}
+        seen["mission"] = ["go to the corner"]
+        batch = self.processor(observation=seen, action=self.trajectories.actions[rows][None, :2])
+        observation = {name: values[0] for name, values in batch["observation"].items()}
+        return {"observation": observation, "action": batch["action"][0]}
+
+
+def own_trainer(model, dataset, folder, **given):
+    args = TrainingArguments(
+        output_dir=str(folder), max_steps=8, per_device_train_batch_size=8, learning_rate=3e-3, logging_steps=1,
+        report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no", seed=0,
+    )  # fmt: skip
+    return Trainer(model=model, args=args, train_dataset=dataset, **given)
+
+
+def test_a_trainer_of_one_s_own_trains_a_world_model_on_what_the_processor_gives(world, tmp_path):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    dataset = Windows(processor, load_trajectories(world.data, "train"))
+    batch = torch.utils.data.default_collate([dataset[0], dataset[1]])
+    shown = RolloutImages(batch["observation"], batch["action"], every=4)
+    pictures = []
+    shown.show = lambda *_: pictures.append(1)
+    own = own_trainer(
+        model, dataset, tmp_path, data_collator=torch.utils.data.default_collate, callbacks=[shown]
+    )
+    own.train()
+    losses = [entry["loss"] for entry in own.state.log_history if "loss" in entry]
+    assert len(losses) == 8 and min(losses[-3:]) < losses[0] and len(pictures) == 2
+
+
+def test_a_trainer_of_one_s_own_trains_the_language_model_on_labels(world, tmp_path):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    ids = processor(text=["go to the corner"])["input_ids"][0]
+    own = own_trainer(model, [{"input_ids": ids, "labels": ids}] * 16, tmp_path)
+    own.train()
+    losses = [entry["loss"] for entry in own.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_every_argument_of_a_stage_is_explained():
+    own = {field.name: field for field in fields(pretrain_backbone.TextArguments)}
+    inherited = {field.name for field in fields(TrainingArguments)}
+    assert all(own[name].metadata.get("help") for name in set(own) - inherited)
+    assert gather({"as": "it is"}) == {"as": "it is"}

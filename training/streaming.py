@@ -1,0 +1,234 @@
+"""Training on a recording that is read while it is trained on: memory holds a buffer of windows, not the recording.
+
+Episodes are read in a random order, epoch after epoch. The windows of each go into a buffer, as often as their weight
+says, and every window of a batch is drawn from the buffer at random. An episode is decoded and encoded once when it
+comes in, and forgotten when none of its windows is left; that is about five times as many frames as the buffer has
+windows. What was drawn depends on the seed alone. A checkpoint holds where the stream was (`stream.json`), so a
+resumed run reads the episodes of its buffer again and goes on with the very same windows.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from pan_hf.training.windows import (
+    Draw,
+    Weighing,
+    change_weights,
+    is_rare,
+    reward_boost,
+    sense_tensors,
+    usually_seen,
+)
+from pan_hf.trajectories import episode_files, load_trajectories
+
+STATE = "stream.json"
+SURVEYED = 32  # episodes that are read to know what a recording is like
+CHUNK = 1024  # random numbers made at once
+ORDER, COPIES, DRAW = range(3)  # of what a random number is; part of its seed
+
+
+@dataclass
+class Survey:
+    """What a stage must know of a whole recording, found without reading it all.
+
+    Args:
+        usual: by sense, what is usually seen: the median over rows of some episodes.
+        weighing: how often its windows are drawn: rewards and ends of all episodes, changes of some.
+    """
+
+    usual: dict[str, Tensor]
+    weighing: Weighing
+
+
+def some_episodes(root: str | Path, seed: int, most_rows: int, among: list[int] | None = None) -> list[int]:
+    """Numbers of episodes of the train split, in a random order, with `most_rows` rows together; at least one."""
+    files = episode_files(Path(root), "train")
+    numbers = sorted(files if among is None else among)
+    chosen, rows = [], 0
+    for number in np.random.default_rng(seed).permutation(numbers).tolist():
+        rows += pq.read_metadata(files[number]).num_rows
+        if chosen and rows > most_rows:
+            break
+        chosen.append(number)
+    return chosen
+
+
+def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -> Survey:
+    """Looks at a recording: some of the episodes whole, of the others rewards and ends alone."""
+    from pan_hf.training.align import make_encoded
+
+    chosen = np.random.default_rng(seed).permutation(episodes)[:SURVEYED]
+    trajectories = load_trajectories(root, "train", episodes=chosen.tolist())
+    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    steps, files = model.config.context_steps, episode_files(Path(root), "train")
+    outcomes = [pq.read_table(files[number], columns=["next.reward", "next.done"]) for number in episodes]
+    rewards = [torch.from_numpy(one["next.reward"].to_numpy().copy()) for one in outcomes]
+    dones = [torch.from_numpy(one["next.done"].to_numpy().astype(np.float32)) for one in outcomes]
+    usual = float(torch.cat(rewards).median())
+    # the last row of an episode has an empty action, so a window never reaches it
+    pairs = [(r[:-1].unfold(0, steps, 1), d[:-1].unfold(0, steps, 1)) for r, d in zip(rewards, dones, strict=True)
+             if len(r) > steps]  # fmt: skip
+    if not pairs:
+        raise ValueError(f"{root} has no episode with {steps} transitions; record longer episodes.")
+    rare = torch.cat([is_rare(reward, done, usual) for reward, done in pairs])
+    weights = change_weights(make_encoded(model, processor, trajectories)[0])
+    plain = float(weights.mean())
+    boost, share = reward_boost(rare, plain), float(rare.float().mean())
+    mean = plain if boost is None else share * boost + (1 - share) * plain
+    return Survey(usually_seen({n: tensors[n] for n in model.config.place_senses}), Weighing(usual, boost, mean))
+
+
+class WindowStream(IterableDataset):
+    """Windows of a recording, without end, shuffled in a buffer; `Window`s to be gathered by [`gather`].
+
+    Args:
+        root (`str` or `Path`): the recording; its train split is read.
+        episodes (`list[int]`): numbers of the episodes to train on.
+        make_data: `(trajectories) -> (dataset, weights)`, what an episode gives.
+        seed (`int`): of order and draws.
+        buffer (`int`): windows that are drawn from; the larger, the better they are mixed.
+        least_rows (`int`): rows of the shortest episode that has a window; shorter ones are left out.
+        keep_every (`int`): windows of a training step, all processes together: where the stream can be resumed.
+
+    Raises:
+        ValueError: no episode is long enough for a window.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        episodes: list[int],
+        make_data: Callable,
+        seed: int,
+        buffer: int,
+        keep_every: int,
+        least_rows: int = 2,
+    ):
+        self.root, self.make_data = Path(root), make_data
+        files = episode_files(self.root, "train")
+        self.episodes = [n for n in sorted(episodes) if pq.read_metadata(files[n]).num_rows >= least_rows]
+        if not self.episodes:
+            raise ValueError(f"{root} has no episode of {least_rows - 1} transitions; record longer episodes.")
+        self.seed, self.size, self.keep_every = seed, buffer, keep_every
+        self.drawn = self.num_read = 0
+        self.buffer: list[tuple[int, int]] = []  # (episode, window of it)
+        self.seen: dict[int, tuple[str, str]] = {}  # fingerprint and environment of every episode that was read
+        self._open: dict[int, object] = {}
+        self._left: Counter[int] = Counter()
+        self._chances: tuple = (-1, None)
+        self._kept: deque[dict] = deque(maxlen=8)
+
+    def __iter__(self) -> Iterator[tuple]:
+        while True:
+            self._fill()
+            if self.drawn % self.keep_every == 0:
+                self._kept.append(self._state())
+            place = int(self._chance() * len(self.buffer))
+            episode, window = self.buffer[place]
+            self.buffer[place] = self.buffer[-1]
+            self.buffer.pop()
+            dataset = self._open[episode]
+            self._leave(episode)
+            self.drawn += 1
+            yield dataset, Draw(window, self.drawn - 1)
+
+    def state_at(self, drawn: int) -> dict:
+        """Where the stream was when so many windows had been drawn, a step or two ago."""
+        found = [state for state in self._kept if state["drawn"] == drawn]
+        assert found, f"no state was kept at {drawn}, only at {[state['drawn'] for state in self._kept]}"
+        return found[0] | {"seen": {str(number): told for number, told in self.seen.items()}}
+
+    def resume(self, state: dict) -> None:
+        """Goes on from where `state_at` says."""
+        self.drawn, self.num_read = state["drawn"], state["num_read"]
+        self.buffer = [tuple(pair) for pair in state["buffer"]]
+        self.seen = {int(number): tuple(told) for number, told in state["seen"].items()}
+        self._left = Counter(episode for episode, _ in self.buffer)
+        self._open = {episode: self._read(episode)[0] for episode in self._left}
+
+    def _state(self) -> dict:
+        return {"drawn": self.drawn, "num_read": self.num_read, "buffer": list(self.buffer)}
+
+    def _fill(self) -> None:
+        while len(self.buffer) < self.size:
+            self._take_in(self._next())
+
+    def _next(self) -> int:
+        epoch, place = divmod(self.num_read, len(self.episodes))
+        return self.episodes[self._random(ORDER, epoch).permutation(len(self.episodes))[place]]
+
+    def _take_in(self, episode: int) -> None:
+        """The windows of an episode, each as often as its weight says, a fraction by chance."""
+        random = self._random(COPIES, self.num_read)
+        self.num_read += 1
+        dataset, weights = self._read(episode)
+        copies = np.floor(weights.numpy() + random.random(len(weights))).astype(int)
+        self.buffer += [(episode, window) for window in np.repeat(np.arange(len(copies)), copies).tolist()]
+        self._left[episode] += int(copies.sum())
+        if self._left[episode]:
+            self._open[episode] = dataset
+
+    def _read(self, episode: int) -> tuple:
+        trajectories = load_trajectories(self.root, "train", episodes=[episode])
+        self.seen[episode] = (trajectories.fingerprints[0], trajectories.environments[0])
+        return self.make_data(trajectories)
+
+    def _leave(self, episode: int) -> None:
+        self._left[episode] -= 1
+        if not self._left[episode]:
+            del self._left[episode], self._open[episode]
+
+    def _chance(self) -> float:
+        """In [0, 1), of the next draw."""
+        chunk, place = divmod(self.drawn, CHUNK)
+        if self._chances[0] != chunk:
+            self._chances = chunk, self._random(DRAW, chunk).random(CHUNK)
+        return self._chances[1][place]
+
+    def _random(self, what: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, what, number])
+
+
+def gather(windows: dict | list[tuple]) -> dict:
+    """Collates what a [`WindowStream`] gives: one batch of windows of many episodes. A data set in memory has gathered
+    its batch already."""
+    if isinstance(windows, dict):
+        return windows
+    return _joined([dataset.__getitems__([index]) for dataset, index in windows])
+
+
+def _joined(parts: list) -> dict | list | Tensor:
+    """Tensors of equal rank end to end, inside dicts and lists of any depth."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: _joined([part[name] for part in parts]) for name in first}
+    if isinstance(first, list):
+        return [_joined(list(each)) for each in zip(*parts, strict=True)]
+    return torch.cat(parts)
+
+
+def as_they_are(model):
+    """The model with senses that stay as they are now, for encoding what comes later; all else is shared."""
+    still = copy.copy(model)
+    still._modules = dict(model._modules)
+    still._modules["senses"] = copy.deepcopy(model.senses).eval()
+    return still
+
+
+def write_state(folder: Path, stream: WindowStream, drawn: int) -> None:
+    """Writes where a stream was into a checkpoint."""
+    from pan_hf.training.trainer import write_text
+
+    write_text(folder / STATE, json.dumps(stream.state_at(drawn)))
