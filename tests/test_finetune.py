@@ -116,7 +116,7 @@ def test_a_model_of_the_hub_is_named_as_the_base(world, tmp_path, monkeypatch):
 def test_what_cannot_be_is_refused_before_anything_is_written(world, tmp_path):
     run = tmp_path / "run"
     for given, message in (
-        ({"data": tmp_path}, "holds no trajectories"),
+        ({"data": tmp_path}, "is no recording"),
         ({"adapter": "prefix"}, "`adapter` must be one of"),
         ({"rank": 0}, "`rank` must be at least 1"),
         ({"start": tmp_path}, "No checkpoint at"),
