@@ -170,9 +170,14 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 
 def peak_memory_gib(function: Callable[..., None], *arguments, threads: int) -> float:
     """Highest resident memory of a fresh process that does nothing else than call a module-level function, in GiB."""
+    return in_fresh_process(_peak_after, function, arguments, threads=threads)
+
+
+def in_fresh_process(function: Callable, *arguments, threads: int):
+    """What a module-level function returns, called in a process that does nothing else."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report_peak, args=(sender, function, arguments, threads))
+    process = context.Process(target=_tell, args=(sender, function, arguments, threads))
     process.start()
     sender.close()
     try:
@@ -183,10 +188,14 @@ def peak_memory_gib(function: Callable[..., None], *arguments, threads: int) -> 
         process.join()
 
 
-def _report_peak(sender, function: Callable[..., None], arguments: tuple, threads: int) -> None:
+def _tell(sender, function: Callable, arguments: tuple, threads: int) -> None:
     torch.set_num_threads(threads)
+    sender.send(function(*arguments))
+
+
+def _peak_after(function: Callable[..., None], arguments: tuple) -> float:
     function(*arguments)
-    sender.send(_peak_of_this_process())
+    return _peak_of_this_process()
 
 
 def _peak_of_this_process() -> float:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import common, drift, growth, kept, latents, merges, novelty, simulate, switch, theorem1, train
+from benchmarks import common, drift, growth, kept, latents, loader, merges, novelty, simulate, switch, theorem1, train
 from pan_hf.record import record as record_episodes
 from pan_hf.results import read_records, record, select, table, write_records
 from pan_hf.train import SHARES
@@ -103,6 +103,17 @@ def test_half_precision_leaves_senses_in_float32():
     assert {p.dtype for p in model.senses.parameters()} == {torch.float32}
     futures = model.simulate(model.perceive(common.observe(1)), torch.zeros(1, 2, dtype=torch.long), seed=0)
     assert futures.log_prob.isfinite().all()
+
+
+def test_loader_sets_a_batch_beside_its_step_and_counts_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "in_fresh_process", lambda function, *arguments, threads: function(*arguments))
+    monkeypatch.setattr(loader, "STAGES", {"dynamics": loader.STAGES["dynamics"]})
+    monkeypatch.setattr(loader, "HELD", {"mapped": 0})
+    records = loader.main(seconds=0, repeats=1, quick=True, output=tmp_path / "loader.json")
+    batch, step, share = (select(records, metric=name)[0].value for name in ("batch_ms", "step_ms", "loader_share"))
+    assert 0 < batch < step and share == pytest.approx(batch / step)
+    assert select(records, metric="frames_gib")[0].value == 200 * 64 * 64 * 3 / 2**30
+    assert "| mapped | dynamics |" in capsys.readouterr().out
 
 
 def test_the_bare_backbone_reads_as_many_positions_as_the_aligned_step():

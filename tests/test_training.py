@@ -375,7 +375,8 @@ def test_rollouts_are_as_long_as_episodes_allow(world):
 def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, tmp_path, monkeypatch):
     model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
     tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
-    first = encode_once(model, tensors, world.trajectories, tmp_path)
+    first = encode_all(model, tensors, latents=True)
+    encode_once(model, tensors, world.trajectories, tmp_path)
     (kept,) = tmp_path.iterdir()
     monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: pytest.fail("encoded again"))
     again = encode_once(model, tensors, world.trajectories, tmp_path)
@@ -386,10 +387,11 @@ def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, t
     assert torch.equal(first["prefix"], again["prefix"]) and first["text"] == again["text"] == {}
     with torch.no_grad():
         model.senses["camera"].stem.bias += 1e-3  # other senses
-    monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: "anew")
-    monkeypatch.setattr(encoded, "_pack", lambda _: {})
-    assert encode_once(model, tensors, world.trajectories, tmp_path) == "anew"
-    assert encode_once(model, tensors, world.trajectories, None) == "anew"
+    calls = []
+    monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: calls.append("anew") or first)
+    encode_once(model, tensors, world.trajectories, tmp_path)
+    encode_once(model, tensors, world.trajectories, None)
+    assert calls == ["anew", "anew"]
     encoded.forget(tmp_path)
     assert kept.suffix == ".safetensors" and list(tmp_path.iterdir()) == []
 

@@ -25,9 +25,13 @@ def encode_once(model, tensors: dict[str, Tensor], trajectories: Trajectories, f
     if folder is None:
         return encode_all(model, tensors, latents=True)
     path = Path(folder) / f"encoded-{_digest(model, trajectories)}.safetensors"
-    if path.exists():
-        return _unpack(load_file(path), model, tensors)
-    encoded = encode_all(model, tensors, latents=True)
+    if not path.exists():
+        _write(path, encode_all(model, tensors, latents=True))
+    return _unpack(load_file(path), model, tensors)  # mapped from the file: no copy in memory
+
+
+def _write(path: Path, encoded: dict) -> None:
+    """Writes what was encoded whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,7 +39,6 @@ def encode_once(model, tensors: dict[str, Tensor], trajectories: Trajectories, f
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return encoded
 
 
 def forget(folder: str | Path) -> None:

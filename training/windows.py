@@ -154,20 +154,17 @@ class CroppedFrames(Dataset):
         size, side = min(self.crop_places, rows, columns), sense.patch_size * sense.place_stride
         neighbour, frame, usual = triples.unbind(1)
         interest = 1.0 * (frame != neighbour).any(1) + 0.5 * (frame != usual).any(1)
-        # (B, rows - size + 1, columns - size + 1)
-        interest = torch.nn.functional.avg_pool2d(interest, size * side, side)
+        # (B, rows - size + 1, columns - size + 1); places first, then squares of them: few overlap
+        interest = torch.nn.functional.avg_pool2d(torch.nn.functional.avg_pool2d(interest, side), size, 1)
         mass = (interest.flatten(1) + 0.02).double().cumsum(1)
         place = torch.searchsorted(mass, chance.unsqueeze(1) * mass[:, -1:]).squeeze(1).clamp(max=mass.shape[1] - 1)
-        top, left = place // interest.shape[2] * side, place % interest.shape[2] * side
-        span = torch.arange(size * side)
-        down, across = (
-            (top.unsqueeze(1) + span)[:, None, None, :, None],
-            (left.unsqueeze(1) + span)[:, None, None, None],
-        )
-        batch, kind, channel = (torch.arange(n) for n in triples.shape[:3])
-        return triples[
-            batch[:, None, None, None, None], kind[:, None, None, None], channel[:, None, None], down, across
-        ]
+        span = torch.arange(size)
+        down = (place // interest.shape[2]).unsqueeze(1) + span
+        across = (place % interest.shape[2]).unsqueeze(1) + span
+        # (B, rows, columns, 3, C, side, side), of which each crop takes some rows and columns
+        places = triples.unflatten(3, (rows, side)).unflatten(5, (columns, side)).permute(0, 3, 5, 1, 2, 4, 6)
+        crops = places[torch.arange(len(triples))[:, None, None], down.unsqueeze(2), across.unsqueeze(1)]
+        return crops.permute(0, 3, 4, 1, 5, 2, 6).reshape(*triples.shape[:3], size * side, size * side)
 
 
 def usually_seen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
