@@ -329,8 +329,11 @@ def test_a_killed_streamed_run_resumed_equals_an_uninterrupted_one_to_the_bit(wo
 SHARED = {
     "senses": ("pretrain_senses", "STAGE", {"max_steps": 5}),
     "dynamics": ("align", "DYNAMICS", {"max_steps": 5}),
-    "streamed": ("align", "DYNAMICS", {"max_steps": 4, "streaming": True, "stream_buffer": 24}),
-    "joint": ("align", "JOINT", {"max_steps": 3, "eval_fraction": 0.3, "eval_steps": 3}),
+    "streamed": (
+        *("align", "DYNAMICS"),
+        {"max_steps": 4, "streaming": True, "stream_buffer": 24, "save_strategy": "steps", "save_steps": 2},
+    ),
+    "joint": ("align", "JOINT", {"max_steps": 3, "eval_fraction": 0.3, "eval_steps": 3, "rollout_every": 2}),
     "fsdp": ("align", "DYNAMICS", {"max_steps": 4}),
 }
 

@@ -30,7 +30,7 @@ def main():
 
     def train_and_remember(self, *args, **kwargs):
         trainers.append(self)
-        assert dist.get_world_size() == 2
+        assert dist.get_world_size() == self.args.world_size == 2
         return train(self, *args, **kwargs)
 
     PanTrainer.train = train_and_remember

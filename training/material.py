@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,6 +114,7 @@ def _streamed(stage: Stage, args: StageArguments, model, processor) -> Material:
     stream = WindowStream(
         args.data, episodes, of_episode, args.seed, args.stream_buffer, windows_a_step, least_rows
     )
+    args.accelerator_config.dispatch_batches = False  # each process goes through the stream and keeps its own rows
     checkpoint = last_checkpoint(Path(args.output_dir))
     if checkpoint:
         stream.resume(json.loads((Path(checkpoint) / STATE).read_text()))
@@ -134,11 +136,12 @@ def _judges(stage: Stage, args: StageArguments, model, processor, kept: Trajecto
 def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2) -> tuple[dict, object] | None:
     """Observation and actions of the first windows of some episodes: what the model sees first, and `SHOWN_STEPS`
     steps, or as many as the longest episode has. None for a model without image senses."""
-    from pan_hf.training.rollouts import RolloutArguments, make_rollouts
+    from pan_hf.training.rollouts import make_rollouts
 
     if not any(sense.kind == "image" for sense in model.config.senses.values()):
         return None
-    windows, _ = make_rollouts(model, processor, trajectories, RolloutArguments(horizon=SHOWN_STEPS))
+    # no arguments of a Trainer: making some anew would forget which process this is
+    windows, _ = make_rollouts(model, processor, trajectories, SimpleNamespace(horizon=SHOWN_STEPS))
     spread = np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int).tolist()
     batch = windows.__getitems__(spread)
     return batch["observation"], batch["action"]

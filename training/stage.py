@@ -217,6 +217,11 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
 
 
 def _train(trainer: PanTrainer, name: str, folder: Path) -> None:
+    if trainer.is_fsdp_enabled and (last_checkpoint(folder) or trainer.args.load_best_model_at_end):
+        raise ValueError(
+            f"With FSDP a stage goes neither on from a checkpoint nor back to its best one. Remove {folder}, and "
+            "leave `early_stopping_patience` out."
+        )
     try:
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     except KeyboardInterrupt:

@@ -146,7 +146,7 @@ class WindowStream(IterableDataset):
 
     def state_at(self, drawn: int) -> dict:
         """Where the stream was when so many windows had been drawn, a step or two ago."""
-        found = [state for state in self._kept if state["drawn"] == drawn]
+        found = [state for state in [*self._kept, self._state()] if state["drawn"] == drawn]
         assert found, f"no state was kept at {drawn}, only at {[state['drawn'] for state in self._kept]}"
         return found[0] | {"seen": {str(number): told for number, told in self.seen.items()}}
 

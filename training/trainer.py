@@ -239,9 +239,10 @@ class PanTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
             return
-        tensors = self._whole_tensors()  # what Accelerate gathers leaves tied weights shared out
+        whole = self.whole_model()  # what Accelerate gathers leaves tied weights shared out
         if self.args.should_save:
-            self._save(output_dir, state_dict=tensors)
+            whole.save_pretrained(output_dir or self.args.output_dir)
+            self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model, trial) -> None:
         """The mark of a whole checkpoint comes last, and only then do older checkpoints go."""
