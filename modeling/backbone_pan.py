@@ -8,6 +8,7 @@ and would quietly learn another world than the one they simulate: whether a back
 
 import functools
 import inspect
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,19 +29,36 @@ def cache_argument(kind: type) -> str:
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
-def run_trunk(language_model: PreTrainedModel, embeddings: Tensor, mask: Tensor, positions: Tensor, cache) -> Tensor:
+@dataclass(frozen=True)
+class TrunkCall:
+    """What a kind of language model calls its cache, and the kinds of layers that want a mask by name, if any
+    do; known once, so that a compiled step need not look it up."""
+
+    cache_argument: str
+    mask_kinds: tuple[str, ...]
+
+
+def trunk_call(language_model: PreTrainedModel) -> TrunkCall:
+    """How a language model is called by `run_trunk`."""
+    kinds = set(getattr(language_model.config, "layer_types", None) or [])
+    mask_kinds = tuple(sorted(kinds)) if kinds - {"full_attention"} else ()
+    return TrunkCall(cache_argument(type(language_model.base_model)), mask_kinds)
+
+
+def run_trunk(
+    language_model: PreTrainedModel, call: TrunkCall, embeddings: Tensor, mask: Tensor, positions: Tensor, cache
+) -> Tensor:
     """A language model without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions
     `(L,)`, or `(B, L)` if rows differ; cache, appended to if given. Returns: `(B, L, H)`."""
     mask = additive(mask, embeddings.dtype).expand(len(embeddings), -1, -1, -1)
-    kinds = set(getattr(language_model.config, "layer_types", None) or [])
-    if kinds - {"full_attention"}:
-        mask = {kind: mask for kind in kinds}
+    if call.mask_kinds:
+        mask = dict.fromkeys(call.mask_kinds, mask)
     return language_model.base_model(
         inputs_embeds=embeddings,
         attention_mask=mask,
         position_ids=positions.expand(len(embeddings), -1),
         use_cache=cache is not None,
-        **{cache_argument(type(language_model.base_model)): cache},
+        **{call.cache_argument: cache},
     ).last_hidden_state
 
 
@@ -76,9 +94,10 @@ def _tried(backbone: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
     mask = torch.ones(1, 1, 3, 3, dtype=torch.bool, device=ids.device)
     mask[..., [0, 2], 1] = False
     positions = torch.tensor([0, 1, 1], device=ids.device)
-    found = run_trunk(backbone, torch.stack([first, hidden, last]).unsqueeze(0), mask, positions, None)[0].float()
+    call, three = trunk_call(backbone), torch.stack([first, hidden, last]).unsqueeze(0)
+    found = run_trunk(backbone, call, three, mask, positions, None)[0].float()
     pairs = torch.stack([torch.stack([first, last]), torch.stack([first, other])])
-    without, changed = run_trunk(backbone, pairs, mask[..., :2, [0, 2]], positions[:2], None).float()
+    without, changed = run_trunk(backbone, call, pairs, mask[..., :2, [0, 2]], positions[:2], None).float()
     return found[[0, 2]], without, changed
 
 

@@ -6,6 +6,7 @@ the cache holds the trunk of earlier steps and never the current state itself, w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -73,10 +74,18 @@ def select_cache(cache: DynamicCache | None, index: Tensor) -> DynamicCache | No
     """A new cache with the chosen rows of the batch; the old one is left as it was."""
     if cache is None:
         return None
-    chosen = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        chosen.update(layer.keys[index], layer.values[index], number)
+    chosen = fork_cache(cache)
+    for layer in chosen.layers:
+        layer.keys, layer.values = layer.keys[index], layer.values[index]
     return chosen
+
+
+def fork_cache(cache: DynamicCache | None) -> DynamicCache:
+    """A cache that can be appended to while the old one stays as it is; tensors are shared until then."""
+    forked = DynamicCache()
+    if cache is not None:
+        forked.layers = [copy.copy(layer) for layer in cache.layers]
+    return forked
 
 
 @dataclass

@@ -28,7 +28,9 @@ class Chooser:
         keeps_logits: bool = False,
     ):
         self.model, self.current, self.tables, self.numbers = model, current, tables, numbers
-        self.temperature, self.generator, self.target = temperature, generator, target
+        self.generator, self.target = generator, target
+        # as a tensor: a number would be a constant of a compiled piece
+        self.temperature = torch.tensor(float(temperature)) if temperature else None
         self.codes = {name: [] for name in current.codes}
         self.words: dict[str, list[Tensor]] = {name: [] for name in current.text}
         self.log_prob = torch.zeros(len(current.tensors()[0]), device=model.device)
@@ -84,20 +86,18 @@ class Chooser:
         at: At,
     ) -> Tensor:
         """A level's `codes` `(N, num_codes)` with those at some places picked."""
-        readout, tables = self.model.readouts[name][level], self.tables.levels[name][level]
-        some, row, place = at.rows, at.row, at.place
-        now, coarser = self.current.codes[name][level], [c[some] for c in self.codes[name][:level]]
-        told = None if numbers is None else numbers[some]
-        features = readout.features_at(places[some], now[some], coarser, tables, told, at.inside, place)
-        sense, draws = self.model.config.senses[name], self._draws(now.shape)
-        held = fold_places(now, sense, level)[row, place]  # (F, codes a place)
-        logits = readout.logits(features, tables, [held] * (level + 1), coarser, told)
-        drawn = None if draws is None else fold_places(draws, sense, level)[row, place]
-        found = self._draw(logits, drawn)
-        self._add_log_prob(_log_prob(logits, found), row)
-        slots = fold_places(codes, sense, level).clone()
-        slots[row, place] = found
-        return unfold_places(slots, sense, level)
+        now, coarser = self.current.codes[name][level], self.codes[name][:level]
+        picking = (self._draws(now.shape), self.temperature)
+        codes, found = self.model.pieces(
+            read_level_at,
+            *(self.model, name, level, places, now, coarser, codes, self.tables.levels[name][level], numbers),
+            *(picking, at.row, at.place, at.rows, at.inside),
+            which=(name, level),
+            rows=len(now),
+            sizes=[(index, 0) for index in (at.row, at.place, at.rows, at.inside)],
+        )
+        self._add_log_prob(found[: len(at)], at.row[: len(at)])
+        return codes
 
     def carried(self, name: str, level: int) -> Tensor:
         """A level's codes where it is not predicted: as they were, but absent where something coarser has changed."""
@@ -115,28 +115,27 @@ class Chooser:
         numbers: Tensor | None,
         rows: Tensor | None,
     ) -> Tensor:
-        readout, tables = self.model.readouts[name][level], self.tables.levels[name][level]
         current, coarser = self.current.codes[name], self.codes[name][:level]
         if rows is not None:
             current, coarser = [c[rows] for c in current], [c[rows] for c in coarser]
             places, numbers = places[rows], None if numbers is None else numbers[rows]
-        features = readout.features(places, current[level], coarser, tables, numbers)
         target = None if self.target is None else self.target.codes[name][level]
-        if readout.sentence is not None and target is None:
-            codes = self._sentence(readout, tables, features, current, numbers, rows)
+        given = (self.model, name, level, places, current, coarser, self.tables.levels[name][level], numbers)
+        use = {"which": (name, level), "rows": len(places)}
+        if self.model.readouts[name][level].sentence is not None and target is None:
+            codes = self._sentence(name, self.model.pieces(see_level, *given, **use), current, numbers, rows)
             if self.keeps_logits:
-                x = readout.sentence(features, codes, tables.drawn)
-                self.logits[name].append(readout.logits(x, tables, current, coarser, numbers))
+                self.logits[name].append(self.model.pieces(read_level, *given, codes, None, True, **use)[2])
             return codes
-        if readout.sentence is not None:
-            features = readout.sentence(features, target, tables.drawn)
-        logits = readout.logits(features, tables, current, coarser, numbers)
+        picking = None if target is not None else (self._draws(current[level].shape), self.temperature)
+        codes, found, logits = self.model.pieces(read_level, *given, target, picking, self.keeps_logits, **use)
+        self._add_log_prob(found, rows)
         if self.keeps_logits:
             self.logits[name].append(logits)
-        return self._pick(logits, target, rows)
+        return codes
 
     def _sentence(
-        self, readout, tables, features, current: list[Tensor], numbers: Tensor | None, rows: Tensor | None = None
+        self, name: str, features: Tensor, current: list[Tensor], numbers: Tensor | None, rows: Tensor | None = None
     ) -> Tensor:
         """Codes of level 0 `(B, n)`, each drawn given those before it, yet found together.
 
@@ -152,10 +151,10 @@ class Chooser:
         for _ in range(now.shape[1]):
             guess, held = codes[open_rows], [level[open_rows] for level in current]
             told = None if numbers is None else numbers[open_rows]
-            x = readout.sentence(features[open_rows], guess, tables.drawn)
-            logits = readout.logits(x, tables, held, [], told)
-            found = self._draw(logits, None if draws is None else draws[open_rows])
-            codes[open_rows], log_prob[open_rows] = found, _log_prob(logits, found)
+            picking = (None if draws is None else draws[open_rows], self.temperature)
+            given = (self.model, name, features[open_rows], guess, self.tables.levels[name][0], held, told, picking)
+            found, likely = self.model.pieces(guess_sentence, *given, which=(name,), rows=len(open_rows))
+            codes[open_rows], log_prob[open_rows] = found, likely
             open_rows = open_rows[(found != guess).any(1)]
             if len(open_rows) == 0:
                 break
@@ -179,30 +178,84 @@ class Chooser:
         self.words[name].append(torch.where(ended, torch.full_like(word, pad), word))
         return self.words[name][-1]
 
-    def _pick(self, logits: Tensor, target: Tensor | None, rows: Tensor | None = None) -> Tensor:
-        """Codes `(B, ...)` from logits `(B, ..., K)` of `rows`; their log probability at temperature 1 is added up a
-        row."""
-        codes = self._draw(logits, self._draws(logits.shape[:-1])) if target is None else target
-        self._add_log_prob(_log_prob(logits, codes), rows)
+    def _pick(self, logits: Tensor, target: Tensor | None) -> Tensor:
+        """Codes `(B, ...)` from logits `(B, ..., K)`; their log probability at temperature 1 is added up a row."""
+        codes = _pick(logits, self._draws(logits.shape[:-1]), self.temperature) if target is None else target
+        self._add_log_prob(_log_prob(logits, codes), None)
         return codes
 
     def _draws(self, shape: torch.Size) -> Tensor | None:
         """The random numbers behind so many codes, uniform in [0, 1); None where nothing is drawn."""
-        if self.temperature == 0:
+        if self.temperature is None:
             return None
         return torch.rand(shape, generator=self.generator, device=self.model.device)
 
-    def _draw(self, logits: Tensor, draws: Tensor | None) -> Tensor:
-        """Inverts the cumulative distribution: one random number a code, where `torch.multinomial` draws one for each
-        of K. The last 1e-6 of it is left out, so that no rounding draws a row that is not live."""
-        if draws is None:
-            return logits.argmax(-1)
-        cumulative = (logits / self.temperature).softmax(-1).cumsum(-1)
-        level = draws.unsqueeze(-1) * (1 - 1e-6) * cumulative[..., -1:]
-        return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+
+def _pick(logits: Tensor, draws: Tensor | None, temperature: Tensor | None) -> Tensor:
+    """Inverts the cumulative distribution: one random number a code, where `torch.multinomial` draws one for each
+    of K. The last 1e-6 of it is left out, so that no rounding draws a row that is not live. Without draws, the
+    likeliest."""
+    if draws is None:
+        return logits.argmax(-1)
+    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+    level = draws.unsqueeze(-1) * (1 - 1e-6) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
 
 
 def _log_prob(logits: Tensor, codes: Tensor) -> Tensor:
     """Log probability of codes `(B, ...)` under logits `(B, ..., K)`, added up a row: `(B,)`."""
     chosen = logits.gather(-1, codes.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
     return chosen.reshape(len(chosen), -1).sum(-1)
+
+
+# ---- pieces of a step, see `pieces_pan`. Of a level: places `(N, P, 3H)`, see `PanModel.split_places`; the current
+# codes `(N, n)`, and the new ones of coarser levels; its `LevelTables`; numbers, see `numbers_pan`; picking, the
+# random numbers and the temperature, see `_pick`
+
+
+def see_level(model, name: str, level: int, places, current: list, coarser: list, tables, numbers) -> Tensor:
+    """Features of every code of a level, `(N, n, A)`."""
+    return model.readouts[name][level].features(places, current[level], coarser, tables, numbers)
+
+
+def read_level(
+    model, name: str, level: int, places, current: list, coarser: list, tables, numbers,
+    target: Tensor | None, picking: tuple | None, keeps_logits: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """A level's codes `(N, n)`, picked unless a target says what they are; their log probability `(N,)`; and their
+    logits if they are kept."""
+    readout = model.readouts[name][level]
+    x = see_level(model, name, level, places, current, coarser, tables, numbers)
+    if readout.sentence is not None:
+        x = readout.sentence(x, target, tables.drawn)
+    logits = readout.logits(x, tables, current, coarser, numbers)
+    codes = _pick(logits, *picking) if target is None else target
+    return codes, _log_prob(logits, codes), logits if keeps_logits else None
+
+
+def read_level_at(
+    model, name: str, level: int, places, now: Tensor, coarser: list, codes: Tensor, tables, numbers,
+    picking: tuple, row: Tensor, place: Tensor, rows: Tensor, inside: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A level's `codes` `(N, n)` with those at some places picked, see `focus_pan.At`; the log probability of each
+    place, `(F,)`."""
+    sense, readout = model.config.senses[name], model.readouts[name][level]
+    coarser, told = [c[rows] for c in coarser], None if numbers is None else numbers[rows]
+    features = readout.features_at(places[rows], now[rows], coarser, tables, told, inside, place)
+    held = fold_places(now, sense, level)[row, place]  # (F, codes a place)
+    logits = readout.logits(features, tables, [held] * (level + 1), coarser, told)
+    draws, temperature = picking
+    found = _pick(logits, None if draws is None else fold_places(draws, sense, level)[row, place], temperature)
+    slots = fold_places(codes, sense, level).clone()
+    slots[row, place] = found
+    return unfold_places(slots, sense, level), _log_prob(logits, found)
+
+
+def guess_sentence(
+    model, name: str, features: Tensor, guess: Tensor, tables, current: list, numbers, picking: tuple
+) -> tuple[Tensor, Tensor]:
+    """Codes `(N, n)` of a sentence, each picked given the guesses before it, and their log probability `(N,)`."""
+    readout = model.readouts[name][0]
+    logits = readout.logits(readout.sentence(features, guess, tables.drawn), tables, current, [], numbers)
+    found = _pick(logits, *picking)
+    return found, _log_prob(logits, found)

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from .belief_pan import ABSENT, State
 from .senses_pan import fold_places, unfold_places
 
+LEAST_SIZE = 2  # of what varies: compiled, one of something is another graph than several (`pieces_pan`)
 LEAST_CHANGE = 0.005  # places whose probability of change is below this are not looked at
 
 
@@ -45,7 +46,7 @@ class Focus:
     @staticmethod
     def of(wanted: Tensor) -> "Focus":
         """The focus on the places `wanted` `(N, P)` bool."""
-        most = max(1, int(wanted.sum(1).max()))
+        most = max(min(LEAST_SIZE, wanted.shape[1]), int(wanted.sum(1).max()))
         found = wanted.to(torch.uint8).topk(most, 1)
         return Focus(found.indices, found.values.bool())
 
@@ -57,22 +58,26 @@ class At:
     Args:
         row, place `(F,)` int64: which.
         rows `(n,)` int64: the rows that occur; inside `(F,)`: which of these each place is of.
+        count (`int`): F, less what is there a second time.
     """
 
     row: Tensor
     place: Tensor
     rows: Tensor
     inside: Tensor
+    count: int
 
     def __len__(self) -> int:
-        return len(self.row)
+        return self.count
 
     @staticmethod
-    def of(places: Tensor) -> "At":
-        """The places marked in `(N, P)` bool."""
-        row, place = places.nonzero(as_tuple=True)
+    def of(places: Tensor, pieces) -> "At":
+        """The places marked in `(N, P)` bool, as `pieces` (`pieces_pan.Pieces`) want to be given them."""
+        row, place = (index.clone() for index in places.nonzero(as_tuple=True))  # else views
         rows, inside = row.unique_consecutive(return_inverse=True)
-        return At(row, place, rows, inside)
+        at = (pieces.at_least_two(index) for index in (row, place))
+        rows = rows if len(places) == 1 else pieces.at_least_two(rows)
+        return At(*at, rows, pieces.at_least_two(inside), len(row))
 
 
 class Glance(nn.Module):

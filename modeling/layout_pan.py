@@ -181,6 +181,12 @@ class StepLayout:
 
         return self._keep(key, make)
 
+    def keep_tensors(self, device: torch.device) -> None:
+        """Makes what every step at some places needs, so that a compiled one finds it."""
+        self._keep(("step", device), self.step_mask)
+        for each in self.passes:
+            self._keep(("queries", each.name, device), lambda name=each.name: self._query_of(name))
+
     def _keep(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         """A tensor made once for each key, whose last entry is the device it lives on."""
         if key not in self._kept:

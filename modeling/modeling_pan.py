@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk
+from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
 from .belief_pan import State
 from .checks_pan import check_observation
 from .configuration_pan import PanConfig
@@ -34,6 +34,7 @@ from .loading_pan import check_folder, check_loaded, explained
 from .merging_pan import MergeMixin
 from .numbers_pan import drawn_numbers, num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
+from .pieces_pan import Pieces
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
@@ -130,6 +131,7 @@ class PanModel(
             config.text_config = language_model.config
             keep_weights(language_model)
         self.loss_type = "ForCausalLM"
+        self._trunk = trunk_call(self.language_model)
         self.is_world_model = bool(config.senses)
         if self.is_world_model:
             self._build_world(config)
@@ -176,6 +178,7 @@ class PanModel(
         self.glances = nn.ModuleDict(
             {name: Glance(places[name], hidden_size, config.adapter_dim) for name in focusable(config)}
         )
+        self.pieces = Pieces()
         self.blocks = state_blocks(config, self.layout.passes)
         self.switch = SwitchHead(self.blocks, hidden_size, config.adapter_dim)
         if config.text_senses:
@@ -445,7 +448,7 @@ class PanModel(
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions
         `(L,)`, or `(B, L)` if rows differ; cache, appended to if given. Returns: `(B, L, H)`."""
-        return run_trunk(self.language_model, embeddings, mask, positions, cache)
+        return run_trunk(self.language_model, self._trunk, embeddings, mask, positions, cache)
 
     def prefix_ids(self, observation: dict[str, Tensor]) -> Tensor | None:
         """The constant text of an episode, `(B, prefix_length)`, or None where the model has none."""

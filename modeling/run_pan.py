@@ -5,15 +5,13 @@ Shapes: N = rows of the belief, n = rows that are still run, H = backbone width.
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .belief_pan import Belief, select_cache
-from .focus_pan import Focus
-from .layout_pan import Tokens, hide_padding
+from .belief_pan import Belief, fork_cache, select_cache
+from .focus_pan import LEAST_SIZE, Focus
+from .layout_pan import Tokens
 
 GROUP_ENDS = (0, 2, 4, 8, 16, 32, 64, 128)  # rows that look at so many places at most are run together
 
@@ -41,9 +39,10 @@ class BackboneRun:
         self.ran: dict[str, Tensor | int] = {}
         self.length, self.index, self._seen = 0, None, 0
         keeps = belief.cache is not None or model.config.context_steps > 1 or len(self.layout.passes) > 1
-        self.cache = self._live = _fork(belief.cache) if keeps else None
+        self.cache = self._live = fork_cache(belief.cache) if keeps else None
         self.past = 0 if self.cache is None else self.cache.get_seq_length()
-        self._prefix = belief.prefix
+        # which positions of the prefix are words `(N, prefix_length)`; nobody looks at padding
+        self._words = None if belief.prefix is None else belief.prefix != model.config.pad_token_id
         self._keys: Tokens | None = None
 
     @property
@@ -56,7 +55,7 @@ class BackboneRun:
             return
         inside = index if self.index is None else torch.searchsorted(self.index, index)
         self._live = select_cache(self._live, inside)
-        self._prefix = None if self._prefix is None else self._prefix[inside]
+        self._words = None if self._words is None else self._words[inside]
         if self._keys is not None:
             self._keys = Tokens(self._keys.position[inside], self._keys.valid[inside], self._keys.length)
         self.index = index
@@ -133,25 +132,22 @@ class BackboneRun:
         positions each row ran."""
         size = self.focus.valid.sum(1)
         if len(size) == 1:
-            return self._together(each, whole, self.focus, self._prefix, self._live)
+            return self._together(whole, self.focus, self._words, self._live)
         group = torch.bucketize(size, torch.tensor(GROUP_ENDS, device=size.device))
         out, ran = torch.zeros_like(whole), torch.zeros_like(size)
         for number in group.unique().tolist():
-            rows = (group == number).nonzero().squeeze(1)
+            rows = self.model.pieces.at_least_two((group == number).nonzero().squeeze(1))
             most = int(size[rows].max())
+            most = most and max(most, LEAST_SIZE)
             focus = Focus(self.focus.index[rows, :most], self.focus.valid[rows, :most])
-            prefix = None if self._prefix is None else self._prefix[rows]
-            found, count = self._together(each, whole[rows], focus, prefix, select_cache(self._live, rows))
-            out[rows], ran[rows] = found, count
+            words = None if self._words is None else self._words[rows]
+            out[rows], ran[rows] = self._together(whole[rows], focus, words, select_cache(self._live, rows))
         return out, ran
 
-    def _together(self, each, whole: Tensor, focus: Focus, prefix: Tensor | None, cache) -> tuple[Tensor, Tensor]:
-        tokens = self.layout.tokens(focus, [each], trunk=True)
-        mask = self.layout.focused_mask(self.past, tokens, tokens)
-        if prefix is not None:
-            mask = hide_padding(mask, prefix, self.model.config.pad_token_id)
-        found = self.model.run_backbone(tokens.take(whole), mask, self.past + tokens.position, cache)
-        return tokens.put_back(found), tokens.valid.sum(1)
+    def _together(self, whole: Tensor, focus: Focus, words: Tensor | None, cache) -> tuple[Tensor, Tensor]:
+        self.layout.keep_tensors(whole.device)
+        given, sizes = (self.model, whole, focus, words, cache), [(focus.index, 1), (focus.valid, 1)]
+        return self.model.pieces(run_in_focus, *given, rows=len(whole), sizes=sizes)
 
     def _whole(self, each, x: Tensor) -> Tensor:
         """A step's embeddings `(n, step_length, H)` with the trunk and one pass filled in."""
@@ -162,17 +158,39 @@ class BackboneRun:
         return whole
 
     def _run(self, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        if self._prefix is not None:
-            mask = hide_padding(mask, self._prefix, self.model.config.pad_token_id)
         self._seen += x.shape[1]
         if self._live is self.cache:
             self.length += x.shape[1]
-        return self.model.run_backbone(x, mask, positions, self._live)
+        given = (self.model, x, mask, positions, self._words, self._live)
+        return self.model.pieces(run, *given, rows=len(x), sizes=_growing(mask, self._live))
 
 
-def _fork(cache: DynamicCache | None) -> DynamicCache:
-    """A cache that can be appended to while the old one stays as it is; tensors are shared until then."""
-    forked = DynamicCache()
-    if cache is not None:
-        forked.layers = [copy.copy(layer) for layer in cache.layers]
-    return forked
+# ---- pieces of a step, see `pieces_pan`
+
+
+def run(model, x: Tensor, mask: Tensor, positions: Tensor, words: Tensor | None, cache) -> Tensor:
+    """Positions of a step `(n, L, H)` behind what is cached."""
+    return model.run_backbone(x, _without_padding(mask, words), positions, cache)
+
+
+def run_in_focus(model, whole: Tensor, focus: Focus, words: Tensor | None, cache) -> tuple[Tensor, Tensor]:
+    """A step of one pass `(n, step_length, H)` at the places in focus; zero elsewhere. And how many positions each row
+    ran."""
+    layout, past = model.layout, 0 if cache is None else cache.get_seq_length()
+    tokens = layout.tokens(focus, layout.passes, trunk=True)
+    mask = _without_padding(layout.focused_mask(past, tokens, tokens), words)
+    found = model.run_backbone(tokens.take(whole), mask, past + tokens.position, cache)
+    return tokens.put_back(found), tokens.valid.sum(1)
+
+
+def _without_padding(mask: Tensor, words: Tensor | None) -> Tensor:
+    """A mask `(1 or n, 1, L, K)` whose first keys are the prefix, of which `words` are seen."""
+    if words is None:
+        return mask
+    return mask & nn.functional.pad(words, (0, mask.shape[-1] - words.shape[1]), value=True)[:, None, None]
+
+
+def _growing(mask: Tensor, cache: DynamicCache | None) -> list[tuple[Tensor, int]]:
+    """What of a run becomes longer with what is cached."""
+    layers = [] if cache is None else [layer for layer in cache.layers if layer.is_initialized]
+    return [(mask, 3)] + [(tensor, 2) for layer in layers for tensor in (layer.keys, layer.values)] if layers else []

@@ -22,6 +22,7 @@ from .image_codec_pan import as_bytes
 from .latent_head_pan import LATENT_BLUR
 from .layout_pan import hide_padding
 from .numbers_pan import step_numbers
+from .pieces_pan import Pieces
 from .places_pan import CodeTables
 from .run_pan import BackboneRun
 from .spending_pan import Spending
@@ -74,6 +75,26 @@ class SimulationMixin:
             expected = action_shape(described, "T - 1")
             raise ValueError(f"`action` must be {expected} with B = {rows}, as the frames; got {tuple(action.shape)}.")
         check_actions(described, action)
+
+    def compile_step(self, disable: bool = False, **options) -> None:
+        """Lets every step that is imagined or scored from now on run compiled: `simulate`, `log_prob`, planners.
+
+        Graphs are made by the first steps: for one row, for several, and where there are convolutions for sixteen and
+        more. Within these none is made anew when there are other rows, places that are looked at, steps that are
+        remembered, weights or tokens. They are neither saved nor copied with the model.
+
+        Args:
+            disable (`bool`): leave compiled steps again.
+            options: of `torch.compile`: backend, mode, options. Each graph is whole (`fullgraph=True`), and what is
+                dynamic in it is known.
+
+        Raises:
+            ValueError: a model without senses, or an option that is not left to the caller.
+        """
+        self._require_world()
+        if fixed := sorted({"fullgraph", "dynamic", "isolate_recompiles"} & set(options)):
+            raise ValueError(f"`compile_step` decides on {fixed} itself; give it backend, mode or options.")
+        self.pieces = Pieces(None if disable else options)
 
     def _require_world(self) -> None:
         if not self.is_world_model:
@@ -170,9 +191,9 @@ class SimulationMixin:
         who learns from it what was decided."""
         started = time.perf_counter()
         generator = None if seed is None else torch.Generator(device=actions.device).manual_seed(seed)
-        tables = self.code_tables()
+        tables = self.code_tables(whole=self.pieces.are_compiled)
         embedded = self.embed_state(belief.state, tables)
-        before = self.embed_state(belief.state.without_latents(), tables)
+        before = embedded if not belief.state.latents else self.embed_state(belief.state.without_latents(), tables)
         steps, outcomes, conditions = [], [], {name: [] for name in self.latent_heads}
         images = {name: [] for name, sense in self.config.senses.items() if sense.kind == "image" and expected}
         for index in range(actions.shape[1]):
@@ -190,8 +211,9 @@ class SimulationMixin:
                 probabilities = [logits.softmax(-1) for logits in step.logits[name]]
                 images[name].append(as_bytes(self.senses[name].decode_probabilities(probabilities)))
             step.logits = {}  # they are large, and the step is kept
-            after = self.embed_state(step.state.without_latents(), tables)
-            outcomes.append(self._outcome(before, after, step.hidden["action"]))
+            given = (self, before, step.state.without_latents(), step.hidden["action"], tables)
+            after, reward, continue_prob = self.pieces(judge, *given, rows=len(actions))
+            outcomes.append((reward, continue_prob))
             for name in conditions if spending is None else ():
                 conditions[name].append(self.latent_condition(name, step.hidden, step.trunk, step.state, tables))
             before = embedded = after
@@ -244,11 +266,6 @@ class SimulationMixin:
         check_actions(described, actions)
         return actions
 
-    def _outcome(self, before: Tensor, after: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """From state embeddings without latents, as in training: imagined states have none."""
-        reward_logits, continue_logit = self.outcome(before, after, context)
-        return self.outcome.expected_reward(reward_logits), continue_logit.sigmoid()
-
     def _advance(
         self,
         belief: Belief,
@@ -263,9 +280,9 @@ class SimulationMixin:
     ) -> tuple[_Step, Belief]:
         """One step: `target` None samples the next state, else scores it. Returns the step and the belief after it.
         `tables` and the belief's state `embedded` are made here unless a rollout has them at hand."""
-        tables = tables or self.code_tables()
+        tables = tables or self.code_tables(whole=self.pieces.are_compiled)
         embedded = self.embed_state(belief.state, tables) if embedded is None else embedded
-        trunk, change = self.embed_step(embedded, self.embed_action(action, tables))
+        trunk, change = self.pieces(begin, self, embedded, action, tables, rows=len(action))
         before = belief.history[-1][0] if belief.history else None
         numbers = step_numbers(self, belief.state, before, action)
         chooser = Chooser(self, belief.state, tables, temperature, generator, target, numbers, keeps_logits)
@@ -338,7 +355,7 @@ class SimulationMixin:
         self._require_world()
         actions = self._checked_actions(belief, actions)
         following = self.encode(observations)
-        parts, tables = [], self.code_tables()
+        parts, tables = [], self.code_tables(whole=self.pieces.are_compiled)
         for index in range(actions.shape[1]):
             target = following.map(lambda t, i=index: t[:, i])
             step, belief = self._advance(belief, actions[:, index], target=target, tables=tables)
@@ -399,6 +416,22 @@ class SimulationMixin:
             conditions={name: torch.cat([f.conditions[name] for f in found], 1) for name in self.latent_heads},
             seed=seed,
         )
+
+
+# ---- pieces of a step, see `pieces_pan`
+
+
+def begin(model, embedded: Tensor, action: Tensor, tables: CodeTables) -> tuple[Tensor, dict[str, Tensor]]:
+    """What [`PanModel.embed_step`] gives, of an embedded state and actions `(N, ...)`."""
+    return model.embed_step(embedded, model.embed_action(action, tables))
+
+
+def judge(model, before: Tensor, state: State, context: Tensor, tables: CodeTables) -> tuple[Tensor, Tensor, Tensor]:
+    """The next state embedded, the expected reward and the probability that the episode goes on `(N,)`. States are
+    without latents, as in training: imagined ones have none."""
+    after = model.embed_state(state, tables)
+    reward_logits, continue_logit = model.outcome(before, after, context)
+    return after, model.outcome.expected_reward(reward_logits), continue_logit.sigmoid()
 
 
 def pixel_log_prob(mean: Tensor, true: Tensor, scale: Tensor) -> Tensor:

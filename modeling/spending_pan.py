@@ -170,9 +170,9 @@ class Spending:
             return None
         if rows is not None:
             chosen = torch.zeros(self.rows, 1, dtype=torch.bool, device=places.device).index_fill(0, rows, True)
-            return At.of(places & chosen)
+            return At.of(places & chosen, self.model.pieces)
         if block.sense not in self._seen:
-            self._seen[block.sense] = At.of(places)
+            self._seen[block.sense] = At.of(places, self.model.pieces)
         return self._seen[block.sense]
 
     def _share(self, block: Block, rows: Tensor | None) -> Tensor | float:

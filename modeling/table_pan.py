@@ -105,8 +105,9 @@ class TableMixin:
                     start_rows(rows, descriptions, described, self.config.initializer_range, seed=int(ids[0]))
                     table.detach()[ids] = rows
 
-    def code_tables(self) -> CodeTables:
+    def code_tables(self, whole: bool = False) -> CodeTables:
         """What the layers that read or write codes make of every live code; valid until a weight or live mask changes.
+        `whole`: of every row reserved for codes, so that growth changes no size, as always in a compiled forward.
 
         A forward of training and a call of `simulate` make them once and look codes up, instead of multiplying the row
         of each code they meet."""
@@ -116,7 +117,7 @@ class TableMixin:
                 continue
             live = [self.live_codes(part, level) for level in range(described.num_levels)]
             born = [self._segment_of(self.born_rows, part, level) for level in range(described.num_levels)]
-            sizes[part] = [_extent(rows) for rows in born]
+            sizes[part] = [len(rows) if whole else _extent(rows) for rows in born]
             rows[part] = [
                 self.code_rows(part, level, torch.arange(size, device=self.device))
                 for level, size in enumerate(sizes[part])

@@ -485,13 +485,13 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
         now = current[0]
         features = torch.randn(*now.shape, model.config.adapter_dim, generator=torch.Generator().manual_seed(0))
         chooser = choosing.Chooser(model, codes, tables, 1.0, torch.Generator().manual_seed(1), None)
-        together = chooser._sentence(readout, level, features, current, None)
+        together = chooser._sentence("camera", features, current, None)
         draws = torch.rand(now.shape, generator=torch.Generator().manual_seed(1))
         drawn, log_prob = torch.zeros_like(now), torch.zeros(len(now))
         for index in range(now.shape[1]):
             x = readout.sentence(features, drawn, level.drawn)
             logits = readout.logits(x, level, current, [], None)[:, index]
-            drawn[:, index] = chooser._draw(logits, draws[:, index])
+            drawn[:, index] = choosing._pick(logits, draws[:, index], chooser.temperature)
             log_prob += choosing._log_prob(logits, drawn[:, index])
     assert torch.equal(together, drawn)
     torch.testing.assert_close(chooser.log_prob, log_prob, atol=1e-3, rtol=1e-4)
@@ -533,7 +533,7 @@ def test_codes_are_drawn_as_often_as_the_model_says_and_dead_rows_never():
     chooser = choosing.Chooser(model, state, None, 0.7, torch.Generator().manual_seed(0), None)
     logits = torch.tensor([0.3, -1.0, -torch.inf, 2.0, 0.0, -torch.inf])
     many = logits.expand(100_000, -1)
-    counts = torch.bincount(chooser._draw(many, chooser._draws(many.shape[:1])), minlength=6)
+    counts = torch.bincount(choosing._pick(many, chooser._draws(many.shape[:1]), chooser.temperature), minlength=6)
     p = (logits / 0.7).softmax(-1)
     assert counts[[2, 5]].sum() == 0
     error = (p * (1 - p) / len(many)).sqrt()
