@@ -82,19 +82,19 @@ def test_an_adapter_is_learned_evaluated_on_its_base_and_merged_when_asked_again
 
 
 def test_a_killed_fine_tuning_goes_on_where_it_was(world, tmp_path, monkeypatch):
-    given = {"adapter": "dora", "rank": 2, "max_steps": 4, "progress": False}
+    given = {"adapter": "dora", "rank": 2, "max_steps": 3, "progress": False}
     whole = finetune(tmp_path / "whole", world.base, world.data, **given)
     step = PanTrainer.training_step
 
     def killed(self, *args, **kwargs):
-        if self.state.global_step == 3:
+        if self.state.global_step == 2:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(PanTrainer, "training_step", killed)
         patch.setattr("pan_hf.training.trainer.BudgetCallback.__init__.__defaults__", (0.0,))  # saved at each step
-        with pytest.raises(KeyboardInterrupt, match="checkpoint-[23] is kept"):
+        with pytest.raises(KeyboardInterrupt, match="checkpoint-[12] is kept"):
             finetune(tmp_path / "killed", world.base, world.data, **given)
     assert not (tmp_path / "killed" / "adapter").exists()
     resumed = finetune(tmp_path / "killed", world.base, world.data, **given)

@@ -18,7 +18,6 @@ from pan_hf.adapters import ia3_config, load_adapter, lora_config, save_adapter,
 
 KEYS = (*OLD, "key")
 KINDS = {
-    "lora": ("qwen3", lambda model: lora_config(model, r=2)),
     "dora": ("gpt2", lambda model: lora_config(model, r=2, use_dora=True)),
     "ia3": ("llama", lambda model: ia3_config(model)),
     "adalora": ("qwen3", lambda model: AdaLoraConfig(init_r=3, target_r=2, total_step=4, **targets(model, "lora"))),
