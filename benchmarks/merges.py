@@ -85,7 +85,7 @@ def prepare(run: Path, frames: int, seconds: float) -> None:
     record_episodes([DOORKEY], run / DOORKEY / "data", **(RECORDING | settings))
     pixels = {"env_args": {"obs_type": "pixels_agent_pos"}, "rename": {"pixels": "camera"}, "keep": ["agent_pos"]}
     record_episodes([PUSHT], run / PUSHT / "data", policy=PUSHES, **(pixels | settings))
-    skip = ("backbone", "dynamics", "latent_head", "joint")
+    skip = ("backbone", "dynamics", "latent_head", "joint", "switch", "reinforce")
     train(run / DOORKEY, seconds=seconds, seed=common.SEED, progress=False, skip=skip)
     if not (run / PUSHT / "checkpoint").exists():
         save_checkpoint(run / PUSHT / "checkpoint", *build(load_trajectories(run / PUSHT / "data", "train")))

@@ -66,7 +66,7 @@ def main(
         settings = RECORDING | {"env_args": RECORDING["env_args"] | {"kinds": kinds}, "policy": ["random"]}
         settings = {key: value for key, value in settings.items() if key != "start"}
         record_episodes([WORLD], run / name / "data", frames=frames, seed=seed, workers=2, progress=False, **settings)
-        train(run / name, seconds=seconds, seed=seed, progress=False, skip=("latent_head",))
+        train(run / name, seconds=seconds, seed=seed, progress=False, skip=("latent_head", "switch", "reinforce"))
     grow(run / "grown", run / "old", run / "new" / "data", max_steps=grow_steps, seed=seed, progress=False)
     judge = Judge(run)
     results = {"without growth": judge(load(run / "old")[0]), "trained with it": judge(load(run / "new")[0])}

@@ -155,6 +155,7 @@ def test_the_wheel_has_every_module_and_claims_only_pan_hf(wheel):
     information = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     expected = {f"{FOLDERS[f]}/{file.relative_to(ROOT / f)}" for f in FOLDERS for file in sources(f)}
     expected |= {f"pan_hf/templates/{file.name}" for file in (ROOT / "pan_hf" / "templates").iterdir()}
+    expected |= {f"pan_hf/training/configs/{file.name}" for file in (ROOT / "training" / "configs").iterdir()}
     expected |= {"pan_hf/py.typed"}
     assert names - information == expected
     (top_level,) = (name for name in information if name.endswith("top_level.txt"))

@@ -1,26 +1,14 @@
 """The quickstart in miniature, the whole path through the command line, and what its commands say to bad input."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-
-
-def pan(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pan_hf.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | {"HOME": str(cwd)}, capture_output=True, text=True)
+from forked import run_pan as pan
 
 
 @pytest.mark.slow
-def test_the_quickstart_in_miniature_leaves_everything_it_promises(tmp_path):
-    done = pan("quickstart", "--miniature", "--backbone", "debug", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    run = tmp_path / "runs" / "quickstart"
+def test_the_quickstart_in_miniature_leaves_everything_it_promises(miniature):
+    run, folder = miniature, miniature.parent.parent
     for name in ("checkpoint/model.safetensors", "checkpoint/vocabulary.json", "checkpoint/README.md", "report.html"):
         assert (run / name).stat().st_size > 0
     fields = {"metric", "value", "stderr", "horizon", "model", "environment", "split", "seeds"}
@@ -29,11 +17,13 @@ def test_the_quickstart_in_miniature_leaves_everything_it_promises(tmp_path):
         records = json.loads((run / f"{name}.json").read_text())
         assert all(set(record) == fields for record in records)
         assert baseline in {record["model"] for record in records}
-    again = pan("quickstart", "--miniature", "--backbone", "debug", cwd=tmp_path)
-    assert again.returncode == 0, "a finished quickstart runs again without training anew"
-    other = pan("quickstart", "--miniature", "--backbone", "tiny", cwd=tmp_path)
+    before = (run / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    again = pan("train", "--run", "runs/quickstart", "--backbone", "debug", "--seconds", "6.0", cwd=folder)
+    assert again.returncode == 0, again.said[-3000:]
+    assert all(left.stat().st_mtime_ns <= before for left in (run / "stages").glob("*/final/model.safetensors"))
+    other = pan("quickstart", "--miniature", "--backbone", "tiny", cwd=folder)
     assert other.returncode == 1
-    assert "begun with other settings" in other.stderr
+    assert "begun with other settings" in other.said
 
 
 @pytest.mark.slow
@@ -46,7 +36,7 @@ def test_an_environment_never_seen_needs_flags_only(tmp_path):
         ["report"],
     ):
         done = pan(*command, cwd=tmp_path)
-        assert done.returncode == 0, (command, done.stderr[-3000:])
+        assert done.returncode == 0, (command, done.said[-3000:])
     assert (tmp_path / "runs" / "default" / "report.html").exists()
 
 
@@ -63,5 +53,5 @@ def test_an_environment_never_seen_needs_flags_only(tmp_path):
 def test_bad_input_ends_in_one_line(arguments, said, tmp_path):
     done = pan(*arguments, cwd=tmp_path)
     assert done.returncode != 0
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert said in done.said
+    assert "Traceback" not in done.said

@@ -1,15 +1,11 @@
 """The Python of the README and of the guide runs as it stands, and the README's figures come from result files."""
 
-import contextlib
-import multiprocessing
-import os
 import re
-import traceback
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 
-import pan_hf.train  # noqa: F401  once, for all the processes below
 from pan_hf.readme import check_readme
 
 ROOT = Path(__file__).parent.parent
@@ -22,25 +18,10 @@ def snippets(page: Path) -> list[str]:
 
 
 def run(script: str, folder: Path) -> None:
-    """Runs Python in an empty folder, in a process of its own that has already imported what costs seconds to import;
-    budgets that readers get are cut to what a test can wait for."""
-    told = folder / "told.txt"
-    process = multiprocessing.get_context("fork").Process(
-        target=_execute, args=(script.replace("seconds=30", "seconds=6"), folder, told)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0, told.read_text()[-3000:]
-
-
-def _execute(script: str, folder: Path, told: Path) -> None:
-    os.chdir(folder)
-    with told.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        try:
-            exec(compile(script, "snippet.py", "exec"), {"__name__": "__main__"})
-        except BaseException:
-            traceback.print_exc()
-            raise
+    """Runs Python in an empty folder; budgets that readers get are cut to what a test can wait for."""
+    script = script.replace("seconds=30", "seconds=5").replace("frames=2000", "frames=600")
+    done = run_forked(lambda: exec(compile(script, "snippet.py", "exec"), {"__name__": "__main__"}), folder)
+    assert done.returncode == 0, done.said[-3000:]
 
 
 @pytest.mark.slow

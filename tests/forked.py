@@ -1,0 +1,58 @@
+"""Code in a process of its own that has already imported what costs seconds to import: a fork of the test's process.
+
+What belongs to a fresh interpreter (imports, installation, remote code) is tested in one; everything else need not pay
+for it.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pan_hf.train  # noqa: F401  once, for all that is forked
+
+
+@dataclass
+class Done:
+    """A finished process: exit code and what it said, both streams in one."""
+
+    returncode: int
+    said: str
+
+
+def run_forked(function: Callable[[], object], folder: Path) -> Done:
+    """Calls `function()` in `folder`, in a process of its own."""
+    told = folder / ".told.txt"
+    process = multiprocessing.get_context("fork").Process(target=_call, args=(function, folder, told))
+    process.start()
+    process.join()
+    return Done(process.exitcode, told.read_text())
+
+
+def run_pan(*arguments: str, cwd: Path) -> Done:
+    """`pan ARGUMENTS` in a folder."""
+
+    def main():
+        from pan_hf import cli
+
+        sys.argv = ["pan", *arguments]
+        cli.main()
+
+    return run_forked(main, cwd)
+
+
+def _call(function: Callable[[], object], folder: Path, told: Path) -> None:
+    os.chdir(folder)
+    os.environ["HOME"] = str(folder)
+    with told.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            function()
+        except SystemExit:
+            raise
+        except BaseException:
+            traceback.print_exc()
+            raise
