@@ -18,7 +18,6 @@ from transformers import initialization as init
 from .belief_pan import ABSENT, State
 from .senses_pan import fold_places, unfold_places
 
-LEAST_SIZE = 2  # of what varies: compiled, one of something is another graph than several (`pieces_pan`)
 LEAST_CHANGE = 0.005  # places whose probability of change is below this are not looked at
 
 
@@ -44,9 +43,9 @@ class Focus:
         return Focus(self.index[index], self.valid[index])
 
     @staticmethod
-    def of(wanted: Tensor) -> "Focus":
-        """The focus on the places `wanted` `(N, P)` bool."""
-        most = max(min(LEAST_SIZE, wanted.shape[1]), int(wanted.sum(1).max()))
+    def of(wanted: Tensor, fewest: int = 1) -> "Focus":
+        """The focus on the places `wanted` `(N, P)` bool, with room for `fewest` at least."""
+        most = max(min(fewest, wanted.shape[1]), int(wanted.sum(1).max()))
         found = wanted.to(torch.uint8).topk(most, 1)
         return Focus(found.indices, found.values.bool())
 
@@ -125,16 +124,19 @@ def changed_places(sense, now: list[Tensor], after: list[Tensor]) -> Tensor:
     return torch.stack(found).any(0)
 
 
-def places_in_focus(config, change: dict[str, Tensor], least: float, extra: float = 0.0) -> Focus:
+def places_in_focus(
+    config, change: dict[str, Tensor], least: float, extra: float = 0.0, fewest: int = 1
+) -> Focus:
     """The places whose probability of change is at least `least`, all of the senses that change has no logits `(N, P)`
-    of, and a random share `extra` of the others."""
+    of, and a random share `extra` of the others; with room for `fewest` at least."""
     known = next(iter(change.values()))
     parts = [
         change[name].sigmoid() if name in change else known.new_ones(len(known), sense.num_places)
         for name, sense in config.place_senses.items()
     ]
     chance = torch.cat(parts, 1)
-    return Focus.of((chance >= least) | (torch.rand_like(chance) < extra) if extra else chance >= least)
+    wanted = chance >= least
+    return Focus.of(wanted | (torch.rand_like(chance) < extra) if extra else wanted, fewest)
 
 
 def training_focus(config, change: dict[str, Tensor]) -> Focus | None:

@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .belief_pan import State
-from .focus_pan import LEAST_SIZE, Focus
+from .focus_pan import Focus
+
+LEAST_SIZE = 2  # compiled, one of something that varies is another graph than several
 
 
 class Pieces:
@@ -33,6 +35,11 @@ class Pieces:
     @property
     def are_compiled(self) -> bool:
         return self.options is not None
+
+    @property
+    def least_size(self) -> int:
+        """The least size that something of the moment is given: what it has, unless that costs a graph of its own."""
+        return LEAST_SIZE if self.are_compiled else 1
 
     def __call__(self, function: Callable, *args, which: tuple = (), rows: int = 1, sizes: Iterable = ()):
         """What `function(*args)` gives.
@@ -52,7 +59,7 @@ class Pieces:
 
     def at_least_two(self, index: Tensor) -> Tensor:
         """An index `(n,)` of a size of the moment; repeats its one entry where that keeps a graph from being made."""
-        return index.repeat(LEAST_SIZE) if self.are_compiled and len(index) == 1 else index
+        return index.repeat(self.least_size) if len(index) == 1 else index
 
     def __getstate__(self) -> dict:
         return {"options": self.options, "_compiled": {}}  # graphs are made anew by whoever gets a copy

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .belief_pan import Belief, fork_cache, select_cache
-from .focus_pan import LEAST_SIZE, Focus
+from .focus_pan import Focus
 from .layout_pan import Tokens
 
 GROUP_ENDS = (0, 2, 4, 8, 16, 32, 64, 128)  # rows that look at so many places at most are run together
@@ -138,7 +138,7 @@ class BackboneRun:
         for number in group.unique().tolist():
             rows = self.model.pieces.at_least_two((group == number).nonzero().squeeze(1))
             most = int(size[rows].max())
-            most = most and max(most, LEAST_SIZE)
+            most = most and max(most, self.model.pieces.least_size)
             focus = Focus(self.focus.index[rows, :most], self.focus.valid[rows, :most])
             words = None if self._words is None else self._words[rows]
             out[rows], ran[rows] = self._together(whole[rows], focus, words, select_cache(self._live, rows))

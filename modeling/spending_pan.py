@@ -58,7 +58,7 @@ class Spending:
         self.places, self._seen = None, {}
         if self.least_change is None:
             return None
-        focus = places_in_focus(self.model.config, change, self.least_change)
+        focus = places_in_focus(self.model.config, change, self.least_change, fewest=self.model.pieces.least_size)
         self.places = focus.mask(self.model.layout.num_places)
         return focus
 

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
+from pan_hf.modeling.processes_pan import are_several
 from pan_hf.training.row_draws import row_draws
 from pan_hf.training.streaming import WindowStream, write_state
 
@@ -111,7 +112,7 @@ class BudgetCallback(TrainerCallback):
 def _agreed(seconds: float) -> float:
     """The first process's clock: processes that decide by their own part ways, and then wait for each other for
     ever."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not are_several():
         return seconds
     told = [seconds]
     dist.broadcast_object_list(told, src=0)
