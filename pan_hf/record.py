@@ -21,14 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from pan_hf.bounds import bounded
 from pan_hf.environments import describe_environment, make_environment
 from pan_hf.policies import load_callable, load_policies, spelled
 from pan_hf.recorder import RecordingJob, Stream, call_in_fork, is_forked, record_streams, recording_processes
+from pan_hf.recording_info import new_info, write_counted
 from pan_hf.trajectories import (
-    FORMAT,
     SPLITS,
-    VERSION,
     encode_png,
     episode_files,
     episode_schema,
@@ -242,25 +240,14 @@ def _merged(features: dict[str, dict], others: dict[str, dict], id: str, other_i
 
 
 def _new_info(job: RecordingJob, start: str | Callable | None, requested: dict[str, int | None]) -> dict:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "fps": job.fps,
-        "features": job.features,
-        "environments": job.environments,
-        "seed": job.seed,
-        "test_fraction": job.test_fraction,
-        "recording": {
-            "policy": list(job.policies.names),
-            "start": spelled(start) if start else None,
-            "explore_steps": job.explore_steps,
-            "max_episode_steps": job.max_episode_steps,
-        },
-        "requested": requested,
-        "episodes": dict.fromkeys(SPLITS, 0),
-        "frames": 0,
-        "complete": False,
+    settings = {
+        "policy": list(job.policies.names),
+        "start": spelled(start) if start else None,
+        "explore_steps": job.explore_steps,
+        "max_episode_steps": job.max_episode_steps,
     }
+    about = {"seed": job.seed, "recording": settings, "requested": requested}
+    return new_info(job.fps, job.features, job.environments, job.test_fraction, **about)
 
 
 def _check_settings(root: Path, info: dict) -> dict | None:
@@ -340,13 +327,7 @@ def _finish(job: RecordingJob, info: dict, streams: list[Stream], is_complete: b
     """Writes counts and bounds into `meta/info.json`."""
     if is_complete:
         _remove_surplus(job.root, streams)
-    files = {split: list(episode_files(job.root, split).values()) for split in SPLITS}
-    summaries = [read_summary(path) for paths in files.values() for path in paths]
-    info["episodes"] = {split: len(paths) for split, paths in files.items()}
-    info["frames"] = sum(num_rows for num_rows, _ in summaries)
-    info["complete"] = is_complete
-    info["features"] = bounded(job.features, [extremes for _, extremes in summaries])
-    write_info(job.root, info)
+    write_counted(job.root, info, job.features, is_complete)
 
 
 def _remove_surplus(root: Path, streams: list[Stream]) -> None:

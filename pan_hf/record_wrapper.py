@@ -17,13 +17,11 @@ from typing import Any
 
 import gymnasium
 
-from pan_hf.bounds import Extremes, bounded, is_test_episode, joined
 from pan_hf.environments import SenseEnvironment, spec_entry
+from pan_hf.recording_info import Extremes, bounded, is_test_episode, joined, new_info
 from pan_hf.trajectories import (
-    FORMAT,
     SPLITS,
     UNKNOWN_SEED,
-    VERSION,
     Episode,
     episode_files,
     episode_path,
@@ -79,18 +77,10 @@ class RecordTrajectories(gymnasium.Wrapper):
         made = spec_entry(env.spec) if env.spec is not None else {"id": type(env.unwrapped).__name__}
         self._root, self.features = Path(folder), self._senses.features
         self._schema = episode_schema(self.features)
-        self._info = {
-            "format": FORMAT,
-            "version": VERSION,
-            "fps": float(fps or env.metadata.get("render_fps") or 10),
-            "features": self.features,
-            "environments": [{**made, **view}],
-            "test_fraction": test_fraction,
-            "source": {"kind": "wrapper", "path": made["id"]},
-            "episodes": dict.fromkeys(SPLITS, 0),
-            "frames": 0,
-            "complete": True,
-        }
+        frames_a_second = float(fps or env.metadata.get("render_fps") or 10)
+        about = {"source": {"kind": "wrapper", "path": made["id"]}}
+        self._info = new_info(frames_a_second, self.features, [{**made, **view}], test_fraction, **about)
+        self._info["complete"] = True  # at any time: nobody knows how many are to come
         self._number, self._extremes = 0, None
         self._go_on()
         self._episode: Episode | None = None

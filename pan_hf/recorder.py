@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pan_hf.bounds import is_test_episode
 from pan_hf.environments import SenseEnvironment, make_environment
 from pan_hf.policies import PolicyMixture
+from pan_hf.recording_info import is_test_episode
 from pan_hf.trajectories import SPLITS, Episode, episode_path, episode_table, write_table
 
 # Steps of an episode where neither the user nor the environment limits it.

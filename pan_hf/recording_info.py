@@ -1,4 +1,5 @@
-"""What a recording says of its episodes as a whole: which of them are for testing, and the bounds of its vectors."""
+"""What `meta/info.json` says of a recording as a whole: which of its episodes are for testing, how many there are, and
+the bounds of its vectors."""
 
 from __future__ import annotations
 
@@ -6,13 +7,42 @@ import math
 import warnings
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
+
+from pan_hf.trajectories import FORMAT, SPLITS, VERSION, episode_files, read_summary, write_info
 
 # Smallest and largest value of each number, by column.
 Extremes = dict[str, list[list[float]]]
 # What an unbounded vector is given beyond the recorded values, as a share of their range.
 _MARGIN = 0.1
+
+
+def new_info(
+    fps: float, features: dict[str, dict], environments: list[dict], test_fraction: float, **about
+) -> dict:
+    """What `meta/info.json` holds before the first episode. Args: about, what else is told, as where it comes from."""
+    info = {"format": FORMAT, "version": VERSION, "fps": fps, "features": features, "environments": environments}
+    info |= {"test_fraction": test_fraction} | about
+    return info | {"episodes": dict.fromkeys(SPLITS, 0), "frames": 0, "complete": False}
+
+
+def write_counted(root: Path, info: dict, features: dict[str, dict], is_complete: bool) -> None:
+    """Counts the episodes in a recording's folder and writes `meta/info.json`, bounds of vectors included.
+
+    Args:
+        info: changed in place.
+        features: with the bounds that were declared.
+        is_complete: whether all that was asked for is there.
+    """
+    files = {split: list(episode_files(root, split).values()) for split in SPLITS}
+    summaries = [read_summary(path) for paths in files.values() for path in paths]
+    info["episodes"] = {split: len(paths) for split, paths in files.items()}
+    info["frames"] = sum(num_rows for num_rows, _ in summaries)
+    info["features"] = bounded(features, [extremes for _, extremes in summaries])
+    info["complete"] = is_complete
+    write_info(root, info)
 
 
 def is_test_episode(number: int, test_fraction: float) -> bool:

@@ -19,9 +19,9 @@ import pytest
 from gymnasium import spaces
 
 from pan_hf import trajectories
-from pan_hf.bounds import is_test_episode
 from pan_hf.record import record
 from pan_hf.recorder import Stream
+from pan_hf.recording_info import is_test_episode
 from pan_hf.trajectories import episode_files, load_trajectories, read_info
 
 GRID = {

@@ -13,19 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pan_hf.bounds import bounded, is_test_episode
+from pan_hf.recording_info import is_test_episode, new_info, write_counted
 from pan_hf.trajectories import (
-    FORMAT,
     SPLITS,
     UNKNOWN_SEED,
-    VERSION,
     Episode,
     episode_files,
     episode_path,
     episode_schema,
     episode_table,
     read_info,
-    read_summary,
     write_info,
     write_table,
 )
@@ -93,18 +90,8 @@ def _new_info(source: Source, test_fraction: float) -> dict:
             f"{source.about['path']} has {len(source)} episodes; at least one is needed for training and one for "
             "testing. Cut it into more, or keep none for testing with test_fraction=0"
         )
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "fps": source.fps,
-        "features": source.features,
-        "environments": [source.environment],
-        "test_fraction": test_fraction,
-        "source": json.loads(json.dumps(source.about)),
-        "episodes": dict.fromkeys(SPLITS, 0),
-        "frames": 0,
-        "complete": False,
-    }
+    about = {"source": json.loads(json.dumps(source.about))}
+    return new_info(source.fps, source.features, [source.environment], test_fraction, **about)
 
 
 def _imported_before(root: Path, info: dict) -> dict | None:
@@ -141,13 +128,7 @@ def _write_episodes(source: Source, root: Path, info: dict, progress: bool) -> N
         path = episode_path(root, SPLITS[is_test_episode(number, info["test_fraction"])], number)
         if not path.exists():
             write_table(path, episode_table(source.episode(number), source.features, schema, source.fps))
-    files = {split: list(episode_files(root, split).values()) for split in SPLITS}
-    summaries = [read_summary(path) for paths in files.values() for path in paths]
-    info["episodes"] = {split: len(paths) for split, paths in files.items()}
-    info["frames"] = sum(num_rows for num_rows, _ in summaries)
-    info["features"] = bounded(source.features, [extremes for _, extremes in summaries])
-    info["complete"] = True
-    write_info(root, info)
+    write_counted(root, info, source.features, is_complete=True)
 
 
 # One episode
