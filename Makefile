@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 CORE := tests/test_model.py tests/test_processor.py tests/test_checkpoint.py tests/test_training.py
 
-.PHONY: quickstart test test-fast test-oldest test-upstream lint types docs bench clean
+.PHONY: quickstart test test-fast test-oldest test-quantized test-upstream lint types docs bench clean
 
 quickstart: .venv/.installed  ## record, train, evaluate, plan and report into runs/quickstart
 	$(BIN)/pan quickstart
@@ -21,6 +21,9 @@ test-fast: .venv/.installed-dev  ## the suite without the slow tests
 
 test-oldest: .venv-oldest/.installed  ## the core of the suite with the oldest Transformers that is allowed
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow" $(CORE)
+
+test-quantized: .venv-quantized/.installed  ## a backbone in 8 and 4 bits; apart, since peft imports quantisers slowly
+	.venv-quantized/bin/python -m pytest tests/test_quantized.py
 
 test-upstream: .venv/.installed-dev  ## Transformers' own common tests, of the installed release, against our classes
 	$(PIP) install --quiet "parameterized>=0.9"
@@ -59,10 +62,19 @@ clean:
 	$(PIP) install -e ".[dev]"
 	touch $@
 
-# Its own Transformers, and through the last line everything else from .venv: torch is not installed twice.
+# An environment of its own for what a test differs in, and through this line everything else from .venv: torch is not
+# installed twice.
+ELSE = $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+  > $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/all_else.pth
+
 .venv-oldest/.installed: pyproject.toml | .venv/.installed-dev
 	$(BIN)/python -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip --disable-pip-version-check install --no-deps "transformers==$(OLDEST)"
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-	  > $$(.venv-oldest/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/all_else.pth
+	$(call ELSE,.venv-oldest)
+	touch $@
+
+.venv-quantized/.installed: pyproject.toml | .venv/.installed-dev
+	$(BIN)/python -m venv .venv-quantized
+	$(call ELSE,.venv-quantized)
+	.venv-quantized/bin/python -m pip --disable-pip-version-check install -e ".[quantize]"
 	touch $@

@@ -36,6 +36,7 @@ from .numbers_pan import drawn_numbers, num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
 from .pieces_pan import Pieces
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
+from .quantized_pan import check_writable, layers_alone
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
 from .switch_pan import SwitchHead
@@ -57,8 +58,8 @@ class PanPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """As in Transformers, except that tensors which are missing, left over or of another shape are an error, and
-        that pickles are not read.
+        """As in Transformers, except that tensors which are missing, left over or of another shape are an error, that
+        pickles are not read, and that a `quantization_config` is for the backbone's layers alone.
 
         Raises:
             FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, or tensors and
@@ -67,6 +68,8 @@ class PanPreTrainedModel(PreTrainedModel):
         allowed = kwargs.pop("ignore_mismatched_sizes", False)
         if kwargs.pop("use_safetensors", None) is False:
             raise ValueError("`use_safetensors=False` would read a pickle; only safetensors are loaded. Leave it out.")
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = layers_alone(kwargs["quantization_config"])
         check_folder(pretrained_model_name_or_path)
         with explained(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
@@ -82,7 +85,12 @@ class PanPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, *args, **kwargs):
-        """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too."""
+        """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too.
+
+        Raises:
+            ValueError: quantised by torchao, see `quantized_pan`.
+        """
+        check_writable(self)
         code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModelForCausalLM": code}
         return super().save_pretrained(*args, **kwargs)
