@@ -4,7 +4,7 @@ The quickstart's model with random weights; its glance is set so that it picks a
 of 16 by default), since what is not looked at costs nothing. Both ways are timed in turn, and must imagine the same
 codes.
 
-    python benchmarks/compiled.py            # some ten minutes on one quiet thread, most of it the compiler's
+    python benchmarks/compiled.py            # some ten minutes on one quiet thread, most of them the compiler's
     python benchmarks/compiled.py --quick    # the debug backbone, uncompiled graphs: the same path in miniature
 """
 
@@ -31,7 +31,7 @@ def main(
     batch: Annotated[list[int] | None, typer.Option(help="Futures in one call; 1 and 64 by default.")] = None,
     places: Annotated[float, typer.Option(help="Places looked at in a step, on average.")] = 0.6,
     backbone: Annotated[str, typer.Option(help="See `common.language_model`.")] = "tiny",
-    backend: Annotated[str, typer.Option(help="Of torch.compile.")] = "inductor",
+    backend: Annotated[str, typer.Option(help="Of torch.compile, if not as `compile_step` has it.")] = "",
     horizon: Annotated[int, typer.Option(help="Steps imagined in one call of `simulate`.")] = 8,
     seconds: Annotated[float, typer.Option(help="Time for each measurement, at the least.")] = 6.0,
     threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 1,
@@ -48,7 +48,7 @@ def main(
         entry
         for count in batches
         for name in efforts
-        for entry in compare(model, name, count, horizon, seconds, {"backend": backend})
+        for entry in compare(model, name, count, horizon, seconds, {"backend": backend} if backend else {})
     ]
     write_records(output, records)
     print(table(records, "model", ["split", "metric"]))

@@ -85,7 +85,8 @@ class SimulationMixin:
 
         Args:
             disable (`bool`): leave compiled steps again.
-            options: of `torch.compile`: backend, mode, options. Each graph is whole (`fullgraph=True`), and what is
+            options: of `torch.compile`: backend, mode, options. Without any, PyTorch's compiler writes the calls between
+                its kernels in C++ where the model is on CPU. Each graph is whole (`fullgraph=True`), and what is
                 dynamic in it is known.
 
         Raises:
@@ -94,7 +95,12 @@ class SimulationMixin:
         self._require_world()
         if fixed := sorted({"fullgraph", "dynamic", "isolate_recompiles"} & set(options)):
             raise ValueError(f"`compile_step` decides on {fixed} itself; give it backend, mode or options.")
+        if not options and self.device.type == "cpu":  # a small model's time goes to calls, and these cost less
+            options = {"options": {"cpp_wrapper": True}}
         self.pieces = Pieces(None if disable else options)
+
+    def _tables(self) -> CodeTables:
+        return self.pieces(whole_tables, self) if self.pieces.are_compiled else self.code_tables()
 
     def _require_world(self) -> None:
         if not self.is_world_model:
@@ -191,7 +197,7 @@ class SimulationMixin:
         who learns from it what was decided."""
         started = time.perf_counter()
         generator = None if seed is None else torch.Generator(device=actions.device).manual_seed(seed)
-        tables = self.code_tables(whole=self.pieces.are_compiled)
+        tables = self._tables()
         embedded = self.embed_state(belief.state, tables)
         before = embedded if not belief.state.latents else self.embed_state(belief.state.without_latents(), tables)
         steps, outcomes, conditions = [], [], {name: [] for name in self.latent_heads}
@@ -280,7 +286,7 @@ class SimulationMixin:
     ) -> tuple[_Step, Belief]:
         """One step: `target` None samples the next state, else scores it. Returns the step and the belief after it.
         `tables` and the belief's state `embedded` are made here unless a rollout has them at hand."""
-        tables = tables or self.code_tables(whole=self.pieces.are_compiled)
+        tables = tables or self._tables()
         embedded = self.embed_state(belief.state, tables) if embedded is None else embedded
         trunk, change = self.pieces(begin, self, embedded, action, tables, rows=len(action))
         before = belief.history[-1][0] if belief.history else None
@@ -355,7 +361,7 @@ class SimulationMixin:
         self._require_world()
         actions = self._checked_actions(belief, actions)
         following = self.encode(observations)
-        parts, tables = [], self.code_tables(whole=self.pieces.are_compiled)
+        parts, tables = [], self._tables()
         for index in range(actions.shape[1]):
             target = following.map(lambda t, i=index: t[:, i])
             step, belief = self._advance(belief, actions[:, index], target=target, tables=tables)
@@ -419,6 +425,11 @@ class SimulationMixin:
 
 
 # ---- pieces of a step, see `pieces_pan`
+
+
+def whole_tables(model) -> CodeTables:
+    """What [`PanModel.code_tables`] gives, with rows to grow into."""
+    return model.code_tables(whole=True)
 
 
 def begin(model, embedded: Tensor, action: Tensor, tables: CodeTables) -> tuple[Tensor, dict[str, Tensor]]:
