@@ -85,9 +85,9 @@ class SimulationMixin:
 
         Args:
             disable (`bool`): leave compiled steps again.
-            options: of `torch.compile`: backend, mode, options. Without any, PyTorch's compiler writes the calls between
-                its kernels in C++ where the model is on CPU. Each graph is whole (`fullgraph=True`), and what is
-                dynamic in it is known.
+            options: of `torch.compile`: backend, mode, options. Without any, and with the model on CPU, PyTorch's
+                compiler writes the calls between its kernels in C++. Each graph is whole (`fullgraph=True`), and what
+                is dynamic in it is known.
 
         Raises:
             ValueError: a model without senses, or an option that is not left to the caller.
