@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 CORE := tests/test_model.py tests/test_processor.py tests/test_checkpoint.py tests/test_training.py
 
-.PHONY: quickstart test test-fast test-oldest test-quantized test-upstream lint types docs bench clean
+.PHONY: quickstart test test-fast test-oldest test-extras test-upstream lint types docs bench clean
 
 quickstart: .venv/.installed  ## record, train, evaluate, plan and report into runs/quickstart
 	$(BIN)/pan quickstart
@@ -22,8 +22,8 @@ test-fast: .venv/.installed-dev  ## the suite without the slow tests
 test-oldest: .venv-oldest/.installed  ## the core of the suite with the oldest Transformers that is allowed
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow" $(CORE)
 
-test-quantized: .venv-quantized/.installed  ## a backbone in 8 and 4 bits; apart, since peft imports quantisers slowly
-	.venv-quantized/bin/python -m pytest tests/test_quantized.py
+test-extras: .venv-extras/.installed  ## what needs extras that are not in [dev], for what they do to everything else
+	.venv-extras/bin/python -m pytest tests/test_quantized.py tests/test_scale.py -k "test_quantized or trackio"
 
 test-upstream: .venv/.installed-dev  ## Transformers' own common tests, of the installed release, against our classes
 	$(PIP) install --quiet "parameterized>=0.9"
@@ -73,8 +73,9 @@ ELSE = $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 	$(call ELSE,.venv-oldest)
 	touch $@
 
-.venv-quantized/.installed: pyproject.toml | .venv/.installed-dev
-	$(BIN)/python -m venv .venv-quantized
-	$(call ELSE,.venv-quantized)
-	.venv-quantized/bin/python -m pip --disable-pip-version-check install -e ".[quantize]"
+# peft imports quantisers slowly and loudly, and trackio does not take the newest pillow
+.venv-extras/.installed: pyproject.toml | .venv/.installed-dev
+	$(BIN)/python -m venv .venv-extras
+	$(call ELSE,.venv-extras)
+	.venv-extras/bin/python -m pip --disable-pip-version-check install -e ".[quantize,tracking]"
 	touch $@

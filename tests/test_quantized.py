@@ -1,4 +1,4 @@
-"""A backbone in 8 or 4 bits. What needs a quantiser is run by `make test-quantized`, which installs them."""
+"""A backbone in 8 or 4 bits. What needs a quantiser is run by `make test-extras`, which installs them."""
 
 import pytest
 import torch
