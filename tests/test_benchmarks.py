@@ -41,6 +41,7 @@ def no_subprocess(monkeypatch):
     monkeypatch.setattr(common, "peak_memory_gib", call_here)
 
 
+@pytest.mark.slow
 def test_simulate_records_both_ways_and_their_ratio(tmp_path, no_subprocess, capsys):
     path = tmp_path / "simulate.json"
     simulate.main(horizon=2, seconds=0, repeats=1, quick=True, output=path)
@@ -62,6 +63,7 @@ def test_simulate_records_both_ways_and_their_ratio(tmp_path, no_subprocess, cap
     assert "| folded, 64 + 64 codes |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_train_records_every_step_beside_the_bare_backbone(tmp_path, no_subprocess, capsys):
     path = tmp_path / "train.json"
     train.main(seconds=0, repeats=1, quick=True, output=path)
@@ -98,6 +100,7 @@ def test_half_precision_leaves_senses_in_float32():
     assert futures.log_prob.isfinite().all()
 
 
+@pytest.mark.slow
 def test_loader_sets_a_batch_beside_its_step_and_counts_memory(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "in_fresh_process", lambda function, *arguments, threads: function(*arguments))
     monkeypatch.setattr(loader, "STAGES", {"dynamics": loader.STAGES["dynamics"]})

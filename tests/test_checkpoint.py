@@ -116,6 +116,7 @@ def test_a_model_without_senses_comes_back(tmp_path):
     assert not again.is_world_model
 
 
+@pytest.mark.slow
 def test_saving_a_loaded_model_changes_nothing(tmp_path):
     first = reloaded(world_model(EVERYTHING), tmp_path / "first")
     second = reloaded(first, tmp_path / "second")
@@ -137,6 +138,7 @@ def test_a_device_map_places_it(tmp_path):
     assert differing(all_tensors(model), all_tensors(again)) == []
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_senses_stay_float32_and_masks_masks(tmp_path):
     model = world_model(EVERYTHING, level0_sampling="autoregressive", context_steps=2)
     half = reloaded(model, tmp_path, dtype=torch.bfloat16)

@@ -284,6 +284,7 @@ def test_no_codec_for_an_unknown_kind():
         build_codec(Smell())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [[2, 1], [2, 1, 1]])
 def test_the_codec_learns_a_board(levels):
     codec = image_codec(level_strides=levels, hidden_size=32, **_books(len(levels))).train()
@@ -302,6 +303,7 @@ def test_the_codec_learns_a_board(levels):
     assert error < 0.02
 
 
+@pytest.mark.slow
 def test_each_block_makes_the_decoded_frame_better():
     torch.manual_seed(0)
     codec = image_codec(level_strides=[2, 1, 1], hidden_size=32, latent_dim=8, **_books(3)).train()
@@ -320,6 +322,7 @@ def test_each_block_makes_the_decoded_frame_better():
     assert all(better < 0.95 * worse for worse, better in itertools.pairwise(errors)), errors
 
 
+@pytest.mark.slow
 def test_latents_mend_the_codes_of_the_frame_before():
     torch.manual_seed(0)
     codec = image_codec(level_strides=[1, 1], hidden_size=32, latent_dim=24, **_books(2)).train()

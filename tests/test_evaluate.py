@@ -253,6 +253,7 @@ def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(tmp_pa
         evaluate_checkpoint(tmp_path, tmp_path / "recording")
 
 
+@pytest.mark.slow
 def test_evaluate_writes_records_plot_and_strips(tmp_path, monkeypatch):
     """Everything but the loading of a checkpoint, which `test_a_real_checkpoint_is_evaluated` does."""
     (tmp_path / "checkpoint").mkdir()
@@ -298,6 +299,7 @@ def real_run(tmp_path_factory):
 REAL = {"horizons": (1, 2), "num_windows": 6, "batch_size": 4, "context": 1, "skip_trained": True, "progress": False}
 
 
+@pytest.mark.slow
 def test_a_real_checkpoint_is_evaluated(real_run):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two short episodes may well be equal
@@ -326,6 +328,7 @@ def test_a_real_checkpoint_refuses_the_episodes_it_was_trained_on(real_run):
         path.write_text(before)
 
 
+@pytest.mark.slow
 def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
     """Untrained: it must be found incoherent, where the simulator in its place is coherent."""
     from pan_hf.futures_check import evaluate_futures

@@ -52,6 +52,7 @@ def world(tmp_path_factory):
     return SimpleNamespace(folder=folder, base=folder / "base", data=folder / "turned", seen=seen, turned=turned)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_learned_evaluated_on_its_base_and_merged_when_asked_again(world, tmp_path):
     run, command = tmp_path / "run", ["finetune", "--from", str(world.base), "--data", str(world.data)]
     command += ["--max-steps", "2"]
@@ -81,6 +82,7 @@ def test_an_adapter_is_learned_evaluated_on_its_base_and_merged_when_asked_again
     assert (world.base / "checkpoint" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_killed_fine_tuning_goes_on_where_it_was(world, tmp_path, monkeypatch):
     given = {"adapter": "dora", "rank": 2, "max_steps": 3, "progress": False}
     whole = finetune(tmp_path / "whole", world.base, world.data, **given)
@@ -102,6 +104,7 @@ def test_a_killed_fine_tuning_goes_on_where_it_was(world, tmp_path, monkeypatch)
     assert not list((tmp_path / "killed" / "stages").rglob("encoded-*"))
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_named_as_the_base(world, tmp_path, monkeypatch):
     snapshot = tmp_path / "models--user--pan" / "snapshots" / f"{7:040x}"
     snapshot.parent.mkdir(parents=True)

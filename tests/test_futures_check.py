@@ -169,6 +169,7 @@ def _ball_column(world, states):
     return (is_ball * np.arange(states.shape[2])).sum((1, 2))
 
 
+@pytest.mark.slow
 def test_the_truth_is_coherent_and_calibrated(judged):
     assert judged["truth", "coherent_futures"] == (1.0, 0.0)
     assert judged["truth", "calibration_within_3se"][0] == 1.0
@@ -176,6 +177,7 @@ def test_the_truth_is_coherent_and_calibrated(judged):
     assert judged["truth", "calibration_outcomes"][0] >= 8  # the eight ways a ball can go
 
 
+@pytest.mark.slow
 def test_cells_sampled_on_their_own_are_calibrated_but_not_coherent(judged):
     """Right marginals are not enough: balls double and vanish."""
     assert judged["independent", "cell_calibration_within_3se"][0] > 0.97
@@ -183,6 +185,7 @@ def test_cells_sampled_on_their_own_are_calibrated_but_not_coherent(judged):
     assert judged["independent", "outcome_total_variation"][0] > judged["truth", "outcome_total_variation"][0]
 
 
+@pytest.mark.slow
 def test_possible_futures_of_wrong_frequency_are_coherent_but_not_calibrated(judged):
     assert judged["one_sided", "coherent_futures"][0] == 1.0
     assert judged["one_sided", "calibration_max_z"][0] > 5
@@ -191,6 +194,7 @@ def test_possible_futures_of_wrong_frequency_are_coherent_but_not_calibrated(jud
     assert judged["copied", "calibration_max_z"][0] > 20
 
 
+@pytest.mark.slow
 def test_frequencies_of_outcomes_add_up(world, judged):
     ways = [f"outcome:blue-ball {down:+d}{right:+d}" for down in (-1, 0, 1) for right in (-1, 0, 1)]
     assert sum(judged["copied", way][0] for way in ways) >= 1
@@ -213,6 +217,7 @@ def test_outcomes_are_named_relative_to_where_things_were(world):
     assert found["agent turned 1"].tolist() == [1, 0] and found["end"].tolist() == [0.25, 1.0]
 
 
+@pytest.mark.slow
 def test_z_scores_of_the_truth_are_standard_normal():
     generator = np.random.default_rng(0)
     chances = generator.uniform(0.1, 0.9, 10)
@@ -240,6 +245,7 @@ def test_total_variation_counts_whole_states():
     assert total_variation(one, other) == 0.5
 
 
+@pytest.mark.slow
 def test_a_model_that_is_the_simulator_is_coherent_and_calibrated(world, played):
     """The whole way: frames in, futures decoded, read back, judged. The model here is the simulator with a painter."""
     frames, facts = played

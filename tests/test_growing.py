@@ -71,6 +71,7 @@ def growths_of(final):
     return [(entry["step"], entry["growth"]) for entry in log if "growth" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{}, {"gradient_accumulation_steps": 2, "activation_checkpointing": True}])
 def test_a_recording_with_something_new_grows_codes_for_it(given, world, tmp_path):
     final = grow_stage(world, tmp_path / "growth", **given)
@@ -85,6 +86,7 @@ def test_a_recording_with_something_new_grows_codes_for_it(given, world, tmp_pat
     assert {n: t.shape for n, t in all_tensors(before).items()} == {n: t.shape for n, t in all_tensors(model).items()}
 
 
+@pytest.mark.slow
 def test_codes_that_nothing_uses_are_retired_on_the_same_schedule(world, tmp_path):
     final = grow_stage(world, tmp_path / "growth", prune=True)
     retired = [growth for _, growth in growths_of(final) if growth["reason"] == "unused"]
@@ -95,6 +97,7 @@ def test_codes_that_nothing_uses_are_retired_on_the_same_schedule(world, tmp_pat
     assert retired
 
 
+@pytest.mark.slow
 def test_words_are_born_at_the_first_attempt_and_only_once(world, tmp_path):
     final = grow_stage(world, tmp_path / "growth", names=["icepick=bright", "gong"], max_steps=3, grow_every=1)
     named = [(step, growth) for step, growth in growths_of(final) if growth["reason"] == "named"]
@@ -109,16 +112,19 @@ def test_words_are_born_at_the_first_attempt_and_only_once(world, tmp_path):
         grow_stage(world, tmp_path / "wrong", names=["=bright"])
 
 
+@pytest.mark.slow
 def test_what_is_known_already_grows_nothing(world, tmp_path):
     final = grow_stage(SimpleNamespace(model=world.model, data=world.old), tmp_path / "growth")
     assert [growth for _, growth in growths_of(final) if growth["accepted"]] == []
 
 
+@pytest.mark.slow
 def test_codes_stop_at_the_most_that_is_allowed(world, tmp_path):
     growths = growths_of(grow_stage(world, tmp_path / "growth", max_new=1, max_steps=3, grow_every=1))
     assert sum(len(growth["ids"]) for _, growth in growths) <= 1
 
 
+@pytest.mark.slow
 def test_a_killed_growth_goes_on_where_it_was(world, tmp_path, monkeypatch):
     """The ledger comes back with the checkpoint, and codes that were grown before the kill are not grown again."""
     whole = grow_stage(world, tmp_path / "whole", max_steps=6)
@@ -155,6 +161,7 @@ def test_two_processes_grow_alike(world, tmp_path):
     PanProcessor.from_pretrained(tmp_path / "stage" / "final").check_model(final)
 
 
+@pytest.mark.slow
 def test_growing_onto_itself_or_with_other_settings_is_refused(world, tmp_path):
     checkpoint = grow(tmp_path, world.model, world.data, max_steps=1, progress=False)
     with pytest.raises(ValueError, match="begun with other settings"):
@@ -166,6 +173,7 @@ def test_growing_onto_itself_or_with_other_settings_is_refused(world, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_growing_from_a_run_leaves_it_and_writes_what_was_tried(world, tmp_path):
     before = all_tensors(PanModel.from_pretrained(world.model))
     checkpoint = grow(tmp_path, world.model, world.data, max_steps=2, progress=False)

@@ -131,6 +131,7 @@ def test_adam_keeps_its_moments_and_new_rows_start_with_none():
     assert not torch.equal(row, table[mug])  # and it learns from then on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["text", "dynamics"])
 def test_a_compiled_forward_is_not_compiled_again(objective):
     model = grown_up()

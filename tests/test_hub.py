@@ -163,6 +163,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_one_commit_of_model_processor_results_and_a_card_that_tells_them(run, server):
     before = contents(run)
     commit = push_checkpoint(run, "user/pan", license="mit")
@@ -183,6 +184,7 @@ def test_a_checkpoint_is_one_commit_of_model_processor_results_and_a_card_that_t
     assert len(check_card(there / "README.md", there / "results")) == 1
 
 
+@pytest.mark.slow
 def test_weights_that_a_new_checkpoint_lacks_go_with_its_commit_and_files_of_the_user_stay(short, server, tmp_path):
     shutil.copytree(short / "checkpoint", tmp_path / "old")
     shutil.copy(tmp_path / "old" / "model.safetensors", tmp_path / "old" / "model-00001-of-00002.safetensors")
@@ -197,6 +199,7 @@ def test_weights_that_a_new_checkpoint_lacks_go_with_its_commit_and_files_of_the
     assert len(server.commits("user/pan")) == 4
 
 
+@pytest.mark.slow
 def test_a_recording_is_a_data_set_with_its_card_read_at_any_commit(short, server, tmp_path, monkeypatch):
     first = push_recording(short, "user/board", license="cc0-1.0")
     theirs, ours = load_trajectories("user/board", "test"), load_trajectories(short / "data", "test")
@@ -239,6 +242,7 @@ PUSH_FAILURES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_says_what_to_do_changes_nothing_and_goes_through_later(short, server):
     before = contents(short)
     for where, how, said in PUSH_FAILURES:
@@ -251,6 +255,7 @@ def test_a_push_that_fails_says_what_to_do_changes_nothing_and_goes_through_late
     assert len(server.commits("user/pan")) == 2
 
 
+@pytest.mark.slow
 def test_a_hub_that_stumbles_once_gets_the_commit_once(short, server):
     for how in (409, 412, 500, "drop", "lose"):
         server.fail("commit/main", how)
@@ -260,6 +265,7 @@ def test_a_hub_that_stumbles_once_gets_the_commit_once(short, server):
         assert set(server.files(f"user/pan-{how}")) > {"model.safetensors", "README.md", "results/evaluation.json"}
 
 
+@pytest.mark.slow
 def test_a_commit_of_someone_else_in_between_is_built_upon_and_not_overwritten(short, server, monkeypatch):
     push_checkpoint(short, "user/pan")
     create = huggingface_hub.HfApi.create_commit
@@ -275,6 +281,7 @@ def test_a_commit_of_someone_else_in_between_is_built_upon_and_not_overwritten(s
     assert "theirs.txt" in server.files("user/pan") and len(server.commits("user/pan")) == 4
 
 
+@pytest.mark.slow
 def test_a_recording_that_breaks_off_is_no_recording_yet_and_goes_on_where_it_was(short, server):
     before = contents(short)
     server.fail("commit/main", 500, times=10**6)
@@ -305,6 +312,7 @@ LOAD_FAILURES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_load_that_fails_says_what_to_do_and_goes_through_later(short, server):
     push_checkpoint(short, "user/pan")
     for where, how, said in LOAD_FAILURES:
@@ -371,6 +379,7 @@ def test_an_id_is_not_a_folder_and_a_folder_is_not_an_id(server, tmp_path, monke
         find_recording(tmp_path, None)
 
 
+@pytest.mark.slow
 def test_a_model_names_what_it_began_as_and_the_commit_it_was_trained_on(short, server, tmp_path):
     data = push_recording(short, "user/board")
     shutil.copytree(short, tmp_path / "run")

@@ -288,6 +288,7 @@ def log_of(final):
     return [entry for entry in json.loads((final.parent / "log.json").read_text()) if "growth" in entry]
 
 
+@pytest.mark.slow
 def test_merges_stay_where_they_save_held_out_bits(world, tmp_path):
     final = merge_stage(world, tmp_path / "stage")
     (entry,) = log_of(final)
@@ -302,6 +303,7 @@ def test_merges_stay_where_they_save_held_out_bits(world, tmp_path):
     assert held_out["tokens"] == pytest.approx(entry["with"]["tokens"])
 
 
+@pytest.mark.slow
 def test_merges_that_do_not_pay_leave_training_bit_for_bit_as_it_was(world, tmp_path, monkeypatch):
     """After a rejection half as many are tried next time."""
     plain = merge_stage(world, tmp_path / "plain", merge_count=0)
@@ -321,6 +323,7 @@ def test_merges_that_do_not_pay_leave_training_bit_for_bit_as_it_was(world, tmp_
     assert len({PanProcessor.from_pretrained(final).vocabulary_digest for final in (plain, tried)}) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_stage_goes_on_with_the_merges_it_had(world, tmp_path, monkeypatch):
     given = {"max_steps": 6, "merge_every": 4, "trial_steps": 10}
     whole = merge_stage(world, tmp_path / "whole", **given)
@@ -374,6 +377,7 @@ def test_windows_hold_goal_and_sentences_in_the_order_of_time(world):
     assert (scored[: len(goal) + 5] == -100).all() and (scored[len(goal) + 5 :] != -100).all()
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_was_tried_and_refuses_what_does_not_fit(world, tmp_path):
     given = {"parts": ["place"], "chunk": 2, "max_steps": 1, "count": 4, "progress": False}
     checkpoint = merge(tmp_path / "run", world.model, world.data, **given)
@@ -386,6 +390,7 @@ def test_the_command_writes_what_was_tried_and_refuses_what_does_not_fit(world, 
         merge(tmp_path / "third", world.model, world.data, window=1, max_steps=1, progress=False)
 
 
+@pytest.mark.slow
 def test_merging_is_a_stage_of_training_that_runs_when_it_is_asked_for(world, tmp_path):
     given = {"skip": tuple(set(SHARES) - {"sentences"}), "backbone": "debug", "progress": False}
     asked = {"parts": ["place"], "chunk": 2, "merge_count": 4, "trial_steps": 5}

@@ -116,16 +116,19 @@ def imported(tmp_path_factory) -> dict:
     return json.loads((folder / "told.json").read_text()) | {"printed": done.stdout + done.stderr}
 
 
+@pytest.mark.slow
 def test_a_checkout_works_uninstalled(imported):
     assert imported["found"] == [str(ROOT / name / "__init__.py") for name in sorted(BARE)]
 
 
+@pytest.mark.slow
 def test_importing_takes_less_than_a_second_beyond_torch_and_transformers(imported):
     """Measured at 0.5 to 0.75 CPU-seconds on a busy core, of which diffusers takes half."""
     assert imported["seconds"] < 1.0
     assert imported["lazy"] == []  # these wait until a command needs them
 
 
+@pytest.mark.slow
 def test_importing_prints_nothing_and_asks_nobody(imported):
     assert imported["printed"] == ""
 

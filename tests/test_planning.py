@@ -461,6 +461,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_pan_plan_writes_records_and_films_beside_a_random_policy(run_dir):
     records = plan(run_dir, planners=SMALL, episodes=3, progress=False)
     assert read_records(run_dir / "planning.json") == records

@@ -103,6 +103,7 @@ def test_checkpointed_activations_change_neither_loss_nor_gradients(saved):
     assert differing(found[0][1], found[1][1]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])
 def test_every_attention_looks_at_the_same(saved, attention):
     model, folder = saved

@@ -204,6 +204,7 @@ def test_a_stage_leaves_its_seconds_and_peak_memory(tmp_path):
     assert {entry.model for entry in read_records(path)} == {"record", "train"}
 
 
+@pytest.mark.slow
 def test_peak_memory_sees_what_was_freed_again(tmp_path):
     with stage_timer(tmp_path / "timing.json", "big"):
         block = bytearray(b"x") * 300_000_000

@@ -164,6 +164,7 @@ def stopped(world, tmp_path_factory):
     return SimpleNamespace(final=final, folder=folder, drawn=drawn)
 
 
+@pytest.mark.slow
 def test_training_stops_when_held_out_windows_get_no_better_and_keeps_the_best(stopped, world):
     evaluated = log_of(stopped.folder, "eval_loss")
     losses = [entry["eval_loss"] for entry in evaluated]
@@ -183,12 +184,14 @@ def test_training_stops_when_held_out_windows_get_no_better_and_keeps_the_best(s
     assert float(found) == pytest.approx(min(losses), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_that_is_held_out_is_trained_on(stopped):
     trained = {tuple(row.flatten().tolist()) for training, rows in stopped.drawn if training for row in rows}
     judged = [rows for training, rows in stopped.drawn if not training]
     assert trained and judged and all(torch.equal(rows, judged[0]) for rows in judged)  # the same each time
 
 
+@pytest.mark.slow
 def test_curves_and_pictures_reach_tensorboard(stopped):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -301,6 +304,7 @@ def stopping_at(step, monkeypatch):
     monkeypatch.setattr(PanTrainer, "training_step", training_step)
 
 
+@pytest.mark.slow
 def test_a_killed_streamed_run_resumed_equals_an_uninterrupted_one_to_the_bit(world, tmp_path, monkeypatch):
     """The best weights so far are what is resumed from: an evaluation every other step, a kill at the fifth."""
     given = {"max_steps": 6, "streaming": True, "stream_buffer": 24}
@@ -424,6 +428,7 @@ def own_trainer(model, dataset, folder, **given):
     return Trainer(model=model, args=args, train_dataset=dataset, **given)
 
 
+@pytest.mark.slow
 def test_a_trainer_of_one_s_own_trains_a_world_model_on_what_the_processor_gives(world, tmp_path):
     model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
     dataset = Windows(processor, load_trajectories(world.data, "train"))

@@ -180,6 +180,7 @@ def improving_with_every_block(monkeypatch, price):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["switch_warm_up", "switch"])
 @pytest.mark.parametrize("price", [0.003, 50.0])
 def test_a_high_price_teaches_to_stop_and_a_low_one_does_not(objective, price, monkeypatch):

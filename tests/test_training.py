@@ -79,6 +79,7 @@ def few_conditions(monkeypatch):
     monkeypatch.setattr(pretrain_latent_head, "MOST_CONDITIONS", 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_trains_its_part_logs_its_losses_and_leaves_the_rest(name, world, tmp_path):
     final = run_stage(world, name, tmp_path / name, max_steps=3)
@@ -131,6 +132,7 @@ def test_without_a_recording_nothing_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_was_trained_on_adds_up(world, tmp_path):
     first = run_stage(world, "backbone", tmp_path / "one", max_steps=1)
     known = json.loads((first / "training_data.json").read_text())
@@ -215,6 +217,7 @@ def test_ctrl_c_before_any_checkpoint_says_so(world, tmp_path, monkeypatch):
     assert not (tmp_path / "final").exists()
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(world, tmp_path, monkeypatch):
     write = trainer.write_text
 
@@ -234,6 +237,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(world, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "log.json"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_end_leaves_no_half_result(world, tmp_path, monkeypatch):
     from pan_hf.training import stage
 
@@ -266,6 +270,7 @@ def steps_taken(folder):
     return json.loads((folder / "log.json").read_text())[-1]["step"]
 
 
+@pytest.mark.slow
 def test_seconds_become_steps(world, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "time", Clock(0.1))
     run_stage(world, "backbone", tmp_path, seconds=5.0)
@@ -456,6 +461,7 @@ def test_half_precision_is_for_stages_that_bear_it_on_machines_that_multiply_in_
     assert not arguments(STAGES["dynamics"], output_dir=str(tmp_path), bf16=False).bf16
 
 
+@pytest.mark.slow
 def test_half_precision_leaves_weights_whole_and_losses_nearly_as_they_are(world, tmp_path):
     logs = {}
     for half in (False, True):
@@ -472,6 +478,7 @@ def test_half_precision_leaves_weights_whole_and_losses_nearly_as_they_are(world
         assert logs[True][name] != logs[False][name]
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_leaves_the_folder_free_for_another_try(world, tmp_path):
     with pytest.raises(ValueError, match="adapter_width"):
         train(tmp_path, world.data, backbone="debug", sense_options={"camera": {"adapter_width": 3}}, progress=False)
