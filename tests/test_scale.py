@@ -22,6 +22,7 @@ from pan_hf.tracking import RolloutImages
 from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, trainer
 from pan_hf.training.command_line import CONFIGS, parse
 from pan_hf.training.material import split
+from pan_hf.training.shared_weights import check_can_be_shared_out
 from pan_hf.training.stage import arguments, run
 from pan_hf.training.streaming import WindowStream, gather
 from pan_hf.training.trainer import PanTrainer
@@ -340,17 +341,25 @@ SHARED = {
     "joint": ("align", "JOINT", {"max_steps": 3, "eval_fraction": 0.3, "eval_steps": 3, "rollout_every": 2}),
     "fsdp": ("align", "DYNAMICS", {"max_steps": 4}),
 }
+# with weights shared out, and each compared in its own way
+SAVED = {
+    "fsdp_resumed": ("align", "DYNAMICS", {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}),
+    "fsdp_stopped": (
+        *("align", "DYNAMICS"),
+        {"max_steps": 12, "eval_fraction": 0.3, "eval_steps": 1, "early_stopping_patience": 1, "learning_rate": 0.5},
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def two(world, tmp_path_factory):
-    """Every stage of `SHARED` in two processes, and one by the clock, from one launch."""
+    """Every stage of `SHARED` and `SAVED` in two processes, and one by the clock, from one launch."""
     folder = tmp_path_factory.mktemp("two")
     where = {"model": str(world.model), "data": str(world.data)} | QUICK | {"per_device_train_batch_size": 4}
     clock = ("pretrain_backbone", "STAGE", {"seconds": 1.0})
     runs = {
         name: (script, stage, where | given | {"output_dir": str(folder / name)})
-        for name, (script, stage, given) in {"clock": clock, **SHARED}.items()  # `fsdp` is last: it changes the rest
+        for name, (script, stage, given) in {"clock": clock, **SHARED, **SAVED}.items()  # `fsdp` changes the rest
     }
     (folder / "runs.json").write_text(json.dumps(runs))
     command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate_gpus.yaml")]
@@ -369,7 +378,7 @@ def two(world, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SHARED, "clock"])
+@pytest.mark.parametrize("name", [*SHARED, *SAVED, "clock"])
 def test_two_processes_end_with_the_same_weights_and_save_them(name, world, two):
     one, other = (torch.load(two / f"{name}-rank{rank}.pt", weights_only=True) for rank in (0, 1))
     final = all_tensors(PanModel.from_pretrained(two / name / "final"))
@@ -396,6 +405,30 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(name, w
     first, second = (all_tensors(PanModel.from_pretrained(path)) for path in (final, two / name / "final"))
     books = [tensor for tensor in first if "codebooks" in tensor]
     assert books and all(torch.allclose(first[b].float(), second[b].float(), atol=1e-3) for b in books)
+
+
+@pytest.mark.slow
+def test_weights_shared_out_go_on_to_the_bit_where_a_kill_left_them(two):
+    whole, resumed = (torch.load(two / f"{name}-rank0.pt", weights_only=True) for name in ("fsdp", "fsdp_resumed"))
+    assert differing(whole, resumed) == []
+    losses = [[entry["loss"] for entry in log_of(two / name)] for name in ("fsdp", "fsdp_resumed")]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+@pytest.mark.slow
+def test_weights_shared_out_go_back_to_the_best(world, two, tmp_path):
+    given = SAVED["fsdp_stopped"][2]
+    evaluated = [entry["eval_loss"] for entry in log_of(two / "fsdp_stopped", "eval_loss")]
+    best = evaluated.index(min(evaluated))
+    assert best == len(evaluated) - 2 < given["max_steps"] - 2  # one worse, and it stopped
+    alone = run_stage(world, align.DYNAMICS, tmp_path, **given)
+    first, second = (all_tensors(PanModel.from_pretrained(path)) for path in (alone, two / "fsdp_stopped" / "final"))
+    assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-3) for name in first)
+
+
+def test_an_adapter_is_not_shared_out_and_the_error_says_how_to_train_it():
+    with pytest.raises(ValueError, match="not of Linear. To fine-tune an adapter, launch with accelerate_gpus.yaml"):
+        check_can_be_shared_out(torch.nn.Linear(1, 1))
 
 
 # a Trainer of one's own

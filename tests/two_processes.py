@@ -2,8 +2,9 @@
 stages one after the other, `accelerate launch two_processes.py RUNS.json FOLDER`.
 
 Runs a stage and writes the model's tensors as this process holds them to `FOLDER/rank<n>.pt`. `RUNS.json` holds, by
-name, the script, the name of the stage in it, and its arguments; tensors go to `FOLDER/<name>-rank<n>.pt`. Runs named
-`fsdp` have weights that are shared out.
+name, the script, the name of the stage in it, and its arguments; tensors go to `FOLDER/<name>-rank<n>.pt`. From the
+first run whose name begins with `fsdp` on, weights are shared out; a run whose name ends in `resumed` is broken off
+after two steps and started again.
 """
 
 import importlib
@@ -21,7 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from pan_hf.training import stage as stages
 from pan_hf.training.command_line import CONFIGS
-from pan_hf.training.trainer import PanTrainer, whole_tensor
+from pan_hf.training.shared_weights import whole_tensor
+from pan_hf.training.trainer import COMPLETE, PanTrainer
 
 
 def main():
@@ -41,11 +43,37 @@ def main():
         write(trainers[0], folder / "rank")
         return
     for name, (module, stage, given) in json.loads(Path(script).read_text()).items():
-        if name == "fsdp":
+        if name.startswith("fsdp") and not os.environ.get("ACCELERATE_USE_FSDP"):
             share_out_weights()
         stage = getattr(importlib.import_module(f"pan_hf.training.{module}"), stage)
+        if name.endswith("resumed"):
+            break_off(stage, stages.arguments(stage, **given), after=2)
         stages.run(stage, stages.arguments(stage, **given))
         write(trainers[-1], folder / f"{name}-rank")
+
+
+class BrokenOff(Exception):
+    """As a kill would, before the third step."""
+
+
+def break_off(stage, args, after: int):
+    """Runs a stage for so many steps, and leaves what a kill would."""
+    step = PanTrainer.training_step
+
+    def step_or_break(self, *given, **kwargs):
+        if self.state.global_step == after:
+            raise BrokenOff
+        return step(self, *given, **kwargs)
+
+    PanTrainer.training_step = step_or_break
+    try:
+        stages.run(stage, args)
+        raise AssertionError("The stage was not broken off.")
+    except BrokenOff:
+        dist.barrier()  # the first process writes
+        assert (Path(args.output_dir) / f"checkpoint-{after}" / COMPLETE).exists()
+    finally:
+        PanTrainer.training_step = step
 
 
 def share_out_weights():

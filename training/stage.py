@@ -25,6 +25,7 @@ from pan_hf.tokenization import PanProcessor
 from pan_hf.tracking import RolloutImages, check_trackers
 from pan_hf.training.command_line import parse
 from pan_hf.training.material import Material, gather_material
+from pan_hf.training.shared_weights import check_can_be_shared_out
 from pan_hf.training.streaming import gather
 from pan_hf.training.trainer import Budget, PanTrainer, last_checkpoint, write_text
 from pan_hf.trajectories import Trajectories
@@ -217,11 +218,6 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
 
 
 def _train(trainer: PanTrainer, name: str, folder: Path) -> None:
-    if trainer.is_fsdp_enabled and (last_checkpoint(folder) or trainer.args.load_best_model_at_end):
-        raise ValueError(
-            f"With FSDP a stage goes neither on from a checkpoint nor back to its best one. Remove {folder}, and "
-            "leave `early_stopping_patience` out."
-        )
     try:
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     except KeyboardInterrupt:
@@ -244,6 +240,8 @@ def _trainer(stage: Stage, args, model, processor, material: Material) -> PanTra
         budget=Budget(Path(args.output_dir), args.max_steps, args.seconds),
         slow=stage.slow,
     )
+    if trainer.is_fsdp_enabled:
+        check_can_be_shared_out(model)
     trainer.remove_callback(PrinterCallback)
     for callback in [*stage.callbacks(model, material.dataset, args), *_watching(args, material)]:
         trainer.add_callback(callback)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
 from pan_hf.modeling.processes_pan import are_several
 from pan_hf.training.row_draws import row_draws
+from pan_hf.training.shared_weights import read_training_state, read_weights, whole_tensors, write_training_state
 from pan_hf.training.streaming import WindowStream, write_state
 
 COMPLETE = "complete"
@@ -234,7 +234,7 @@ class PanTrainer(Trainer):
         """All weights; every process takes part in gathering them, or the others would wait for ever."""
         if self.is_deepspeed_enabled:
             return self.accelerator.get_state_dict(self.model_wrapped)
-        return {name: whole_tensor(tensor) for name, tensor in self.model.state_dict().items()}
+        return whole_tensors(self.model)
 
     def save_model(self, output_dir=None, _internal_call=False) -> None:
         if not self.is_fsdp_enabled:
@@ -244,6 +244,30 @@ class PanTrainer(Trainer):
         if self.args.should_save:
             whole.save_pretrained(output_dir or self.args.output_dir)
             self.processing_class.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            write_training_state(self.model, self.optimizer, self.lr_scheduler, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.is_fsdp_enabled and checkpoint is not None:
+            read_training_state(self.model, self.optimizer, self.lr_scheduler, checkpoint)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.is_fsdp_enabled:
+            read_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            read_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
     def _save_checkpoint(self, model, trial) -> None:
         """The mark of a whole checkpoint comes last, and only then do older checkpoints go."""
@@ -259,11 +283,6 @@ class PanTrainer(Trainer):
             best = Path(self.state.best_model_checkpoint or saved)
             for other in set(folder.glob("checkpoint-*")) - {saved, best}:
                 shutil.rmtree(other)
-
-
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be shared out among processes, whole and on the CPU."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -1,0 +1,71 @@
+"""Weights and optimizer states that processes share out (FSDP): gathered whole into a checkpoint, and dealt out again.
+
+Accelerate's own way writes shards beside the whole model and, on gloo, waits for ever when it reads them. Here a
+checkpoint holds the same files whether weights were shared out or not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from pan_hf.modeling import PanModel
+
+_WHOLE = {"full_state_dict": True, "cpu_offload": True}
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be shared out among processes, whole and on the CPU."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+
+
+def whole_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights and buffers; every process takes part, or the others would wait for ever."""
+    return {name: whole_tensor(tensor) for name, tensor in model.state_dict().items()}
+
+
+def check_can_be_shared_out(model: nn.Module) -> None:
+    """Raises ValueError for a model with an adapter on it: the checkpoints here are whole models."""
+    if not isinstance(model, PanModel):
+        raise ValueError(
+            f"FSDP shares out the weights of a whole world model, not of {type(model).__name__}. To fine-tune an "
+            "adapter, launch with accelerate_gpus.yaml, which gives every process the base, or in one process."
+        )
+
+
+@torch.no_grad()
+def read_weights(model: nn.Module, folder: str | Path) -> None:
+    """Deals the weights and buffers of a checkpoint out to a model that is shared out; every process takes part."""
+    whole = PanModel.from_pretrained(folder).state_dict()
+    for name, held in model.state_dict().items():
+        tensor = whole[name].to(held.device)
+        if isinstance(held, DTensor):
+            tensor = distribute_tensor(tensor, held.device_mesh, held.placements)
+        held.copy_(tensor)
+
+
+def write_training_state(model: nn.Module, optimizer, scheduler, folder: str | Path) -> None:
+    """Writes the optimizer's whole state and the scheduler's, from the first process; every process takes part."""
+    state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(**_WHOLE))
+    if dist.get_rank() == 0:
+        torch.save(state, Path(folder) / OPTIMIZER_NAME)
+        torch.save(scheduler.state_dict(), Path(folder) / SCHEDULER_NAME)
+
+
+def read_training_state(model: nn.Module, optimizer, scheduler, folder: str | Path) -> None:
+    """What `write_training_state` wrote, dealt out again; every process takes part."""
+    is_first = dist.get_rank() == 0
+    state = torch.load(Path(folder) / OPTIMIZER_NAME, map_location="cpu", weights_only=True) if is_first else {}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(model, optimizer, state, options=options)
+    scheduler.load_state_dict(torch.load(Path(folder) / SCHEDULER_NAME, weights_only=True))
