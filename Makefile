@@ -14,10 +14,10 @@ quickstart: .venv/.installed  ## record, train, evaluate, plan and report into r
 	$(BIN)/pan quickstart
 
 test: .venv/.installed-dev  ## the whole suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: .venv/.installed-dev  ## the suite without the slow tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-oldest: .venv-oldest/.installed  ## the core of the suite with the oldest Transformers that is allowed
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow" $(CORE)

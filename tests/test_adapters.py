@@ -42,6 +42,7 @@ def train(adapted, ids, steps=2):
         optimizer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_an_adapter_brings_what_was_born_and_learned_to_its_base(order, base, tmp_path):
     model, _ = load(base)
@@ -73,6 +74,7 @@ def test_an_adapter_brings_what_was_born_and_learned_to_its_base(order, base, tm
     assert size < 0.2 * sum(path.stat().st_size for path in base.glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_growth_under_an_adapter_goes_on_after_loading(base, tmp_path):
     model, _ = load(base)
     model.grow("text", names=["mug"])
@@ -100,6 +102,7 @@ def test_a_base_that_went_another_way_is_refused_and_stays_as_it_was(base, tmp_p
     assert differing(before, all_tensors(other)) == [] and processor.vocabulary.digest() == mine
 
 
+@pytest.mark.slow
 def test_a_base_older_than_the_adapter_s_is_refused(base, tmp_path):
     model, processor = load(base)
     model.grow("text", names=["mug"])

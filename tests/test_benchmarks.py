@@ -170,6 +170,7 @@ def test_a_script_runs_from_a_shell_in_any_folder(tmp_path):
     assert "| --- |" in done.stdout and json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_growth_is_timed_without_a_reallocation(tmp_path, capsys):
     records = growth.main(quick=True, output=tmp_path / "growth.json")
     assert select(records, metric="reallocations")[0].value == 0

@@ -32,6 +32,7 @@ def test_every_published_model_has_a_card_and_every_card_its_results():
     assert all(results_of(card).is_dir() for card in CARDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
 def test_a_card_has_no_figure_that_is_not_in_a_result_file(card):
     assert check_card(card, results_of(card)) == []

@@ -73,6 +73,7 @@ def imagined(model, steps=2):
 # the same model comes back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture, action", zip(ARCHITECTURES, ACTIONS, strict=True))
 def test_every_parameter_and_buffer_comes_back_to_the_bit(architecture, action, tmp_path):
     options = {"context_steps": 2, "level0_sampling": "autoregressive", "fold_levels": False}
@@ -87,12 +88,14 @@ def test_every_parameter_and_buffer_comes_back_to_the_bit(architecture, action, 
     assert keys == keys_again and torch.equal(frames, frames_again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("touch", "camera"), ("mission", "heard", "camera", "touch")])
 def test_the_order_in_which_senses_were_given_does_not_matter(order, tmp_path):
     model, again = world_model(order), world_model(order[::-1])
     assert imagined(model)[0] == imagined(again)[0] == imagined(reloaded(model, tmp_path))[0]
 
 
+@pytest.mark.slow
 def test_a_diffusers_denoiser_comes_back_to_the_bit(tmp_path):
     denoiser = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "norm_num_groups": 4}
     denoiser |= {"layers_per_block": 1}
@@ -102,6 +105,7 @@ def test_a_diffusers_denoiser_comes_back_to_the_bit(tmp_path):
     assert differing(all_tensors(model), all_tensors(reloaded(model, tmp_path))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture, is_tied", [("qwen3", True), ("llama", False), ("gpt2", True)])
 def test_tied_stays_tied_and_untied_untied(architecture, is_tied, tmp_path):
     again = reloaded(world_model(("camera",), architecture=architecture), tmp_path)
@@ -109,6 +113,7 @@ def test_tied_stays_tied_and_untied_untied(architecture, is_tied, tmp_path):
     assert (one is other) == is_tied == again.config.tie_word_embeddings
 
 
+@pytest.mark.slow
 def test_a_model_without_senses_comes_back(tmp_path):
     model = PanModel.from_backbone(language_model()).eval()
     again, ids = reloaded(model, tmp_path), torch.randint(0, 90, (2, 7))
@@ -125,6 +130,7 @@ def test_saving_a_loaded_model_changes_nothing(tmp_path):
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_shards_come_back(tmp_path):
     model = world_model(EVERYTHING)
     again = reloaded(model, tmp_path, save={"max_shard_size": "200KB"})
@@ -132,6 +138,7 @@ def test_shards_come_back(tmp_path):
     assert differing(all_tensors(model), all_tensors(again)) == []
 
 
+@pytest.mark.slow
 def test_a_device_map_places_it(tmp_path):
     model = world_model(EVERYTHING)
     again = reloaded(model, tmp_path, device_map="cpu")

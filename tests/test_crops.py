@@ -33,6 +33,7 @@ def test_a_crop_shows_the_same_codes_at_the_same_places():
             assert torch.equal(fold_places(cut[level], part.sense, level), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [True, False])
 def test_losses_on_crops_are_those_of_whole_frames_on_average(change):
     rows = 40_000

@@ -67,6 +67,7 @@ def test_digits_that_are_absent_count_as_the_middle_of_their_cell():
     torch.testing.assert_close(model.decode(state, "touch"), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_latents_that_are_absent_decode_and_embed_as_none():
     model = world_model(EVERYTHING)
     state = beginning(model).state

@@ -42,6 +42,7 @@ def test_an_oracle_is_perfect_at_every_horizon_in_both_modes(oracle, horizon, pr
         assert value(oracle, prefix + metric, horizon=horizon) == pytest.approx(expected, abs=1e-5), metric
 
 
+@pytest.mark.slow
 def test_a_frozen_model_is_copy_last(oracle):
     """Copying is measured with the true frame's codes, and a model that always predicts them scores the same."""
     frozen = evaluate("frozen")
@@ -223,12 +224,14 @@ def test_actions_are_labelled_as_people_read_them():
     assert action_label(np.str_("open the door"), None) == "open the door"
 
 
+@pytest.mark.slow
 def test_seeds_are_pooled_with_their_spread():
     runs = [evaluate(seeds=[seed]) for seed in (1, 2)]
     (pooled,) = select(across_seeds(runs), metric="psnr", horizon=1, model="pan", environment="dots")
     assert pooled.value == 100 and pooled.stderr == 0 and pooled.seeds == [1, 2]
 
 
+@pytest.mark.slow
 def test_runs_are_pooled_only_if_their_seeds_differ(tmp_path):
     for seed in (1, 2):
         write_records(tmp_path / f"run{seed}" / "evaluation.json", evaluate(seeds=[seed]))

@@ -423,6 +423,7 @@ def test_bits_of_new_codes_count_where_nothing_is_held_out(monkeypatch):
     assert not growth.accepted
 
 
+@pytest.mark.slow
 def test_what_another_process_grew_meanwhile_is_not_overwritten(tmp_path):
     model = grown_up()
     save_checkpoint(tmp_path / "one", model, model.processor)

@@ -323,6 +323,7 @@ def test_a_load_that_fails_says_what_to_do_and_goes_through_later(short, server)
     assert contents(on_disk("user/pan"))["model.safetensors"] == contents(short / "checkpoint")["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_download_cut_half_way_goes_on_in_the_middle(short, server):
     push_checkpoint(short, "user/pan")
     server.fail("GET /user/pan/resolve.*model.safetensors", "drop")
@@ -330,6 +331,7 @@ def test_a_download_cut_half_way_goes_on_in_the_middle(short, server):
     assert contents(there)["model.safetensors"] == contents(short / "checkpoint")["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_here_is_found_before_anything_is_sent(short, server, tmp_path):
     def of_another(path):
         path.write_text(path.read_text().replace('"vocabulary_digest": "', '"vocabulary_digest": "x'))

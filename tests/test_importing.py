@@ -278,6 +278,7 @@ def minari_set(folder: Path, monkeypatch, lengths: dict | None = None) -> Path:
     return folder / "doors" / "random-v0"
 
 
+@pytest.mark.slow
 def test_a_minari_data_set_is_imported_by_id_and_by_folder(tmp_path, monkeypatch):
     folder = minari_set(tmp_path / "sets", monkeypatch)
     import_minari("doors/random-v0", tmp_path / "by_id", map={"state": "joints"}, **WHOLE)

@@ -86,6 +86,7 @@ def window_log_prob(model, window, batch):
     return total.unflatten(0, (batch, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture, config", LAYOUTS)
 def test_log_prob_of_codes_is_minus_the_nll_of_the_window(architecture, config):
     model = world_model(EVERYTHING, architecture=architecture, **config)
@@ -215,6 +216,7 @@ def test_going_on_from_a_future_equals_imagining_it_at_once():
     torch.testing.assert_close(torch.cat([half.log_prob, rest.log_prob], 1), at_once.log_prob, **CLOSE)
 
 
+@pytest.mark.slow
 def test_a_batch_equals_its_rows():
     model = world_model(EVERYTHING, context_steps=2, level0_sampling="autoregressive")
     belief, actions = model.perceive(observe(model, 3, 2), acts(model, 3, 1)), acts(model, 3, 3, seed=7)
@@ -473,6 +475,7 @@ def test_a_mask_is_not_taken_for_row_numbers():
 # codes are drawn as the model says
 
 
+@pytest.mark.slow
 def test_a_sentence_found_together_equals_one_drawn_code_by_code():
     model = world_model(("camera",), level0_sampling="autoregressive")
     readout = model.readouts["camera"][0]

@@ -63,6 +63,7 @@ def test_travelling_folders_are_flat_and_share_no_file_name():
     assert sorted(names) == sorted(set(names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["pan_hf", "training", "tests"])
 def test_no_file_knows_a_folder_by_its_bare_name(folder):
     for file in sources(folder):

@@ -67,6 +67,7 @@ def losses(model, observed, action):
     return model(objective="dynamics", state=state, action=action, **outcomes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_of_any_kind_is_trained_saved_loaded_disabled_merged_and_taken_off(kind, bases, tmp_path):
     architecture, config = KINDS[kind]
@@ -95,6 +96,7 @@ def test_an_adapter_of_any_kind_is_trained_saved_loaded_disabled_merged_and_take
     assert size < 0.5 * sum(tensor.nbytes for tensor in base.state_dict().values())
 
 
+@pytest.mark.slow
 def test_no_reading_of_a_layer_passes_its_adapter_over():
     """Where a weight is multiplied by hand, an adapter would be lost until it is merged."""
     model = world_model(("camera", "touch", "mission"), "vector")
@@ -139,6 +141,7 @@ def test_layers_are_found_in_any_family_and_in_the_language_model_alone(family):
             ia3_config(model)
 
 
+@pytest.mark.slow
 def test_several_adapters_on_one_base_switch_there_and_back_exactly(bases, tmp_path):
     base = bases["qwen3"]
     one = wrap(fresh(base), lora_config(base, r=2), seed=1)
@@ -167,6 +170,7 @@ def test_several_adapters_on_one_base_switch_there_and_back_exactly(bases, tmp_p
         load_adapter(model, tmp_path / "one", adapter_name="one")
 
 
+@pytest.mark.slow
 def test_an_adapter_is_swapped_hot(bases, tmp_path):
     base, expected = bases["qwen3"], {}
     for seed, name in enumerate(("one", "two"), start=1):
@@ -185,6 +189,7 @@ def test_an_adapter_is_swapped_hot(bases, tmp_path):
         load_adapter(model, tmp_path / "two", adapter_name="other", hotswap=True)
 
 
+@pytest.mark.slow
 def test_a_model_grows_under_its_adapter_and_both_come_back(bases, tmp_path):
     """Words, actions, codes found at inference, merged tokens; no shape changes, and a fresh base imagines alike."""
     base = bases["qwen3"]

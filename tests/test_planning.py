@@ -481,12 +481,14 @@ def test_pan_plan_writes_records_and_films_beside_a_random_policy(run_dir):
         assert film.success == path.stem.endswith("success")
 
 
+@pytest.mark.slow
 def test_the_time_limit_stops_after_the_episode_at_hand(run_dir, tmp_path):
     records = plan(run_dir, planners=SMALL[:1], episodes=50, time_limit=0.3, output=tmp_path, progress=False)
     played = {entry.model: entry.value for entry in select(records, metric="episodes")}
     assert played and all(1 <= count < 50 or model == "random_policy" for model, count in played.items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_plan_keeps_the_finished_episodes(run_dir, tmp_path):
     calls = []
 

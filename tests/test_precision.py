@@ -29,6 +29,7 @@ def imagined(model, **kwargs):
     return model.simulate(belief, acts(model, 3, 3), seed=0, temperature=0.0, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_it_imagines_generates_and_learns(saved, dtype):
     half = PanModel.from_pretrained(saved[1], dtype=dtype).eval()

@@ -189,6 +189,7 @@ def whole(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_does_not_change_what_is_recorded(tmp_path, whole):
     assert read_info(whole) == record("CartPole-v1", tmp_path, frames=400, workers=2, progress=False)
     assert digest(tmp_path) == digest(whole)

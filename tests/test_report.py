@@ -113,6 +113,7 @@ class Page(HTMLParser):
 # ------------------------------------------------------------------------------------------------------------- report
 
 
+@pytest.mark.slow
 def test_the_report_is_one_well_formed_file_without_script_or_link(run):
     path = write_report(run)
     page = Page(path.read_text())
@@ -122,6 +123,7 @@ def test_the_report_is_one_well_formed_file_without_script_or_link(run):
     assert "@import" not in path.read_text() and not re.search(r"url\((?!#)", path.read_text())
 
 
+@pytest.mark.slow
 def test_the_report_shows_every_record_of_the_run(run):
     text = Page(write_report(run).read_text()).text
     for name in ("evaluation", "futures", "planning", "timing"):
@@ -132,12 +134,14 @@ def test_the_report_shows_every_record_of_the_run(run):
     assert "seeds 0, 1" in text and "20 seeds from 100 to 119" in text
 
 
+@pytest.mark.slow
 def test_the_report_puts_headlines_beside_the_baselines(run):
     text = " ".join(Page(write_report(run).read_text()).text.split())
     assert "98.0 ± 1.2% exact state, 1 step ahead copy last frame: 24.5 ± 1.2%" in text
     assert "95.0% of unseen starts solved by graph search random policy: 15.0%" in text
 
 
+@pytest.mark.slow
 def test_the_report_names_actions_safely(run):
     assert "&lt;forward&gt;" in write_report(run).read_text()
 
@@ -153,11 +157,13 @@ def test_a_report_of_a_folder_that_is_not_there_is_refused(tmp_path):
         write_report(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_files_still_being_written_are_left_out(run):
     (run / "report/strips/.a.1.tmp.npz").write_bytes(b"half")
     write_report(run)
 
 
+@pytest.mark.slow
 def test_the_pictures_in_the_report_are_the_frames(run):
     image = r'<span class="label">imagined</span><img src="data:image/png;base64,([^"]+)"'
     source = re.search(image, write_report(run).read_text())[1]
@@ -241,6 +247,7 @@ def test_curves_are_drawn_for_what_was_measured_at_several_horizons(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+@pytest.mark.slow
 def test_a_curve_runs_through_the_measured_values(run):
     """The line's vertices in the SVG are an affine image of (horizon, value)."""
     svg = re.search(r"<svg.*?</svg>", write_report(run).read_text(), re.DOTALL)[0]

@@ -263,6 +263,7 @@ def test_a_stream_gives_every_window_of_every_epoch_and_holds_few_episodes(world
     assert set(stream.seen) == set(trajectories.episode_indices.tolist())
 
 
+@pytest.mark.slow
 def test_a_stream_draws_in_proportion_to_weights(world):
     def weights(count):
         return torch.where(torch.arange(count) == 0, 2.5, 0.5)
@@ -477,6 +478,7 @@ def test_a_trainer_of_one_s_own_trains_a_world_model_on_what_the_processor_gives
     assert len(losses) == 8 and min(losses[-3:]) < losses[0] and len(pictures) == 2
 
 
+@pytest.mark.slow
 def test_a_trainer_of_one_s_own_trains_the_language_model_on_labels(world, tmp_path):
     model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
     ids = processor(text=["go to the corner"])["input_ids"][0]

@@ -53,6 +53,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", LAYOUTS)
 def test_rows_of_a_batch_stop_where_each_wants_and_are_what_they_would_be_alone(config, monkeypatch):
     model = world_model(EVERYTHING, **config)
@@ -98,6 +99,7 @@ def test_rows_that_have_stopped_are_not_run_again(monkeypatch):
     assert ran == [7, 2]
 
 
+@pytest.mark.slow
 def test_the_switch_is_saved_with_the_model(tmp_path):
     model = world_model(EVERYTHING)
     belief, actions = model.perceive(observe(model, 4)), acts(model, 4, 3)
@@ -108,6 +110,7 @@ def test_the_switch_is_saved_with_the_model(tmp_path):
     assert torch.equal(before.switch, after.switch) and before.switch.any() and not before.switch.all()
 
 
+@pytest.mark.slow
 def test_the_switch_is_told_task_and_price():
     model = world_model(EVERYTHING)
     belief, actions = model.perceive(observe(model, 8)), acts(model, 8, 2)
@@ -159,6 +162,7 @@ def test_a_plan_needs_the_finer_levels_too():
     assert (lost[0] == 0.5).all() and (lost[1:] == 0).all()
 
 
+@pytest.mark.slow
 def test_candidates_are_all_prefixes_of_all_senses_that_hold_together(monkeypatch):
     model = world_model(("camera", "touch"))
     assert len(switching.candidates(model)) == len(model.blocks) + 1  # too many: prefixes of all blocks in their order

@@ -35,6 +35,7 @@ def sequences(of, count, seed):
     return torch.cat([x, near, edges, on_cells]).clamp(-of.bound, of.bound)
 
 
+@pytest.mark.slow
 @given(LENGTHS, DIMS, BOUNDS, SHARES, BASES, st.integers(0, 2**31))
 @MANY
 def test_sequences_farther_apart_than_epsilon_are_different_sentences(length, dim, bound, share, base, seed):
@@ -48,6 +49,7 @@ def test_sequences_farther_apart_than_epsilon_are_different_sentences(length, di
     assert not (same & (distance > lattice.epsilon)).any()
 
 
+@pytest.mark.slow
 @given(LENGTHS, DIMS, BOUNDS, SHARES, BASES, st.integers(0, 2**31))
 @MANY
 def test_decoding_errs_by_at_most_half_of_epsilon(length, dim, bound, share, base, seed):
@@ -58,6 +60,7 @@ def test_decoding_errs_by_at_most_half_of_epsilon(length, dim, bound, share, bas
     assert torch.equal(lattice.encode(again), lattice.encode(x))
 
 
+@pytest.mark.slow
 @given(LENGTHS, DIMS, BOUNDS, SHARES, st.integers(2, 40))
 @MANY
 def test_both_ways_tell_the_same_apart_with_the_sizes_of_the_proof(length, dim, bound, share, base):
@@ -71,6 +74,7 @@ def test_both_ways_tell_the_same_apart_with_the_sizes_of_the_proof(length, dim, 
     assert torch.equal(up.decode(up.encode(x)), out.decode(out.encode(x)))
 
 
+@pytest.mark.slow
 @given(DIMS, st.floats(0.1, 100.0), SHARES, BASES, st.integers(0, 2**31))
 @MANY
 def test_a_sense_within_epsilon_keeps_vectors_apart(dim, span, share, base, seed):

@@ -112,6 +112,7 @@ def test_a_stage_trains_its_part_logs_its_losses_and_leaves_the_rest(name, world
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["final", "log.json"]
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_finished_is_not_run_again(world, tmp_path):
     final = run_stage(world, "backbone", tmp_path, max_steps=1)
     written = (final / "model.safetensors").stat().st_mtime_ns
@@ -202,6 +203,7 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one_to_the_bit(name, world
     assert losses[0] == losses[1] and len(losses[0]) == 12
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_last_whole_checkpoint_and_leaves_nothing_final(world, tmp_path, monkeypatch):
     stopping_at(3, KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt, match="'backbone' was interrupted at step 3; checkpoint-2 is kept.*again"):
@@ -210,6 +212,7 @@ def test_ctrl_c_keeps_the_last_whole_checkpoint_and_leaves_nothing_final(world, 
     assert trainer.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_any_checkpoint_says_so(world, tmp_path, monkeypatch):
     stopping_at(1, KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt, match="at step 1; it had not been saved yet"):
@@ -278,6 +281,7 @@ def test_seconds_become_steps(world, tmp_path, monkeypatch):
     assert 48 <= steps_taken(tmp_path) <= 51
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_too_slow_to_be_timed_still_stops_in_time(world, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "time", Clock(1.0))
     run_stage(world, "backbone", tmp_path, seconds=5.0)

@@ -54,6 +54,7 @@ def test_a_learned_code_looks_like_what_it_was_learned_from(checkpoint):
     assert picture(model).size[1] % 36 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_doubled_checkpoint_predicts_what_it_predicted_and_has_room(architecture, tmp_path):
     model = grown_up(architecture)
@@ -80,6 +81,7 @@ def test_a_doubled_checkpoint_predicts_what_it_predicted_and_has_room(architectu
     assert torch.equal(again(PROMPT).logits, larger(PROMPT).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_words_without_room_go_on_behind_the_codes_once_doubled(architecture, tmp_path):
     model = grown_up(architecture)
@@ -142,6 +144,7 @@ def test_a_folder_that_is_something_else_is_not_replaced(checkpoint, tmp_path):
         double(checkpoint, ["camera.0"], tmp_path / "photos")
 
 
+@pytest.mark.slow
 def test_the_command_shows_and_doubles(checkpoint):
     found = CliRunner().invoke(app, ["vocabulary", "--run", str(checkpoint)])
     assert found.exit_code == 0 and "vocabulary.png" in found.output and "novelty" in found.output
