@@ -38,7 +38,7 @@ class Budget:
     """
 
     frames: int = 40_000
-    seconds: float = 375.0
+    seconds: float = 360.0
     windows: int = 96
     episodes: tuple[tuple[str, int], ...] = ((EMPTY, 100), (DOOR_KEY, 20))
     plan_seconds: float = 60.0
