@@ -5,7 +5,7 @@ same weights: with merges that `model.merge` found in the training episodes, and
 episodes.
 
     python benchmarks/merges.py            # about half an hour on two threads
-    python benchmarks/merges.py --quick    # a minute or so: the same path in miniature
+    python benchmarks/merges.py --quick    # half a minute: the same path in miniature
 
 - `tokens`: of a step (a frame's level 0 and an action; the digits of 16 vectors), on average.
 - `bits`: of a step, given the one before it.
@@ -57,15 +57,16 @@ def main(
     seconds: Annotated[float, typer.Option(help="Training time of each model.")] = 60.0,
     seeds: Annotated[int, typer.Option(help="Of windows and their order.")] = 3,
     threads: Annotated[int, typer.Option(help="OpenMP threads.")] = 2,
-    quick: Annotated[bool, typer.Option("--quick", help="A minute or so: the same path in miniature.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Half a minute: the same path in miniature.")] = False,
     output: Annotated[Path, typer.Option(help="Where the records and the plot go.")] = RESULTS,
 ) -> list[Record]:
     """Records, trains, measures, writes records and a plot, and prints a table."""
     torch.set_num_threads(threads)
+    most = 128
     if quick:
-        frames, seconds, seeds = 1500, 2.0, 1
-    prepare(run, frames, 2.0 if quick else 60.0)
-    found = {task: [measure(run, task, seed, seconds) for seed in range(seeds)] for task in TASKS}
+        frames, seconds, seeds, most = 1200, 1.0, 1, 16
+    prepare(run, frames, 1.0 if quick else 60.0)
+    found = {task: [measure(run, task, seed, seconds, most) for seed in range(seeds)] for task in TASKS}
     records = []
     for task, results in found.items():
         for model in results[0]:
@@ -91,14 +92,14 @@ def prepare(run: Path, frames: int, seconds: float) -> None:
         save_checkpoint(run / PUSHT / "checkpoint", *build(load_trajectories(run / PUSHT / "data", "train")))
 
 
-def measure(run: Path, task: str, seed: int, seconds: float) -> dict[str, dict[str, float]]:
-    """One seed of one task, with merges and without."""
+def measure(run: Path, task: str, seed: int, seconds: float, most: int) -> dict[str, dict[str, float]]:
+    """One seed of one task, with merges and without; `most` bounds how many."""
     environment, parts, chunk, count = TASKS[task]
     data, results = run / environment / "data", {}
     starts = {"without merges": run / environment, "with merges": run / task / "merged"}
     if not starts["with merges"].exists():
         model, processor = load(run / environment)
-        find_merges(model, load_trajectories(data, "train"), parts[0], chunk, count)
+        find_merges(model, load_trajectories(data, "train"), parts[0], chunk, min(count, most))
         save_checkpoint(starts["with merges"] / "checkpoint", model, processor)
     for name, start in starts.items():
         folder = run / task / f"{name.replace(' ', '_')}_{seed}"

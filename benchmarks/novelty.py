@@ -61,7 +61,7 @@ def main(
     """Records, trains, grows, measures, writes records and a plot, and prints a table."""
     torch.set_num_threads(threads)
     if quick:
-        frames, seconds, grow_steps = 400, 5.0, 2
+        frames, seconds, grow_steps = 400, 2.0, 2
     for name, kinds in KINDS.items():
         settings = RECORDING | {"env_args": RECORDING["env_args"] | {"kinds": kinds}, "policy": ["random"]}
         settings = {key: value for key, value in settings.items() if key != "start"}
