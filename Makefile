@@ -20,7 +20,7 @@ test-fast: .venv/.installed-dev  ## the suite without the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-oldest: .venv-oldest/.installed  ## the core of the suite with the oldest Transformers that is allowed
-	.venv-oldest/bin/python -m pytest -n 2 -m "not slow" $(CORE)
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal $(CORE)
 
 test-extras: .venv-extras/.installed  ## what needs extras that are not in [dev], for what they do to everything else
 	.venv-extras/bin/python -m pytest tests/test_quantized.py tests/test_scale.py -k "test_quantized or trackio"
