@@ -74,7 +74,7 @@ def imagined(model, steps=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture, action", zip(ARCHITECTURES, ACTIONS, strict=True))
+@pytest.mark.parametrize("architecture, action", [*zip(ARCHITECTURES, ACTIONS, strict=True)])
 def test_every_parameter_and_buffer_comes_back_to_the_bit(architecture, action, tmp_path):
     options = {"context_steps": 2, "level0_sampling": "autoregressive", "fold_levels": False}
     model = world_model(EVERYTHING, action, architecture, **options)
