@@ -15,6 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
+from torch._inductor.utils import fresh_cache
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
@@ -74,6 +75,7 @@ def compare(model: PanModel, name: str, batch: int, horizon: int, seconds: float
     """Steps a second with and without compiled pieces, in turn, how much faster they are, and what compiling took."""
     belief = model.perceive(common.observe(batch))
     actions = torch.randint(0, 7, (batch, horizon), generator=torch.Generator().manual_seed(common.SEED))
+    torch.compiler.reset()
     model.compile_step(**options)
     compiled = model.pieces
 
@@ -84,9 +86,10 @@ def compare(model: PanModel, name: str, batch: int, horizon: int, seconds: float
             model.compile_step(disable=True)
         return model.simulate(belief, actions, seed=common.SEED, effort=EFFORTS[name])
 
-    started = time.perf_counter()
-    found = imagine(True)
-    compiling = time.perf_counter() - started
+    with fresh_cache():  # what the compiler kept of earlier graphs would be found again
+        started = time.perf_counter()
+        found = imagine(True)
+        compiling = time.perf_counter() - started
     if not all(map(torch.equal, found.state.tensors(), imagine(False).state.tensors())):
         raise RuntimeError(f"Compiled, {name} at batch {batch} imagined other codes.")
     times = common.side_by_side({"compiled": lambda: imagine(True), "as it is": lambda: imagine(False)}, seconds, 4)

@@ -62,8 +62,9 @@ class PanPreTrainedModel(PreTrainedModel):
         pickles are not read, and that a `quantization_config` is for the backbone's layers alone.
 
         Raises:
-            FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, or tensors and
-                configuration that do not fit one another (see `loading_pan`).
+            FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, tensors and
+                configuration that do not fit one another (see `loading_pan`), or a quantiser that would convert more
+                than layers (see `quantized_pan`).
         """
         allowed = kwargs.pop("ignore_mismatched_sizes", False)
         if kwargs.pop("use_safetensors", None) is False:

@@ -23,15 +23,15 @@ def layers_alone(quantization_config):
         A copy, as an object.
 
     Raises:
-        ValueError: a method that cannot be told what to leave as it is.
+        ValueError: a method that cannot be told so.
     """
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     setting = next((name for name in _SETTINGS if hasattr(quantization_config, name)), None)
     if setting is None:
         raise ValueError(
-            f"{type(quantization_config).__name__} quantises every linear layer, but codes, digits and the vocabulary "
-            "must stay exact. Use BitsAndBytesConfig or TorchAoConfig."
+            f"{type(quantization_config).__name__} has neither of {list(_SETTINGS)}, so it cannot be told to leave "
+            "codes, digits and the vocabulary as they are. Use BitsAndBytesConfig or TorchAoConfig."
         )
     quantization_config = copy.deepcopy(quantization_config)
     spared = getattr(quantization_config, setting) or []

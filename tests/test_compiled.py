@@ -88,6 +88,14 @@ def test_a_copy_compiles_for_itself_and_compiling_can_be_left(glancing):
     assert not glancing.pieces.are_compiled and twin.pieces.are_compiled
 
 
+def test_calls_between_kernels_are_cpp_on_a_cpu_unless_something_else_is_asked_for(glancing):
+    glancing.compile_step()
+    assert glancing.pieces.options == {"options": {"cpp_wrapper": True}}
+    glancing.compile_step(mode="default")
+    assert glancing.pieces.options == {"mode": "default"}
+    glancing.compile_step(disable=True)
+
+
 def test_what_a_compiled_step_decides_itself_is_not_the_callers(glancing):
     with pytest.raises(ValueError, match=r"decides on \['dynamic', 'fullgraph'\] itself"):
         glancing.compile_step(fullgraph=False, dynamic=True)

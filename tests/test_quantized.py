@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_worlds import SENSES, acts, observe, outcomes
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP8Config, LlamaConfig, TorchAoConfig
+from transformers import AqlmConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, TorchAoConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from pan_hf import DiscreteAction, PanModel
@@ -54,13 +54,9 @@ def test_what_a_user_spares_is_spared_too_and_the_users_own_configuration_stays(
     assert should_convert_module("language_model.model.layers.0.mlp.up_proj", skipped)
 
 
-def test_a_method_that_converts_everything_is_refused(saved):
-    class Everything(FineGrainedFP8Config):
-        def __init__(self):
-            self.quant_method = "everything"
-
-    with pytest.raises(ValueError, match="Everything quantises every linear layer.*BitsAndBytesConfig"):
-        PanModel.from_pretrained(saved[1], quantization_config=Everything())
+def test_a_method_that_cannot_be_told_what_to_spare_is_refused(saved):
+    with pytest.raises(ValueError, match="AqlmConfig has neither of .*Use BitsAndBytesConfig or TorchAoConfig"):
+        PanModel.from_pretrained(saved[1], quantization_config=AqlmConfig())
 
 
 def bits(quantization_config, folder):

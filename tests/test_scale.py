@@ -22,7 +22,7 @@ from pan_hf.tracking import RolloutImages
 from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, trainer
 from pan_hf.training.command_line import CONFIGS, parse
 from pan_hf.training.material import split
-from pan_hf.training.shared_weights import check_can_be_shared_out
+from pan_hf.training.shared_weights import check_can_be_shared_out, read_training_state
 from pan_hf.training.stage import arguments, run
 from pan_hf.training.streaming import WindowStream, gather
 from pan_hf.training.trainer import PanTrainer
@@ -425,6 +425,20 @@ def test_weights_shared_out_go_back_to_the_best(world, two, tmp_path):
     alone = run_stage(world, align.DYNAMICS, tmp_path, **given)
     first, second = (all_tensors(PanModel.from_pretrained(path)) for path in (alone, two / "fsdp_stopped" / "final"))
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-3) for name in first)
+
+
+def test_a_checkpoint_that_was_not_shared_out_is_not_gone_on_from(tmp_path):
+    for state in (None, {"state": {0: {}}, "param_groups": []}):
+        if state is not None:
+            torch.save(state, tmp_path / "optimizer.pt")
+        with pytest.raises(ValueError, match="was not written with FSDP.*Launch the stage as it was launched before"):
+            read_training_state(None, None, None, tmp_path)
+
+
+def test_a_quantised_checkpoint_is_no_start_for_a_stage(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(PanModel, "is_quantized", True, raising=False)
+    with pytest.raises(ValueError, match="is quantised, and stages train whole weights. Train the checkpoint"):
+        run_stage(world, align.DYNAMICS, tmp_path, max_steps=1)
 
 
 def test_an_adapter_is_not_shared_out_and_the_error_says_how_to_train_it():

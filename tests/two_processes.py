@@ -19,6 +19,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from pan_hf.training import stage as stages
 from pan_hf.training.command_line import CONFIGS
@@ -28,11 +29,12 @@ from pan_hf.training.trainer import COMPLETE, PanTrainer
 
 def main():
     script, folder = sys.argv[1], Path(sys.argv[2])
-    train, trainers = PanTrainer.train, []
+    train, trainers, begun = PanTrainer.train, [], []
 
     def train_and_remember(self, *args, **kwargs):
         trainers.append(self)
         assert dist.get_world_size() == self.args.world_size == 2
+        self.add_callback(Beginning(begun))
         return train(self, *args, **kwargs)
 
     PanTrainer.train = train_and_remember
@@ -42,14 +44,28 @@ def main():
         stages.main(getattr(module, "STAGE", None) or module.DYNAMICS)
         write(trainers[0], folder / "rank")
         return
+    is_shared_out = False
     for name, (module, stage, given) in json.loads(Path(script).read_text()).items():
-        if name.startswith("fsdp") and not os.environ.get("ACCELERATE_USE_FSDP"):
+        if name.startswith("fsdp") and not is_shared_out:
             share_out_weights()
+            is_shared_out = True
         stage = getattr(importlib.import_module(f"pan_hf.training.{module}"), stage)
         if name.endswith("resumed"):
             break_off(stage, stages.arguments(stage, **given), after=2)
         stages.run(stage, stages.arguments(stage, **given))
+        assert trainers[-1].is_fsdp_enabled == is_shared_out
+        assert begun[-1] == (2 if name.endswith("resumed") else 0)  # where the last of its runs took its first step
         write(trainers[-1], folder / f"{name}-rank")
+
+
+class Beginning(TrainerCallback):
+    """Notes the step that a run goes on from."""
+
+    def __init__(self, begun: list):
+        self.begun = begun
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun.append(state.global_step)
 
 
 class BrokenOff(Exception):

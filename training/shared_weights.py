@@ -1,7 +1,7 @@
 """Weights and optimizer states that processes share out (FSDP): gathered whole into a checkpoint, and dealt out again.
 
 Accelerate's own way writes shards beside the whole model and, on gloo, waits for ever when it reads them. Here a
-checkpoint holds the same files whether weights were shared out or not.
+checkpoint holds files of the same names whether weights were shared out or not.
 """
 
 from __future__ import annotations
@@ -63,9 +63,18 @@ def write_training_state(model: nn.Module, optimizer, scheduler, folder: str | P
 
 
 def read_training_state(model: nn.Module, optimizer, scheduler, folder: str | Path) -> None:
-    """What `write_training_state` wrote, dealt out again; every process takes part."""
-    is_first = dist.get_rank() == 0
-    state = torch.load(Path(folder) / OPTIMIZER_NAME, map_location="cpu", weights_only=True) if is_first else {}
+    """What `write_training_state` wrote, dealt out again; every process takes part.
+
+    Raises:
+        ValueError: the checkpoint was written without FSDP, which keeps the optimizer's state by number.
+    """
+    path = Path(folder) / OPTIMIZER_NAME
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True) if path.exists() else None
+    if state is None or not all(isinstance(name, str) for name in state["state"]):
+        raise ValueError(
+            f"{folder} was not written with FSDP, so the optimizer cannot go on from it. Launch the stage as it was "
+            "launched before, or remove that folder to begin anew."
+        )
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_optimizer_state_dict(model, optimizer, state, options=options)
+    set_optimizer_state_dict(model, optimizer, state if dist.get_rank() == 0 else {}, options=options)
     scheduler.load_state_dict(torch.load(Path(folder) / SCHEDULER_NAME, weights_only=True))

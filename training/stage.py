@@ -188,6 +188,10 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     set_seed(args.seed)
     model, processor = PanModel.from_pretrained(args.model), PanProcessor.from_pretrained(args.model)
     processor.check_model(model)
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{args.model} is quantised, and stages train whole weights. Train the checkpoint that it was made from."
+        )
     if not stage.is_needed(model, args):
         return Path(args.model)
     if args.use_cpu:
