@@ -336,13 +336,14 @@ def evaluate(
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
 ) -> None:
     """Measure a world model on held-out episodes: writes evaluation.json and horizon.png."""
-    from pan_hf.evaluate import HORIZONS
+    from pan_hf.evaluate import HORIZONS, results_folder
     from pan_hf.evaluate import evaluate as run_evaluate
 
+    output = results_folder(run, run if model else None)
     run_evaluate(
         model or run,
         _recording(run, model, data),
-        output=run if model else None,
+        output=output,
         horizons=horizon or HORIZONS,
         num_windows=windows,
         temperature=temperature,
@@ -352,7 +353,7 @@ def evaluate(
         reencode=reencode,
         skip_trained=skip_trained,
     )
-    typer.echo(f"Done. See {run / 'evaluation.json'}")
+    typer.echo(f"Done. See {output / 'evaluation.json'}")
 
 
 @app.command()
@@ -368,12 +369,14 @@ def futures(
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
 ) -> None:
     """Check sampled futures of a stochastic MiniGrid world against its simulator: writes futures.json."""
+    from pan_hf.evaluate import results_folder
     from pan_hf.futures_check import evaluate_futures
 
+    output = results_folder(run, run if model else None)
     evaluate_futures(
         model or run,
         _recording(run, model, data),
-        output=run if model else None,
+        output=output,
         num_states=states,
         num_samples=samples,
         num_true=true,
@@ -381,7 +384,7 @@ def futures(
         seed=seed,
         skip_trained=skip_trained,
     )
-    typer.echo(f"Done. See {run / 'futures.json'}")
+    typer.echo(f"Done. See {output / 'futures.json'}")
 
 
 @app.command()
@@ -405,9 +408,10 @@ def plan(
     output: Annotated[Path | None, typer.Option(help="Where to write, if not into the run.")] = None,
 ) -> None:
     """Plan with a world model in the real environments, on unseen seeds: writes planning.json."""
+    from pan_hf.evaluate import results_folder
     from pan_hf.plan import plan as run_plan
 
-    output = output or (run if model else None)
+    output = results_folder(run, output or (run if model else None))
     run_plan(
         model or run,
         _recording(run, model, data),
@@ -422,7 +426,7 @@ def plan(
         effort=_effort(effort),
         output=output,
     )
-    typer.echo(f"Done. See {(output or run) / 'planning.json'}")
+    typer.echo(f"Done. See {output / 'planning.json'}")
 
 
 @app.command()

@@ -2,13 +2,24 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from dot_world import DotModel, DotProcessor, record_dots
+from typer.testing import CliRunner
 
-from pan_hf.evaluate import across_seeds, check_held_out, choose_windows, evaluate_model, find_checkpoint, pool
+from pan_hf.cli import app
+from pan_hf.evaluate import (
+    across_seeds,
+    check_held_out,
+    choose_windows,
+    evaluate_model,
+    find_checkpoint,
+    pool,
+    results_folder,
+)
 from pan_hf.evaluate import evaluate as evaluate_checkpoint
 from pan_hf.results import read_records, select, write_records
 from pan_hf.strips import action_label, pick_by_rank
@@ -346,3 +357,19 @@ def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
     assert value(records, "coherent_futures", **(where | {"model": "simulator"})) == 1
     with pytest.raises(ValueError, match="No recording of .*Nowhere"):
         evaluate_futures(real_run / "run", real_run / "recording", environments=["Nowhere"], **settings)
+
+
+@pytest.mark.parametrize("command, file", [("evaluate", "evaluation.json"), ("plan", "planning.json")])
+def test_a_command_on_a_stage_s_checkpoint_names_the_file_that_it_wrote(command, file, tmp_path, monkeypatch):
+    folder = tmp_path / "refined" / "final"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+
+    def write(*_args, output=None, **_kwargs):
+        (results_folder(folder, output) / file).write_text("[]")
+
+    monkeypatch.setattr(f"pan_hf.{command}.{command}", write)
+    done = CliRunner().invoke(app, [command, "--run", str(folder)])
+    assert done.exit_code == 0, done.output
+    named = Path("".join(done.output.split("See ")[1].split()))
+    assert named.read_text() == "[]" and named == tmp_path / "refined" / file
