@@ -36,7 +36,7 @@ from .numbers_pan import drawn_numbers, num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
 from .pieces_pan import Pieces
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
-from .quantized_pan import check_writable, layers_alone
+from .quantized_pan import check_is_whole, check_writable, layers_alone
 from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
 from .switch_pan import SwitchHead
@@ -240,11 +240,12 @@ class PanModel(
             config: any other field of [`PanConfig`].
 
         Raises:
-            ValueError: senses without an action, a window that the backbone's positions cannot hold, or a backbone
-                that does not keep to a mask of ours (`backbone_pan.check_backbone`).
+            ValueError: senses without an action, a window that the backbone's positions cannot hold, a quantised
+                backbone, or one that does not keep to a mask of ours (`backbone_pan.check_backbone`).
         """
         if isinstance(backbone, str):
             backbone = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
+        check_is_whole(backbone)
         text_size = backbone.get_input_embeddings().weight.shape[0]
         text_capacity = -(-(text_size + text_reserve) // 64) * 64 if senses else text_size
         pan_config = PanConfig(

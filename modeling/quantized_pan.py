@@ -39,6 +39,16 @@ def layers_alone(quantization_config):
     return quantization_config
 
 
+def check_is_whole(backbone) -> None:
+    """Raises ValueError for a backbone that is quantised already: weights in few bits cannot be cast, nor written by a
+    model around it."""
+    if getattr(backbone, "is_quantized", False):
+        raise ValueError(
+            f"The backbone {backbone.name_or_path!r} is quantised. Make the world model from its whole weights, train "
+            "and save it, and pass `quantization_config` to PanModel.from_pretrained."
+        )
+
+
 def check_writable(model) -> None:
     """Raises ValueError before anything is written where a quantised model cannot be read back.
 

@@ -59,6 +59,13 @@ def test_a_method_that_cannot_be_told_what_to_spare_is_refused(saved):
         PanModel.from_pretrained(saved[1], quantization_config=AqlmConfig())
 
 
+def test_a_world_model_is_made_from_whole_weights(saved):
+    backbone = AutoModelForCausalLM.from_config(saved[0].config.text_config)
+    backbone.is_quantized = True  # as every quantiser of Transformers marks it
+    with pytest.raises(ValueError, match="is quantised. Make the world model from its whole weights"):
+        PanModel.from_backbone(backbone, {"touch": SENSES["touch"]}, DiscreteAction(4))
+
+
 def bits(quantization_config, folder):
     return PanModel.from_pretrained(folder, quantization_config=quantization_config).eval()
 
@@ -70,7 +77,7 @@ def test_loaded_by_bitsandbytes_it_imagines_much_the_same_and_is_saved_so(saved,
     model, folder = saved
     few = bits(BitsAndBytesConfig(**settings), folder)
     assert {type(p).__name__ for n, p in few.named_parameters() if ".layers." not in n} == {"Parameter"}
-    assert few.get_memory_footprint() < model.get_memory_footprint()
+    assert few.get_memory_footprint() < model.get_memory_footprint() and few.is_quantized
     assert 0 < (scores(model) - scores(few)).abs().max() < largest
     written = few.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False)
     assert written.shape == (1, 5)
