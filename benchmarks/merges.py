@@ -62,7 +62,7 @@ def main(
 ) -> list[Record]:
     """Records, trains, measures, writes records and a plot, and prints a table."""
     torch.set_num_threads(threads)
-    most = 128
+    most = max(count for *_, count in TASKS.values())
     if quick:
         frames, seconds, seeds, most = 1200, 1.0, 1, 16
     prepare(run, frames, 1.0 if quick else 60.0)

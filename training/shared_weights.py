@@ -21,8 +21,6 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from pan_hf.modeling import PanModel
 
-_WHOLE = {"full_state_dict": True, "cpu_offload": True}
-
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that may be shared out among processes, whole and on the CPU."""
@@ -56,7 +54,8 @@ def read_weights(model: nn.Module, folder: str | Path) -> None:
 
 def write_training_state(model: nn.Module, optimizer, scheduler, folder: str | Path) -> None:
     """Writes the optimizer's whole state and the scheduler's, from the first process; every process takes part."""
-    state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(**_WHOLE))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_optimizer_state_dict(model, optimizer, options=options)
     if dist.get_rank() == 0:
         torch.save(state, Path(folder) / OPTIMIZER_NAME)
         torch.save(scheduler.state_dict(), Path(folder) / SCHEDULER_NAME)
