@@ -40,6 +40,13 @@ def _recording(run: Path, model: str | None, data: str | None) -> str | Path | N
     return data or (own if model is None or own.exists() else None)
 
 
+def _results(run: Path, model: str | None) -> Path:
+    """The folder that results go to: of a run's own checkpoint, where that lies; of another's, the run."""
+    from pan_hf.evaluate import results_folder
+
+    return results_folder(run, None if model is None else run)
+
+
 def _effort(given: str | None):
     from pan_hf.at_effort import parse_effort
 
@@ -336,10 +343,10 @@ def evaluate(
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
 ) -> None:
     """Measure a world model on held-out episodes: writes evaluation.json and horizon.png."""
-    from pan_hf.evaluate import HORIZONS, results_folder
+    from pan_hf.evaluate import HORIZONS
     from pan_hf.evaluate import evaluate as run_evaluate
 
-    output = results_folder(run, run if model else None)
+    output = _results(run, model)
     run_evaluate(
         model or run,
         _recording(run, model, data),
@@ -369,10 +376,9 @@ def futures(
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
 ) -> None:
     """Check sampled futures of a stochastic MiniGrid world against its simulator: writes futures.json."""
-    from pan_hf.evaluate import results_folder
     from pan_hf.futures_check import evaluate_futures
 
-    output = results_folder(run, run if model else None)
+    output = _results(run, model)
     evaluate_futures(
         model or run,
         _recording(run, model, data),
@@ -408,10 +414,9 @@ def plan(
     output: Annotated[Path | None, typer.Option(help="Where to write, if not into the run.")] = None,
 ) -> None:
     """Plan with a world model in the real environments, on unseen seeds: writes planning.json."""
-    from pan_hf.evaluate import results_folder
     from pan_hf.plan import plan as run_plan
 
-    output = results_folder(run, output or (run if model else None))
+    output = output or _results(run, model)
     run_plan(
         model or run,
         _recording(run, model, data),

@@ -359,8 +359,15 @@ def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
         evaluate_futures(real_run / "run", real_run / "recording", environments=["Nowhere"], **settings)
 
 
-@pytest.mark.parametrize("command, file", [("evaluate", "evaluation.json"), ("plan", "planning.json")])
-def test_a_command_on_a_stage_s_checkpoint_names_the_file_that_it_wrote(command, file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "command, function, file",
+    [
+        ("evaluate", "evaluate.evaluate", "evaluation.json"),
+        ("futures", "futures_check.evaluate_futures", "futures.json"),
+        ("plan", "plan.plan", "planning.json"),
+    ],
+)
+def test_a_command_on_a_stage_s_checkpoint_names_the_file_it_wrote(command, function, file, tmp_path, monkeypatch):
     folder = tmp_path / "refined" / "final"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -368,7 +375,7 @@ def test_a_command_on_a_stage_s_checkpoint_names_the_file_that_it_wrote(command,
     def write(*_args, output=None, **_kwargs):
         (results_folder(folder, output) / file).write_text("[]")
 
-    monkeypatch.setattr(f"pan_hf.{command}.{command}", write)
+    monkeypatch.setattr(f"pan_hf.{function}", write)
     done = CliRunner().invoke(app, [command, "--run", str(folder)])
     assert done.exit_code == 0, done.output
     named = Path("".join(done.output.split("See ")[1].split()))
