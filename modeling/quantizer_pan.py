@@ -12,6 +12,7 @@ from transformers import initialization as init
 from .processes_pan import gathered, summed, told_by_first, variance
 
 PARKED = 1e3  # where a live row waits that has nothing to describe
+FORGOTTEN = 1e-4  # usage below which a row describes nothing any more: unseen for some 180 batches
 LEAST_DISTANCE = 1e-3  # squared, as a share of the inputs' variance: what is closer counts as the same thing
 
 
@@ -26,7 +27,7 @@ class Codebook(nn.Module):
             the decoder's picture of it lacked when it was born from an observation; zero for codes of training.
         decay (`float`): of the moving averages.
         revive_below (`float`): a live code used less than this many times a batch, on average, is moved onto an
-            encoder output that the codebook describes badly.
+            encoder output that the codebook describes badly, where there is one.
     """
 
     def __init__(
@@ -138,10 +139,11 @@ class Codebook(nn.Module):
         usage, sums = summed(usage), summed(sums)
         self.usage.lerp_(usage, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
-        used = self.usage > 1e-6
+        used = self.usage >= FORGOTTEN
         self.vectors[used] = self.sums[used] / self.usage[used].unsqueeze(-1)
         least = LEAST_DISTANCE * variance(inputs).sum()
         self._merge_twins(least)
+        self._park(torch.nonzero(self.live & (self.usage < FORGOTTEN)).squeeze(-1))
         self._revive(inputs, distance, least)
 
     def _merge_twins(self, least: Tensor) -> None:
@@ -158,8 +160,9 @@ class Codebook(nn.Module):
             buffer[rows] = 0.0
 
     def _revive(self, inputs: Tensor, distance: Tensor, least: Tensor) -> None:
-        """Moves the live codes nobody uses onto inputs drawn in proportion to how badly they are described, one a
-        batch (two at once could land on the same thing); parks them if all is described well."""
+        """Moves one live code that hardly anything uses, the least used, onto an input drawn in proportion to how
+        badly it is described; one a batch, since two at once could land on the same thing. While all is described
+        well each keeps what it describes: what is rare comes back."""
         dead = torch.nonzero(self.live & (self.usage < self.revive_below)).squeeze(-1)
         if len(dead) == 0:
             return
@@ -168,8 +171,6 @@ class Codebook(nn.Module):
         fresh = inputs[torch.multinomial(badly, 1)[0]] if badly.any() else torch.full_like(inputs[0], PARKED)
         told_by_first(fresh)
         if bool(fresh[0] < PARKED):
-            first = dead[:1]
-            self.vectors[first], self.sums[first], self.usage[first] = fresh, fresh, 1.0
-            self.corrections[first] = 0.0
-        else:
-            self._park(dead)
+            row = dead[self.usage[dead].argmin()]
+            self.vectors[row], self.sums[row], self.usage[row] = fresh, fresh, 1.0
+            self.corrections[row] = 0.0

@@ -125,6 +125,40 @@ def test_a_waiting_row_takes_up_a_thing_that_was_never_seen():
     assert len(set(codes.tolist())) == 3 and torch.allclose(vectors, three, atol=1e-3)
 
 
+A, B, C, D = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [9.0, 9.0]]).split(1)
+
+
+def watch(book, *things, batches):
+    """Codes of `things` after the codebook has followed that many batches of them."""
+    for _ in range(batches):
+        codes, _, _ = book(torch.cat(things).repeat(32, 1), update=True)
+    return codes[: len(things)].tolist()
+
+
+def test_a_rare_thing_has_its_own_code_when_it_comes_back():
+    book = codebook(6)
+    watch(book, A, B, batches=20)
+    *_, code = watch(book, A, B, C, batches=5)
+    watch(book, A, B, batches=150)
+    assert book(C)[0].item() == code and torch.allclose(book(C)[1], C, atol=1e-3)
+
+
+def test_what_was_not_seen_for_long_is_forgotten():
+    book = codebook(6)
+    *_, code = watch(book, A, B, C, batches=5)
+    watch(book, A, B, batches=400)
+    assert (book.vectors[code] == PARKED).all() and not book.describes()[code]
+
+
+def test_a_new_thing_takes_the_code_used_least_and_others_keep_theirs():
+    book = codebook(3)
+    before = watch(book, A, B, C, batches=5)
+    watch(book, A, B, batches=40)  # C is out of sight for longest
+    watch(book, A, batches=120)
+    *_, code = watch(book, A, D, batches=5)
+    assert code == before[2] and book(torch.cat([A, B]))[0].tolist() == before[:2]
+
+
 def test_rows_that_come_to_describe_the_same_thing_become_one():
     book = codebook(3)
     three = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]])[torch.arange(90) % 3]
