@@ -75,6 +75,12 @@ def test_denoiser_and_scheduler_are_named_in_the_configuration(denoiser, schedul
     assert type(model.latent_heads["camera"].denoiser).__name__ == denoiser["_class_name"]
 
 
+def test_a_head_that_was_never_trained_mends_nothing():
+    head = world_model(("camera",)).latent_heads["camera"]
+    condition = torch.randn(2, head.sense.num_places, head.condition.in_features)
+    assert not head.sample(condition).any()
+
+
 @pytest.mark.parametrize("part, name", [("denoiser", "NoSuchModel"), ("scheduler", "NoSuchScheduler")])
 def test_a_denoiser_or_scheduler_that_diffusers_lacks_is_refused(part, name):
     with pytest.raises(ValueError, match=f"latent_head.{part}.*{name}"):
