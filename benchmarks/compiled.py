@@ -63,8 +63,8 @@ def glancing_at(places: float, model: PanModel) -> PanModel:
     others."""
     (glance,) = model.glances.values()
     glance.change.weight.mul_(10)  # random weights tell places apart too little
-    belief = model.perceive(common.observe(64))
-    _, change = model.embed_step(model.embed_state(belief.state), model.embed_action(torch.arange(64) % 7))
+    state = model.perceive(common.observe(64)).state
+    _, change = model.embed_step(state, model.embed_state(state), model.embed_action(torch.arange(64) % 7))
     (logits,) = change.values()
     edge = logits.flatten().quantile(1 - places / logits.shape[1])
     glance.change.bias += torch.tensor(LEAST_CHANGE).logit() - edge

@@ -221,10 +221,7 @@ class Prices:
         embeddings = model.get_input_embeddings()
         token = 2.0 * (_size(backbone) - _size(embeddings))
         blocks = {block.name: _block_operations(model, block) for block in model.blocks}
-        fixed = 2.0 * sum(
-            glance.sense.num_places * (_size(glance) - glance.gist.numel()) + glance.gist.numel()
-            for glance in model.glances.values()
-        )
+        fixed = 2.0 * sum(_glance_operations(model, name) for name in model.glances)
         fixed += 2.0 * model.layout.num_places * _size(model.outcome.features)
         whole = fixed + sum(blocks.values()) + token * model.layout.step_length
         calls = {f"{name}.latents": head.num_calls for name, head in model.latent_heads.items()}
@@ -233,6 +230,14 @@ class Prices:
 
 def _size(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _glance_operations(model, name: str) -> float:
+    """Half of them: weights and positions of a glance, which reads the inventory against every row reserved."""
+    glance = model.glances[name]
+    once = glance.gist.numel() + len(model.live_codes(name, 0)) * len(glance.inventory)
+    everywhere = _size(glance) - glance.gist.numel() - glance.inventory.numel() - _size(glance.row_norm)
+    return glance.sense.num_places * everywhere + once
 
 
 def _block_operations(model, block: Block) -> float:

@@ -2,9 +2,10 @@
 
 Of a frame a few places change in a step and the rest stands still. A [`Glance`] is two small convolutions over the
 state and the action: it says at which places something will change, and tells the action's embedding the gist of the
-rest (whether there still is a key somewhere). The backbone then reads, and is asked about, the places in *focus*
-alone; all others stay as they are. In a Markov world that leaves 2 to 3 of 33 positions of a MiniGrid step on
-average; where a prediction sees earlier steps the whole state stays in the trunk, and queries alone are left out.
+rest, with an inventory of it (whether there still is a key somewhere). The backbone then reads, and is asked about,
+the places in *focus* alone; all others stay as they are. In a Markov world that leaves 2 to 3 of 33 positions of a
+MiniGrid step on average; where a prediction sees earlier steps the whole state stays in the trunk, and queries alone
+are left out.
 
 Shapes: N = rows, P = places of all senses, M = most places in focus of any row.
 """
@@ -95,18 +96,27 @@ class Glance(nn.Module):
         self.around = nn.Conv2d(width, width, 3, padding=1)
         self.change = nn.Linear(width, 1)
         self.gist = nn.Parameter(torch.empty(hidden_size, 2 * width))
+        self.row_norm = nn.LayerNorm(hidden_size)
+        self.inventory = nn.Parameter(torch.empty(hidden_size, hidden_size))
 
     def reset_pan_parameters(self, _std: float) -> None:
         init.zeros_(self.gist)
+        init.zeros_(self.inventory)
 
-    def forward(self, places: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Args: places, embedded `(N, P, H)`; action `(N, H)`. Returns: the logit of a change at each place `(N, P)`
-        float32; the gist, `(N, H)`."""
+    def table(self, rows: Tensor) -> Tensor:
+        """What it adds to the gist that a code of level 0 stands anywhere, worked out once for all of them: rows of
+        the level's segment `(K, H)` -> `(K, H)`."""
+        return nn.functional.linear(self.row_norm(rows), self.inventory)
+
+    def forward(self, places: Tensor, codes: Tensor, table: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Args: places, embedded `(N, P, H)`; codes of level 0 `(N, n)`; table, see `table`; action `(N, H)`. Returns:
+        the logit of a change at each place `(N, P)` float32; the gist, `(N, H)`."""
         x = self.place(self.norm(places)) + self.action(self.action_norm(action)).unsqueeze(1)
         x = nn.functional.gelu(x).unflatten(1, self.sense.place_grid).permute(0, 3, 1, 2)
         x = x.flatten(2).transpose(1, 2) + nn.functional.gelu(self.around(x)).flatten(2).transpose(1, 2)
         gist = nn.functional.linear(torch.cat([x.amax(1), x.mean(1)], -1), self.gist.to(x.dtype))
-        return self.change(x).squeeze(-1).float(), gist
+        there = table.new_zeros(len(codes), len(table) + 1).scatter(1, codes % (len(table) + 1), 1.0)
+        return self.change(x).squeeze(-1).float(), gist + there[:, :-1] @ table
 
 
 def focusable(config) -> list[str]:

@@ -373,15 +373,18 @@ class PanModel(
         codes, remainder = self.action_codec.encode(action)
         return self.action_embedding(codes, tables.places["action"], tables.sizes["action"], remainder)
 
-    def embed_step(self, embedded_state: Tensor, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The trunk of one step, from an embedded state and actions `(N, ...)` that are rows of the vocabulary by now,
-        `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change at each place `(N, P)`. The
-        action is told the gist of the state."""
+    def embed_step(
+        self, state: State, embedded_state: Tensor, action: Tensor, tables: CodeTables | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The trunk of one step, from a state `(N,)`, the same embedded, and actions that are rows of the vocabulary
+        by now, `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change at each place
+        `(N, P)`. The action is told the gist of the state. Args: tables, from `code_tables`, if they are at hand."""
+        tables = tables or self.code_tables()
         change, gist = {}, 0.0
         for name, glance in self.glances.items():
             start = self.place_starts[name]
             places = embedded_state[:, start : start + glance.sense.num_places]
-            change[name], found = glance(places, action.mean(1))
+            change[name], found = glance(places, state.codes[name][0], tables.there[name], action.mean(1))
             gist = gist + found.unsqueeze(1)
         return torch.cat([embedded_state, action + gist if change else action], 1), change
 

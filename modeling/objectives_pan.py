@@ -187,7 +187,7 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, 
     tables = model.code_tables()
     embedded = model.embed_state(_trunk_latents(model, current), tables)
     queries = _queries(model, embedded, following, tables)
-    trunk, change = model.embed_step(embedded, model.embed_action(action.flatten(0, 1), tables))
+    trunk, change = model.embed_step(current, embedded, model.embed_action(action.flatten(0, 1), tables), tables)
     focus = training_focus(model.config, change) if may_focus else None
     x, layout = torch.cat([trunk, *queries], 1), model.layout
     tokens = None if focus is None else layout.tokens(focus, layout.passes, trunk=True)

@@ -320,11 +320,13 @@ class CodeTables:
         sizes: by part, K of each level: rows up to the last live one.
         places: by part, see `PlaceEmbedding.table`.
         levels: by sense, the tables of each level.
+        there: by sense with a glance, see `Glance.table`.
     """
 
     sizes: dict[str, list[int]]
     places: dict[str, Tensor]
     levels: dict[str, list[LevelTables]]
+    there: dict[str, Tensor]
 
 
 class SentenceHead(nn.Module):

@@ -112,7 +112,8 @@ class SimulationMixin:
         if belief.prefix is not None:
             parts.append(self.get_input_embeddings()(belief.prefix))
         for state, action in belief.history:
-            parts.append(self.embed_step(self.embed_state(state, tables), self.embed_action(action, tables))[0])
+            embedded = self.embed_state(state, tables)
+            parts.append(self.embed_step(state, embedded, self.embed_action(action, tables), tables)[0])
         if not parts:
             belief.cache = None
             return belief
@@ -288,7 +289,7 @@ class SimulationMixin:
         `tables` and the belief's state `embedded` are made here unless a rollout has them at hand."""
         tables = tables or self._tables()
         embedded = self.embed_state(belief.state, tables) if embedded is None else embedded
-        trunk, change = self.pieces(begin, self, embedded, action, tables, rows=len(action))
+        trunk, change = self.pieces(begin, self, belief.state, embedded, action, tables, rows=len(action))
         before = belief.history[-1][0] if belief.history else None
         numbers = step_numbers(self, belief.state, before, action)
         chooser = Chooser(self, belief.state, tables, temperature, generator, target, numbers, keeps_logits)
@@ -432,9 +433,11 @@ def whole_tables(model) -> CodeTables:
     return model.code_tables(whole=True)
 
 
-def begin(model, embedded: Tensor, action: Tensor, tables: CodeTables) -> tuple[Tensor, dict[str, Tensor]]:
-    """What [`PanModel.embed_step`] gives, of an embedded state and actions `(N, ...)`."""
-    return model.embed_step(embedded, model.embed_action(action, tables))
+def begin(
+    model, state: State, embedded: Tensor, action: Tensor, tables: CodeTables
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What [`PanModel.embed_step`] gives, of a state, the same embedded, and actions `(N, ...)`."""
+    return model.embed_step(state, embedded, model.embed_action(action, tables), tables)
 
 
 def judge(model, before: Tensor, state: State, context: Tensor, tables: CodeTables) -> tuple[Tensor, Tensor, Tensor]:

@@ -111,7 +111,7 @@ class TableMixin:
 
         A forward of training and a call of `simulate` make them once and look codes up, instead of multiplying the row
         of each code they meet."""
-        sizes, rows, places, levels = {}, {}, {}, {}
+        sizes, rows, places, levels, there = {}, {}, {}, {}, {}
         for part, described in self.config.coded_parts().items():
             if part == "action" and described.kind == "discrete":
                 continue
@@ -129,7 +129,9 @@ class TableMixin:
                     readout.tables(rows[part], self.code_table(part, level)[:size], live[level][:size])
                     for level, (readout, size) in enumerate(zip(self.readouts[part], sizes[part], strict=True))
                 ]
-        return CodeTables(sizes, places, levels)
+            if part in self.glances:
+                there[part] = self.glances[part].table(rows[part][0])
+        return CodeTables(sizes, places, levels, there)
 
     def _only_live(self, logits: Tensor) -> Tensor:
         if not self.is_world_model:

@@ -94,7 +94,8 @@ def test_a_step_s_coarsest_codes_can_be_exact_alone():
 def test_the_map_of_what_was_spent_is_dark_where_nothing_was_looked_at(monkeypatch):
     model = world_model(("camera", "mission"))
     picked = torch.tensor([[9.0, -9.0, -9.0, -9.0]])
-    monkeypatch.setattr(next(iter(model.glances.values())), "forward", lambda places, action: (picked, 0.0 * action))
+    (glance,) = model.glances.values()
+    monkeypatch.setattr(glance, "forward", lambda places, codes, table, action: (picked, 0.0 * action))
     belief = model.perceive(observe(model, 1))
     futures = model.simulate(belief, acts(model, 1, 2), effort=Effort(("camera.0", "camera.1"), least_change=0.5))
     shown, frames = spending_map(model, futures, "camera"), futures.decode("camera")[0]

@@ -8,7 +8,7 @@ import torch
 from tiny_worlds import acts, observe, world_model
 
 from pan_hf import Belief, Effort
-from pan_hf.modeling.belief_pan import ABSENT
+from pan_hf.modeling.belief_pan import ABSENT, State
 from pan_hf.modeling.effort_pan import Prices, as_effort, may_follow
 from pan_hf.modeling.focus_pan import Focus, changed_places, drop_blocks, places_in_focus
 from pan_hf.modeling.objectives_pan import _teacher_forced
@@ -161,7 +161,8 @@ def test_what_is_not_predicted_stays_or_is_absent_where_something_coarser_change
 def test_places_out_of_focus_stay_as_they_are(architecture, config, monkeypatch):
     model = world_model(EVERYTHING, architecture=architecture, **config)
     first = next(iter(model.glances.values()))
-    monkeypatch.setattr(first, "forward", lambda places, action: (_row_by_row(len(places)), 0.0 * action))
+    picked = lambda places, codes, table, action: (_row_by_row(len(places)), 0.0 * action)  # noqa: E731
+    monkeypatch.setattr(first, "forward", picked)
     belief = beginning(model)
     futures = model.simulate(belief, acts(model, 3, 1), seed=2, effort=Effort(discrete(model), least_change=0.5))
     camera = futures.focus[:, 0, : model.config.senses["camera"].num_places]
@@ -171,6 +172,22 @@ def test_places_out_of_focus_stay_as_they_are(architecture, config, monkeypatch)
     assert changed.any() and not (changed & ~camera).any()
     tokens = futures.cost.tokens[:, 0]
     assert (tokens.diff() == (camera.sum(1).diff() * _tokens_a_place(model))).all()
+
+
+def test_the_action_is_told_which_codes_stand_anywhere_and_not_where():
+    model = world_model(("camera", "mission"))
+    (glance,) = model.glances.values()
+    torch.nn.init.eye_(glance.inventory)
+    state = model.perceive(observe(model)).state
+    embedded, action = model.embed_state(state), model.embed_action(acts(model)[:, 0])
+
+    def told(codes):
+        shown = State({"camera": [codes, state.codes["camera"][1]]}, state.latents, state.text)
+        return model.embed_step(shown, embedded, action)[0][:, -1]
+
+    codes = torch.tensor([[0, 1, 1, 2], [3, 3, 3, 3]])
+    torch.testing.assert_close(told(codes), told(codes[:, [3, 1, 0, 0]]))
+    assert (told(codes) != told(torch.tensor([[0, 1, 1, 1], [3, 3, 3, -1]]))).any(1).tolist() == [True, False]
 
 
 def _row_by_row(rows):
@@ -210,7 +227,9 @@ def test_a_focused_window_equals_a_focused_step():
     wanted = Focus.of(window.seen)
     belief = model.perceive({name: v if name == "mission" else v[:, :1] for name, v in observation.items()})
     with torch.no_grad():
-        trunk, _ = model.embed_step(model.embed_state(belief.state), model.embed_action(action[:, 0]))
+        trunk, _ = model.embed_step(
+            belief.state, model.embed_state(belief.state), model.embed_action(action[:, 0])
+        )
         run = BackboneRun(model, belief, trunk, wanted)
         each = model.layout.passes[0]
         run.queries(each, model.embed_queries(each, model.embed_state(belief.state), {}, model.code_tables()))

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_worlds import acts, observe, outcomes, world_model
+from tiny_worlds import ACTIONS, SENSES, acts, language_model, observe, outcomes, world_model
 
-from pan_hf import PanConfig
+from pan_hf import PanConfig, PanModel
 from pan_hf.modeling import latent_objective_pan
 from pan_hf.modeling.latent_objective_pan import latent_examples
 from pan_hf.modeling.schedulers_pan import denoise, make_scheduler
@@ -76,7 +76,8 @@ def test_denoiser_and_scheduler_are_named_in_the_configuration(denoiser, schedul
 
 
 def test_a_head_that_was_never_trained_mends_nothing():
-    head = world_model(("camera",)).latent_heads["camera"]
+    model = PanModel.from_backbone(language_model("qwen3", 0), {"camera": SENSES["camera"]}, ACTIONS["discrete"])
+    head = model.latent_heads["camera"]
     condition = torch.randn(2, head.sense.num_places, head.condition.in_features)
     assert not head.sample(condition).any()
 
