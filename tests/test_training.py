@@ -28,7 +28,16 @@ from pan_hf.training import (
 )
 from pan_hf.training.encoded import encode_once
 from pan_hf.training.stage import Stage, arguments, run
-from pan_hf.training.windows import WeightedRows, Windows, encode_all, sense_tensors, window_weights
+from pan_hf.training.windows import (
+    SETTLED,
+    WeightedRows,
+    Windows,
+    encode_all,
+    openness,
+    openness_by_kind,
+    sense_tensors,
+    window_weights,
+)
 from pan_hf.trajectories import load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -348,6 +357,21 @@ def test_windows_stay_inside_an_episode_and_carry_what_each_action_led_to(world)
     encoded = encode_all(model, tensors, latents=True)
     weights = window_weights(Windows(world.trajectories, encoded, actions, 2, True, {"mission"}))
     assert weights.shape == (len(windows),) and (weights > 0).all()
+
+
+def test_transitions_are_drawn_more_often_where_it_is_open_whether_anything_changes(world):
+    actions, turn = torch.from_numpy(world.trajectories.actions), torch.arange(len(world.trajectories.actions))
+    moves = (actions == 1) | ((actions == 2) & (turn % 2 == 0))  # never after 0, always after 1, at times after 2
+    codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
+    tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
+    windows = Windows(world.trajectories, tensors, actions, 1, True, {"mission"})
+    by_kind = openness_by_kind(windows, world.trajectories)
+    (environment,) = set(world.trajectories.environments)
+    assert by_kind[environment, 0] == by_kind[environment, 1] == pytest.approx(SETTLED)
+    assert 0.9 < by_kind[environment, 2] <= 1
+    found = openness(windows, world.trajectories, by_kind)
+    torch.testing.assert_close(found, torch.tensor([by_kind[environment, a] for a in actions[windows.rows].tolist()]))
+    assert openness(windows, world.trajectories, {}).eq(1).all()  # kinds that were not met in a part of a recording
 
 
 def test_texts_become_blocks_of_words_with_an_end_after_each(world):

@@ -9,7 +9,14 @@ part of the cost; `JOINT` then trains everything together from raw observations,
 
 from pan_hf.training.encoded import encode_once
 from pan_hf.training.stage import Stage, main
-from pan_hf.training.windows import Windows, action_tensor, sense_tensors, window_weights
+from pan_hf.training.windows import (
+    Windows,
+    action_tensor,
+    openness,
+    openness_by_kind,
+    sense_tensors,
+    window_weights,
+)
 
 
 def make_encoded(model, processor, trajectories, args=None, survey=None):
@@ -22,7 +29,8 @@ def make_encoded(model, processor, trajectories, args=None, survey=None):
     weights = window_weights(windows, survey and survey.weighing)
     mean = weights.mean() if survey is None else survey.weighing.mean
     windows.importance = mean / weights  # rewards are drawn more often; what happens must not look so
-    return windows, weights
+    by_kind = openness_by_kind(windows, trajectories) if survey is None else survey.openness
+    return windows, weights * openness(windows, trajectories, by_kind)
 
 
 def make_raw(model, processor, trajectories, args=None, survey=None):

@@ -27,6 +27,7 @@ from pan_hf.training.windows import (
     Weighing,
     change_weights,
     is_rare,
+    openness_by_kind,
     reward_boost,
     sense_tensors,
     usually_seen,
@@ -46,10 +47,12 @@ class Survey:
     Args:
         usual: by sense, what is usually seen: the median over rows of some episodes.
         weighing: how often its windows are drawn: rewards and ends of all episodes, changes of some.
+        openness: see `openness_by_kind`, of some episodes.
     """
 
     usual: dict[str, Tensor]
     weighing: Weighing
+    openness: dict[tuple[str, int], float]
 
 
 def some_episodes(root: str | Path, seed: int, most_rows: int, among: list[int] | None = None) -> list[int]:
@@ -83,11 +86,13 @@ def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -
     if not pairs:
         raise ValueError(f"{root} has no episode with {steps} transitions; record longer episodes.")
     rare = torch.cat([is_rare(reward, done, usual) for reward, done in pairs])
-    weights = change_weights(make_encoded(model, processor, trajectories)[0])
+    windows = make_encoded(model, processor, trajectories)[0]
+    weights = change_weights(windows)
     plain = float(weights.mean())
     boost, share = reward_boost(rare, plain), float(rare.float().mean())
     mean = plain if boost is None else share * boost + (1 - share) * plain
-    return Survey(usually_seen({n: tensors[n] for n in model.config.place_senses}), Weighing(usual, boost, mean))
+    seen = usually_seen({name: tensors[name] for name in model.config.place_senses})
+    return Survey(seen, Weighing(usual, boost, mean), openness_by_kind(windows, trajectories))
 
 
 class WindowStream(IterableDataset):

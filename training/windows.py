@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -248,6 +249,7 @@ def words_of(model, tensors: dict[str, Tensor]) -> dict:
 
 
 CHANGE_SHARE = 0.6  # weight of a window in which no code changes; that of others is 1
+SETTLED = 0.2  # weight of a transition of which it is known beforehand whether anything will change; at most 1
 REWARD_BOOST = 25.0  # most weight of a window in which a rare reward or an end is met
 RARE = 0.1  # most share of the draws that such windows are raised to
 
@@ -287,14 +289,58 @@ def window_weights(windows: Windows, weighing: Weighing | None = None) -> Tensor
 
 def change_weights(windows: Windows) -> Tensor:
     """`CHANGE_SHARE` where no code and no text of a window changes, else 1: `(len(windows),)`."""
-    rows = windows.rows.unsqueeze(1) + torch.arange(windows.num_steps)
-    changed = torch.zeros(len(rows), dtype=torch.bool)
+    changed = _moved(windows)[_transitions(windows)].any(1)
+    return torch.where(changed, 1.0, CHANGE_SHARE)
+
+
+def _transitions(windows: Windows) -> Tensor:
+    """Rows of the transitions of each window, `(len(windows), T)`."""
+    return windows.rows.unsqueeze(1) + torch.arange(windows.num_steps)
+
+
+def _moved(windows: Windows) -> Tensor:
+    """For every row of the recording, whether any code or text is another one in the next row, bool."""
+    moved = torch.zeros(len(windows.actions), dtype=torch.bool)
     discrete = [level for levels in windows.tensors["codes"].values() for level in levels]
     for level in [*discrete, *windows.tensors["text"].values()]:
-        moved = torch.zeros(len(level), dtype=torch.bool)
-        moved[:-1] = (level[1:] != level[:-1]).any(1)
-        changed |= moved[rows].any(1)
-    return torch.where(changed, 1.0, CHANGE_SHARE)
+        moved[:-1] |= (level[1:] != level[:-1]).any(1)
+    return moved
+
+
+def openness_by_kind(windows: Windows, trajectories: Trajectories) -> dict[tuple[str, int], float]:
+    """How often transitions of each kind are drawn, a kind being an environment and, where actions are discrete, an
+    action: 1 where half of them change something, less the more surely it is known beforehand whether anything will,
+    and `SETTLED` where it always is. Most of a recording is walking about; a key is dropped or not in 4% of it.
+
+    A kind is known before anything happens, so that drawing some more often leaves probabilities as they are.
+
+    Args:
+        windows: encoded.
+        trajectories: what they are windows of.
+    """
+    kinds, of_row = _kinds(trajectories, windows.actions)
+    rows = _transitions(windows).unique()
+    count = torch.bincount(of_row[rows], minlength=len(kinds)).double()
+    share = torch.bincount(of_row[rows], _moved(windows)[rows].double(), len(kinds)) / count.clamp(min=1)
+    bits = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / math.log(2)
+    return dict(zip(kinds, (SETTLED + (1 - SETTLED) * bits).tolist(), strict=True))
+
+
+def openness(windows: Windows, trajectories: Trajectories, by_kind: dict[tuple[str, int], float]) -> Tensor:
+    """How often each window is drawn for the kinds of its transitions, `(len(windows),)`: the mean over them; 1 for a
+    kind that is not known. Args: as for, and result of, `openness_by_kind`."""
+    kinds, of_row = _kinds(trajectories, windows.actions)
+    return torch.tensor([by_kind.get(kind, 1.0) for kind in kinds])[of_row][_transitions(windows)].mean(1)
+
+
+def _kinds(trajectories: Trajectories, actions: Tensor) -> tuple[list[tuple[str, int]], Tensor]:
+    """The kinds of transition that there are, and of which each row is, `(N,)` int64."""
+    names, of_episode = np.unique(np.asarray(trajectories.environments), return_inverse=True)
+    environment = torch.from_numpy(of_episode)[torch.from_numpy(np.asarray(trajectories.episode))]
+    is_discrete = actions.dim() == 1 and not actions.is_floating_point()
+    taken = actions.long() if is_discrete else torch.zeros_like(environment)
+    pairs, of_row = torch.stack([environment, taken], 1).unique(dim=0, return_inverse=True)
+    return [(str(names[number]), action) for number, action in pairs.tolist()], of_row
 
 
 def is_rare(rewards: Tensor, dones: Tensor, usual: float) -> Tensor:
