@@ -209,7 +209,7 @@ def _eval_result(entry: Record, task: str) -> EvalResult | None:
 
 def _shown(records: Iterable[Record]) -> list[Record]:
     """The records a card shows: not those with true frames shown, nor those of single levels or outcomes."""
-    hidden = (TEACHER_FORCED, "levels_", "outcome:")
+    hidden = (TEACHER_FORCED, "levels_", "outcome:", "exact_state_after:")
     return [e for e in records if not e.metric.startswith(hidden) and "." not in e.metric]
 
 

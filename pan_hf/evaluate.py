@@ -14,6 +14,7 @@ Beside each stands `copy_last`: nothing changes from the last frame seen, no rew
 | `exact_frame` | share of frames in which no pixel is off by more than 25 of 255 |
 | `exact_state`, `exact_state_changed` | share in which every code of every sense is that of the true frame; the same \
 where the observation changed since the last frame seen |
+| `exact_state_after:<action>` | one step, discrete actions: `exact_state` after each of them |
 | `exact_coarse_state` | share in which the coarsest codes of every sense, and texts, are those of the true frame |
 | `code_accuracy`, `<sense>.<level>_code_accuracy` | share of right codes, of all levels and of one |
 | `rmse`, `rmse_normalised` | vector senses, in their unit and in standard deviations of the held-out frames |
@@ -98,6 +99,7 @@ class _Evaluation:
             if horizon == 1:  # the first step is the same in both ways
                 self._reconstruction(where, kept, batch)
                 self._sensitivity(where, kept, belief, actions, imagined[1], true)
+                self._by_action(where, kept, actions[:, 0], imagined[1], true)
             else:
                 seen = self.reader.perceive(batch, horizon - 1)
                 forced = self._one_step(seen, actions[:, horizon - 1])
@@ -191,6 +193,19 @@ class _Evaluation:
             if self.judge.predicted("image"):
                 moving = [self.judge.moving_error(case, target, start) for case in pair]
                 measures["action_sensitivity_psnr_moving"] = metrics.gain("psnr", *moving)
+            self._add(*where, model, measures)
+
+    def _by_action(self, where: Where, kept: Tensor, action: Tensor, predicted: Step, true) -> None:
+        described = self.model.config.action
+        if described.kind != "discrete":
+            return
+        target, taken = true[1].where(kept), action[kept]
+        for model, claim in {"pan": predicted, "copy_last": true[0]}.items():
+            exact = self.judge.exact(claim.where(kept), target)
+            measures = {
+                f"exact_state_after:{name}": metrics.mean_where(exact, taken == number)
+                for number, name in enumerate(described.names or range(described.num_actions))
+            }
             self._add(*where, model, measures)
 
     def _reconstruction(self, where: Where, kept: Tensor, batch: dict) -> None:

@@ -372,7 +372,7 @@ def format_value(entry: Record) -> str:
 
 def unit_of(metric: str) -> tuple[str, float, int | None]:
     """How a metric is shown: (unit, factor to multiply by, digits after the point or None for four significant)."""
-    if metric.startswith("outcome:"):  # how frequent it is
+    if metric.startswith(("outcome:", "exact_state_after:")):  # how frequent it is
         return "%", 100, 1
     for endings, unit, factor, digits in _UNITS:
         if any(metric == ending or metric.endswith((f"_{ending}", f".{ending}")) for ending in endings):

@@ -89,6 +89,18 @@ def test_copy_last_is_right_exactly_where_nothing_changed(context):
         assert forced == pytest.approx(unchanged)
 
 
+def test_exact_states_are_also_told_action_by_action():
+    trajectories = record_dots()
+    records = evaluate(trajectories=trajectories, num_windows=10_000, context=1)
+    rows = trajectories.windows(1)
+    places, taken = trajectories.observations["place"], trajectories.actions[rows]
+    unchanged = (places[rows] == places[rows + 1]).all(1)
+    for action, name in enumerate(["stay", "right", "left", "down", "up"]):
+        found = value(records, f"exact_state_after:{name}", model="copy_last", horizon=1)
+        assert found == pytest.approx(unchanged[taken == action].mean())
+        assert value(records, f"exact_state_after:{name}", horizon=1) == 1  # the oracle's
+
+
 def test_moving_psnr_of_copying_is_that_of_swapped_cells(oracle):
     """Wherever the dot moved, the copy is wrong by 255 in every pixel of the two cells that changed: 0 dB."""
     assert value(oracle, "psnr_moving", model="copy_last", horizon=1) == pytest.approx(0)
