@@ -235,9 +235,10 @@ def _size(module) -> int:
 def _glance_operations(model, name: str) -> float:
     """Half of them: weights and positions of a glance, which reads the inventory against every row reserved."""
     glance = model.glances[name]
-    once = glance.gist.numel() + len(model.live_codes(name, 0)) * len(glance.inventory)
-    everywhere = _size(glance) - glance.gist.numel() - glance.inventory.numel() - _size(glance.row_norm)
-    return glance.sense.num_places * everywhere + once
+    layers = (glance.norm, glance.place, glance.around, glance.change)
+    once = _size(glance.action_norm) + _size(glance.action) + glance.gist.numel()
+    once += len(model.live_codes(name, 0)) * glance.inventory.out_features
+    return glance.sense.num_places * sum(map(_size, layers)) + once
 
 
 def _block_operations(model, block: Block) -> float:

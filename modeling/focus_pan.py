@@ -18,6 +18,7 @@ from transformers import initialization as init
 
 from .belief_pan import ABSENT, State
 from .senses_pan import fold_places, unfold_places
+from .silent_pan import SilentLinear
 
 LEAST_CHANGE = 0.005  # places whose probability of change is below this are not looked at
 
@@ -97,16 +98,15 @@ class Glance(nn.Module):
         self.change = nn.Linear(width, 1)
         self.gist = nn.Parameter(torch.empty(hidden_size, 2 * width))
         self.row_norm = nn.LayerNorm(hidden_size)
-        self.inventory = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.inventory = SilentLinear(hidden_size, hidden_size, bias=False)
 
     def reset_pan_parameters(self, _std: float) -> None:
         init.zeros_(self.gist)
-        init.zeros_(self.inventory)
 
     def table(self, rows: Tensor) -> Tensor:
         """What it adds to the gist that a code of level 0 stands anywhere, worked out once for all of them: rows of
         the level's segment `(K, H)` -> `(K, H)`."""
-        return nn.functional.linear(self.row_norm(rows), self.inventory)
+        return self.inventory(self.row_norm(rows))
 
     def forward(self, places: Tensor, codes: Tensor, table: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Args: places, embedded `(N, P, H)`; codes of level 0 `(N, n)`; table, see `table`; action `(N, H)`. Returns:

@@ -16,10 +16,10 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .schedulers_pan import count_calls, denoise, make_scheduler
+from .silent_pan import SilentLinear
 
 NUM_TRAIN_TIMESTEPS = 1000
 WIDTH = 128  # of the condition, unless the denoiser's configuration says otherwise
@@ -46,7 +46,7 @@ class PlaceDenoiser(ModelMixin, ConfigMixin):
         self.inputs = nn.Linear(in_channels, hidden_size)
         self.layers = nn.ModuleList(_ModulatedLayer(hidden_size) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
-        self.out = _SilentLinear(hidden_size, in_channels)
+        self.out = SilentLinear(hidden_size, in_channels)  # as in DiT; a head never trained then mends nothing
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> ModelOutput:
         """Args: sample `(B, P, in_channels)`; timestep `(B,)` in [0, 1000]; encoder_hidden_states
@@ -57,14 +57,6 @@ class PlaceDenoiser(ModelMixin, ConfigMixin):
         for layer in self.layers:
             x = layer(x, condition)
         return ModelOutput(sample=self.out(self.norm(x)))
-
-
-class _SilentLinear(nn.Linear):
-    """Starts at zero, as DiT's last layer: a head that was never trained mends nothing, and spoils nothing."""
-
-    def reset_pan_parameters(self, _std: float) -> None:
-        init.zeros_(self.weight)
-        init.zeros_(self.bias)
 
 
 class _ModulatedLayer(nn.Module):

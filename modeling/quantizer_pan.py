@@ -1,4 +1,4 @@
-"""A codebook with room to grow: vector quantisation with moving averages, and revival of codes that nothing uses.
+"""A codebook with room to grow: vector quantisation with moving averages, and revival of codes that are hardly used.
 
 Nearest-neighbour codes with a straight-through gradient (van den Oord et al. 2017) and codebook vectors that follow
 the mean of what they code (EMA, its appendix A.1). Unusual here: the table is allocated at its full *capacity*, and
@@ -12,7 +12,7 @@ from transformers import initialization as init
 from .processes_pan import gathered, summed, told_by_first, variance
 
 PARKED = 1e3  # where a live row waits that has nothing to describe
-FORGOTTEN = 1e-4  # usage below which a row describes nothing any more: unseen for some 180 batches
+FORGOTTEN = 1e-4  # usage below which a row describes nothing any more: unseen for some 120 to 270 batches
 LEAST_DISTANCE = 1e-3  # squared, as a share of the inputs' variance: what is closer counts as the same thing
 
 

@@ -125,7 +125,7 @@ def test_a_waiting_row_takes_up_a_thing_that_was_never_seen():
     assert len(set(codes.tolist())) == 3 and torch.allclose(vectors, three, atol=1e-3)
 
 
-A, B, C, D = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [9.0, 9.0]]).split(1)
+A, B, C, D = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [-9.0, -9.0]]).split(1)
 
 
 def watch(book, *things, batches):
@@ -152,11 +152,14 @@ def test_what_was_not_seen_for_long_is_forgotten():
 
 def test_a_new_thing_takes_the_code_used_least_and_others_keep_theirs():
     book = codebook(3)
-    before = watch(book, A, B, C, batches=5)
-    watch(book, A, B, batches=40)  # C is out of sight for longest
-    watch(book, A, batches=120)
-    *_, code = watch(book, A, D, batches=5)
-    assert code == before[2] and book(torch.cat([A, B]))[0].tolist() == before[:2]
+    _, *others = watch(book, A, B, C, batches=5)
+    kept, moved = sorted(others)  # two are hardly used, and the one used least is not the first of them
+    thing = (B, C)[others.index(kept)]
+    watch(book, A, thing, batches=40)
+    watch(book, A, batches=150)
+    assert int((book.usage[:3] < book.revive_below).sum()) == 2
+    watch(book, A, D, batches=1)
+    assert torch.equal(book.vectors[[moved]], D) and torch.allclose(book.vectors[[kept]], thing, atol=1e-3)
 
 
 def test_rows_that_come_to_describe_the_same_thing_become_one():

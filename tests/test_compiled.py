@@ -28,6 +28,7 @@ def glancing():
     model = small({"camera": ImageSense(**CAMERA), "mission": TextSense(max_length=5)}, DiscreteAction(4))
     with torch.no_grad():
         model.glances["camera"].change.weight.mul_(10)
+        model.glances["camera"].inventory.weight.normal_(std=0.05)
         state = model.perceive(observe(model, 64)).state
         _, change = model.embed_step(state, model.embed_state(state), model.embed_action(acts(model, 64)[:, 0]))
         model.glances["camera"].change.bias -= change["camera"].quantile(0.85) + 5.3

@@ -177,7 +177,7 @@ def test_places_out_of_focus_stay_as_they_are(architecture, config, monkeypatch)
 def test_the_action_is_told_which_codes_stand_anywhere_and_not_where():
     model = world_model(("camera", "mission"))
     (glance,) = model.glances.values()
-    torch.nn.init.eye_(glance.inventory)
+    torch.nn.init.eye_(glance.inventory.weight)
     state = model.perceive(observe(model)).state
     embedded, action = model.embed_state(state), model.embed_action(acts(model)[:, 0])
 
@@ -222,6 +222,7 @@ def test_a_focused_window_equals_a_focused_step():
     state = model.encode(observation)
     torch.manual_seed(0)
     with torch.no_grad():
+        model.glances["camera"].change.weight.mul_(20)  # else all places are about as likely to change
         window = _teacher_forced(model, state, action, observation["mission"], may_focus=True)
     assert window.seen.any() and not window.seen.all()
     wanted = Focus.of(window.seen)

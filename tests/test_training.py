@@ -1,5 +1,6 @@
 """The training stages: what each trains and leaves alone, and that nothing stops them for good."""
 
+import copy
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_worlds import all_tensors, build_board, differing, record_board
@@ -29,7 +31,6 @@ from pan_hf.training import (
 from pan_hf.training.encoded import encode_once
 from pan_hf.training.stage import Stage, arguments, run
 from pan_hf.training.windows import (
-    SETTLED,
     WeightedRows,
     Windows,
     encode_all,
@@ -355,7 +356,8 @@ def test_windows_stay_inside_an_episode_and_carry_what_each_action_led_to(world)
     assert torch.equal((place[:, :-1] + moves).clamp(0, 3), place[:, 1:])
     assert torch.equal(batch["done"].bool(), (place[:, 1:] == 3).all(-1))
     encoded = encode_all(model, tensors, latents=True)
-    weights = window_weights(Windows(world.trajectories, encoded, actions, 2, True, {"mission"}))
+    windows = Windows(world.trajectories, encoded, actions, 2, True, {"mission"})
+    weights = window_weights(windows, torch.ones(len(windows)))
     assert weights.shape == (len(windows),) and (weights > 0).all()
 
 
@@ -364,14 +366,40 @@ def test_transitions_are_drawn_more_often_where_it_is_open_whether_anything_chan
     moves = (actions == 1) | ((actions == 2) & (turn % 2 == 0))  # never after 0, always after 1, at times after 2
     codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
     tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
-    windows = Windows(world.trajectories, tensors, actions, 1, True, {"mission"})
+    windows = Windows(world.trajectories, tensors, actions, 2, True, {"mission"})
     by_kind = openness_by_kind(windows, world.trajectories)
     (environment,) = set(world.trajectories.environments)
-    assert by_kind[environment, 0] == by_kind[environment, 1] == pytest.approx(SETTLED)
-    assert 0.9 < by_kind[environment, 2] <= 1
-    found = openness(windows, world.trajectories, by_kind)
+    assert by_kind[environment, 2] > 1.5 * by_kind[environment, 0] and by_kind[environment, 0] < 1
+    found = openness(windows, world.trajectories, by_kind)  # by the first action of a window
     torch.testing.assert_close(found, torch.tensor([by_kind[environment, a] for a in actions[windows.rows].tolist()]))
+    assert float(found.mean()) == pytest.approx(1)
     assert openness(windows, world.trajectories, {}).eq(1).all()  # kinds that were not met in a part of a recording
+
+
+def test_environments_are_drawn_as_they_were_recorded_however_open_they_are(world):
+    trajectories = copy.copy(world.trajectories)
+    number = len(trajectories.environments)
+    trajectories.environments = ["still"] * (number // 2) + ["restless"] * (number - number // 2)
+    actions, episode = torch.from_numpy(trajectories.actions), torch.from_numpy(np.asarray(trajectories.episode))
+    moves = (episode >= number // 2) & (torch.arange(len(actions)) % 2 == 0)
+    codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
+    tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
+    windows = Windows(trajectories, tensors, actions, 1, True, {"mission"})
+    found = openness(windows, trajectories, openness_by_kind(windows, trajectories))
+    is_restless = episode[windows.rows] >= number // 2
+    assert float(found[is_restless].mean()) == pytest.approx(1) == float(found[~is_restless].mean())
+
+
+def test_rare_rewards_are_a_tenth_of_the_draws_at_most_however_open_they_are(world):
+    actions = torch.from_numpy(world.trajectories.actions)
+    tensors = {"codes": {"camera": [torch.zeros(len(actions), 1, dtype=torch.long)]}, "text": {}, "prefix": None}
+    windows = Windows(world.trajectories, tensors, actions, 1, True, {"mission"})
+    windows.rewards, windows.dones = torch.zeros(len(actions)), torch.zeros(len(actions))
+    rewarded = windows.rows[::50]
+    windows.rewards[rewarded] = 1.0
+    rare = torch.isin(windows.rows, rewarded)
+    weights = window_weights(windows, torch.where(rare, 2.0, 0.5))
+    assert float(weights[rare].sum() / weights.sum()) == pytest.approx(0.1, abs=0.01)
 
 
 def test_texts_become_blocks_of_words_with_an_end_after_each(world):

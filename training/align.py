@@ -26,11 +26,13 @@ def make_encoded(model, processor, trajectories, args=None, survey=None):
     actions = action_tensor(trajectories, model, processor.tokenizer)
     constant = set(model.config.prefix_senses)
     windows = Windows(trajectories, encoded, actions, model.config.context_steps, True, constant)
-    weights = window_weights(windows, survey and survey.weighing)
-    mean = weights.mean() if survey is None else survey.weighing.mean
-    windows.importance = mean / weights  # rewards are drawn more often; what happens must not look so
     by_kind = openness_by_kind(windows, trajectories) if survey is None else survey.openness
-    return windows, weights * openness(windows, trajectories, by_kind)
+    left_open = openness(windows, trajectories, by_kind)
+    weights = window_weights(windows, left_open, survey and survey.weighing)
+    for_outcome = weights / left_open
+    mean = for_outcome.mean() if survey is None else survey.weighing.mean
+    windows.importance = mean / for_outcome  # rewards are drawn more often; what happens must not look so
+    return windows, weights
 
 
 def make_raw(model, processor, trajectories, args=None, survey=None):

@@ -27,6 +27,7 @@ from pan_hf.training.windows import (
     Weighing,
     change_weights,
     is_rare,
+    openness,
     openness_by_kind,
     reward_boost,
     sense_tensors,
@@ -87,12 +88,13 @@ def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -
         raise ValueError(f"{root} has no episode with {steps} transitions; record longer episodes.")
     rare = torch.cat([is_rare(reward, done, usual) for reward, done in pairs])
     windows = make_encoded(model, processor, trajectories)[0]
-    weights = change_weights(windows)
+    by_kind = openness_by_kind(windows, trajectories)
+    weights = change_weights(windows) * openness(windows, trajectories, by_kind)
     plain = float(weights.mean())
     boost, share = reward_boost(rare, plain), float(rare.float().mean())
     mean = plain if boost is None else share * boost + (1 - share) * plain
     seen = usually_seen({name: tensors[name] for name in model.config.place_senses})
-    return Survey(seen, Weighing(usual, boost, mean), openness_by_kind(windows, trajectories))
+    return Survey(seen, Weighing(usual, boost, mean), by_kind)
 
 
 class WindowStream(IterableDataset):

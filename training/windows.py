@@ -249,7 +249,7 @@ def words_of(model, tensors: dict[str, Tensor]) -> dict:
 
 
 CHANGE_SHARE = 0.6  # weight of a window in which no code changes; that of others is 1
-SETTLED = 0.2  # weight of a transition of which it is known beforehand whether anything will change; at most 1
+SETTLED = 0.2  # weight, before scaling, where it is known beforehand whether anything will change; 1 where it is open
 REWARD_BOOST = 25.0  # most weight of a window in which a rare reward or an end is met
 RARE = 0.1  # most share of the draws that such windows are raised to
 
@@ -269,16 +269,17 @@ class Weighing:
     mean: float
 
 
-def window_weights(windows: Windows, weighing: Weighing | None = None) -> Tensor:
-    """How often each window is drawn: 1; `CHANGE_SHARE` where no code changes; up to `REWARD_BOOST` where a rare
-    reward or an end is met, never so much that those windows are more than a tenth of all draws.
+def window_weights(windows: Windows, left_open: Tensor, weighing: Weighing | None = None) -> Tensor:
+    """How often each window is drawn: as `left_open` says; `CHANGE_SHARE` of it where no code changes; up to
+    `REWARD_BOOST` where a rare reward or an end is met, never so much that those windows are more than a tenth of all
+    draws.
 
     Args:
         windows: encoded.
+        left_open `(len(windows),)`: see `openness`.
         weighing (*optional*): of the recording that they are a part of; by default they are all of it.
     """
-    weights = change_weights(windows)
-    rows = windows.rows.unsqueeze(1) + torch.arange(windows.num_steps)
+    weights, rows = change_weights(windows) * left_open, _transitions(windows)
     usual = float(windows.rewards.median()) if weighing is None else weighing.usual_reward
     rare = is_rare(windows.rewards[rows], windows.dones[rows], usual)
     boost = reward_boost(rare, float(weights[~rare].mean())) if weighing is None else weighing.boost
@@ -308,29 +309,38 @@ def _moved(windows: Windows) -> Tensor:
 
 
 def openness_by_kind(windows: Windows, trajectories: Trajectories) -> dict[tuple[str, int], float]:
-    """How often transitions of each kind are drawn, a kind being an environment and, where actions are discrete, an
-    action: 1 where half of them change something, less the more surely it is known beforehand whether anything will,
-    and `SETTLED` where it always is. Most of a recording is walking about; a key is dropped or not in 4% of it.
+    """How often windows that begin with each kind of transition are drawn, a kind being an environment and, where
+    actions are discrete, an action: most where half of them change something, less the more surely it is known
+    beforehand whether anything will. Most of a recording is walking about; a key is dropped or not in 4% of it. In
+    each environment the mean is 1, so that environments are drawn as they were recorded: one in which everything
+    always moves is no less open for it.
 
-    A kind is known before anything happens, so that drawing some more often leaves probabilities as they are.
+    The first kind of a window is known before anything happens in it, so that drawing some more often leaves
+    probabilities as they are.
 
     Args:
         windows: encoded.
         trajectories: what they are windows of.
     """
     kinds, of_row = _kinds(trajectories, windows.actions)
-    rows = _transitions(windows).unique()
-    count = torch.bincount(of_row[rows], minlength=len(kinds)).double()
-    share = torch.bincount(of_row[rows], _moved(windows)[rows].double(), len(kinds)) / count.clamp(min=1)
+    of_window, moved = of_row[windows.rows], _moved(windows)[windows.rows].double()
+    count = torch.bincount(of_window, minlength=len(kinds)).double()
+    share = (torch.bincount(of_window, moved, len(kinds)) + 1) / (count + 2)  # a kind met once or twice is open
     bits = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / math.log(2)
-    return dict(zip(kinds, (SETTLED + (1 - SETTLED) * bits).tolist(), strict=True))
+    weight = SETTLED + (1 - SETTLED) * bits
+    found = {}
+    for environment in {name for name, _ in kinds}:
+        here = torch.tensor([name == environment for name, _ in kinds]) & (count > 0)
+        mean = (weight * count)[here].sum() / count[here].sum()
+        found |= {kinds[index]: float(weight[index] / mean) for index in here.nonzero().flatten().tolist()}
+    return found
 
 
 def openness(windows: Windows, trajectories: Trajectories, by_kind: dict[tuple[str, int], float]) -> Tensor:
-    """How often each window is drawn for the kinds of its transitions, `(len(windows),)`: the mean over them; 1 for a
-    kind that is not known. Args: as for, and result of, `openness_by_kind`."""
+    """How often each window is drawn for the kind of its first transition, `(len(windows),)`; 1 for a kind that is not
+    known. Args: as for, and result of, `openness_by_kind`."""
     kinds, of_row = _kinds(trajectories, windows.actions)
-    return torch.tensor([by_kind.get(kind, 1.0) for kind in kinds])[of_row][_transitions(windows)].mean(1)
+    return torch.tensor([by_kind.get(kind, 1.0) for kind in kinds])[of_row[windows.rows]]
 
 
 def _kinds(trajectories: Trajectories, actions: Tensor) -> tuple[list[tuple[str, int]], Tensor]:
