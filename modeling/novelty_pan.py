@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .image_codec_pan import fold_grid
-from .quantizer_pan import FORGOTTEN, LEAST_DISTANCE
+from .quantizer_pan import LEAST_DISTANCE
 
+UNUSED = 0.01  # times a batch, on average, below which a code counts as unused
 MANY = 4096  # novel pieces that are compared with one another at most
 COMMON = 0.1  # share of all places from which a code is no thing but what things stand on
 PERSISTENT = 0.9  # share of places where a thing is still there a step later
@@ -106,7 +107,7 @@ def find_idle(book, used: Tensor) -> list[tuple[str, list[int], int | None]]:
         used: codes of some observations, any shape; what occurs there is not idle.
     """
     seen = torch.bincount(used.flatten(), minlength=len(book.live)) > 0
-    unused = book.live & ~seen & (book.usage < FORGOTTEN)
+    unused = book.live & ~seen & (book.usage < UNUSED)
     found = [("unused", unused.nonzero().squeeze(1).tolist(), None)]
     rows = (book.describes() & ~unused).nonzero().squeeze(1)
     rows = rows[book.usage[rows].argsort(descending=True, stable=True)]

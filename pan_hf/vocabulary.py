@@ -23,7 +23,7 @@ from pan_hf.evaluate import find_checkpoint, results_folder
 from pan_hf.hub import hub_id
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.image_codec_pan import as_bytes
-from pan_hf.modeling.quantizer_pan import FORGOTTEN
+from pan_hf.modeling.novelty_pan import UNUSED
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization import PanProcessor
 
@@ -62,7 +62,7 @@ def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
     for segment in ["text", *ledger.segments]:
         born, live = ledger.born(segment), ledger.live(segment)
         usage = _usage(model, segment)
-        used = "" if usage is None else str(int((usage >= FORGOTTEN).sum()))
+        used = "" if usage is None else str(int((usage >= UNUSED).sum()))
         counts.add_row(segment, str(ledger.capacity(segment)), str(born), str(born - live), str(live), used)
     newest = Table("step", "segment", "count", "reason", "names or ids", title="Newest tokens")
     for birth in [birth for birth in ledger.births if birth["reason"] != "start"][: -NEWEST - 1 : -1]:
