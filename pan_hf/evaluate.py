@@ -196,6 +196,7 @@ class _Evaluation:
             self._add(*where, model, measures)
 
     def _by_action(self, where: Where, kept: Tensor, action: Tensor, predicted: Step, true) -> None:
+        """Exact states of the first step, by which of the discrete actions was taken."""
         described = self.model.config.action
         if described.kind != "discrete":
             return

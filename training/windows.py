@@ -328,12 +328,10 @@ def openness_by_kind(windows: Windows, trajectories: Trajectories) -> dict[tuple
     share = (torch.bincount(of_window, moved, len(kinds)) + 1) / (count + 2)  # a kind met once or twice is open
     bits = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / math.log(2)
     weight = SETTLED + (1 - SETTLED) * bits
-    found = {}
-    for environment in {name for name, _ in kinds}:
-        here = torch.tensor([name == environment for name, _ in kinds]) & (count > 0)
-        mean = (weight * count)[here].sum() / count[here].sum()
-        found |= {kinds[index]: float(weight[index] / mean) for index in here.nonzero().flatten().tolist()}
-    return found
+    here = torch.from_numpy(np.unique([environment for environment, _ in kinds], return_inverse=True)[1])
+    mean = torch.bincount(here, weight * count) / torch.bincount(here, count)
+    values = zip(kinds, (weight / mean[here]).tolist(), count.tolist(), strict=True)
+    return {kind: value for kind, value, times in values if times}  # only the end of an episode may be of a kind
 
 
 def openness(windows: Windows, trajectories: Trajectories, by_kind: dict[tuple[str, int], float]) -> Tensor:
