@@ -221,7 +221,7 @@ class Prices:
         embeddings = model.get_input_embeddings()
         token = 2.0 * (_size(backbone) - _size(embeddings))
         blocks = {block.name: _block_operations(model, block) for block in model.blocks}
-        fixed = 2.0 * sum(_glance_operations(model, name) for name in model.glances)
+        fixed = sum(_glance_operations(model, name) for name in model.glances)
         fixed += 2.0 * model.layout.num_places * _size(model.outcome.features)
         whole = fixed + sum(blocks.values()) + token * model.layout.step_length
         calls = {f"{name}.latents": head.num_calls for name, head in model.latent_heads.items()}
@@ -233,12 +233,11 @@ def _size(module) -> int:
 
 
 def _glance_operations(model, name: str) -> float:
-    """Half of them: weights and positions of a glance, which reads the inventory against every row reserved."""
     glance = model.glances[name]
-    layers = (glance.norm, glance.place, glance.around, glance.change)
-    once = _size(glance.action_norm) + _size(glance.action) + glance.gist.numel()
-    once += len(model.live_codes(name, 0)) * glance.inventory.out_features
-    return glance.sense.num_places * sum(map(_size, layers)) + once
+    everywhere = sum(map(_size, (glance.norm, glance.place, glance.around, glance.change)))
+    once = sum(map(_size, (glance.action_norm, glance.action, glance.gist)))
+    inventory = len(model.live_codes(name, 0)) * glance.inventory.out_features  # read against every row reserved
+    return 2.0 * (glance.sense.num_places * everywhere + once + inventory)
 
 
 def _block_operations(model, block: Block) -> float:

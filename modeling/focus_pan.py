@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
 from .belief_pan import ABSENT, State
 from .senses_pan import fold_places, unfold_places
@@ -96,12 +95,9 @@ class Glance(nn.Module):
         self.place, self.action = nn.Linear(hidden_size, width), nn.Linear(hidden_size, width)
         self.around = nn.Conv2d(width, width, 3, padding=1)
         self.change = nn.Linear(width, 1)
-        self.gist = nn.Parameter(torch.empty(hidden_size, 2 * width))
+        self.gist = SilentLinear(2 * width, hidden_size, bias=False)
         self.row_norm = nn.LayerNorm(hidden_size)
         self.inventory = SilentLinear(hidden_size, hidden_size, bias=False)
-
-    def reset_pan_parameters(self, _std: float) -> None:
-        init.zeros_(self.gist)
 
     def table(self, rows: Tensor) -> Tensor:
         """What it adds to the gist that a code of level 0 stands anywhere, worked out once for all of them: rows of
@@ -114,7 +110,7 @@ class Glance(nn.Module):
         x = self.place(self.norm(places)) + self.action(self.action_norm(action)).unsqueeze(1)
         x = nn.functional.gelu(x).unflatten(1, self.sense.place_grid).permute(0, 3, 1, 2)
         x = x.flatten(2).transpose(1, 2) + nn.functional.gelu(self.around(x)).flatten(2).transpose(1, 2)
-        gist = nn.functional.linear(torch.cat([x.amax(1), x.mean(1)], -1), self.gist.to(x.dtype))
+        gist = self.gist(torch.cat([x.amax(1), x.mean(1)], -1))
         there = table.new_zeros(len(codes), len(table) + 1).scatter(1, codes % (len(table) + 1), 1.0)
         return self.change(x).squeeze(-1).float(), gist + there[:, :-1] @ table
 

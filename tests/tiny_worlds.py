@@ -110,7 +110,7 @@ def world_model(senses=("camera", "mission"), action="discrete", architecture="q
     model = PanModel.from_backbone(backbone, dict(chosen), action, text_reserve=10, adapter_dim=16, **config)
     with torch.no_grad():  # what begins at zero would hide mistakes
         for name, parameter in model.named_parameters():
-            silent = name.endswith((".inventory.weight", ".denoiser.out.weight"))
+            silent = name.endswith((".gist.weight", ".inventory.weight", ".denoiser.out.weight"))
             if silent or name.startswith(("queries.", "text_start")):
                 parameter.normal_(std=0.3)
     return model.eval()
