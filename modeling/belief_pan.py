@@ -159,7 +159,7 @@ class Belief:
         state = State.combine([belief.state for belief in beliefs], torch.cat)
         return replace(first, state=state, history=history, prefix=prefix, cache=cache)
 
-    def decode(self, sense: str, num_levels: int | None = None, latents: bool = True) -> Tensor:
+    def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
         """The current observation in one sense; see [`PanModel.decode`]."""
         return self.model.decode(self.state, sense, num_levels=num_levels, latents=latents)
 
@@ -205,11 +205,16 @@ class Futures:
         flat = torch.cat([tensor.flatten(2) for tensor in self.state.tensors(levels)], 2)
         return [[step.tobytes() for step in row] for row in flat.to(torch.int32).cpu().numpy()]
 
-    def decode(self, sense: str, num_levels: int | None = None, latents: bool = True) -> Tensor:
-        """The imagined observations in one sense, `(N, H, ...)`; latents are drawn here, once, if asked for."""
-        if latents and sense in self.conditions and sense not in self.state.latents:
-            self.state.latents[sense] = self.belief.model.sample_latents(sense, self.conditions[sense], self.seed)
-        return self.belief.model.decode(self.state, sense, num_levels=num_levels, latents=latents)
+    def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
+        """The imagined observations in one sense, `(N, H, ...)`. `latents`: draw them, once, and use them; by default
+        where they help (see [`PanModel.decode`]), and with an effort wherever it predicted them."""
+        model = self.belief.model
+        if latents is None and self.switch is not None:
+            latents = True
+        is_open = sense in self.conditions and sense not in self.state.latents
+        if is_open and (model.senses[sense].latents_help if latents is None else latents):
+            self.state.latents[sense] = model.sample_latents(sense, self.conditions[sense], self.seed)
+        return model.decode(self.state, sense, num_levels=num_levels, latents=latents)
 
 
 @dataclass

@@ -326,11 +326,17 @@ class ImageCodec(nn.Module):
         """Standard deviation of a decoded pixel, without or with latents, as far as training told; a scalar."""
         return self.residual_scale[int(latents)].clamp(min=LEAST_SCALE)
 
+    @property
+    def latents_help(self) -> bool:
+        """Whether true frames came closer with their latents than by codes alone, as far as training told. Where codes
+        leave nothing over, the noise that latents bear is all that they add."""
+        return bool(self.residual_scale[1] <= self.residual_scale[0])
+
     @torch.no_grad()
     def _track_scales(self, error: Tensor, with_latents: Tensor) -> None:
         """Moving root mean square error without and with latents: the decoder's noise scale in `log_prob`."""
-        alone = summed(error.mean()) / summed(error.new_ones(()))
-        count = summed(error.new_tensor(with_latents.numel()))
-        both = torch.minimum(alone, summed(with_latents.sum()) / count) if count > 0 else alone
-        now = torch.stack([alone.sqrt(), both.sqrt()])
-        self.residual_scale.lerp_(now.to(self.residual_scale.dtype), 0.02)
+        for index, found in enumerate((error, with_latents)):
+            count = summed(error.new_tensor(found.numel()))
+            if count > 0:
+                scale = (summed(found.sum()) / count).sqrt()
+                self.residual_scale[index].lerp_(scale.to(self.residual_scale.dtype), 0.02)

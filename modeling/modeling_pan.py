@@ -317,14 +317,15 @@ class PanModel(
         state.text = {name: observation[name] for name in self.config.text_senses}
         return state
 
-    def decode(self, state: State, sense: str, num_levels: int | None = None, latents: bool = True) -> Tensor:
+    def decode(self, state: State, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
         """The decoder g for one sense, from any prefix of blocks.
 
         Args:
             state: with any leading shape.
             sense (`str`): which.
             num_levels (`int`, *optional*): levels to use, coarse first; all by default.
-            latents (`bool`): use the state's latents, if it has them and all levels are used.
+            latents (`bool`, *optional*): use the state's latents, if it has them and all levels are used; by default
+                where they help, that is, where true frames came closer with them in training.
 
         Returns:
             images `(..., C, height, width)` uint8, vectors `(..., dim)` float, text `(..., max_length)` ids.
@@ -342,6 +343,7 @@ class PanModel(
             raise ValueError(f"{sense!r} has levels 1 to {len(levels)}; got num_levels={num_levels}.")
         leading = levels[0].shape[:-1]
         flat = [level.flatten(0, len(leading) - 1) for level in levels[:num_levels]]
+        latents = self.senses[sense].latents_help if latents is None else latents
         use_latents = latents and num_levels == len(levels) and sense in state.latents
         given = state.latents[sense].flatten(0, len(leading) - 1) if use_latents else None
         decoded = self.senses[sense].decode(flat, given)

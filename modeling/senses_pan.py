@@ -1,7 +1,8 @@
 """The codec of each kind of sense, under one interface.
 
-A codec has `encode(observation) -> (codes, latents)`, `decode(codes, latents)`, `decode_probabilities` and `describe`;
-a new kind of sense is one more entry in `CODECS`. Vectors use the lattice, whose remainder is the latent.
+A codec has `encode(observation) -> (codes, latents)`, `decode(codes, latents)`, `latents_help`, `decode_probabilities`
+and `describe`; a new kind of sense is one more entry in `CODECS`. Vectors use the lattice, whose remainder is the
+latent.
 """
 
 import torch
@@ -14,6 +15,8 @@ from .rows_pan import describe_digits
 
 class VectorCodec(nn.Module):
     """The lattice behind the interface of a codec; nothing to train, so its stage-1 losses are empty."""
+
+    latents_help = True  # they are what digits leave over
 
     def __init__(self, sense):
         super().__init__()

@@ -157,7 +157,7 @@ class SimulationMixin:
             effort ([`Effort`], `str` or names of blocks, *optional*): what of the next states is predicted: "all",
                 "focused" (all codes, where something is likely to change), "coarsest", "auto" (the model's switch
                 decides), the names of `model.blocks` to predict, or an [`Effort`] with a cap, a price or a task.
-                Without one, every discrete block everywhere, and latents when something is decoded.
+                Without one, every discrete block everywhere, and latents when something is decoded and they help.
             reencode (`int`): against drift, after every so many steps what was imagined is decoded and encoded anew,
                 and the next step is predicted from that; 0: never.
 
@@ -252,9 +252,10 @@ class SimulationMixin:
         )
 
     def _seen_again(self, state: State, conditions: dict[str, Tensor], generator: torch.Generator | None) -> State:
-        """An imagined state as it would be encoded if it were seen: decoded, its latents drawn if they are not there,
-        and encoded."""
-        drawn = {name: self.latent_heads[name].sample(told, generator) for name, told in conditions.items()}
+        """An imagined state as it would be encoded if it were seen: decoded, its latents drawn where they help and are
+        not there, and encoded."""
+        helpful = [name for name in conditions if self.senses[name].latents_help]
+        drawn = {name: self.latent_heads[name].sample(conditions[name], generator) for name in helpful}
         whole = State(state.codes, drawn | state.latents, state.text)
         seen = {name: self.decode(whole, name).unsqueeze(1) for name in self.config.place_senses}
         seen |= {name: words.unsqueeze(1) for name, words in state.text.items()}
@@ -340,7 +341,7 @@ class SimulationMixin:
 
     @torch.no_grad()
     def log_prob(
-        self, belief: Belief, actions: Tensor, observations: dict[str, Tensor], latents: bool = True
+        self, belief: Belief, actions: Tensor, observations: dict[str, Tensor], latents: bool | None = None
     ) -> LogProb:
         """log p(o' | o, a) of true next observations, teacher forced (the factorisation at the end of section 5.2).
 
@@ -351,7 +352,8 @@ class SimulationMixin:
 
         Args:
             belief: of batch B; actions: `(B, H, ...)`; observations: `(B, H, ...)`, what was seen after each action.
-            latents (`bool`): spend bits on the latents and decode with them; False decodes from the codes alone.
+            latents (`bool`, *optional*): spend bits on the latents and decode with them, or decode from the codes
+                alone; by default as `decode` does.
 
         Returns:
             [`LogProb`], each part `(B, H)` in nats.
@@ -372,7 +374,7 @@ class SimulationMixin:
         return LogProb(*(torch.stack(column, 1) for column in zip(*parts, strict=True)))
 
     def _residual_log_prob(
-        self, target: State, step: _Step, tables: CodeTables, true: dict[str, Tensor], latents: bool
+        self, target: State, step: _Step, tables: CodeTables, true: dict[str, Tensor], latents: bool | None
     ) -> tuple[Tensor, Tensor]:
         rows = len(target.tensors()[0])
         latent_part, seen_part = torch.zeros(rows, device=self.device), torch.zeros(rows, device=self.device)
@@ -380,7 +382,7 @@ class SimulationMixin:
             if self.config.senses[name].kind != "image":
                 continue
             blurred = None
-            if latents and name in self.latent_heads:
+            if name in self.latent_heads and (codec.latents_help if latents is None else latents):
                 condition = self.latent_condition(name, step.hidden, step.trunk, target, tables)
                 latent_part = latent_part + self.latent_heads[name].log_prob_bound(target.latents[name], condition)
                 noise = torch.Generator(device=self.device).manual_seed(0)

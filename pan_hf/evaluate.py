@@ -216,7 +216,7 @@ class _Evaluation:
         state = self.model.encode(shown)
         for name, levels in state.codes.items():
             variants = {f"levels_{k}_": {"num_levels": k, "latents": False} for k in range(1, len(levels) + 1)}
-            variants |= {"": {"latents": False}} | ({"latents_": {}} if name in state.latents else {})
+            variants |= {"": {"latents": False}} | ({"latents_": {"latents": True}} if name in state.latents else {})
             for prefix, options in variants.items():
                 rebuilt = self.model.decode(state, name, **options)[:, 0]
                 measures = _rebuilt(self.judge.senses[name].kind, rebuilt, shown[name][:, 0])

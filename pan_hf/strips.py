@@ -51,9 +51,10 @@ def write_strips(
 ) -> list[Path]:
     """Simulates the median and the worst window again and writes each as a strip.
 
-    A strip is `<environment>-<rank>.npz` with `real`, `imagined`, `codes_only` (imagined, without latents) and
-    `spent_<task>` (see `spending_map`), uint8 `(horizon + 1, height, width, 3)`, each beginning with the true start
-    frame, and a JSON of the same name: title, environment, actions, horizon, and by task the mean `compute` of a step.
+    A strip is `<environment>-<rank>.npz` with `real`, `imagined`, `codes_only` (imagined, where latents were used,
+    without them) and `spent_<task>` (see `spending_map`), uint8 `(horizon + 1, height, width, 3)`, each beginning with
+    the true start frame, and a JSON of the same name: title, environment, actions, horizon, and by task the mean
+    `compute` of a step.
 
     Args:
         reader (`WindowReader`): gives the batches; its model is the one shown.
@@ -77,7 +78,8 @@ def write_strips(
         futures = reader.model.simulate(belief, actions, temperature=temperature, seed=seed)
         real = batch["observation"][image][0, reader.lead :]
         views = {"real": real[1:], "imagined": futures.decode(image)[0]}
-        views |= {"codes_only": futures.decode(image, latents=False)[0]}
+        if image in futures.state.latents:  # else codes are all there is
+            views |= {"codes_only": futures.decode(image, latents=False)[0]}
         compute = {}
         for task in MAPPED_TASKS if hasattr(reader.model, "switch") else ():
             spent = reader.model.simulate(belief, actions, temperature=0.0, seed=seed, effort=Effort(task=task))

@@ -357,6 +357,19 @@ def test_each_block_makes_the_decoded_frame_better():
     prefixes = [(codes[:count], None) for count in range(1, 4)] + [(codes, latents)]
     errors = [float((codec.decode(*blocks) - codec.to_float(frames)).square().mean()) for blocks in prefixes]
     assert all(better < 0.95 * worse for worse, better in itertools.pairwise(errors)), errors
+    assert codec.latents_help and codec.error_scale(latents=True) < codec.error_scale()
+
+
+@pytest.mark.parametrize("size, helps", [(0.0, False), (1.0, True)])
+def test_latents_help_where_frames_came_closer_with_them(size, helps):
+    codec = image_codec().train()
+    alone, with_latents = torch.ones(4, 3), torch.full((4, 3), 4.0 - 3.9 * size)
+    for _ in range(200):
+        codec._track_scales(alone, with_latents)
+    assert codec.latents_help == helps
+    torch.testing.assert_close(codec.error_scale(latents=True), with_latents[0, 0].sqrt(), atol=0.02, rtol=0)
+    codec._track_scales(alone, with_latents[:0])  # a batch in which no frame was told with latents says nothing of it
+    torch.testing.assert_close(codec.error_scale(latents=True), with_latents[0, 0].sqrt(), atol=0.02, rtol=0)
 
 
 @pytest.mark.slow

@@ -140,6 +140,26 @@ def test_a_step_of_all_blocks_costs_one_and_draws_the_latents():
     assert not torch.equal(futures.decode("camera"), futures.decode("camera", latents=False))
 
 
+def test_latents_that_do_not_help_are_used_where_they_are_asked_for_alone():
+    model = world_model(EVERYTHING)
+    model.senses["camera"].residual_scale.copy_(torch.tensor([0.1, 0.2]))
+    belief, actions = beginning(model), acts(model, 3, 2)
+    futures = model.simulate(belief, actions, seed=0)
+    by_codes = futures.decode("camera")
+    assert "camera" not in futures.state.latents
+    assert torch.equal(by_codes, futures.decode("camera", latents=False))
+    assert not torch.equal(by_codes, futures.decode("camera", latents=True))
+    assert torch.equal(by_codes, futures.decode("camera"))
+    whole = model.simulate(belief, actions, seed=0, effort="all")
+    assert not torch.equal(whole.decode("camera"), whole.decode("camera", latents=False))
+    assert torch.equal(belief.decode("camera"), belief.decode("camera", latents=False))
+    later = {name: values for name, values in observe(model, 3, 2, seed=5).items() if name != "mission"}
+    found, forced = (model.log_prob(belief, actions, later, latents=given) for given in (None, True))
+    assert torch.equal(found.codes, forced.codes) and (forced.latents < found.latents).all()
+    model.senses["camera"].residual_scale.copy_(torch.tensor([0.2, 0.1]))
+    assert torch.equal(futures.decode("camera"), futures.decode("camera", latents=True))
+
+
 @pytest.mark.parametrize("architecture, config", LAYOUTS)
 def test_what_is_not_predicted_stays_or_is_absent_where_something_coarser_changed(architecture, config):
     model = world_model(EVERYTHING, architecture=architecture, **config)
