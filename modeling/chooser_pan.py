@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from .belief_pan import ABSENT, State
+from .belief_pan import State
 from .focus_pan import At
 from .numbers_pan import readout_numbers
 from .senses_pan import fold_places, spread_codes, unfold_places
@@ -100,12 +100,15 @@ class Chooser:
         return codes
 
     def carried(self, name: str, level: int) -> Tensor:
-        """A level's codes where it is not predicted: as they were, but absent where something coarser has changed."""
+        """A level's codes where it is not predicted: as they were, but what is usual, or absent if nothing is, where
+        something coarser has changed."""
         sense, now = self.model.config.senses[name], self.current.codes[name]
         gone = torch.zeros_like(now[level], dtype=torch.bool)
         for coarser in range(level):
             gone |= spread_codes(self.codes[name][coarser] != now[coarser], sense, coarser, level)
-        return now[level].masked_fill(gone, ABSENT)
+        if not level:
+            return now[level]
+        return torch.where(gone, self.model.senses[name].usual_refinements(self.codes[name][-1], level), now[level])
 
     def _level(
         self,

@@ -2,7 +2,8 @@
 
 The next state is made of *blocks*: each sense's levels, changing texts, and the latents of each sense. Which of them
 are predicted, of which places, is the *effort*: fixed, capped, or left to the model's switch (`switch_pan`) at a
-price. What is not predicted is carried over where nothing coarser changes, and absent where something does.
+price. What is not predicted is carried over where nothing coarser changes, and where something does it is what usually
+refines it, or absent where nothing is usual.
 
 Shapes: N = rows, K = blocks.
 """

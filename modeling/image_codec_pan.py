@@ -77,10 +77,11 @@ class ImageCodec(nn.Module):
         self.stem = nn.Linear(pixels, width)
         self.encoder = nn.ModuleList(PositionBlock(width, sense.kernel_size) for _ in range(sense.num_blocks))
         self.encoder_norm = nn.LayerNorm(width)
+        finer = [*sense.level_strides[1:], None]
         self.codebooks = nn.ModuleList(
-            Codebook(size, capacity, dim, pixels * stride**2)
-            for size, capacity, stride in zip(
-                sense.codebook_size, sense.codebook_capacity, sense.level_strides, strict=True
+            Codebook(size, capacity, dim, pixels * stride**2, (stride // below) ** 2 if below else 0)
+            for size, capacity, stride, below in zip(
+                sense.codebook_size, sense.codebook_capacity, sense.level_strides, finer, strict=True
             )
         )
         self.to_code = nn.ModuleList(nn.Linear(stride**2 * width, dim) for stride in sense.level_strides)
@@ -151,6 +152,31 @@ class ImageCodec(nn.Module):
         vectors = [book.lookup(c) for book, c in zip(self.codebooks, codes, strict=True)]
         coded = self._code_map(vectors, codes)
         return self._latents(self._features(frames), coded).flatten(1, 2) / self.latent_scale
+
+    def note_refinements(self, codes: list[Tensor]) -> None:
+        """Keeps which codes of each level most often stand under each code of the level before it, of codes of all
+        levels `(N, n)`; what is known of a code that does not occur stays."""
+        for level, book in enumerate(self.codebooks[:-1]):
+            slots, size = book.refinements.shape[1], len(self.codebooks[level + 1].live)
+            counts = torch.zeros(len(book.live) * slots * size, dtype=torch.long, device=book.live.device)
+            for coarse, fine in zip(codes[level].split(4096), codes[level + 1].split(4096), strict=True):
+                row = coarse.long().unsqueeze(-1) * slots + torch.arange(slots, device=coarse.device)
+                counts += (row * size + self._under(fine.long(), level)).flatten().bincount(minlength=len(counts))
+            most, usual = counts.view(len(book.live), slots, size).max(-1)
+            book.refinements.copy_(torch.where(most > 0, usual + 1, book.refinements))
+
+    def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
+        """The codes of a level that usually stand under codes of the level before it, `(N, n')` -> `(N, n)`; below 0
+        where that is not known, or the usual code lives no more."""
+        found = nn.functional.embedding(coarser.clamp(min=0), self.codebooks[level - 1].refinements) - 1
+        found = torch.where((coarser >= 0).unsqueeze(-1) & self.codebooks[level].live[found], found, -1)
+        factor = int(found.shape[-1] ** 0.5)
+        return unfold_grid(found.unflatten(1, self.level_grid(level - 1)), factor).flatten(1)
+
+    def _under(self, fine: Tensor, level: int) -> Tensor:
+        """Codes of the level behind `level`, `(N, n)`, by the codes that they stand under, `(N, n', slots)`."""
+        factor = self.sense.level_strides[level] // self.sense.level_strides[level + 1]
+        return fold_grid(fine.unflatten(1, self.level_grid(level + 1)).unsqueeze(-1), factor).flatten(1, 2)
 
     def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
         """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each

@@ -25,6 +25,8 @@ class Codebook(nn.Module):
         dim (`int`): width of a row.
         picture_dim (`int`): numbers of the piece of picture that a code covers. Each row keeps in `corrections` what
             the decoder's picture of it lacked when it was born from an observation; zero for codes of training.
+        refined_by (`int`): codes of the next level that a code covers. Each row keeps in `refinements` which ones
+            these usually are, counted from 1; 0 where that is not known.
         decay (`float`): of the moving averages.
         revive_below (`float`): a live code used less than this many times a batch, on average, is moved onto an
             encoder output that the codebook describes badly, where there is one.
@@ -36,6 +38,7 @@ class Codebook(nn.Module):
         capacity: int,
         dim: int,
         picture_dim: int = 0,
+        refined_by: int = 0,
         decay: float = 0.95,
         revive_below: float = 0.03,
     ):
@@ -46,12 +49,13 @@ class Codebook(nn.Module):
         self.register_buffer("usage", torch.zeros(capacity))
         self.register_buffer("sums", torch.zeros(capacity, dim))
         self.register_buffer("corrections", torch.zeros(capacity, picture_dim))
+        self.register_buffer("refinements", torch.zeros(capacity, refined_by, dtype=torch.long))
         self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
 
     def reset_pan_parameters(self, _std: float) -> None:
         init.normal_(self.vectors, std=1.0)
         init.copy_(self.live, torch.arange(len(self.live)) < self.size)
-        for buffer in (self.usage, self.sums, self.corrections, self.started):
+        for buffer in (self.usage, self.sums, self.corrections, self.refinements, self.started):
             init.zeros_(buffer)
 
     def distances(self, inputs: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ class Codebook(nn.Module):
         rows = slice(codes.start, codes.stop)
         self.vectors[rows] = self.sums[rows] = vectors.to(self.vectors.dtype)
         self.usage[rows], self.live[rows] = 1.0, True
-        self.corrections[rows] = 0.0
+        self.corrections[rows], self.refinements[rows] = 0.0, 0
 
     def reserve(self, rows: int) -> None:
         """Appends dead rows."""

@@ -35,6 +35,10 @@ class VectorCodec(nn.Module):
         """Digits `(..., num_codes)`, one a level -> where between the bounds each coordinate is, in [-1, 1]."""
         return 2 * digits_to_unit(codes, self.sense.base) - 1
 
+    def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
+        """No digit is usual below 0: the middle of a cell, what its digits alone decode to, is the better guess."""
+        return torch.full_like(coarser, -1)
+
     def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
         """Any prefix of digits -> `(B, dim)` float; with all of them, latents make it exact."""
         return self.lattice.decode(codes, latents if len(codes) == self.sense.num_levels else None)

@@ -34,7 +34,7 @@ from pan_hf.tokenization.vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 __all__ = ["base_of", "ia3_config", "load_adapter", "lora_config", "save_adapter", "targets", "train_grown_rows"]
 
 CONFIG, WEIGHTS, GROWN = "adapter_config.json", "adapter_model.safetensors", "grown.safetensors"
-_BOOK = ("vectors", "sums", "usage", "corrections")
+_BOOK = ("vectors", "sums", "usage", "corrections", "refinements")
 _MARKED = 256  # numbers kept of a tensor by which a base is known again
 _CLOSE = 2**-6  # of their size: a base may be loaded in half precision
 _MANY = 4  # names shown of a long list

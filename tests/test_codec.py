@@ -397,6 +397,38 @@ def test_latents_mend_the_codes_of_the_frame_before():
     assert error(latents) > error(codec.latents_given(frames, old))  # what other codes lack is another thing
 
 
+@pytest.mark.parametrize("strides", [[1, 1], [2, 1]])
+def test_the_usual_refinement_is_the_code_that_most_often_stands_under_a_code(strides):
+    codec = image_codec(level_strides=strides, **_books(2))
+    codec.codebooks[1].live.fill_(True)
+    factor = strides[0] // strides[1]
+    rows, columns = codec.level_grid(0)
+    coarse = torch.randint(0, 4, (200, rows, columns))
+    slot = torch.arange(factor).view(-1, 1) * factor + torch.arange(factor)
+    slot = slot.repeat(rows, columns)  # where under its code each finer one stands
+    usual = coarse.repeat_interleave(factor, 1).repeat_interleave(factor, 2) + slot
+    fine = torch.where(torch.rand(usual.shape) < 0.3, torch.randint_like(usual, 8), usual)
+    assert (codec.usual_refinements(coarse.flatten(1), 1) == -1).all()
+    codec.note_refinements([coarse.flatten(1).short(), fine.flatten(1).short()])
+    assert torch.equal(codec.usual_refinements(coarse.flatten(1), 1), usual.flatten(1))
+    absent = torch.full((1, rows * columns), -1)
+    assert (codec.usual_refinements(absent, 1) == -1).all()
+    codec.note_refinements([torch.ones_like(coarse).flatten(1), torch.zeros_like(fine).flatten(1)])
+    expected = torch.where(usual - slot == 1, 0, usual)  # the others keep what was known of them
+    assert torch.equal(codec.usual_refinements(coarse.flatten(1), 1), expected.flatten(1))
+    codec.codebooks[1].live[0] = False
+    assert torch.equal(codec.usual_refinements(coarse.flatten(1), 1) == -1, (expected == 0).flatten(1))
+
+
+def test_a_new_code_has_no_usual_refinement():
+    book = Codebook(4, 8, 2, refined_by=4)
+    book.refinements.fill_(3)
+    book.add(range(4, 6), torch.randn(2, 2))
+    assert (book.refinements[4:6] == 0).all() and (book.refinements[:4] == 3).all()
+    book.reserve(2)
+    assert (book.refinements[8:] == 0).all()
+
+
 # the lattice
 
 

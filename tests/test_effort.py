@@ -177,6 +177,20 @@ def test_what_is_not_predicted_stays_or_is_absent_where_something_coarser_change
     assert (again.codes["camera"][1] >= 0).all()
 
 
+def test_what_is_not_predicted_is_what_usually_refines_the_coarser_code():
+    model = world_model(EVERYTHING)
+    codec, belief = model.senses["camera"], beginning(model)
+    coarsest = Effort(("camera.0",), least_change=None)
+    unknown = model.simulate(belief, acts(model, 3, 1), seed=3, effort=coarsest).codes["camera"]
+    codec.note_refinements([level[:, 0] for level in model.encode(observe(model, 64)).codes["camera"]])
+    found = model.simulate(belief, acts(model, 3, 1), seed=3, effort=coarsest).codes["camera"]
+    assert torch.equal(found[0], unknown[0])
+    usual = codec.usual_refinements(found[0][:, 0], 1)
+    gone = unknown[1] == ABSENT
+    assert gone.any() and torch.equal(found[1][gone], usual[gone[:, 0]])
+    assert torch.equal(found[1][~gone], unknown[1][~gone])
+
+
 @pytest.mark.parametrize("architecture, config", LAYOUTS)
 def test_places_out_of_focus_stay_as_they_are(architecture, config, monkeypatch):
     model = world_model(EVERYTHING, architecture=architecture, **config)

@@ -101,7 +101,7 @@ def test_a_stage_trains_its_part_logs_its_losses_and_leaves_the_rest(name, world
         "latent_head": "latent_heads.",
         "dynamics": (
             *("language_model.", "readouts.", "state_embeddings.", "queries.", "outcome.", "inverse_dynamics."),
-            "glances.",
+            *("glances.", "senses.camera.codebooks.0.refinements"),
         ),
         "joint": "",
         "switch": "switch.",
@@ -120,6 +120,17 @@ def test_a_stage_trains_its_part_logs_its_losses_and_leaves_the_rest(name, world
     processor = PanProcessor.from_pretrained(final)
     processor.check_model(PanModel.from_pretrained(final))
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["final", "log.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True])
+def test_dynamics_notes_which_codes_refine_which(streaming, world, tmp_path):
+    final = run_stage(world, "dynamics", tmp_path / "dynamics", max_steps=1, streaming=streaming)
+    model = PanModel.from_pretrained(final)
+    frames = torch.from_numpy(world.trajectories.observations["camera"])
+    coarse, fine = model.senses["camera"].encode(frames)[0]
+    share = (model.senses["camera"].usual_refinements(coarse, 1) == fine).float().mean()
+    assert share > 1.2 / model.config.senses["camera"].codebook_size[1]  # codes are random, yet some go together
 
 
 @pytest.mark.slow

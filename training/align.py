@@ -44,12 +44,21 @@ def make_raw(model, processor, trajectories, args=None, survey=None):
     return raw, weights
 
 
+def note_refinements(model, windows: Windows) -> None:
+    """Lets each image sense keep which finer codes usually stand under its coarser ones: where the finer are not
+    predicted, they are the best guess."""
+    for name, levels in windows.tensors["codes"].items():
+        if model.config.senses[name].kind == "image":
+            model.senses[name].note_refinements(levels)
+
+
 DYNAMICS = Stage(
     name="dynamics",
     objective="dynamics",
     trains=r"(?!senses\.|latent_heads\.|switch\.)",
     half=True,
     make_data=make_encoded,
+    look=note_refinements,
     streams=True,
     defaults={"learning_rate": 2.5e-3},
 )

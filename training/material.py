@@ -80,6 +80,7 @@ def gather_material(
         first, last = split(list(range(trajectories.num_episodes)), args.eval_fraction, args.seed)
         trained, kept = trajectories.select(first), trajectories.select(last)
     dataset, weights = stage.make_data(model, processor, trained, args)
+    stage.look(model, dataset)
     held_out, rollouts = _judges(stage, args, model, processor, kept)
     return Material(dataset, WeightedRows(weights, args.seed), held_out, known, rollouts)
 
@@ -104,7 +105,9 @@ def _streamed(stage: Stage, args: StageArguments, model, processor) -> Material:
         kept = some_episodes(args.data, args.seed, ROWS_IN_MEMORY * args.stream_buffer, last)
         kept = load_trajectories(args.data, "train", episodes=kept)
         known = list(zip(kept.fingerprints, kept.environments, strict=True))
-    still, known_of_all = as_they_are(model), survey(model, processor, args.data, episodes, args.seed)
+    still = as_they_are(model)
+    known_of_all, surveyed = survey(model, processor, args.data, episodes, args.seed)
+    stage.look(model, surveyed)
 
     def of_episode(trajectories: Trajectories):
         return stage.make_data(still, processor, trajectories, None, known_of_all)

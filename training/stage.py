@@ -126,6 +126,8 @@ class Stage:
         save: `(folder, what wrap gave, processor, files)`, how the result is saved, see [`save_checkpoint`].
         arguments: the class of its arguments.
         callbacks: `(model, dataset, arguments) -> callbacks` of the Trainer.
+        look: `(model, dataset) -> None`, what the model notes of a recording before it trains on it: of all windows,
+            or, of a stream, of those that were surveyed.
         streams: whether it can go through a recording window by window. Other stages need few windows; with
             `streaming` they get those of some episodes, drawn at random.
     """
@@ -143,6 +145,7 @@ class Stage:
     save: Callable[[Path, torch.nn.Module, PanProcessor, dict[str, str]], None] = save_checkpoint
     arguments: type[StageArguments] = StageArguments
     callbacks: Callable[[PanModel, Dataset, StageArguments], list[TrainerCallback]] = lambda model, data, args: []
+    look: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
     streams: bool = False
 
 

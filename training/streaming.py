@@ -25,6 +25,7 @@ from torch.utils.data import IterableDataset
 from pan_hf.training.windows import (
     Draw,
     Weighing,
+    Windows,
     change_weights,
     is_rare,
     openness,
@@ -69,8 +70,9 @@ def some_episodes(root: str | Path, seed: int, most_rows: int, among: list[int] 
     return chosen
 
 
-def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -> Survey:
-    """Looks at a recording: some of the episodes whole, of the others rewards and ends alone."""
+def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -> tuple[Survey, Windows]:
+    """Looks at a recording: some of the episodes whole, of which it also gives the encoded windows, of the others
+    rewards and ends alone."""
     from pan_hf.training.align import make_encoded
 
     chosen = np.random.default_rng(seed).permutation(episodes)[:SURVEYED]
@@ -94,7 +96,7 @@ def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -
     boost, share = reward_boost(rare, plain), float(rare.float().mean())
     mean = plain if boost is None else share * boost + (1 - share) * plain
     seen = usually_seen({name: tensors[name] for name in model.config.place_senses})
-    return Survey(seen, Weighing(usual, boost, mean), by_kind)
+    return Survey(seen, Weighing(usual, boost, mean), by_kind), windows
 
 
 class WindowStream(IterableDataset):
