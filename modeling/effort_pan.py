@@ -235,10 +235,13 @@ def _size(module) -> int:
 
 def _glance_operations(model, name: str) -> float:
     glance = model.glances[name]
-    everywhere = sum(map(_size, (glance.norm, glance.place, glance.around, glance.change)))
+    by_place, by_cell = (glance.norm, glance.place), (glance.around, glance.change)
+    everywhere = glance.sense.num_places * (
+        sum(map(_size, by_place)) + glance.sense.codes_per_place[0] * sum(map(_size, by_cell))
+    )
     once = sum(map(_size, (glance.action_norm, glance.action, glance.gist)))
     inventory = len(model.live_codes(name, 0)) * glance.inventory.out_features  # read against every row reserved
-    return 2.0 * (glance.sense.num_places * everywhere + once + inventory)
+    return 2.0 * (everywhere + once + inventory)
 
 
 def _block_operations(model, block: Block) -> float:

@@ -1,11 +1,11 @@
 """Looking only where something will change: a glance over the whole state, then the backbone at a few places.
 
-Of a frame a few places change in a step and the rest stands still. A [`Glance`] is two small convolutions over the
-state and the action: it says at which places something will change, and tells the action's embedding the gist of the
-rest, with an inventory of it (whether there still is a key somewhere). The backbone then reads, and is asked about,
-the places in *focus* alone; all others stay as they are. In a Markov world that leaves 2 to 3 of 33 positions of a
-MiniGrid step on average; where a prediction sees earlier steps the whole state stays in the trunk, and queries alone
-are left out.
+Of a frame a few places change in a step and the rest stands still. A [`Glance`] is a small convolution over the cells
+of level 0 and the action: it says at which places something will change, and tells the action's embedding the gist of
+the rest, with an inventory of it (whether there still is a key somewhere). The backbone then reads, and is asked
+about, the places in *focus* alone; all others stay as they are. In a Markov world that leaves 2 to 3 of 33 positions
+of a MiniGrid step on average; where a prediction sees earlier steps the whole state stays in the trunk, and queries
+alone are left out.
 
 Shapes: N = rows, P = places of all senses, M = most places in focus of any row.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .belief_pan import ABSENT, State
-from .senses_pan import fold_places, unfold_places
+from .senses_pan import fold_places, unfold_places, with_absent
 from .silent_pan import SilentLinear
 
 LEAST_CHANGE = 0.005  # places whose probability of change is below this are not looked at
@@ -80,8 +80,24 @@ class At:
         return At(*at, rows, pieces.at_least_two(inside), len(row))
 
 
+@dataclass
+class GlanceTables:
+    """Level 0's segment of the vocabulary as a glance meets it, a row a code.
+
+    Args:
+        cells `(K + 1, A)`: what a code is at its cell, the last row if it is absent.
+        anywhere `(K, H)`: what it adds to the gist that it stands anywhere.
+    """
+
+    cells: Tensor
+    anywhere: Tensor
+
+
 class Glance(nn.Module):
     """Which places of an image will change, and the gist of them all.
+
+    It looks at cells, several of which share a place: what is in front of something is the same anywhere, while a
+    place would have to learn it anew for each way in which its cells can stand to one another.
 
     Args:
         sense (`ImageSense`): whose places.
@@ -92,27 +108,33 @@ class Glance(nn.Module):
         super().__init__()
         self.sense = sense
         self.norm, self.action_norm = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.row_norm = nn.LayerNorm(hidden_size)
         self.place, self.action = nn.Linear(hidden_size, width), nn.Linear(hidden_size, width)
+        self.cell = nn.Linear(hidden_size, width, bias=False)
         self.around = nn.Conv2d(width, width, 3, padding=1)
         self.change = nn.Linear(width, 1)
         self.gist = SilentLinear(2 * width, hidden_size, bias=False)
-        self.row_norm = nn.LayerNorm(hidden_size)
         self.inventory = SilentLinear(hidden_size, hidden_size, bias=False)
 
-    def table(self, rows: Tensor) -> Tensor:
-        """What it adds to the gist that a code of level 0 stands anywhere, worked out once for all of them: rows of
-        the level's segment `(K, H)` -> `(K, H)`."""
-        return self.inventory(self.row_norm(rows))
+    def tables(self, rows: Tensor) -> GlanceTables:
+        """What it makes of each code, worked out once for all of them: of the rows of level 0's segment, `(K, H)`."""
+        rows = self.row_norm(rows)
+        return GlanceTables(with_absent(self.cell(rows)), self.inventory(rows))
 
-    def forward(self, places: Tensor, codes: Tensor, table: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Args: places, embedded `(N, P, H)`; codes of level 0 `(N, n)`; table, see `table`; action `(N, H)`. Returns:
-        the logit of a change at each place `(N, P)` float32; the gist, `(N, H)`."""
+    def forward(self, places: Tensor, codes: Tensor, tables: GlanceTables, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Args: places, embedded `(N, P, H)`; codes of level 0 `(N, n)`; action `(N, H)`. Returns: the logit of a
+        change at each place `(N, P)` float32; the gist, `(N, H)`."""
+        size = len(tables.cells)
         x = self.place(self.norm(places)) + self.action(self.action_norm(action)).unsqueeze(1)
-        x = nn.functional.gelu(x).unflatten(1, self.sense.place_grid).permute(0, 3, 1, 2)
-        x = x.flatten(2).transpose(1, 2) + nn.functional.gelu(self.around(x)).flatten(2).transpose(1, 2)
+        x = x.unsqueeze(2).expand(-1, -1, self.sense.codes_per_place[0], -1)
+        x = nn.functional.gelu(unfold_places(x, self.sense, 0) + nn.functional.embedding(codes % size, tables.cells))
+        grid = x.unflatten(1, self.sense.level_grid(0)).permute(0, 3, 1, 2)
+        x = x + nn.functional.gelu(self.around(grid)).flatten(2).transpose(1, 2)
         gist = self.gist(torch.cat([x.amax(1), x.mean(1)], -1))
-        there = table.new_zeros(len(codes), len(table) + 1).scatter(1, codes % (len(table) + 1), 1.0)
-        return self.change(x).squeeze(-1).float(), gist + there[:, :-1] @ table
+        there = tables.anywhere.new_zeros(len(codes), size).scatter(1, codes % size, 1.0)
+        # a place changes if any of its cells does; of what is seldom, the odds add up
+        change = fold_places(self.change(x).squeeze(-1).float(), self.sense, 0).logsumexp(-1)
+        return change, gist + there[:, :-1] @ tables.anywhere
 
 
 def focusable(config) -> list[str]:

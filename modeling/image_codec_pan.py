@@ -171,21 +171,21 @@ class ImageCodec(nn.Module):
         found = nn.functional.embedding(coarser.clamp(min=0), self.codebooks[level - 1].refinements) - 1
         found = torch.where((coarser >= 0).unsqueeze(-1) & self.codebooks[level].live[found], found, -1)
         factor = int(found.shape[-1] ** 0.5)
-        return unfold_grid(found.unflatten(1, self.level_grid(level - 1)), factor).flatten(1)
+        return unfold_grid(found.unflatten(1, self.sense.level_grid(level - 1)), factor).flatten(1)
 
     def _under(self, fine: Tensor, level: int) -> Tensor:
         """Codes of the level behind `level`, `(N, n)`, by the codes that they stand under, `(N, n', slots)`."""
         factor = self.sense.level_strides[level] // self.sense.level_strides[level + 1]
-        return fold_grid(fine.unflatten(1, self.level_grid(level + 1)).unsqueeze(-1), factor).flatten(1, 2)
+        return fold_grid(fine.unflatten(1, self.sense.level_grid(level + 1)).unsqueeze(-1), factor).flatten(1, 2)
 
     def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
         """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each
         cell is what its own prefix says."""
         total = 0.0
         for level, level_vectors in enumerate(vectors):
-            grid = self.from_code[level](level_vectors.unflatten(1, self.level_grid(level)))
+            grid = self.from_code[level](level_vectors.unflatten(1, self.sense.level_grid(level)))
             if level and not chosen[level].is_floating_point():
-                grid = grid * (chosen[level] >= 0).unflatten(1, self.level_grid(level)).unsqueeze(-1)
+                grid = grid * (chosen[level] >= 0).unflatten(1, self.sense.level_grid(level)).unsqueeze(-1)
             total = total + unfold_grid(grid, self.sense.level_strides[level])
         return total
 
@@ -232,14 +232,8 @@ class ImageCodec(nn.Module):
             known = ~latents[..., :1].isnan().unflatten(1, self.sense.place_grid)
             scaled = (latents.nan_to_num() * self.latent_scale).unflatten(1, self.sense.place_grid)
             x = x + self._latent_map(scaled, known)
-        grids = [part.unflatten(1, self.level_grid(level)) for level, part in enumerate(chosen)]
+        grids = [part.unflatten(1, self.sense.level_grid(level)) for level, part in enumerate(chosen)]
         return self._render(x, self._corrections(grids))
-
-    def level_grid(self, level: int) -> tuple[int, int]:
-        """Rows and columns of a level's codes."""
-        rows, columns = self.sense.patch_grid
-        stride = self.sense.level_strides[level]
-        return rows // stride, columns // stride
 
     def decode_probabilities(self, probabilities: list[Tensor], latents: Tensor | None = None) -> Tensor:
         """Frames of the expected code vectors under distributions `(B, num_codes, K)` over the first K codes, one a

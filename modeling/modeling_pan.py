@@ -185,7 +185,7 @@ class PanModel(
             self.action_codec = VectorCodec(config.action)
             self.action_embedding = PlaceEmbedding(config.action, hidden_size)
         self.glances = nn.ModuleDict(
-            {name: Glance(places[name], hidden_size, config.adapter_dim) for name in focusable(config)}
+            {name: Glance(places[name], hidden_size, -(-config.adapter_dim // 2)) for name in focusable(config)}
         )
         self.pieces = Pieces()
         self.blocks = state_blocks(config, self.layout.passes)
@@ -386,7 +386,7 @@ class PanModel(
         for name, glance in self.glances.items():
             start = self.place_starts[name]
             places = embedded_state[:, start : start + glance.sense.num_places]
-            change[name], found = glance(places, state.codes[name][0], tables.there[name], action.mean(1))
+            change[name], found = glance(places, state.codes[name][0], tables.glances[name], action.mean(1))
             gist = gist + found.unsqueeze(1)
         return torch.cat([embedded_state, action + gist if change else action], 1), change
 

@@ -91,7 +91,7 @@ def _usual_finer(codec, used: list[Tensor], level: int) -> Tensor:
     """The code of the next level that stands most often in the first corner of each code, `(capacity,)`; -1 where a
     code was not seen."""
     factor = codec.sense.level_strides[level] // codec.sense.level_strides[level + 1]
-    coarse, fine = (used[at].unflatten(1, codec.level_grid(at)) for at in (level, level + 1))
+    coarse, fine = (used[at].unflatten(1, codec.sense.level_grid(at)) for at in (level, level + 1))
     num_coarse, num_fine = (len(codec.codebooks[at].live) for at in (level, level + 1))
     pairs = coarse.flatten() * num_fine + fine[:, ::factor, ::factor].flatten()
     counts = torch.bincount(pairs, minlength=num_coarse * num_fine).unflatten(0, (num_coarse, num_fine))

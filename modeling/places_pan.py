@@ -17,13 +17,9 @@ from transformers import initialization as init
 
 from .adapted_pan import affine
 from .digit_density_pan import DigitDensity
+from .focus_pan import GlanceTables
 from .numbers_pan import Bearings
-from .senses_pan import fold_places, unfold_places
-
-
-def with_absent(rows: Tensor) -> Tensor:
-    """Rows `(K, ...)` and one more of zeros, the row of a code that is absent: `codes % (K + 1)` finds it."""
-    return nn.functional.pad(rows, (0, 0, 0, 1))
+from .senses_pan import fold_places, unfold_places, with_absent
 
 
 class PlaceEmbedding(nn.Module):
@@ -76,8 +72,7 @@ def _grid(sense, level: int) -> tuple[int, int]:
     """Rows and columns of a level's codes; a vector's are one row."""
     if sense.kind != "image":
         return 1, sense.num_places * sense.codes_per_place[level]
-    rows, columns = (size // sense.level_strides[level] for size in sense.patch_grid)
-    return rows, columns
+    return sense.level_grid(level)
 
 
 class LevelReadout(nn.Module):
@@ -320,13 +315,13 @@ class CodeTables:
         sizes: by part, K of each level: rows up to the last live one.
         places: by part, see `PlaceEmbedding.table`.
         levels: by sense, the tables of each level.
-        there: by sense with a glance, see `Glance.table`.
+        glances: by sense with a glance, see `Glance.tables`.
     """
 
     sizes: dict[str, list[int]]
     places: dict[str, Tensor]
     levels: dict[str, list[LevelTables]]
-    there: dict[str, Tensor]
+    glances: dict[str, GlanceTables]
 
 
 class SentenceHead(nn.Module):

@@ -147,6 +147,11 @@ class ImageSense(_Serializable):
     def patch_grid(self) -> tuple[int, int]:
         return self.height // self.patch_size, self.width // self.patch_size
 
+    def level_grid(self, level: int) -> tuple[int, int]:
+        """Rows and columns of a level's codes."""
+        rows, columns = self.patch_grid
+        return rows // self.level_strides[level], columns // self.level_strides[level]
+
     @property
     def place_grid(self) -> tuple[int, int]:
         rows, columns = self.patch_grid

@@ -71,6 +71,11 @@ def build_codec(sense) -> nn.Module:
     return CODECS[sense.kind](sense)
 
 
+def with_absent(rows: Tensor) -> Tensor:
+    """Rows `(K, ...)` and one more of zeros, the row of a code that is absent: `codes % (K + 1)` finds it."""
+    return nn.functional.pad(rows, (0, 0, 0, 1))
+
+
 def fold_places(codes: Tensor, sense, level: int) -> Tensor:
     """Codes of one level by place: `(B, num_codes, ...)` -> `(B, P, codes_per_place, ...)`, raster order inside."""
     per_place = sense.codes_per_place[level]
@@ -101,5 +106,5 @@ def spread_codes(values: Tensor, sense, coarse: int, fine: int) -> Tensor:
     if sense.kind != "image" or sense.level_strides[coarse] == sense.level_strides[fine]:
         return values
     factor = sense.level_strides[coarse] // sense.level_strides[fine]
-    grid = values.unflatten(1, [size // sense.level_strides[coarse] for size in sense.patch_grid])
+    grid = values.unflatten(1, sense.level_grid(coarse))
     return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2).flatten(1)

@@ -111,7 +111,7 @@ class TableMixin:
 
         A forward of training and a call of `simulate` make them once and look codes up, instead of multiplying the row
         of each code they meet."""
-        sizes, rows, places, levels, there = {}, {}, {}, {}, {}
+        sizes, rows, places, levels, glances = {}, {}, {}, {}, {}
         for part, described in self.config.coded_parts().items():
             if part == "action" and described.kind == "discrete":
                 continue
@@ -130,8 +130,8 @@ class TableMixin:
                     for level, (readout, size) in enumerate(zip(self.readouts[part], sizes[part], strict=True))
                 ]
             if part in self.glances:
-                there[part] = self.glances[part].table(rows[part][0])
-        return CodeTables(sizes, places, levels, there)
+                glances[part] = self.glances[part].tables(rows[part][0])
+        return CodeTables(sizes, places, levels, glances)
 
     def _only_live(self, logits: Tensor) -> Tensor:
         if not self.is_world_model:

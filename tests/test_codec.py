@@ -402,7 +402,7 @@ def test_the_usual_refinement_is_the_code_that_most_often_stands_under_a_code(st
     codec = image_codec(level_strides=strides, **_books(2))
     codec.codebooks[1].live.fill_(True)
     factor = strides[0] // strides[1]
-    rows, columns = codec.level_grid(0)
+    rows, columns = codec.sense.level_grid(0)
     coarse = torch.randint(0, 4, (200, rows, columns))
     slot = torch.arange(factor).view(-1, 1) * factor + torch.arange(factor)
     slot = slot.repeat(rows, columns)  # where under its code each finer one stands

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny_worlds import acts, observe, world_model
 
-from pan_hf import Belief, Effort
+from pan_hf import Belief, Effort, ImageSense
 from pan_hf.modeling.belief_pan import ABSENT, State
 from pan_hf.modeling.effort_pan import Prices, as_effort, may_follow
-from pan_hf.modeling.focus_pan import Focus, changed_places, drop_blocks, places_in_focus
+from pan_hf.modeling.focus_pan import Focus, Glance, changed_places, drop_blocks, places_in_focus
 from pan_hf.modeling.objectives_pan import _teacher_forced
 from pan_hf.modeling.run_pan import BackboneRun
-from pan_hf.modeling.senses_pan import spread_codes
+from pan_hf.modeling.senses_pan import fold_places, spread_codes
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -212,6 +212,7 @@ def test_the_action_is_told_which_codes_stand_anywhere_and_not_where():
     model = world_model(("camera", "mission"))
     (glance,) = model.glances.values()
     torch.nn.init.eye_(glance.inventory.weight)
+    torch.nn.init.zeros_(glance.gist.weight)
     state = model.perceive(observe(model)).state
     embedded, action = model.embed_state(state), model.embed_action(acts(model)[:, 0])
 
@@ -222,6 +223,37 @@ def test_the_action_is_told_which_codes_stand_anywhere_and_not_where():
     codes = torch.tensor([[0, 1, 1, 2], [3, 3, 3, 3]])
     torch.testing.assert_close(told(codes), told(codes[:, [3, 1, 0, 0]]))
     assert (told(codes) != told(torch.tensor([[0, 1, 1, 1], [3, 3, 3, -1]]))).any(1).tolist() == [True, False]
+
+
+@pytest.mark.slow
+def test_a_glance_knows_at_any_cell_what_it_has_learned_at_some():
+    torch.manual_seed(0)
+    books = {"codebook_size": [4], "codebook_capacity": [4]}
+    sense = ImageSense(size=32, patch_size=4, level_strides=[1], place_stride=2, **books)
+    glance, rows = Glance(sense, 16, 16), torch.randn(4, 16)
+    torch.nn.init.zeros_(glance.place.weight)  # cells alone
+    optimizer, action = torch.optim.Adam(glance.parameters(), 1e-2), torch.zeros(64, 16)
+
+    def logits(codes):
+        return glance(torch.zeros(len(codes), 16, 16), codes, glance.tables(rows), action)[0]
+
+    def movers(columns):
+        """A mover (1) among blocks (2), which goes right unless one is in its way, and the places that then change."""
+        codes, row = torch.where(torch.rand(64, 8, 8) < 0.5, 2, 0), torch.randint(8, (64,))
+        column, number = columns[torch.randint(len(columns), (64,))], torch.arange(64)
+        codes[number, row, column] = 1
+        goes, changed = codes[number, row, column + 1] == 0, torch.zeros(64, 8, 8, dtype=torch.bool)
+        changed[number, row, column] = changed[number, row, column + 1] = goes
+        return codes.flatten(1), fold_places(changed.flatten(1), sense, 0).any(-1)
+
+    for _ in range(400):
+        codes, changed = movers(torch.tensor([0, 3, 4, 6]))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits(codes), changed.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    codes, changed = movers(torch.tensor([1, 2, 5]))
+    assert torch.equal(logits(codes) > 0, changed)
 
 
 def _row_by_row(rows):
