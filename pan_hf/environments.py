@@ -182,7 +182,9 @@ class SenseEnvironment(gymnasium.Wrapper):
     @property
     def features(self) -> dict[str, dict]:
         """`observation.<sense>` and `action`, described as in `meta/info.json`."""
-        return {**dict(self._observation_features()), "action": self._action.feature}
+        names = _action_names(self.unwrapped, self._action.raw_space)
+        action = self._action.feature | ({"names": names} if names else {})
+        return {**dict(self._observation_features()), "action": action}
 
     def observe(self, observation: Any) -> dict[str, np.ndarray | str]:
         """An observation of the environment within, as senses; ValueError where one is not as its space says."""
@@ -228,13 +230,25 @@ def _space_of(feature: dict) -> spaces.Space:
     return spaces.Box(low, high, dtype=np.float32)
 
 
+def _action_names(env: gymnasium.Env, space: spaces.Space) -> list[str] | None:
+    """What an environment calls its discrete actions: by an enumeration, as MiniGrid does, or a list, as Atari's."""
+    if not isinstance(space, spaces.Discrete) or space.start != 0:
+        return None
+    known = getattr(getattr(env, "actions", None), "__members__", {})
+    found = {int(member): name for name, member in known.items() if isinstance(member, int)}
+    if not found and callable(getattr(env, "get_action_meanings", None)):
+        found = dict(enumerate(map(str, env.get_action_meanings())))
+    return list(found.values()) if list(found) == list(range(space.n)) else None
+
+
 def describe_environment(env: SenseEnvironment) -> dict[str, dict]:
     """The senses and the action of an environment that `make_environment` made.
 
     Returns:
         `observation.<sense>` and `action` to `{"kind": "image", "shape": [H, W, 3], "unit": ...}`,
         `{"kind": "vector", "dim", "low", "high"}` (a bound is None where the environment states none),
-        `{"kind": "text", "every_step": bool}` or, for actions, `{"kind": "discrete", "n"}`.
+        `{"kind": "text", "every_step": bool}` or, for actions, `{"kind": "discrete", "n"}`, with `names` where the
+        environment has some.
     """
     return env.features
 

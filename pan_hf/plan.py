@@ -457,12 +457,11 @@ def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, imagined=imagined, carried_out=carried_out)
         write_bytes(path, buffer.getvalue())
-        labels = _action_names(trial.env, model.config.action)
         about = {
             "title": f"{trial.environment}: {trial.label.replace('_', ' ')}, first {ending}",
             "environment": trial.environment,
             "success": success,
-            "actions": [labels(action) for action in trace.actions[: len(carried_out) - 1]],
+            "actions": [action_label(action, model.config.action) for action in trace.actions[: len(carried_out) - 1]],
         }
         write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
         written.append(path)
@@ -490,12 +489,3 @@ def _pictures(frames: torch.Tensor) -> np.ndarray:
     """`(T, C, H, W)` uint8 as `(T, H, W, 3)`; a single channel becomes grey."""
     frames = frames.permute(0, 2, 3, 1)
     return frames.expand(*frames.shape[:3], 3).cpu().numpy() if frames.shape[-1] == 1 else frames.cpu().numpy()
-
-
-def _action_names(env, action) -> Callable:
-    """How to name an action: as the model's configuration does, or the environment's enumeration (as in MiniGrid)."""
-    enumeration = getattr(env.unwrapped, "actions", None)
-    if action.kind != "discrete" or action.names is not None or not hasattr(enumeration, "__members__"):
-        return lambda value: action_label(value, action)
-    names = {int(member): name for name, member in enumeration.__members__.items()}
-    return lambda value: names.get(int(value), str(value))

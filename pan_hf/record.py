@@ -217,11 +217,13 @@ def _stored_size(value: np.ndarray | str) -> int:
 
 
 def _merged(features: dict[str, dict], others: dict[str, dict], id: str, other_id: str) -> dict[str, dict]:
-    """Features that hold for two environments: the same but for the bounds of vectors, of which the wider count."""
+    """Features that hold for two environments: the same but for the bounds of vectors, of which the wider count, and
+    for names of actions, which are left out where they differ."""
     bounds = {"low": min, "high": max}
 
     def shape(described: dict[str, dict]) -> dict:
-        return {name: {k: v for k, v in one.items() if k not in bounds} for name, one in described.items()}
+        spared = {*bounds, "names"}
+        return {name: {k: v for k, v in one.items() if k not in spared} for name, one in described.items()}
 
     if shape(features) != shape(others):
         raise ValueError(
@@ -234,7 +236,8 @@ def _merged(features: dict[str, dict], others: dict[str, dict], id: str, other_i
         return [None if None in pair else bounds[side](pair) for pair in pairs]
 
     return {
-        name: feature | {side: wider(side, feature, others[name]) for side in bounds if side in feature}
+        name: {key: value for key, value in feature.items() if key != "names" or value == others[name].get(key)}
+        | {side: wider(side, feature, others[name]) for side in bounds if side in feature}
         for name, feature in features.items()
     }
 

@@ -9,6 +9,7 @@ from pan_hf.environments import SenseEnvironment, describe_environment, import_o
 from pan_hf.policies import load_callable, load_policies, minigrid_expert, minigrid_random_state
 
 GRID = {"wrappers": ["minigrid.wrappers:RGBImgObsWrapper?tile_size=8"], "keep": ["image", "mission"]}
+MINIGRID_ACTIONS = ["left", "right", "forward", "pickup", "drop", "toggle", "done"]
 QUICKSTART = ["MiniGrid-Empty-8x8-v0", "pan_hf/FourRooms-8x8-v0", "MiniGrid-DoorKey-8x8-v0"]
 
 
@@ -95,8 +96,16 @@ def test_quickstart_worlds_are_64_pixel_frames_and_a_mission(id):
     assert describe_environment(env) == {
         "observation.camera": {"kind": "image", "shape": [64, 64, 3], "unit": "uint8 RGB"},
         "observation.mission": {"kind": "text", "every_step": False},
-        "action": {"kind": "discrete", "n": 7},
+        "action": {"kind": "discrete", "n": 7, "names": MINIGRID_ACTIONS},
     }
+
+
+def test_actions_have_the_names_that_a_list_gives_them_and_none_where_not_all_have_one():
+    env = sensed(action_space=spaces.Discrete(2))
+    env.unwrapped.get_action_meanings = lambda: ["NOOP", "FIRE"]
+    assert env.features["action"] == {"kind": "discrete", "n": 2, "names": ["NOOP", "FIRE"]}
+    env.unwrapped.get_action_meanings = lambda: ["NOOP"]
+    assert env.features["action"] == {"kind": "discrete", "n": 2}
 
 
 def test_render_adds_a_camera_where_no_observation_is_an_image():

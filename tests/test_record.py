@@ -19,7 +19,7 @@ import pytest
 from gymnasium import spaces
 
 from pan_hf import trajectories
-from pan_hf.record import record
+from pan_hf.record import _merged, record
 from pan_hf.recorder import Stream
 from pan_hf.recording_info import is_test_episode
 from pan_hf.trajectories import episode_files, load_trajectories, read_info
@@ -340,6 +340,12 @@ def test_an_unknown_environment_is_refused_before_anything_is_written(tmp_path):
 def test_environments_with_different_actions_are_refused(tmp_path):
     with pytest.raises(ValueError, match="same senses and actions: TestPanTeller-v0 has .*TestPanOther-v0"):
         record(["TestPanTeller-v0", "TestPanOther-v0"], tmp_path / "new", frames=3)
+
+
+def test_names_of_actions_are_left_out_where_two_environments_call_them_otherwise():
+    one, other = ({"action": {"kind": "discrete", "n": 2, "names": names}} for names in (["a", "b"], ["a", "c"]))
+    assert _merged(one, one, "One-v0", "Two-v0") == one
+    assert _merged(one, other, "One-v0", "Two-v0") == {"action": {"kind": "discrete", "n": 2}}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
