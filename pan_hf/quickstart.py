@@ -21,8 +21,8 @@ RECORDING = {
     "rename": {"image": "camera"},
     "max_episode_steps": 30,
 }
-# planning: actions worth trying (not drop, not done), and how long an episode may take
-PLANNER = "graph?actions=[0,1,2,3,5]"
+PLANNER = "graph?actions=[0,1,2,3,5]"  # actions worth trying: not drop, not done
+EFFORT = "focused"  # all codes where something is likely to change: whole steps find no other plan, in more time
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ def plan_each(run: Path, data: Path, budget: Budget, progress: bool) -> None:
             data,
             planners=[PLANNER],
             environments=[environment],
+            effort=EFFORT,
             episodes=episodes,
             time_limit=budget.plan_seconds,
             episode_time_limit=budget.plan_seconds / 2,
