@@ -178,14 +178,24 @@ def _successors(state: tuple, cells: dict) -> list[tuple[int, tuple | None]]:
     return turns
 
 
-def minigrid_random_state(env: Any, rng: np.random.Generator, carried: float = 0.35, opened: float = 0.35) -> dict:
-    """A start: the agent anywhere, turned anyhow, and in worlds with a key and a door often late in the task.
+def minigrid_random_state(
+    env: Any,
+    rng: np.random.Generator,
+    carried: float = 0.35,
+    opened: float = 0.35,
+    shut: float = 0.3,
+    facing: float = 0.25,
+) -> dict:
+    """A start: the agent anywhere, turned anyhow, and in worlds with a key and a door often late in the task, or where
+    there is something to do.
 
     Args:
         env: a MiniGrid environment after a reset.
         rng: source of chance.
         carried: probability that the agent has the key already.
-        opened: probability that the door stands open; the key is then as likely on the floor as in the hand.
+        opened: probability that the door is unlocked; the key is then as likely on the floor as in the hand.
+        shut: probability that a door which is unlocked is shut all the same.
+        facing: probability that the agent stands before the key or the door and looks at it, where there is one.
 
     Returns:
         The simulator's observation of the new state.
@@ -197,15 +207,29 @@ def minigrid_random_state(env: Any, rng: np.random.Generator, carried: float = 0
     draw = rng.random()
     is_open = bool(doors) and carried <= draw < carried + opened
     if is_open:
-        doors[0].is_locked, doors[0].is_open = False, True
+        doors[0].is_locked, doors[0].is_open = False, rng.random() >= shut
     if keys and world.carrying is None and (draw < carried or (is_open and rng.random() < 0.5)):
         x, y, key = keys[0]
         world.carrying, key.cur_pos = key, np.array([-1, -1])
         world.grid.set(x, y, None)
     free = [(x, y) for x, y, _ in cells if world.grid.get(x, y) is None or _is_open_door(world.grid.get(x, y))]
-    world.agent_pos = free[rng.integers(len(free))]
-    world.agent_dir = int(rng.integers(4))
+    before = _standing_before(("key", "door"), world, free)
+    if before and rng.random() < facing:
+        world.agent_pos, world.agent_dir = before[rng.integers(len(before))]
+    else:
+        world.agent_pos, world.agent_dir = free[rng.integers(len(free))], int(rng.integers(4))
     return world.gen_obs()
+
+
+def _standing_before(kinds: tuple[str, ...], world: Any, free: list[tuple[int, int]]) -> list[tuple]:
+    """Every free cell and direction from which a thing of these kinds is looked at from beside it."""
+    found = []
+    for x, y in free:
+        for direction, (right, down) in enumerate(_STEPS):
+            cell = world.grid.get(x + right, y + down)
+            if cell is not None and cell.type in kinds:
+                found.append(((x, y), direction))
+    return found
 
 
 def _is_open_door(cell: Any) -> bool:

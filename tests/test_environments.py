@@ -317,14 +317,20 @@ def test_a_start_that_returns_nothing_is_looked_at():
 
 def test_random_states_of_doorkey_are_often_late_in_the_task():
     env = make_environment("MiniGrid-DoorKey-8x8-v0", start=minigrid_random_state)
-    carrying, opened = [], []
-    for seed in range(60):
+    carrying, opened, shut, facing = [], [], [], []
+    for seed in range(100):
         env.reset(seed=seed)
-        cells = env.unwrapped.grid.grid
-        carrying.append(env.unwrapped.carrying is not None)
-        opened.append(any(cell is not None and cell.type == "door" and cell.is_open for cell in cells))
-        assert carrying[-1] != any(cell is not None and cell.type == "key" for cell in cells)
-    assert 15 < sum(carrying) < 50 and 8 < sum(opened) < 40
+        world = env.unwrapped
+        (door,) = [cell for cell in world.grid.grid if cell is not None and cell.type == "door"]
+        carrying.append(world.carrying is not None)
+        opened.append(door.is_open)
+        shut.append(not door.is_open and not door.is_locked)
+        before = world.grid.get(*world.front_pos)
+        facing.append(before is not None and before.type in ("key", "door"))
+        here = world.grid.get(*world.agent_pos)
+        assert here is None or here.type == "door" and here.is_open
+        assert carrying[-1] != any(cell is not None and cell.type == "key" for cell in world.grid.grid)
+    assert 30 < sum(carrying) < 75 and 12 < sum(opened) < 45 and 3 < sum(shut) < 25 and 15 < sum(facing) < 55
 
 
 @pytest.mark.parametrize("id", QUICKSTART)
