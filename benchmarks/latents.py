@@ -92,7 +92,7 @@ def imagined(reader: WindowReader, rows: np.ndarray, horizon: int) -> dict[str, 
     def drawn(scheduler: str, steps: int) -> torch.Tensor:
         with sampling(model, scheduler, steps):
             latents = {name: model.sample_latents(name, told, common.SEED)}
-        return model.decode(type(state)(state.codes, latents), name)
+        return model.decode(type(state)(state.codes, latents), name, latents=True)
 
     others = [block.name for block in model.blocks if block.sense != name and block.kind != "latents"]
     alone = Effort((*others, f"{name}.latents"), least_change=None)
