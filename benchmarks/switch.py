@@ -9,7 +9,8 @@ Takes finished runs (several: seeds of the same run), and on their held-out epis
 - `oracle at <price>`: for each row the best choice in hindsight, at the places that did change.
 
 Distortion is 1 where a step is about as bad as standing still, see `switch_objective_pan.distortion`; compute is a
-share of a whole step's. Then the agent plans with each, and steps a second are timed side by side on one thread.
+share of a whole step's; PSNR is that of the pixels that move. Then the agent plans with each, and steps a second are
+timed side by side on one thread.
 
     make quickstart && python benchmarks/switch.py                             # some ten minutes on one thread
     python benchmarks/switch.py --run runs/quickstart --run runs/quickstart1   # over seeds
@@ -28,6 +29,7 @@ from benchmarks import common  # noqa: E402
 from pan_hf.at_effort import parse_effort  # noqa: E402
 from pan_hf.evaluate import across_seeds, load_for_evaluation  # noqa: E402
 from pan_hf.figures import cost_plot  # noqa: E402
+from pan_hf.metrics import FORMULAS, changed_pixels, moving_error  # noqa: E402
 from pan_hf.modeling.effort_pan import Effort, as_effort  # noqa: E402
 from pan_hf.modeling.focus_pan import changed_places  # noqa: E402
 from pan_hf.modeling.spending_pan import Spending  # noqa: E402
@@ -40,7 +42,7 @@ from pan_hf.training.windows import Windows, action_tensor, sense_tensors  # noq
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "switch"
 FIXED = ("all", "focused", "coarsest")
 PRICES = (0.01, 0.1, 1.0)
-TASKS = ("pixels", "planning")
+TASKS = ("pixels", "moving", "planning")
 PLANNED = ("all", "focused", "coarsest", "price=0.1,task=planning")
 BATCHES = (1, 64)
 HORIZON = 8  # steps in one timed call
@@ -131,40 +133,51 @@ def against_compute(model, processor, trajectories, task: str, count: int, seed:
     beginning, actions, later = _beginnings(model, processor, trajectories, count)
     following = {name: [level[:, 0] for level in levels] for name, levels in later.state.codes.items()}
 
-    def spend(spending):
+    def spend(spending) -> tuple[torch.Tensor, torch.Tensor]:
+        """By row its distortion, compute, squared error and number of moving pixels `(N, 4)`; what was chosen."""
         futures = model.rollout(beginning, actions, temperature=0.0, seed=0, spending=spending)
-        return distortion(model, futures, later, task)[:, 0], futures.cost.compute[:, 0], futures.switch[:, 0]
+        lost, paid = distortion(model, futures, later, task)[:, 0], futures.cost.compute[:, 0]
+        return torch.cat([torch.stack([lost, paid], 1), _moving(model, futures, later)], 1), futures.switch[:, 0]
 
-    found = {name: spend(Spending(model, as_effort(name, model), seed=0))[:2] for name in FIXED}
+    found = {name: spend(Spending(model, as_effort(name, model), seed=0))[0] for name in FIXED}
     sets = candidates(model)
-    at_random = {blocks: spend(_Random(model, Effort(blocks), seed=0))[:2] for blocks in sets}
-    knowing = [spend(_Oracle(model, Effort(blocks), beginning.codes, following))[:2] for blocks in sets]
-    lost_by_set, paid_by_set = (torch.stack(column) for column in zip(*knowing, strict=True))
+    at_random = {blocks: spend(_Random(model, Effort(blocks), seed=0))[0] for blocks in sets}
+    knowing = [spend(_Oracle(model, Effort(blocks), beginning.codes, following))[0] for blocks in sets]
+    knowing = torch.stack(knowing)
     dealing = torch.randperm(count, generator=torch.Generator().manual_seed(common.SEED))
     for price in PRICES:
-        lost, paid, chosen = spend(Spending(model, Effort(price=price, task=task), seed=0))
-        found[f"learned at {price:g}"] = lost, paid
+        found[f"learned at {price:g}"], chosen = spend(Spending(model, Effort(price=price, task=task), seed=0))
         found[f"random at {price:g}"] = _as_dealt(model, chosen[dealing], at_random)
-        best = (lost_by_set + price * paid_by_set).argmin(0, keepdim=True)
-        found[f"oracle at {price:g}"] = lost_by_set.gather(0, best)[0], paid_by_set.gather(0, best)[0]
+        best = (knowing[..., 0] + price * knowing[..., 1]).argmin(0)
+        found[f"oracle at {price:g}"] = knowing[best, torch.arange(count)]
     records = []
-    for name, (lost, paid) in found.items():
+    for name, values in found.items():
         where = {"model": name, "environment": task, "split": "test", "seeds": [seed], "horizon": 1}
-        for metric, values in (("distortion", lost), ("compute", paid)):
-            stderr = float(values.std()) / len(values) ** 0.5
-            records.append(record(metric, float(values.mean()), stderr=stderr, **where))
+        for metric, column in (("distortion", values[:, 0]), ("compute", values[:, 1])):
+            stderr = float(column.std()) / len(column) ** 0.5
+            records.append(record(metric, float(column.mean()), stderr=stderr, **where))
+        if bool(values[:, 3].any()):
+            records.append(record("psnr_moving", float(FORMULAS["psnr"](values[:, 2:].sum(0).numpy())), **where))
     return records
 
 
-def _as_dealt(model, dealt: torch.Tensor, tried: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distortion and compute of rows that predict the blocks dealt to them, `(N, K)` bool."""
+def _moving(model, futures, later) -> torch.Tensor:
+    """Squared error and number of moving pixels of the first step, all image senses together, `(N, 2)`."""
+    total = torch.zeros(len(futures), 2)
+    for name, sense in model.config.senses.items():
+        if sense.kind == "image":
+            before, after, found = (each[:, 0] for each in (later.before[name], later.observation[name],
+                                                            futures.decode(name)))  # fmt: skip
+            total += moving_error(found, after, changed_pixels(before, after, sense.patch_size))
+    return total
+
+
+def _as_dealt(model, dealt: torch.Tensor, tried: dict) -> torch.Tensor:
+    """What rows come to that predict the blocks dealt to them, `(N, K)` bool."""
     names = [block.name for block in model.blocks]
-    lost, paid = torch.zeros(len(dealt)), torch.zeros(len(dealt))
     by_set = {frozenset(blocks): values for blocks, values in tried.items()}
-    for row, chosen in enumerate(dealt.tolist()):
-        values = by_set[frozenset(name for name, used in zip(names, chosen, strict=True) if used)]
-        lost[row], paid[row] = values[0][row], values[1][row]
-    return lost, paid
+    sets = [frozenset(name for name, used in zip(names, row, strict=True) if used) for row in dealt.tolist()]
+    return torch.stack([by_set[chosen][row] for row, chosen in enumerate(sets)])
 
 
 # -------------------------------------------------------------------------------------------------- speed and planning

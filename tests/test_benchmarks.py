@@ -290,6 +290,7 @@ def test_switch_sets_quality_against_compute(with_miniature, monkeypatch, capsys
         assert cost["coarsest"] <= cost["focused"] <= 1.0
         assert cost["random at 0.1"] == pytest.approx(cost["learned at 0.1"], abs=0.02)
         assert len(select(records, metric="distortion", environment=task)) == len(cost) == 6
+        assert len(select(records, metric="psnr_moving", environment=task)) == 6
     assert select(records, metric="speedup_over_all", model="all")[0].value == 1.0
     assert {entry.model for entry in select(records, metric="success")} == {
         "all",
