@@ -183,8 +183,8 @@ def minigrid_random_state(
     rng: np.random.Generator,
     carried: float = 0.35,
     opened: float = 0.35,
-    shut: float = 0.3,
-    facing: float = 0.25,
+    shut: float = 0.5,
+    facing: float = 0.5,
 ) -> dict:
     """A start: the agent anywhere, turned anyhow, and in worlds with a key and a door often late in the task, or where
     there is something to do.
