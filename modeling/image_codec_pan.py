@@ -95,11 +95,14 @@ class ImageCodec(nn.Module):
         self.decoder_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, pixels)
         self.register_buffer("residual_scale", torch.ones(2))
+        # whether what is imagined comes closer with latents, see `judge_latents`; taken for granted until it is judged
+        self.register_buffer("latents_help", torch.ones(1, dtype=torch.bool))
 
     def reset_pan_parameters(self, _std: float) -> None:
         if self.sense.latent_dim:
             init.ones_(self.latent_scale)
         init.ones_(self.residual_scale)
+        init.ones_(self.latents_help)
 
     @staticmethod
     def to_float(frames: Tensor) -> Tensor:
@@ -250,15 +253,14 @@ class ImageCodec(nn.Module):
     ) -> Tensor:
         """Weight of each pixel, `(B, 1, height, width)`, mean 1: 1, plus `motion` where the frame differs from its
         neighbour in time, plus `rarity` where it differs from the usual frame."""
-        frames = self.to_float(frames)
-
-        def differs(other: Tensor) -> Tensor:
-            return self._widened((frames - self.to_float(other)).abs().amax(1, keepdim=True) > 0.02)
-
-        weight = 1 + motion * differs(neighbours)
+        weight = 1 + motion * self.differing(frames, neighbours)
         if usual is not None:
-            weight = weight + rarity * differs(usual)
+            weight = weight + rarity * self.differing(frames, usual)
         return weight / shared_mean(weight.mean())
+
+    def differing(self, frames: Tensor, others: Tensor) -> Tensor:
+        """Where frames differ from others, `(B, 1, height, width)` of 0 and 1."""
+        return self._widened((self.to_float(frames) - self.to_float(others)).abs().amax(1, keepdim=True) > 0.02)
 
     def _widened(self, mask: Tensor) -> Tensor:
         """A pixel mask widened to the half patches it touches: where something has just left counts too."""
@@ -345,13 +347,6 @@ class ImageCodec(nn.Module):
     def error_scale(self, latents: bool = False) -> Tensor:
         """Standard deviation of a decoded pixel, without or with latents, as far as training told; a scalar."""
         return self.residual_scale[int(latents)].clamp(min=LEAST_SCALE)
-
-    @property
-    def latents_help(self) -> bool:
-        """Whether true frames came closer with their latents than by codes alone, as far as training told. Where codes
-        leave nothing over, the noise that latents bear is all that they add."""
-        return bool(self.residual_scale[1] <= self.residual_scale[0])
-
     @torch.no_grad()
     def _track_scales(self, error: Tensor, with_latents: Tensor) -> None:
         """Moving root mean square error without and with latents: the decoder's noise scale in `log_prob`."""

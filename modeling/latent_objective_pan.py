@@ -54,6 +54,29 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> tu
     )
 
 
+@torch.no_grad()
+def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None:
+    """Notes, for each image sense, whether what is imagined comes closer to what was seen with latents than by codes
+    alone, in squared error that counts what moves as much as in training. Where codes say everything, the noise that
+    latents bear is all that they add.
+
+    Args: as for `latent_examples`.
+    """
+    nothing = torch.zeros(action.shape[:2], device=action.device)
+    belief, actions, later = split_window(model, observation, action, nothing, nothing)
+    futures = model.simulate(belief, actions, temperature=0.0, seed=0)
+    for name in model.latent_heads:
+        if model.config.senses[name].kind != "image":
+            continue
+        codec, seen = model.senses[name], later.observation[name].flatten(0, 1)
+        weight = 1 + model.config.motion_weight * codec.differing(seen, later.before[name].flatten(0, 1))
+        errors = []
+        for latents in (True, False):
+            found = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
+            errors.append((weight * (found - codec.to_float(seen)).square()).mean())
+        codec.latents_help.fill_(bool(errors[0] < errors[1]))
+
+
 def _partly_carried(state: State, now: State) -> State:
     """A state `(B,)` that in some rows is as it was a step before."""
     first = state.tensors()[0]

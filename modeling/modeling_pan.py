@@ -325,7 +325,7 @@ class PanModel(
             sense (`str`): which.
             num_levels (`int`, *optional*): levels to use, coarse first; all by default.
             latents (`bool`, *optional*): use the state's latents, if it has them and all levels are used; by default
-                where they help, that is, where true frames came closer with them in training.
+                where they help, see `latent_objective_pan.judge_latents`.
 
         Returns:
             images `(..., C, height, width)` uint8, vectors `(..., dim)` float, text `(..., max_length)` ids.

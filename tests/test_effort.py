@@ -142,7 +142,7 @@ def test_a_step_of_all_blocks_costs_one_and_draws_the_latents():
 
 def test_latents_that_do_not_help_are_used_where_they_are_asked_for_alone():
     model = world_model(EVERYTHING)
-    model.senses["camera"].residual_scale.copy_(torch.tensor([0.1, 0.2]))
+    model.senses["camera"].latents_help.fill_(False)
     belief, actions = beginning(model), acts(model, 3, 2)
     futures = model.simulate(belief, actions, seed=0)
     by_codes = futures.decode("camera")
@@ -156,7 +156,7 @@ def test_latents_that_do_not_help_are_used_where_they_are_asked_for_alone():
     later = {name: values for name, values in observe(model, 3, 2, seed=5).items() if name != "mission"}
     found, forced = (model.log_prob(belief, actions, later, latents=given) for given in (None, True))
     assert torch.equal(found.codes, forced.codes) and (forced.latents < found.latents).all()
-    model.senses["camera"].residual_scale.copy_(torch.tensor([0.2, 0.1]))
+    model.senses["camera"].latents_help.fill_(True)
     assert torch.equal(futures.decode("camera"), futures.decode("camera", latents=True))
 
 

@@ -6,7 +6,7 @@ from tiny_worlds import ACTIONS, SENSES, acts, language_model, observe, outcomes
 
 from pan_hf import PanConfig, PanModel
 from pan_hf.modeling import latent_objective_pan
-from pan_hf.modeling.latent_objective_pan import latent_examples
+from pan_hf.modeling.latent_objective_pan import judge_latents, latent_examples
 from pan_hf.modeling.schedulers_pan import denoise, make_scheduler
 
 UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
@@ -112,6 +112,16 @@ def examples(model, steps=3):
     torch.manual_seed(0)
     conditions, latents = latent_examples(model, observation, action)
     return observation, action, conditions, latents
+
+
+def test_latents_help_where_what_is_imagined_comes_closer_with_them():
+    model = world_model(("camera", "mission"), context_steps=1)
+    observation, action = observe(model, 4, 1), acts(model, 4, 1)
+    futures = model.simulate(model.perceive(observation), action, temperature=0.0, seed=0)
+    for latents in (False, True):
+        seen = torch.cat([observation["camera"], futures.decode("camera", latents=latents)], 1)
+        judge_latents(model, observation | {"camera": seen}, action)
+        assert bool(model.senses["camera"].latents_help) == latents
 
 
 def test_where_a_world_is_deterministic_latents_are_given_the_codes_that_were_imagined(monkeypatch):

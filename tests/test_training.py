@@ -94,7 +94,7 @@ def few_conditions(monkeypatch):
 def test_a_stage_trains_its_part_logs_its_losses_and_leaves_the_rest(name, world, tmp_path):
     final = run_stage(world, name, tmp_path / name, max_steps=3)
     before, after = (all_tensors(PanModel.from_pretrained(path)) for path in (world.model, final))
-    changed = set(differing(before, after))
+    changed = set(differing(before, after)) - {"senses.camera.latents_help"}  # judged, not trained
     parts = {
         "senses": ("senses.", "language_model.model.embed_tokens."),  # rows of codes start from what these stand for
         "backbone": "language_model.",

@@ -8,6 +8,7 @@ part of the cost; `JOINT` then trains everything together from raw observations,
 """
 
 from pan_hf.training.encoded import encode_once
+from pan_hf.training.rollouts import judge_by
 from pan_hf.training.stage import Stage, main
 from pan_hf.training.windows import (
     Windows,
@@ -67,6 +68,7 @@ JOINT = Stage(
     objective="joint",
     trains=r"(?!switch\.)",
     make_data=make_raw,
+    judge=judge_by,
     streams=True,
     # few small batches at a larger rate would shift probabilities that the stage before has settled
     defaults={"learning_rate": 5e-5, "per_device_train_batch_size": 16},

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from pan_hf.modeling.learning_pan import NOVEL, Growth
 from pan_hf.training.align import make_raw
+from pan_hf.training.rollouts import judge_by
 from pan_hf.training.stage import Stage, StageArguments, main
 from pan_hf.training.trainer import last_checkpoint
 
@@ -158,6 +159,7 @@ STAGE = Stage(
     trains=r"(?!switch\.)",
     make_data=make_data,
     callbacks=callbacks,
+    judge=judge_by,
     arguments=GrowthArguments,
     defaults={"learning_rate": 2e-4, "per_device_train_batch_size": 16},
     slow={"senses.": 0.01},

@@ -7,17 +7,17 @@ import torch
 from torch.utils.data import Dataset
 
 from pan_hf.modeling.latent_objective_pan import latent_examples
-from pan_hf.training.rollouts import RolloutArguments, make_rollouts
+from pan_hf.training.rollouts import RolloutArguments, judge_by, make_rollouts
 from pan_hf.training.stage import Stage, main
 
 MOST_CONDITIONS = 4_096  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
 
 
 class Conditions(Dataset):
-    """Conditions of the latent head and the latents they should lead to, by sense."""
+    """Conditions of the latent head and the latents they should lead to, by sense; `windows`, what they are of."""
 
-    def __init__(self, conditions: dict[str, torch.Tensor], latents: dict[str, torch.Tensor]):
-        self.conditions, self.latents = conditions, latents
+    def __init__(self, conditions: dict[str, torch.Tensor], latents: dict[str, torch.Tensor], windows: Dataset):
+        self.conditions, self.latents, self.windows = conditions, latents, windows
 
     def __len__(self) -> int:
         return len(next(iter(self.latents.values())))
@@ -47,7 +47,7 @@ def make_data(model, processor, trajectories, args, batch_size: int = 64):
             found.append(latents[name])
     model.train()
     conditions, latents = ({name: torch.cat(parts[side]) for name, parts in kept.items()} for side in (0, 1))
-    dataset = Conditions(conditions, latents)
+    dataset = Conditions(conditions, latents, windows)
     return dataset, torch.ones(len(dataset))
 
 
@@ -58,6 +58,7 @@ STAGE = Stage(
     make_data=make_data,
     defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 64},
     arguments=RolloutArguments,
+    judge=lambda model, dataset: judge_by(model, dataset.windows),
     is_needed=lambda model, args: len(model.latent_heads) > 0,
 )
 

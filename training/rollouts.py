@@ -4,8 +4,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pan_hf.modeling.latent_objective_pan import judge_latents
 from pan_hf.training.stage import StageArguments
+from pan_hf.training.streaming import some_windows
 from pan_hf.training.windows import Windows, action_tensor, sense_tensors
+
+JUDGED = 128  # windows by which a model judges itself
 
 
 @dataclass
@@ -26,3 +30,12 @@ def make_rollouts(model, processor, trajectories, args):
     steps = before + max(1, min(args.horizon, longest - before))
     windows = Windows(trajectories, tensors, actions, steps, False, set(model.config.prefix_senses))
     return windows, torch.ones(len(windows))
+
+
+def judge_by(model, windows) -> None:
+    """Lets a trained model note whether latents help, see [`judge_latents`], by some windows of its training."""
+    batch, was_training = some_windows(windows, JUDGED), model.training
+    observation = {name: values.to(model.device) for name, values in batch["observation"].items()}
+    model.eval()
+    judge_latents(model, observation, batch["action"].to(model.device))
+    model.train(was_training)

@@ -128,6 +128,7 @@ class Stage:
         callbacks: `(model, dataset, arguments) -> callbacks` of the Trainer.
         look: `(model, dataset) -> None`, what the model notes of a recording before it trains on it: of all windows,
             or, of a stream, of those that were surveyed.
+        judge: `(model, dataset) -> None`, what the trained model notes of itself before it is saved.
         streams: whether it can go through a recording window by window. Other stages need few windows; with
             `streaming` they get those of some episodes, drawn at random.
     """
@@ -146,6 +147,7 @@ class Stage:
     arguments: type[StageArguments] = StageArguments
     callbacks: Callable[[PanModel, Dataset, StageArguments], list[TrainerCallback]] = lambda model, data, args: []
     look: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
+    judge: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
     streams: bool = False
 
 
@@ -213,6 +215,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     trained = trainer.whole_model()
     finish(trained)
     if trainer.is_world_process_zero():
+        stage.judge(trained, material.dataset)
         for parameter in trained.parameters():
             parameter.requires_grad_(True)
         write_text(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))

@@ -10,6 +10,7 @@ resumed run reads the episodes of its buffer again and goes on with the very sam
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from pan_hf.training.windows import (
     Draw,
@@ -216,6 +217,14 @@ def gather(windows: dict | list[tuple]) -> dict:
     if isinstance(windows, dict):
         return windows
     return _joined([dataset.__getitems__([index]) for dataset, index in windows])
+
+
+def some_windows(dataset: Dataset | WindowStream, count: int) -> dict:
+    """A batch of so many windows, of a data set in memory drawn by a seed of its own, of a stream the next ones."""
+    if isinstance(dataset, WindowStream):
+        return gather(list(itertools.islice(dataset, count)))
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count]
+    return dataset.__getitems__(drawn.tolist())
 
 
 def _joined(parts: list) -> dict | list | Tensor:
