@@ -97,9 +97,10 @@ class PanPreTrainedModel(PreTrainedModel):
         return super().save_pretrained(*args, **kwargs)
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
-        """Masks stay masks: the parts kept in float32 would otherwise load the codebooks' bool buffers as floats."""
-        masks = {name: torch.bool for name, buffer in self.named_buffers() if buffer.dtype == torch.bool}
-        return masks | super()._get_dtype_plan(dtype)
+        """Masks stay masks and codes whole numbers: the parts kept in float32 would otherwise load the codebooks' bool
+        and int buffers as floats."""
+        whole = {name: buffer.dtype for name, buffer in self.named_buffers() if not buffer.is_floating_point()}
+        return whole | super()._get_dtype_plan(dtype)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Our own layers start at unit gain (a 0.02 normal, made for wide transformers, starves a 48-wide adapter)."""

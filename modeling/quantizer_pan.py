@@ -49,14 +49,16 @@ class Codebook(nn.Module):
         self.register_buffer("usage", torch.zeros(capacity))
         self.register_buffer("sums", torch.zeros(capacity, dim))
         self.register_buffer("corrections", torch.zeros(capacity, picture_dim))
-        self.register_buffer("refinements", torch.zeros(capacity, refined_by, dtype=torch.long))
+        refinements = torch.zeros(capacity, refined_by, dtype=torch.long) if refined_by else None
+        self.register_buffer("refinements", refinements)
         self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
 
     def reset_pan_parameters(self, _std: float) -> None:
         init.normal_(self.vectors, std=1.0)
         init.copy_(self.live, torch.arange(len(self.live)) < self.size)
         for buffer in (self.usage, self.sums, self.corrections, self.refinements, self.started):
-            init.zeros_(buffer)
+            if buffer is not None:
+                init.zeros_(buffer)
 
     def distances(self, inputs: Tensor) -> Tensor:
         """Squared distance of `(..., dim)` to every row, `(..., capacity)`; infinite for rows that are not live."""
@@ -91,7 +93,9 @@ class Codebook(nn.Module):
         rows = slice(codes.start, codes.stop)
         self.vectors[rows] = self.sums[rows] = vectors.to(self.vectors.dtype)
         self.usage[rows], self.live[rows] = 1.0, True
-        self.corrections[rows], self.refinements[rows] = 0.0, 0
+        self.corrections[rows] = 0.0
+        if self.refinements is not None:
+            self.refinements[rows] = 0
 
     def reserve(self, rows: int) -> None:
         """Appends dead rows."""

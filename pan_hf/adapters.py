@@ -343,7 +343,7 @@ def _book_of(model: PanModel, segment: str) -> dict[str, torch.Tensor]:
     codec = model.senses[part] if part in model.senses else None
     if not hasattr(codec, "codebooks") or level == MERGES:
         return {}
-    return {name: getattr(codec.codebooks[int(level)], name) for name in _BOOK}
+    return {name: buffer for name, buffer in codec.codebooks[int(level)].named_buffers() if name in _BOOK}
 
 
 def _replay(model: PanModel, event: dict) -> None:

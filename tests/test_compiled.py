@@ -31,7 +31,7 @@ def glancing():
         model.glances["camera"].inventory.weight.normal_(std=0.05)
         state = model.perceive(observe(model, 64)).state
         _, change = model.embed_step(state, model.embed_state(state), model.embed_action(acts(model, 64)[:, 0]))
-        model.glances["camera"].change.bias -= change["camera"].quantile(0.85) + 5.3
+        model.glances["camera"].change.bias -= change["camera"].quantile(0.8) + 5.3
     return model
 
 
