@@ -1,8 +1,9 @@
 """How far imagination stays near the world over a hundred steps, with control of drift and without.
 
 Takes finished runs trained with noise on the context (`--run`, several: seeds) and runs trained without (`--without`),
-and imagines a hundred steps from held-out states, going on from what was imagined, and from what was imagined *encoded
-anew* after every step. Beside them stands the last frame seen.
+and imagines a hundred steps from held-out states, going on from what was imagined, from what was imagined *encoded
+anew* after every step, and from what was imagined *in focus*, where something is likely to change. Beside them stands
+the last frame seen.
 
     pan quickstart
     pan train --run runs/noise --data runs/quickstart/data --seconds 360 --set context_noise=0.2
@@ -21,6 +22,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
+from pan_hf.at_effort import AtEffort  # noqa: E402
 from pan_hf.evaluate import across_seeds, evaluate_model, load_for_evaluation  # noqa: E402
 from pan_hf.figures import horizon_plot  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY, EMPTY, FOUR_ROOMS, RECORDING  # noqa: E402
@@ -30,7 +32,7 @@ from pan_hf.results import Record, record, select, table, write_records  # noqa:
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "drift"
 HORIZONS = (1, 5, 10, 20, 30, 50, 75, 100)
 METRICS = ("psnr", "psnr_moving", "exact_state")
-REENCODE = {"": 0, ", encoded anew": 1}
+WAYS = ("", ", encoded anew", ", in focus")
 LONG = {"policy": ["random"], "max_episode_steps": 120, "test_fraction": 1.0, "seed": 1000}
 
 
@@ -70,24 +72,24 @@ def main(
 
 
 def measure(run: Path, data: Path, group: str, horizons: tuple[int, ...], windows: int) -> list[Record]:
-    """The horizon curves of one run, with and without encoding anew."""
+    """The horizon curves of one run, by how it goes on."""
     model, processor, trajectories, skipped = load_for_evaluation(run, data, skip_trained=True)
     records = []
-    for ending, reencode in REENCODE.items():
+    for ending in WAYS:
         measured = evaluate_model(
-            model,
+            AtEffort(model, "focused") if "focus" in ending else model,
             processor,
             trajectories,
             horizons=horizons,
             num_windows=windows,
             seeds=[common.trained_seed(run)],
             skip=skipped,
-            reencode=reencode,
+            reencode=int("anew" in ending),
             progress=False,
         )
         names = {"pan": group + ending, "copy_last": "copy_last"}
         for entry in select(measured, metric=METRICS, model=set(names)):
-            if entry.model != "copy_last" or not reencode:
+            if entry.model != "copy_last" or not ending:
                 records.append(replace(entry, model=names[entry.model]))
     return records
 

@@ -251,7 +251,7 @@ def test_drift_goes_on_from_what_was_imagined_and_from_what_was_encoded_anew(wit
     drift.main(quick=True, output=with_miniature)
     records = read_records(with_miniature / "minigrid.json")
     models = {entry.model for entry in select(records, metric="psnr")}
-    assert {"noise", "noise, encoded anew", "copy_last"} <= models
+    assert {"noise", "noise, encoded anew", "noise, in focus", "copy_last"} <= models
     assert {entry.horizon for entry in select(records, metric="exact_state", model="noise")} == {1, 5}
     assert {entry.value for entry in select(records, metric="steps_above_copy_last")} <= {0.0, 1.0, 5.0}
     assert (with_miniature / "minigrid.png").exists() and "psnr_moving" in capsys.readouterr().out
