@@ -160,13 +160,21 @@ class ImageCodec(nn.Module):
         """Keeps which codes of each level most often stand under each code of the level before it, of codes of all
         levels `(N, n)`; what is known of a code that does not occur stays."""
         for level, book in enumerate(self.codebooks[:-1]):
-            slots, size = book.refinements.shape[1], len(self.codebooks[level + 1].live)
-            counts = torch.zeros(len(book.live) * slots * size, dtype=torch.long, device=book.live.device)
-            for coarse, fine in zip(codes[level].split(4096), codes[level + 1].split(4096), strict=True):
-                row = coarse.long().unsqueeze(-1) * slots + torch.arange(slots, device=coarse.device)
-                counts += (row * size + self._under(fine.long(), level)).flatten().bincount(minlength=len(counts))
-            most, usual = counts.view(len(book.live), slots, size).max(-1)
-            book.refinements.copy_(torch.where(most > 0, usual + 1, book.refinements))
+            found = self.commonest_refinements(codes, level)
+            book.refinements.copy_(torch.where(found >= 0, found + 1, book.refinements))
+
+    def commonest_refinements(self, codes: list[Tensor], level: int) -> Tensor:
+        """The code of the next level that stands most often at each cell under each code of a level, in raster order,
+        `(capacity, slots)`; below 0 where a code does not occur. Args: codes of all levels, `(N, n)`."""
+        factor = self.sense.level_strides[level] // self.sense.level_strides[level + 1]
+        rows, size, slots = (*(len(self.codebooks[at].live) for at in (level, level + 1)), factor**2)
+        counts = torch.zeros(rows * slots * size, dtype=torch.long, device=codes[level].device)
+        for coarse, fine in zip(codes[level].split(4096), codes[level + 1].split(4096), strict=True):
+            grid = fine.long().unflatten(1, self.sense.level_grid(level + 1)).unsqueeze(-1)
+            row = coarse.long().unsqueeze(-1) * slots + torch.arange(slots, device=coarse.device)
+            counts += (row * size + fold_grid(grid, factor).flatten(1, 2)).flatten().bincount(minlength=len(counts))
+        most, found = counts.view(rows, slots, size).max(-1)
+        return found.masked_fill(most == 0, -1)
 
     def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
         """The codes of a level that usually stand under codes of the level before it, `(N, n')` -> `(N, n)`; below 0
@@ -175,11 +183,6 @@ class ImageCodec(nn.Module):
         found = torch.where((coarser >= 0).unsqueeze(-1) & self.codebooks[level].live[found], found, -1)
         factor = int(found.shape[-1] ** 0.5)
         return unfold_grid(found.unflatten(1, self.sense.level_grid(level - 1)), factor).flatten(1)
-
-    def _under(self, fine: Tensor, level: int) -> Tensor:
-        """Codes of the level behind `level`, `(N, n)`, by the codes that they stand under, `(N, n', slots)`."""
-        factor = self.sense.level_strides[level] // self.sense.level_strides[level + 1]
-        return fold_grid(fine.unflatten(1, self.sense.level_grid(level + 1)).unsqueeze(-1), factor).flatten(1, 2)
 
     def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
         """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each

@@ -82,21 +82,9 @@ def find_models(codec, frames: Tensor, level: int, codes: range, persistence: Te
     distance = torch.cdist(new, book.vectors).masked_fill(~old, torch.inf)
     if level + 1 == len(codec.codebooks):
         return distance.argmin(1)
-    usual = _usual_finer(codec, used, level)
+    usual = codec.commonest_refinements(used, level)[:, 0]
     alike = (usual[codes.start : codes.stop].unsqueeze(1) == usual) & (usual >= 0)
     return (distance + distance[:, old].max() * ~alike).argmin(1)
-
-
-def _usual_finer(codec, used: list[Tensor], level: int) -> Tensor:
-    """The code of the next level that stands most often in the first corner of each code, `(capacity,)`; -1 where a
-    code was not seen."""
-    factor = codec.sense.level_strides[level] // codec.sense.level_strides[level + 1]
-    coarse, fine = (used[at].unflatten(1, codec.sense.level_grid(at)) for at in (level, level + 1))
-    num_coarse, num_fine = (len(codec.codebooks[at].live) for at in (level, level + 1))
-    pairs = coarse.flatten() * num_fine + fine[:, ::factor, ::factor].flatten()
-    counts = torch.bincount(pairs, minlength=num_coarse * num_fine).unflatten(0, (num_coarse, num_fine))
-    most, usual = counts.max(1)
-    return usual.masked_fill(most == 0, -1)
 
 
 def find_idle(book, used: Tensor) -> list[tuple[str, list[int], int | None]]:
