@@ -32,7 +32,7 @@ from pan_hf.results import Record, record, select, table, write_records  # noqa:
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "drift"
 HORIZONS = (1, 5, 10, 20, 30, 50, 75, 100)
 METRICS = ("psnr", "psnr_moving", "exact_state")
-WAYS = ("", ", encoded anew", ", in focus")
+WAYS = {"": (None, 0), ", encoded anew": (None, 1), ", in focus": ("focused", 0)}  # effort and `reencode`
 LONG = {"policy": ["random"], "max_episode_steps": 120, "test_fraction": 1.0, "seed": 1000}
 
 
@@ -75,16 +75,16 @@ def measure(run: Path, data: Path, group: str, horizons: tuple[int, ...], window
     """The horizon curves of one run, by how it goes on."""
     model, processor, trajectories, skipped = load_for_evaluation(run, data, skip_trained=True)
     records = []
-    for ending in WAYS:
+    for ending, (effort, reencode) in WAYS.items():
         measured = evaluate_model(
-            AtEffort(model, "focused") if "focus" in ending else model,
+            model if effort is None else AtEffort(model, effort),
             processor,
             trajectories,
             horizons=horizons,
             num_windows=windows,
             seeds=[common.trained_seed(run)],
             skip=skipped,
-            reencode=int("anew" in ending),
+            reencode=reencode,
             progress=False,
         )
         names = {"pan": group + ending, "copy_last": "copy_last"}
