@@ -91,7 +91,7 @@ def imagined(reader: WindowReader, rows: np.ndarray, horizon: int) -> dict[str, 
 
     def drawn(scheduler: str, steps: int) -> torch.Tensor:
         with sampling(model, scheduler, steps):
-            latents = {name: model.sample_latents(name, told, common.SEED)}
+            latents = {name: model.sample_latents(name, told, state, common.SEED)}
         return model.decode(type(state)(state.codes, latents), name, latents=True)
 
     others = [block.name for block in model.blocks if block.sense != name and block.kind != "latents"]

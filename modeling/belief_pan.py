@@ -213,7 +213,7 @@ class Futures:
             latents = True
         is_open = sense in self.conditions and sense not in self.state.latents
         if is_open and (model.senses[sense].latents_help if latents is None else latents):
-            self.state.latents[sense] = model.sample_latents(sense, self.conditions[sense], self.seed)
+            self.state.latents[sense] = model.sample_latents(sense, self.conditions[sense], self.state, self.seed)
         return model.decode(self.state, sense, num_levels=num_levels, latents=latents)
 
 

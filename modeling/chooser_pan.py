@@ -26,6 +26,7 @@ class Chooser:
         target: State | None,
         numbers: Tensor | None = None,
         keeps_logits: bool = False,
+        keeps_shifts: bool = False,
     ):
         self.model, self.current, self.tables, self.numbers = model, current, tables, numbers
         self.generator, self.target = generator, target
@@ -36,6 +37,8 @@ class Chooser:
         self.log_prob = torch.zeros(len(current.tensors()[0]), device=model.device)
         self.keeps_logits = keeps_logits
         self.logits: dict[str, list[Tensor]] = {name: [] for name in current.codes}
+        # by sense and level `(N, n, code_dim)`: what leads from the vectors of the codes to the expected ones
+        self.shifts: dict[str, list[Tensor]] = {name: [] for name in model.hedged_senses if keeps_shifts}
 
     def state(self) -> State:
         if self.target is not None:
@@ -66,6 +69,9 @@ class Chooser:
             at: the places of an image that are picked for instead; everywhere by default.
         """
         numbers = readout_numbers(self.model, name, self.numbers, self.codes)
+        if name in self.shifts:  # nothing where nothing is predicted
+            now, dim = self.current.codes[name][level], self.model.config.senses[name].code_dim
+            self.shifts[name].append(torch.zeros(*now.shape, dim, device=now.device))
         if rows is None and at is None:
             self.codes[name].append(self._level(name, level, places, numbers, None))
             return
@@ -88,15 +94,17 @@ class Chooser:
         """A level's `codes` `(N, num_codes)` with those at some places picked."""
         now, coarser = self.current.codes[name][level], self.codes[name][:level]
         picking = (self._draws(now.shape), self.temperature)
-        codes, found = self.model.pieces(
+        codes, found, shift = self.model.pieces(
             read_level_at,
             *(self.model, name, level, places, now, coarser, codes, self.tables.levels[name][level], numbers),
-            *(picking, at.row, at.place, at.rows, at.inside),
+            *(picking, at.row, at.place, at.rows, at.inside, name in self.shifts),
             which=(name, level),
             rows=len(now),
             sizes=[(index, 0) for index in (at.row, at.place, at.rows, at.inside)],
         )
         self._add_log_prob(found[: len(at)], at.row[: len(at)])
+        if shift is not None:
+            self.shifts[name][-1] = shift
         return codes
 
     def carried(self, name: str, level: int) -> Tensor:
@@ -128,13 +136,17 @@ class Chooser:
         if self.model.readouts[name][level].sentence is not None and target is None:
             codes = self._sentence(name, self.model.pieces(see_level, *given, **use), current, numbers, rows)
             if self.keeps_logits:
-                self.logits[name].append(self.model.pieces(read_level, *given, codes, None, True, **use)[2])
+                self.logits[name].append(self.model.pieces(read_level, *given, codes, None, True, False, **use)[2])
             return codes
         picking = None if target is not None else (self._draws(current[level].shape), self.temperature)
-        codes, found, logits = self.model.pieces(read_level, *given, target, picking, self.keeps_logits, **use)
+        kept = (self.keeps_logits, name in self.shifts)
+        codes, found, logits, shift = self.model.pieces(read_level, *given, target, picking, *kept, **use)
         self._add_log_prob(found, rows)
         if self.keeps_logits:
             self.logits[name].append(logits)
+        if shift is not None:
+            all_rows = self.shifts[name][-1]
+            self.shifts[name][-1] = shift if rows is None else all_rows.index_copy(0, rows, shift)
         return codes
 
     def _sentence(
@@ -223,25 +235,26 @@ def see_level(model, name: str, level: int, places, current: list, coarser: list
 
 def read_level(
     model, name: str, level: int, places, current: list, coarser: list, tables, numbers,
-    target: Tensor | None, picking: tuple | None, keeps_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """A level's codes `(N, n)`, picked unless a target says what they are; their log probability `(N,)`; and their
-    logits if they are kept."""
+    target: Tensor | None, picking: tuple | None, keeps_logits: bool, keeps_shift: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """A level's codes `(N, n)`, picked unless a target says what they are; their log probability `(N,)`; their logits
+    and their shift if they are kept."""
     readout = model.readouts[name][level]
     x = see_level(model, name, level, places, current, coarser, tables, numbers)
     if readout.sentence is not None:
         x = readout.sentence(x, target, tables.drawn)
     logits = readout.logits(x, tables, current, coarser, numbers)
     codes = _pick(logits, *picking) if target is None else target
-    return codes, _log_prob(logits, codes), logits if keeps_logits else None
+    shift = model.senses[name].codebooks[level].shift(logits, codes) if keeps_shift else None
+    return codes, _log_prob(logits, codes), logits if keeps_logits else None, shift
 
 
 def read_level_at(
     model, name: str, level: int, places, now: Tensor, coarser: list, codes: Tensor, tables, numbers,
-    picking: tuple, row: Tensor, place: Tensor, rows: Tensor, inside: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    picking: tuple, row: Tensor, place: Tensor, rows: Tensor, inside: Tensor, keeps_shift: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """A level's `codes` `(N, n)` with those at some places picked, see `focus_pan.At`; the log probability of each
-    place, `(F,)`."""
+    place, `(F,)`; and the codes' shift if it is kept."""
     sense, readout = model.config.senses[name], model.readouts[name][level]
     coarser, told = [c[rows] for c in coarser], None if numbers is None else numbers[rows]
     features = readout.features_at(places[rows], now[rows], coarser, tables, told, inside, place)
@@ -251,7 +264,13 @@ def read_level_at(
     found = _pick(logits, None if draws is None else fold_places(draws, sense, level)[row, place], temperature)
     slots = fold_places(codes, sense, level).clone()
     slots[row, place] = found
-    return unfold_places(slots, sense, level), _log_prob(logits, found)
+    shift = None
+    if keeps_shift:
+        there = model.senses[name].codebooks[level].shift(logits, found)
+        shifts = there.new_zeros(*slots.shape, there.shape[-1])
+        shifts[row, place] = there
+        shift = unfold_places(shifts, sense, level)
+    return unfold_places(slots, sense, level), _log_prob(logits, found), shift
 
 
 def guess_sentence(

@@ -39,6 +39,7 @@ LOSS_WEIGHTS = {
     "vectors": 1.0,
     "text": 1.0,
     "latents": 1.0,
+    "mended": 1.0,
     "generative": 1.0,
     "reconstruction": 1.0,
     "commitment": 0.25,
@@ -165,7 +166,7 @@ class PanConfig(PreTrainedConfig):
         self.latent_head = {
             "denoiser": {"_class_name": "PlaceDenoiser"},
             "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
-            "num_inference_steps": 2,
+            "num_inference_steps": 1,
         } | (self.latent_head or {})
         check_latent_head(self.latent_head, self.senses)
         super().__post_init__(**kwargs)

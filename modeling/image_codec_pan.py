@@ -156,6 +156,12 @@ class ImageCodec(nn.Module):
         coded = self._code_map(vectors, codes)
         return self._latents(self._features(frames), coded).flatten(1, 2) / self.latent_scale
 
+    def latents_expected(self, codes: list[Tensor], shifts: list[Tensor]) -> Tensor:
+        """The latents `(B, P, latent_dim)` with which codes come to the frame that their vectors give when moved by
+        their shifts `(B, n, code_dim)`. Args: codes as for `decode`, of all levels."""
+        vectors = [book.lookup(c) + s for book, c, s in zip(self.codebooks, codes, shifts, strict=True)]
+        return self.latents_given(self._decode_vectors(vectors, codes, None), codes)
+
     def note_refinements(self, codes: list[Tensor]) -> None:
         """Keeps which codes of each level most often stand under each code of the level before it, of codes of all
         levels `(N, n)`; what is known of a code that does not occur stays."""

@@ -1,7 +1,7 @@
 """The diffusion head: the next continuous latents, given the backbone's hidden states and the codes already chosen.
 
 Flow matching along the straight path x_t = (1 - t) x + t noise, with the network predicting the clean latents x
-(x-prediction): the levels leave little to say, so two steps are enough. Denoiser and scheduler are diffusers classes
+(x-prediction): the levels leave little to say, so one step is enough. Denoiser and scheduler are diffusers classes
 named in the configuration, see `schedulers_pan`; `PlaceDenoiser`, the default, is our own small one with the same
 interface.
 """
@@ -102,7 +102,7 @@ class LatentHead(nn.Module):
         rows, columns = self._grid()
         shape = {"in_channels": sense.latent_dim, "out_channels": sense.latent_dim, told: given.get(told, WIDTH)}
         shape["sample_size"] = rows if rows == columns else [rows, columns]
-        self.condition = nn.Linear(condition_size, shape[told])
+        self.condition = nn.Linear(condition_size + sense.latent_dim, shape[told])
         self.denoiser = kind(**({key: value for key, value in shape.items() if key in known} | given))
 
     @functools.cached_property
@@ -113,38 +113,42 @@ class LatentHead(nn.Module):
     def _grid(self) -> tuple[int, int]:
         return self.sense.place_grid if self.sense.kind == "image" else (1, self.sense.num_places)
 
-    def predict(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)`."""
-        hidden = self.condition(condition)
+    def predict(self, noisy: Tensor, time: Tensor, condition: Tensor, start: Tensor) -> Tensor:
+        """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)` and what
+        they are before the head corrects them, `(B, P, D)`, see `PanModel.latent_start`."""
+        hidden = self.condition(torch.cat([condition, start], -1))
         timestep = time * NUM_TRAIN_TIMESTEPS
         if self.takes_places:
-            return self.denoiser(noisy, timestep, hidden).sample
+            return start + self.denoiser(noisy, timestep, hidden).sample
         grid = noisy.transpose(1, 2).unflatten(2, self._grid())
-        return self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample.flatten(2).transpose(1, 2)
+        found = self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample
+        return start + found.flatten(2).transpose(1, 2)
 
-    def loss(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Flow matching. Args: clean latents `(B, P, D)`; condition `(B, P, C)`. Returns: the scalar
-        loss and the clean latents predicted, `(B, P, D)`, for the generative loss."""
+    def loss(self, latents: Tensor, condition: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Flow matching. Args: clean latents `(B, P, D)`; condition and start as for `predict`. Returns: the scalar
+        loss, and the latents that one step of diffusion draws, `(B, P, D)`, for losses on what they decode to."""
         noise = torch.randn_like(latents)
         time = torch.rand(len(latents), device=latents.device).clamp(min=0.02)
         at = time.view(-1, 1, 1)
-        clean = self.predict((1 - at) * latents + at * noise, time, condition)
-        return nn.functional.mse_loss(clean, latents), clean
+        clean = self.predict((1 - at) * latents + at * noise, time, condition, start)
+        drawn = self.predict(torch.randn_like(latents), torch.ones_like(time), condition, start)
+        return nn.functional.mse_loss(clean, latents), drawn
 
-    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draws latents `(B, P, D)` given condition `(B, P, C)` by `num_inference_steps` steps of the scheduler."""
+    def sample(self, condition: Tensor, start: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws latents `(B, P, D)`, condition and start as for `predict`, by `num_inference_steps` steps of the
+        scheduler."""
         shape = (len(condition), self.sense.num_places, self.sense.latent_dim)
         noise = torch.randn(shape, generator=generator, device=condition.device)
         # built here: some schedulers keep plain tensors, which would die on the meta device
         scheduler = make_scheduler(self.settings["scheduler"])
 
         def clean_at(noisy: Tensor, time: Tensor) -> Tensor:
-            return self.predict(noisy, time, condition)
+            return self.predict(noisy, time, condition, start)
 
         return denoise(scheduler, self.settings["num_inference_steps"], noise, clean_at, generator)
 
     @torch.no_grad()
-    def log_prob_bound(self, latents: Tensor, condition: Tensor, num_samples: int = 8) -> Tensor:
+    def log_prob_bound(self, latents: Tensor, condition: Tensor, start: Tensor, num_samples: int = 8) -> Tensor:
         """What the latents cost, as a lower bound in nats `(B,)`: minus the KL divergence between the path that blurs
         the true latents and the path the head generates, from noise down to latents blurred by `LATENT_BLUR` (Kingma
         et al. 2021, "Variational Diffusion Models", eq. 17: half the loss of SNR times the squared error). The blurred
@@ -157,7 +161,7 @@ class LatentHead(nn.Module):
             time = 1 / (1 + math.exp(-log_ratio))
             noise = torch.randn(latents.shape, generator=generator, device=latents.device)
             at = torch.full((len(latents),), time, device=latents.device)
-            clean = self.predict((1 - time) * latents + time * noise, at, condition)
+            clean = self.predict((1 - time) * latents + time * noise, at, condition, start)
             error = (clean - latents).square().flatten(1).sum(-1)
             total = total + error * math.exp(-2 * log_ratio) * (high - low) / num_samples
         return -total

@@ -9,13 +9,17 @@ ones.
 Shapes: B = windows, H = steps imagined, N = B * H.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
 import torch
 from torch import Tensor
 
 from .belief_pan import State
 from .switch_objective_pan import split_window
 
-CARRIED = 0.15  # share of the examples in which no code is predicted, so that latents alone tell what happens
+CARRIED = 0.05  # share of the examples in which no code is predicted, so that latents alone tell what happens
 
 
 def mends(config) -> bool:
@@ -28,30 +32,58 @@ def latents_given(model, frames: dict[str, Tensor], state: State) -> dict[str, T
     return {name: model.senses[name].latents_given(frames[name], state.codes[name]) for name in model.latent_heads}
 
 
+@dataclass
+class LatentExamples:
+    """What latent heads learn from, by sense: conditions `(N, P, C)`, and what latents are before the head corrects
+    them, `(N, P, D)` (see `PanModel.latent_start`); the latents they should lead to, `(N, P, D)`; and the codes that
+    these are given and the frames they come to, `(N, ...)`."""
+
+    condition: dict[str, Tensor]
+    start: dict[str, Tensor]
+    latents: dict[str, Tensor]
+    codes: dict[str, list[Tensor]]
+    frames: dict[str, Tensor]
+
+    @staticmethod
+    def cat(parts: list[LatentExamples]) -> LatentExamples:
+        """All of several."""
+
+        def joined(values: list):
+            if isinstance(values[0], Tensor):
+                return torch.cat(values)
+            if isinstance(values[0], list):
+                return [joined(list(level)) for level in zip(*values, strict=True)]
+            return {name: joined([value[name] for value in values]) for name in values[0]}
+
+        names = [each.name for each in fields(LatentExamples)]
+        return LatentExamples(*(joined([getattr(part, name) for part in parts]) for name in names))
+
+
 @torch.no_grad()
-def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> tuple[dict, dict]:
-    """Conditions of every latent head `(N, P, C)` and the latents they should lead to `(N, P, D)`, by sense.
+def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> LatentExamples:
+    """Imagines from the beginning of windows, and tells what latents would have had to add.
 
     Args: observation `(B, context_steps + H, ...)`, constant text `(B, max_length)`; action, those between its frames.
     """
     nothing = torch.zeros(action.shape[:2], device=action.device)
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
-    tables, conditions, latents = model.code_tables(), {}, {}
+    tables, found = model.code_tables(), []
     for index in range(actions.shape[1]):
         true = later.state.map(lambda tensor, i=index: tensor[:, i])
         now = belief.state
         target = None if mends(model.config) else true
-        step, belief = model._advance(belief, actions[:, index], temperature=0.0, target=target, tables=tables)
-        given = step.state if target is not None else _partly_carried(step.state, now)
+        given = {"temperature": 0.0, "target": target, "tables": tables, "keeps_shifts": True}
+        step, belief = model._advance(belief, actions[:, index], **given)
+        codes, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)
+        condition = {
+            name: model.latent_condition(name, step.hidden, step.trunk, codes, tables, shifts.get(name))
+            for name in model.latent_heads
+        }
+        start = {name: model.latent_start(name, told, codes.codes[name]) for name, told in condition.items()}
         frames = {name: later.observation[name][:, index] for name in model.latent_heads}
-        for name, found in latents_given(model, frames, given).items():
-            condition = model.latent_condition(name, step.hidden, step.trunk, given, tables)
-            conditions.setdefault(name, []).append(condition)
-            latents.setdefault(name, []).append(found)
-    return (
-        {name: torch.stack(parts, 1).flatten(0, 1) for name, parts in conditions.items()},
-        {name: torch.stack(parts, 1).flatten(0, 1) for name, parts in latents.items()},
-    )
+        latents = latents_given(model, frames, codes)
+        found.append(LatentExamples(condition, start, latents, {name: codes.codes[name] for name in frames}, frames))
+    return LatentExamples.cat(found)
 
 
 @torch.no_grad()
@@ -77,12 +109,14 @@ def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None
         codec.latents_help.fill_(bool(errors[0] < errors[1]))
 
 
-def _partly_carried(state: State, now: State) -> State:
-    """A state `(B,)` that in some rows is as it was a step before."""
-    first = state.tensors()[0]
+def _partly_carried(step, now: State) -> tuple[State, dict[str, list[Tensor]]]:
+    """The state `(B,)` of a step, in some rows as it was before; and its shifts, none there."""
+    first = now.tensors()[0]
     stays = torch.rand(len(first), 1, device=first.device) < CARRIED
 
     def mixed(levels: list[Tensor], before: list[Tensor]) -> list[Tensor]:
         return [torch.where(stays, old, new) for new, old in zip(levels, before, strict=True)]
 
-    return State({name: mixed(levels, now.codes[name]) for name, levels in state.codes.items()}, {}, state.text)
+    codes = {name: mixed(levels, now.codes[name]) for name, levels in step.state.codes.items()}
+    shifts = {name: [part * ~stays.unsqueeze(-1) for part in levels] for name, levels in step.shifts.items()}
+    return State(codes, {}, step.state.text), shifts

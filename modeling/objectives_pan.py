@@ -20,11 +20,12 @@ from .crops_pan import ReadoutView, crop
 from .disturbance_pan import disturb
 from .focus_pan import changed_places, drop_blocks, training_focus
 from .heads_pan import two_hot
+from .image_codec_pan import LEAST_ERROR
 from .latent_objective_pan import latents_given, mends
 from .layout_pan import hide_padding
 from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
-from .processes_pan import shared_mean
+from .processes_pan import log_of_mean, shared_mean
 from .switch_objective_pan import switch_losses, switch_warm_up_losses
 
 STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
@@ -38,7 +39,7 @@ class PanOutput(ModelOutput):
         loss: the weighted sum.
         losses: every part, unweighted, by name, e.g. `camera.0` (code negative log-likelihood of a level, nats a
             code), `camera.0.vectors` (see `_vector_loss`), `reward`, `continuation`, `inverse_dynamics`,
-            `camera.latents`, `camera.generative`.
+            `camera.latents`, `camera.mended`, `camera.generative`.
         metrics: detached figures to log, e.g. `camera.0.accuracy`.
     """
 
@@ -107,12 +108,18 @@ def dynamics_objective(model, state, action, reward, done, importance=None, **_)
     return _sum_up(model, losses, metrics)
 
 
-def latent_head_objective(model, condition, state, **_) -> PanOutput:
-    """Stage 3: `condition[name]` `(N, P, C)` and `state["latents"][name]` `(N, P, D)`, cached `latent_examples`."""
-    losses = {
-        f"{name}.latents": head.loss(state["latents"][name], condition[name])[0]
-        for name, head in model.latent_heads.items()
-    }
+def latent_head_objective(model, condition, state, observation, **_) -> PanOutput:
+    """Stage 3, on cached `latent_examples`: `condition[name]`; `state`, their `latents`, `start` and `codes`;
+    `observation[name]`, the frames they come to. `mended` is the generative loss of images told by codes and latents,
+    in logarithms as in stage 1: what latents are worth is what they do to the image, where some count for much."""
+    losses = {}
+    for name, head in model.latent_heads.items():
+        told = (condition[name], state["start"][name])
+        losses[f"{name}.latents"], drawn = head.loss(state["latents"][name], *told)
+        if model.config.senses[name].kind == "image":
+            imagined = model.senses[name].decode(state["codes"][name], drawn)
+            error = _generative_loss(model, name, imagined, observation[name], None)
+            losses[f"{name}.mended"] = log_of_mean(error, LEAST_ERROR)
     return _sum_up(model, losses)
 
 
@@ -135,9 +142,17 @@ def joint_objective(model, observation, action, reward=None, done=None, importan
     for name, codec in model.senses.items():
         imagined = [codec.decode_probabilities([level.softmax(-1) for level in logits[name]])]
         if name in model.latent_heads:
-            condition = model.latent_condition(name, window.hidden, window.trunk, given, window.tables)
-            losses[f"{name}.latents"], clean = model.latent_heads[name].loss(given.latents[name].detach(), condition)
-            imagined.append(codec.decode(given.codes[name], clean))
+            shifts = None
+            if name in model.hedged_senses:
+                pairs = zip(codec.codebooks, logits[name], chosen[name], strict=True)
+                shifts = [book.shift(level.detach(), codes) for book, level, codes in pairs]
+            told = (given, window.tables, shifts)
+            condition = model.latent_condition(name, window.hidden, window.trunk, *told)
+            with torch.no_grad():
+                start = model.latent_start(name, condition, given.codes[name])
+            latents = given.latents[name].detach()
+            losses[f"{name}.latents"], drawn = model.latent_heads[name].loss(latents, condition, start)
+            imagined.append(codec.decode(given.codes[name], drawn))
         errors = [_generative_loss(model, name, frames, true[name], importance) for frames in imagined]
         losses[f"{name}.generative"] = torch.stack(errors).mean()
     return _sum_up(model, losses | alone, metrics)

@@ -76,6 +76,11 @@ class Codebook(nn.Module):
         vectors = self.vectors.masked_fill(self.vectors[:, :1] >= PARKED, 0.0)[: probabilities.shape[-1]]
         return probabilities.to(vectors.dtype) @ vectors
 
+    def shift(self, logits: Tensor, codes: Tensor) -> Tensor:
+        """What leads from the vectors of codes `(...)` to the expected ones under logits `(..., K)` of the first K
+        codes, `(..., dim)`."""
+        return self.mean(logits.softmax(-1)) - self.lookup(codes)
+
     def describes(self) -> Tensor:
         """`(capacity,)` bool: live rows that describe something; none before training has begun."""
         return self.live & (self.vectors[:, 0] < PARKED) & self.started

@@ -32,7 +32,7 @@ class _Step:
     """The result of one imagined step."""
 
     def __init__(self, chooser: Chooser, state: State, hidden: dict[str, Tensor], trunk: Tensor):
-        self.state, self.log_prob, self.logits = state, chooser.log_prob, chooser.logits
+        self.state, self.log_prob, self.logits, self.shifts = state, chooser.log_prob, chooser.logits, chooser.shifts
         self.hidden, self.trunk = hidden, trunk
 
 
@@ -212,6 +212,7 @@ class SimulationMixin:
                 tables=tables,
                 embedded=embedded,
                 keeps_logits=index in expected,
+                keeps_shifts=spending is None,
                 spending=spending,
             )
             for name in images if index in expected else ():
@@ -222,12 +223,13 @@ class SimulationMixin:
             after, reward, continue_prob = self.pieces(judge, *given, rows=len(actions))
             outcomes.append((reward, continue_prob))
             for name in conditions if spending is None else ():
-                conditions[name].append(self.latent_condition(name, step.hidden, step.trunk, step.state, tables))
+                conditions[name].append(self._step_condition(name, step, step.state, tables))
             before = embedded = after
             if step.state.latents:
                 embedded = self.embed_state(step.state, tables)
             elif self.config.latent_feedback and spending is None:
-                drawn = {name: self.latent_heads[name].sample(conditions[name][-1], generator) for name in conditions}
+                newest = {name: parts[-1] for name, parts in conditions.items()}
+                drawn = {name: self.draw_latents(name, newest[name], step.state, generator) for name in newest}
                 belief.state.latents = step.state.latents = drawn
                 embedded = self.embed_state(step.state, tables)
             if reencode and (index + 1) % reencode == 0:
@@ -255,7 +257,7 @@ class SimulationMixin:
         """An imagined state as it would be encoded if it were seen: decoded, its latents drawn where they help and are
         not there, and encoded."""
         helpful = [name for name in conditions if self.senses[name].latents_help]
-        drawn = {name: self.latent_heads[name].sample(conditions[name], generator) for name in helpful}
+        drawn = {name: self.draw_latents(name, conditions[name], state, generator) for name in helpful}
         whole = State(state.codes, drawn | state.latents, state.text)
         seen = {name: self.decode(whole, name).unsqueeze(1) for name in self.config.place_senses}
         seen |= {name: words.unsqueeze(1) for name, words in state.text.items()}
@@ -284,6 +286,7 @@ class SimulationMixin:
         tables: CodeTables | None = None,
         embedded: Tensor | None = None,
         keeps_logits: bool = False,
+        keeps_shifts: bool = False,
         spending: Spending | None = None,
     ) -> tuple[_Step, Belief]:
         """One step: `target` None samples the next state, else scores it. Returns the step and the belief after it.
@@ -293,7 +296,9 @@ class SimulationMixin:
         trunk, change = self.pieces(begin, self, belief.state, embedded, action, tables, rows=len(action))
         before = belief.history[-1][0] if belief.history else None
         numbers = step_numbers(self, belief.state, before, action)
-        chooser = Chooser(self, belief.state, tables, temperature, generator, target, numbers, keeps_logits)
+        keeps_shifts |= spending is not None and spending.may_draw_latents
+        kept = (keeps_logits, keeps_shifts)
+        chooser = Chooser(self, belief.state, tables, temperature, generator, target, numbers, *kept)
         run = BackboneRun(self, belief, trunk, None if spending is None else spending.look(change))
         if spending is not None:
             spending.begin(run, chooser, trunk, embedded, tables)
@@ -332,12 +337,25 @@ class SimulationMixin:
         return self._rebuild(Belief(state, newer, belief.prefix, None, self), tables)
 
     @torch.no_grad()
-    def sample_latents(self, sense: str, condition: Tensor, seed: int | None = None) -> Tensor:
-        """Latents of a sense, `(..., P, latent_dim)`, from conditions `(..., P, C)` kept by `simulate`."""
+    def sample_latents(self, sense: str, condition: Tensor, state: State, seed: int | None = None) -> Tensor:
+        """Latents of a sense, `(..., P, latent_dim)`, from conditions `(..., P, C)` and states `(...,)` as `simulate`
+        gives them."""
         leading = condition.shape[:-2]
         generator = None if seed is None else torch.Generator(device=condition.device).manual_seed(seed)
-        drawn = self.latent_heads[sense].sample(condition.flatten(0, len(leading) - 1), generator)
+        flat = state.map(lambda tensor: tensor.flatten(0, len(leading) - 1))
+        drawn = self.draw_latents(sense, condition.flatten(0, len(leading) - 1), flat, generator)
         return drawn.unflatten(0, leading)
+
+    def draw_latents(
+        self, name: str, condition: Tensor, state: State, generator: torch.Generator | None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Latents `(N, P, latent_dim)` that go with the codes of a state `(N,)`, or with `rows` `(n,)` of it, given
+        conditions of as many."""
+        codes = state.codes[name] if rows is None else [level[rows] for level in state.codes[name]]
+        return self.latent_heads[name].sample(condition, self.latent_start(name, condition, codes), generator)
+
+    def _step_condition(self, name: str, step: _Step, state: State, tables: CodeTables) -> Tensor:
+        return self.latent_condition(name, step.hidden, step.trunk, state, tables, step.shifts.get(name))
 
     @torch.no_grad()
     def log_prob(
@@ -367,7 +385,7 @@ class SimulationMixin:
         parts, tables = [], self._tables()
         for index in range(actions.shape[1]):
             target = following.map(lambda t, i=index: t[:, i])
-            step, belief = self._advance(belief, actions[:, index], target=target, tables=tables)
+            step, belief = self._advance(belief, actions[:, index], target=target, tables=tables, keeps_shifts=True)
             true = {name: observations[name][:, index] for name in self.senses}
             latent_part, seen_part = self._residual_log_prob(target, step, tables, true, latents)
             parts.append((step.log_prob, latent_part, seen_part))
@@ -383,8 +401,10 @@ class SimulationMixin:
                 continue
             blurred = None
             if name in self.latent_heads and (codec.latents_help if latents is None else latents):
-                condition = self.latent_condition(name, step.hidden, step.trunk, target, tables)
-                latent_part = latent_part + self.latent_heads[name].log_prob_bound(target.latents[name], condition)
+                condition = self._step_condition(name, step, target, tables)
+                start = self.latent_start(name, condition, target.codes[name])
+                bound = self.latent_heads[name].log_prob_bound(target.latents[name], condition, start)
+                latent_part = latent_part + bound
                 noise = torch.Generator(device=self.device).manual_seed(0)
                 blur = torch.randn(target.latents[name].shape, generator=noise, device=self.device)
                 blurred = target.latents[name] + LATENT_BLUR * blur

@@ -51,6 +51,12 @@ class Spending:
         self.generator = None if seed is None else torch.Generator(device=model.device).manual_seed(seed)
         self._steps: list[tuple[Tensor, Tensor, Meter]] = []
 
+    @property
+    def may_draw_latents(self) -> bool:
+        """Whether latents may be among what is predicted."""
+        blocks = self.blocks if self.wanted is None else [b for b in self.blocks if b.name in self.wanted]
+        return any(block.kind == "latents" for block in blocks)
+
     # ---- one step
 
     def look(self, change: dict[str, Tensor]) -> Focus | None:
@@ -195,8 +201,9 @@ class Spending:
         """Draws a sense's latents where it is looked at; elsewhere they stay, if there were any."""
         name, now = block.sense, self.chooser.current.latents.get(block.sense)
         so_far = State(self.chooser.codes, {}, self.texts)
-        condition = self.model.latent_condition(name, self.run.hidden, self.trunk, so_far, self.tables)
-        drawn = self.model.latent_heads[name].sample(condition[rows], self.generator)
+        told = (so_far, self.tables, self.chooser.shifts.get(name))
+        condition = self.model.latent_condition(name, self.run.hidden, self.trunk, *told)
+        drawn = self.model.draw_latents(name, condition[rows], so_far, self.generator, rows)
         shape = (self.rows, *drawn.shape[1:])
         found = drawn.new_full(shape, torch.nan) if now is None else now.clone()
         places = self._sense_places(name)

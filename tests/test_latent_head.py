@@ -78,8 +78,9 @@ def test_denoiser_and_scheduler_are_named_in_the_configuration(denoiser, schedul
 def test_a_head_that_was_never_trained_mends_nothing():
     model = PanModel.from_backbone(language_model("qwen3", 0), {"camera": SENSES["camera"]}, ACTIONS["discrete"])
     head = model.latent_heads["camera"]
-    condition = torch.randn(2, head.sense.num_places, head.condition.in_features)
-    assert not head.sample(condition).any()
+    start = torch.zeros(2, head.sense.num_places, head.sense.latent_dim)
+    condition = torch.randn(2, head.sense.num_places, head.condition.in_features - head.sense.latent_dim)
+    assert not head.sample(condition, start).any()
 
 
 @pytest.mark.parametrize("part, name", [("denoiser", "NoSuchModel"), ("scheduler", "NoSuchScheduler")])
@@ -107,11 +108,15 @@ def test_what_does_not_fit_the_head_is_refused_by_the_configuration(head, messag
         PanConfig(**model.config.to_diff_dict() | {"latent_head": head})
 
 
+def by_step(tensor):
+    """`(B, H, ...)` -> `(H * B, ...)`, as examples are kept."""
+    return tensor.transpose(0, 1).flatten(0, 1)
+
+
 def examples(model, steps=3):
     observation, action = observe(model, 4, steps + 1), acts(model, 4, steps)
     torch.manual_seed(0)
-    conditions, latents = latent_examples(model, observation, action)
-    return observation, action, conditions, latents
+    return observation, action, latent_examples(model, observation, action)
 
 
 def test_latents_help_where_what_is_imagined_comes_closer_with_them():
@@ -127,26 +132,56 @@ def test_latents_help_where_what_is_imagined_comes_closer_with_them():
 def test_where_a_world_is_deterministic_latents_are_given_the_codes_that_were_imagined(monkeypatch):
     monkeypatch.setattr(latent_objective_pan, "CARRIED", 0.0)
     model = world_model(("camera", "touch"))
-    observation, action, conditions, latents = examples(model)
+    observation, action, found = examples(model)
     first = {name: values[:, :1] for name, values in observation.items()}
     futures = model.simulate(model.perceive(first), action, temperature=0.0)
-    codes = [level.flatten(0, 1) for level in futures.codes["camera"]]
-    expected = model.senses["camera"].latents_given(observation["camera"][:, 1:].flatten(0, 1), codes)
-    torch.testing.assert_close(latents["camera"], expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(conditions["camera"], futures.conditions["camera"].flatten(0, 1), atol=1e-4, rtol=1e-4)
+    codes = [by_step(level) for level in futures.codes["camera"]]
+    expected = model.senses["camera"].latents_given(by_step(observation["camera"][:, 1:]), codes)
+    torch.testing.assert_close(found.latents["camera"], expected, atol=1e-4, rtol=1e-4)
+    told = by_step(futures.conditions["camera"])
+    torch.testing.assert_close(found.condition["camera"], told, atol=1e-4, rtol=1e-4)
 
 
 def test_where_futures_branch_latents_are_given_the_true_codes():
     model = world_model(("camera", "touch"), level0_sampling="autoregressive")
-    observation, _, _, latents = examples(model)
+    observation, _, found = examples(model)
     for name, expected in model.encode(observation).latents.items():
-        torch.testing.assert_close(latents[name], expected[:, 1:].flatten(0, 1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.latents[name], by_step(expected[:, 1:]), atol=1e-4, rtol=1e-4)
+
+
+def test_latents_begin_as_those_that_lead_from_the_chosen_codes_to_what_is_expected():
+    model = world_model(("camera", "touch"))
+    belief, action = model.perceive(observe(model, 3, 1)), acts(model, 3, 1)[:, 0]
+    tables = model.code_tables()
+    step, _ = model._advance(belief, action, temperature=0.0, tables=tables, keeps_logits=True, keeps_shifts=True)
+    told = (step.hidden, step.trunk, step.state, tables, step.shifts["camera"])
+    start = model.latent_start("camera", model.latent_condition("camera", *told), step.state.codes["camera"])
+    codec, codes = model.senses["camera"], step.state.codes["camera"]
+    frames = codec.decode_probabilities([level.softmax(-1) for level in step.logits["camera"]])
+    torch.testing.assert_close(start, codec.latents_given(frames, codes), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(start, codec.latents_given(codec.decode(codes), codes), atol=1e-2)
+
+
+def test_where_futures_branch_latents_begin_at_nothing():
+    model = world_model(("camera", "touch"), level0_sampling="autoregressive")
+    _, _, found = examples(model)
+    assert not any(values.any() for values in found.start.values())
+
+
+def test_latents_are_started_alike_whether_everything_is_predicted_or_an_effort_says_so():
+    model = world_model(("camera",))
+    observation, action = observe(model, 3, 1), acts(model, 3, 1)
+    given = {"temperature": 0.0, "seed": 0}
+    whole = model.simulate(model.perceive(observation), action, **given)
+    names = [block.name for block in model.blocks]
+    spent = model.simulate(model.perceive(observation), action, effort=names, **given)
+    torch.testing.assert_close(spent.decode("camera"), whole.decode("camera", latents=True))
 
 
 def test_in_some_examples_latents_alone_tell_what_happens(monkeypatch):
     monkeypatch.setattr(latent_objective_pan, "CARRIED", 1.0)
     model = world_model(("camera", "touch"))
-    observation, _, _, latents = examples(model, steps=1)
+    observation, _, found = examples(model, steps=1)
     held = [level[:, 0] for level in model.encode(observation).codes["camera"]]
     expected = model.senses["camera"].latents_given(observation["camera"][:, 1], held)
-    torch.testing.assert_close(latents["camera"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.latents["camera"], expected, atol=1e-4, rtol=1e-4)

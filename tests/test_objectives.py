@@ -7,6 +7,7 @@ from tiny_worlds import PAD, acts, differing, language_model, observe, outcomes,
 from pan_hf import PanModel
 from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
 from pan_hf.modeling.heads_pan import reward_bins, symexp, symlog, two_hot
+from pan_hf.modeling.latent_objective_pan import latent_examples
 from pan_hf.modeling.objectives_pan import _generative_loss, _vector_loss
 from pan_hf.modeling.quantizer_pan import PARKED, Codebook
 
@@ -246,16 +247,16 @@ def test_a_reward_is_written_on_two_bins_and_read_back():
     assert two_hot(torch.tensor([99.0]), 10.0)[0, -1] == 1
 
 
-def test_latent_head_alone_trains_on_conditions():
-    model = world_model(("camera", "touch")).train()
-    condition = {name: torch.randn(5, model.config.senses[name].num_places, 64) for name in ("camera", "touch")}
-    latents = {name: torch.randn(5, s.num_places, s.latent_dim) for name, s in model.config.place_senses.items()}
-    width = model.latent_heads["camera"].condition.in_features
-    condition = {name: values.repeat(1, 1, 8)[..., :width] for name, values in condition.items()}
-    found = model(objective="latent_head", condition=condition, state={"latents": latents})
-    assert set(found.losses) == {"camera.latents", "touch.latents"}
-    found.loss.backward()
-    assert all(name.startswith("latent_heads.") for name in reached(model)[0])
+def test_latent_head_alone_trains_on_latents_and_on_what_they_decode_to():
+    model = world_model(("camera", "touch")).requires_grad_(False)
+    model.latent_heads.requires_grad_(True)
+    given = latent_examples(model, observe(model, 4, 3), acts(model, 4, 2))
+    state = {"latents": given.latents, "start": given.start, "codes": given.codes}
+    cached = {"condition": given.condition, "observation": given.frames, "state": state}
+    found = model.train()(objective="latent_head", **cached)
+    assert set(found.losses) == {"camera.latents", "camera.mended", "touch.latents"}
+    found.losses["camera.mended"].backward()
+    assert all(name.startswith("latent_heads.camera.") for name in reached(model)[0])
 
 
 @pytest.mark.slow

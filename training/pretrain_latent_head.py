@@ -6,7 +6,7 @@ python -m pan_hf.training.pretrain_latent_head --model DIR --data DIR --output_d
 import torch
 from torch.utils.data import Dataset
 
-from pan_hf.modeling.latent_objective_pan import latent_examples
+from pan_hf.modeling.latent_objective_pan import LatentExamples, latent_examples
 from pan_hf.training.rollouts import RolloutArguments, judge_by, make_rollouts
 from pan_hf.training.stage import Stage, main
 
@@ -14,19 +14,24 @@ MOST_CONDITIONS = 4_096  # transitions kept: 16 places x 256 numbers in bfloat16
 
 
 class Conditions(Dataset):
-    """Conditions of the latent head and the latents they should lead to, by sense; `windows`, what they are of."""
+    """Examples of what latent heads are told and should say; `windows`, what they are of."""
 
-    def __init__(self, conditions: dict[str, torch.Tensor], latents: dict[str, torch.Tensor], windows: Dataset):
-        self.conditions, self.latents, self.windows = conditions, latents, windows
+    def __init__(self, examples: LatentExamples, windows: Dataset):
+        self.examples, self.windows = examples, windows
 
     def __len__(self) -> int:
-        return len(next(iter(self.latents.values())))
+        return len(next(iter(self.examples.latents.values())))
 
     def __getitems__(self, indices: list[int]) -> dict:
-        rows = torch.as_tensor(indices)
+        rows, examples = torch.as_tensor(indices), self.examples
         return {
-            "condition": {name: values[rows].float() for name, values in self.conditions.items()},
-            "state": {"latents": {name: values[rows] for name, values in self.latents.items()}},
+            "condition": {name: values[rows].float() for name, values in examples.condition.items()},
+            "observation": {name: values[rows] for name, values in examples.frames.items()},
+            "state": {
+                "latents": {name: values[rows] for name, values in examples.latents.items()},
+                "start": {name: values[rows] for name, values in examples.start.items()},
+                "codes": {name: [level[rows] for level in levels] for name, levels in examples.codes.items()},
+            },
         }
 
 
@@ -37,17 +42,15 @@ def make_data(model, processor, trajectories, args, batch_size: int = 64):
     steps = windows.num_steps - model.config.context_steps + 1
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(windows), (max(1, MOST_CONDITIONS // steps),), generator=generator)
-    kept: dict[str, tuple[list, list]] = {name: ([], []) for name in model.latent_heads}
+    kept = []
     model.eval()
     for rows in drawn.split(batch_size):
         batch = windows.__getitems__(rows.tolist())
-        conditions, latents = latent_examples(model, batch["observation"], batch["action"])
-        for name, (told, found) in kept.items():
-            told.append(conditions[name].to(torch.bfloat16))
-            found.append(latents[name])
+        found = latent_examples(model, batch["observation"], batch["action"])
+        found.condition = {name: values.to(torch.bfloat16) for name, values in found.condition.items()}
+        kept.append(found)
     model.train()
-    conditions, latents = ({name: torch.cat(parts[side]) for name, parts in kept.items()} for side in (0, 1))
-    dataset = Conditions(conditions, latents, windows)
+    dataset = Conditions(LatentExamples.cat(kept), windows)
     return dataset, torch.ones(len(dataset))
 
 
@@ -56,7 +59,7 @@ STAGE = Stage(
     objective="latent_head",
     trains=r"latent_heads\.",
     make_data=make_data,
-    defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 64},
+    defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 16},
     arguments=RolloutArguments,
     judge=lambda model, dataset: judge_by(model, dataset.windows),
     is_needed=lambda model, args: len(model.latent_heads) > 0,
