@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .belief_pan import State
+from .image_codec_pan import LEAST_ERROR
 from .switch_objective_pan import split_window
 
 CARRIED = 0.05  # share of the examples in which no code is predicted, so that latents alone tell what happens
@@ -89,8 +90,9 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> La
 @torch.no_grad()
 def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None:
     """Notes, for each image sense, whether what is imagined comes closer to what was seen with latents than by codes
-    alone, in squared error that counts what moves as much as in training. Where codes say everything, the noise that
-    latents bear is all that they add.
+    alone: in decibels, frame by frame, with what moves counted as much as in training. Where codes say everything, the
+    noise that latents bear is all that they add, and is not made up for by a few frames with a great error that they
+    make a little smaller.
 
     Args: as for `latent_examples`.
     """
@@ -105,7 +107,8 @@ def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None
         errors = []
         for latents in (True, False):
             found = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
-            errors.append((weight * (found - codec.to_float(seen)).square()).mean())
+            error = (weight * (found - codec.to_float(seen)).square()).flatten(1).mean(1)
+            errors.append((error + LEAST_ERROR).log().mean())
         codec.latents_help.fill_(bool(errors[0] < errors[1]))
 
 

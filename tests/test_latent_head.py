@@ -129,6 +129,19 @@ def test_latents_help_where_what_is_imagined_comes_closer_with_them():
         assert bool(model.senses["camera"].latents_help) == latents
 
 
+def test_latents_do_not_help_where_they_make_bad_frames_a_little_better_and_spoil_an_exact_one():
+    model = world_model(("camera", "mission"), context_steps=1)
+    observation, action = observe(model, 4, 1), acts(model, 4, 1)
+    futures = model.simulate(model.perceive(observation), action, temperature=0.0, seed=0)
+    by_codes, with_latents = (futures.decode("camera", latents=each) for each in (False, True))
+    seen = torch.where(with_latents > by_codes, 255, 0).to(torch.uint8)  # far from both, nearer to those with latents
+    seen[0] = by_codes[0]
+    errors = [(frames.float() - seen.float()).square().mean() for frames in (by_codes, with_latents)]
+    assert errors[1] < errors[0]  # by the mean they would help
+    judge_latents(model, observation | {"camera": torch.cat([observation["camera"], seen], 1)}, action)
+    assert not model.senses["camera"].latents_help
+
+
 def test_where_a_world_is_deterministic_latents_are_given_the_codes_that_were_imagined(monkeypatch):
     monkeypatch.setattr(latent_objective_pan, "CARRIED", 0.0)
     model = world_model(("camera", "touch"))
