@@ -71,7 +71,7 @@ def test_what_is_to_be_predicted_stays_true_and_what_is_wrong_will_change():
 
 
 def test_encoding_anew_goes_on_from_what_the_decoded_state_looks_like(monkeypatch):
-    def sample(self, condition, _generator=None):
+    def sample(self, condition, _start, _generator=None):
         return torch.zeros(len(condition), self.sense.num_places, self.sense.latent_dim)
 
     monkeypatch.setattr(LatentHead, "sample", sample)

@@ -145,7 +145,7 @@ def test_a_perfect_future_has_no_distortion_and_standing_still_has_about_one(tas
     still = switching.distortion(model, futures, later, task)
     assert still.shape == (16, 2)
     if task != "outcome":
-        tolerance = 0.02 if task == "planning" else 1e-4  # one of the random levels may happen not to change
+        tolerance = 0.05 if task == "planning" else 1e-4  # a few of the random levels may happen not to change
         torch.testing.assert_close(still.mean(), torch.tensor(1.0), atol=tolerance, rtol=0)
 
 
