@@ -244,13 +244,25 @@ def _glance_operations(model, name: str) -> float:
     return 2.0 * (everywhere + once + inventory)
 
 
+def _frame_operations(codec, sense) -> float:
+    """What it takes to decode a frame and to look at it again, as `PanModel.latent_start` does."""
+    cells, places = sense.level_grid(len(sense.level_strides) - 1), sense.num_places
+    finest = cells[0] * cells[1] * sense.level_strides[-1] ** 2
+    by_cell = sum(map(_size, (codec.stem, codec.encoder, codec.decoder, codec.head)))
+    by_code = sum(
+        places * count * _size(layer) for count, layer in zip(sense.codes_per_place, codec.from_code, strict=True)
+    )
+    return 2.0 * (finest * by_cell + by_code + places * _size(codec.to_latent))
+
+
 def _block_operations(model, block: Block) -> float:
     if block.kind == "text":
         return 2.0 * model.config.senses[block.sense].max_length * model.get_output_embeddings().weight.numel()
     sense = model.config.senses[block.sense]
     if block.kind == "latents":
         head = model.latent_heads[block.sense]
-        return 2.0 * head.num_calls * sense.num_places * _size(head)
+        start = _frame_operations(model.senses[block.sense], sense) if block.sense in model.hedged_senses else 0.0
+        return start + 2.0 * head.num_calls * sense.num_places * _size(head)
     readout = model.readouts[block.sense][block.level]
     codes = sense.num_places * sense.codes_per_place[block.level]
     width, size = readout.out.in_features, len(model.live_codes(block.sense, block.level))

@@ -129,6 +129,17 @@ def test_every_block_everywhere_is_what_simulate_does_anyway(architecture, confi
     assert plain.switch is None and plain.cost is None
 
 
+def test_latents_that_begin_at_the_expected_image_cost_a_decoded_and_an_encoded_frame():
+    hedged = world_model(("camera",))
+    plain = world_model(("camera",), level0_sampling="autoregressive")
+    codec, sense = hedged.senses["camera"], hedged.config.senses["camera"]
+    wider, narrower = (model.latent_heads["camera"].condition.weight.numel() for model in (hedged, plain))
+    more = hedged.prices.blocks["camera.latents"] - plain.prices.blocks["camera.latents"]
+    cells = (sense.height // sense.patch_size) * (sense.width // sense.patch_size)
+    once = sum(p.numel() for part in (codec.encoder, codec.decoder) for p in part.parameters())
+    assert more - 2 * sense.num_places * (wider - narrower) > 2 * cells * once
+
+
 def test_a_step_of_all_blocks_costs_one_and_draws_the_latents():
     model = world_model(EVERYTHING)
     belief = beginning(model)
