@@ -69,18 +69,24 @@ class Chooser:
             at: the places of an image that are picked for instead; everywhere by default.
         """
         numbers = readout_numbers(self.model, name, self.numbers, self.codes)
-        if name in self.shifts:  # nothing where nothing is predicted
-            now, dim = self.current.codes[name][level], self.model.config.senses[name].code_dim
-            self.shifts[name].append(torch.zeros(*now.shape, dim, device=now.device))
         if rows is None and at is None:
-            self.codes[name].append(self._level(name, level, places, numbers, None))
+            self._append(name, *self._level(name, level, places, numbers, None))
             return
-        codes = self.carried(name, level)
+        codes, shift = self.carried(name, level), None
+        if name in self.shifts:  # none where nothing is predicted
+            shift = torch.zeros(*codes.shape, self.model.config.senses[name].code_dim, device=codes.device)
         if at is not None and len(at):
-            codes = self._level_at(name, level, places, numbers, codes, at)
+            codes, shift = self._level_at(name, level, places, numbers, codes, at)
         elif at is None and len(rows):
-            codes = codes.index_copy(0, rows, self._level(name, level, places, numbers, rows))
+            found, moved = self._level(name, level, places, numbers, rows)
+            codes = codes.index_copy(0, rows, found)
+            shift = None if shift is None else shift.index_copy(0, rows, moved)
+        self._append(name, codes, shift)
+
+    def _append(self, name: str, codes: Tensor, shift: Tensor | None) -> None:
         self.codes[name].append(codes)
+        if name in self.shifts:
+            self.shifts[name].append(shift)
 
     def _level_at(
         self,
@@ -90,8 +96,8 @@ class Chooser:
         numbers: Tensor | None,
         codes: Tensor,
         at: At,
-    ) -> Tensor:
-        """A level's `codes` `(N, num_codes)` with those at some places picked."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """A level's `codes` `(N, num_codes)` with those at some places picked, and their shift if it is kept."""
         now, coarser = self.current.codes[name][level], self.codes[name][:level]
         picking = (self._draws(now.shape), self.temperature)
         codes, found, shift = self.model.pieces(
@@ -103,9 +109,7 @@ class Chooser:
             sizes=[(index, 0) for index in (at.row, at.place, at.rows, at.inside)],
         )
         self._add_log_prob(found[: len(at)], at.row[: len(at)])
-        if shift is not None:
-            self.shifts[name][-1] = shift
-        return codes
+        return codes, shift
 
     def carried(self, name: str, level: int) -> Tensor:
         """A level's codes where it is not predicted: as they were, but what is usual, or absent if nothing is, where
@@ -125,7 +129,8 @@ class Chooser:
         places: Tensor,
         numbers: Tensor | None,
         rows: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """A level's codes of some rows, all by default, and their shift if it is kept."""
         current, coarser = self.current.codes[name], self.codes[name][:level]
         if rows is not None:
             current, coarser = [c[rows] for c in current], [c[rows] for c in coarser]
@@ -137,17 +142,14 @@ class Chooser:
             codes = self._sentence(name, self.model.pieces(see_level, *given, **use), current, numbers, rows)
             if self.keeps_logits:
                 self.logits[name].append(self.model.pieces(read_level, *given, codes, None, True, False, **use)[2])
-            return codes
+            return codes, None
         picking = None if target is not None else (self._draws(current[level].shape), self.temperature)
         kept = (self.keeps_logits, name in self.shifts)
         codes, found, logits, shift = self.model.pieces(read_level, *given, target, picking, *kept, **use)
         self._add_log_prob(found, rows)
         if self.keeps_logits:
             self.logits[name].append(logits)
-        if shift is not None:
-            all_rows = self.shifts[name][-1]
-            self.shifts[name][-1] = shift if rows is None else all_rows.index_copy(0, rows, shift)
-        return codes
+        return codes, shift
 
     def _sentence(
         self, name: str, features: Tensor, current: list[Tensor], numbers: Tensor | None, rows: Tensor | None = None

@@ -246,13 +246,11 @@ def _glance_operations(model, name: str) -> float:
 
 def _frame_operations(codec, sense) -> float:
     """What it takes to decode a frame and to look at it again, as `PanModel.latent_start` does."""
-    cells, places = sense.level_grid(len(sense.level_strides) - 1), sense.num_places
-    finest = cells[0] * cells[1] * sense.level_strides[-1] ** 2
+    (rows, columns), places = sense.patch_grid, sense.num_places
     by_cell = sum(map(_size, (codec.stem, codec.encoder, codec.decoder, codec.head)))
-    by_code = sum(
-        places * count * _size(layer) for count, layer in zip(sense.codes_per_place, codec.from_code, strict=True)
-    )
-    return 2.0 * (finest * by_cell + by_code + places * _size(codec.to_latent))
+    by_place = _size(codec.to_latent)
+    by_place += sum(count * _size(layer) for count, layer in zip(sense.codes_per_place, codec.from_code, strict=True))
+    return 2.0 * (rows * columns * by_cell + places * by_place)
 
 
 def _block_operations(model, block: Block) -> float:

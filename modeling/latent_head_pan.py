@@ -116,7 +116,7 @@ class LatentHead(nn.Module):
     def predict(self, noisy: Tensor, time: Tensor, condition: Tensor, start: Tensor) -> Tensor:
         """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)` and what
         they are before the head corrects them, `(B, P, D)`, see `PanModel.latent_start`."""
-        hidden = self.condition(torch.cat([condition, start], -1))
+        hidden = self.condition(torch.cat([condition.to(start.dtype), start], -1))
         timestep = time * NUM_TRAIN_TIMESTEPS
         if self.takes_places:
             return start + self.denoiser(noisy, timestep, hidden).sample

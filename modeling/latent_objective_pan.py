@@ -1,31 +1,21 @@
 """What the latent head learns from: latents that hold what the *chosen* codes lack.
 
-Where a world is deterministic (level 0 is drawn in parallel) a code that is not the true one is a mistake, and latents
-given the true codes say nothing of it. So the head learns on imagination: the model goes some steps by itself, taking
-the most likely codes, and the latents are those that come from its codes to what was truly seen. Where futures branch,
-a code that was drawn otherwise is another future, and latents must not pull it back: there the codes are the true
-ones.
+Latents given the true codes say nothing of a code that is wrong. So where a world is deterministic (`latents_pan`)
+the head learns on imagination: the model goes some steps by itself, taking the most likely codes, and the latents are
+those that come from its codes to what was truly seen. Where futures branch, the codes are the true ones.
 
 Shapes: B = windows, H = steps imagined, N = B * H.
 """
-
-from __future__ import annotations
-
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from .belief_pan import State
 from .image_codec_pan import LEAST_ERROR
+from .latents_pan import mends
 from .switch_objective_pan import split_window
 
 CARRIED = 0.05  # share of the examples in which no code is predicted, so that latents alone tell what happens
-
-
-def mends(config) -> bool:
-    """Whether latents make up for codes that are not the true ones."""
-    return config.level0_sampling == "parallel"
 
 
 def latents_given(model, frames: dict[str, Tensor], state: State) -> dict[str, Tensor]:
@@ -33,58 +23,35 @@ def latents_given(model, frames: dict[str, Tensor], state: State) -> dict[str, T
     return {name: model.senses[name].latents_given(frames[name], state.codes[name]) for name in model.latent_heads}
 
 
-@dataclass
-class LatentExamples:
-    """What latent heads learn from, by sense: conditions `(N, P, C)`, and what latents are before the head corrects
-    them, `(N, P, D)` (see `PanModel.latent_start`); the latents they should lead to, `(N, P, D)`; and the codes that
-    these are given and the frames they come to, `(N, ...)`."""
-
-    condition: dict[str, Tensor]
-    start: dict[str, Tensor]
-    latents: dict[str, Tensor]
-    codes: dict[str, list[Tensor]]
-    frames: dict[str, Tensor]
-
-    @staticmethod
-    def cat(parts: list[LatentExamples]) -> LatentExamples:
-        """All of several."""
-
-        def joined(values: list):
-            if isinstance(values[0], Tensor):
-                return torch.cat(values)
-            if isinstance(values[0], list):
-                return [joined(list(level)) for level in zip(*values, strict=True)]
-            return {name: joined([value[name] for value in values]) for name in values[0]}
-
-        names = [each.name for each in fields(LatentExamples)]
-        return LatentExamples(*(joined([getattr(part, name) for part in parts]) for name in names))
-
-
 @torch.no_grad()
-def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> LatentExamples:
-    """Imagines from the beginning of windows, and tells what latents would have had to add.
+def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> list[dict]:
+    """Imagines from the beginning of windows: what latent heads learn from, a batch of B for each of H steps.
 
     Args: observation `(B, context_steps + H, ...)`, constant text `(B, max_length)`; action, those between its frames.
+
+    Returns: what objective `latent_head` takes, each by sense: `condition` `(B, P, C)`; `observation`, the frames to
+        come to; `state`, the `latents` that lead there `(B, P, D)`, the `codes` they are given, and their `start` (see
+        `PanModel.latent_start`).
     """
     nothing = torch.zeros(action.shape[:2], device=action.device)
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
-    tables, found = model.code_tables(), []
+    tables, examples = model.code_tables(), []
     for index in range(actions.shape[1]):
         true = later.state.map(lambda tensor, i=index: tensor[:, i])
-        now = belief.state
-        target = None if mends(model.config) else true
+        now, target = belief.state, None if mends(model.config) else true
         given = {"temperature": 0.0, "target": target, "tables": tables, "keeps_shifts": True}
         step, belief = model._advance(belief, actions[:, index], **given)
-        codes, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)
-        condition = {
-            name: model.latent_condition(name, step.hidden, step.trunk, codes, tables, shifts.get(name))
-            for name in model.latent_heads
-        }
-        start = {name: model.latent_start(name, told, codes.codes[name]) for name, told in condition.items()}
-        frames = {name: later.observation[name][:, index] for name in model.latent_heads}
-        latents = latents_given(model, frames, codes)
-        found.append(LatentExamples(condition, start, latents, {name: codes.codes[name] for name in frames}, frames))
-    return LatentExamples.cat(found)
+        state, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)
+        frames, conditions, starts = {}, {}, {}
+        for name in model.latent_heads:
+            told = (step.hidden, step.trunk, state, tables, shifts.get(name))
+            conditions[name] = model.latent_condition(name, *told)
+            starts[name] = model.latent_start(name, conditions[name], state.codes[name])
+            frames[name] = later.observation[name][:, index]
+        coded = {"latents": latents_given(model, frames, state), "start": starts}
+        coded["codes"] = {name: state.codes[name] for name in frames}
+        examples.append({"condition": conditions, "observation": frames, "state": coded})
+    return examples
 
 
 @torch.no_grad()

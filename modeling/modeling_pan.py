@@ -28,7 +28,7 @@ from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
 from .latent_head_pan import LatentHead
-from .latent_objective_pan import mends
+from .latents_pan import LatentsMixin
 from .layout_pan import StepLayout
 from .learning_pan import LearningMixin
 from .loading_pan import check_folder, check_loaded, explained
@@ -38,7 +38,7 @@ from .objectives_pan import OBJECTIVES, PanOutput
 from .pieces_pan import Pieces
 from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
 from .quantized_pan import check_is_whole, check_writable, layers_alone
-from .senses_pan import VectorCodec, build_codec, fold_places, unfold_places
+from .senses_pan import VectorCodec, build_codec
 from .simulation_pan import SimulationMixin
 from .switch_pan import SwitchHead
 from .table_pan import TableMixin, check_room
@@ -120,7 +120,14 @@ class PanPreTrainedModel(PreTrainedModel):
 
 
 class PanModel(
-    SimulationMixin, LearningMixin, GrowthMixin, MergeMixin, TableMixin, PanPreTrainedModel, GenerationMixin
+    SimulationMixin,
+    LatentsMixin,
+    LearningMixin,
+    GrowthMixin,
+    MergeMixin,
+    TableMixin,
+    PanPreTrainedModel,
+    GenerationMixin,
 ):
     """A world model around any causal language model.
 
@@ -450,51 +457,6 @@ class PanModel(
             place += sense.num_places
         # vectors first: pictures are then told what was drawn, and agree with it
         return dict(sorted(parts.items(), key=lambda item: self.config.senses[item[0]].kind != "vector"))
-
-    @property
-    def hedged_senses(self) -> list[str]:
-        """The senses whose latents hedge: in deterministic worlds those of images start from what is expected."""
-        senses = self.config.senses.items() if mends(self.config) else ()
-        return [name for name, sense in senses if sense.kind == "image" and sense.latent_dim]
-
-    def _shift_size(self, name: str) -> int:
-        """How many numbers a place's shifts are, of all levels of a sense."""
-        sense = self.config.senses[name]
-        return sum(sense.codes_per_place) * sense.code_dim if name in self.hedged_senses else 0
-
-    def latent_start(self, name: str, condition: Tensor, codes: list[Tensor]) -> Tensor:
-        """What latents of a sense are before its head corrects them, `(N, P, latent_dim)`: those with which codes
-        `(N, n)` come to the expected image, and nothing where codes are not hedged."""
-        sense = self.config.senses[name]
-        if name not in self.hedged_senses:
-            return condition.new_zeros(*condition.shape[:2], sense.latent_dim)
-        sizes = [count * sense.code_dim for count in sense.codes_per_place]
-        parts = condition[..., -sum(sizes) :].split(sizes, -1)
-        parts = [part.unflatten(2, (-1, sense.code_dim)) for part in parts]
-        shifts = [unfold_places(part, sense, level) for level, part in enumerate(parts)]
-        return self.senses[name].latents_expected(codes, shifts)
-
-    def latent_condition(
-        self,
-        name: str,
-        hidden: dict[str, Tensor],
-        trunk: Tensor,
-        following: State,
-        tables: CodeTables,
-        shifts: list[Tensor] | None = None,
-    ) -> Tensor:
-        """What the latent head of a sense is told, `(N, P, 4 * hidden_size + shifts)`: the hidden states of the
-        sense's last pass, what its places hold now, and the next state's codes, so that latents are predicted *given
-        the levels*; where codes are hedged, also the `shifts` of each level `(N, n, code_dim)` from the vectors of
-        these codes to the expected ones."""
-        sense = self.config.senses[name]
-        last = [each for each in self.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
-        places = self.split_places(last, hidden[last.name], trunk)[name]
-        codes = self.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
-        parts = [places, codes]
-        if name in self.hedged_senses:
-            parts += [fold_places(shift, sense, level).flatten(2) for level, shift in enumerate(shifts)]
-        return torch.cat([part.float() for part in parts], -1)
 
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions

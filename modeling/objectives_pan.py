@@ -21,7 +21,8 @@ from .disturbance_pan import disturb
 from .focus_pan import changed_places, drop_blocks, training_focus
 from .heads_pan import two_hot
 from .image_codec_pan import LEAST_ERROR
-from .latent_objective_pan import latents_given, mends
+from .latent_objective_pan import latents_given
+from .latents_pan import mends
 from .layout_pan import hide_padding
 from .numbers_pan import readout_numbers, window_numbers
 from .places_pan import CodeTables
@@ -142,20 +143,25 @@ def joint_objective(model, observation, action, reward=None, done=None, importan
     for name, codec in model.senses.items():
         imagined = [codec.decode_probabilities([level.softmax(-1) for level in logits[name]])]
         if name in model.latent_heads:
-            shifts = None
-            if name in model.hedged_senses:
-                pairs = zip(codec.codebooks, logits[name], chosen[name], strict=True)
-                shifts = [book.shift(level.detach(), codes) for book, level, codes in pairs]
-            told = (given, window.tables, shifts)
-            condition = model.latent_condition(name, window.hidden, window.trunk, *told)
-            with torch.no_grad():
-                start = model.latent_start(name, condition, given.codes[name])
-            latents = given.latents[name].detach()
-            losses[f"{name}.latents"], drawn = model.latent_heads[name].loss(latents, condition, start)
+            losses[f"{name}.latents"], drawn = _latent_loss(model, name, window, given, logits[name])
             imagined.append(codec.decode(given.codes[name], drawn))
         errors = [_generative_loss(model, name, frames, true[name], importance) for frames in imagined]
         losses[f"{name}.generative"] = torch.stack(errors).mean()
     return _sum_up(model, losses | alone, metrics)
+
+
+def _latent_loss(model, name: str, window: _Window, given: State, logits: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Flow matching of the latents that go with the codes of a state `(N,)`, and those that one step of diffusion
+    draws, `(N, P, D)`. The gradient reaches the backbone through the condition; where latents start is taken as it
+    is."""
+    codes, shifts = given.codes[name], None
+    if name in model.hedged_senses:
+        levels = zip(model.senses[name].codebooks, logits, codes, strict=True)
+        shifts = [book.shift(level.detach(), chosen) for book, level, chosen in levels]
+    condition = model.latent_condition(name, window.hidden, window.trunk, given, window.tables, shifts)
+    with torch.no_grad():
+        start = model.latent_start(name, condition, codes)
+    return model.latent_heads[name].loss(given.latents[name].detach(), condition, start)
 
 
 def _by_transition(importance: Tensor | None, action: Tensor) -> Tensor | None:

@@ -223,7 +223,7 @@ class SimulationMixin:
             after, reward, continue_prob = self.pieces(judge, *given, rows=len(actions))
             outcomes.append((reward, continue_prob))
             for name in conditions if spending is None else ():
-                conditions[name].append(self._step_condition(name, step, step.state, tables))
+                conditions[name].append(self._step_condition(name, step, tables))
             before = embedded = after
             if step.state.latents:
                 embedded = self.embed_state(step.state, tables)
@@ -336,26 +336,8 @@ class SimulationMixin:
         newer = history[-max(1, (room + 1) // 2) :]
         return self._rebuild(Belief(state, newer, belief.prefix, None, self), tables)
 
-    @torch.no_grad()
-    def sample_latents(self, sense: str, condition: Tensor, state: State, seed: int | None = None) -> Tensor:
-        """Latents of a sense, `(..., P, latent_dim)`, from conditions `(..., P, C)` and states `(...,)` as `simulate`
-        gives them."""
-        leading = condition.shape[:-2]
-        generator = None if seed is None else torch.Generator(device=condition.device).manual_seed(seed)
-        flat = state.map(lambda tensor: tensor.flatten(0, len(leading) - 1))
-        drawn = self.draw_latents(sense, condition.flatten(0, len(leading) - 1), flat, generator)
-        return drawn.unflatten(0, leading)
-
-    def draw_latents(
-        self, name: str, condition: Tensor, state: State, generator: torch.Generator | None, rows: Tensor | None = None
-    ) -> Tensor:
-        """Latents `(N, P, latent_dim)` that go with the codes of a state `(N,)`, or with `rows` `(n,)` of it, given
-        conditions of as many."""
-        codes = state.codes[name] if rows is None else [level[rows] for level in state.codes[name]]
-        return self.latent_heads[name].sample(condition, self.latent_start(name, condition, codes), generator)
-
-    def _step_condition(self, name: str, step: _Step, state: State, tables: CodeTables) -> Tensor:
-        return self.latent_condition(name, step.hidden, step.trunk, state, tables, step.shifts.get(name))
+    def _step_condition(self, name: str, step: _Step, tables: CodeTables) -> Tensor:
+        return self.latent_condition(name, step.hidden, step.trunk, step.state, tables, step.shifts.get(name))
 
     @torch.no_grad()
     def log_prob(
@@ -401,7 +383,7 @@ class SimulationMixin:
                 continue
             blurred = None
             if name in self.latent_heads and (codec.latents_help if latents is None else latents):
-                condition = self._step_condition(name, step, target, tables)
+                condition = self._step_condition(name, step, tables)
                 start = self.latent_start(name, condition, target.codes[name])
                 bound = self.latent_heads[name].log_prob_bound(target.latents[name], condition, start)
                 latent_part = latent_part + bound

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.utils import concatenate
 from tiny_worlds import ACTIONS, SENSES, acts, language_model, observe, outcomes, world_model
 
 from pan_hf import PanConfig, PanModel
@@ -116,7 +117,7 @@ def by_step(tensor):
 def examples(model, steps=3):
     observation, action = observe(model, 4, steps + 1), acts(model, 4, steps)
     torch.manual_seed(0)
-    return observation, action, latent_examples(model, observation, action)
+    return observation, action, concatenate(latent_examples(model, observation, action))
 
 
 def test_latents_help_where_what_is_imagined_comes_closer_with_them():
@@ -150,16 +151,16 @@ def test_where_a_world_is_deterministic_latents_are_given_the_codes_that_were_im
     futures = model.simulate(model.perceive(first), action, temperature=0.0)
     codes = [by_step(level) for level in futures.codes["camera"]]
     expected = model.senses["camera"].latents_given(by_step(observation["camera"][:, 1:]), codes)
-    torch.testing.assert_close(found.latents["camera"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["state"]["latents"]["camera"], expected, atol=1e-4, rtol=1e-4)
     told = by_step(futures.conditions["camera"])
-    torch.testing.assert_close(found.condition["camera"], told, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["condition"]["camera"], told, atol=1e-4, rtol=1e-4)
 
 
 def test_where_futures_branch_latents_are_given_the_true_codes():
     model = world_model(("camera", "touch"), level0_sampling="autoregressive")
     observation, _, found = examples(model)
     for name, expected in model.encode(observation).latents.items():
-        torch.testing.assert_close(found.latents[name], by_step(expected[:, 1:]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found["state"]["latents"][name], by_step(expected[:, 1:]), atol=1e-4, rtol=1e-4)
 
 
 def test_latents_begin_as_those_that_lead_from_the_chosen_codes_to_what_is_expected():
@@ -178,7 +179,7 @@ def test_latents_begin_as_those_that_lead_from_the_chosen_codes_to_what_is_expec
 def test_where_futures_branch_latents_begin_at_nothing():
     model = world_model(("camera", "touch"), level0_sampling="autoregressive")
     _, _, found = examples(model)
-    assert not any(values.any() for values in found.start.values())
+    assert not any(values.any() for values in found["state"]["start"].values())
 
 
 def test_latents_are_started_alike_whether_everything_is_predicted_or_an_effort_says_so():
@@ -197,4 +198,4 @@ def test_in_some_examples_latents_alone_tell_what_happens(monkeypatch):
     observation, _, found = examples(model, steps=1)
     held = [level[:, 0] for level in model.encode(observation).codes["camera"]]
     expected = model.senses["camera"].latents_given(observation["camera"][:, 1], held)
-    torch.testing.assert_close(found.latents["camera"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["state"]["latents"]["camera"], expected, atol=1e-4, rtol=1e-4)

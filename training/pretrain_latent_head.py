@@ -4,35 +4,28 @@ python -m pan_hf.training.pretrain_latent_head --model DIR --data DIR --output_d
 """
 
 import torch
+from accelerate.utils import concatenate, recursively_apply
 from torch.utils.data import Dataset
 
-from pan_hf.modeling.latent_objective_pan import LatentExamples, latent_examples
+from pan_hf.modeling.latent_objective_pan import latent_examples
 from pan_hf.training.rollouts import RolloutArguments, judge_by, make_rollouts
 from pan_hf.training.stage import Stage, main
 
 MOST_CONDITIONS = 4_096  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
 
 
-class Conditions(Dataset):
-    """Examples of what latent heads are told and should say; `windows`, what they are of."""
+class Examples(Dataset):
+    """Batches of `latent_examples` as one, to draw from; `windows`, what they are of."""
 
-    def __init__(self, examples: LatentExamples, windows: Dataset):
-        self.examples, self.windows = examples, windows
+    def __init__(self, batches: list[dict], windows: Dataset):
+        self.examples, self.windows = concatenate(batches), windows
 
     def __len__(self) -> int:
-        return len(next(iter(self.examples.latents.values())))
+        return len(next(iter(self.examples["condition"].values())))
 
     def __getitems__(self, indices: list[int]) -> dict:
-        rows, examples = torch.as_tensor(indices), self.examples
-        return {
-            "condition": {name: values[rows].float() for name, values in examples.condition.items()},
-            "observation": {name: values[rows] for name, values in examples.frames.items()},
-            "state": {
-                "latents": {name: values[rows] for name, values in examples.latents.items()},
-                "start": {name: values[rows] for name, values in examples.start.items()},
-                "codes": {name: [level[rows] for level in levels] for name, levels in examples.codes.items()},
-            },
-        }
+        rows = torch.as_tensor(indices)
+        return recursively_apply(lambda values: values[rows], self.examples)
 
 
 @torch.no_grad()
@@ -46,11 +39,11 @@ def make_data(model, processor, trajectories, args, batch_size: int = 64):
     model.eval()
     for rows in drawn.split(batch_size):
         batch = windows.__getitems__(rows.tolist())
-        found = latent_examples(model, batch["observation"], batch["action"])
-        found.condition = {name: values.to(torch.bfloat16) for name, values in found.condition.items()}
-        kept.append(found)
+        for step in latent_examples(model, batch["observation"], batch["action"]):
+            step["condition"] = {name: values.to(torch.bfloat16) for name, values in step["condition"].items()}
+            kept.append(step)
     model.train()
-    dataset = Conditions(LatentExamples.cat(kept), windows)
+    dataset = Examples(kept, windows)
     return dataset, torch.ones(len(dataset))
 
 
