@@ -319,6 +319,20 @@ def test_the_learning_rate_warms_up_stays_and_falls(tmp_path):
     assert trainer.Budget(tmp_path, 10**6, 60.0).max_steps == 300  # written down
 
 
+def test_weights_decay_and_norms_and_biases_do_not(world, tmp_path):
+    args = arguments(align.JOINT, model="", data="", output_dir=str(tmp_path), weight_decay=0.1)
+    model = PanModel.from_pretrained(world.model)
+    budget, slow = trainer.Budget(tmp_path, 1, None), {"senses.": 0.01}
+    given = {"objective": "joint", "sampler": None, "budget": budget, "slow": slow}
+    optimizer = trainer.PanTrainer(model=model, args=args, **given).create_optimizer()
+    found = {id(each): group for group in optimizer.param_groups for each in group["params"]}
+    assert len(found) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        group = found[id(parameter)]
+        assert group["weight_decay"] == (0.0 if "norm" in name or name.endswith("bias") else 0.1), name
+        assert group["lr"] == args.learning_rate * (0.01 if name.startswith("senses.") else 1.0)
+
+
 @pytest.mark.parametrize("first_step, expected", [(0, range(5700, 5731)), (1, range(100, 101))])
 def test_steps_that_become_faster_are_more_while_the_rate_is_constant(tmp_path, monkeypatch, first_step, expected):
     """Thirty steps a second apart, then ten a second: ten minutes are worth 5730 steps, found before the learning

@@ -167,17 +167,19 @@ class PanTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            groups: dict[float, list] = {}
+            args, groups = self.args, {}
+            decays = set(self.get_decay_parameter_names(self.model)) if args.weight_decay else set()
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     share = next((share for start, share in self.slow.items() if name.startswith(start)), 1.0)
-                    groups.setdefault(share, []).append(parameter)
-            args = self.args
+                    groups.setdefault((share, name in decays), []).append(parameter)
             self.optimizer = torch.optim.AdamW(
-                [{"params": group, "lr": args.learning_rate * share} for share, group in groups.items()],
+                [
+                    {"params": group, "lr": args.learning_rate * share, "weight_decay": args.weight_decay * is_decayed}
+                    for (share, is_decayed), group in groups.items()
+                ],
                 betas=(args.adam_beta1, args.adam_beta2),
                 eps=args.adam_epsilon,
-                weight_decay=args.weight_decay,
             )
         return self.optimizer
 
