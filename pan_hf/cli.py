@@ -176,6 +176,41 @@ def record(
     )
 
 
+@app.command()
+def mirror(
+    start: Annotated[str, typer.Option("--from", help="Run or recording to start from, or a Hub id; left as it is.")],
+    run: RUN = DEFAULT_RUN,
+    output: Annotated[Path | None, typer.Option(help="Where to write to, if not <run>/data.")] = None,
+    flip: Annotated[
+        list[str] | None, typer.Option(help="horizontal, vertical, diagonal: what the world is blind to; all three.")
+    ] = None,
+    position: Annotated[list[str] | None, typer.Option(help="A vector sense, or action, that is a place.")] = None,
+    direction: Annotated[list[str] | None, typer.Option(help="A vector sense, or action, that is a motion.")] = None,
+    same: Annotated[list[str] | None, typer.Option(help="A sense, or action, that no mirror changes.")] = None,
+    swap: Annotated[
+        list[str] | None, typer.Option(help="FLIP:ONE=OTHER, discrete actions that change places.")
+    ] = None,
+    copies: Annotated[int, typer.Option(help="Mirror images of each training episode.")] = 1,
+    seed: SEED = 0,
+) -> None:
+    """Write a recording anew with mirror images of its training episodes, where the world knows no left and right."""
+    from pan_hf.mirror import FLIPS
+    from pan_hf.mirror import mirror as run_mirror
+
+    info = run_mirror(
+        start,
+        output or run / "data",
+        flips=flip or FLIPS,
+        positions=position or (),
+        directions=direction or (),
+        same=same or (),
+        swaps=swap or (),
+        copies=copies,
+        seed=seed,
+    )
+    typer.echo(f"Done. {info['episodes']['train']} episodes to train on in {output or run / 'data'}")
+
+
 @app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="minari, lerobot, dataset or videos.")],

@@ -13,12 +13,12 @@ from pan_hf.adapter_configs import check_family
 from pan_hf.build import save_checkpoint
 from pan_hf.evaluate import find_checkpoint
 from pan_hf.fit import check_fits
-from pan_hf.hub import address, on_disk
+from pan_hf.hub import address
 from pan_hf.modeling import PanConfig
 from pan_hf.results import stage_timer
 from pan_hf.tokenization import PanProcessor
 from pan_hf.train import keeping_settings, publish
-from pan_hf.trajectories import load_trajectories
+from pan_hf.trajectories import load_trajectories, recording_folder
 
 
 def finetune(
@@ -66,7 +66,7 @@ def finetune(
     from pan_hf.training.stage import run as run_stage
 
     run, source = Path(run), find_checkpoint(start)
-    folder, recording = run / "stages" / STAGE.name, _recording(run / "data" if data is None else data)
+    folder, recording = run / "stages" / STAGE.name, recording_folder(run / "data" if data is None else data)
     if source.resolve() == (run / "checkpoint").resolve():
         raise ValueError(f"{run} would overwrite the checkpoint it starts from; name another folder for the new run.")
     trajectories = load_trajectories(recording, "train")
@@ -87,13 +87,6 @@ def finetune(
         return publish(final, run / "checkpoint", recording)
     found = publish(final, run / "adapter", recording)
     return _merge(found, run / "checkpoint") if merge else found
-
-
-def _recording(data: str | Path) -> Path:
-    """The folder of a recording: `data` itself, or `data/` in it."""
-    found = on_disk(data, "dataset")
-    inside = found / "data"
-    return inside if (inside / "meta" / "info.json").is_file() else found
 
 
 def _merge(adapter: Path, checkpoint: Path) -> Path:

@@ -209,6 +209,13 @@ def read_info(root: str | Path) -> dict:
     return info
 
 
+def recording_folder(data: str | Path) -> Path:
+    """The folder of a recording: `data` itself, or `data/` in it; what a Hub holds under that id, downloaded."""
+    found = on_disk(data, "dataset")
+    inside = found / "data"
+    return inside if (inside / "meta" / "info.json").is_file() else found
+
+
 def episode_path(root: Path, split: str, index: int) -> Path:
     """Where the episode of that number lies."""
     return root / "data" / split / f"episode_{index:06d}.parquet"
@@ -231,6 +238,35 @@ def read_summary(path: Path) -> tuple[int, dict[str, list[list[float]]]]:
         return metadata.num_rows, json.loads(metadata.metadata[b"pan"])
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error
+
+
+def read_episode(path: Path, index: int, features: dict[str, dict]) -> Episode:
+    """The episode number `index` of a recording, as it was played.
+
+    Args:
+        features: as in `meta/info.json`.
+
+    Raises:
+        ValueError: the file is damaged or does not fit the features.
+    """
+    table = _read_table(path, features)
+    columns = {name: table[name] if one["kind"] == "image" else table[name].tolist() for name, one in features.items()}
+    for name, one in features.items():
+        if one["kind"] == "image":
+            frames = np.empty((len(columns[name]), *(one["shape"][axis] for axis in (2, 0, 1))), np.uint8)
+            _decode(columns[name], frames, one, index)
+            columns[name] = list(frames.transpose(0, 2, 3, 1))
+    return Episode(
+        environment=table["environment"],
+        index=index,
+        seed=table["seed"],
+        task=table["task"],
+        observations={name.removeprefix("observation."): v for name, v in columns.items() if name != "action"},
+        actions=columns["action"][:-1],
+        rewards=table["next.reward"][:-1].tolist(),
+        is_done=bool(table["next.done"].any()),
+        is_truncated=bool(table["next.truncated"].any()),
+    )
 
 
 @dataclass
