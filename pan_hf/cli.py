@@ -184,8 +184,10 @@ def mirror(
     flip: Annotated[
         list[str] | None, typer.Option(help="horizontal, vertical, diagonal: what the world is blind to; all three.")
     ] = None,
-    position: Annotated[list[str] | None, typer.Option(help="A vector sense, or action, that is a place.")] = None,
-    direction: Annotated[list[str] | None, typer.Option(help="A vector sense, or action, that is a motion.")] = None,
+    position: Annotated[
+        list[str] | None, typer.Option(help="A vector sense, or action, that is a place: NAME, or NAME=ACROSS,DOWN.")
+    ] = None,
+    direction: Annotated[list[str] | None, typer.Option(help="The same of one that is a motion.")] = None,
     same: Annotated[list[str] | None, typer.Option(help="A sense, or action, that no mirror changes.")] = None,
     swap: Annotated[
         list[str] | None, typer.Option(help="FLIP:ONE=OTHER, discrete actions that change places.")

@@ -125,7 +125,10 @@ def _origin(info: dict[str, Any]) -> list[str]:
     """How it came to be, a line each; what was not set is left out."""
     recording, source = info.get("recording") or {}, info.get("source") or {}
     lines = [f"Environment: {_settings('`{id}`'.format(**entry), entry)}" for entry in info["environments"]]
-    if source:
+    if source.get("kind") == "mirrored":
+        flips = ", ".join(source["flips"])
+        lines.append(f"Beside each training episode stand {source['copies']} mirror images of it ({flips})")
+    elif source:
         lines.append(f"Imported from {_settings('other data', source)}")
     if policies := recording.get("policy"):
         drawn = ", one of them drawn for each episode" if len(policies) > 1 else ""

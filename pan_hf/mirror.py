@@ -35,62 +35,66 @@ from pan_hf.trajectories import (
 )
 
 FLIPS = ("horizontal", "vertical", "diagonal")
-AXES = {"horizontal": 0, "vertical": 1}  # which number of a position or direction points along it
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two numbers of a vector that are a place in the picture, or a motion in it.
+
+    Args:
+        across, down (`int`): which number points along the picture's rows, and which along its columns.
+        around (`tuple[float, float]`): twice the middle that each of them is mirrored at; 0 for a motion.
+    """
+
+    across: int
+    down: int
+    around: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """What is done to an episode.
+    """One way to mirror an episode.
 
     Args:
         flips (`tuple[str, ...]`): of `FLIPS`, in this order: left and right change places, up and down, rows and
             columns.
-        features: as in `meta/info.json`.
-        positions, directions: vectors whose first two numbers are one.
-        swaps: by flip, pairs of discrete actions that change places.
+        kinds: by sense, and of `action`: "image", "vector", "text" or "discrete".
+        pairs: by name, the pairs of numbers of a vector that are mirrored.
+        becomes: what becomes of each discrete action, `(n,)`.
     """
 
     flips: tuple[str, ...]
-    features: Mapping[str, dict]
-    positions: frozenset[str]
-    directions: frozenset[str]
-    swaps: Mapping[str, list[tuple[int, int]]]
+    kinds: Mapping[str, str]
+    pairs: Mapping[str, list[Pair]]
+    becomes: np.ndarray
 
     def episode(self, episode: Episode, index: int) -> Episode:
-        """The mirror image of an episode, under a number of its own and with no seed: no reset leads to it."""
+        """The mirror image of an episode, under a number of its own and without a seed: no reset leads to it."""
         observations = {name: self._values(name, values) for name, values in episode.observations.items()}
         actions = self._values("action", episode.actions)
         return replace(episode, index=index, seed=UNKNOWN_SEED, observations=observations, actions=actions)
 
     def _values(self, name: str, values: list) -> list:
-        feature = self.features[name if name == "action" else f"observation.{name}"]
-        if feature["kind"] == "image":
+        if self.kinds[name] == "image":
             return [self._picture(value) for value in values]
-        if feature["kind"] == "vector" and name in self.positions | self.directions:
-            return list(self._vectors(np.array(values, np.float32), feature, name in self.positions))
-        return self._actions(values, feature["n"]) if feature["kind"] == "discrete" else values
+        if self.kinds[name] == "vector":
+            return list(self._vectors(np.array(values, np.float32), self.pairs.get(name, [])))
+        return self.becomes[values].tolist() if self.kinds[name] == "discrete" else values
 
     def _picture(self, picture: np.ndarray) -> np.ndarray:
         """`(H, W, C)`."""
         flipped = picture[:: -1 if "vertical" in self.flips else 1, :: -1 if "horizontal" in self.flips else 1]
         return np.ascontiguousarray(flipped.swapaxes(0, 1) if "diagonal" in self.flips else flipped)
 
-    def _vectors(self, values: np.ndarray, feature: dict, is_position: bool) -> np.ndarray:
-        """`(T, D)`; a position is mirrored at the middle of its bounds, a direction at nothing."""
-        for flip, axis in AXES.items():
-            if flip in self.flips:
-                around = feature["low"][axis] + feature["high"][axis] if is_position else 0.0
-                values[:, axis] = np.float32(around) - values[:, axis]
-        if "diagonal" in self.flips:
-            values[:, :2] = values[:, 1::-1]
+    def _vectors(self, values: np.ndarray, pairs: list[Pair]) -> np.ndarray:
+        """`(T, D)`."""
+        for pair in pairs:
+            for flip, axis, around in zip(FLIPS, (pair.across, pair.down), pair.around, strict=False):
+                if flip in self.flips:
+                    values[:, axis] = np.float32(around) - values[:, axis]
+            if "diagonal" in self.flips:
+                values[:, [pair.across, pair.down]] = values[:, [pair.down, pair.across]]
         return values
-
-    def _actions(self, values: list[int], count: int) -> list[int]:
-        becomes = np.arange(count)
-        for flip in self.flips:
-            for one, other in self.swaps.get(flip, ()):
-                becomes = np.where(becomes == one, other, np.where(becomes == other, one, becomes))
-        return becomes[values].tolist()
 
 
 def mirror(
@@ -113,10 +117,12 @@ def mirror(
         output: folder of the new recording.
         flips: which changes the world's laws are blind to: `"horizontal"` (left and right), `"vertical"` (up and
             down), `"diagonal"` (rows and columns). An image is one of them or several in a row.
-        positions: vector senses, or `"action"`, whose first two numbers are a place in the picture, to the right and
-            down or up, their bounds being its borders.
-        directions: those whose first two numbers are a motion.
-        same: vector senses, or `"action"`, that no mirror changes, as a temperature.
+        positions: vector senses, or `"action"`, of which two numbers are a place in the picture, their bounds being
+            its borders: `"state"`, or `"state=0,1"` with which number points across the picture and which down it.
+            A vector with several places is named several times.
+        directions: the same of two numbers that are a motion.
+        same: vector senses, or `"action"`, of which no mirror changes anything, as a temperature. There is no way to
+            mirror an angle.
         swaps: `"horizontal:left=right"` for discrete actions that change places, by name or number.
         copies: images of each episode, drawn without repetition from all there are.
         seed: of these draws.
@@ -133,24 +139,21 @@ def mirror(
     """
     settings = {"flips": list(flips), "positions": list(positions), "directions": list(directions)}
     settings |= {"same": list(same), "swaps": list(swaps), "copies": copies, "seed": seed}
-    root = recording_folder(source)
+    root, output = recording_folder(source), Path(output)
     before = read_info(root)
     if not before["complete"]:
         raise ValueError(f"The recording in {root} is not finished; finish it by the command that began it.")
-    images = _images(before["features"], settings)
+    mirrors = _mirrors(before["features"], settings)
     info = {key: value for key, value in before.items() if key != "requested"}
     info["source"] = {"kind": "mirrored", **settings, "frames": before["frames"]}
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        if (output / "meta" / "info.json").is_file() and (there := read_info(output)).get("source") == info["source"]:
-            return there
-        raise ValueError(f"{output} holds something else than these mirror images; choose a new or empty folder.")
+    if there := _there(output, info):
+        return there
     partial = output.with_name(f".{output.name}.mirroring")
-    if partial.exists() and read_info(partial).get("source") != info["source"]:
+    if (partial / "meta" / "info.json").is_file() and read_info(partial)["source"] != info["source"]:
         shutil.rmtree(partial)
     write_info(partial, info | {"complete": False})
     try:
-        _write(root, partial, info, images, progress)
+        _write(root, partial, info, mirrors, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; run the same again to go on") from None
     if output.exists():
@@ -159,7 +162,16 @@ def mirror(
     return info
 
 
-def _write(root: Path, output: Path, info: dict, images: list[Mirror], progress: bool) -> None:
+def _there(output: Path, info: dict) -> dict | None:
+    """What the same command left in `output`, or None where there is nothing."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if (output / "meta" / "info.json").is_file() and (there := read_info(output)).get("source") == info["source"]:
+        return there
+    raise ValueError(f"{output} holds something else than these mirror images; choose a new or empty folder.")
+
+
+def _write(root: Path, output: Path, info: dict, mirrors: list[Mirror], progress: bool) -> None:
     from tqdm.auto import tqdm
 
     for stale in output.glob("data/*/.*.tmp"):
@@ -169,72 +181,88 @@ def _write(root: Path, output: Path, info: dict, images: list[Mirror], progress:
     schema, settings = episode_schema(info["features"]), info["source"]
     for split, paths in files.items():
         for index, path in tqdm(paths.items(), split, disable=not progress, unit="episode", file=sys.stderr):
-            original = read_episode(path, index, info["features"])
-            drawn = np.random.default_rng([settings["seed"], index]).permutation(len(images))[: settings["copies"]]
-            written = [original] if split == "test" else [original, *_mirrored(original, images, drawn, beyond)]
-            for episode in written:
+            episodes = [read_episode(path, index, info["features"])]
+            if split == "train":
+                order = np.random.default_rng([settings["seed"], index]).permutation(len(mirrors))
+                drawn = [mirrors[one] for one in order[: settings["copies"]]]
+                episodes += [one.episode(episodes[0], index + k * beyond) for k, one in enumerate(drawn, 1)]
+            for episode in episodes:
                 target = episode_path(output, split, episode.index)
                 if not target.exists():
                     write_table(target, episode_table(episode, info["features"], schema, info["fps"]))
     write_counted(output, info, info["features"], is_complete=True)
 
 
-def _mirrored(original: Episode, images: list[Mirror], drawn: np.ndarray, beyond: int) -> list[Episode]:
-    """Images of an episode, numbered past all that were recorded."""
-    return [images[one].episode(original, original.index + (k + 1) * beyond) for k, one in enumerate(drawn)]
+# What is asked for
 
 
-def _images(features: dict[str, dict], settings: dict) -> list[Mirror]:
-    """Every mirror image there is.
+def _mirrors(features: dict[str, dict], settings: dict) -> list[Mirror]:
+    """Every mirror there is.
 
     Raises:
         ValueError: a setting does not fit the features.
     """
-    unknown = sorted(set(settings["flips"]) - set(FLIPS))
-    if unknown or not settings["flips"]:
+    if not settings["flips"] or set(settings["flips"]) - set(FLIPS):
         raise ValueError(f"flips: expected some of {list(FLIPS)}, got {settings['flips']}")
-    named = {name.removeprefix("observation."): feature for name, feature in features.items()}
-    _check_named(named, settings)
     flips = [flip for flip in FLIPS if flip in settings["flips"]]
+    named = {name.removeprefix("observation."): feature for name, feature in features.items()}
     for name, feature in named.items():
         if feature["kind"] == "image" and "diagonal" in flips and feature["shape"][0] != feature["shape"][1]:
             raise ValueError(f"{name} is {feature['shape']}, and only squares have a diagonal flip; leave it out")
-    for name in settings["positions"]:
-        _check_bounds(name, named[name], flips, is_position=True)
-    for name in settings["directions"]:
-        _check_bounds(name, named[name], flips, is_position=False)
-    shared = {"features": features, "swaps": _swaps(named["action"], settings["swaps"], flips)}
-    shared |= {side: frozenset(settings[side]) for side in ("positions", "directions")}
+    pairs = _pairs(named, settings, flips)
+    swaps = _swaps(named["action"], settings["swaps"], flips)
+    _check_all_named(named, set(pairs), settings)
+    kinds = {name: feature["kind"] for name, feature in named.items()}
     chosen = [part for size in range(1, len(flips) + 1) for part in itertools.combinations(flips, size)]
     if not 1 <= settings["copies"] <= len(chosen):
-        raise ValueError(f"copies: {flips} have 1 to {len(chosen)} images, got {settings['copies']}")
-    return [Mirror(part, **shared) for part in chosen]
+        raise ValueError(f"copies: {flips} make 1 to {len(chosen)} images, got {settings['copies']}")
+    count = named["action"].get("n", 0)
+    return [Mirror(part, kinds, pairs, _becomes(count, part, swaps)) for part in chosen]
 
 
-def _check_named(named: dict[str, dict], settings: dict) -> None:
-    """Every vector, and a discrete action, is said to be something, once."""
-    told = [*settings["positions"], *settings["directions"], *settings["same"]]
-    vectors = {name for name, feature in named.items() if feature["kind"] == "vector"}
-    discrete = {name for name, feature in named.items() if feature["kind"] == "discrete"}
-    if wrong := sorted(set(told) - vectors - (discrete & set(settings["same"]))):
-        raise ValueError(f"{wrong} are no vectors of this recording, which has {sorted(vectors)}")
-    if twice := sorted({name for name in told if told.count(name) > 1}):
-        raise ValueError(f"{twice} are named twice; each is positions, directions or same")
-    if missing := sorted((vectors | (discrete if not settings["swaps"] else set())) - set(told)):
+def _pairs(named: dict[str, dict], settings: dict, flips: list[str]) -> dict[str, list[Pair]]:
+    found: dict[str, list[Pair]] = {}
+    for what in ("positions", "directions"):
+        for told in settings[what]:
+            name, _, numbers = told.partition("=")
+            if named.get(name, {}).get("kind") != "vector":
+                vectors = sorted(name for name, feature in named.items() if feature["kind"] == "vector")
+                raise ValueError(f"{what}: {name!r} is no vector of this recording, which has {vectors}")
+            dim = named[name]["dim"]
+            axes = [int(one) if one.isdigit() else dim for one in (numbers or "0,1").split(",")]
+            if len(set(axes)) != 2 or max(axes) >= dim:
+                raise ValueError(f"{what}: expected NAME or NAME=ACROSS,DOWN, two of the {dim} numbers, got {told!r}")
+            found.setdefault(name, []).append(_pair(told, named[name], axes, what == "positions", flips))
+    for name, pairs in found.items():
+        used = [axis for pair in pairs for axis in (pair.across, pair.down)]
+        if len(set(used)) < len(used):
+            raise ValueError(f"A number of {name!r} is told to be two things in positions and directions")
+    return found
+
+
+def _pair(told: str, feature: dict, axes: list[int], is_position: bool, flips: list[str]) -> Pair:
+    bounds = [(feature["low"][axis], feature["high"][axis]) for axis in axes]
+    if "diagonal" in flips and bounds[0] != bounds[1]:
+        raise ValueError(f"{told}: a diagonal flip needs the same bounds across and down, got {bounds}")
+    around = tuple(low + high if is_position else 0.0 for low, high in bounds)
+    mirrored = zip(FLIPS, bounds, strict=False)
+    if not is_position and any(low != -high for flip, (low, high) in mirrored if flip in flips):
+        raise ValueError(f"{told}: a direction has the same bounds forwards and backwards, got {bounds}")
+    return Pair(*axes, around)
+
+
+def _check_all_named(named: dict[str, dict], mirrored: set[str], settings: dict) -> None:
+    """What is left out by mistake would be told wrongly in every image."""
+    asked = {name for name, feature in named.items() if feature["kind"] == "vector"}
+    if named["action"]["kind"] == "discrete" and not settings["swaps"]:
+        asked.add("action")
+    if wrong := sorted(set(settings["same"]) - (asked - mirrored)):
+        raise ValueError(f"same: expected some of {sorted(asked - mirrored)}, got {wrong}")
+    if missing := sorted(asked - mirrored - set(settings["same"])):
         raise ValueError(
-            f"What becomes of {missing} in a mirror? Name them in positions, directions or same (--position, "
-            "--direction, --same), and what discrete actions become in swaps (--swap)"
+            f"What becomes of {missing} in a mirror? Name vectors in positions (--position), directions (--direction) "
+            "or same (--same), and what discrete actions become in swaps (--swap)"
         )
-
-
-def _check_bounds(name: str, feature: dict, flips: list[str], is_position: bool) -> None:
-    if feature["dim"] < 2:
-        raise ValueError(f"{name} has one number, and a position or a direction has two")
-    low, high = feature["low"], feature["high"]
-    if "diagonal" in flips and (low[0], high[0]) != (low[1], high[1]):
-        raise ValueError(f"{name}: a diagonal flip needs the same bounds for both numbers, got {low} and {high}")
-    if not is_position and any(low[axis] != -high[axis] for flip, axis in AXES.items() if flip in flips):
-        raise ValueError(f"{name}: a direction has the same bounds forwards and backwards, got {low} and {high}")
 
 
 def _swaps(action: dict, told: Sequence[str], flips: list[str]) -> dict[str, list[tuple[int, int]]]:
@@ -245,10 +273,17 @@ def _swaps(action: dict, told: Sequence[str], flips: list[str]) -> dict[str, lis
     found: dict[str, list[tuple[int, int]]] = {}
     for each in told:
         flip, _, pair = each.partition(":")
-        actions = [names.index(name) if name in names else name for name in pair.split("=")]
-        numbers = [int(one) if str(one).isdigit() else -1 for one in actions]
+        numbers = [names.index(one) if one in names else int(one) if one.isdigit() else -1 for one in pair.split("=")]
         if flip not in flips or len(numbers) != 2 or not all(0 <= one < action["n"] for one in numbers):
             known = names or f"0 to {action['n'] - 1}"
             raise ValueError(f"swaps: expected FLIP:ONE=OTHER of flips {flips} and actions {known}, got {each!r}")
         found.setdefault(flip, []).append((numbers[0], numbers[1]))
     return found
+
+
+def _becomes(count: int, flips: tuple[str, ...], swaps: dict[str, list[tuple[int, int]]]) -> np.ndarray:
+    """What becomes of each of `count` discrete actions by these flips."""
+    becomes = np.arange(count)
+    for one, other in (pair for flip in flips for pair in swaps.get(flip, ())):
+        becomes = np.where(becomes == one, other, np.where(becomes == other, one, becomes))
+    return becomes
