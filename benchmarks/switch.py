@@ -17,6 +17,7 @@ timed side by side on one thread.
     python benchmarks/switch.py --quick                                        # a miniature, in seconds
 """
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -140,14 +141,17 @@ def against_compute(model, processor, trajectories, task: str, count: int, seed:
         return torch.cat([torch.stack([lost, paid], 1), _moving(model, futures, later)], 1), futures.switch[:, 0]
 
     found = {name: spend(Spending(model, as_effort(name, model), seed=0))[0] for name in FIXED}
-    sets = candidates(model)
+    learned = {price: spend(Spending(model, Effort(price=price, task=task), seed=0)) for price in PRICES}
+    chosen = {price: _sets(model, used) for price, (_, used) in learned.items()}
+    sets = list(dict.fromkeys([*candidates(model), *itertools.chain.from_iterable(chosen.values())]))
     at_random = {blocks: spend(_Random(model, Effort(blocks), seed=0))[0] for blocks in sets}
     knowing = [spend(_Oracle(model, Effort(blocks), beginning.codes, following))[0] for blocks in sets]
     knowing = torch.stack(knowing)
-    dealing = torch.randperm(count, generator=torch.Generator().manual_seed(common.SEED))
+    dealing = torch.randperm(count, generator=torch.Generator().manual_seed(common.SEED)).tolist()
     for price in PRICES:
-        found[f"learned at {price:g}"], chosen = spend(Spending(model, Effort(price=price, task=task), seed=0))
-        found[f"random at {price:g}"] = _as_dealt(model, chosen[dealing], at_random)
+        found[f"learned at {price:g}"] = learned[price][0]
+        dealt = [at_random[chosen[price][other]][row] for row, other in enumerate(dealing)]
+        found[f"random at {price:g}"] = torch.stack(dealt)
         best = (knowing[..., 0] + price * knowing[..., 1]).argmin(0)
         found[f"oracle at {price:g}"] = knowing[best, torch.arange(count)]
     records = []
@@ -172,12 +176,11 @@ def _moving(model, futures, later) -> torch.Tensor:
     return total
 
 
-def _as_dealt(model, dealt: torch.Tensor, tried: dict) -> torch.Tensor:
-    """What rows come to that predict the blocks dealt to them, `(N, K)` bool."""
+def _sets(model, used: torch.Tensor) -> list[tuple[str, ...]]:
+    """Names of the blocks that each row predicts, of `(N, K)` bool; a switch may also choose what no candidate is, as
+    latents without codes."""
     names = [block.name for block in model.blocks]
-    by_set = {frozenset(blocks): values for blocks, values in tried.items()}
-    sets = [frozenset(name for name, used in zip(names, row, strict=True) if used) for row in dealt.tolist()]
-    return torch.stack([by_set[chosen][row] for row, chosen in enumerate(sets)])
+    return [tuple(name for name, is_used in zip(names, row, strict=True) if is_used) for row in used.tolist()]
 
 
 # -------------------------------------------------------------------------------------------------- speed and planning
