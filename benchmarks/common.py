@@ -4,7 +4,6 @@ Weights are random and frames are noise. Two things that are compared are timed 
 the machine does meets both alike.
 """
 
-import json
 import multiprocessing
 import re
 import resource
@@ -47,11 +46,6 @@ def miniature(folder: Path) -> Path:
     if not (folder / "checkpoint").exists():
         quickstart(folder, MINIATURE, backbone="debug", progress=False)
     return folder
-
-
-def trained_seed(run: Path) -> int:
-    """The seed a finished run was trained with."""
-    return json.loads((run / "stages" / "settings.json").read_text())["seed"]
 
 
 def language_model(name: str) -> PreTrainedModel:

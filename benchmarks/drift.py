@@ -23,7 +23,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf.at_effort import AtEffort  # noqa: E402
-from pan_hf.evaluate import across_seeds, evaluate_model, load_for_evaluation  # noqa: E402
+from pan_hf.evaluate import across_seeds, evaluate_model, load_for_evaluation, trained_seeds  # noqa: E402
 from pan_hf.figures import horizon_plot  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY, EMPTY, FOUR_ROOMS, RECORDING  # noqa: E402
 from pan_hf.record import record as record_episodes  # noqa: E402
@@ -82,7 +82,7 @@ def measure(run: Path, data: Path, group: str, horizons: tuple[int, ...], window
             trajectories,
             horizons=horizons,
             num_windows=windows,
-            seeds=[common.trained_seed(run)],
+            seeds=trained_seeds(run),
             skip=skipped,
             reencode=reencode,
             progress=False,

@@ -22,7 +22,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf import metrics  # noqa: E402
-from pan_hf.evaluate import across_seeds, load_for_evaluation  # noqa: E402
+from pan_hf.evaluate import across_seeds, load_for_evaluation, trained_seeds  # noqa: E402
 from pan_hf.modeling.effort_pan import Effort  # noqa: E402
 from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
 from pan_hf.windows import WindowReader, choose_windows  # noqa: E402
@@ -70,7 +70,7 @@ def measure(run: Path, data: Path, windows: int) -> list[Record]:
                 for name, measures in imagined(reader, part, horizon).items():
                     tally = tallies.setdefault((name, horizon), metrics.Tally(seed=common.SEED))
                     tally.update(measures, trajectories.episode[part])
-        where = {"environment": environment, "split": "test", "seeds": [common.trained_seed(run)]}
+        where = {"environment": environment, "split": "test", "seeds": trained_seeds(run)}
         for (name, horizon), tally in tallies.items():
             for metric in tally.metrics():
                 value, stderr = tally.result(metric)

@@ -28,7 +28,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf.at_effort import parse_effort  # noqa: E402
-from pan_hf.evaluate import across_seeds, load_for_evaluation  # noqa: E402
+from pan_hf.evaluate import across_seeds, load_for_evaluation, trained_seeds  # noqa: E402
 from pan_hf.figures import cost_plot  # noqa: E402
 from pan_hf.metrics import FORMULAS, changed_pixels, moving_error  # noqa: E402
 from pan_hf.modeling.effort_pan import Effort, as_effort  # noqa: E402
@@ -82,7 +82,7 @@ def main(
 
 def measure(run: Path, part: str, windows: int, episodes: int, plan_seconds: float, seconds: float) -> list[Record]:
     """The records of one part and run."""
-    seed = common.trained_seed(run)
+    (seed,) = trained_seeds(run)
     if part == "planning":
         return [each for effort in PLANNED for each in planned(run, DOOR_KEY, effort, episodes, plan_seconds, seed)]
     model, processor, trajectories, _ = load_for_evaluation(run, run / "data", skip_trained=True)

@@ -362,6 +362,12 @@ def find_checkpoint(path: str | Path, adapters: bool = False) -> Path:
     )
 
 
+def trained_seeds(run: str | Path) -> list[int]:
+    """The seed that a run was trained with by `pan train`; none where the folder does not tell."""
+    settings = Path(run) / "stages" / "settings.json"
+    return [json.loads(settings.read_text())["seed"]] if settings.is_file() else []
+
+
 def results_folder(run: str | Path, output: str | Path | None) -> Path:
     """Where results go: `output` if given, else the run's own folder.
 
@@ -474,7 +480,8 @@ def evaluate(
         batch_size (`int`): windows simulated at once.
         seed (`int`): of the choice of windows, of shuffled actions and of sampled futures.
         environments (`Sequence[str]`, *optional*): which of the recorded environments; all by default.
-        seeds (`Sequence[int]`, *optional*): seeds to write into the records, those of training for example; `[seed]`.
+        seeds (`Sequence[int]`, *optional*): seeds to write into the records; that of the run's training, or `[seed]`
+            where the run does not tell.
         temperature (`float`): 0 for the most likely future; above 0 one sampled future a window, and then the metrics
             are named `sampled_...`.
         context (`int`, *optional*): true frames seen up to a window's start; as many as the model looks back on by
@@ -497,6 +504,7 @@ def evaluate(
         FileNotFoundError: there is no checkpoint or no recording.
     """
     output = results_folder(run, output)
+    seeds = seeds or trained_seeds(run) or [seed]
     model, processor, trajectories, skipped = load_for_evaluation(run, data_root, skip_trained, device)
     world = model if effort is None else AtEffort(model, effort)
     records = evaluate_model(
@@ -518,7 +526,7 @@ def evaluate(
         progress=progress,
     )
     if isinstance(world, AtEffort):
-        where = {"environment": "all", "split": "test", "seeds": [seed] if seeds is None else list(seeds)}
+        where = {"environment": "all", "split": "test", "seeds": list(seeds)}
         records += [record(metric, value, model="pan", **where) for metric, value in world.spent().items()]
     write_records(output / "evaluation.json", records)
     plotted = [entry for entry in records if entry.metric.endswith(PLOTTED) and not entry.metric.startswith(UNPLOTTED)]

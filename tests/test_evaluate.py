@@ -279,6 +279,19 @@ def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(tmp_pa
         evaluate_checkpoint(tmp_path, tmp_path / "recording")
 
 
+@pytest.mark.parametrize("trained, given, told", [(3, None, (3,)), (None, None, (0,)), (3, [7, 8], (7, 8))])
+def test_records_tell_the_seed_of_the_training(trained, given, told, tmp_path, monkeypatch):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    if trained is not None:
+        (tmp_path / "stages").mkdir()
+        (tmp_path / "stages" / "settings.json").write_text(json.dumps({"seed": trained}))
+    loaded = (DotModel(), DotProcessor(), record_dots(), [])
+    monkeypatch.setattr("pan_hf.evaluate.load_for_evaluation", lambda *_: loaded)
+    records = evaluate_checkpoint(tmp_path, tmp_path / "data", seeds=given, **SETTINGS | {"horizons": (1,)})
+    assert {tuple(entry.seeds) for entry in records} == {told}
+
+
 @pytest.mark.slow
 def test_evaluate_writes_records_plot_and_strips(tmp_path, monkeypatch):
     """Everything but the loading of a checkpoint, which `test_a_real_checkpoint_is_evaluated` does."""
