@@ -9,11 +9,10 @@ are.
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,9 @@ from pan_hf.trajectories import (
     read_episode,
     read_info,
     recording_folder,
-    write_info,
     write_table,
 )
+from pan_hf.whole_recording import write_whole
 
 FLIPS = ("horizontal", "vertical", "diagonal")
 
@@ -139,43 +138,20 @@ def mirror(
     """
     settings = {"flips": list(flips), "positions": list(positions), "directions": list(directions)}
     settings |= {"same": list(same), "swaps": list(swaps), "copies": copies, "seed": seed}
-    root, output = recording_folder(source), Path(output)
+    root = recording_folder(source)
     before = read_info(root)
     if not before["complete"]:
         raise ValueError(f"The recording in {root} is not finished; finish it by the command that began it.")
     mirrors = _mirrors(before["features"], settings)
-    info = {key: value for key, value in before.items() if key != "requested"}
-    info["source"] = {"kind": "mirrored", **settings, "frames": before["frames"]}
-    if there := _there(output, info):
-        return there
-    partial = output.with_name(f".{output.name}.mirroring")
-    if (partial / "meta" / "info.json").is_file() and read_info(partial)["source"] != info["source"]:
-        shutil.rmtree(partial)
-    write_info(partial, info | {"complete": False})
-    try:
-        _write(root, partial, info, mirrors, progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("Stopped; run the same again to go on") from None
-    if output.exists():
-        output.rmdir()
-    os.replace(partial, output)
-    return info
-
-
-def _there(output: Path, info: dict) -> dict | None:
-    """What the same command left in `output`, or None where there is nothing."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    if (output / "meta" / "info.json").is_file() and (there := read_info(output)).get("source") == info["source"]:
-        return there
-    raise ValueError(f"{output} holds something else than these mirror images; choose a new or empty folder.")
+    info = {key: value for key, value in before.items() if key != "requested"} | {"complete": False}
+    info["source"] = {"kind": "mirrored", **settings, "frames": before["frames"], "of": before.get("source")}
+    write = partial(_write, root, info=info, mirrors=mirrors, progress=progress)
+    return write_whole(output, info, write, "these mirror images", "the same")
 
 
 def _write(root: Path, output: Path, info: dict, mirrors: list[Mirror], progress: bool) -> None:
     from tqdm.auto import tqdm
 
-    for stale in output.glob("data/*/.*.tmp"):
-        stale.unlink()  # of a run that was killed while it wrote
     files = {split: episode_files(root, split) for split in SPLITS}
     beyond = 1 + max(index for each in files.values() for index in each)
     schema, settings = episode_schema(info["features"]), info["source"]

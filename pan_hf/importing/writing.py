@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +17,12 @@ from pan_hf.trajectories import (
     SPLITS,
     UNKNOWN_SEED,
     Episode,
-    episode_files,
     episode_path,
     episode_schema,
     episode_table,
-    read_info,
-    write_info,
     write_table,
 )
+from pan_hf.whole_recording import write_whole
 
 
 class Source(Protocol):
@@ -61,25 +58,12 @@ def write_recording(source: Source, output: str | Path, test_fraction: float, pr
         ValueError: `output` holds something else, or an episode is not as it must be; then nothing is left of it.
         KeyboardInterrupt: Ctrl-C; the finished episodes are kept beside `output`, and the same import goes on.
     """
-    root = Path(output)
     info = _new_info(source, test_fraction)
-    before = _imported_before(root, info)
-    if before is not None:
-        return before
-    partial = root.with_name(f".{root.name}.importing")
-    _begin(partial, info)
-    try:
-        _write_episodes(source, partial, info, progress)
-    except (ValueError, FileNotFoundError):
-        shutil.rmtree(partial)
-        raise
-    except KeyboardInterrupt:
-        done = sum(len(episode_files(partial, split)) for split in SPLITS)
-        raise KeyboardInterrupt(f"Stopped after {done} episodes; run the same import again to go on") from None
-    os.replace(partial, root)
-    if not source.has_rewards:
+    write = partial(_write_episodes, source, info=info, progress=progress)
+    found = write_whole(output, info, write, "this import", "the same import")
+    if found is info and not source.has_rewards:
         warnings.warn("The data have no rewards: all are 0, so the model learns to expect none", stacklevel=3)
-    return info
+    return found
 
 
 def _new_info(source: Source, test_fraction: float) -> dict:
@@ -92,32 +76,6 @@ def _new_info(source: Source, test_fraction: float) -> dict:
         )
     about = {"source": json.loads(json.dumps(source.about))}
     return new_info(source.fps, source.features, [source.environment], test_fraction, **about)
-
-
-def _imported_before(root: Path, info: dict) -> dict | None:
-    """What a finished import of the same source left in `root`, or None where there is nothing."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
-    if root.is_dir() and (root / "meta" / "info.json").is_file():
-        before = read_info(root)
-        if _settings(before) == _settings(info):
-            return before
-    raise ValueError(f"{root} holds something else than this import; choose a new or empty folder")
-
-
-def _settings(info: dict) -> tuple:
-    return info.get("source"), info.get("test_fraction"), info.get("fps")
-
-
-def _begin(partial: Path, info: dict) -> None:
-    """An empty folder to write into, or what an interrupted import of the same left."""
-    if partial.exists() and not (
-        (partial / "meta" / "info.json").is_file() and _settings(read_info(partial)) == _settings(info)
-    ):
-        shutil.rmtree(partial)
-    for stale in partial.glob("data/*/.*.tmp"):
-        stale.unlink()  # of a run that was killed while it wrote
-    write_info(partial, info)
 
 
 def _write_episodes(source: Source, root: Path, info: dict, progress: bool) -> None:
