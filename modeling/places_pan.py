@@ -380,9 +380,18 @@ class _CausalLayer(nn.Module):
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1)
         )
-        attended = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        x = x + self.out(_attend(query, key, value).transpose(1, 2).flatten(2))
         return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention `(B, heads, n, width)`, written out where gradients are wanted on a CPU: a sentence is short,
+    and the fused kernel takes several times as long backwards."""
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(later, -torch.inf).softmax(-1) @ value
 
 
 class _CausalNeighbours(nn.Module):

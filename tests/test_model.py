@@ -530,6 +530,16 @@ def test_a_sentence_looks_at_every_code_before_and_at_none_from_there_on(grid):
             assert changed.tolist() == [place > index for place in range(codes.shape[1])]
 
 
+def test_a_sentence_is_the_same_with_and_without_gradients():
+    torch.manual_seed(0)
+    head = SentenceHead((4, 7), 32, 16)
+    head.reset_pan_parameters(1.0)
+    given = (torch.randn(2, 28, 16), torch.randint(8, (2, 28)), torch.randn(8, 16))
+    with torch.no_grad():
+        without = head(*given)
+    torch.testing.assert_close(head(*given).detach(), without, atol=1e-5, rtol=1e-5)
+
+
 def test_codes_are_drawn_as_often_as_the_model_says_and_dead_rows_never():
     model = world_model(("camera",))
     state = model.perceive(observe(model)).state
