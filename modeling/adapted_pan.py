@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def affine(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+def affine(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Weight `(out, in)` and bias `(out,)`, or None without one, of a linear layer, its active adapters included."""
     plain = getattr(layer, "base_layer", None)
     if plain is None:

@@ -155,8 +155,9 @@ class Belief:
             (State.combine([state for state, _ in steps], torch.cat), torch.cat([action for _, action in steps]))
             for steps in zip(*(belief.history for belief in beliefs), strict=True)
         ]
-        prefix = None if first.prefix is None else torch.cat([belief.prefix for belief in beliefs])
+        prefixes = [belief.prefix for belief in beliefs if belief.prefix is not None]
         state = State.combine([belief.state for belief in beliefs], torch.cat)
+        prefix = torch.cat(prefixes) if prefixes else None
         return replace(first, state=state, history=history, prefix=prefix, cache=cache)
 
     def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:

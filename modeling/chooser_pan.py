@@ -246,7 +246,8 @@ def read_level(
     if readout.sentence is not None:
         x = readout.sentence(x, target, tables.drawn)
     logits = readout.logits(x, tables, current, coarser, numbers)
-    codes = _pick(logits, *picking) if target is None else target
+    draws, temperature = picking or (None, None)
+    codes = _pick(logits, draws, temperature) if target is None else target
     shift = model.senses[name].codebooks[level].shift(logits, codes) if keeps_shift else None
     return codes, _log_prob(logits, codes), logits if keeps_logits else None, shift
 

@@ -189,7 +189,7 @@ class PanConfig(PreTrainedConfig):
 
     def coded_parts(self) -> dict:
         """The senses, and the action under the name `action`, that are written in codes rather than in words."""
-        parts = {**self.senses, **({"action": self.action} if self.action is not None else {})}
+        parts = self.senses | ({"action": self.action} if self.action is not None else {})
         return {name: part for name, part in parts.items() if part.kind != "text"}
 
     @property

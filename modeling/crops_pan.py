@@ -9,6 +9,7 @@ Shapes: N = transitions, P = places of the frame, p = places of the square, n = 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class ReadoutView:
         weight `(N, p)`: of each place in the losses, mean 1 in expectation; None where all count alike.
     """
 
-    sense: object
+    sense: Any
     places: Tensor
     current: list[Tensor]
     following: list[Tensor]
@@ -72,7 +73,7 @@ def crop(view: ReadoutView, side: int) -> ReadoutView:
 
 def _changed_places(view: ReadoutView) -> Tensor:
     """How many codes of each place change, `(N, P)` float."""
-    counts = 0.0
+    counts: Tensor = 0.0
     for level, (now, after) in enumerate(zip(view.current, view.following, strict=True)):
         counts = counts + fold_places(((now != after) & (now >= 0)).float(), view.sense, level).sum(-1)
     return counts

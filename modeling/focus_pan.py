@@ -75,9 +75,9 @@ class At:
         """The places marked in `(N, P)` bool, as `pieces` (`pieces_pan.Pieces`) want to be given them."""
         row, place = (index.clone() for index in places.nonzero(as_tuple=True))  # else views
         rows, inside = row.unique_consecutive(return_inverse=True)
-        at = (pieces.at_least_two(index) for index in (row, place))
         rows = rows if len(places) == 1 else pieces.at_least_two(rows)
-        return At(*at, rows, pieces.at_least_two(inside), len(row))
+        padded = [pieces.at_least_two(index) for index in (row, place, inside)]
+        return At(row=padded[0], place=padded[1], rows=rows, inside=padded[2], count=len(row))
 
 
 @dataclass

@@ -193,7 +193,7 @@ class ImageCodec(nn.Module):
     def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
         """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each
         cell is what its own prefix says."""
-        total = 0.0
+        total: Tensor = 0.0
         for level, level_vectors in enumerate(vectors):
             grid = self.from_code[level](level_vectors.unflatten(1, self.sense.level_grid(level)))
             if level and not chosen[level].is_floating_point():
@@ -255,7 +255,7 @@ class ImageCodec(nn.Module):
 
     def describe(self) -> list[tuple[Tensor, Tensor]]:
         """For each level `(K, code_dim)` and `(K,)` bool: what each code stands for, and whether it does so yet."""
-        return [(book.vectors, book.describes()) for book in self.codebooks]
+        return [book.description() for book in self.codebooks]
 
     def pixel_weight(
         self, frames: Tensor, neighbours: Tensor, usual: Tensor | None, motion: float, rarity: float

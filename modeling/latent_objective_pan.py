@@ -7,6 +7,8 @@ those that come from its codes to what was truly seen. Where futures branch, the
 Shapes: B = windows, H = steps imagined, N = B * H.
 """
 
+from operator import itemgetter
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
     tables, examples = model.code_tables(), []
     for index in range(actions.shape[1]):
-        true = later.state.map(lambda tensor, i=index: tensor[:, i])
+        true = later.state.map(itemgetter((slice(None), index)))
         now, target = belief.state, None if mends(model.config) else true
         given = {"temperature": 0.0, "target": target, "tables": tables, "keeps_shifts": True}
         step, belief = model._advance(belief, actions[:, index], **given)

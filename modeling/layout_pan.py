@@ -11,6 +11,7 @@ passes and its own pass. Training lays out a whole window at once; simulation ru
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +142,7 @@ class StepLayout:
         for each in passes:
             start = self.starts[each.name]
             if each.levels:
-                position = self._keep(("queries", each.name, device), lambda name=each.name: self._query_of(name))
+                position = self._keep(("queries", each.name, device), partial(self._query_of, each.name))
                 position = position[focus.index]
                 parts.append((position.clamp(min=0), focus.valid & (position >= 0)))
             else:
@@ -185,7 +186,7 @@ class StepLayout:
         """Makes what every step at some places needs, so that a compiled one finds it."""
         self._keep(("step", device), self.step_mask)
         for each in self.passes:
-            self._keep(("queries", each.name, device), lambda name=each.name: self._query_of(name))
+            self._keep(("queries", each.name, device), partial(self._query_of, each.name))
 
     def _keep(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         """A tensor made once for each key, whose last entry is the device it lives on."""

@@ -53,7 +53,8 @@ class Pieces:
             return function(*args)
         key = (function, *which)
         if key not in self._compiled:
-            self._compiled[key] = torch.compile(function, fullgraph=True, isolate_recompiles=True, **self.options)
+            options = {"fullgraph": True, "isolate_recompiles": True} | self.options
+            self._compiled[key] = torch.compile(function, **options)
         varying = {id(tensor): dimension for tensor, dimension in sizes}
         return self._compiled[key](*(_as_wanted(given, rows, varying) for given in args))
 

@@ -32,6 +32,8 @@ class Codebook(nn.Module):
             encoder output that the codebook describes badly, where there is one.
     """
 
+    vectors: Tensor
+
     def __init__(
         self,
         size: int,
@@ -84,6 +86,10 @@ class Codebook(nn.Module):
     def describes(self) -> Tensor:
         """`(capacity,)` bool: live rows that describe something; none before training has begun."""
         return self.live & (self.vectors[:, 0] < PARKED) & self.started
+
+    def description(self) -> tuple[Tensor, Tensor]:
+        """`(capacity, dim)` and `(capacity,)` bool: what each code stands for, and whether it does so yet."""
+        return self.vectors, self.describes()
 
     def spread(self) -> Tensor:
         """Mean squared distance of what is coded to its mean, as far as the codes in use tell: a scalar, 0

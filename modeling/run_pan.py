@@ -38,6 +38,7 @@ class BackboneRun:
         self.hidden: dict[str, Tensor] = {}
         self.ran: dict[str, Tensor | int] = {}
         self.length, self.index, self._seen = 0, None, 0
+        self._next = 0  # where words go on behind queries that were run in part
         keeps = belief.cache is not None or model.config.context_steps > 1 or len(self.layout.passes) > 1
         self.cache = self._live = fork_cache(belief.cache) if keeps else None
         self.past = 0 if self.cache is None else self.cache.get_seq_length()

@@ -50,6 +50,7 @@ def digits_for(num_cells: int, base: int) -> int:
     return digits
 
 
+@dataclass(frozen=True)
 class _Serializable:
     """Turns a sense or action into JSON-able data; `kind` is always part of it."""
 

@@ -160,9 +160,10 @@ class PanAgent:
 
     def _repair(self, belief, key: bytes) -> bool:
         """Whether the rest of the plan reaches the goal from here too; if so, it is kept, with new predictions."""
-        if self.replan == "always" or not self.plan.reaches_goal or self._position >= len(self.plan):
+        plan = self.plan
+        if plan is None or self.replan == "always" or not plan.reaches_goal or self._position >= len(plan):
             return False
-        actions = self.plan.actions[self._position :]
+        actions = plan.actions[self._position :]
         futures = self.model.simulate(belief, actions[None].to(self.model.device), temperature=0.0)
         self.statistics.num_simulated += len(actions)
         keys = futures.keys(*self._levels)[0]
@@ -172,7 +173,7 @@ class PanAgent:
                 return False
         if not self.critic.reached(futures, self.critic.score(futures))[0, -1]:
             return False
-        self.plan, self._position = replace(self.plan, actions=actions, states=keys), 0
+        self.plan, self._position = replace(plan, actions=actions, states=keys), 0
         self.statistics.repairs += 1
         return True
 

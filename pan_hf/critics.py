@@ -150,7 +150,7 @@ class FunctionCritic(Critic):
     """
 
     threshold: float = float("inf")
-    function: Callable | None = None
+    function: Callable = field(kw_only=True)
 
     def score(self, futures) -> torch.Tensor:
         scores = self.function(futures)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pan_hf.evaluate import find_checkpoint
 from pan_hf.hub import on_disk
@@ -59,7 +60,7 @@ def grow(
     """
     from pan_hf.training.grow import STAGE
 
-    given = {"grow_every": every, "max_new": max_new, "prune": prune, "names": names}
+    given: dict[str, Any] = {"grow_every": every, "max_new": max_new, "prune": prune, "names": names}
     given |= {} if threshold is None else {"threshold": threshold}
     return _run(STAGE, Path(run), start, data, given, seconds, max_steps, seed, progress)
 

@@ -87,9 +87,9 @@ def on_disk(
         return Path(path)
     if revision is not None and found.revision not in (None, revision):
         raise ValueError(f"{path} names the revision {found.revision!r}, and `revision` is {revision!r}; give one.")
-    where = {"repo_type": kind, "revision": revision or found.revision, "allow_patterns": only}
-    ask = f"download the {kind} {found.id}" + (f" at {where['revision']}" if where["revision"] else "")
-    return Path(patiently(ask, lambda: snapshot_download(found.id, **where)))
+    at = revision or found.revision
+    ask = f"download the {kind} {found.id}" + (f" at {at}" if at else "")
+    return Path(patiently(ask, lambda: snapshot_download(found.id, repo_type=kind, revision=at, allow_patterns=only)))
 
 
 def address(folder: str | Path) -> str | None:

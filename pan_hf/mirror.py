@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,7 @@ def mirror(
             then.
         KeyboardInterrupt: Ctrl-C; what is finished is kept beside `output`, and the same command goes on.
     """
-    settings = {"flips": list(flips), "positions": list(positions), "directions": list(directions)}
+    settings: dict[str, Any] = {"flips": list(flips), "positions": list(positions), "directions": list(directions)}
     settings |= {"same": list(same), "swaps": list(swaps), "copies": copies, "seed": seed}
     root = recording_folder(source)
     before = read_info(root)
@@ -224,7 +225,8 @@ def _pair(told: str, feature: dict, axes: list[int], is_position: bool, flips: l
     mirrored = zip(FLIPS, bounds, strict=False)
     if not is_position and any(low != -high for flip, (low, high) in mirrored if flip in flips):
         raise ValueError(f"{told}: a direction has the same bounds forwards and backwards, got {bounds}")
-    return Pair(*axes, around)
+    across, down = axes
+    return Pair(across, down, around)
 
 
 def _check_all_named(named: dict[str, dict], mirrored: set[str], settings: dict) -> None:

@@ -313,8 +313,8 @@ def _commit(
         about = _prepare(repo_id, kind, private, revision)
         there = {file.rfilename for file in about.siblings or ()} - set(contents)
         gone = sorted(name for name in there if any(fnmatch(name, pattern) for pattern in stale))
-        operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
-        operations += [CommitOperationDelete(name) for name in gone]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in gone]
+        operations += [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
         return HfApi().create_commit(
             repo_id,
             operations,

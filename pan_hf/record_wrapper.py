@@ -13,7 +13,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 
@@ -117,7 +117,7 @@ class RecordTrajectories(gymnasium.Wrapper):
         self._see(observation)
         return observation, info
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict]:
         recorded = self._senses.recorded_action(action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self._episode is not None:

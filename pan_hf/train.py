@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -130,7 +131,7 @@ def train(
         if (folder / "final").exists():
             current = folder / "final"
             continue
-        given = {"seconds": seconds * SHARES[name] or None, "seed": seed, "progress": progress}
+        given: dict[str, Any] = {"seconds": seconds * SHARES[name] or None, "seed": seed, "progress": progress}
         given |= overrides.get(name, {})
         given |= {"model": str(current), "data": str(data), "output_dir": str(folder), "encoded": str(folder.parent)}
         with stage_timer(run / "timing.json", name, seeds=[seed], resume=folder.exists()):

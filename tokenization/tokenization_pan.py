@@ -199,7 +199,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
         if self._vocabulary is None:
             raise ValueError("This tokenizer has no ledger, so no codes to merge; attach one.")
         at, merges = self._merges
-        if at != len(self._vocabulary.events):
+        if merges is None or at != len(self._vocabulary.events):
             merges = Merges(*self._vocabulary.merged_pairs())
             self._merges = (len(self._vocabulary.events), merges)
         return merges

@@ -219,9 +219,10 @@ class Vocabulary:
         Raises:
             ValueError: no such segment, or no rows.
         """
-        event = {"event": "extension", "segment": segment, "first": self.size, "capacity": int(capacity)}
-        self._apply(event | {"step": int(step)})
-        return event["first"], event["capacity"]
+        first, capacity = self.size, int(capacity)
+        event = {"event": "extension", "segment": segment, "first": first, "capacity": capacity, "step": int(step)}
+        self._apply(event)
+        return first, capacity
 
     def retire(self, ids: Iterable[int], reason: str, step: int, into: int | None = None) -> None:
         """Makes live tokens dead. Their ids stay reserved for ever.

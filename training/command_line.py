@@ -72,9 +72,10 @@ def parse(stage: Stage, variants: dict[str, Stage], given: list[str] | None = No
         if not getattr(known, name):
             parser.error(f"--{name} is required")
     try:
-        return stage, stage.arguments(**{name: v for name, v in vars(known).items() if name != "config"})
+        arguments = stage.arguments(**{name: v for name, v in vars(known).items() if name != "config"})
     except ValueError as error:
         parser.error(str(error))
+    return stage, arguments
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -105,7 +106,8 @@ def _as_flags(told: dict[str, Any], parser: argparse.ArgumentParser, path: str |
     for name, value in told.items():
         takes_many = actions[name].nargs == "+"
         if takes_many and value is not None:
-            found[name] = [actions[name].type(str(one)) for one in (value if isinstance(value, list) else [value])]
+            read = actions[name].type or str
+            found[name] = [read(str(one)) for one in (value if isinstance(value, list) else [value])]
         elif isinstance(value, list):
             raise ValueError(f"--config {path}: {name} is one value, got the list {value}.")
         elif isinstance(value, dict):

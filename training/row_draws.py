@@ -77,7 +77,8 @@ class RowDraws(TorchFunctionMode):
         *bounds, shape = args
         if not self._is_for_rows(shape):
             return torch.randint(*args, **kwargs)
-        return self._own(torch.randint(*bounds, (shape[0] * self.count, *shape[1:]), **kwargs))
+        many = (shape[0] * self.count, *shape[1:])
+        return self._own(torch.randint(*bounds, many, **kwargs))  # type: ignore[call-overload]
 
     def _multinomial(self, chances: Tensor) -> Tensor:
         """One draw a row, as `torch.multinomial` itself makes it: the largest of chances over exponential noise."""

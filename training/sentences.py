@@ -113,9 +113,9 @@ class SentenceWindows(Dataset):
         length = torch.tensor([len(row) for row in rows])
         place = torch.arange(int(length.max()))
         mask = place < length.unsqueeze(1)
-        ids = torch.tensor([row + [self.pad] * (len(place) - len(row)) for row in rows])
+        input_ids = torch.tensor([row + [self.pad] * (len(place) - len(row)) for row in rows])
         scored = mask & (place >= torch.tensor(starts).unsqueeze(1)) if scored_only else mask
-        return {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(~scored, -100)}
+        return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": input_ids.masked_fill(~scored, -100)}
 
     def merged(self, merges) -> dict[str, list[list[int]]]:
         """By part, its different sentences as `merges` shortens them."""

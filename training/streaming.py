@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -211,7 +212,7 @@ class WindowStream(IterableDataset):
         return np.random.default_rng([self.seed, what, number])
 
 
-def gather(windows: dict | list[tuple]) -> dict:
+def gather(windows: dict | list[tuple]) -> dict[str, Any]:
     """Collates what a [`WindowStream`] gives: one batch of windows of many episodes. A data set in memory has gathered
     its batch already."""
     if isinstance(windows, dict):
@@ -227,7 +228,7 @@ def some_windows(dataset: Dataset | WindowStream, count: int) -> dict:
     return dataset.__getitems__(drawn.tolist())
 
 
-def _joined(parts: list) -> dict | list | Tensor:
+def _joined(parts: list) -> Any:
     """Tensors of equal rank end to end, inside dicts and lists of any depth."""
     first = parts[0]
     if isinstance(first, dict):

@@ -152,6 +152,8 @@ class PanTrainer(Trainer):
         slow (`dict[str, float]`, *optional*): share of the learning rate by the beginning of a parameter's name.
     """
 
+    lr_scheduler: LambdaLR | None
+
     def __init__(self, *args, objective: str, sampler, budget: Budget, slow: dict[str, float] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.objective, self.sampler, self.budget, self.slow = objective, sampler, budget, slow or {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +81,7 @@ class _VideoTable:
         if missing:
             raise FileNotFoundError(f"{path} names the videos {missing[:5]}, which are not in {folder}")
         self.fps = frame_rate(folder / self._names[0])
-        self.about = {"kind": "videos", "path": str(folder), "actions": str(path)}
+        self.about: dict[str, Any] = {"kind": "videos", "path": str(folder), "actions": str(path)}
         self.about |= {"episodes": len(self), "rows": len(names)}
         for number, name in enumerate(self._names):
             self._check_length(number, names.count(name), count_frames(folder / name))
