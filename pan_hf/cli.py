@@ -411,11 +411,12 @@ def futures(
     env: ENVIRONMENTS = None,
     seed: SEED = 0,
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Where to write, if not into the run.")] = None,
 ) -> None:
     """Check sampled futures of a stochastic MiniGrid world against its simulator: writes futures.json."""
     from pan_hf.futures_check import evaluate_futures
 
-    output = _results(run, model)
+    output = output or _results(run, model)
     evaluate_futures(
         model or run,
         _recording(run, model, data),
