@@ -409,7 +409,9 @@ def futures(
     samples: Annotated[int, typer.Option(help="Futures sampled from each.")] = 128,
     true: Annotated[int, typer.Option(help="Steps the simulator takes from each.")] = 1000,
     env: ENVIRONMENTS = None,
-    seed: SEED = 0,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Draws states, samples, truth; each is tested by itself (0 by default).")
+    ] = None,
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
     output: Annotated[Path | None, typer.Option(help="Where to write, if not into the run.")] = None,
 ) -> None:
@@ -425,7 +427,7 @@ def futures(
         num_samples=samples,
         num_true=true,
         environments=env,
-        seed=seed,
+        seeds=seed or (0,),
         skip_trained=skip_trained,
     )
     typer.echo(f"Done. See {output / 'futures.json'}")

@@ -25,6 +25,7 @@ Beside the model stand "simulator", as many fresh samples of the truth in the mo
 errors of shares and distances are over episodes, see [`Tally`].
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,9 +310,8 @@ def evaluate_futures(
     num_true: int = 1000,
     temperature: float = 1.0,
     batch_size: int = 1024,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     environments: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
     skip_trained: bool = False,
     device: str = "cpu",
     progress: bool = True,
@@ -319,19 +319,21 @@ def evaluate_futures(
     """Checks sampled one-step futures against the true simulator, for MiniGrid worlds in full view; writes
     `futures.json` into `output`.
 
+    Which outcomes a model misses depends on the states that it is asked about, so several seeds say more than one:
+    each draws its own states, and is tested by itself.
+
     Args:
         run (`str` or `Path`): a run folder with `checkpoint/`, a checkpoint, or its Hub id.
         data_root (`str` or `Path`, *optional*): folder or Hub id of recorded trajectories; those the checkpoint was
             trained on by default.
         output (`str` or `Path`, *optional*): where to write; the run folder by default.
-        num_states (`int`): held-out states to start from, drawn uniformly.
+        num_states (`int`): held-out states to start from, drawn uniformly by each seed.
         num_samples (`int`): futures the model samples from each.
         num_true (`int`): steps the simulator takes from each.
         temperature (`float`): of the model's sampling; 1 is the model's own distribution.
         batch_size (`int`): futures simulated at once.
-        seed (`int`): of the choice of states, the samples and the simulator.
+        seeds (`Sequence[int]`): of the choice of states, the samples and the simulator; records tell them apart.
         environments (`Sequence[str]`, *optional*): which of the recorded environments; all by default.
-        seeds (`Sequence[int]`, *optional*): seeds to write into the records; `[seed]`.
         skip_trained, device, progress: as for [`evaluate`].
 
     Returns:
@@ -347,16 +349,17 @@ def evaluate_futures(
     reader = WindowReader(trajectories, processor, model, context=1)  # the simulator knows one frame too
     height, width = trajectories.observations[_image_sense(model)].shape[-2:]
     records = []
-    for entry in _entries(read_info(root)["environments"], environments):
+    settings = {"num_samples": num_samples, "num_true": num_true, "temperature": temperature}
+    chosen = _entries(read_info(root)["environments"], environments)
+    for seed, entry in itertools.product(seeds, chosen):
         world = TileWorld(make_environment(**entry), (height, width), seed)
         rows = trajectories.windows(1, entry["id"])
         rows = rows[~np.isin(trajectories.episode[rows], skipped)]
         rows = np.random.default_rng(seed).permutation(rows)[:num_states]
-        settings = {"num_samples": num_samples, "num_true": num_true, "temperature": temperature}
         starts = sample_futures(reader, world, rows, batch_size=batch_size, seed=seed, progress=progress, **settings)
         if not starts:
             raise ValueError(f"None of {len(rows)} start frames of {entry['id']} can be read as MiniGrid tiles.")
-        where = {"environment": entry["id"], "split": "test", "seeds": [seed] if seeds is None else list(seeds)}
+        where = {"environment": entry["id"], "split": "test", "seeds": [seed]}
         for name, metric, value, stderr in judge_futures(starts, world.kinds, seed):
             records.append(record(metric, value, stderr=stderr, horizon=1, model=name, **where))
     write_records(output / "futures.json", records)

@@ -380,6 +380,13 @@ def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
     where = {"environment": "MiniGrid-Dynamic-Obstacles-8x8-v0", "horizon": 1}
     assert value(records, "coherent_futures", **where) < 0.5
     assert value(records, "coherent_futures", **(where | {"model": "simulator"})) == 1
+    both = evaluate_futures(real_run / "run", real_run / "recording", seeds=(0, 1), **settings)
+    assert [entry for entry in both if entry.seeds == [0]] == records, "each seed is tested by itself"
+    frequencies = [
+        [entry.value for entry in both if entry.seeds == [seed] and entry.metric.startswith("outcome:")]
+        for seed in (0, 1)
+    ]
+    assert frequencies[0] != frequencies[1], "from states of its own"
     with pytest.raises(ValueError, match="No recording of .*Nowhere"):
         evaluate_futures(real_run / "run", real_run / "recording", environments=["Nowhere"], **settings)
 
