@@ -128,6 +128,22 @@ def minigrid_expert(env: Any, observation: Any, rng: np.random.Generator, epsilo
     return int(rng.integers(env.action_space.n)) if action is None else action
 
 
+def minigrid_risk_taker(env: Any, observation: Any, rng: np.random.Generator, share: float = 0.8) -> int:
+    """Forward with probability `share` where a ball is in the cell ahead or beside it, otherwise a random action.
+
+    In Dynamic-Obstacles, where balls move by chance, it is open then whether the agent can go; of random actions few
+    meet such a moment, so a model learns from this policy sooner how likely it is.
+    """
+    world = env.unwrapped
+    x, y = (int(number) for number in world.front_pos)
+    around = [(x + right, y + down) for right in (-1, 0, 1) for down in (-1, 0, 1)]
+    inside = [(column, row) for column, row in around if 0 <= column < world.width and 0 <= row < world.height]
+    is_near = any(cell is not None and cell.type == "ball" for cell in (world.grid.get(*place) for place in inside))
+    if is_near and rng.random() < share:
+        return _FORWARD
+    return int(rng.integers(env.action_space.n))
+
+
 def _first_action_to_goal(grid_env: Any) -> int | None:
     """Breadth-first search from the present state; None when no goal can be reached.
 

@@ -356,6 +356,28 @@ def test_the_expert_without_chance_takes_a_shortest_way():
     assert is_done and reward > 0
 
 
+def test_the_risk_taker_goes_where_a_ball_may_come_more_often_than_chance():
+    env = make_environment("MiniGrid-Dynamic-Obstacles-8x8-v0", env_args={"agent_start_pos": None})
+
+    def risked(policy: str) -> float:
+        """Share of steps that go forward with a ball in the cell ahead or beside it."""
+        act, risks = load_policies(policy).for_episode(env, np.random.default_rng(0)), []
+        env.action_space.seed(0)
+        for seed in range(60):
+            rng, done = np.random.default_rng(seed), False
+            observation, _ = env.reset(seed=seed)
+            while not done and len(risks) < 10 * (seed + 1):
+                x, y = env.unwrapped.front_pos
+                balls = [ball.cur_pos for ball in env.unwrapped.obstacles]
+                action = act(observation, rng)
+                risks.append(action == 2 and any(max(abs(u - x), abs(v - y)) <= 1 for u, v in balls))
+                observation, _, is_done, is_truncated, _ = env.step(action)
+                done = is_done or is_truncated
+        return float(np.mean(risks))
+
+    assert risked("pan_hf.policies:minigrid_risk_taker") > 0.3 > 1.5 * risked("random")
+
+
 def test_four_rooms_are_four_rooms():
     env = make_environment("pan_hf/FourRooms-8x8-v0")
     env.reset(seed=1)
