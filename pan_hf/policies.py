@@ -201,6 +201,7 @@ def minigrid_random_state(
     opened: float = 0.35,
     shut: float = 0.5,
     facing: float = 0.5,
+    share: float = 1.0,
 ) -> dict:
     """A start: the agent anywhere, turned anyhow, and in worlds with a key and a door often late in the task, or where
     there is something to do.
@@ -212,11 +213,14 @@ def minigrid_random_state(
         opened: probability that the door is unlocked; the key is then as likely on the floor as in the hand.
         shut: probability that a door which is unlocked is shut all the same.
         facing: probability that the agent stands before the key or the door and looks at it, where there is one.
+        share: of episodes that begin so; the others begin as the environment has it.
 
     Returns:
         The simulator's observation of the new state.
     """
     world = env.unwrapped
+    if share < 1 and rng.random() >= share:
+        return world.gen_obs()
     cells = [(index % world.width, index // world.width, cell) for index, cell in enumerate(world.grid.grid)]
     keys = [cell for cell in cells if cell[2] is not None and cell[2].type == "key"]
     doors = [cell for _, _, cell in cells if cell is not None and cell.type == "door"]

@@ -310,6 +310,14 @@ def test_a_start_reaches_the_first_frame():
     assert plain.reset(seed=3)[0]["image"].tobytes() == plain.reset(seed=4)[0]["image"].tobytes()
 
 
+def test_random_states_can_be_a_share_of_the_starts():
+    spec = "pan_hf.policies:minigrid_random_state?share=0.5"
+    mixed = make_environment("MiniGrid-Empty-8x8-v0", start=load_callable(spec, "start"), **GRID)
+    usual = make_environment("MiniGrid-Empty-8x8-v0", **GRID).reset(seed=0)[0]["image"].tobytes()
+    is_usual = [mixed.reset(seed=seed)[0]["image"].tobytes() == usual for seed in range(40)]
+    assert 10 < sum(is_usual) < 32
+
+
 def test_a_start_that_returns_nothing_is_looked_at():
     env = make_environment("MiniGrid-Empty-8x8-v0", start=lambda env, rng: setattr(env.unwrapped, "agent_dir", 3))
     assert env.reset(seed=0)[0]["direction"] == [3]
