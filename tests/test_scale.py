@@ -67,6 +67,16 @@ def test_a_file_comes_before_defaults_and_flags_before_the_file(tmp_path):
     assert args.per_device_train_batch_size == 32 and args.model == "m" and stage is align.DYNAMICS
 
 
+def test_a_stage_takes_weights_of_losses_and_keeps_those_that_are_not_given(world, tmp_path):
+    config = written(tmp_path, "loss_weights: {reward: 0.5}\n")
+    flag = ["--loss_weights", '{"reward": 0.5}']
+    of_file, given = (parse(align.DYNAMICS, {}, [*how, *WHERE])[1].loss_weights for how in (config, flag))
+    assert given == of_file == {"reward": 0.5}
+    before = PanModel.from_pretrained(world.model).config.loss_weights
+    final = run_stage(world, align.DYNAMICS, tmp_path / "stage", max_steps=1, loss_weights=given)
+    assert PanModel.from_pretrained(final).config.loss_weights == before | given != before
+
+
 def test_a_file_or_a_flag_chooses_the_other_stage_of_a_script(tmp_path):
     config = written(tmp_path, "joint: true\nmodel: m\ndata: d\noutput_dir: o\n")
     stage, args = parse(align.DYNAMICS, {"joint": align.JOINT}, config)
@@ -87,6 +97,9 @@ def test_a_file_or_a_flag_chooses_the_other_stage_of_a_script(tmp_path):
         ("eval_fraction: 1.5\n", WHERE, ["`eval_fraction` must be at least 0 and below 1, got 1.5"]),
         ("early_stopping_patience: 3\n", WHERE, ["need episodes held out; give `eval_fraction`"]),
         ("max_steps: 3\n", ["--data", "d"], ["--model is required"]),
+        ("loss_weights: {rewrd: 1.0}\n", WHERE, ["names of ['change', 'codes'", "got {'rewrd': 1.0}"]),
+        ("loss_weights: {reward: -1}\n", WHERE, ["numbers of at least 0, got {'reward': -1}"]),
+        ("max_steps: 3\n", [*WHERE, "--loss_weights", "reward=1"], ["`loss_weights` is not JSON", "'reward=1'"]),
     ],
 )
 def test_what_a_stage_does_not_know_is_named(text, flags, told, tmp_path, capsys):

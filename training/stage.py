@@ -21,6 +21,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from pan_hf.build import save_checkpoint
 from pan_hf.modeling import PanModel
+from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
 from pan_hf.tokenization import PanProcessor
 from pan_hf.tracking import RolloutImages, check_trackers
 from pan_hf.training.command_line import parse
@@ -62,6 +63,10 @@ class StageArguments(TrainingArguments):
     rollout_every: int = field(
         default=0, metadata={"help": "Steps between pictures of imagined beside real frames, for trackers; 0: none."}
     )
+    loss_weights: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Weights of losses from this stage on, as JSON: {"reward": 0.5}. Others stay as they are.'},
+    )
 
     def __post_init__(self):
         if self.early_stopping_patience is not None or self.eval_fraction:
@@ -70,6 +75,7 @@ class StageArguments(TrainingArguments):
             self.save_strategy, self.load_best_model_at_end = "best", True
             self.restore_callback_states_from_checkpoint = True
         super().__post_init__()
+        self.loss_weights = read_loss_weights(self.loss_weights)
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must be at least 0 and below 1, got {self.eval_fraction}.")
         if not self.eval_fraction and (self.early_stopping_patience is not None or self.rollout_every):
@@ -82,6 +88,20 @@ class StageArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
         if self.streaming and self.dataloader_num_workers:
             raise ValueError("A stream is read where its place is known; leave `dataloader_num_workers` at 0.")
+
+
+def read_loss_weights(given: dict | str | None) -> dict[str, float]:
+    """Weights by name of the loss, from JSON where they come from a shell. Raises ValueError: no such weights."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given or {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`loss_weights` is not JSON ({error}): {given!r}.") from error
+    if not isinstance(found, dict) or set(found) - set(LOSS_WEIGHTS):
+        raise ValueError(f"`loss_weights` takes {{name: weight}} with names of {sorted(LOSS_WEIGHTS)}, got {found!r}.")
+    wrong = {name: weight for name, weight in found.items() if not isinstance(weight, int | float) or weight < 0}
+    if wrong:
+        raise ValueError(f"`loss_weights` takes numbers of at least 0, got {wrong}.")
+    return found
 
 
 # what differs from Transformers' defaults, for every stage
@@ -199,6 +219,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         )
     if not stage.is_needed(model, args):
         return Path(args.model)
+    model.config.loss_weights = model.config.loss_weights | args.loss_weights
     if args.use_cpu:
         # at a few hundred positions the fused kernel is slower backwards than plain products
         model.set_attn_implementation("eager")
