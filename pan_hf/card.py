@@ -17,8 +17,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pan_hf.figures import CURVE_METRICS, TEACHER_FORCED, series_name
 from pan_hf.hub import address, hub_id
-from pan_hf.report import by_environment, origins, read_results, success_interval, template, tidy_tables, timing_table
-from pan_hf.results import Record, format_value, markdown_table, metric_label, select, write_text
+from pan_hf.report import (
+    by_environment,
+    origins,
+    read_results,
+    several_seeds,
+    success_interval,
+    template,
+    tidy_tables,
+    timing_table,
+)
+from pan_hf.results import Record, format_value, markdown_table, metric_label, seeds_text, select, write_text
 
 FACTS = "checkpoint.json"
 BASELINES = ("copy_last", "random_policy", "simulator")
@@ -168,7 +177,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _card_data(facts: dict[str, Any], records: dict[str, list[Record]]) -> ModelCardData:
     results = [_eval_result(entry, "any-to-any") for entry in _shown(records["evaluation"])]
-    results += [_eval_result(entry, "any-to-any") for entry in _shown(records["futures"])]
+    drawn_anew = several_seeds(records["futures"])
+    results += [_eval_result(entry, "any-to-any", drawn_anew) for entry in _shown(records["futures"])]
     results += [_eval_result(entry, "reinforcement-learning") for entry in records["planning"]]
     return ModelCardData(
         license=facts["license"],
@@ -182,8 +192,9 @@ def _card_data(facts: dict[str, Any], records: dict[str, list[Record]]) -> Model
     )
 
 
-def _eval_result(entry: Record, task: str) -> EvalResult | None:
-    """A record as an entry of the Hub's model-index; None for a baseline and for an undefined value."""
+def _eval_result(entry: Record, task: str, tell_seeds: bool = False) -> EvalResult | None:
+    """A record as an entry of the Hub's model-index, its seeds in its name where that tells it apart; None for a
+    baseline and for an undefined value."""
     if entry.model in BASELINES or not math.isfinite(entry.value):
         return None
     name = metric_label(entry.metric)
@@ -191,6 +202,8 @@ def _eval_result(entry: Record, task: str) -> EvalResult | None:
         name += f", {series_name(entry.model)}"
     if entry.horizon is not None:
         name += f", {entry.horizon} step{'s' * (entry.horizon != 1)} ahead"
+    if tell_seeds:
+        name += f", {seeds_text(entry.seeds)}"
     return EvalResult(
         task_type=task,
         dataset_type=entry.environment,

@@ -332,15 +332,21 @@ def curve_svg(records: Sequence[Record], metric: str, environment: str) -> str:
     return _svg(f"{metric} {environment}", lambda axes: _draw_curve(axes, records, metric, environment))
 
 
+def calibration_pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """How frequent each outcome is in truth and among the model's futures, from the same states: of equal seeds."""
+    outcomes = [entry for entry in records if entry.metric.startswith("outcome:")]
+    true = {(entry.metric, *entry.seeds): entry for entry in select(outcomes, model="simulator")}
+    ours = [(entry, (entry.metric, *entry.seeds)) for entry in select(outcomes, model="pan")]
+    return [(true[which], entry) for entry, which in ours if which in true]
+
+
 def calibration_svg(records: Sequence[Record], environment: str) -> str:
     """How frequent each outcome is among the model's futures against how frequent it truly is, as an inline SVG.
 
     Args:
         records: metrics "outcome:<name>" of models "pan" and "simulator"; bars are three standard errors.
     """
-    there = [e for e in records if e.environment == environment and e.metric.startswith("outcome:")]
-    true = {entry.metric: entry for entry in select(there, model="simulator")}
-    pairs = [(true[entry.metric], entry) for entry in select(there, model="pan") if entry.metric in true]
+    pairs = calibration_pairs([entry for entry in records if entry.environment == environment])
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 100], [0, 100], color=_SERIES_COLOURS["copy_last"], linewidth=1)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pan_hf.results import FIELDS, Record, format_value, read_records, select, table, write_text
+from pan_hf.results import FIELDS, Record, format_value, read_records, seeds_text, select, table, write_text
 
 _BLOCK = re.compile(r"(<!-- results:(?P<spec>[^>]*?) -->)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
@@ -144,12 +144,3 @@ def origins(records: Sequence[Record]) -> str:
         f"`{entry.command}` at {entry.commit} on {entry.hardware}; {seeds_text(entry.seeds)}." for entry in records
     )
     return "\n".join(lines)
-
-
-def seeds_text(seeds: Sequence[int]) -> str:
-    """Seeds in words; of many only how many and from where to where."""
-    if not seeds:
-        return "no seed"
-    if len(seeds) > 6:
-        return f"{len(seeds)} seeds from {min(seeds)} to {max(seeds)}"
-    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"

@@ -36,8 +36,17 @@ from pan_hf.figures import (
     series_name,
 )
 from pan_hf.metrics import EXACT_TOLERANCE
-from pan_hf.readme import seeds_text
-from pan_hf.results import Record, format_value, metric_label, pivot, read_records, select, wilson, write_text
+from pan_hf.results import (
+    Record,
+    format_value,
+    metric_label,
+    pivot,
+    read_records,
+    seeds_text,
+    select,
+    wilson,
+    write_text,
+)
 
 # result file -> the command that writes it; None for what only some runs have
 RESULT_FILES = {"evaluation": "evaluate", "futures": None, "planning": "plan", "timing": "train"}
@@ -115,6 +124,11 @@ def by_environment(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     for entry in records:
         groups.setdefault(entry.environment, []).append(entry)
     return list(groups.items())
+
+
+def several_seeds(records: Iterable[Record]) -> bool:
+    """Whether some of the records were measured with other seeds than others were."""
+    return len({tuple(entry.seeds) for entry in records}) > 1
 
 
 def tidy_tables(records: Sequence[Record]) -> list[tuple[list[str], list[list[str]]]]:
@@ -197,7 +211,8 @@ def _headlines(
             what = f"{metric_label(metric)}, {entry.horizon} step{'s' * (entry.horizon != 1)} ahead"
             cards.setdefault(entry.environment, []).append(_headline(entry, what, prediction, "copy_last"))
     for entry in select(futures, metric=_HEADLINE_FUTURES, model="pan"):
-        line = _headline(entry, metric_label(entry.metric), futures, "simulator")
+        what = metric_label(entry.metric) + (f", {seeds_text(entry.seeds)}" if several_seeds(futures) else "")
+        line = _headline(entry, what, select(futures, seeds=entry.seeds), "simulator")
         cards.setdefault(entry.environment, []).append(line)
     for environment, records in by_environment(planning):
         ours = [entry for entry in select(records, metric="success") if entry.model != "random_policy"]

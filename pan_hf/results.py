@@ -390,6 +390,15 @@ def metric_label(metric: str) -> str:
     return " ".join(word for word in words if word != "gib")
 
 
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds in words; of many only how many and from where to where."""
+    if not seeds:
+        return "no seed"
+    if len(seeds) > 6:
+        return f"{len(seeds)} seeds from {min(seeds)} to {max(seeds)}"
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
 def pivot(
     records: Sequence[Record], rows: str | Sequence[str], columns: str | Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
@@ -453,4 +462,6 @@ def _show(name: str, part: Any) -> str:
         return metric_label(part)
     if name == "horizon" and part != "":
         return f"{part} step{'s' * (part != 1)}"
+    if name == "seeds":
+        return seeds_text(part)
     return str(part)

@@ -13,7 +13,17 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from pan_hf.card import write_card
-from pan_hf.figures import Film, Strip, curves, horizon_plot, load_film, load_strip, row_png, strip_picture
+from pan_hf.figures import (
+    Film,
+    Strip,
+    calibration_pairs,
+    curves,
+    horizon_plot,
+    load_film,
+    load_strip,
+    row_png,
+    strip_picture,
+)
 from pan_hf.report import success_interval, tidy_tables, write_report
 from pan_hf.results import format_value, read_records, record, stage_timer, wilson, write_records
 
@@ -40,10 +50,11 @@ def evaluation() -> list:
     return records
 
 
-def futures() -> list:
+def futures(seed: int = 0) -> list:
     records = []
     for model, shift in (("pan", 0.01), ("simulator", 0.0)):
-        where = {"environment": ENVIRONMENTS[0], "split": "test", "seeds": [0], "horizon": 1, "model": model} | ORIGIN
+        where = {"environment": ENVIRONMENTS[0], "split": "test", "horizon": 1} | ORIGIN
+        where |= {"model": model, "seeds": [seed]}
         records += [record(f"outcome:{i}", i / 10 + shift, stderr=0.02, **where) for i in range(5)]
         records += [record("coherent_futures", 0.993, **where), record("calibration_max_z", 1.7, **where)]
     return records
@@ -310,6 +321,17 @@ def test_a_card_carries_the_evaluation_as_hub_metadata(run):
     shown = [entry for entry in ours if not entry.metric.startswith(("teacher_forced", "outcome"))]
     assert len(values) == len(shown) and sorted(values.values()) == sorted(entry.value for entry in shown)
     assert values[ENVIRONMENTS[0], "success, graph search"] == 0.95
+
+
+def test_futures_of_several_seeds_are_told_apart(run):
+    write_records(run / "futures.json", [*futures(0), *futures(1)])
+    card = ModelCard.load(write_card(run, model_id="me/pan"))
+    names = [result.metric_name for result in card.data.eval_results if result.metric_type == "coherent_futures"]
+    assert names == [f"coherent futures, 1 step ahead, seed {seed}" for seed in (0, 1)]
+    page = write_report(run).read_text()
+    assert page.count("calibration max z, seed 0") == page.count("calibration max z, seed 1") == 1
+    pairs = calibration_pairs([*futures(0), *futures(1)])
+    assert len(pairs) == 10 and all(true.seeds == ours.seeds and true.metric == ours.metric for true, ours in pairs)
 
 
 def test_a_card_says_how_the_model_was_made_and_how_to_load_it(run):

@@ -181,6 +181,8 @@ def test_a_table_has_a_row_and_a_column_for_each_combination():
         "| exact state | – | 50.0% |",
     ]
     assert table([], "metric", "horizon") == ""
+    drawn = [measured("exact_state", value, seeds=[seed]) for seed, value in ((0, 0.5), (1, 0.25))]
+    assert table(drawn, "seeds", "metric").splitlines()[2:] == ["| seed 0 | 50.0% |", "| seed 1 | 25.0% |"]
 
 
 def test_two_records_in_one_cell_are_an_error_and_not_a_choice():
