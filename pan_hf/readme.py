@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pan_hf.results import FIELDS, Record, format_value, read_records, seeds_text, select, table, write_text
+from pan_hf.results import FIELDS, Record, distinct_origins, format_value, read_records, select, table, write_text
 
 _BLOCK = re.compile(r"(<!-- results:(?P<spec>[^>]*?) -->)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
@@ -140,7 +140,5 @@ def _in_order(records: list[Record], where: dict[str, Any]) -> list[Record]:
 
 def origins(records: Sequence[Record]) -> str:
     """One line a distinct origin: the command, the commit, the hardware and the number of seeds."""
-    lines = dict.fromkeys(
-        f"`{entry.command}` at {entry.commit} on {entry.hardware}; {seeds_text(entry.seeds)}." for entry in records
-    )
-    return "\n".join(lines)
+    found = distinct_origins(records)
+    return "\n".join(f"`{command}` at {commit} on {hardware}; {seeds}." for command, commit, hardware, seeds in found)

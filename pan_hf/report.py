@@ -38,6 +38,7 @@ from pan_hf.figures import (
 from pan_hf.metrics import EXACT_TOLERANCE
 from pan_hf.results import (
     Record,
+    distinct_origins,
     format_value,
     metric_label,
     pivot,
@@ -147,7 +148,7 @@ def tidy_tables(records: Sequence[Record]) -> list[tuple[list[str], list[list[st
 
 def _telling_apart(records: Sequence[Record]) -> list[str]:
     """The fields besides metric, horizon and model that it takes to tell every record from every other."""
-    for names in ([], ["split"], ["split", "seeds"]):
+    for names in ([], ["split"], ["seeds"], ["split", "seeds"]):
         keys = {(e.metric, e.horizon, e.model, *(str(getattr(e, name)) for name in names)) for e in records}
         if len(keys) == len(records):
             break
@@ -289,5 +290,5 @@ def _futures(records: Sequence[Record]) -> list[tuple[str, Markup, list]]:
 
 def origins(records: Iterable[Record]) -> list[dict[str, str]]:
     """Every distinct origin of some records, seeds in words."""
-    distinct = dict.fromkeys((e.command, e.commit, e.hardware, seeds_text(e.seeds)) for e in records)
-    return [dict(zip(("command", "commit", "hardware", "seeds"), origin, strict=True)) for origin in distinct]
+    names = ("command", "commit", "hardware", "seeds")
+    return [dict(zip(names, origin, strict=True)) for origin in distinct_origins(records)]

@@ -399,6 +399,22 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
 
 
+def distinct_origins(records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
+    """Every distinct (command, commit, hardware, seeds in words). Where one command measured several seeds each by
+    itself, they make one origin."""
+    found: dict[tuple, list[list[int]]] = {}
+    for entry in records:
+        groups = found.setdefault((entry.command, entry.commit, entry.hardware), [])
+        if entry.seeds not in groups:
+            groups.append(entry.seeds)
+    origins = []
+    for origin, groups in found.items():
+        alone = sorted({seed for seeds in groups if len(seeds) == 1 for seed in seeds})
+        told = [seeds for seeds in groups if len(seeds) != 1] + ([alone] if alone else [])
+        origins += [(*origin, seeds_text(seeds)) for seeds in told]
+    return origins
+
+
 def pivot(
     records: Sequence[Record], rows: str | Sequence[str], columns: str | Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:

@@ -10,6 +10,7 @@ import pytest
 from pan_hf import results
 from pan_hf.readme import check_readme, update_readme
 from pan_hf.results import (
+    distinct_origins,
     format_value,
     mean_stderr,
     metric_label,
@@ -183,6 +184,12 @@ def test_a_table_has_a_row_and_a_column_for_each_combination():
     assert table([], "metric", "horizon") == ""
     drawn = [measured("exact_state", value, seeds=[seed]) for seed, value in ((0, 0.5), (1, 0.25))]
     assert table(drawn, "seeds", "metric").splitlines()[2:] == ["| seed 0 | 50.0% |", "| seed 1 | 25.0% |"]
+
+
+def test_an_origin_joins_seeds_that_one_command_measured_by_themselves():
+    many = [measured(seeds=[seed]) for seed in (2, 0, 1, 0)] + [measured(seeds=range(10, 20)), measured(seeds=[0, 1])]
+    assert [seeds for *_, seeds in distinct_origins(many)] == ["10 seeds from 10 to 19", "seeds 0, 1", "seeds 0, 1, 2"]
+    assert len(distinct_origins([measured(), measured(commit="def5678")])) == 2
 
 
 def test_two_records_in_one_cell_are_an_error_and_not_a_choice():
