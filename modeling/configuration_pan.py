@@ -50,6 +50,19 @@ LOSS_WEIGHTS = {
 }
 
 
+def check_loss_weights(given: dict) -> dict[str, float]:
+    """`given`, if it is weights by name of a loss. Raises ValueError: a name is unknown, or a weight no number of at
+    least 0."""
+    if not isinstance(given, dict) or set(given) - set(LOSS_WEIGHTS):
+        unknown = sorted(set(given) - set(LOSS_WEIGHTS)) if isinstance(given, dict) else []
+        told = f"has unknown names {unknown}; it takes" if unknown else "takes weights by"
+        raise ValueError(f"`loss_weights` {told} names of {sorted(LOSS_WEIGHTS)}, got {given!r}.")
+    wrong = {name: weight for name, weight in given.items() if not isinstance(weight, int | float) or not weight >= 0}
+    if wrong:
+        raise ValueError(f"`loss_weights` takes numbers of at least 0, got {wrong}.")
+    return given
+
+
 class PanConfig(PreTrainedConfig):
     """Configuration of [`PanModel`].
 
@@ -159,10 +172,7 @@ class PanConfig(PreTrainedConfig):
         for name in ("focus_share", "block_dropout", "context_noise", "latent_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is a share, from 0 to 1; got {getattr(self, name)}.")
-        unknown = sorted(set(self.loss_weights or {}) - set(LOSS_WEIGHTS))
-        if unknown:
-            raise ValueError(f"`loss_weights` has unknown names {unknown}; known are {sorted(LOSS_WEIGHTS)}.")
-        self.loss_weights = LOSS_WEIGHTS | (self.loss_weights or {})
+        self.loss_weights = LOSS_WEIGHTS | check_loss_weights(self.loss_weights or {})
         self.latent_head = {
             "denoiser": {"_class_name": "PlaceDenoiser"},
             "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},

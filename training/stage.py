@@ -21,7 +21,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from pan_hf.build import save_checkpoint
 from pan_hf.modeling import PanModel
-from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
+from pan_hf.modeling.configuration_pan import check_loss_weights
 from pan_hf.tokenization import PanProcessor
 from pan_hf.tracking import RolloutImages, check_trackers
 from pan_hf.training.command_line import parse
@@ -93,15 +93,9 @@ class StageArguments(TrainingArguments):
 def read_loss_weights(given: dict | str | None) -> dict[str, float]:
     """Weights by name of the loss, from JSON where they come from a shell. Raises ValueError: no such weights."""
     try:
-        found = json.loads(given) if isinstance(given, str) else given or {}
+        return check_loss_weights(json.loads(given) if isinstance(given, str) else given or {})
     except json.JSONDecodeError as error:
         raise ValueError(f"`loss_weights` is not JSON ({error}): {given!r}.") from error
-    if not isinstance(found, dict) or set(found) - set(LOSS_WEIGHTS):
-        raise ValueError(f"`loss_weights` takes {{name: weight}} with names of {sorted(LOSS_WEIGHTS)}, got {found!r}.")
-    wrong = {name: weight for name, weight in found.items() if not isinstance(weight, int | float) or weight < 0}
-    if wrong:
-        raise ValueError(f"`loss_weights` takes numbers of at least 0, got {wrong}.")
-    return found
 
 
 # what differs from Transformers' defaults, for every stage
