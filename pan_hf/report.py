@@ -211,8 +211,9 @@ def _headlines(
         for entry in select(prediction, metric=metric, model="pan", horizon=_HEADLINE_HORIZONS):
             what = f"{metric_label(metric)}, {entry.horizon} step{'s' * (entry.horizon != 1)} ahead"
             cards.setdefault(entry.environment, []).append(_headline(entry, what, prediction, "copy_last"))
+    drawn_anew = several_seeds(futures)
     for entry in select(futures, metric=_HEADLINE_FUTURES, model="pan"):
-        what = metric_label(entry.metric) + (f", {seeds_text(entry.seeds)}" if several_seeds(futures) else "")
+        what = metric_label(entry.metric) + (f", {seeds_text(entry.seeds)}" if drawn_anew else "")
         line = _headline(entry, what, select(futures, seeds=entry.seeds), "simulator")
         cards.setdefault(entry.environment, []).append(line)
     for environment, records in by_environment(planning):
