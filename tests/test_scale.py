@@ -95,6 +95,12 @@ def test_a_file_or_a_flag_chooses_the_other_stage_of_a_script(tmp_path):
         ("a: b: c\n", WHERE, ["is not YAML"]),
         ("max_steps: 3\n", [*WHERE, "--max_stepps", "2"], ["unknown flags", "'--max_stepps' (near: max_steps"]),
         ("eval_fraction: 1.5\n", WHERE, ["`eval_fraction` must be at least 0 and below 1, got 1.5"]),
+        ("averaged_share: 1.5\n", WHERE, ["`averaged_share` must be a share from 0 to 1, got 1.5"]),
+        (
+            "{averaged_share: 0.5, eval_fraction: 0.1, early_stopping_patience: 3}\n",
+            WHERE,
+            ["Early stopping keeps the weights of one step, `averaged_share` the mean of many; give one of them."],
+        ),
         ("early_stopping_patience: 3\n", WHERE, ["need episodes held out; give `eval_fraction`"]),
         ("max_steps: 3\n", ["--data", "d"], ["--model is required"]),
         ("loss_weights: {rewrd: 1.0}\n", WHERE, ["names of ['change', 'codes'", "got {'rewrd': 1.0}"]),

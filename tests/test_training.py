@@ -224,6 +224,46 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one_to_the_bit(name, world
     assert losses[0] == losses[1] and len(losses[0]) == 12
 
 
+# averaged
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_the_mean_over_the_last_steps_at_a_rate_that_stays(world, tmp_path):
+    """Of six steps the last three; alone, a last step is the weights after it."""
+    given = {"averaged_share": 0.01, "logging_steps": 1}
+    ends = [run_stage(world, "dynamics", tmp_path / f"{steps}", max_steps=steps, **given) for steps in (4, 5, 6)]
+    given["averaged_share"] = 0.5
+    mean = all_tensors(PanModel.from_pretrained(run_stage(world, "dynamics", tmp_path / "mean", max_steps=6, **given)))
+    apart = [all_tensors(PanModel.from_pretrained(end)) for end in ends]
+    assert len(differing(apart[0], apart[2])) > 10
+    for name, tensor in mean.items():
+        expected = torch.stack([tensors[name].double() for tensors in apart]).mean(0)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
+    log = json.loads((tmp_path / "mean" / "log.json").read_text())
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert rates == sorted(rates) and len(rates) == 6
+
+
+@pytest.mark.slow
+def test_an_average_goes_on_to_the_bit_where_a_kill_left_it(world, tmp_path, monkeypatch):
+    given = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4, "averaged_share": 0.5}
+    whole = run_stage(world, "dynamics", tmp_path / "whole", **given)
+    with monkeypatch.context() as patch:
+        stopping_at(5, Stop(), patch)
+        with pytest.raises(Stop):
+            run_stage(world, "dynamics", tmp_path / "killed", **given)
+    assert (tmp_path / "killed" / "checkpoint-4" / "averaged.safetensors").exists()
+    resumed = run_stage(world, "dynamics", tmp_path / "killed", **given)
+    one, other = (all_tensors(PanModel.from_pretrained(path)) for path in (whole, resumed))
+    assert differing(one, other) == []
+
+
+def test_a_stage_whose_codebooks_move_is_not_averaged(world, tmp_path):
+    with pytest.raises(ValueError, match="'senses' changes more than weights.*`averaged_share` at 0"):
+        run_stage(world, "senses", tmp_path / "stage", max_steps=1, averaged_share=0.5)
+    assert not (tmp_path / "stage").exists()
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_last_whole_checkpoint_and_leaves_nothing_final(world, tmp_path, monkeypatch):
     stopping_at(3, KeyboardInterrupt(), monkeypatch)

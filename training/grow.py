@@ -163,6 +163,7 @@ STAGE = Stage(
     arguments=GrowthArguments,
     defaults={"learning_rate": 2e-4, "per_device_train_batch_size": 16},
     slow={"senses.": 0.01},
+    averages=False,
 )
 
 if __name__ == "__main__":

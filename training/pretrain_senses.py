@@ -34,6 +34,7 @@ STAGE = Stage(
     defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 64},
     prepare=prepare,
     is_needed=lambda model, args: any(sense.kind == "image" for sense in model.config.place_senses.values()),
+    averages=False,
 )
 
 if __name__ == "__main__":

@@ -163,6 +163,7 @@ STAGE = Stage(
     callbacks=callbacks,
     arguments=SentenceArguments,
     defaults={"learning_rate": 1e-3, "per_device_train_batch_size": 32},
+    averages=False,
 )
 
 if __name__ == "__main__":

@@ -63,6 +63,10 @@ class StageArguments(TrainingArguments):
     rollout_every: int = field(
         default=0, metadata={"help": "Steps between pictures of imagined beside real frames, for trackers; 0: none."}
     )
+    averaged_share: float = field(
+        default=0.0,
+        metadata={"help": "Save the mean of the weights of the last steps, so large a share of all; the rate stays."},
+    )
     loss_weights: dict | str | None = field(
         default=None,
         metadata={"help": 'Weights of losses from this stage on, as JSON: {"reward": 0.5}. Others stay as they are.'},
@@ -78,6 +82,12 @@ class StageArguments(TrainingArguments):
         self.loss_weights = read_loss_weights(self.loss_weights)
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must be at least 0 and below 1, got {self.eval_fraction}.")
+        if not 0 <= self.averaged_share <= 1:
+            raise ValueError(f"`averaged_share` must be a share from 0 to 1, got {self.averaged_share}.")
+        if self.averaged_share and self.early_stopping_patience is not None:
+            raise ValueError(
+                "Early stopping keeps the weights of one step, `averaged_share` the mean of many; give one of them."
+            )
         if not self.eval_fraction and (self.early_stopping_patience is not None or self.rollout_every):
             raise ValueError(
                 "Early stopping and pictures of rollouts need episodes held out; give `eval_fraction`, e.g. 0.1."
@@ -143,6 +153,8 @@ class Stage:
         look: `(model, dataset) -> None`, what the model notes of a recording before it trains on it: of all windows,
             or, of a stream, of those that were surveyed.
         judge: `(model, dataset) -> None`, what the trained model notes of itself before it is saved.
+        averages: whether the mean of its weights over many steps is a model: not where something beside the weights
+            changes with them, codebooks or vocabulary.
         streams: whether it can go through a recording window by window. Other stages need few windows; with
             `streaming` they get those of some episodes, drawn at random.
     """
@@ -162,6 +174,7 @@ class Stage:
     callbacks: Callable[[PanModel, Dataset, StageArguments], list[TrainerCallback]] = lambda model, data, args: []
     look: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
     judge: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
+    averages: bool = True
     streams: bool = False
 
 
@@ -203,6 +216,11 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     final = folder / "final"
     if final.exists():
         return final
+    if args.averaged_share and not stage.averages:
+        raise ValueError(
+            f"Stage {stage.name!r} changes more than weights, and the mean of its weights would not fit it. Leave "
+            "`averaged_share` at 0."
+        )
     check_trackers(args.report_to)
     set_seed(args.seed)
     model, processor = PanModel.from_pretrained(args.model), PanProcessor.from_pretrained(args.model)
@@ -262,9 +280,11 @@ def _trainer(stage: Stage, args, model, processor, material: Material) -> PanTra
         processing_class=processor,
         objective=stage.objective,
         sampler=material.sampler,
-        budget=Budget(Path(args.output_dir), args.max_steps, args.seconds),
+        budget=Budget(Path(args.output_dir), args.max_steps, args.seconds, args.averaged_share),
         slow=stage.slow,
     )
+    if args.averaged_share and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError("Averages need whole weights, and processes share them out; leave `averaged_share` at 0.")
     if trainer.is_fsdp_enabled:
         check_can_be_shared_out(model)
     trainer.remove_callback(PrinterCallback)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
 from pan_hf.modeling.processes_pan import are_several
+from pan_hf.training.averaging import WeightAverage
 from pan_hf.training.row_draws import row_draws
 from pan_hf.training.shared_weights import read_training_state, read_weights, whole_tensors, write_training_state
 from pan_hf.training.streaming import WindowStream, write_state
@@ -28,12 +29,13 @@ class Budget:
     """How many steps a stage has, given or derived from seconds.
 
     The learning rate is constant for the first half and then falls linearly to a twentieth, so the number of steps
-    need not be known while it is being measured, and may grow during the first half. What was decided is written down,
-    and a resumed run never takes more.
+    need not be known while it is being measured, and may grow during the first half. It stays where weights are
+    averaged: those of the last steps, `averaged_share` of all. What was decided is written down, and a resumed run
+    never takes more.
     """
 
-    def __init__(self, folder: Path, max_steps: int, seconds: float | None):
-        self.path = folder / "budget.json"
+    def __init__(self, folder: Path, max_steps: int, seconds: float | None, averaged_share: float = 0.0):
+        self.path, self.averaged_share = folder / "budget.json", averaged_share
         self.most, self.max_steps, self.seconds, self.is_final = max_steps, max_steps, seconds, seconds is None
         if seconds is not None and self.path.exists():
             self.max_steps, self.is_final = json.loads(self.path.read_text())["max_steps"], True
@@ -48,10 +50,14 @@ class Budget:
 
     def rate(self, step: int, warmup: int = 20) -> float:
         """Share of the peak learning rate at a step."""
-        if not self.is_final:
+        if not self.is_final or self.averaged_share:
             return min(1.0, (step + 1) / warmup)
         left = (self.max_steps - step) / max(1, self.max_steps / 2)
         return min(1.0, (step + 1) / warmup, max(0.05, left))
+
+    def is_averaged(self, step: int) -> bool:
+        """Whether the weights after so many steps are among those averaged; the last ones always are."""
+        return self.is_final and step > min(self.max_steps - 1, (1 - self.averaged_share) * self.max_steps)
 
 
 class BudgetCallback(TrainerCallback):
@@ -150,6 +156,8 @@ class PanTrainer(Trainer):
         sampler: of the rows of the training set.
         budget ([`Budget`]): number of steps and the learning rate's shape.
         slow (`dict[str, float]`, *optional*): share of the learning rate by the beginning of a parameter's name.
+
+    Where `budget` says that weights are averaged, they are (see [`WeightAverage`]).
     """
 
     lr_scheduler: LambdaLR | None
@@ -160,6 +168,10 @@ class PanTrainer(Trainer):
         self._sums = {"loss": NamedMeans(), "eval_loss": NamedMeans()}
         self._micro_step = (-1, 0)
         self.add_callback(BudgetCallback(budget))
+        self.average = None
+        if budget.averaged_share:
+            self.average = WeightAverage(self.model, budget, Path(self.args.output_dir))
+            self.add_callback(self.average)
 
     def _get_train_sampler(self, *_):
         return self.sampler
@@ -283,6 +295,8 @@ class PanTrainer(Trainer):
             if isinstance(self.train_dataset, WindowStream):
                 windows_a_step = self.train_dataset.keep_every
                 write_state(saved, self.train_dataset, self.state.global_step * windows_a_step)
+            if self.average is not None:
+                self.average.save(saved)
             write_text(saved / COMPLETE, "")
             best = Path(self.state.best_model_checkpoint or saved)
             for other in set(folder.glob("checkpoint-*")) - {saved, best}:
