@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tiny_worlds import all_tensors, build_board, differing, record_board
+from tiny_worlds import all_tensors, board_world, differing
 from transformers import Trainer, TrainingArguments
 from typer.testing import CliRunner
 
 from pan_hf import PanModel, PanProcessor, train
-from pan_hf.build import save_checkpoint
 from pan_hf.cli import app
 from pan_hf.tracking import RolloutImages
 from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, trainer
+from pan_hf.training.averaging import check_can_be_averaged
 from pan_hf.training.command_line import CONFIGS, parse
 from pan_hf.training.material import split
 from pan_hf.training.shared_weights import check_can_be_shared_out, read_training_state
@@ -35,12 +35,7 @@ WHERE = ["--model", "m", "--data", "d", "--output_dir", "o"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A recording of the board and an untrained model of it."""
-    folder = tmp_path_factory.mktemp("world")
-    data = record_board(folder / "data", episodes=10)
-    model, processor = build_board(load_trajectories(data, "train"), context_steps=2)
-    save_checkpoint(folder / "model", model, processor)
-    return SimpleNamespace(data=data, model=folder / "model")
+    return board_world(tmp_path_factory.mktemp("world"))
 
 
 def run_stage(world, stage, folder, **given):
@@ -348,6 +343,13 @@ def test_a_killed_streamed_run_resumed_equals_an_uninterrupted_one_to_the_bit(wo
 
 
 # several processes
+
+
+@pytest.mark.parametrize("by", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_weights_that_are_shared_out_are_not_averaged(by):
+    shared = SimpleNamespace(**({"is_fsdp_enabled": False, "is_deepspeed_enabled": False} | {by: True}))
+    with pytest.raises(ValueError, match="Averages need whole weights.*leave `averaged_share` at 0"):
+        check_can_be_averaged(shared)
 
 
 # by name: script, stage, and what is asked of two processes; one process has the whole batch

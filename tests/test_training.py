@@ -1,6 +1,5 @@
 """The training stages: what each trains and leaves alone, and that nothing stops them for good."""
 
-import copy
 import itertools
 import json
 import os
@@ -10,10 +9,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from tiny_worlds import all_tensors, build_board, differing, record_board
+from tiny_worlds import all_tensors, board_world, differing
 from transformers import TrainerControl, TrainerState
 
 from pan_hf import PanModel, PanProcessor
@@ -21,25 +19,13 @@ from pan_hf.build import save_checkpoint
 from pan_hf.train import SHARES, train
 from pan_hf.training import (
     align,
-    encoded,
     pretrain_backbone,
     pretrain_latent_head,
     pretrain_senses,
     reinforce,
     trainer,
 )
-from pan_hf.training.encoded import encode_once
 from pan_hf.training.stage import Stage, arguments, run
-from pan_hf.training.windows import (
-    WeightedRows,
-    Windows,
-    encode_all,
-    openness,
-    openness_by_kind,
-    sense_tensors,
-    window_weights,
-)
-from pan_hf.trajectories import load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {
@@ -68,13 +54,7 @@ QUICK = {"per_device_train_batch_size": 4, "logging_steps": 1, "progress": False
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A recording of the board and an untrained model of it."""
-    folder = tmp_path_factory.mktemp("world")
-    data = record_board(folder / "data", episodes=10)
-    trajectories = load_trajectories(data, "train")
-    model, processor = build_board(trajectories, context_steps=2)
-    save_checkpoint(folder / "model", model, processor)
-    return SimpleNamespace(data=data, model=folder / "model", trajectories=trajectories)
+    return board_world(tmp_path_factory.mktemp("world"))
 
 
 def run_stage(world, name, folder, **given):
@@ -205,9 +185,11 @@ def stopping_at(step, error, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STAGES)
-def test_a_killed_run_resumed_equals_an_uninterrupted_one_to_the_bit(name, world, tmp_path, monkeypatch):
-    given = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6}
+@pytest.mark.parametrize(
+    ("name", "more"), [*((name, {}) for name in STAGES), ("dynamics", {"averaged_share": 0.75})]
+)
+def test_a_killed_run_resumed_equals_an_uninterrupted_one_to_the_bit(name, more, world, tmp_path, monkeypatch):
+    given = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6} | more
     whole = run_stage(world, name, tmp_path / "whole", **given)
     with monkeypatch.context() as patch:
         stopping_at(9, Stop(), patch)
@@ -222,46 +204,6 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one_to_the_bit(name, world
     logs = [json.loads((tmp_path / run / "log.json").read_text()) for run in ("whole", "killed")]
     losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 12
-
-
-# averaged
-
-
-@pytest.mark.slow
-def test_averaged_weights_are_the_mean_over_the_last_steps_at_a_rate_that_stays(world, tmp_path):
-    """Of six steps the last three; alone, a last step is the weights after it."""
-    given = {"averaged_share": 0.01, "logging_steps": 1}
-    ends = [run_stage(world, "dynamics", tmp_path / f"{steps}", max_steps=steps, **given) for steps in (4, 5, 6)]
-    given["averaged_share"] = 0.5
-    mean = all_tensors(PanModel.from_pretrained(run_stage(world, "dynamics", tmp_path / "mean", max_steps=6, **given)))
-    apart = [all_tensors(PanModel.from_pretrained(end)) for end in ends]
-    assert len(differing(apart[0], apart[2])) > 10
-    for name, tensor in mean.items():
-        expected = torch.stack([tensors[name].double() for tensors in apart]).mean(0)
-        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
-    log = json.loads((tmp_path / "mean" / "log.json").read_text())
-    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
-    assert rates == sorted(rates) and len(rates) == 6
-
-
-@pytest.mark.slow
-def test_an_average_goes_on_to_the_bit_where_a_kill_left_it(world, tmp_path, monkeypatch):
-    given = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4, "averaged_share": 0.5}
-    whole = run_stage(world, "dynamics", tmp_path / "whole", **given)
-    with monkeypatch.context() as patch:
-        stopping_at(5, Stop(), patch)
-        with pytest.raises(Stop):
-            run_stage(world, "dynamics", tmp_path / "killed", **given)
-    assert (tmp_path / "killed" / "checkpoint-4" / "averaged.safetensors").exists()
-    resumed = run_stage(world, "dynamics", tmp_path / "killed", **given)
-    one, other = (all_tensors(PanModel.from_pretrained(path)) for path in (whole, resumed))
-    assert differing(one, other) == []
-
-
-def test_a_stage_whose_codebooks_move_is_not_averaged(world, tmp_path):
-    with pytest.raises(ValueError, match="'senses' changes more than weights.*`averaged_share` at 0"):
-        run_stage(world, "senses", tmp_path / "stage", max_steps=1, averaged_share=0.5)
-    assert not (tmp_path / "stage").exists()
 
 
 @pytest.mark.slow
@@ -394,132 +336,38 @@ def test_steps_that_become_faster_are_more_while_the_rate_is_constant(tmp_path, 
     assert now[0] <= 600.0 and all(abs(one - other) < 0.1 for one, other in itertools.pairwise(rates[20:]))
 
 
-# what is drawn
+# averaged
 
 
-def test_a_sampler_draws_the_same_again_and_in_proportion():
-    weights = torch.tensor([1.0, 0.0, 3.0])
-    draws = [index for index, _ in zip(WeightedRows(weights, 5), range(5000), strict=False)]
-    again = [index for index, _ in zip(iter(WeightedRows(weights, 5)), range(5000), strict=False)]
-    assert draws == again and draws[:50] != draws[4096:4146]
-    assert draws.count(1) == 0 and abs(draws.count(2) / 5000 - 0.75) < 0.02  # three standard deviations
-    other = [index for index, _ in zip(WeightedRows(weights, 6), range(50), strict=False)]
-    assert other != draws[:50]
+@pytest.mark.slow
+def test_averaged_weights_are_the_mean_over_the_last_steps(world, tmp_path):
+    """Of six steps the last three; alone, a last step is the weights after it."""
+    given = {"averaged_share": 0.01}
+    ends = [run_stage(world, "dynamics", tmp_path / f"{steps}", max_steps=steps, **given) for steps in (4, 5, 6)]
+    given["averaged_share"] = 0.5
+    mean = all_tensors(PanModel.from_pretrained(run_stage(world, "dynamics", tmp_path / "mean", max_steps=6, **given)))
+    apart = [all_tensors(PanModel.from_pretrained(end)) for end in ends]
+    assert len(differing(apart[0], apart[2])) > 10
+    for name, tensor in mean.items():
+        expected = torch.stack([tensors[name].double() for tensors in apart]).mean(0)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_windows_stay_inside_an_episode_and_carry_what_each_action_led_to(world):
-    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
-    tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
-    actions = torch.from_numpy(world.trajectories.actions)
-    windows = Windows(world.trajectories, tensors, actions, 2, False, {"mission"})
-    batch = windows.__getitems__(list(range(len(windows))))
-    assert batch["action"].shape == batch["reward"].shape == batch["done"].shape == (len(windows), 2)
-    assert batch["observation"]["camera"].shape == (len(windows), 3, 3, 16, 16)
-    assert batch["observation"]["mission"].dim() == 2
-    place = batch["observation"]["place"]
-    moves = torch.tensor([(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)])[batch["action"]]
-    assert torch.equal((place[:, :-1] + moves).clamp(0, 3), place[:, 1:])
-    assert torch.equal(batch["done"].bool(), (place[:, 1:] == 3).all(-1))
-    encoded = encode_all(model, tensors, latents=True)
-    windows = Windows(world.trajectories, encoded, actions, 2, True, {"mission"})
-    weights = window_weights(windows, torch.ones(len(windows)))
-    assert weights.shape == (len(windows),) and (weights > 0).all()
+def test_a_stage_whose_codebooks_move_is_not_averaged(world, tmp_path):
+    with pytest.raises(ValueError, match="'senses' changes more than weights.*`averaged_share` at 0"):
+        run_stage(world, "senses", tmp_path / "stage", max_steps=1, averaged_share=0.5)
+    assert not (tmp_path / "stage").exists()
 
 
-def test_transitions_are_drawn_more_often_where_it_is_open_whether_anything_changes(world):
-    actions, turn = torch.from_numpy(world.trajectories.actions), torch.arange(len(world.trajectories.actions))
-    moves = (actions == 1) | ((actions == 2) & (turn % 2 == 0))  # never after 0, always after 1, at times after 2
-    codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
-    tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
-    windows = Windows(world.trajectories, tensors, actions, 2, True, {"mission"})
-    by_kind = openness_by_kind(windows, world.trajectories)
-    (environment,) = set(world.trajectories.environments)
-    assert by_kind[environment, 2] > 1.5 * by_kind[environment, 0] and by_kind[environment, 0] < 1
-    found = openness(windows, world.trajectories, by_kind)  # by the first action of a window
-    torch.testing.assert_close(found, torch.tensor([by_kind[environment, a] for a in actions[windows.rows].tolist()]))
-    assert float(found.mean()) == pytest.approx(1)
-    assert openness(windows, world.trajectories, {}).eq(1).all()  # kinds that were not met in a part of a recording
+def test_the_rate_stays_where_weights_are_averaged_and_the_last_steps_count(tmp_path):
+    budget = trainer.Budget(tmp_path, 1000, None, averaged_share=0.25)
+    assert [budget.rate(step) for step in (0, 19, 500, 999)] == [0.05, 1, 1, 1]
+    assert [step for step in range(1, 1001) if budget.is_averaged(step)] == [*range(751, 1001)]
+    timed = trainer.Budget(tmp_path, 1000, 60.0, averaged_share=1.0)
+    assert not timed.is_averaged(1000)  # nobody knows yet which are the last
 
 
-def test_environments_are_drawn_as_they_were_recorded_however_open_they_are(world):
-    trajectories = copy.copy(world.trajectories)
-    number = len(trajectories.environments)
-    trajectories.environments = ["still"] * (number // 2) + ["restless"] * (number - number // 2)
-    actions, episode = torch.from_numpy(trajectories.actions), torch.from_numpy(np.asarray(trajectories.episode))
-    moves = (episode >= number // 2) & (torch.arange(len(actions)) % 2 == 0)
-    codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
-    tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
-    windows = Windows(trajectories, tensors, actions, 1, True, {"mission"})
-    found = openness(windows, trajectories, openness_by_kind(windows, trajectories))
-    is_restless = episode[windows.rows] >= number // 2
-    assert float(found[is_restless].mean()) == pytest.approx(1) == float(found[~is_restless].mean())
-
-
-def test_rare_rewards_are_a_tenth_of_the_draws_at_most_however_open_they_are(world):
-    actions = torch.from_numpy(world.trajectories.actions)
-    tensors = {"codes": {"camera": [torch.zeros(len(actions), 1, dtype=torch.long)]}, "text": {}, "prefix": None}
-    windows = Windows(world.trajectories, tensors, actions, 1, True, {"mission"})
-    windows.rewards, windows.dones = torch.zeros(len(actions)), torch.zeros(len(actions))
-    rewarded = windows.rows[::50]
-    windows.rewards[rewarded] = 1.0
-    rare = torch.isin(windows.rows, rewarded)
-    weights = window_weights(windows, torch.where(rare, 2.0, 0.5))
-    assert float(weights[rare].sum() / weights.sum()) == pytest.approx(0.1, abs=0.01)
-
-
-def test_texts_become_blocks_of_words_with_an_end_after_each(world):
-    tokenizer = PanProcessor.from_pretrained(world.model).tokenizer
-    blocks = pretrain_backbone.TextBlocks(["go up", "", "stay here"], tokenizer, block=4)
-    ids = [*tokenizer.text_ids(["go up"])[0], tokenizer.eos_token_id]
-    ids += [*tokenizer.text_ids(["stay here"])[0], tokenizer.eos_token_id]
-    batch = blocks.__getitems__(list(range(len(blocks))))
-    assert batch["input_ids"].flatten()[: len(ids)].tolist() == ids
-    assert batch["labels"].flatten()[: len(ids)].tolist() == ids
-    assert (batch["labels"].flatten()[len(ids) :] == -100).all()
-    with pytest.raises(ValueError, match="no text to train the backbone on"):
-        pretrain_backbone.TextBlocks([" "], tokenizer)
-
-
-def test_texts_come_from_the_recording_or_from_a_file(world, tmp_path):
-    assert pretrain_backbone.recorded_texts(world.trajectories) == ["go to the corner"]
-    (tmp_path / "notes.txt").write_text("one\ntwo\n")
-    assert pretrain_backbone.read_texts(str(tmp_path / "notes.txt")) == ["one", "two"]
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "train.jsonl").write_text('{"n": 1, "text": "three"}\n{"n": 2, "text": "four"}\n')
-    assert pretrain_backbone.read_texts(str(tmp_path / "set")) == ["three", "four"]
-
-
-def test_rollouts_are_as_long_as_episodes_allow(world):
-    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
-    longest = int(world.trajectories.episode_lengths.max()) - 1
-    for horizon, steps in ((2, 3), (10 * longest, longest)):  # one step more is looked at: two steps of context
-        args = SimpleNamespace(horizon=horizon)
-        windows, weights = reinforce.make_rollouts(model, processor, world.trajectories, args)
-        assert windows.num_steps == steps and len(windows) == len(weights) > 0
-
-
-def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, tmp_path, monkeypatch):
-    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
-    tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
-    first = encode_all(model, tensors, latents=True)
-    encode_once(model, tensors, world.trajectories, tmp_path)
-    (kept,) = tmp_path.iterdir()
-    monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: pytest.fail("encoded again"))
-    again = encode_once(model, tensors, world.trajectories, tmp_path)
-    for name, levels in first["codes"].items():
-        assert all(torch.equal(one, other) for one, other in zip(levels, again["codes"][name], strict=True))
-    assert set(first["latents"]) == set(again["latents"]) == {"camera", "place"}
-    assert all(torch.equal(first["latents"][name], again["latents"][name]) for name in first["latents"])
-    assert torch.equal(first["prefix"], again["prefix"]) and first["text"] == again["text"] == {}
-    with torch.no_grad():
-        model.senses["camera"].stem.bias += 1e-3  # other senses
-    calls = []
-    monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: calls.append("anew") or first)
-    encode_once(model, tensors, world.trajectories, tmp_path)
-    encode_once(model, tensors, world.trajectories, None)
-    assert calls == ["anew", "anew"]
-    encoded.forget(tmp_path)
-    assert kept.suffix == ".safetensors" and list(tmp_path.iterdir()) == []
+# refused
 
 
 def test_a_recording_without_a_configured_sense_is_refused(world, tmp_path):

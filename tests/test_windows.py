@@ -1,10 +1,30 @@
-"""What training gathers is what the senses said, however large a codebook is."""
+"""What training gathers and draws: windows of a recording, how often each, their codes kept, and texts."""
 
+import copy
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
+from tiny_worlds import board_world
 
-from pan_hf.training.windows import encode_all
+from pan_hf import PanModel, PanProcessor
+from pan_hf.training import encoded, pretrain_backbone, reinforce
+from pan_hf.training.encoded import encode_once
+from pan_hf.training.windows import (
+    WeightedRows,
+    Windows,
+    encode_all,
+    openness,
+    openness_by_kind,
+    sense_tensors,
+    window_weights,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return board_world(tmp_path_factory.mktemp("world"))
 
 
 class LargeCodec(torch.nn.Module):
@@ -18,3 +38,128 @@ def test_a_code_beyond_16_bits_is_kept():
     model = torch.nn.Module()
     model.senses, model.config, model.device = {"s": LargeCodec()}, config, torch.device("cpu")
     assert torch.equal(encode_all(model, {"s": codes}, latents=False)["codes"]["s"][0].long(), codes)
+
+
+def test_a_sampler_draws_the_same_again_and_in_proportion():
+    weights = torch.tensor([1.0, 0.0, 3.0])
+    draws = [index for index, _ in zip(WeightedRows(weights, 5), range(5000), strict=False)]
+    again = [index for index, _ in zip(iter(WeightedRows(weights, 5)), range(5000), strict=False)]
+    assert draws == again and draws[:50] != draws[4096:4146]
+    assert draws.count(1) == 0 and abs(draws.count(2) / 5000 - 0.75) < 0.02  # three standard deviations
+    other = [index for index, _ in zip(WeightedRows(weights, 6), range(50), strict=False)]
+    assert other != draws[:50]
+
+
+def test_windows_stay_inside_an_episode_and_carry_what_each_action_led_to(world):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
+    actions = torch.from_numpy(world.trajectories.actions)
+    windows = Windows(world.trajectories, tensors, actions, 2, False, {"mission"})
+    batch = windows.__getitems__(list(range(len(windows))))
+    assert batch["action"].shape == batch["reward"].shape == batch["done"].shape == (len(windows), 2)
+    assert batch["observation"]["camera"].shape == (len(windows), 3, 3, 16, 16)
+    assert batch["observation"]["mission"].dim() == 2
+    place = batch["observation"]["place"]
+    moves = torch.tensor([(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)])[batch["action"]]
+    assert torch.equal((place[:, :-1] + moves).clamp(0, 3), place[:, 1:])
+    assert torch.equal(batch["done"].bool(), (place[:, 1:] == 3).all(-1))
+    encoded = encode_all(model, tensors, latents=True)
+    windows = Windows(world.trajectories, encoded, actions, 2, True, {"mission"})
+    weights = window_weights(windows, torch.ones(len(windows)))
+    assert weights.shape == (len(windows),) and (weights > 0).all()
+
+
+def test_transitions_are_drawn_more_often_where_it_is_open_whether_anything_changes(world):
+    actions, turn = torch.from_numpy(world.trajectories.actions), torch.arange(len(world.trajectories.actions))
+    moves = (actions == 1) | ((actions == 2) & (turn % 2 == 0))  # never after 0, always after 1, at times after 2
+    codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
+    tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
+    windows = Windows(world.trajectories, tensors, actions, 2, True, {"mission"})
+    by_kind = openness_by_kind(windows, world.trajectories)
+    (environment,) = set(world.trajectories.environments)
+    assert by_kind[environment, 2] > 1.5 * by_kind[environment, 0] and by_kind[environment, 0] < 1
+    found = openness(windows, world.trajectories, by_kind)  # by the first action of a window
+    torch.testing.assert_close(found, torch.tensor([by_kind[environment, a] for a in actions[windows.rows].tolist()]))
+    assert float(found.mean()) == pytest.approx(1)
+    assert openness(windows, world.trajectories, {}).eq(1).all()  # kinds that were not met in a part of a recording
+
+
+def test_environments_are_drawn_as_they_were_recorded_however_open_they_are(world):
+    trajectories = copy.copy(world.trajectories)
+    number = len(trajectories.environments)
+    trajectories.environments = ["still"] * (number // 2) + ["restless"] * (number - number // 2)
+    actions, episode = torch.from_numpy(trajectories.actions), torch.from_numpy(np.asarray(trajectories.episode))
+    moves = (episode >= number // 2) & (torch.arange(len(actions)) % 2 == 0)
+    codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
+    tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
+    windows = Windows(trajectories, tensors, actions, 1, True, {"mission"})
+    found = openness(windows, trajectories, openness_by_kind(windows, trajectories))
+    is_restless = episode[windows.rows] >= number // 2
+    assert float(found[is_restless].mean()) == pytest.approx(1) == float(found[~is_restless].mean())
+
+
+def test_rare_rewards_are_a_tenth_of_the_draws_at_most_however_open_they_are(world):
+    actions = torch.from_numpy(world.trajectories.actions)
+    tensors = {"codes": {"camera": [torch.zeros(len(actions), 1, dtype=torch.long)]}, "text": {}, "prefix": None}
+    windows = Windows(world.trajectories, tensors, actions, 1, True, {"mission"})
+    windows.rewards, windows.dones = torch.zeros(len(actions)), torch.zeros(len(actions))
+    rewarded = windows.rows[::50]
+    windows.rewards[rewarded] = 1.0
+    rare = torch.isin(windows.rows, rewarded)
+    weights = window_weights(windows, torch.where(rare, 2.0, 0.5))
+    assert float(weights[rare].sum() / weights.sum()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_texts_become_blocks_of_words_with_an_end_after_each(world):
+    tokenizer = PanProcessor.from_pretrained(world.model).tokenizer
+    blocks = pretrain_backbone.TextBlocks(["go up", "", "stay here"], tokenizer, block=4)
+    ids = [*tokenizer.text_ids(["go up"])[0], tokenizer.eos_token_id]
+    ids += [*tokenizer.text_ids(["stay here"])[0], tokenizer.eos_token_id]
+    batch = blocks.__getitems__(list(range(len(blocks))))
+    assert batch["input_ids"].flatten()[: len(ids)].tolist() == ids
+    assert batch["labels"].flatten()[: len(ids)].tolist() == ids
+    assert (batch["labels"].flatten()[len(ids) :] == -100).all()
+    with pytest.raises(ValueError, match="no text to train the backbone on"):
+        pretrain_backbone.TextBlocks([" "], tokenizer)
+
+
+def test_texts_come_from_the_recording_or_from_a_file(world, tmp_path):
+    assert pretrain_backbone.recorded_texts(world.trajectories) == ["go to the corner"]
+    (tmp_path / "notes.txt").write_text("one\ntwo\n")
+    assert pretrain_backbone.read_texts(str(tmp_path / "notes.txt")) == ["one", "two"]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"n": 1, "text": "three"}\n{"n": 2, "text": "four"}\n')
+    assert pretrain_backbone.read_texts(str(tmp_path / "set")) == ["three", "four"]
+
+
+def test_rollouts_are_as_long_as_episodes_allow(world):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    longest = int(world.trajectories.episode_lengths.max()) - 1
+    for horizon, steps in ((2, 3), (10 * longest, longest)):  # one step more is looked at: two steps of context
+        args = SimpleNamespace(horizon=horizon)
+        windows, weights = reinforce.make_rollouts(model, processor, world.trajectories, args)
+        assert windows.num_steps == steps and len(windows) == len(weights) > 0
+
+
+def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, tmp_path, monkeypatch):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
+    first = encode_all(model, tensors, latents=True)
+    encode_once(model, tensors, world.trajectories, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: pytest.fail("encoded again"))
+    again = encode_once(model, tensors, world.trajectories, tmp_path)
+    for name, levels in first["codes"].items():
+        assert all(torch.equal(one, other) for one, other in zip(levels, again["codes"][name], strict=True))
+    assert set(first["latents"]) == set(again["latents"]) == {"camera", "place"}
+    assert all(torch.equal(first["latents"][name], again["latents"][name]) for name in first["latents"])
+    assert torch.equal(first["prefix"], again["prefix"]) and first["text"] == again["text"] == {}
+    with torch.no_grad():
+        model.senses["camera"].stem.bias += 1e-3  # other senses
+    calls = []
+    monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: calls.append("anew") or first)
+    encode_once(model, tensors, world.trajectories, tmp_path)
+    encode_once(model, tensors, world.trajectories, None)
+    assert calls == ["anew", "anew"]
+    encoded.forget(tmp_path)
+    assert kept.suffix == ".safetensors" and list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ seen by a camera, felt as a vector, under a constant text.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -229,3 +230,16 @@ def build_board(trajectories, **config):
     from pan_hf.build import build
 
     return build(trajectories, "debug", sense_options=BOARD_OPTIONS, adapter_dim=16, **config)
+
+
+def board_world(folder):
+    """A recording of the board and an untrained model of it: `data` and `model`, folders, and `trajectories`, those to
+    train on."""
+    from pan_hf.build import save_checkpoint
+    from pan_hf.trajectories import load_trajectories
+
+    data = record_board(folder / "data", episodes=10)
+    trajectories = load_trajectories(data, "train")
+    model, processor = build_board(trajectories, context_steps=2)
+    save_checkpoint(folder / "model", model, processor)
+    return SimpleNamespace(data=data, model=folder / "model", trajectories=trajectories)

@@ -24,6 +24,7 @@ from pan_hf.modeling import PanModel
 from pan_hf.modeling.configuration_pan import check_loss_weights
 from pan_hf.tokenization import PanProcessor
 from pan_hf.tracking import RolloutImages, check_trackers
+from pan_hf.training.averaging import check_can_be_averaged
 from pan_hf.training.command_line import parse
 from pan_hf.training.material import Material, gather_material
 from pan_hf.training.shared_weights import check_can_be_shared_out
@@ -283,8 +284,8 @@ def _trainer(stage: Stage, args, model, processor, material: Material) -> PanTra
         budget=Budget(Path(args.output_dir), args.max_steps, args.seconds, args.averaged_share),
         slow=stage.slow,
     )
-    if args.averaged_share and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise ValueError("Averages need whole weights, and processes share them out; leave `averaged_share` at 0.")
+    if args.averaged_share:
+        check_can_be_averaged(trainer)
     if trainer.is_fsdp_enabled:
         check_can_be_shared_out(model)
     trainer.remove_callback(PrinterCallback)
