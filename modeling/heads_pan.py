@@ -6,6 +6,8 @@ futures of one action get the rewards they deserve.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +42,34 @@ def two_hot(reward: Tensor, bound: float) -> Tensor:
 
 
 class TransitionFeatures(nn.Module):
-    """Compares two states place by place and pools: `(B, P, H)` twice -> `(B, 2 * width)`."""
+    """Compares two states place by place and pools: `(B, P, H)` twice -> `(B, 2 * width)`.
 
-    def __init__(self, hidden_size: int, width: int):
+    Args:
+        hidden_size, width (`int`): H, and that of the result's halves.
+        grids (`Mapping[int, tuple[int, int]]`): images whose places see those around them, in order: by the first of
+            its places, rows and columns of an image's. What an agent ran into may stand in the next place.
+    """
+
+    def __init__(self, hidden_size: int, width: int, grids: Mapping[int, tuple[int, int]] = MappingProxyType({})):
         super().__init__()
+        self.grids = dict(grids)
         self.norm = nn.LayerNorm(hidden_size)
         self.before, self.after = nn.Linear(hidden_size, width), nn.Linear(hidden_size, width)
         self.mix = nn.Linear(width, width)
+        self.around = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in self.grids)
 
     def forward(self, before: Tensor, after: Tensor, context: Tensor | None = None) -> Tensor:
         x = self.before(self.norm(before)) + self.after(self.norm(after))
         if context is not None:
             x = x + context.unsqueeze(1)
-        x = nn.functional.gelu(self.mix(nn.functional.gelu(x)))
+        x = nn.functional.gelu(x)
+        mixed = self.mix(x)
+        for around, (first, grid) in zip(self.around, self.grids.items(), strict=True):
+            end = first + math.prod(grid)
+            image = x[:, first:end].unflatten(1, grid).permute(0, 3, 1, 2)
+            seen = around(image).permute(0, 2, 3, 1).flatten(1, 2)
+            mixed = mixed.slice_scatter(mixed[:, first:end] + seen, 1, first, end)
+        x = nn.functional.gelu(mixed)
         return torch.cat([x.amax(1), x.mean(1)], -1)
 
 
@@ -63,14 +80,15 @@ class OutcomeHead(nn.Module):
         hidden_size (`int`): H.
         width (`int`): of the head.
         bound (`float`): rewards are clipped to plus and minus this.
+        grids: see [`TransitionFeatures`].
     """
 
-    def __init__(self, hidden_size: int, width: int, bound: float):
+    def __init__(self, hidden_size: int, width: int, bound: float, grids: Mapping[int, tuple[int, int]]):
         super().__init__()
         self.bound = bound
         self.context_norm = nn.LayerNorm(hidden_size)
         self.context = nn.Linear(hidden_size, width)
-        self.features = TransitionFeatures(hidden_size, width)
+        self.features = TransitionFeatures(hidden_size, width, grids)
         self.out = nn.Linear(2 * width, NUM_BINS + 1)
 
     def forward(self, before: Tensor, after: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

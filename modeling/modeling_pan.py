@@ -202,7 +202,8 @@ class PanModel(
         if config.text_senses:
             self.text_start = nn.Parameter(torch.zeros(hidden_size))
         width = 2 * config.adapter_dim
-        self.outcome = OutcomeHead(hidden_size, width, config.reward_bound)
+        grids = {self.place_starts[n]: s.place_grid for n, s in places.items() if s.kind == "image"}
+        self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
         with _in_float32():
             told = {n: 4 * hidden_size + self._shift_size(n) for n, s in places.items() if s.latent_dim}
