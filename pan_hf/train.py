@@ -188,14 +188,23 @@ def _check_settings(path: Path, settings: dict) -> None:
 
 
 def publish(current: Path, checkpoint: Path, data: Path) -> Path:
-    """Copies a stage's result to a run's `checkpoint`, whole or not at all."""
+    """Copies a stage's result to a run's `checkpoint`, whole or not at all. What was published already stays, with
+    its card and what it has learned since."""
     from pan_hf.training.stage import TRAINING_DATA
 
     if not (current / TRAINING_DATA).exists():
         raise ValueError("No stage trained anything: leave at least one of them in (`skip`).")
+    if _saved_at(checkpoint) >= _saved_at(current) > 0:
+        return checkpoint
     known = json.loads((current / TRAINING_DATA).read_text())
     known["root"] = address(data) or os.path.relpath(data, checkpoint)
     with whole_folder(checkpoint) as temporary:
         shutil.copytree(current, temporary, dirs_exist_ok=True)
         (temporary / TRAINING_DATA).write_text(json.dumps(known, indent=1))
     return checkpoint
+
+
+def _saved_at(checkpoint: Path) -> float:
+    """When a model was saved, in seconds, wherever it was copied to since; 0 where there is none."""
+    config = checkpoint / "config.json"
+    return config.stat().st_mtime if config.exists() else 0.0

@@ -448,13 +448,18 @@ def test_half_precision_leaves_weights_whole_and_losses_nearly_as_they_are(world
 
 
 @pytest.mark.slow
-def test_a_start_that_fails_leaves_the_folder_free_for_another_try(world, tmp_path):
+def test_a_start_that_fails_leaves_the_folder_free_and_a_finished_run_is_left_alone(world, tmp_path):
     with pytest.raises(ValueError, match="adapter_width"):
         train(tmp_path, world.data, backbone="debug", sense_options={"camera": {"adapter_width": 3}}, progress=False)
     assert not (tmp_path / "stages" / "settings.json").exists()
     overrides = {"senses": {"max_steps": 1}}
     skip = tuple(name for name in SHARES if name not in ("senses", "sentences"))
     settings = {"backbone": "debug", "overrides": overrides, "skip": skip, "progress": False}
-    assert train(tmp_path, world.data, **settings).exists()
+    checkpoint = train(tmp_path, world.data, **settings)
+    (checkpoint / "README.md").write_text("a card")
+    assert train(tmp_path, world.data, **settings) == checkpoint
+    assert (checkpoint / "README.md").exists()  # nothing was trained, so what is published stays
+    (tmp_path / "stages" / "1-senses" / "final" / "config.json").touch()
+    assert not (train(tmp_path, world.data, **settings) / "README.md").exists()
     with pytest.raises(ValueError, match="begun with other settings"):
         train(tmp_path, world.data, seed=1, **settings)
