@@ -23,6 +23,7 @@ RECORDING = {
 }
 PLANNER = "graph?actions=[0,1,2,3,5]"  # actions worth trying: not drop, not done
 EFFORT = "focused"  # all codes where something is likely to change: whole steps find no other plan, in more time
+OVERRIDES = {"dynamics": {"optim": "muon"}}  # half as many steps to the same loss, each a quarter longer
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def quickstart(
             progress=progress,
             **RECORDING,
         )
-    train(run, backbone=backbone, seconds=budget.seconds, seed=seed, progress=progress)
+    train(run, backbone=backbone, seconds=budget.seconds, seed=seed, overrides=OVERRIDES, progress=progress)
     with stage_timer(run / "timing.json", "evaluate", seeds=[seed]):
         evaluate(run, run / "data", num_windows=budget.windows, seeds=[seed], skip_trained=True, progress=progress)
     with stage_timer(run / "timing.json", "plan", seeds=[seed]):

@@ -19,10 +19,9 @@ from pan_hf import PanModel, PanProcessor, train
 from pan_hf.cli import app
 from pan_hf.tracking import RolloutImages
 from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, trainer
-from pan_hf.training.averaging import check_can_be_averaged
 from pan_hf.training.command_line import CONFIGS, parse
 from pan_hf.training.material import split
-from pan_hf.training.shared_weights import check_can_be_shared_out, read_training_state
+from pan_hf.training.shared_weights import check_can_be_shared_out, check_needs_no_whole_weights, read_training_state
 from pan_hf.training.stage import arguments, run
 from pan_hf.training.streaming import WindowStream, gather
 from pan_hf.training.trainer import PanTrainer
@@ -346,10 +345,13 @@ def test_a_killed_streamed_run_resumed_equals_an_uninterrupted_one_to_the_bit(wo
 
 
 @pytest.mark.parametrize("by", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_weights_that_are_shared_out_are_not_averaged(by):
-    shared = SimpleNamespace(**({"is_fsdp_enabled": False, "is_deepspeed_enabled": False} | {by: True}))
-    with pytest.raises(ValueError, match="Averages need whole weights.*leave `averaged_share` at 0"):
-        check_can_be_averaged(shared)
+@pytest.mark.parametrize(("name", "value"), [("averaged_share", 0.5), ("optim", "muon")])
+def test_weights_that_are_shared_out_are_neither_averaged_nor_muons(name, value, by):
+    usual = {"averaged_share": 0.0, "optim": "adamw_torch"}
+    shared = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False} | {by: True}
+    check_needs_no_whole_weights(SimpleNamespace(args=SimpleNamespace(**usual), **shared))
+    with pytest.raises(ValueError, match=f"`{name}={value}` needs whole weights"):
+        check_needs_no_whole_weights(SimpleNamespace(args=SimpleNamespace(**(usual | {name: value})), **shared))
 
 
 # by name: script, stage, and what is asked of two processes; one process has the whole batch

@@ -186,7 +186,8 @@ def stopping_at(step, error, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "more"), [*((name, {}) for name in STAGES), ("dynamics", {"averaged_share": 0.75})]
+    ("name", "more"),
+    [*((name, {}) for name in STAGES), ("dynamics", {"averaged_share": 0.75}), ("dynamics", {"optim": "muon"})],
 )
 def test_a_killed_run_resumed_equals_an_uninterrupted_one_to_the_bit(name, more, world, tmp_path, monkeypatch):
     given = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6} | more

@@ -18,12 +18,6 @@ from transformers import TrainerCallback
 FILE = "averaged.safetensors"
 
 
-def check_can_be_averaged(trainer) -> None:
-    """Raises ValueError where processes share out a Trainer's weights."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ValueError("Averages need whole weights, and processes share them out; leave `averaged_share` at 0.")
-
-
 class WeightAverage(TrainerCallback):
     """Keeps the mean of what a stage trains over the last steps of its budget, and puts it in place at the end.
 

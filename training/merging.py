@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from pan_hf.modeling.learning_pan import Growth, from_first, logged
 from pan_hf.modeling.sense_configuration_pan import MERGES
+from pan_hf.training.optimizers import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +55,10 @@ def judge(model, windows, indices, merges, batch_size: int = 32) -> Arm:
 def train_arm(model, windows, candidates, merges, tokens: int, args, seed) -> tuple[int, float]:
     """Trains what is trained until so many tokens have been read; windows read and seconds. The rate rises, and falls
     to 0 at the end, so that both sides of a trial are judged when they have settled."""
-    generator, parameters = np.random.default_rng(seed), [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), weight_decay=args.weight_decay
-    )
+    generator = np.random.default_rng(seed)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    group = {"params": trained, "lr": args.learning_rate, "weight_decay": args.weight_decay}
+    optimizer = build_optimizer(model, args, [group])
     training, start, done, seen = model.training, time.perf_counter(), 0, 0
     model.train()
     with torch.random.fork_rng():
@@ -70,7 +71,7 @@ def train_arm(model, windows, candidates, merges, tokens: int, args, seed) -> tu
             batch = {n: v.to(model.device) for n, v in windows.batch(drawn, merges).items()}
             optimizer.zero_grad()
             model(objective="text", **batch).loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(trained.values(), args.max_grad_norm)
             optimizer.step()
             done, seen = done + int(batch["attention_mask"].sum()), seen + len(drawn)
     optimizer.zero_grad()

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from pan_hf.modeling import PanModel
+from pan_hf.training.optimizers import MUON
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,6 +40,17 @@ def check_can_be_shared_out(model: nn.Module) -> None:
             f"FSDP shares out the weights of a whole world model, not of {type(model).__name__}. To fine-tune an "
             "adapter, launch with accelerate_gpus.yaml, which gives every process the base, or in one process."
         )
+
+
+def check_needs_no_whole_weights(trainer) -> None:
+    """Raises ValueError where processes share out the weights of a Trainer whose stage cannot do with parts."""
+    needs = {"averaged_share": bool(trainer.args.averaged_share), "optim": trainer.args.optim == MUON}
+    for name in [name for name, is_needed in needs.items() if is_needed]:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError(
+                f"`{name}={getattr(trainer.args, name)}` needs whole weights, and processes share them out; leave "
+                f"`{name}` as it is by default."
+            )
 
 
 @torch.no_grad()

@@ -24,10 +24,10 @@ from pan_hf.modeling import PanModel
 from pan_hf.modeling.configuration_pan import check_loss_weights
 from pan_hf.tokenization import PanProcessor
 from pan_hf.tracking import RolloutImages, check_trackers
-from pan_hf.training.averaging import check_can_be_averaged
 from pan_hf.training.command_line import parse
 from pan_hf.training.material import Material, gather_material
-from pan_hf.training.shared_weights import check_can_be_shared_out
+from pan_hf.training.optimizers import MUON
+from pan_hf.training.shared_weights import check_can_be_shared_out, check_needs_no_whole_weights
 from pan_hf.training.streaming import gather
 from pan_hf.training.trainer import Budget, PanTrainer, last_checkpoint, write_text
 from pan_hf.trajectories import Trajectories
@@ -46,6 +46,9 @@ class StageArguments(TrainingArguments):
     )
     encoded: str | None = field(
         default=None, metadata={"help": "Folder that keeps what the senses make of the recording, for the next stage."}
+    )
+    optim: str = field(
+        default="adamw_torch", metadata={"help": "An optimizer by its name in Transformers, or `muon` (muon.py)."}
     )
     progress: bool = field(default=True, metadata={"help": "Show a progress bar."})
     eval_fraction: float = field(
@@ -79,7 +82,12 @@ class StageArguments(TrainingArguments):
         if self.early_stopping_patience is not None:  # the best weights so far are the last whole checkpoint
             self.save_strategy, self.load_best_model_at_end = "best", True
             self.restore_callback_states_from_checkpoint = True
+        with_muon = self.optim == MUON  # which Transformers does not know
+        if with_muon:
+            self.optim = "adamw_torch"
         super().__post_init__()
+        if with_muon:
+            self.optim = MUON
         self.loss_weights = read_loss_weights(self.loss_weights)
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must be at least 0 and below 1, got {self.eval_fraction}.")
@@ -284,8 +292,7 @@ def _trainer(stage: Stage, args, model, processor, material: Material) -> PanTra
         budget=Budget(Path(args.output_dir), args.max_steps, args.seconds, args.averaged_share),
         slow=stage.slow,
     )
-    if args.averaged_share:
-        check_can_be_averaged(trainer)
+    check_needs_no_whole_weights(trainer)
     if trainer.is_fsdp_enabled:
         check_can_be_shared_out(model)
     trainer.remove_callback(PrinterCallback)

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from pan_hf.modeling.processes_pan import are_several
 from pan_hf.training.averaging import WeightAverage
+from pan_hf.training.optimizers import build_optimizer
 from pan_hf.training.row_draws import row_draws
 from pan_hf.training.shared_weights import read_training_state, read_weights, whole_tensors, write_training_state
 from pan_hf.training.streaming import WindowStream, write_state
@@ -186,15 +187,12 @@ class PanTrainer(Trainer):
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     share = next((share for start, share in self.slow.items() if name.startswith(start)), 1.0)
-                    groups.setdefault((share, name in decays), []).append(parameter)
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {"params": group, "lr": args.learning_rate * share, "weight_decay": args.weight_decay * is_decayed}
-                    for (share, is_decayed), group in groups.items()
-                ],
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-            )
+                    groups.setdefault((share, name in decays), {})[name] = parameter
+            named = [
+                {"params": group, "lr": args.learning_rate * share, "weight_decay": args.weight_decay * is_decayed}
+                for (share, is_decayed), group in groups.items()
+            ]
+            self.optimizer = build_optimizer(self.model, args, named)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
