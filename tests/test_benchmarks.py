@@ -8,7 +8,21 @@ import sys
 import pytest
 import torch
 
-from benchmarks import common, drift, growth, kept, latents, loader, merges, novelty, simulate, switch, theorem1, train
+from benchmarks import (
+    common,
+    drift,
+    growth,
+    kept,
+    latents,
+    loader,
+    merges,
+    novelty,
+    optimizers,
+    simulate,
+    switch,
+    theorem1,
+    train,
+)
 from pan_hf.record import record as record_episodes
 from pan_hf.results import read_records, record, select, table, write_records
 from pan_hf.train import SHARES
@@ -276,6 +290,21 @@ def test_latents_are_drawn_by_several_steps_and_schedulers_for_the_same_codes(wi
     kinds = {f"codes and latents, 4 steps of {kind}" for kind in latents.SCHEDULERS}
     assert kinds | {"codes", "copy_last", "codes and latents, 8 steps", "latents alone, 1 steps"} <= models
     assert "psnr_moving" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_optimizers_start_from_the_same_checkpoint_and_are_told_apart(with_miniature, capsys):
+    assert optimizers.before_dynamics(with_miniature / "run").parent.name == "2-backbone"
+    optimizers.main(quick=True, output=with_miniature)
+    records = read_records(with_miniature / "optimizers.json")
+    for name in ("adamw_torch", "muon"):
+        assert select(records, metric="steps", model=name)[0].value == 2
+        assert 0 <= select(records, metric="exact_state", model=name, environment="all")[0].value <= 1
+    bits = [select(records, metric="codes_bits", model=name)[0].value for name in ("adamw_torch", "muon")]
+    assert bits[0] != bits[1]
+    assert "muon" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="no stage `dynamics`"):
+        optimizers.before_dynamics(with_miniature / "empty")
 
 
 @pytest.mark.slow
