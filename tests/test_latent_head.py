@@ -189,7 +189,8 @@ def test_latents_are_started_alike_whether_everything_is_predicted_or_an_effort_
     whole = model.simulate(model.perceive(observation), action, **given)
     names = [block.name for block in model.blocks]
     spent = model.simulate(model.perceive(observation), action, effort=names, **given)
-    torch.testing.assert_close(spent.decode("camera"), whole.decode("camera", latents=True))
+    apart = spent.decode("camera").int() - whole.decode("camera", latents=True).int()
+    assert apart.abs().max() <= 1  # sums taken in another order may round to the next of 256 values
 
 
 def test_in_some_examples_latents_alone_tell_what_happens(monkeypatch):

@@ -20,8 +20,10 @@ def test_the_quickstart_in_miniature_leaves_everything_it_promises(miniature, tm
         assert all(set(record) == fields for record in records)
         assert baseline in {record["model"] for record in records}
     before = (run / "checkpoint" / "model.safetensors").stat().st_mtime_ns
-    again = pan("train", "--run", "runs/quickstart", "--backbone", "debug", "--seconds", "6.0", cwd=folder)
+    same = ["--backbone", "debug", "--seconds", "6.0", "--stage", "dynamics.optim=muon"]
+    again = pan("train", "--run", "runs/quickstart", *same, cwd=folder)
     assert again.returncode == 0, again.said[-3000:]
+    assert (run / "checkpoint" / "README.md").exists()  # it was finished, and is left with its card
     assert all(left.stat().st_mtime_ns <= before for left in (run / "stages").glob("*/final/model.safetensors"))
     other = pan("quickstart", "--miniature", "--backbone", "tiny", cwd=folder)
     assert other.returncode == 1
