@@ -7,7 +7,6 @@ futures of one action get the rewards they deserve.
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +45,13 @@ class TransitionFeatures(nn.Module):
 
     Args:
         hidden_size, width (`int`): H, and that of the result's halves.
-        grids (`Mapping[int, tuple[int, int]]`): images whose places see those around them, in order: by the first of
-            its places, rows and columns of an image's. What an agent ran into may stand in the next place.
+        grids (`Mapping[int, tuple[int, int]]`, *optional*): images whose places see those around them, in order: by
+            the first of its places, rows and columns of an image's. What an agent ran into may stand in the next place.
     """
 
-    def __init__(self, hidden_size: int, width: int, grids: Mapping[int, tuple[int, int]] = MappingProxyType({})):
+    def __init__(self, hidden_size: int, width: int, grids: Mapping[int, tuple[int, int]] | None = None):
         super().__init__()
-        self.grids = dict(grids)
+        self.grids = dict(grids or {})
         self.norm = nn.LayerNorm(hidden_size)
         self.before, self.after = nn.Linear(hidden_size, width), nn.Linear(hidden_size, width)
         self.mix = nn.Linear(width, width)

@@ -23,7 +23,7 @@ RECORDING = {
 }
 PLANNER = "graph?actions=[0,1,2,3,5]"  # actions worth trying: not drop, not done
 EFFORT = "focused"  # all codes where something is likely to change: whole steps find no other plan, in more time
-OVERRIDES = {"dynamics": {"optim": "muon"}}  # half as many steps to the same loss, each a quarter longer
+OVERRIDES = {"dynamics": {"optim": "muon"}}  # benchmarks/optimizers.py tells why
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pan_hf.training.muon import Muon
 
 MUON = "muon"
 
+
 def hidden_weights(model: nn.Module) -> set[str]:
     """Names of the matrices between the vocabulary and itself: weights of linear and convolutional layers."""
     words = model.get_output_embeddings()

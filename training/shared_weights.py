@@ -44,12 +44,14 @@ def check_can_be_shared_out(model: nn.Module) -> None:
 
 def check_needs_no_whole_weights(trainer) -> None:
     """Raises ValueError where processes share out the weights of a Trainer whose stage cannot do with parts."""
-    needs = {"averaged_share": bool(trainer.args.averaged_share), "optim": trainer.args.optim == MUON}
-    for name in [name for name, is_needed in needs.items() if is_needed]:
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return
+    args = trainer.args
+    for name, is_needed in (("averaged_share", args.averaged_share > 0), ("optim", args.optim == MUON)):
+        if is_needed:
             raise ValueError(
-                f"`{name}={getattr(trainer.args, name)}` needs whole weights, and processes share them out; leave "
-                f"`{name}` as it is by default."
+                f"`{name}={getattr(args, name)}` needs whole weights, and processes share them out; leave `{name}` as "
+                "it is by default."
             )
 
 
