@@ -46,7 +46,7 @@ class TransitionFeatures(nn.Module):
     Args:
         hidden_size, width (`int`): H, and that of the result's halves.
         grids (`Mapping[int, tuple[int, int]]`, *optional*): images whose places see those around them, in order: by
-            the first of its places, rows and columns of an image's. What an agent ran into may stand in the next place.
+            the first of its places, rows and columns of an image's. What an agent ran into may be in the next place.
     """
 
     def __init__(self, hidden_size: int, width: int, grids: Mapping[int, tuple[int, int]] | None = None):
