@@ -6,7 +6,7 @@ anew* after every step, and from what was imagined *in focus*, where something i
 the last frame seen.
 
     pan quickstart
-    pan train --run runs/noise --data runs/quickstart/data --seconds 360 --set context_noise=0.2
+    pan train --run runs/noise --data runs/quickstart/data --seconds 300 --set context_noise=0.2
     python benchmarks/drift.py --run runs/noise --without runs/quickstart          # MiniGrid; records long episodes
     python benchmarks/drift.py --run runs/pusht_noise --without runs/pusht --data runs/pusht_long/data --name pusht
     python benchmarks/drift.py --quick                                             # a miniature, in seconds

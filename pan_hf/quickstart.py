@@ -23,7 +23,8 @@ RECORDING = {
 }
 PLANNER = "graph?actions=[0,1,2,3,5]"  # actions worth trying: not drop, not done
 EFFORT = "focused"  # all codes where something is likely to change: whole steps find no other plan, in more time
-OVERRIDES = {"dynamics": {"optim": "muon"}}  # benchmarks/optimizers.py tells why
+MUON = {"optim": "muon"}  # benchmarks/optimizers.py tells why
+OVERRIDES = {"senses": MUON, "dynamics": MUON}
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Budget:
     """
 
     frames: int = 40_000
-    seconds: float = 360.0
+    seconds: float = 300.0
     windows: int = 96
     episodes: tuple[tuple[str, int], ...] = ((EMPTY, 100), (DOOR_KEY, 20))
-    plan_seconds: float = 60.0
+    plan_seconds: float = 50.0
 
 
 MINIATURE = Budget(frames=600, seconds=6.0, windows=4, episodes=((EMPTY, 2),), plan_seconds=5.0)

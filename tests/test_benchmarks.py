@@ -294,7 +294,8 @@ def test_latents_are_drawn_by_several_steps_and_schedulers_for_the_same_codes(wi
 
 @pytest.mark.slow
 def test_optimizers_start_from_the_same_checkpoint_and_are_told_apart(with_miniature, capsys):
-    assert optimizers.before_dynamics(with_miniature / "run").parent.name == "2-backbone"
+    assert optimizers.before(with_miniature / "run", "dynamics").parent.name == "2-backbone"
+    assert optimizers.before(with_miniature / "run", "senses").name == "0-init"
     optimizers.main(quick=True, output=with_miniature)
     records = read_records(with_miniature / "optimizers.json")
     for name in ("adamw_torch", "muon"):
@@ -304,7 +305,13 @@ def test_optimizers_start_from_the_same_checkpoint_and_are_told_apart(with_minia
     assert bits[0] != bits[1]
     assert "muon" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="no stage `dynamics`"):
-        optimizers.before_dynamics(with_miniature / "empty")
+        optimizers.before(with_miniature / "empty", "dynamics")
+    optimizers.main(quick=True, stage="senses", output=with_miniature)
+    records = read_records(with_miniature / "optimizers_senses.json")
+    decibels = [select(records, metric="reconstruction_psnr", model=name)[0].value for name in ("adamw_torch", "muon")]
+    assert decibels[0] != decibels[1]
+    with pytest.raises(ValueError, match="got 'joint'"):
+        optimizers.main(quick=True, stage="joint", output=with_miniature)
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ def test_the_quickstart_in_miniature_leaves_everything_it_promises(miniature, tm
         assert all(set(record) == fields for record in records)
         assert baseline in {record["model"] for record in records}
     before = (run / "checkpoint" / "model.safetensors").stat().st_mtime_ns
-    same = ["--backbone", "debug", "--seconds", "6.0", "--stage", "dynamics.optim=muon"]
+    muon = ["--stage", "senses.optim=muon", "--stage", "dynamics.optim=muon"]
+    same = ["--backbone", "debug", "--seconds", "6.0", *muon]
     again = pan("train", "--run", "runs/quickstart", *same, cwd=folder)
     assert again.returncode == 0, again.said[-3000:]
     assert (run / "checkpoint" / "README.md").exists()  # it was finished, and is left with its card
