@@ -45,7 +45,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A quickstart in miniature, made here.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the records.")] = RESULTS,
 ) -> list[Record]:
-    """Trains, evaluates, writes `optimizers.json` (`optimizers_senses.json`) and prints a table.
+    """Trains, evaluates, writes `<stage>.json` and prints a table.
 
     Raises:
         ValueError: a stage that is not in `STAGES`.
@@ -66,7 +66,7 @@ def main(
             ]
             measured.append([entry for entries in by_name for entry in entries])
     found = across_seeds(measured) if seeds > 1 else measured[0]
-    write_records(output / ("optimizers.json" if stage == "dynamics" else f"optimizers_{stage}.json"), found)
+    write_records(output / f"{stage}.json", found)
     print(table([entry for entry in found if entry.environment == "all"], "model", "metric"))
     return found
 

@@ -297,7 +297,7 @@ def test_optimizers_start_from_the_same_checkpoint_and_are_told_apart(with_minia
     assert optimizers.before(with_miniature / "run", "dynamics").parent.name == "2-backbone"
     assert optimizers.before(with_miniature / "run", "senses").name == "0-init"
     optimizers.main(quick=True, output=with_miniature)
-    records = read_records(with_miniature / "optimizers.json")
+    records = read_records(with_miniature / "dynamics.json")
     for name in ("adamw_torch", "muon"):
         assert select(records, metric="steps", model=name)[0].value == 2
         assert len(select(records, metric="exact_state", model=name)) == 4  # three environments, and all of them
@@ -307,7 +307,7 @@ def test_optimizers_start_from_the_same_checkpoint_and_are_told_apart(with_minia
     with pytest.raises(FileNotFoundError, match="no stage `dynamics`"):
         optimizers.before(with_miniature / "empty", "dynamics")
     optimizers.main(quick=True, stage="senses", output=with_miniature)
-    records = read_records(with_miniature / "optimizers_senses.json")
+    records = read_records(with_miniature / "senses.json")
     decibels = [select(records, metric="reconstruction_psnr", model=name)[0].value for name in ("adamw_torch", "muon")]
     assert decibels[0] != decibels[1]
     with pytest.raises(ValueError, match="got 'joint'"):
