@@ -8,8 +8,11 @@ Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinate
 """
 
 import logging
+import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -228,7 +231,7 @@ def _imagine(planner, world: World, belief, critic: Critic, actions: torch.Tenso
 
 def _imagine_batch(planner, world: World, belief, critic: Critic, actions: torch.Tensor, generator):
     rows, rollouts = len(actions), planner.num_rollouts
-    seed = None if planner.temperature == 0 else int(torch.randint(2**31, (1,), generator=generator))
+    seed = None if planner.temperature == 0 else _draw_seed(generator)
     futures = world.simulate(
         belief.select(torch.zeros(rows, dtype=torch.long)),
         actions.to(_device(world)),
@@ -271,8 +274,10 @@ def _best_plan(actions, values, lengths, reached, num_simulated: int, start: flo
 class GraphSearch:
     """Breadth-first search over code states; equal states fold into one, so the first goal is a nearest one.
 
-    A batch of nodes times all actions is one `simulate` call of one step at temperature 0: in a stochastic world the
-    search follows the most likely successor only. Where no goal is found the plan leads to the best scored state.
+    A batch of nodes times all actions is one `simulate` call of one step at temperature 0: the search follows the
+    most likely successors. Where these lead to no goal it hopes: it searches again among sampled successors, so that
+    what the model holds for possible and not for likely, such as a door that it has seldom seen open, is tried in the
+    world instead of given up. Where no goal is found so either, the plan leads to the best scored likely state.
     Only the beliefs of the current and the next depth are held; a node is its parent, its action and its key.
 
     Args:
@@ -280,10 +285,14 @@ class GraphSearch:
         batch_size (`int`): nodes expanded in one call.
         max_depth (`int`): longest plan.
         actions (`Sequence[int]`, *optional*): tried alone first; all of them are tried only where these do not reach
-            the goal. The states of a world multiply with what can be done in it: in MiniGrid's DoorKey, leaving out
-            dropping the key makes the search eight times cheaper. The plan is then a shortest one of these actions.
+            the goal, by sampled successors either. The states of a world multiply with what can be done in it: in
+            MiniGrid's DoorKey, leaving out dropping the key makes the search eight times cheaper. The plan is then a
+            shortest one of these actions.
         key_levels (`int`, *optional*): states are equal if so many levels of their codes are, the coarsest first; all
             levels by default. For worlds that predict the coarsest levels alone.
+        sampled_searches (`int`): searches among sampled successors, at most, where the likely ones reach no goal; a
+            successor of probability p is missed by all n of them with probability (1 - p)^n. 0: none. Critics whose
+            threshold is infinite know no goal and get none.
     """
 
     max_states: int = 5000
@@ -291,9 +300,12 @@ class GraphSearch:
     max_depth: int = 100
     actions: tuple[int, ...] | None = None
     key_levels: int | None = None
+    sampled_searches: int = 4
 
     def __post_init__(self):
         _check_positive(self, "max_states", "batch_size", "max_depth")
+        if self.sampled_searches < 0:
+            raise ValueError(f"GraphSearch: `sampled_searches` must be 0 or more, got {self.sampled_searches}.")
         if self.key_levels is not None:
             _check_positive(self, "key_levels")
         if self.actions is not None:
@@ -307,7 +319,7 @@ class GraphSearch:
             world ([`World`]): the model to imagine with; its action has to be discrete.
             belief: where to start; one row.
             critic ([`Critic`] or function of futures): what is wanted.
-            generator (`torch.Generator`, *optional*): unused, the search draws nothing.
+            generator (`torch.Generator`, *optional*): on the CPU; of the sampled searches.
             refuted ([`Refuted`], *optional*): what the real world has shown to be wrong.
 
         Raises:
@@ -322,15 +334,22 @@ class GraphSearch:
         everything = range(world.config.action.num_actions)
         if unknown := sorted(set(self.actions or ()) - set(everything)):
             raise ValueError(f"GraphSearch: this world has the actions 0..{everything[-1]}, got {unknown}.")
-        start, spent = time.perf_counter(), 0
-        for allowed in (everything,) if self.actions is None else (self.actions, everything):
-            search = _Search(self, world, belief, as_critic(critic), refuted or Refuted(), allowed)
-            plan = search.run()
-            spent += plan.num_simulated
-            if plan.reaches_goal:
+        start, spent, critic, refuted = time.perf_counter(), 0, as_critic(critic), refuted or Refuted()
+        first = everything if self.actions is None else self.actions
+        hopes = self.sampled_searches if math.isfinite(critic.threshold) else 0
+        searches = [(first, None), *[(first, partial(_draw_seed, generator))] * hopes]
+        if self.actions is not None:
+            searches.append((everything, None))
+        for allowed, sample in searches:
+            search = _Search(self, world, belief, critic, refuted, allowed, sample)
+            found = search.run()
+            spent += found.num_simulated
+            if found.reaches_goal or sample is None:
+                plan = found
+            if found.reaches_goal:
                 break
         if not len(plan):  # every way out is refuted: believe the model again
-            return self.plan(world, belief, critic)
+            return self.plan(world, belief, critic, generator=generator)
         plan = replace(plan, num_simulated=spent, seconds=time.perf_counter() - start)
         logger.debug(
             "graph search: %d actions, goal %s, %d states, %d folded, %d goals not confirmed, %.2f s",
@@ -354,9 +373,19 @@ class _Successors:
 class _Search:
     """One run of [`GraphSearch`]. A node is an index into `parents`, `actions` and `keys`; node 0 is the root."""
 
-    def __init__(self, config: GraphSearch, world: World, belief, critic: Critic, refuted: Refuted, allowed):
+    def __init__(
+        self,
+        config: GraphSearch,
+        world: World,
+        belief,
+        critic: Critic,
+        refuted: Refuted,
+        allowed: Sequence[int],
+        sample: Callable[[], int] | None,
+    ):
         self.config, self.world, self.root, self.critic, self.refuted = config, world, belief, critic, refuted
         self.allowed = allowed  # actions to try
+        self.sample = sample  # draws the seed of each step; None: the most likely successors
         self.levels = () if config.key_levels is None else (config.key_levels,)
         self.parents, self.actions, self.keys = [-1], [-1], [belief.keys(*self.levels)[0]]
         self.seen = {self.keys[0]}
@@ -403,7 +432,8 @@ class _Search:
             return None
         actions = torch.tensor([[action] for _, action in moves], device=_device(self.world))
         parents = frontier.select(torch.tensor([first + row for row, _ in moves]))
-        futures = self.world.simulate(parents, actions, temperature=0.0)
+        drawn = {"temperature": 0.0} if self.sample is None else {"temperature": 1.0, "seed": self.sample()}
+        futures = self.world.simulate(parents, actions, **drawn)
         self.num_simulated += len(moves)
         scores = self.critic.score(futures)
         return _Successors(
@@ -427,6 +457,8 @@ class _Search:
         return None
 
     def _confirmed(self, parent: int, action: int) -> bool:
+        if self.sample is not None:  # the likely future does not lead there: the world has to tell
+            return True
         actions = torch.tensor([*(step for step, _ in self._path(parent)), action], device=_device(self.world))
         self.num_simulated += len(actions)
         return self.critic.confirms(self.world, self.root, actions)
@@ -476,6 +508,10 @@ class _Search:
         """One step that stays where it is, for a root that nothing leads away from; none if all are refuted."""
         moves = self._moves([0])
         return [(moves[0][1], self.keys[0])] if moves else []
+
+
+def _draw_seed(generator: torch.Generator | None) -> int:
+    return int(torch.randint(2**31, (1,), generator=generator))
 
 
 def _device(world) -> torch.device:

@@ -137,7 +137,7 @@ def test_batches_of_nodes_do_not_change_the_length_of_the_plan(batch_size):
 
 def test_equal_states_fold_so_that_each_is_expanded_once():
     world = GridWorld(MAZE.replace("G", "."))
-    plan = GraphSearch().plan(world, world.root(), RewardCritic())
+    plan = GraphSearch(sampled_searches=0).plan(world, world.root(), RewardCritic())
     assert plan.num_simulated == 21 * 5  # free cells x actions
     assert plan.num_folded == 21 * 5 - 20  # all edges but the 20 that found a new cell
     assert not plan.reaches_goal
@@ -145,13 +145,13 @@ def test_equal_states_fold_so_that_each_is_expanded_once():
 
 def test_a_batch_of_nodes_is_one_simulate_call():
     world = GridWorld(MAZE.replace("G", "."))
-    GraphSearch(batch_size=100).plan(world, world.root(), RewardCritic())
+    GraphSearch(batch_size=100, sampled_searches=0).plan(world, world.root(), RewardCritic())
     assert world.calls == 13  # one a depth: the farthest cell is 12 steps away, and the last call only folds
 
 
 def test_the_search_gives_up_at_max_states():
     world = GridWorld()
-    plan = GraphSearch(max_states=5, batch_size=1).plan(world, world.root(), RewardCritic())
+    plan = GraphSearch(max_states=5, batch_size=1, sampled_searches=0).plan(world, world.root(), RewardCritic())
     assert not plan.reaches_goal and plan.num_simulated <= 5 * 5 and len(plan) >= 1
 
 
@@ -195,6 +195,53 @@ def test_preferred_actions_are_tried_alone_first_and_all_where_they_fail():
     assert len(GraphSearch(actions=[1, 3]).plan(world, world.root(), RewardCritic())) == 11
     with pytest.raises(ValueError, match="0..4"):
         GraphSearch(actions=[5]).plan(world, world.root(), RewardCritic())
+
+
+class DoubtingWorld(GridWorld):
+    """A model that believes a door shut, more likely than not: a sampled future goes through in 2 of 5 cases."""
+
+    def __init__(self, maze, door):
+        super().__init__(maze)
+        self.shut, self.open, self.temperatures = self.wall, self.wall.clone(), []
+        self.open[door] = False
+
+    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
+        self.temperatures.append(temperature)
+        opens = temperature > 0 and torch.rand((), generator=torch.Generator().manual_seed(seed)) < 0.4
+        self.wall = self.open if opens else self.shut
+        return super().simulate(belief, actions, num_rollouts, temperature, seed)
+
+
+DOOR = """
+S.#.G
+..#..
+"""
+
+
+def test_where_the_likely_futures_reach_no_goal_a_possible_one_is_tried():
+    world, generator = DoubtingWorld(DOOR, (0, 2)), torch.Generator().manual_seed(0)
+    plan = GraphSearch(sampled_searches=50).plan(world, world.root(), RewardCritic(), generator=generator)
+    assert plan.reaches_goal and plan.actions.tolist() == [3, 3, 3, 3]
+    preferred = GraphSearch(actions=[3], sampled_searches=50)  # all actions are tried last: there are most ways
+    narrow = preferred.plan(world, world.root(), RewardCritic(), generator=generator)
+    assert narrow.reaches_goal and narrow.num_simulated <= 5 * 51  # one edge a cell
+    given_up = GraphSearch(sampled_searches=0).plan(world, world.root(), RewardCritic())
+    assert not given_up.reaches_goal
+
+
+def test_futures_are_sampled_only_where_the_likely_ones_reach_no_goal():
+    world = DoubtingWorld("S..#.G\n......", (0, 3))
+    assert GraphSearch().plan(world, world.root(), RewardCritic()).reaches_goal
+    assert set(world.temperatures) == {0.0}
+    world = DoubtingWorld(DOOR, (0, 2))  # a function says what is better and knows no goal
+    GraphSearch().plan(world, world.root(), lambda futures: futures.reward)
+    assert set(world.temperatures) == {0.0}
+
+
+def test_an_agent_tries_a_door_that_its_model_doubts():
+    world, model = GridWorld(DOOR.replace("S.#", "S..")), DoubtingWorld(DOOR, (0, 2))
+    agent = PanAgent(model, processor, RewardCritic(), GraphSearch(sampled_searches=50))
+    assert walk(agent, world) == (4, (0, 4))
 
 
 def test_a_goal_observation_is_reached():
