@@ -102,6 +102,21 @@ def test_a_stage_trains_its_part_logs_its_losses_and_leaves_the_rest(name, world
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["final", "log.json"]
 
 
+@pytest.mark.parametrize("is_other", [False, True])
+def test_the_joint_stage_leaves_frames_their_codes(is_other, world):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    windows, _ = align.make_raw(model, processor, world.trajectories)
+    finish, sense = align.keep_codes(model), model.senses["camera"]
+    before = {name: tensor.clone() for name, tensor in sense.state_dict().items()}
+    with torch.no_grad():
+        sense.head.weight.add_(1.0)  # what decodes may change
+        if is_other:
+            sense.to_code[0].weight.neg_()
+    finish(model, windows)
+    kept = [torch.equal(tensor, before[name]) for name, tensor in sense.state_dict().items()]
+    assert all(kept) == is_other  # put back as a whole, or left as trained
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_dynamics_notes_which_codes_refine_which(streaming, world, tmp_path):

@@ -7,9 +7,14 @@ part of the cost; `JOINT` then trains everything together from raw observations,
     python -m pan_hf.training.align --joint --model DIR --data DIR --output_dir DIR --seconds 30
 """
 
+import copy
+
+import torch
+
 from pan_hf.training.encoded import encode_once
 from pan_hf.training.rollouts import judge_by
 from pan_hf.training.stage import Stage, main
+from pan_hf.training.streaming import some_windows
 from pan_hf.training.windows import (
     Windows,
     action_tensor,
@@ -53,6 +58,28 @@ def note_refinements(model, windows: Windows) -> None:
             model.senses[name].note_refinements(levels)
 
 
+CODED = 256  # windows of which the codes are looked at
+
+
+def keep_codes(model):
+    """An image sense that came to give frames of the training episodes other codes is put back as it was: the backbone
+    knows frames by the codes that they had, and a code that turned into its neighbour is one it predicts wrong for as
+    long as it is in sight."""
+    images = [name for name, sense in model.config.place_senses.items() if sense.kind == "image"]
+    before = {name: copy.deepcopy(model.senses[name]) for name in images}
+
+    @torch.no_grad()
+    def finish(trained, windows) -> None:
+        observation = some_windows(windows, CODED)["observation"]
+        for name, sense in before.items():
+            frames = observation[name].flatten(0, 1).to(trained.device)
+            now, then = trained.senses[name].encode(frames)[0], sense.to(trained.device).encode(frames)[0]
+            if any((a != b).any() for a, b in zip(now, then, strict=True)):
+                trained.senses[name].load_state_dict(sense.state_dict())
+
+    return finish
+
+
 DYNAMICS = Stage(
     name="dynamics",
     objective="dynamics",
@@ -68,6 +95,7 @@ JOINT = Stage(
     objective="joint",
     trains=r"(?!switch\.)",
     make_data=make_raw,
+    prepare=keep_codes,
     judge=judge_by,
     streams=True,
     # few small batches at a larger rate would shift probabilities that the stage before has settled

@@ -153,8 +153,8 @@ class Stage:
         slow: share of the learning rate by the beginning of a parameter's name.
         half: whether it trains in bfloat16 (autocast) on a machine that is faster in it.
         is_needed: whether a model has anything for this stage to train.
-        prepare: `(model) -> (model) -> None`, called with the model before training and what it returns with the model
-            after it.
+        prepare: `(model) -> (model, dataset) -> None`, called with the model before training, and what it returns with
+            the model after it.
         wrap: `(model, arguments) -> model`, what the Trainer gets in its place, e.g. the model with an adapter on it.
         save: `(folder, what wrap gave, processor, files)`, how the result is saved, see [`save_checkpoint`].
         arguments: the class of its arguments.
@@ -176,7 +176,7 @@ class Stage:
     slow: dict[str, float] = field(default_factory=dict)
     half: bool = False
     is_needed: Callable[[PanModel, StageArguments], bool] = lambda model, args: True
-    prepare: Callable[[PanModel], Callable[[PanModel], None]] = lambda model: lambda trained: None
+    prepare: Callable[[PanModel], Callable[[PanModel, Dataset], None]] = lambda model: lambda trained, dataset: None
     wrap: Callable[[PanModel, StageArguments], torch.nn.Module] = lambda model, args: model
     save: Callable[[Path, torch.nn.Module, PanProcessor, dict[str, str]], None] = save_checkpoint
     arguments: type[StageArguments] = StageArguments
@@ -255,7 +255,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     trainer = _trainer(stage, args, stage.wrap(model, args), processor, material)
     _train(trainer, stage.name, folder)
     trained = trainer.whole_model()
-    finish(trained)
+    finish(trained, material.dataset)
     if trainer.is_world_process_zero():
         stage.judge(trained, material.dataset)
         for parameter in trained.parameters():
