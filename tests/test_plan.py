@@ -1,0 +1,213 @@
+"""`pan plan`, in a real environment with a real (untrained) model."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from pan_hf.agent import PanAgent
+from pan_hf.critics import GoalCritic, RewardCritic
+from pan_hf.figures import load_film
+from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, VectorAction, VectorSense
+from pan_hf.plan import RecordedFacts, plan, reward_critic
+from pan_hf.planning import CEM, GraphSearch, RandomShooting
+from pan_hf.record import record
+from pan_hf.results import read_records, select, wilson
+from pan_hf.tokenization.processing_pan import PanProcessor
+from pan_hf.tokenization.tokenization_pan import PanTokenizer
+from pan_hf.trajectories import load_trajectories
+
+
+class Corridor(gymnasium.Env):
+    """Six cells in a row; the agent is a white one, and steps left, right or not at all. The last cell pays 1."""
+
+    def __init__(self):
+        self.observation_space = gymnasium.spaces.Box(0, 255, (16, 24, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(3)
+
+    def frame(self):
+        frame = np.zeros((2, 6, 3), np.uint8)
+        frame[self.cell // 6, self.cell % 6] = 255
+        return frame.repeat(8, axis=0).repeat(4, axis=1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cell, self.steps = int(self.np_random.integers(4)), 0
+        return self.frame(), {}
+
+    def step(self, action):
+        self.cell = int(np.clip(self.cell + action - 1, 0, 11))
+        self.steps += 1
+        done = self.cell == 5
+        return self.frame(), float(done), done, self.steps >= 12, {}
+
+
+gymnasium.register("pan_test/Corridor-v0", entry_point=Corridor)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run folder with a recording of the corridor and an untrained checkpoint for it."""
+    root = tmp_path_factory.mktemp("run")
+    record("pan_test/Corridor-v0", root / "data", episodes=12, progress=False)
+    torch.manual_seed(0)
+    backbone = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=320,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            tie_word_embeddings=True,
+        )
+    )
+    camera = ImageSense(height=16, width=24, patch_size=4, hidden_size=16, codebook_size=[8, 8])
+    model = PanModel.from_backbone(backbone, senses={"camera": camera}, action=DiscreteAction(3))
+    tokenizer = PanTokenizer.train(["go left", "go right"] * 20, vocab_size=300)
+    processor = PanProcessor(tokenizer, senses={"camera": camera.to_dict()}, action=DiscreteAction(3).to_dict())
+    model.save_pretrained(root / "checkpoint")
+    processor.save_pretrained(root / "checkpoint")
+    about = {"fingerprints": [], "environments": ["pan_test/Corridor-v0"], "root": str(root / "data")}
+    (root / "checkpoint" / "training_data.json").write_text(json.dumps(about))
+    return root
+
+
+SMALL = [
+    "graph?max_states=20",
+    "cem?num_samples=4&horizon=3&num_iterations=2",
+    "random_shooting?num_samples=8&horizon=3",
+]
+
+
+@pytest.mark.slow
+def test_pan_plan_writes_records_and_films_beside_a_random_policy(run_dir):
+    records = plan(run_dir, planners=SMALL, episodes=3, progress=False)
+    assert read_records(run_dir / "planning.json") == records
+    models = {entry.model for entry in records}
+    assert models == {"random_policy", *(f"pan/{name}" for name in ("graph", "cem", "random_shooting"))}
+    for model in models:
+        found = {entry.metric: entry for entry in select(records, model=model)}
+        won = round(3 * found["success"].value)
+        assert (found["success_low"].value, found["success_high"].value) == pytest.approx(wilson(won, 3))
+        assert found["success"].seeds == [10_000, 10_001, 10_002] and found["episodes"].value == 3
+        assert ("seconds_per_decision" in found) == (model != "random_policy")
+    films = sorted((run_dir / "report" / "films").glob("*.npz"))
+    assert films
+    for path in films:
+        film = load_film(path)
+        assert film.imagined.shape == film.carried_out.shape == (len(film.actions) + 1, 16, 24, 3)
+        assert film.success == path.stem.endswith("success")
+
+
+@pytest.mark.slow
+def test_the_time_limit_stops_after_the_episode_at_hand(run_dir, tmp_path):
+    records = plan(run_dir, planners=SMALL[:1], episodes=50, time_limit=0.3, output=tmp_path, progress=False)
+    played = {entry.model: entry.value for entry in select(records, metric="episodes")}
+    assert played and all(1 <= count < 50 or model == "random_policy" for model, count in played.items())
+
+
+@pytest.mark.slow
+def test_an_interrupted_plan_keeps_the_finished_episodes(run_dir, tmp_path):
+    calls = []
+
+    def interrupt(env, reward, terminated, info):
+        calls.append(terminated)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return terminated
+
+    with pytest.raises(KeyboardInterrupt):
+        plan(run_dir, planners=SMALL[:1], episodes=5, success=interrupt, output=tmp_path, progress=False)
+    played = select(read_records(tmp_path / "planning.json"), metric="episodes")
+    assert sum(entry.value for entry in played) == 3
+
+
+def test_seeds_of_the_recording_are_refused(run_dir, tmp_path):
+    used = load_trajectories(run_dir / "data", "train").seeds[0]
+    with pytest.raises(ValueError, match="not unseen"):
+        plan(run_dir, seed=int(used) - 1, episodes=3, output=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"planners": ["mcts"]}, "Unknown planner 'mcts'"),
+        ({"planners": ["cem?width=3"]}, "its settings are"),
+        ({"environments": ["MiniGrid-Empty-8x8-v0"]}, "not in the recording"),
+        ({"episodes": 0}, "at least 1"),
+    ],
+)
+def test_what_pan_plan_cannot_do_is_said_before_anything_is_written(run_dir, tmp_path, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan(run_dir, output=tmp_path, progress=False, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_goal_is_read_from_the_recording():
+    sparse = RecordedFacts(rewards=(0.9, 0.5), reward_ends=True)
+    assert reward_critic(sparse) == RewardCritic(threshold=pytest.approx(0.35), ends_episode=True)
+    dense = RecordedFacts(rewards=(0.1, 0.5), reward_ends=False)
+    assert reward_critic(dense) == RewardCritic(threshold=pytest.approx(0.45))
+    assert reward_critic(sparse, threshold=0.1).threshold == 0.1
+    assert reward_critic(None) == RewardCritic()
+
+
+def test_a_goal_picture_is_reached_when_it_is_what_is_seen(run_dir):
+    model = PanModel.from_pretrained(run_dir / "checkpoint").eval()
+    processor = PanProcessor.from_pretrained(run_dir / "checkpoint")
+    env = Corridor()
+    frame, _ = env.reset(seed=0)
+    critic = GoalCritic.from_observation(model, processor, {"camera": frame})
+    belief = model.perceive(**processor(observation={"camera": frame}))
+    now = SimpleNamespace(codes={name: [level[:, None] for level in codes] for name, codes in belief.codes.items()})
+    assert critic.score(now).item() == 1.0
+
+
+def test_cem_plans_vector_actions_in_a_real_model():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    backbone = Qwen3Config(vocab_size=320, num_hidden_layers=1, head_dim=16, **sizes)
+    senses = {"at": VectorSense(dim=2, low=0.0, high=1.0)}
+    action = VectorAction(dim=2, low=[0.0, -1.0], high=[1.0, 1.0])
+    torch.manual_seed(0)
+    model = PanModel.from_backbone(Qwen3ForCausalLM(backbone), senses=senses, action=action).eval()
+    tokenizer = PanTokenizer.train(["go"] * 20, vocab_size=300)
+    processor = PanProcessor(tokenizer, {"at": senses["at"].to_dict()}, action.to_dict())
+    goal = {"at": np.array([0.9, 0.1])}
+    # an untrained model may imagine anything, but a plan is cut where its goal is reached or its episode ends
+    torch.nn.init.constant_(model.outcome.out.bias, 10.0)
+    for critic in (RewardCritic(threshold=1e3), GoalCritic.from_observation(model, processor, goal, threshold=2.0)):
+        agent = PanAgent(model, processor, critic, CEM(num_samples=8, horizon=3, num_iterations=2), replan="at_end")
+        for _ in range(4):
+            chosen = agent.act({"at": np.array([0.2, 0.3], np.float32)}, reward=0.0)
+            assert chosen.shape == (2,) and 0 <= chosen[0] <= 1 and -1 <= chosen[1] <= 1
+        assert agent.statistics.replans == 2
+
+
+def test_a_model_that_has_grown_an_action_plans_in_a_world_without_it():
+    from tiny_worlds import acts, observe, world_model
+
+    from pan_hf.modeling import DiscreteAction
+    from pan_hf.plan import _within
+
+    model = world_model(("camera",), action=DiscreteAction(4, names=["a", "b", "c", "throw"]))
+    feature = {"kind": "discrete", "n": 3}
+    world = _within(model, "World-v0", feature)
+    assert world.config.action.num_actions == 3 and model.config.action.num_actions == 4
+    belief = world.perceive(observe(model, 1, 1))
+    plans = [
+        planner.plan(world, belief, RewardCritic(), generator=torch.Generator().manual_seed(0))
+        for planner in (GraphSearch(max_states=4), RandomShooting(64, 2), CEM(64, 2, 2))
+    ]
+    assert all(int(plan.actions.max()) < 3 for plan in plans)
+    assert world.simulate(belief, acts(model, 1, 1)).reward.shape == (1, 1)
+    assert _within(model, "World-v0", {"kind": "discrete", "n": 4}) is model
+    with pytest.raises(ValueError, match="train one for it"):
+        _within(model, "World-v0", {"kind": "discrete", "n": 5})
