@@ -73,11 +73,16 @@ def keep_codes(model):
         observation = some_windows(windows, CODED)["observation"]
         for name, sense in before.items():
             frames = observation[name].flatten(0, 1).to(trained.device)
-            now, then = trained.senses[name].encode(frames)[0], sense.to(trained.device).encode(frames)[0]
-            if any((a != b).any() for a, b in zip(now, then, strict=True)):
+            if not _encode_alike(trained.senses[name], sense.to(trained.device), frames):
                 trained.senses[name].load_state_dict(sense.state_dict())
 
     return finish
+
+
+def _encode_alike(one, other, frames: torch.Tensor) -> bool:
+    """Whether two image senses give frames `(N, C, height, width)` the same codes of every level."""
+    codes = ((one.encode(part)[0], other.encode(part)[0]) for part in frames.split(64))
+    return all(torch.equal(a, b) for pair in codes for a, b in zip(*pair, strict=True))
 
 
 DYNAMICS = Stage(
