@@ -221,21 +221,27 @@ def encode_all(model, tensors: dict[str, Tensor], latents: bool, batch_size: int
     """Every row's codes (int32), words and constant text, once and for all: what `Windows(is_encoded=True)`
     gathers."""
     config = model.config
-    codes = {name: [[] for _ in range(sense.num_levels)] for name, sense in config.place_senses.items()}
-    found = {name: [] for name in config.place_senses}
+    codes: dict[str, list[Tensor]] = {}
+    found: dict[str, Tensor] = {}
     was_training = model.training
     model.eval()
     for name in config.place_senses:
-        for values in tensors[name].split(batch_size):
-            levels, remainder = model.senses[name].encode(values.to(model.device))
+        num_rows = len(tensors[name])
+        for start in range(0, num_rows, batch_size):
+            rows = slice(start, start + batch_size)
+            levels, remainder = model.senses[name].encode(tensors[name][rows].to(model.device))
+            if start == 0:  # whole at once: small parts would lie between what batches need and hold freed memory
+                codes[name] = [torch.empty(num_rows, level.shape[1], dtype=torch.int32) for level in levels]
+                if latents and remainder is not None:
+                    found[name] = torch.empty(num_rows, *remainder.shape[1:])
             for store, level in zip(codes[name], levels, strict=True):
-                store.append(level.to(torch.int32).cpu())
-            if latents and remainder is not None:
-                found[name].append(remainder.float().cpu())
+                store[rows] = level
+            if name in found:
+                found[name][rows] = remainder
     model.train(was_training)
     return {
-        "codes": {name: [torch.cat(level) for level in levels] for name, levels in codes.items()},
-        "latents": {name: torch.cat(parts) for name, parts in found.items() if parts},
+        "codes": codes,
+        "latents": found,
     } | words_of(model, tensors)
 
 
