@@ -370,7 +370,9 @@ SAVED = {
     "fsdp_resumed": ("align", "DYNAMICS", {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}),
     "fsdp_stopped": (
         *("align", "DYNAMICS"),
-        {"max_steps": 12, "eval_fraction": 0.3, "eval_steps": 1, "early_stopping_patience": 1, "learning_rate": 0.5},
+        {"max_steps": 12, "eval_fraction": 0.3, "eval_steps": 1, "early_stopping_patience": 1, "learning_rate": 0.5}
+        # a weight whose gradient is next to zero does not step by the rate whichever way its sums round
+        | {"adam_epsilon": 1e-3},
     ),
 }
 
@@ -447,9 +449,7 @@ def test_weights_shared_out_go_back_to_the_best(world, two, tmp_path):
     assert best == len(evaluated) - 2 < given["max_steps"] - 2  # one worse, and it stopped
     alone = run_stage(world, align.DYNAMICS, tmp_path, **given)
     first, second = (all_tensors(PanModel.from_pretrained(path)) for path in (alone, two / "fsdp_stopped" / "final"))
-    # the step taken back moved weights by 0.075, its rate; sums in another order move one whose gradient is near zero
-    # by 0.0015 at most that was seen
-    assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-2) for name in first)
+    assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-3) for name in first)
 
 
 def test_a_checkpoint_that_was_not_shared_out_is_not_gone_on_from(tmp_path):
