@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a c
 from benchmarks import common  # noqa: E402
 from pan_hf import PanModel  # noqa: E402
 from pan_hf.modeling.focus_pan import LEAST_CHANGE  # noqa: E402
-from pan_hf.results import Record, record, table, write_records  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import table  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "compiled"  # the guide shows them
 EFFORTS = {"coarsest": "coarsest", "focused": "focused", "no effort": None}

@@ -22,12 +22,14 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
-from pan_hf.at_effort import AtEffort  # noqa: E402
-from pan_hf.evaluate import across_seeds, evaluate_model, load_for_evaluation, trained_seeds  # noqa: E402
-from pan_hf.figures import horizon_plot  # noqa: E402
+from pan_hf.agents.world import AtEffort  # noqa: E402
+from pan_hf.checkpoints import trained_seeds  # noqa: E402
+from pan_hf.data.record import record as record_episodes  # noqa: E402
+from pan_hf.evaluation.evaluate import across_seeds, evaluate_model, load_for_evaluation  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY, EMPTY, FOUR_ROOMS, RECORDING  # noqa: E402
-from pan_hf.record import record as record_episodes  # noqa: E402
-from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
+from pan_hf.reporting.figures import horizon_plot  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import select, table  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "drift"
 HORIZONS = (1, 5, 10, 20, 30, 50, 75, 100)

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a c
 from benchmarks import common  # noqa: E402
 from pan_hf import DiscreteAction, ImageSense, PanModel, PanTokenizer  # noqa: E402
 from pan_hf.build import PRESETS, make_processor  # noqa: E402
-from pan_hf.results import Record, record, table, write_records  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import table  # noqa: E402
 
 NUM_TOKENS = 1000
 WORDS = {"50k": 49_152, "150k": 151_936}

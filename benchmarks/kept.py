@@ -24,16 +24,19 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
-from pan_hf.build import save_checkpoint  # noqa: E402
-from pan_hf.evaluate import evaluate  # noqa: E402
-from pan_hf.grow import grow  # noqa: E402
+from pan_hf.checkpoints import (
+    load,  # noqa: E402
+    save_checkpoint,  # noqa: E402
+)
+from pan_hf.data.record import record as record_episodes  # noqa: E402
+from pan_hf.data.trajectories import load_trajectories  # noqa: E402
+from pan_hf.evaluation.evaluate import evaluate  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY, EMPTY, FOUR_ROOMS, MINIATURE, RECORDING, Budget, plan_each  # noqa: E402
-from pan_hf.record import record as record_episodes  # noqa: E402
-from pan_hf.results import Record, read_records, select, table, write_records  # noqa: E402
-from pan_hf.train import train  # noqa: E402
+from pan_hf.reporting.results import Record, read_records, write_records  # noqa: E402
+from pan_hf.reporting.tables import select, table  # noqa: E402
+from pan_hf.training.grow import grow  # noqa: E402
+from pan_hf.training.pipeline import train  # noqa: E402
 from pan_hf.training.stage import TRAINING_DATA  # noqa: E402
-from pan_hf.trajectories import load_trajectories  # noqa: E402
-from pan_hf.vocabulary import load  # noqa: E402
 
 WORLDS = [EMPTY, FOUR_ROOMS, DOOR_KEY]
 ROOMS = "pan_hf/Scattered-8x8-v0"

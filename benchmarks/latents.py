@@ -22,10 +22,12 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf import metrics  # noqa: E402
-from pan_hf.evaluate import across_seeds, load_for_evaluation, trained_seeds  # noqa: E402
+from pan_hf.checkpoints import trained_seeds  # noqa: E402
+from pan_hf.data.windows import WindowReader, choose_windows  # noqa: E402
+from pan_hf.evaluation.evaluate import across_seeds, load_for_evaluation  # noqa: E402
 from pan_hf.modeling.effort_pan import Effort  # noqa: E402
-from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
-from pan_hf.windows import WindowReader, choose_windows  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import select, table  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "latents"
 HORIZONS = (1, 10)

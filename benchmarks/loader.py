@@ -24,21 +24,23 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf.build import build  # noqa: E402
-from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
-from pan_hf.training import align, pretrain_senses  # noqa: E402
-from pan_hf.training.stage import Stage, arguments  # noqa: E402
-from pan_hf.training.windows import WeightedRows, Windows  # noqa: E402
-from pan_hf.trajectories import (  # noqa: E402
+from pan_hf.data.episodes import (  # noqa: E402
     FORMAT,
     VERSION,
     Episode,
     episode_path,
     episode_schema,
     episode_table,
-    load_trajectories,
     write_info,
     write_table,
 )
+from pan_hf.data.trajectories import load_trajectories  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import select, table  # noqa: E402
+from pan_hf.training import align, pretrain_senses  # noqa: E402
+from pan_hf.training.arguments import Stage, arguments  # noqa: E402
+from pan_hf.training.sampling import WeightedRows  # noqa: E402
+from pan_hf.training.windows import Windows  # noqa: E402
 
 STAGES = {"senses": pretrain_senses.STAGE, "dynamics": align.DYNAMICS, "joint": align.JOINT}
 HELD = {"in memory": 2**40, "mapped": 0}  # bytes up to which frames are held in memory

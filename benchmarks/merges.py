@@ -26,17 +26,23 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
-from pan_hf.build import build, save_checkpoint  # noqa: E402
-from pan_hf.grow import merge  # noqa: E402
+from pan_hf.build import build  # noqa: E402
+from pan_hf.checkpoints import (
+    load,  # noqa: E402
+    save_checkpoint,  # noqa: E402
+)
+from pan_hf.data.record import record as record_episodes  # noqa: E402
+from pan_hf.data.trajectories import load_trajectories  # noqa: E402
 from pan_hf.quickstart import RECORDING  # noqa: E402
-from pan_hf.record import record as record_episodes  # noqa: E402
-from pan_hf.results import Record, mean_stderr, record, select, table, write_records  # noqa: E402
-from pan_hf.train import train  # noqa: E402
-from pan_hf.training.grow import in_last_episodes  # noqa: E402
-from pan_hf.training.merging import judge  # noqa: E402
-from pan_hf.training.sentences import SentenceWindows  # noqa: E402
-from pan_hf.trajectories import load_trajectories  # noqa: E402
-from pan_hf.vocabulary import load  # noqa: E402
+from pan_hf.reporting.results import Record, mean_stderr, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import select, table  # noqa: E402
+from pan_hf.training.datasets import in_last_episodes  # noqa: E402
+from pan_hf.training.merge import (
+    SentenceWindows,  # noqa: E402
+    judge,  # noqa: E402
+    merge,  # noqa: E402
+)
+from pan_hf.training.pipeline import train  # noqa: E402
 
 RESULTS = common.VOCABULARY / "merges.json"
 JUDGED = 512  # held-out windows
@@ -48,7 +54,7 @@ TASKS = {
     "positions": (PUSHT, ("agent_pos",), 16, 128),
     "actions": (PUSHT, ("action",), 16, 128),
 }
-PUSHES = ["random:0.2", "pan_hf.policies:pusht_pusher:0.8"]
+PUSHES = ["random:0.2", "pan_hf.envs.pusht:pusht_pusher:0.8"]
 
 
 def main(

@@ -32,13 +32,14 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
-from pan_hf.grow import grow  # noqa: E402
+from pan_hf.checkpoints import load  # noqa: E402
+from pan_hf.data.record import record as record_episodes  # noqa: E402
+from pan_hf.data.trajectories import load_trajectories  # noqa: E402
 from pan_hf.quickstart import RECORDING  # noqa: E402
-from pan_hf.record import record as record_episodes  # noqa: E402
-from pan_hf.results import Record, record, table, write_records  # noqa: E402
-from pan_hf.train import train  # noqa: E402
-from pan_hf.trajectories import load_trajectories  # noqa: E402
-from pan_hf.vocabulary import load  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import table  # noqa: E402
+from pan_hf.training.grow import grow  # noqa: E402
+from pan_hf.training.pipeline import train  # noqa: E402
 
 WORLD = "pan_hf/Scattered-8x8-v0"
 KINDS = {"old": ("ball", "box"), "new": ("ball", "box", "key")}

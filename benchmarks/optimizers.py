@@ -20,12 +20,14 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
-from pan_hf.evaluate import across_seeds, evaluate_model, load_for_evaluation  # noqa: E402
-from pan_hf.results import Record, record, table, write_records  # noqa: E402
+from pan_hf.data.trajectories import load_trajectories  # noqa: E402
+from pan_hf.evaluation.evaluate import across_seeds, evaluate_model, load_for_evaluation  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import table  # noqa: E402
 from pan_hf.training import pretrain_senses  # noqa: E402
 from pan_hf.training.align import DYNAMICS  # noqa: E402
-from pan_hf.training.stage import arguments, run  # noqa: E402
-from pan_hf.trajectories import load_trajectories  # noqa: E402
+from pan_hf.training.arguments import arguments  # noqa: E402
+from pan_hf.training.stage import run  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "optimizers"
 STAGES = {

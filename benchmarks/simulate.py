@@ -22,7 +22,8 @@ from rich.progress import track
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf import PanModel  # noqa: E402
-from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import select, table  # noqa: E402
 
 # name -> what of `common.world_model` differs, and what the ratio to token by token must be, by batch
 COHERENT = {"level0_sampling": "autoregressive"}

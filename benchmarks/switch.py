@@ -27,17 +27,19 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
-from pan_hf.at_effort import parse_effort  # noqa: E402
-from pan_hf.evaluate import across_seeds, load_for_evaluation, trained_seeds  # noqa: E402
-from pan_hf.figures import cost_plot  # noqa: E402
+from pan_hf.agents.world import parse_effort  # noqa: E402
+from pan_hf.checkpoints import trained_seeds  # noqa: E402
+from pan_hf.evaluation.control import plan  # noqa: E402
+from pan_hf.evaluation.evaluate import across_seeds, load_for_evaluation  # noqa: E402
 from pan_hf.metrics import FORMULAS, changed_pixels, moving_error  # noqa: E402
 from pan_hf.modeling.effort_pan import Effort, as_effort  # noqa: E402
 from pan_hf.modeling.focus_pan import changed_places  # noqa: E402
-from pan_hf.modeling.spending_pan import Spending  # noqa: E402
+from pan_hf.modeling.step_pan import Spending  # noqa: E402
 from pan_hf.modeling.switch_objective_pan import candidates, distortion, split_window  # noqa: E402
-from pan_hf.plan import plan  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY, PLANNER  # noqa: E402
-from pan_hf.results import Record, record, table, write_records  # noqa: E402
+from pan_hf.reporting.figures import cost_plot  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import table  # noqa: E402
 from pan_hf.training.windows import Windows, action_tensor, sense_tensors  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "switch"

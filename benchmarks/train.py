@@ -19,7 +19,8 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
-from pan_hf.results import Record, record, select, table, write_records  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.tables import select, table  # noqa: E402
 
 BATCHES = {"debug": 4, "tiny": 32, "small": 16, "llama-135m": 8}
 TARGETS = {"tiny": 0.7, "llama-135m": 0.9}  # share of the bare backbone's rate

@@ -10,10 +10,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from pan_hf.card import FACTS, checkpoint_facts, write_card
-from pan_hf.figures import load_strip, strip_picture
-from pan_hf.readme import update_readme
-from pan_hf.results import write_text
+from pan_hf.publishing.card import FACTS, checkpoint_facts, write_card
+from pan_hf.reporting.figures import load_strip, strip_picture
+from pan_hf.reporting.readme import update_readme
+from pan_hf.reporting.results import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"

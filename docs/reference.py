@@ -13,7 +13,7 @@ import pan_hf
 
 ROOT = Path(__file__).resolve().parent.parent
 CURATED = {"pan_hf": "pan_hf", "modeling": "pan_hf.modeling", "tokenization": "pan_hf.tokenization"}
-CURATED |= {"pan_hf/importing": "pan_hf.importing"}
+CURATED |= {"pan_hf/importing": "pan_hf.data.importing"}
 
 
 def modules() -> list[str]:

@@ -8,7 +8,7 @@ from packaging.version import Version
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .schedulers_pan import check_latent_head
+from .latent_head_pan import check_latent_head
 from .sense_configuration_pan import action_from_dict, sense_from_dict
 
 VERSION = "0.1.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
@@ -92,13 +92,13 @@ class PanConfig(PreTrainedConfig):
         adapter_dim (`int`): width of the local adapter that reads codes out of a place.
         adapter_blocks (`int`): its depth; more of them where things move by fractions of a code.
         crop_places (`int`): side of the square of places around what changes that readouts of images are trained on in
-            stage `dynamics`, see `crops_pan`; 0: whole frames.
+            stage `dynamics`, see `augmentation_pan`; 0: whole frames.
         focus_share (`float`): share of the training batches that look only at the places a glance picks, see
             `focus_pan`; nothing where level 0 is sampled as a sentence.
         block_dropout (`float`): share of states whose finer levels are made absent in training, so that any prefix of
             blocks is a state to go on from.
         context_noise (`float`): share of the states that predictions are made from that are wrong in a few places in
-            training, against drift, see `disturbance_pan`.
+            training, against drift, see `augmentation_pan`.
         latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name`, and
             `num_inference_steps`.
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
@@ -112,7 +112,7 @@ class PanConfig(PreTrainedConfig):
     Raises:
         ValueError: settings of a newer version that this one does not know, senses without an action, an unknown loss
             name, an unknown `level0_sampling`, crops of sentences, a share outside 0 to 1, or a scheduler or denoiser
-            that does not fit (`schedulers_pan`).
+            that does not fit (`latent_head_pan`).
     """
 
     model_type = "pan"

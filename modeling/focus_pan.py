@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .belief_pan import ABSENT, State
-from .senses_pan import fold_places, unfold_places, with_absent
-from .silent_pan import SilentLinear
+from .embedding_pan import GlanceTables, SilentLinear
+from .layout_pan import fold_places, unfold_places, with_absent
 
 LEAST_CHANGE = 0.005  # places whose probability of change is below this are not looked at
 
@@ -72,25 +71,12 @@ class At:
 
     @staticmethod
     def of(places: Tensor, pieces) -> "At":
-        """The places marked in `(N, P)` bool, as `pieces` (`pieces_pan.Pieces`) want to be given them."""
+        """The places marked in `(N, P)` bool, as `pieces` (`compile_pan.Pieces`) want to be given them."""
         row, place = (index.clone() for index in places.nonzero(as_tuple=True))  # else views
         rows, inside = row.unique_consecutive(return_inverse=True)
         rows = rows if len(places) == 1 else pieces.at_least_two(rows)
         padded = [pieces.at_least_two(index) for index in (row, place, inside)]
         return At(row=padded[0], place=padded[1], rows=rows, inside=padded[2], count=len(row))
-
-
-@dataclass
-class GlanceTables:
-    """Level 0's segment of the vocabulary as a glance meets it, a row a code.
-
-    Args:
-        cells `(K + 1, A)`: what a code is at its cell, the last row if it is absent.
-        anywhere `(K, H)`: what it adds to the gist that it stands anywhere.
-    """
-
-    cells: Tensor
-    anywhere: Tensor
 
 
 class Glance(nn.Module):
@@ -152,9 +138,7 @@ def changed_places(sense, now: list[Tensor], after: list[Tensor]) -> Tensor:
     return torch.stack(found).any(0)
 
 
-def places_in_focus(
-    config, change: dict[str, Tensor], least: float, extra: float = 0.0, fewest: int = 1
-) -> Focus:
+def places_in_focus(config, change: dict[str, Tensor], least: float, extra: float = 0.0, fewest: int = 1) -> Focus:
     """The places whose probability of change is at least `least`, all of the senses that change has no logits `(N, P)`
     of, and a random share `extra` of the others; with room for `fewest` at least."""
     known = next(iter(change.values()))
@@ -165,35 +149,3 @@ def places_in_focus(
     chance = torch.cat(parts, 1)
     wanted = chance >= least
     return Focus.of(wanted | (torch.rand_like(chance) < extra) if extra else wanted, fewest)
-
-
-def training_focus(config, change: dict[str, Tensor]) -> Focus | None:
-    """What one batch of training looks at: everything, or, for a share `config.focus_share` of the batches, what the
-    glance picks at a random threshold, and some more. It never depends on what did change, or being looked at would
-    tell that something will."""
-    if not change or torch.rand(()) >= config.focus_share:
-        return None
-    least = 10 ** float(torch.empty(()).uniform_(-2.3, -0.7))
-    return places_in_focus(config, {name: logits.detach() for name, logits in change.items()}, least, extra=0.05)
-
-
-def drop_blocks(state: State, config) -> State:
-    """Nested dropout (Rippel et al. 2014): of a share `config.block_dropout` of the rows, the finer levels of images
-    are made absent from a random level on, everywhere or at random codes; so that any prefix of blocks is a state
-    that the model can go on from. Args: state, of leading shape `(N,)`."""
-    codes = dict(state.codes)
-    for name, sense in config.place_senses.items():
-        if sense.kind != "image" or sense.num_levels < 2 or not config.block_dropout:
-            continue
-        rows, device = len(codes[name][0]), codes[name][0].device
-        is_dropped = torch.rand(rows, device=device) < config.block_dropout
-        first = torch.randint(1, sense.num_levels, (rows,), device=device)  # the first level that is missing
-        share = torch.rand(rows, 1, device=device).masked_fill(torch.rand(rows, 1, device=device) < 0.5, 1.0)
-        places = torch.rand(rows, sense.num_places, device=device) < share
-        levels = [codes[name][0]]
-        for level in range(1, sense.num_levels):
-            slots = fold_places(codes[name][level], sense, level)
-            gone = (is_dropped & (first <= level)).view(-1, 1) & places
-            levels.append(unfold_places(slots.masked_fill(gone.unsqueeze(-1), ABSENT), sense, level))
-        codes[name] = levels
-    return State(codes, state.latents, state.text)

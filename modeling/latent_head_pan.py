@@ -2,13 +2,16 @@
 
 Flow matching along the straight path x_t = (1 - t) x + t noise, with the network predicting the clean latents x
 (x-prediction): the levels leave little to say, so one step is enough. Denoiser and scheduler are diffusers classes
-named in the configuration, see `schedulers_pan`; `PlaceDenoiser`, the default, is our own small one with the same
+named in the configuration, see `latent_head_pan`; `PlaceDenoiser`, the default, is our own small one with the same
 interface.
 """
+
+from __future__ import annotations
 
 import functools
 import inspect
 import math
+from collections.abc import Callable
 
 import diffusers
 import torch
@@ -18,12 +21,13 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .schedulers_pan import count_calls, denoise, make_scheduler
-from .silent_pan import SilentLinear
+from .embedding_pan import CodeTables, SilentLinear
+from .image_codec_pan import LATENT_BLUR
+from .layout_pan import fold_places, unfold_places
+from .state_pan import State
 
 NUM_TRAIN_TIMESTEPS = 1000
 WIDTH = 128  # of the condition, unless the denoiser's configuration says otherwise
-LATENT_BLUR = 0.1  # noise on unit-scale latents that the decoder is trained to bear
 
 
 class PlaceDenoiser(ModelMixin, ConfigMixin):
@@ -165,3 +169,227 @@ class LatentHead(nn.Module):
             error = (clean - latents).square().flatten(1).sum(-1)
             total = total + error * math.exp(-2 * log_ratio) * (high - low) / num_samples
         return -total
+
+
+# ---- The latents that go with chosen codes: what their head is told, where it starts from, and how they are drawn.
+#
+# Where a world is deterministic (level 0 is drawn in parallel) a code that is not the true one is a mistake, and
+# latents make up for it: those of images start from the image that is expected, and the head corrects them. Where
+# futures branch, a code that was drawn otherwise is another future, and latents must not pull it back: they start from
+# nothing.
+#
+# Shapes: N = rows, P = places of a sense, n = codes of a level, C = width of a condition.
+
+
+def mends(config) -> bool:
+    """Whether latents make up for codes that are not the true ones."""
+    return config.level0_sampling == "parallel"
+
+
+class LatentsMixin:
+    """Conditions, starts and draws of the latent heads of [`PanModel`]."""
+
+    @property
+    def hedged_senses(self) -> list[str]:
+        """The senses whose latents hedge: in deterministic worlds those of images start from what is expected."""
+        senses = self.config.senses.items() if mends(self.config) else ()
+        return [name for name, sense in senses if sense.kind == "image" and sense.latent_dim]
+
+    def _shift_size(self, name: str) -> int:
+        """How many numbers a place's shifts are, of all levels of a sense."""
+        sense = self.config.senses[name]
+        return sum(sense.codes_per_place) * sense.code_dim if name in self.hedged_senses else 0
+
+    def latent_start(self, name: str, condition: Tensor, codes: list[Tensor]) -> Tensor:
+        """What latents of a sense are before its head corrects them, `(N, P, latent_dim)`: those with which codes
+        `(N, n)` come to the expected image, and nothing where codes are not hedged."""
+        sense = self.config.senses[name]
+        if name not in self.hedged_senses:
+            return condition.new_zeros(*condition.shape[:2], sense.latent_dim)
+        sizes = [count * sense.code_dim for count in sense.codes_per_place]
+        parts = condition[..., -sum(sizes) :].split(sizes, -1)
+        parts = [part.unflatten(2, (-1, sense.code_dim)) for part in parts]
+        shifts = [unfold_places(part, sense, level) for level, part in enumerate(parts)]
+        return self.senses[name].latents_expected(codes, shifts)
+
+    def latent_condition(
+        self,
+        name: str,
+        hidden: dict[str, Tensor],
+        trunk: Tensor,
+        following: State,
+        tables: CodeTables,
+        shifts: list[Tensor] | None = None,
+    ) -> Tensor:
+        """What the latent head of a sense is told, `(N, P, 4 * hidden_size + shifts)`: the hidden states of the
+        sense's last pass, what its places hold now, and the next state's codes, so that latents are predicted *given
+        the levels*; where codes are hedged, also the `shifts` of each level `(N, n, code_dim)` from the vectors of
+        these codes to the expected ones."""
+        sense = self.config.senses[name]
+        last = [each for each in self.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
+        places = self.split_places(last, hidden[last.name], trunk)[name]
+        codes = self.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
+        parts = [places, codes]
+        if name in self.hedged_senses:
+            parts += [fold_places(shift, sense, level).flatten(2) for level, shift in enumerate(shifts)]
+        return torch.cat([part.float() for part in parts], -1)
+
+    @torch.no_grad()
+    def sample_latents(self, sense: str, condition: Tensor, state: State, seed: int | None = None) -> Tensor:
+        """Latents of a sense, `(..., P, latent_dim)`, from conditions `(..., P, C)` and states `(...,)` as `simulate`
+        gives them."""
+        leading = condition.shape[:-2]
+        generator = None if seed is None else torch.Generator(device=condition.device).manual_seed(seed)
+        flat = state.map(lambda tensor: tensor.flatten(0, len(leading) - 1))
+        drawn = self.draw_latents(sense, condition.flatten(0, len(leading) - 1), flat, generator)
+        return drawn.unflatten(0, leading)
+
+    def draw_latents(
+        self, name: str, condition: Tensor, state: State, generator: torch.Generator | None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Latents `(N, P, latent_dim)` that go with the codes of a state `(N,)`, or with `rows` `(n,)` of it, given
+        conditions of as many."""
+        codes = state.codes[name] if rows is None else [level[rows] for level in state.codes[name]]
+        return self.latent_heads[name].sample(condition, self.latent_start(name, condition, codes), generator)
+
+
+# ---- Any diffusers scheduler around one head that predicts clean latents.
+#
+# The head is trained on straight paths, x_t = (1 - t) x + t noise. Schedulers walk other paths, x_s = signal x + sigma
+# noise, and ask for other predictions; but all Gaussian paths are one another rescaled: x_s / (signal + sigma) lies on
+# the straight path at t = sigma / (signal + sigma), and from a clean prediction any other follows. So a scheduler is
+# swapped in by its name, and nothing is trained again.
+
+
+PREDICTIONS = ("sample", "original_sample", "epsilon", "v_prediction")
+# what a head of unit-scale latents needs unless it is said otherwise, where a scheduler knows the setting
+SETTINGS = {"clip_sample": False, "timestep_spacing": "trailing", "prediction_type": "sample"}
+NO_SAMPLE_PREDICTION = ("Heun", "KDPM2", "LMS", "PNDM", "IPNDM", "DPMSolverSDE")  # these ask for epsilon
+
+
+def make_scheduler(settings: dict):
+    """A fresh scheduler from a diffusers configuration with `_class_name`.
+
+    Raises:
+        ValueError: diffusers has no such scheduler, or it does not walk a Gaussian path or asks for a prediction that
+            does not follow from clean latents.
+    """
+    given = dict(settings)
+    name = given.pop("_class_name")
+    kind = getattr(diffusers, name, None)
+    if kind is None or not hasattr(kind, "set_timesteps"):
+        raise ValueError(f"`latent_head.scheduler` names {name!r}; diffusers {diffusers.__version__} has no such one.")
+    known = inspect.signature(kind.__init__).parameters
+    usual = {key: value for key, value in SETTINGS.items() if key in known}
+    if name.startswith(NO_SAMPLE_PREDICTION) and "prediction_type" in usual:
+        usual["prediction_type"] = "epsilon"
+    scheduler = kind(**(usual | given))
+    is_flow = name.startswith("FlowMatch")
+    asked = getattr(scheduler.config, "prediction_type", None)
+    if not is_flow and (asked not in PREDICTIONS or not hasattr(scheduler, "alphas_cumprod")):
+        raise ValueError(
+            f"`latent_head.scheduler` {name!r} with prediction_type={asked!r} does not fit a head that predicts clean "
+            f"latents; use a FlowMatch scheduler, or one with alphas_cumprod and a prediction_type of {PREDICTIONS}."
+        )
+    return scheduler
+
+
+def denoise(
+    scheduler, num_steps: int, noise: Tensor, clean_at: Callable[[Tensor, Tensor], Tensor], generator=None
+) -> Tensor:
+    """Walks a scheduler's path from noise to clean latents.
+
+    Args:
+        scheduler: see `make_scheduler`.
+        num_steps (`int`): of the scheduler; those of second order call the head nearly twice as often.
+        noise: standard normal `(B, ...)`.
+        clean_at: `(noisy (B, ...), time (B,)) -> (B, ...)`, the clean latents expected from a point on the straight
+            path.
+        generator (*optional*): of schedulers that draw.
+
+    Returns:
+        clean latents, as `noise`.
+    """
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return _denoise_flow(scheduler, num_steps, noise, clean_at)
+    scheduler.set_timesteps(num_steps, device=noise.device)
+    x, explodes = noise * scheduler.init_noise_sigma, float(scheduler.init_noise_sigma) != 1.0
+    for index, timestep in enumerate(scheduler.timesteps):
+        if explodes:
+            signal, sigma = torch.ones((), device=x.device), scheduler.sigmas[index].to(x.device)
+            scheduler.scale_model_input(x, timestep)  # some insist on being asked
+        else:
+            share = scheduler.alphas_cumprod[int(timestep)].to(x.device)
+            signal, sigma = share.sqrt(), (1 - share).sqrt()
+        time = (sigma / (signal + sigma)).to(x.dtype)
+        clean = clean_at(x / (signal + sigma), time.expand(len(x)))
+        told = _as_asked(scheduler.config.prediction_type, clean, x, signal, sigma)
+        x = scheduler.step(told, timestep, x, **_drawing(scheduler, generator)).prev_sample
+    return x
+
+
+def _denoise_flow(scheduler, num_steps: int, noise: Tensor, clean_at) -> Tensor:
+    x = noise
+    try:  # given as sigmas: `set_timesteps(n)` would spend its last step at a noise level of almost nothing
+        scheduler.set_timesteps(sigmas=[1 - step / num_steps for step in range(num_steps)], device=x.device)
+    except TypeError:
+        scheduler.set_timesteps(num_steps, device=x.device)
+    for index, timestep in enumerate(scheduler.timesteps):
+        sigma = scheduler.sigmas[index].to(x.device)
+        clean = clean_at(x, sigma.expand(len(x)))
+        x = scheduler.step((x - clean) / sigma, timestep, x).prev_sample
+    return x
+
+
+def count_calls(settings: dict, num_steps: int) -> int:
+    """How often `denoise` asks for clean latents with a scheduler; see `make_scheduler`."""
+    calls = []
+
+    def clean_at(noisy: Tensor, _time: Tensor) -> Tensor:
+        calls.append(1)
+        return noisy
+
+    denoise(make_scheduler(settings), num_steps, torch.zeros(1, 1), clean_at)
+    return len(calls)
+
+
+def _as_asked(kind: str, clean: Tensor, x: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
+    """What a scheduler asks for, of a point x = signal clean + sigma noise."""
+    if kind in ("sample", "original_sample"):
+        return clean
+    noise = (x - signal * clean) / sigma
+    if kind == "epsilon":
+        return noise
+    return (signal * noise - sigma * clean) / (signal**2 + sigma**2).sqrt()
+
+
+def _drawing(scheduler, generator) -> dict:
+    takes = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": generator} if takes else {}
+
+
+def check_latent_head(settings: dict, senses: dict) -> None:
+    """Refuses a scheduler or denoiser that could not work, before anything is built.
+
+    Args:
+        settings (`dict`): `config.latent_head`; senses: the configured senses by name.
+
+    Raises:
+        ValueError: see `make_scheduler`; no steps; or a denoiser whose channels are not a sense's latents.
+    """
+    steps = settings["num_inference_steps"]
+    if not (isinstance(steps, int) and steps >= 1):
+        raise ValueError(f"`latent_head.num_inference_steps` must be a whole number of at least 1, got {steps!r}.")
+    make_scheduler(settings["scheduler"])
+    for part in ("in_channels", "out_channels"):
+        channels = settings["denoiser"].get(part)
+        wrong = {
+            name: sense.latent_dim
+            for name, sense in senses.items()
+            if getattr(sense, "latent_dim", 0) and channels not in (None, sense.latent_dim)
+        }
+        if wrong:
+            raise ValueError(
+                f"`latent_head.denoiser` has {part}={channels}, and the latents of the senses are {wrong} wide; leave "
+                f"{part} out, it follows from the sense."
+            )

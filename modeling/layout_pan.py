@@ -8,6 +8,8 @@ earlier trunk (a state sees itself both ways), a query sees the trunk up to its 
 passes and its own pass. Training lays out a whole window at once; simulation runs the same rule one step at a time.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ class Tokens:
         """Of `(N, length, H)` what is run, `(N, L, H)`."""
         return x.gather(1, self.position.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
-    def and_then(self, other: "Tokens") -> "Tokens":
+    def and_then(self, other: Tokens) -> Tokens:
         """These and then others."""
         position = torch.cat([self.position, other.position], 1)
         return Tokens(position, torch.cat([self.valid, other.valid], 1), self.length)
@@ -242,3 +244,42 @@ def hide_padding(mask: Tensor, prefix: Tensor, pad_token_id: int) -> Tensor:
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask as the additive float mask attention wants: 0 where it may look, the least float elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def with_absent(rows: Tensor) -> Tensor:
+    """Rows `(K, ...)` and one more of zeros, the row of a code that is absent: `codes % (K + 1)` finds it."""
+    return nn.functional.pad(rows, (0, 0, 0, 1))
+
+
+def fold_places(codes: Tensor, sense, level: int) -> Tensor:
+    """Codes of one level by place: `(B, num_codes, ...)` -> `(B, P, codes_per_place, ...)`, raster order inside."""
+    per_place = sense.codes_per_place[level]
+    if sense.kind != "image" or per_place == 1:
+        return codes.unflatten(1, (-1, per_place))
+    factor = int(per_place**0.5)
+    rows, columns = sense.place_grid
+    rest = codes.shape[2:]
+    x = codes.reshape(len(codes), rows, factor, columns, factor, *rest).transpose(2, 3)
+    return x.reshape(len(codes), rows * columns, per_place, *rest)
+
+
+def unfold_places(codes: Tensor, sense, level: int) -> Tensor:
+    """The inverse of `fold_places`: `(B, P, codes_per_place, ...)` -> `(B, num_codes, ...)`."""
+    per_place = sense.codes_per_place[level]
+    if sense.kind != "image" or per_place == 1:
+        return codes.flatten(1, 2)
+    factor = int(per_place**0.5)
+    rows, columns = sense.place_grid
+    rest = codes.shape[3:]
+    x = codes.reshape(len(codes), rows, columns, factor, factor, *rest).transpose(2, 3)
+    return x.reshape(len(codes), rows * columns * per_place, *rest)
+
+
+def spread_codes(values: Tensor, sense, coarse: int, fine: int) -> Tensor:
+    """What is said of each code of a coarser level, `(N, num_codes)`, said of the codes of a finer one that lie in
+    it."""
+    if sense.kind != "image" or sense.level_strides[coarse] == sense.level_strides[fine]:
+        return values
+    factor = sense.level_strides[coarse] // sense.level_strides[fine]
+    grid = values.unflatten(1, sense.level_grid(coarse))
+    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2).flatten(1)

@@ -103,7 +103,7 @@ class MergeMixin:
 
         Merges stay if they make held-out sentences shorter to describe, each token at the cost of how often it occurs
         in `values`; if `count` of them do not, half of them are tried, and so on. Rows of merged tokens start as the
-        mean of their parts', so the language model has yet to learn to read them (`training/sentences.py`, which tries
+        mean of their parts', so the language model has yet to learn to read them (`training/merge.py`, which tries
         merges by the model's own bits).
 
         Args:

@@ -19,29 +19,25 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
-from .belief_pan import State
-from .checks_pan import check_observation
+from .codecs_pan import VectorCodec, build_codec
+from .compile_pan import Pieces
 from .configuration_pan import PanConfig
-from .effort_pan import Prices, state_blocks
+from .effort_pan import Prices, SwitchHead, state_blocks
+from .embedding_pan import CodeTables, PlaceEmbedding, TableMixin, check_room
 from .focus_pan import Glance, focusable
 from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
-from .latent_head_pan import LatentHead
-from .latents_pan import LatentsMixin
+from .latent_head_pan import LatentHead, LatentsMixin
 from .layout_pan import StepLayout
 from .learning_pan import LearningMixin
-from .loading_pan import check_folder, check_loaded, explained
+from .loading_pan import check_folder, check_is_whole, check_loaded, check_writable, explained, layers_alone
 from .merging_pan import MergeMixin
-from .numbers_pan import drawn_numbers, num_readout_numbers
 from .objectives_pan import OBJECTIVES, PanOutput
-from .pieces_pan import Pieces
-from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
-from .quantized_pan import check_is_whole, check_writable, layers_alone
-from .senses_pan import VectorCodec, build_codec
+from .readout_pan import LevelReadout, drawn_numbers, num_readout_numbers
+from .sense_configuration_pan import check_observation
 from .simulation_pan import SimulationMixin
-from .switch_pan import SwitchHead
-from .table_pan import TableMixin, check_room
+from .state_pan import State
 
 
 class PanPreTrainedModel(PreTrainedModel):
@@ -65,7 +61,7 @@ class PanPreTrainedModel(PreTrainedModel):
         Raises:
             FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, tensors and
                 configuration that do not fit one another (see `loading_pan`), or a quantiser that would convert more
-                than layers (see `quantized_pan`).
+                than layers (see `loading_pan`).
         """
         allowed = kwargs.pop("ignore_mismatched_sizes", False)
         if kwargs.pop("use_safetensors", None) is False:
@@ -90,7 +86,7 @@ class PanPreTrainedModel(PreTrainedModel):
         """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too.
 
         Raises:
-            ValueError: quantised by torchao, see `quantized_pan`.
+            ValueError: quantised by torchao, see `loading_pan`.
         """
         check_writable(self)
         code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
@@ -336,7 +332,7 @@ class PanModel(
             sense (`str`): which.
             num_levels (`int`, *optional*): levels to use, coarse first; all by default.
             latents (`bool`, *optional*): use the state's latents, if it has them and all levels are used; by default
-                where they help, see `latent_objective_pan.judge_latents`.
+                where they help, see `objectives_pan.judge_latents`.
 
         Returns:
             images `(..., C, height, width)` uint8, vectors `(..., dim)` float, text `(..., max_length)` ids.

@@ -2,7 +2,7 @@
 
 One imagined step is as many backbone passes as the layout has, one where the levels fold: the current state, the
 action and the first pass's queries share a forward, and what is not trunk is dropped from the cache again. With an
-`effort` a step predicts some blocks alone, row by row, and looks at some places alone; see `spending_pan`.
+`effort` a step predicts some blocks alone, row by row, and looks at some places alone; see `step_pan`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .belief_pan import Belief, Futures, LogProb, State
-from .checks_pan import action_shape, check_actions, check_observation, has_action_shape
-from .chooser_pan import Chooser
+from .backbone_pan import BackboneRun
+from .compile_pan import Pieces
 from .effort_pan import Effort, as_effort
-from .image_codec_pan import as_bytes
-from .latent_head_pan import LATENT_BLUR
+from .embedding_pan import CodeTables
+from .image_codec_pan import LATENT_BLUR, as_bytes
 from .layout_pan import hide_padding
-from .numbers_pan import step_numbers
-from .pieces_pan import Pieces
-from .places_pan import CodeTables
-from .run_pan import BackboneRun
-from .spending_pan import Spending
+from .readout_pan import step_numbers
+from .sense_configuration_pan import action_shape, check_actions, check_observation, has_action_shape
+from .state_pan import Belief, Futures, LogProb, State
+from .step_pan import Chooser, Spending
 
 
 class _Step:
@@ -429,7 +427,7 @@ class SimulationMixin:
         )
 
 
-# ---- pieces of a step, see `pieces_pan`
+# ---- pieces of a step, see `compile_pan`
 
 
 def whole_tables(model) -> CodeTables:

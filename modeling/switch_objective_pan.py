@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .belief_pan import Belief, Futures, State
-from .effort_pan import TASKS, Effort
-from .processes_pan import shared_mean
-from .spending_pan import Spending
-from .switch_pan import LEAST_PRICE, MOST_PRICE, SwitchInput
+from .distributed_pan import shared_mean
+from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput
+from .state_pan import Belief, Futures, State
+from .step_pan import Spending
 
 GROUP = 8  # rollouts of the same beginning that are compared
 MOST_CANDIDATES = 12  # sets of blocks that the warm-up chooses among

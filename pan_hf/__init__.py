@@ -12,7 +12,11 @@ if (_ROOT / "pyproject.toml").exists():
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer  # noqa: E402
 
-from pan_hf.critics import Critic, FunctionCritic, GoalCritic, RewardCritic  # noqa: E402
+from pan_hf.agents.critics import Critic, FunctionCritic, GoalCritic, RewardCritic  # noqa: E402
+from pan_hf.agents.graph_search import GraphSearch  # noqa: E402
+from pan_hf.agents.plan import Plan  # noqa: E402
+from pan_hf.agents.shooting import CEM, RandomShooting  # noqa: E402
+from pan_hf.deprecated import forward_old_modules  # noqa: E402
 from pan_hf.modeling import (  # noqa: E402
     Belief,
     DiscreteAction,
@@ -30,7 +34,6 @@ from pan_hf.modeling import (  # noqa: E402
 )
 from pan_hf.modeling.configuration_pan import VERSION  # noqa: E402
 from pan_hf.pipelines import SimulationPipeline  # noqa: E402
-from pan_hf.planning import CEM, GraphSearch, Plan, RandomShooting  # noqa: E402
 from pan_hf.tokenization import PanProcessor, PanTokenizer  # noqa: E402
 
 AutoConfig.register(PanConfig.model_type, PanConfig)
@@ -39,13 +42,15 @@ AutoModelForCausalLM.register(PanConfig, PanModel)
 AutoProcessor.register(PanConfig, PanProcessor)
 AutoTokenizer.register(PanConfig, fast_tokenizer_class=PanTokenizer)
 
+forward_old_modules()
+
 __version__ = VERSION
 
-# imported when first asked for, with what they need; commands are in modules of their own, as pan_hf.train.train
+# imported when first asked for, with what they need; commands are in modules of their own
 _LAZY = {
-    "PanAgent": "pan_hf.agent",
-    "RecordTrajectories": "pan_hf.record_wrapper",
-    "load_trajectories": "pan_hf.trajectories",
+    "PanAgent": "pan_hf.agents.agent",
+    "RecordTrajectories": "pan_hf.data.wrapper",
+    "load_trajectories": "pan_hf.data.trajectories",
 }
 __all__ = [
     "CEM",

@@ -6,19 +6,16 @@ trains.
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import numpy as np
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from pan_hf.data.trajectories import Trajectories
+from pan_hf.deprecated import old_names
 from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, TextAction, TextSense, VectorAction, VectorSense
 from pan_hf.tokenization import PanProcessor, PanTokenizer
 from pan_hf.tokenization.vocabulary_pan import Vocabulary
-from pan_hf.trajectories import Trajectories
+
+__getattr__ = old_names(__name__)  # `save_checkpoint` was here
 
 # width and depth of the random Qwen3 of each preset
 PRESETS = {
@@ -100,39 +97,6 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
         action=config.action.to_dict(),
         vocabulary=vocabulary,
     )
-
-
-def save_checkpoint(
-    folder: str | Path, model: PanModel, processor: PanProcessor, files: dict[str, str] | None = None
-) -> None:
-    """Saves model and processor, and `files` (name -> text) with them, into a folder that appears whole or not at all;
-    an older one is replaced. Raises ValueError where another process has grown its vocabulary otherwise."""
-    if processor.vocabulary is not None:
-        processor.vocabulary.check_replaces(folder)
-    with whole_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        for name, text in (files or {}).items():
-            (temporary / name).write_text(text)
-
-
-@contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder to fill, which then takes the name `folder`; if filling it fails, all stays as it was."""
-    folder = Path(folder)
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for stale in (temporary, old):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _tokenizer(backbone: str, texts: list[str]) -> PanTokenizer:

@@ -42,13 +42,13 @@ def _recording(run: Path, model: str | None, data: str | None) -> str | Path | N
 
 def _results(run: Path, model: str | None) -> Path:
     """The folder that results go to: of a run's own checkpoint, where that lies; of another's, the run."""
-    from pan_hf.evaluate import results_folder
+    from pan_hf.checkpoints import results_folder
 
     return results_folder(run, None if model is None else run)
 
 
 def _effort(given: str | None):
-    from pan_hf.at_effort import parse_effort
+    from pan_hf.agents.world import parse_effort
 
     return None if given is None else parse_effort(given)
 
@@ -83,7 +83,7 @@ def _settings(context: typer.Context, path: Path | None) -> Path | None:
     {max_steps: 9}}` is `--stage dynamics.max_steps=9`."""
     if path is None:
         return None
-    from pan_hf.training.command_line import read_config, unknown_names
+    from pan_hf.training.arguments import read_config, unknown_names
 
     told = {name.rstrip("_"): value for name, value in read_config(path).items()}
     known = {parameter.name.rstrip("_"): parameter for parameter in context.command.params}
@@ -152,7 +152,7 @@ def record(
     max_episode_steps: Annotated[int | None, typer.Option(help="Cut episodes after this many steps.")] = None,
 ) -> None:
     """Record trajectories of any gymnasium environment; run it again to go on after an interruption."""
-    from pan_hf.record import record as run_record
+    from pan_hf.data.record import record as run_record
 
     run_record(
         env,
@@ -196,8 +196,8 @@ def mirror(
     seed: SEED = 0,
 ) -> None:
     """Write a recording anew with mirror images of its training episodes, where the world knows no left and right."""
-    from pan_hf.mirror import FLIPS
-    from pan_hf.mirror import mirror as run_mirror
+    from pan_hf.data.mirror import FLIPS
+    from pan_hf.data.mirror import mirror as run_mirror
 
     info = run_mirror(
         start,
@@ -231,7 +231,7 @@ def import_(
     test_fraction: Annotated[float, typer.Option(help="Share of the episodes held out for evaluation.")] = 0.1,
 ) -> None:
     """Import a data set as a recording; run it again to go on after an interruption."""
-    from pan_hf import importing
+    from pan_hf.data import importing
 
     given = {"map": _targets(map_), "image_size": image_size, "crop": crop, "test_fraction": test_fraction}
     own = {"split": split} if source == "dataset" else {"actions": actions} if source == "videos" else {}
@@ -275,7 +275,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a world model on a recording, stage by stage; run it again to go on after an interruption."""
-    from pan_hf.train import train as run_train
+    from pan_hf.training.pipeline import train as run_train
 
     checkpoint = run_train(
         run,
@@ -309,7 +309,7 @@ def finetune(
     seed: SEED = 0,
 ) -> None:
     """Train a finished world model on a recording of your own: writes an adapter of a few MB."""
-    from pan_hf.finetune import finetune as run_finetune
+    from pan_hf.training.finetune import finetune as run_finetune
 
     given = {"adapter": adapter, "rank": rank, "seconds": seconds, "max_steps": max_steps}
     found = run_finetune(run, start, data, **given, learning_rate=learning_rate, merge=merge, seed=seed)
@@ -331,7 +331,7 @@ def grow(
     seed: SEED = 0,
 ) -> None:
     """Train on a recording with something new in it, growing codes for what none describes: writes growth.json."""
-    from pan_hf.grow import grow as run_grow
+    from pan_hf.training.grow import grow as run_grow
 
     schedule = {"every": every, "threshold": threshold, "max_new": max_new, "prune": prune, "names": name}
     checkpoint = run_grow(run, start, data, seconds=seconds, max_steps=max_steps, seed=seed, **schedule)
@@ -357,7 +357,7 @@ def merge(
 
     This moves the backbone's weights: train the dynamics of a world model after it, not before.
     """
-    from pan_hf.grow import merge as run_merge
+    from pan_hf.training.merge import merge as run_merge
 
     sentences = {"parts": part, "chunk": chunk, "window": window, "every": every, "count": count}
     sentences |= {"trial_steps": trial_steps}
@@ -380,8 +380,8 @@ def evaluate(
     skip_trained: Annotated[bool, typer.Option(help="Leave out held-out episodes that equal trained ones.")] = False,
 ) -> None:
     """Measure a world model on held-out episodes: writes evaluation.json and horizon.png."""
-    from pan_hf.evaluate import HORIZONS
-    from pan_hf.evaluate import evaluate as run_evaluate
+    from pan_hf.evaluation.evaluate import HORIZONS
+    from pan_hf.evaluation.evaluate import evaluate as run_evaluate
 
     output = _results(run, model)
     run_evaluate(
@@ -416,7 +416,7 @@ def futures(
     output: Annotated[Path | None, typer.Option(help="Where to write, if not into the run.")] = None,
 ) -> None:
     """Check sampled futures of a stochastic MiniGrid world against its simulator: writes futures.json."""
-    from pan_hf.futures_check import evaluate_futures
+    from pan_hf.evaluation.calibration import evaluate_futures
 
     output = output or _results(run, model)
     evaluate_futures(
@@ -454,7 +454,7 @@ def plan(
     output: Annotated[Path | None, typer.Option(help="Where to write, if not into the run.")] = None,
 ) -> None:
     """Plan with a world model in the real environments, on unseen seeds: writes planning.json."""
-    from pan_hf.plan import plan as run_plan
+    from pan_hf.evaluation.control import plan as run_plan
 
     output = output or _results(run, model)
     run_plan(
@@ -480,7 +480,7 @@ def pool(
     output: Annotated[Path, typer.Option(help="Folder for the pooled evaluation.json.")],
 ) -> None:
     """The mean of several evaluated runs, and its standard error over their seeds."""
-    from pan_hf.evaluate import pool as pool_runs
+    from pan_hf.evaluation.evaluate import pool as pool_runs
 
     pool_runs(runs, output)
     typer.echo(f"Done. See {output / 'evaluation.json'}")
@@ -526,7 +526,7 @@ def push(
     license_: Annotated[str | None, typer.Option("--license", help="As the Hub names it, e.g. apache-2.0.")] = None,
 ) -> None:
     """Publish a run on the Hub: its model with processor and card, or its recording, or an adapter."""
-    from pan_hf import push as pushing
+    from pan_hf.publishing import push as pushing
 
     common = {"private": private, "revision": revision, "license": license_}
     if data and adapter:
@@ -543,7 +543,7 @@ def push(
 @app.command()
 def configs() -> None:
     """Show where the example files for `--config` and for `accelerate launch --config_file` are."""
-    from pan_hf.training.command_line import CONFIGS
+    from pan_hf.training.arguments import CONFIGS
 
     for path in sorted(CONFIGS.glob("*.yaml")):
         typer.echo(str(path))
@@ -552,8 +552,8 @@ def configs() -> None:
 @app.command()
 def report(run: RUN = DEFAULT_RUN) -> None:
     """Write report.html and the model card from what the run holds."""
-    from pan_hf.card import write_card
-    from pan_hf.report import write_report
+    from pan_hf.publishing.card import write_card
+    from pan_hf.reporting.report import write_report
 
     if (run / "checkpoint").exists():
         write_card(run)

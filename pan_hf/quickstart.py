@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pan_hf.results import stage_timer
+from pan_hf.reporting.timing import stage_timer
 
 EMPTY, FOUR_ROOMS, DOOR_KEY = "MiniGrid-Empty-8x8-v0", "pan_hf/FourRooms-8x8-v0", "MiniGrid-DoorKey-8x8-v0"
 RECORDING = {
-    "policy": ["random:0.6", "pan_hf.policies:minigrid_expert?epsilon=0.3:0.4"],
-    "start": "pan_hf.policies:minigrid_random_state",
+    "policy": ["random:0.6", "pan_hf.envs.minigrid:minigrid_expert?epsilon=0.3:0.4"],
+    "start": "pan_hf.envs.minigrid:minigrid_random_state",
     "env_args": {"highlight": False},
     "wrappers": ["minigrid.wrappers:RGBImgObsWrapper?tile_size=8"],
     "keep": ["image", "mission"],
@@ -60,10 +60,10 @@ def quickstart(
     """Records, trains, evaluates, plans and reports.
 
     Args:
-        run: folder that holds everything afterwards: `data/`, `checkpoint/`, `evaluation.json`, `planning.json`,
+        run: folder that holds everything afterwards: `data/`, `checkpoint/`, `evaluation.json`, `shooting.json`,
             `timing.json`, `report.html`.
         budget ([`Budget`], *optional*): how much of everything.
-        backbone (`str`): see [`pan_hf.train.train`].
+        backbone (`str`): see [`pan_hf.training.pipeline.train`].
         seed (`int`): of the recording and of training.
         workers (`int`): processes that record.
         progress (`bool`): show progress bars.
@@ -71,11 +71,11 @@ def quickstart(
     Returns:
         the path of `report.html`.
     """
-    from pan_hf.card import write_card
-    from pan_hf.evaluate import evaluate
-    from pan_hf.record import record
-    from pan_hf.report import write_report
-    from pan_hf.train import train
+    from pan_hf.data.record import record
+    from pan_hf.evaluation.evaluate import evaluate
+    from pan_hf.publishing.card import write_card
+    from pan_hf.reporting.report import write_report
+    from pan_hf.training.pipeline import train
 
     run, budget = Path(run), budget or Budget()
     environments = [EMPTY, FOUR_ROOMS, DOOR_KEY]
@@ -101,9 +101,9 @@ def quickstart(
 
 
 def plan_each(run: Path, data: Path, budget: Budget, progress: bool) -> None:
-    """Plans in one environment after the other and joins their records in `planning.json`."""
-    from pan_hf.plan import plan
-    from pan_hf.results import write_records
+    """Plans in one environment after the other and joins their records in `shooting.json`."""
+    from pan_hf.evaluation.control import plan
+    from pan_hf.reporting.results import write_records
 
     records = []
     for environment, episodes in budget.episodes:

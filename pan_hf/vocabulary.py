@@ -18,41 +18,17 @@ from PIL import Image
 from rich.table import Table
 from torch import nn
 
-from pan_hf.build import whole_folder
-from pan_hf.evaluate import find_checkpoint, results_folder
+from pan_hf.checkpoints import find_checkpoint, load, results_folder
+from pan_hf.files import whole_folder
 from pan_hf.hub import hub_id
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.image_codec_pan import as_bytes
-from pan_hf.modeling.novelty_pan import UNUSED
+from pan_hf.modeling.learning_pan import UNUSED
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization import PanProcessor
 
 NEWEST = 12  # births in the list
 TILE, COLUMNS = 36, 16  # of the picture: pixels of a tile, tiles a row
-
-
-def load(path: str | Path) -> tuple[PanModel, PanProcessor]:
-    """Model and processor of a run or checkpoint, or of its Hub id, attached to one another; an adapter is
-    merged into its base.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint, or an adapter's base is not where it was.
-        ValueError: the two do not belong together.
-    """
-    folder = find_checkpoint(path, adapters=True)
-    if not (folder / "config.json").exists():
-        return _load_adapted(folder)
-    model, processor = PanModel.from_pretrained(folder), PanProcessor.from_pretrained(folder)
-    processor.attach(model)
-    return model.eval(), processor
-
-
-def _load_adapted(folder: Path) -> tuple[PanModel, PanProcessor]:
-    from pan_hf.adapters import base_of, load_adapter
-
-    model, processor = load(find_checkpoint(base_of(folder)))
-    model = load_adapter(model, folder).merge_and_unload()
-    return model.eval(), processor
 
 
 def tables(model: PanModel, processor: PanProcessor) -> list[Table]:

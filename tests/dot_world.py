@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from pan_hf.modeling.belief_pan import Belief, Futures, LogProb, State
+from pan_hf.data.trajectories import Trajectories
 from pan_hf.modeling.sense_configuration_pan import DiscreteAction, ImageSense, TextSense, VectorSense
-from pan_hf.trajectories import Trajectories
+from pan_hf.modeling.state_pan import Belief, Futures, LogProb, State
 
 SIDE, PATCH = 3, 8
 MOVES = torch.tensor([[0, 0], [0, 1], [0, -1], [1, 0], [-1, 0]])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pan_hf.train  # noqa: F401  once, for all that is forked
+import pan_hf.training.pipeline  # noqa: F401  once, for all that is forked
 
 
 @dataclass

@@ -8,8 +8,7 @@ from test_growth import OLD, PROMPT, grown_up, observation, pictures, psnr
 from tiny_worlds import all_tensors, differing
 
 from pan_hf.adapters import GROWN, load_adapter, save_adapter, train_grown_rows
-from pan_hf.build import save_checkpoint
-from pan_hf.vocabulary import load
+from pan_hf.checkpoints import load, save_checkpoint
 
 KEYS = (*OLD, "key")
 TARGETS = {"qwen3": r"language_model\..*\.(q|v)_proj", "llama": r"language_model\..*\.(q|v)_proj"}

@@ -6,11 +6,11 @@ import torch
 from tiny_worlds import acts, observe, world_model
 
 from pan_hf import Effort, GoalCritic, GraphSearch
-from pan_hf.at_effort import AtEffort, parse_effort
-from pan_hf.figures import load_strip
-from pan_hf.judge import Step
-from pan_hf.modeling.belief_pan import ABSENT
-from pan_hf.strips import _write, spending_map
+from pan_hf.agents.world import AtEffort, parse_effort
+from pan_hf.evaluation.comparison import Step
+from pan_hf.modeling.state_pan import ABSENT
+from pan_hf.reporting.figures import load_strip
+from pan_hf.reporting.strips import _write, spending_map
 
 
 def test_a_world_at_an_effort_imagines_at_it_and_adds_up_what_it_costs():

@@ -23,11 +23,12 @@ from benchmarks import (
     theorem1,
     train,
 )
-from pan_hf.record import record as record_episodes
-from pan_hf.results import read_records, record, select, table, write_records
-from pan_hf.train import SHARES
-from pan_hf.train import train as train_run
-from pan_hf.vocabulary import load
+from pan_hf.checkpoints import load
+from pan_hf.data.record import record as record_episodes
+from pan_hf.reporting.results import read_records, record, write_records
+from pan_hf.reporting.tables import select, table
+from pan_hf.training.pipeline import SHARES
+from pan_hf.training.pipeline import train as train_run
 
 
 @pytest.fixture(autouse=True)

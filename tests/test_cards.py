@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from pan_hf.card import FACTS, check_card
-from pan_hf.readme import check_readme
-from pan_hf.report import RESULT_FILES, timing_table
-from pan_hf.results import MISSING, format_value, read_records
+from pan_hf.publishing.card import FACTS, check_card
+from pan_hf.reporting.readme import check_readme
+from pan_hf.reporting.report import RESULT_FILES, timing_table
+from pan_hf.reporting.results import MISSING, read_records
+from pan_hf.reporting.tables import format_value
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS = sorted(path for path in (ROOT / "model_cards").glob("*.md") if path.name != "README.md")

@@ -28,8 +28,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 
 import pan_hf
 from pan_hf import PanConfig, PanModel, PanProcessor, PanTokenizer
-from pan_hf.build import save_checkpoint
-from pan_hf.trajectories import load_trajectories
+from pan_hf.checkpoints import save_checkpoint
+from pan_hf.data.trajectories import load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERYTHING = tuple(SENSES)

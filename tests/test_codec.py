@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from tiny_worlds import CAMERA
 
 from pan_hf import ImageSense, VectorSense
-from pan_hf.modeling.image_codec_pan import ImageCodec, fold_grid, unfold_grid
-from pan_hf.modeling.lattice_pan import LatticeCodec
-from pan_hf.modeling.quantizer_pan import PARKED, Codebook
-from pan_hf.modeling.senses_pan import build_codec, fold_places, unfold_places
+from pan_hf.modeling.codecs_pan import LatticeCodec, build_codec
+from pan_hf.modeling.image_codec_pan import PARKED, Codebook, ImageCodec, fold_grid, unfold_grid
+from pan_hf.modeling.layout_pan import fold_places, unfold_places
 
 
 def codebook(size, capacity=8, dim=2, seed=0):

@@ -5,8 +5,8 @@ import torch
 from tiny_worlds import ACTIONS, SENSES, acts, observe, world_model
 
 from pan_hf import ImageSense, PanConfig
-from pan_hf.modeling.crops_pan import ReadoutView, crop
-from pan_hf.modeling.senses_pan import fold_places
+from pan_hf.modeling.augmentation_pan import ReadoutView, crop
+from pan_hf.modeling.layout_pan import fold_places
 
 SENSE = ImageSense(size=48, patch_size=4, level_strides=[2, 1], place_stride=4, latent_dim=0)  # 3 by 3 places
 

@@ -5,8 +5,8 @@ import torch
 from tiny_worlds import language_model
 
 from pan_hf import PanModel, VectorAction, VectorSense
-from pan_hf.modeling.digit_density_pan import DigitDensity
-from pan_hf.modeling.lattice_pan import digits_to_unit
+from pan_hf.modeling.codecs_pan import digits_to_unit
+from pan_hf.modeling.readout_pan import DigitDensity
 
 SENSE = VectorSense(dim=2, base=8, num_levels=2)
 

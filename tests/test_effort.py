@@ -8,12 +8,13 @@ import torch
 from tiny_worlds import acts, observe, world_model
 
 from pan_hf import Belief, Effort, ImageSense
-from pan_hf.modeling.belief_pan import ABSENT, State
+from pan_hf.modeling.augmentation_pan import drop_blocks
+from pan_hf.modeling.backbone_pan import BackboneRun
 from pan_hf.modeling.effort_pan import Prices, as_effort, may_follow
-from pan_hf.modeling.focus_pan import Focus, Glance, changed_places, drop_blocks, places_in_focus
+from pan_hf.modeling.focus_pan import Focus, Glance, changed_places, places_in_focus
+from pan_hf.modeling.layout_pan import fold_places, spread_codes
 from pan_hf.modeling.objectives_pan import _teacher_forced
-from pan_hf.modeling.run_pan import BackboneRun
-from pan_hf.modeling.senses_pan import fold_places, spread_codes
+from pan_hf.modeling.state_pan import ABSENT, State
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -305,9 +306,7 @@ def test_a_focused_window_equals_a_focused_step():
     wanted = Focus.of(window.seen)
     belief = model.perceive({name: v if name == "mission" else v[:, :1] for name, v in observation.items()})
     with torch.no_grad():
-        trunk, _ = model.embed_step(
-            belief.state, model.embed_state(belief.state), model.embed_action(action[:, 0])
-        )
+        trunk, _ = model.embed_step(belief.state, model.embed_state(belief.state), model.embed_action(action[:, 0]))
         run = BackboneRun(model, belief, trunk, wanted)
         each = model.layout.passes[0]
         run.queries(each, model.embed_queries(each, model.embed_state(belief.state), {}, model.code_tables()))

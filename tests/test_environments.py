@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from pan_hf.environments import SenseEnvironment, describe_environment, import_object, make_environment, parse_spec
-from pan_hf.policies import load_callable, load_policies, minigrid_expert, minigrid_random_state
+from pan_hf.envs.environment import SenseEnvironment, describe_environment, make_environment
+from pan_hf.envs.minigrid import minigrid_expert, minigrid_random_state
+from pan_hf.envs.policies import load_policies
+from pan_hf.specs import import_object, load_callable, parse_spec
 
 GRID = {"wrappers": ["minigrid.wrappers:RGBImgObsWrapper?tile_size=8"], "keep": ["image", "mission"]}
 MINIGRID_ACTIONS = ["left", "right", "forward", "pickup", "drop", "toggle", "done"]
@@ -311,7 +313,7 @@ def test_a_start_reaches_the_first_frame():
 
 
 def test_random_states_can_be_a_share_of_the_starts():
-    spec = "pan_hf.policies:minigrid_random_state?share=0.5"
+    spec = "pan_hf.envs.minigrid:minigrid_random_state?share=0.5"
     mixed = make_environment("MiniGrid-Empty-8x8-v0", start=load_callable(spec, "start"), **GRID)
     usual = make_environment("MiniGrid-Empty-8x8-v0", **GRID).reset(seed=0)[0]["image"].tobytes()
     is_usual = [mixed.reset(seed=seed)[0]["image"].tobytes() == usual for seed in range(40)]
@@ -383,7 +385,7 @@ def test_the_risk_taker_goes_where_a_ball_may_come_more_often_than_chance():
                 observation, _ = env.reset(seed=step)
         return float(np.mean(risks))
 
-    assert risked("pan_hf.policies:minigrid_risk_taker") > 0.35 > 1.5 * risked("random")
+    assert risked("pan_hf.envs.minigrid:minigrid_risk_taker") > 0.35 > 1.5 * risked("random")
 
 
 def test_four_rooms_are_four_rooms():
@@ -411,11 +413,11 @@ def test_the_pusher_moves_the_block_more_often_than_chance():
             blocks.append(observation["state"][2:])
         return float(np.mean(np.abs(np.diff(blocks, axis=0)).max(-1) > 0.5))
 
-    assert moved("pan_hf.policies:pusht_pusher") > 0.25 > moved("random")
+    assert moved("pan_hf.envs.pusht:pusht_pusher") > 0.25 > moved("random")
 
 
 def test_policies_are_drawn_by_weight():
-    policies = load_policies(["random:0.7", "pan_hf.policies:minigrid_expert?epsilon=0.5:.3"])
+    policies = load_policies(["random:0.7", "pan_hf.envs.minigrid:minigrid_expert?epsilon=0.5:.3"])
     assert policies.weights == pytest.approx((0.7, 0.3))
     assert policies.policies[1].keywords == {"epsilon": 0.5}
     assert load_policies("random").weights == (1.0,)
@@ -426,9 +428,9 @@ def test_policies_are_drawn_by_weight():
     [
         ([], "at least one"),
         ("random:0", "above 0"),
-        ("pan_hf.policies:nobody", "has no 'nobody'"),
-        ("pan_hf.policies:minigrid_expert?speed=3", "speed"),
-        ("pan_hf.trajectories:FORMAT", "expected a callable"),
+        ("pan_hf.envs.policies:nobody", "has no 'nobody'"),
+        ("pan_hf.envs.minigrid:minigrid_expert?speed=3", "speed"),
+        ("pan_hf.data.episodes:FORMAT", "expected a callable"),
     ],
 )
 def test_a_policy_that_cannot_be_used_is_refused_before_anything_runs(policy, message):

@@ -10,19 +10,14 @@ import torch
 from dot_world import DotModel, DotProcessor, record_dots
 from typer.testing import CliRunner
 
+from pan_hf.checkpoints import find_checkpoint, results_folder
 from pan_hf.cli import app
-from pan_hf.evaluate import (
-    across_seeds,
-    check_held_out,
-    choose_windows,
-    evaluate_model,
-    find_checkpoint,
-    pool,
-    results_folder,
-)
-from pan_hf.evaluate import evaluate as evaluate_checkpoint
-from pan_hf.results import read_records, select, write_records
-from pan_hf.strips import action_label, pick_by_rank
+from pan_hf.data.windows import check_held_out, choose_windows
+from pan_hf.evaluation.evaluate import across_seeds, evaluate_model, pool
+from pan_hf.evaluation.evaluate import evaluate as evaluate_checkpoint
+from pan_hf.reporting.results import read_records, write_records
+from pan_hf.reporting.strips import action_label, pick_by_rank
+from pan_hf.reporting.tables import select
 
 SETTINGS = {"horizons": (1, 3, 5), "num_windows": 40, "batch_size": 16, "progress": False}
 
@@ -287,7 +282,7 @@ def test_records_tell_the_seed_of_the_training(trained, given, told, tmp_path, m
         (tmp_path / "stages").mkdir()
         (tmp_path / "stages" / "settings.json").write_text(json.dumps({"seed": trained}))
     loaded = (DotModel(), DotProcessor(), record_dots(), [])
-    monkeypatch.setattr("pan_hf.evaluate.load_for_evaluation", lambda *_: loaded)
+    monkeypatch.setattr("pan_hf.evaluation.evaluate.load_for_evaluation", lambda *_: loaded)
     records = evaluate_checkpoint(tmp_path, tmp_path / "data", seeds=given, **SETTINGS | {"horizons": (1,)})
     assert {tuple(entry.seeds) for entry in records} == {told}
 
@@ -298,7 +293,7 @@ def test_evaluate_writes_records_plot_and_strips(tmp_path, monkeypatch):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     loaded = (DotModel("deaf"), DotProcessor(), record_dots(), [])
-    monkeypatch.setattr("pan_hf.evaluate.load_for_evaluation", lambda *_: loaded)
+    monkeypatch.setattr("pan_hf.evaluation.evaluate.load_for_evaluation", lambda *_: loaded)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         records = evaluate_checkpoint(tmp_path, tmp_path / "data", **SETTINGS)
@@ -312,9 +307,10 @@ def test_evaluate_writes_records_plot_and_strips(tmp_path, monkeypatch):
 def real_run(tmp_path_factory):
     """A recorded stochastic world and an untrained checkpoint that says it was trained on the training split."""
     pytest.importorskip("minigrid")
-    from pan_hf.build import build, save_checkpoint
-    from pan_hf.record import record
-    from pan_hf.trajectories import load_trajectories
+    from pan_hf.build import build
+    from pan_hf.checkpoints import save_checkpoint
+    from pan_hf.data.record import record
+    from pan_hf.data.trajectories import load_trajectories
 
     root = tmp_path_factory.mktemp("real")
     record(
@@ -354,7 +350,7 @@ def test_a_real_checkpoint_is_evaluated(real_run):
 
 
 def test_a_real_checkpoint_refuses_the_episodes_it_was_trained_on(real_run):
-    from pan_hf.trajectories import load_trajectories
+    from pan_hf.data.trajectories import load_trajectories
 
     path = real_run / "run" / "checkpoint" / "training_data.json"
     before = path.read_text()
@@ -370,7 +366,7 @@ def test_a_real_checkpoint_refuses_the_episodes_it_was_trained_on(real_run):
 @pytest.mark.slow
 def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
     """Untrained: it must be found incoherent, where the simulator in its place is coherent."""
-    from pan_hf.futures_check import evaluate_futures
+    from pan_hf.evaluation.calibration import evaluate_futures
 
     settings = {"num_states": 4, "num_samples": 16, "num_true": 100, "skip_trained": True, "progress": False}
     with warnings.catch_warnings():

@@ -13,17 +13,17 @@ from tiny_worlds import Board, all_tensors, differing
 from typer.testing import CliRunner
 
 from pan_hf import PanConfig, PanModel, PanProcessor
-from pan_hf.build import build, save_checkpoint
+from pan_hf.build import build
+from pan_hf.checkpoints import find_checkpoint, load, save_checkpoint
 from pan_hf.cli import app
-from pan_hf.evaluate import evaluate, find_checkpoint
-from pan_hf.finetune import finetune
-from pan_hf.fit import check_fits
-from pan_hf.record import record
-from pan_hf.results import select
-from pan_hf.train import train
+from pan_hf.data.info import check_fits
+from pan_hf.data.record import record
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.evaluation.evaluate import evaluate
+from pan_hf.reporting.tables import select
+from pan_hf.training.finetune import finetune
+from pan_hf.training.pipeline import train
 from pan_hf.training.trainer import PanTrainer
-from pan_hf.trajectories import load_trajectories
-from pan_hf.vocabulary import load
 
 WEIGHTS = "adapter_model.safetensors"
 OPTIONS = {"place": {"base": 4, "num_levels": 1}}

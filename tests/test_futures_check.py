@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pan_hf.futures_check import (
+from pan_hf.envs.minigrid_oracle import UNRECOGNISED, TileWorld, agents, things
+from pan_hf.evaluation.calibration import (
     Outcomes,
     Start,
     is_coherent,
@@ -18,7 +19,6 @@ from pan_hf.futures_check import (
     total_variation,
     z_score,
 )
-from pan_hf.tile_world import UNRECOGNISED, TileWorld, agents, things
 
 gymnasium = pytest.importorskip("gymnasium")
 minigrid = pytest.importorskip("minigrid")

@@ -10,13 +10,14 @@ from test_training import QUICK, launch
 from tiny_worlds import Board, all_tensors, build_board, differing, record_board
 
 from pan_hf import PanModel, PanProcessor
-from pan_hf.build import save_checkpoint
-from pan_hf.grow import grow
+from pan_hf.checkpoints import save_checkpoint
+from pan_hf.data.trajectories import load_trajectories
 from pan_hf.training import grow as growing
 from pan_hf.training import pretrain_senses
-from pan_hf.training.stage import arguments, run
+from pan_hf.training.arguments import arguments
+from pan_hf.training.grow import grow
+from pan_hf.training.stage import run
 from pan_hf.training.trainer import PanTrainer
-from pan_hf.trajectories import load_trajectories
 
 
 class KeyBoard(Board):
@@ -46,13 +47,17 @@ gymnasium.register("TestPanKeyBoard-v0", entry_point=KeyBoard, max_episode_steps
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A checkpoint that knows the board, and a recording of the board with a key."""
-    from pan_hf.record import record
+    from pan_hf.data.record import record
 
     folder = tmp_path_factory.mktemp("keys")
     trajectories = load_trajectories(record_board(folder / "old", episodes=8), "train")
     save_checkpoint(folder / "init", *build_board(trajectories))
     args = arguments(
-        pretrain_senses.STAGE, model=str(folder / "init"), data="x", output_dir=str(folder / "senses"), max_steps=150,
+        pretrain_senses.STAGE,
+        model=str(folder / "init"),
+        data="x",
+        output_dir=str(folder / "senses"),
+        max_steps=150,
         progress=False,
     )
     model = run(pretrain_senses.STAGE, args, trajectories)
@@ -106,7 +111,7 @@ def test_words_are_born_at_the_first_attempt_and_only_once(world, tmp_path):
     final = grow_stage(world, tmp_path / "growth", names=["icepick=bright", "gong"], max_steps=3, grow_every=1)
     named = [(step, growth) for step, growth in growths_of(final) if growth["reason"] == "named"]
     processor = PanProcessor.from_pretrained(final)
-    (step, growth), = named
+    ((step, growth),) = named
     assert growth["bits_before"] is None and growth["accepted"]  # wanted by a person, not judged
     assert step == 1 and growth["ids"] == processor.tokenizer.convert_tokens_to_ids(["icepick", "gong"])
     assert PanModel.from_pretrained(final).live_rows[growth["ids"]].all()

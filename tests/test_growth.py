@@ -7,8 +7,9 @@ import torch
 from tiny_worlds import ARCHITECTURES, CAMERA, SENSES, acts, all_tensors, differing, observe, world_model
 
 from pan_hf import ImageSense, PanModel, PanProcessor, PanTokenizer
-from pan_hf.build import make_processor, save_checkpoint
-from pan_hf.modeling import learning_pan, novelty_pan
+from pan_hf.build import make_processor
+from pan_hf.checkpoints import save_checkpoint
+from pan_hf.modeling import learning_pan as learning_pan
 
 KINDS = {"wall": (10, 10, 10), "ball": (250, 200, 30), "goal": (20, 90, 240), "key": (240, 20, 20)}
 OLD = tuple(KINDS)[:3]
@@ -451,12 +452,12 @@ def test_where_a_gradient_follows_a_new_code_starts_as_a_thing_that_stays():
     model.learn(seen)
     codes = range(4, model.ledger().born("camera.0"))
     frames = frames.flatten(0, 1)
-    nearest = novelty_pan.find_models(codec, frames, 0, codes)
+    nearest = learning_pan.find_models(codec, frames, 0, codes)
     nothing_stays, stays = torch.zeros(12), torch.ones(12)
-    assert torch.equal(novelty_pan.find_models(codec, frames, 0, codes, nothing_stays), nearest)
+    assert torch.equal(learning_pan.find_models(codec, frames, 0, codes, nothing_stays), nearest)
     book, stays[nearest] = codec.codebooks[0], 0.0
     book.live[3], book.vectors[3] = True, 9.0  # far away, and so rare that it was not seen
-    assert novelty_pan.find_models(codec, frames, 0, codes, stays).tolist() == [3] * len(codes)
+    assert learning_pan.find_models(codec, frames, 0, codes, stays).tolist() == [3] * len(codes)
 
 
 def test_how_often_codes_stay_is_what_the_model_predicts():

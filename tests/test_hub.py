@@ -14,14 +14,15 @@ from hub_server import FIRST, hub
 from huggingface_hub import DatasetCard, ModelCard
 from tiny_worlds import build_board, record_board
 
-from pan_hf.build import save_checkpoint
-from pan_hf.card import FACTS, check_card
-from pan_hf.evaluate import evaluate, find_recording
+from pan_hf.checkpoints import find_recording, save_checkpoint
+from pan_hf.data.episodes import read_info
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.evaluation.evaluate import evaluate
 from pan_hf.hub import HubError, address, hub_id, on_disk
-from pan_hf.push import push_adapter, push_checkpoint, push_recording
-from pan_hf.results import record, write_records
-from pan_hf.train import publish
-from pan_hf.trajectories import load_trajectories, read_info
+from pan_hf.publishing.card import FACTS, check_card
+from pan_hf.publishing.push import push_adapter, push_checkpoint, push_recording
+from pan_hf.reporting.results import record, write_records
+from pan_hf.training.run_folder import publish
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
@@ -221,7 +222,7 @@ def test_a_recording_is_a_data_set_with_its_card_read_at_any_commit(short, serve
     for fact in ("Policy: `random`", "16x16x3 image", "from (0, 0) to (3, 3)", "one of 5 actions"):
         assert fact in card.text
     other = record_board(tmp_path / "other", episodes=4, seed=1)
-    monkeypatch.setattr("pan_hf.data_card.MAX_FILES", 2)  # more would stand in one folder than a Hub takes
+    monkeypatch.setattr("pan_hf.publishing.data_card.MAX_FILES", 2)  # more would stand in one folder than a Hub takes
     push_recording(other, "user/board")
     assert set(server.files("user/board", "datasets")) > {"data/train/001/episode_000003.parquet", "meta/info.json"}
     assert load_trajectories("user/board", "train").seeds == load_trajectories(other, "train").seeds

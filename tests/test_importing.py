@@ -23,9 +23,10 @@ from typer.testing import CliRunner
 
 from pan_hf import RecordTrajectories
 from pan_hf.cli import app
-from pan_hf.environments import make_environment
-from pan_hf.importing import columns, import_dataset, import_lerobot, import_minari, import_videos, writing
-from pan_hf.trajectories import encode_png, load_trajectories, read_info
+from pan_hf.data.episodes import encode_png, read_info
+from pan_hf.data.importing import columns, import_dataset, import_lerobot, import_minari, import_videos, writing
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.envs.environment import make_environment
 
 LENGTHS = (4, 6, 5)  # frames of the episodes
 ACTIONS = ([0, 2, 1, 1], [1, 0, 0, 2, 2, 1], [2, 2, 0, 1, 0])  # one a frame
@@ -380,7 +381,6 @@ def one_smaller_picture() -> dict:
     frames = [frame for episode in range(3) for frame in frames_of(episode)]
     frames[LENGTHS[0] + 2] = frames[0][:20]
     return {"observation.image": [{"bytes": encode_png(frame), "path": None} for frame in frames]}
-
 
 
 @pytest.mark.parametrize(

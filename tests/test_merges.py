@@ -13,16 +13,17 @@ from tiny_worlds import ARCHITECTURES, SENSES, acts, all_tensors, build_board, d
 from tiny_worlds import world_model as bare_world_model
 
 from pan_hf import PanModel, PanProcessor, PanTokenizer
-from pan_hf.build import make_processor, save_checkpoint
-from pan_hf.grow import merge
+from pan_hf.build import make_processor
+from pan_hf.checkpoints import save_checkpoint
+from pan_hf.data.trajectories import load_trajectories
 from pan_hf.modeling.merging_pan import sentence_length
 from pan_hf.tokenization.merges_pan import Merges
-from pan_hf.train import SHARES, train
-from pan_hf.training import sentences
-from pan_hf.training.sentences import SentenceWindows
-from pan_hf.training.stage import arguments, run
+from pan_hf.training import merge as sentences
+from pan_hf.training.arguments import arguments
+from pan_hf.training.merge import SentenceWindows, merge
+from pan_hf.training.pipeline import SHARES, train
+from pan_hf.training.stage import run
 from pan_hf.training.trainer import PanTrainer
-from pan_hf.trajectories import load_trajectories
 from pan_hf.vocabulary import double
 
 CODES = list(range(100, 110))
@@ -370,9 +371,10 @@ def test_windows_hold_goal_and_sentences_in_the_order_of_time(world):
     steps = torch.tensor(ids[len(goal) :]).view(3, 5)  # two digits of two coordinates, and an action
     place = model.read_sentences("place", steps[None, :, :4])[0]
     assert (place - torch.from_numpy(world.trajectories.observations["place"][row : row + 3])).abs().max() < 0.1
-    assert model.read_sentences("action", steps[None, :, 4:])[0].tolist() == world.trajectories.actions[
-        row : row + 3
-    ].tolist()
+    assert (
+        model.read_sentences("action", steps[None, :, 4:])[0].tolist()
+        == world.trajectories.actions[row : row + 3].tolist()
+    )
     scored = windows.batch([5], processor.tokenizer.merges, scored_only=True)["labels"][0]
     assert (scored[: len(goal) + 5] == -100).all() and (scored[len(goal) + 5 :] != -100).all()
 

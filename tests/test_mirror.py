@@ -8,11 +8,12 @@ import pytest
 from tiny_worlds import Board, record_board
 from typer.testing import CliRunner
 
-from pan_hf import mirror as module
 from pan_hf.cli import app
-from pan_hf.data_card import recording_card
-from pan_hf.mirror import mirror
-from pan_hf.trajectories import UNKNOWN_SEED, episode_files, load_trajectories, read_episode, read_info
+from pan_hf.data import mirror as module
+from pan_hf.data.episodes import UNKNOWN_SEED, episode_files, read_info
+from pan_hf.data.mirror import mirror
+from pan_hf.data.trajectories import load_trajectories, read_episode
+from pan_hf.publishing.data_card import recording_card
 
 # the board tells row and column; its actions are stay, right, left, down, up
 SWAPS = ["horizontal:1=2", "vertical:3=4", "diagonal:1=3", "diagonal:2=4"]

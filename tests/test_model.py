@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_worlds import ACTIONS, CAMERA, PAD, SENSES, acts, language_model, observe, world_model
 
-import pan_hf.modeling.chooser_pan as choosing
+import pan_hf.modeling.step_pan as choosing
 from pan_hf import Belief, DiscreteAction, ImageSense, PanConfig, PanModel, VectorSense
-from pan_hf.modeling.belief_pan import State
 from pan_hf.modeling.objectives_pan import _code_losses, _teacher_forced, text_counts
-from pan_hf.modeling.places_pan import SentenceHead
+from pan_hf.modeling.readout_pan import SentenceHead
+from pan_hf.modeling.state_pan import State
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 # float32 attention over the same keys in another order of summation; measured 1e-6, a wrong mask gives 1e-2

@@ -5,8 +5,7 @@ from tiny_worlds import acts, observe, world_model
 
 import pan_hf.modeling.simulation_pan as simulation
 from pan_hf import VectorAction
-from pan_hf.modeling.belief_pan import State
-from pan_hf.modeling.numbers_pan import (
+from pan_hf.modeling.readout_pan import (
     Bearings,
     drawn_numbers,
     num_readout_numbers,
@@ -15,6 +14,7 @@ from pan_hf.modeling.numbers_pan import (
     step_numbers,
     window_numbers,
 )
+from pan_hf.modeling.state_pan import State
 
 
 def _touched(model):

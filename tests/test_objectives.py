@@ -7,9 +7,8 @@ from tiny_worlds import PAD, acts, differing, language_model, observe, outcomes,
 from pan_hf import PanModel
 from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
 from pan_hf.modeling.heads_pan import reward_bins, symexp, symlog, two_hot
-from pan_hf.modeling.latent_objective_pan import latent_examples
-from pan_hf.modeling.objectives_pan import _generative_loss, _vector_loss
-from pan_hf.modeling.quantizer_pan import PARKED, Codebook
+from pan_hf.modeling.image_codec_pan import PARKED, Codebook
+from pan_hf.modeling.objectives_pan import _generative_loss, _vector_loss, latent_examples
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 
@@ -179,7 +178,8 @@ def test_without_extra_weight_the_loss_is_the_mean_nll_of_the_codes():
 
 def nll_of_codes(model, given):
     """Minus the log probability of each code of level 0, from the logits."""
-    from pan_hf.modeling.objectives_pan import State, _code_losses, _teacher_forced
+    from pan_hf.modeling.objectives_pan import _code_losses, _teacher_forced
+    from pan_hf.modeling.state_pan import State
 
     state = State(given["state"]["codes"], given["state"]["latents"], given["state"]["text"])
     with torch.no_grad():

@@ -5,8 +5,8 @@ import torch
 from tiny_worlds import world_model
 
 from pan_hf.training import align
+from pan_hf.training.arguments import arguments
 from pan_hf.training.optimizers import build_optimizer, hidden_weights
-from pan_hf.training.stage import arguments
 
 
 def told(tmp_path, **given):

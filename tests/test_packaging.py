@@ -175,8 +175,8 @@ try:
     runpy.run_path(f"{site}/bin/pan", run_name="__main__")
 except SystemExit as ended:
     assert not ended.code, ended.code
-import pan_hf.importing, pan_hf.modeling, pan_hf.report, pan_hf.tokenization, pan_hf.training
-print(pan_hf.report.write_report(folder), pan_hf.modeling.__file__)
+import pan_hf.data.importing, pan_hf.modeling, pan_hf.reporting.report, pan_hf.tokenization, pan_hf.training
+print(pan_hf.reporting.report.write_report(folder), pan_hf.modeling.__file__)
 """
 
 

@@ -7,8 +7,8 @@ from tiny_worlds import build_board, record_board, world_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from pan_hf import PanModel, SimulationPipeline
-from pan_hf.build import save_checkpoint
-from pan_hf.trajectories import load_trajectories
+from pan_hf.checkpoints import save_checkpoint
+from pan_hf.data.trajectories import load_trajectories
 
 
 @pytest.fixture(scope="module")

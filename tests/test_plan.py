@@ -10,17 +10,19 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pan_hf.agent import PanAgent
-from pan_hf.critics import GoalCritic, RewardCritic
-from pan_hf.figures import load_film
+from pan_hf.agents.agent import PanAgent
+from pan_hf.agents.critics import GoalCritic, RewardCritic
+from pan_hf.agents.graph_search import GraphSearch
+from pan_hf.agents.shooting import CEM, RandomShooting
+from pan_hf.data.record import record
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.evaluation.control import RecordedFacts, plan, reward_critic
 from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, VectorAction, VectorSense
-from pan_hf.plan import RecordedFacts, plan, reward_critic
-from pan_hf.planning import CEM, GraphSearch, RandomShooting
-from pan_hf.record import record
-from pan_hf.results import read_records, select, wilson
+from pan_hf.reporting.figures import load_film
+from pan_hf.reporting.results import read_records, wilson
+from pan_hf.reporting.tables import select
 from pan_hf.tokenization.processing_pan import PanProcessor
 from pan_hf.tokenization.tokenization_pan import PanTokenizer
-from pan_hf.trajectories import load_trajectories
 
 
 class Corridor(gymnasium.Env):
@@ -194,8 +196,8 @@ def test_cem_plans_vector_actions_in_a_real_model():
 def test_a_model_that_has_grown_an_action_plans_in_a_world_without_it():
     from tiny_worlds import acts, observe, world_model
 
+    from pan_hf.agents.world import within as _within
     from pan_hf.modeling import DiscreteAction
-    from pan_hf.plan import _within
 
     model = world_model(("camera",), action=DiscreteAction(4, names=["a", "b", "c", "throw"]))
     feature = {"kind": "discrete", "n": 3}

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pan_hf.agent import PanAgent
-from pan_hf.critics import FunctionCritic, GoalCritic, RewardCritic
-from pan_hf.planning import CEM, GraphSearch, RandomShooting, Refuted
+from pan_hf.agents.agent import PanAgent
+from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
+from pan_hf.agents.graph_search import GraphSearch
+from pan_hf.agents.plan import Refuted
+from pan_hf.agents.shooting import CEM, RandomShooting
 
 # S start, G goal, # wall. The way from S to G is 11 steps: down, round the wall, and up again.
 MAZE = """

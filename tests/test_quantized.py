@@ -7,8 +7,8 @@ from transformers import AqlmConfig, AutoModelForCausalLM, BitsAndBytesConfig, L
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from pan_hf import DiscreteAction, PanModel
-from pan_hf.adapter_configs import lora_config
-from pan_hf.modeling.quantized_pan import layers_alone
+from pan_hf.adapters import lora_config
+from pan_hf.modeling.loading_pan import layers_alone
 
 EIGHT_BITS, FOUR_BITS = {"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from forked import run_forked
 
-from pan_hf.readme import check_readme
+from pan_hf.reporting.readme import check_readme
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
 
-from pan_hf import trajectories
-from pan_hf.record import _merged, record
-from pan_hf.recorder import Stream
-from pan_hf.recording_info import is_test_episode
-from pan_hf.trajectories import episode_files, load_trajectories, read_info
+from pan_hf.data import trajectories
+from pan_hf.data.episodes import episode_files, read_info
+from pan_hf.data.info import is_test_episode
+from pan_hf.data.record import _merged, record
+from pan_hf.data.recorder import Stream
+from pan_hf.data.trajectories import load_trajectories
 
 GRID = {
     "wrappers": ["minigrid.wrappers:RGBImgObsWrapper?tile_size=8"],
@@ -86,7 +87,7 @@ def stopping_after(num_steps: int, error: BaseException):
             raise error
         return env.action_space.sample()
 
-    policy.__qualname__, policy.__module__ = "random", "pan_hf.policies"
+    policy.__qualname__, policy.__module__ = "random", "pan_hf.envs.policies"
     return policy
 
 
@@ -240,7 +241,7 @@ def test_an_episode_that_was_damaged_is_recorded_again(tmp_path, whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_recording_goes_on_and_leaves_no_process_behind(tmp_path, sent):
-    code = "import sys; from pan_hf.record import record\nif __name__ == '__main__':\n"
+    code = "import sys; from pan_hf.data.record import record\nif __name__ == '__main__':\n"
     code += "    record('CartPole-v1', sys.argv[1], frames=6000, workers=2, progress=False)"
     (tmp_path / "run.py").write_text(code)
     root = tmp_path / "out"
@@ -286,7 +287,7 @@ def test_episodes_played_ahead_do_not_count_before_the_gap_is_closed():
     ("changed", "message"),
     [
         ({"seed": 3}, "seed: 0 there, 3 now"),
-        ({"policy": "pan_hf.policies:random"}, "policy"),
+        ({"policy": "pan_hf.envs.policies:random"}, "policy"),
         ({"explore_steps": 2}, "explore_steps"),
         ({"env_args": {"length": 9}}, "length"),
         ({"episodes": 2}, "episodes: 4 there, 2 now"),
@@ -360,7 +361,7 @@ def test_an_observation_that_breaks_names_the_sense_and_the_step(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("pan_hf.record.shutil.disk_usage", lambda _: SimpleNamespace(free=10 * 2**20))
+    monkeypatch.setattr("pan_hf.data.record.shutil.disk_usage", lambda _: SimpleNamespace(free=10 * 2**20))
     with pytest.raises(OSError, match="needs about .* MiB, and 10 MiB are free"):
         record("TestPanTeller-v0", tmp_path / "new", frames=10**6, progress=False)
     assert not (tmp_path / "new").exists()
@@ -392,7 +393,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path, capsys):
 
 
 def test_the_environments_in_info_make_the_same_environments(tmp_path):
-    from pan_hf.environments import make_environment
+    from pan_hf.envs.environment import make_environment
 
     info = record("MiniGrid-Empty-5x5-v0", tmp_path, episodes=2, max_episode_steps=3, image_size=20, **GRID)
     entry = json.loads(json.dumps(info["environments"][0]))

@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from pan_hf.card import write_card
-from pan_hf.figures import (
+from pan_hf.publishing.card import write_card
+from pan_hf.reporting.figures import (
     Film,
     Strip,
     calibration_pairs,
@@ -24,8 +24,10 @@ from pan_hf.figures import (
     row_png,
     strip_picture,
 )
-from pan_hf.report import success_interval, tidy_tables, write_report
-from pan_hf.results import format_value, read_records, record, stage_timer, wilson, write_records
+from pan_hf.reporting.report import success_interval, tidy_tables, write_report
+from pan_hf.reporting.results import read_records, record, wilson, write_records
+from pan_hf.reporting.tables import format_value
+from pan_hf.reporting.timing import stage_timer
 
 ENVIRONMENTS = ("MiniGrid-Empty-8x8-v0", "pan_hf/FourRooms-8x8-v0")
 ORIGIN = {"command": "pan quickstart", "commit": "abc1234", "hardware": "a machine, 2 cores"}

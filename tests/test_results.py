@@ -7,21 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pan_hf import results
-from pan_hf.readme import check_readme, update_readme
-from pan_hf.results import (
-    distinct_origins,
-    format_value,
-    mean_stderr,
-    metric_label,
-    read_records,
-    record,
-    select,
-    stage_timer,
-    table,
-    wilson,
-    write_records,
-)
+from pan_hf.reporting import results
+from pan_hf.reporting.readme import check_readme, update_readme
+from pan_hf.reporting.results import mean_stderr, read_records, record, wilson, write_records
+from pan_hf.reporting.tables import distinct_origins, format_value, metric_label, select, table
+from pan_hf.reporting.timing import stage_timer
 
 ORIGIN = {"command": "pan evaluate --run runs/x", "commit": "abc1234", "hardware": "a machine"}
 

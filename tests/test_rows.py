@@ -4,7 +4,8 @@ import torch
 from tiny_worlds import world_model
 
 from pan_hf import VectorAction
-from pan_hf.modeling.rows_pan import describe_digits, start_rows
+from pan_hf.modeling.codecs_pan import describe_digits
+from pan_hf.modeling.embedding_pan import start_rows
 from pan_hf.training import pretrain_senses
 
 

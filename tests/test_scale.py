@@ -15,17 +15,18 @@ from tiny_worlds import all_tensors, board_world, differing
 from transformers import Trainer, TrainingArguments
 from typer.testing import CliRunner
 
-from pan_hf import PanModel, PanProcessor, train
+from pan_hf import PanModel, PanProcessor
 from pan_hf.cli import app
-from pan_hf.tracking import RolloutImages
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.reporting.tracking import RolloutImages
 from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, trainer
-from pan_hf.training.command_line import CONFIGS, parse
-from pan_hf.training.material import split
-from pan_hf.training.shared_weights import check_can_be_shared_out, check_needs_no_whole_weights, read_training_state
-from pan_hf.training.stage import arguments, run
+from pan_hf.training import pipeline as train
+from pan_hf.training.arguments import CONFIGS, arguments, parse
+from pan_hf.training.datasets import split
+from pan_hf.training.distributed import check_can_be_shared_out, check_needs_no_whole_weights, read_training_state
+from pan_hf.training.stage import run
 from pan_hf.training.streaming import WindowStream, gather
 from pan_hf.training.trainer import PanTrainer
-from pan_hf.trajectories import load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"per_device_train_batch_size": 8, "logging_steps": 1, "progress": False, "bf16": False}
@@ -188,7 +189,7 @@ def test_training_stops_when_held_out_windows_get_no_better_and_keeps_the_best(s
     args = arguments(
         align.DYNAMICS, model=str(world.model), data=str(world.data), output_dir="x", eval_fraction=0.3, **QUICK
     )
-    from pan_hf.training.material import gather_material
+    from pan_hf.training.datasets import gather_material
 
     model, processor = PanModel.from_pretrained(stopped.final), PanProcessor.from_pretrained(stopped.final)
     material = gather_material(align.DYNAMICS, args, PanModel.from_pretrained(world.model), processor, None)
@@ -236,7 +237,7 @@ def test_curves_and_pictures_reach_trackio_on_this_disk(world, tmp_path, monkeyp
 
 
 def test_a_tracker_that_is_not_installed_names_the_line_that_installs_it(monkeypatch):
-    from pan_hf import tracking
+    from pan_hf.reporting import tracking
 
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'needs trackio: pip install "pan_hf\[tracking\]"'):
@@ -509,9 +510,7 @@ def test_a_trainer_of_one_s_own_trains_a_world_model_on_what_the_processor_gives
     shown = RolloutImages(batch["observation"], batch["action"], every=4)
     pictures = []
     shown.show = lambda *_: pictures.append(1)
-    own = own_trainer(
-        model, dataset, tmp_path, data_collator=torch.utils.data.default_collate, callbacks=[shown]
-    )
+    own = own_trainer(model, dataset, tmp_path, data_collator=torch.utils.data.default_collate, callbacks=[shown])
     own.train()
     losses = [entry["loss"] for entry in own.state.log_history if "loss" in entry]
     assert len(losses) == 8 and min(losses[-3:]) < losses[0] and len(pictures) == 2

@@ -6,8 +6,8 @@ from tiny_worlds import acts, observe, outcomes, world_model
 
 import pan_hf.modeling.switch_objective_pan as switching
 from pan_hf import Effort, PanModel, State
-from pan_hf.modeling.belief_pan import ABSENT
-from pan_hf.modeling.switch_pan import SwitchHead
+from pan_hf.modeling.effort_pan import SwitchHead
+from pan_hf.modeling.state_pan import ABSENT
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 LAYOUTS = [

@@ -7,8 +7,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.theorem1 import LatticeLanguage
 from pan_hf import VectorAction, VectorSense
-from pan_hf.modeling.lattice_pan import LatticeCodec, LatticeLanguage
+from pan_hf.modeling.codecs_pan import LatticeCodec
 from pan_hf.modeling.sense_configuration_pan import cells_within, digits_for
 
 BASES = st.one_of(st.none(), st.integers(2, 40))

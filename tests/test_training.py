@@ -15,17 +15,11 @@ from tiny_worlds import all_tensors, board_world, differing
 from transformers import TrainerControl, TrainerState
 
 from pan_hf import PanModel, PanProcessor
-from pan_hf.build import save_checkpoint
-from pan_hf.train import SHARES, train
-from pan_hf.training import (
-    align,
-    pretrain_backbone,
-    pretrain_latent_head,
-    pretrain_senses,
-    reinforce,
-    trainer,
-)
-from pan_hf.training.stage import Stage, arguments, run
+from pan_hf.checkpoints import save_checkpoint
+from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce, trainer
+from pan_hf.training.arguments import Stage, arguments
+from pan_hf.training.pipeline import SHARES, train
+from pan_hf.training.stage import run
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {

@@ -9,19 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pan_hf.trajectories import (
+from pan_hf.data.episodes import (
     Episode,
-    Trajectories,
     encode_png,
     episode_path,
     episode_schema,
     episode_table,
-    load_trajectories,
     read_info,
     read_summary,
     write_info,
     write_table,
 )
+from pan_hf.data.trajectories import Trajectories, load_trajectories
 
 FEATURES = {
     "observation.camera": {"kind": "image", "shape": [6, 8, 3], "unit": "uint8 RGB"},
@@ -185,7 +184,7 @@ def test_many_frames_are_mapped_from_a_file_that_is_written_once(recorded, monke
     assert few.fingerprints == many.fingerprints
     many.observations["camera"][:] = 0  # which the file does not see
     with monkeypatch.context() as patch:
-        patch.setattr("pan_hf.trajectories._decode", None)
+        patch.setattr("pan_hf.data.trajectories._decode", None)
         again = load_trajectories(root, "train", in_memory=0)
     np.testing.assert_array_equal(few.observations["camera"], again.observations["camera"])
     episodes[1].observations["camera"][0][:] = 7
@@ -203,7 +202,7 @@ def test_frames_that_cannot_be_kept_leave_no_file(recorded, monkeypatch):
     with_column("observation.camera", [SMALL], PNG)(episode_path(root, "train", 2))
     with pytest.raises(ValueError, match="Episode 2, frame 0"):
         load_trajectories(root, "train", in_memory=0)
-    monkeypatch.setattr("pan_hf.frame_store.shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr("pan_hf.data.frame_store.shutil.disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(OSError, match="frames of this recording need 0 MiB.*make room"):
         load_trajectories(root, "train", in_memory=0)
     assert not list((root / "frames").iterdir())
@@ -302,7 +301,7 @@ def test_a_file_is_written_whole_or_not_at_all(recorded, monkeypatch):
     def stopped(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pan_hf.trajectories.os.replace", stopped)
+    monkeypatch.setattr("pan_hf.data.trajectories.os.replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         rewrite(root, episodes[0])
     assert path.read_bytes() == before and not list(root.rglob("*.tmp"))

@@ -13,9 +13,9 @@ from test_growth import OLD, PROMPT, codec_vectors, grown_up, observation, pictu
 from tiny_worlds import ARCHITECTURES, acts
 from typer.testing import CliRunner
 
-from pan_hf.build import save_checkpoint
+from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.cli import app
-from pan_hf.vocabulary import code_pictures, double, load, picture, show
+from pan_hf.vocabulary import code_pictures, double, picture, show
 
 
 @pytest.fixture

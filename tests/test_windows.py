@@ -9,17 +9,11 @@ import torch
 from tiny_worlds import board_world
 
 from pan_hf import PanModel, PanProcessor
-from pan_hf.training import encoded, pretrain_backbone, reinforce
-from pan_hf.training.encoded import encode_once
-from pan_hf.training.windows import (
-    WeightedRows,
-    Windows,
-    encode_all,
-    openness,
-    openness_by_kind,
-    sense_tensors,
-    window_weights,
-)
+from pan_hf.training import code_cache as encoded
+from pan_hf.training import pretrain_backbone, reinforce
+from pan_hf.training.code_cache import encode_all, encode_once
+from pan_hf.training.sampling import WeightedRows, openness, openness_by_kind, window_weights
+from pan_hf.training.windows import Windows, sense_tensors
 
 
 @pytest.fixture(scope="module")

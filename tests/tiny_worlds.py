@@ -14,15 +14,7 @@ import torch
 from gymnasium import spaces
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pan_hf import (
-    DiscreteAction,
-    ImageSense,
-    PanModel,
-    TextAction,
-    TextSense,
-    VectorAction,
-    VectorSense,
-)
+from pan_hf import DiscreteAction, ImageSense, PanModel, TextAction, TextSense, VectorAction, VectorSense
 
 BACKBONES = {
     "qwen3": {
@@ -211,7 +203,7 @@ gymnasium.register("TestPanBoard-v0", entry_point=Board, max_episode_steps=12)
 
 def record_board(folder, episodes=10, seed=0):
     """Records random episodes of [`Board`] into `folder` and returns it."""
-    from pan_hf.record import record
+    from pan_hf.data.record import record
 
     record("TestPanBoard-v0", folder, episodes=episodes, seed=seed, test_fraction=0.2, progress=False)
     return Path(folder)
@@ -235,8 +227,8 @@ def build_board(trajectories, **config):
 def board_world(folder):
     """A recording of the board and an untrained model of it: `data` and `model`, folders, and `trajectories`, those to
     train on."""
-    from pan_hf.build import save_checkpoint
-    from pan_hf.trajectories import load_trajectories
+    from pan_hf.checkpoints import save_checkpoint
+    from pan_hf.data.trajectories import load_trajectories
 
     data = record_board(folder / "data", episodes=10)
     trajectories = load_trajectories(data, "train")

@@ -22,9 +22,9 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from pan_hf.training import stage as stages
-from pan_hf.training.command_line import CONFIGS
-from pan_hf.training.shared_weights import whole_tensor
-from pan_hf.training.trainer import COMPLETE, PanTrainer
+from pan_hf.training.arguments import COMPLETE, CONFIGS
+from pan_hf.training.distributed import whole_tensor
+from pan_hf.training.trainer import PanTrainer
 
 
 def main():

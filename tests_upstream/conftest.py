@@ -59,7 +59,7 @@ def pytest_sessionfinish(session):
     target = session.config.getoption("--record")
     if target is None or hasattr(session.config, "workerinput"):
         return
-    from pan_hf.results import record, write_records
+    from pan_hf.reporting.results import record, write_records
 
     ours = {f"Skipped: {reason}" for reasons in LEFT_OUT.values() for reason in reasons.values()}
     counts: dict[str, Counter] = {}

@@ -11,43 +11,12 @@ import copy
 
 import torch
 
-from pan_hf.training.encoded import encode_once
+from pan_hf.training.arguments import Stage
 from pan_hf.training.rollouts import judge_by
-from pan_hf.training.stage import Stage, main
+from pan_hf.training.sampling import make_encoded, make_raw
+from pan_hf.training.stage import main
 from pan_hf.training.streaming import some_windows
-from pan_hf.training.windows import (
-    Windows,
-    action_tensor,
-    openness,
-    openness_by_kind,
-    sense_tensors,
-    window_weights,
-)
-
-
-def make_encoded(model, processor, trajectories, args=None, survey=None):
-    """Windows of codes, encoded once by the senses as they are."""
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
-    encoded = encode_once(model, tensors, trajectories, None if args is None else args.encoded)
-    actions = action_tensor(trajectories, model, processor.tokenizer)
-    constant = set(model.config.prefix_senses)
-    windows = Windows(trajectories, encoded, actions, model.config.context_steps, True, constant)
-    by_kind = openness_by_kind(windows, trajectories) if survey is None else survey.openness
-    left_open = openness(windows, trajectories, by_kind)
-    weights = window_weights(windows, left_open, survey and survey.weighing)
-    for_outcome = weights / left_open
-    mean = for_outcome.mean() if survey is None else survey.weighing.mean
-    windows.importance = mean / for_outcome  # rewards are drawn more often; what happens must not look so
-    return windows, weights
-
-
-def make_raw(model, processor, trajectories, args=None, survey=None):
-    """Windows of raw observations, drawn as often as the windows of their codes would be."""
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
-    encoded, weights = make_encoded(model, processor, trajectories, args, survey)
-    raw = Windows(trajectories, tensors, encoded.actions, encoded.num_steps, False, encoded.constant)
-    raw.importance = encoded.importance
-    return raw, weights
+from pan_hf.training.windows import Windows
 
 
 def note_refinements(model, windows: Windows) -> None:
@@ -108,6 +77,7 @@ JOINT = Stage(
     # an encoder that moves quickly turns codes into other codes faster than the backbone can follow
     slow={"senses.": 0.01},
 )
+
 
 if __name__ == "__main__":
     main(DYNAMICS, joint=JOINT)

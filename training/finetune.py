@@ -6,17 +6,28 @@ the switch stay as they were. With `--adapter none` everything that the dynamics
     python -m pan_hf.training.finetune --model DIR --data DIR --output_dir DIR --adapter lora --seconds 60
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
 
-from pan_hf.adapters import ia3_config, lora_config, save_adapter
-from pan_hf.build import save_checkpoint
-from pan_hf.modeling import PanModel
-from pan_hf.training.align import DYNAMICS, make_encoded
-from pan_hf.training.stage import Stage, StageArguments, main
+from pan_hf.adapters import check_family, ia3_config, lora_config, save_adapter
+from pan_hf.checkpoints import find_checkpoint, save_checkpoint
+from pan_hf.data.episodes import recording_folder
+from pan_hf.data.info import check_fits
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.hub import address
+from pan_hf.modeling import PanConfig, PanModel
+from pan_hf.reporting.timing import stage_timer
+from pan_hf.tokenization import PanProcessor
+from pan_hf.training.align import DYNAMICS
+from pan_hf.training.arguments import Stage, StageArguments
+from pan_hf.training.run_folder import keeping_settings, publish
+from pan_hf.training.sampling import make_encoded
+from pan_hf.training.stage import main
 
 ADAPTERS = {
     "lora": lambda model, rank: lora_config(model, r=rank),
@@ -70,6 +81,91 @@ STAGE = Stage(
     arguments=FinetuneArguments,
     defaults={"learning_rate": 2e-3},
 )
+
+
+# ---- `pan finetune`: a finished world model, here or on the Hub, learns a recording of someone's own.
+#
+#     <run>/stages/finetune    the stage
+#     <run>/adapter            what it learned, a few MB; `pan evaluate` and `pan plan` put it on its base
+#     <run>/checkpoint         with `merge`, or without an adapter: a checkpoint like any other
+
+
+def finetune(
+    run: str | Path,
+    start: str | Path,
+    data: str | Path | None = None,
+    *,
+    adapter: str = "lora",
+    rank: int = 8,
+    seconds: float = 60.0,
+    max_steps: int | None = None,
+    learning_rate: float | None = None,
+    merge: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Trains the dynamics of a finished world model on a recording, through an adapter on its backbone.
+
+    Run again, it goes on after an interruption; run again with `merge` when it is done, it merges.
+
+    Args:
+        run: folder of the new run; holds everything afterwards.
+        start: a run or checkpoint, or its Hub id; it is left as it is.
+        data: a recording, a run with one, or a Hub id; `<run>/data` by default. Only its train split is read.
+        adapter (`str`): "lora", "dora", "ia3", or "none" to train all that the dynamics stage trains.
+        rank (`int`): of lora and dora.
+        seconds (`float`), max_steps (`int`, *optional*): how long to train; `max_steps` makes a run independent of the
+            machine's speed.
+        learning_rate (`float`, *optional*): its peak, in place of the stage's own.
+        merge (`bool`): also write the model with the adapter merged into it, as `<run>/checkpoint`.
+        seed (`int`): of everything random.
+
+    Returns:
+        `<run>/adapter`, or `<run>/checkpoint` where there is one.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no recording.
+        HubError: the Hub did not give one of them.
+        ValueError: the recording does not fit the model, an unknown adapter, a run that was begun with other settings
+            or that would overwrite what it starts from. Nothing has been written then.
+    """
+    from pan_hf.training.arguments import arguments
+    from pan_hf.training.code_cache import forget
+    from pan_hf.training.stage import run as run_stage
+
+    run, source = Path(run), find_checkpoint(start)
+    folder, recording = run / "stages" / STAGE.name, recording_folder(run / "data" if data is None else data)
+    if source.resolve() == (run / "checkpoint").resolve():
+        raise ValueError(f"{run} would overwrite the checkpoint it starts from; name another folder for the new run.")
+    trajectories = load_trajectories(recording, "train")
+    config, processor = PanConfig.from_pretrained(source), PanProcessor.from_pretrained(source)
+    check_fits(config, processor, trajectories)
+    check_family(config, adapter)
+    base = address(source) or str(source.resolve())
+    given = {"model": str(source), "base": base, "data": str(recording), "output_dir": str(folder), "seed": seed}
+    given |= {"adapter": adapter, "rank": rank} | ({"seconds": seconds} if max_steps is None else {})
+    given |= {"max_steps": max_steps} if max_steps is not None else {}
+    given |= {"learning_rate": learning_rate} if learning_rate is not None else {}
+    stage_arguments, begun = arguments(STAGE, progress=progress, encoded=str(folder), **given), folder.exists()
+    with keeping_settings(folder.with_name(f"{STAGE.name}.settings.json"), given, begun=folder):
+        with stage_timer(run / "timing.json", STAGE.name, seeds=[seed], resume=begun):
+            final = run_stage(STAGE, stage_arguments, trajectories)
+    forget(folder)
+    if adapter == NONE:
+        return publish(final, run / "checkpoint", recording)
+    found = publish(final, run / "adapter", recording)
+    return _merge(found, run / "checkpoint") if merge else found
+
+
+def _merge(adapter: Path, checkpoint: Path) -> Path:
+    """Writes the checkpoint that an adapter and its base make together."""
+    from pan_hf.checkpoints import load
+    from pan_hf.training.stage import TRAINING_DATA
+
+    model, processor = load(adapter)
+    save_checkpoint(checkpoint, model, processor, {TRAINING_DATA: (adapter / TRAINING_DATA).read_text()})
+    return checkpoint
+
 
 if __name__ == "__main__":
     main(STAGE)

@@ -7,21 +7,23 @@ to describe. The last tenth of the training episodes is held out for that; no gr
     python -m pan_hf.training.grow --model DIR --data DIR --output_dir DIR --seconds 60 --grow_every 50
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
 from pan_hf.modeling.learning_pan import NOVEL, Growth
-from pan_hf.training.align import make_raw
+from pan_hf.training.arguments import Stage, StageArguments, last_checkpoint
+from pan_hf.training.datasets import candidates_and_judges, in_last_episodes
 from pan_hf.training.rollouts import judge_by
-from pan_hf.training.stage import Stage, StageArguments, main
-from pan_hf.training.trainer import last_checkpoint
-
-HELD_OUT = 10  # one in so many episodes judges growth
-JUDGED = 64  # windows that do
+from pan_hf.training.run_folder import run_stage_once
+from pan_hf.training.sampling import make_raw
+from pan_hf.training.stage import main
 
 
 @dataclass
@@ -129,20 +131,6 @@ def make_data(model, processor, trajectories, _args=None):
     return windows, weights * ~windows.is_held_out
 
 
-def in_last_episodes(trajectories, rows: np.ndarray) -> torch.Tensor:
-    """Which rows are of the episodes that judge growth, the last tenth; `(len(rows),)` bool."""
-    first = int(len(trajectories.episode_starts) * (1 - 1 / HELD_OUT))
-    return torch.from_numpy(trajectories.episode[rows] >= max(first, 1))
-
-
-def candidates_and_judges(windows, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of windows to learn from, and of those to judge growth by. Raises ValueError where none is held out."""
-    candidates, held_out = ((windows.is_held_out == which).nonzero().squeeze(1).numpy() for which in (False, True))
-    if not len(held_out):
-        raise ValueError("Growth is judged by episodes held out, and the recording has one alone; record more.")
-    return candidates, np.random.default_rng(seed).choice(held_out, min(JUDGED, len(held_out)), replace=False)
-
-
 def callbacks(model, windows, args) -> list[TrainerCallback]:
     """The one that grows. Raises ValueError for names that are words already, unless this run gave them."""
     taken = [name for name in args.named() if model.processor.tokenizer.has_word(name)]
@@ -165,6 +153,51 @@ STAGE = Stage(
     slow={"senses.": 0.01},
     averages=False,
 )
+
+
+def grow(
+    run: str | Path,
+    start: str | Path,
+    data: str | Path | None = None,
+    *,
+    seconds: float = 60.0,
+    max_steps: int | None = None,
+    every: int = 50,
+    threshold: float | None = None,
+    max_new: int = 32,
+    prune: bool = False,
+    names: list[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Goes on training a world model on a recording, growing codes for what none describes.
+
+    Args:
+        run: folder of the new run; holds everything afterwards.
+        start: the run or checkpoint to start from, or its Hub id; it is left as it is.
+        data: the recording, a folder or a Hub id; `<run>/data` by default.
+        seconds (`float`), max_steps (`int`, *optional*): how long to train; `max_steps` makes a run independent of the
+            machine's speed.
+        every (`int`): steps between attempts to grow.
+        threshold (`float`, *optional*): see [`PanModel.learn`].
+        max_new (`int`): codes at most.
+        names (`list[str]`, *optional*): words to make live, each a word or "word=what it means", in known words.
+        prune (`bool`): also try to retire codes that are unused, or twins of others.
+        seed (`int`): of everything random.
+
+    Returns:
+        the folder of the finished checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no recording.
+        ValueError: the recording does not fit the model, the run was begun with other settings or would overwrite what
+            it starts from.
+    """
+
+    given: dict[str, Any] = {"grow_every": every, "max_new": max_new, "prune": prune, "names": names}
+    given |= {} if threshold is None else {"threshold": threshold}
+    return run_stage_once(STAGE, Path(run), start, data, given, seconds, max_steps, seed, progress)
+
 
 if __name__ == "__main__":
     main(STAGE)

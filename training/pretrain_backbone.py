@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pan_hf.training.stage import Stage, StageArguments, main
+from pan_hf.training.arguments import Stage, StageArguments
+from pan_hf.training.stage import main
 
 BLOCK = 128  # words of a training text
 

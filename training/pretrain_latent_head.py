@@ -7,9 +7,10 @@ import torch
 from accelerate.utils import concatenate, recursively_apply
 from torch.utils.data import Dataset
 
-from pan_hf.modeling.latent_objective_pan import latent_examples
-from pan_hf.training.rollouts import RolloutArguments, judge_by, make_rollouts
-from pan_hf.training.stage import Stage, main
+from pan_hf.modeling.objectives_pan import latent_examples
+from pan_hf.training.arguments import RolloutArguments, Stage
+from pan_hf.training.rollouts import judge_by, make_rollouts
+from pan_hf.training.stage import main
 
 MOST_CONDITIONS = 4_096  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
 

@@ -5,7 +5,8 @@ python -m pan_hf.training.pretrain_senses --model DIR --data DIR --output_dir DI
 
 import torch
 
-from pan_hf.training.stage import Stage, main
+from pan_hf.training.arguments import Stage
+from pan_hf.training.stage import main
 from pan_hf.training.windows import CroppedFrames, sense_tensors
 
 

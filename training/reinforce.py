@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
-from pan_hf.training.rollouts import RolloutArguments, make_rollouts
-from pan_hf.training.stage import Stage, main
+from pan_hf.training.arguments import RolloutArguments, Stage
+from pan_hf.training.rollouts import make_rollouts
+from pan_hf.training.stage import main
 
 MOST_BEGINNINGS = 256  # of which every candidate is imagined for the warm-up
 

@@ -1,22 +1,12 @@
 """Windows that are imagined from in training: a beginning to look at, and some steps to imagine."""
 
-from dataclasses import dataclass, field
-
 import torch
 
-from pan_hf.modeling.latent_objective_pan import judge_latents
-from pan_hf.training.stage import StageArguments
+from pan_hf.modeling.objectives_pan import judge_latents
 from pan_hf.training.streaming import some_windows
 from pan_hf.training.windows import Windows, action_tensor, sense_tensors
 
 JUDGED = 128  # windows by which a model judges itself
-
-
-@dataclass
-class RolloutArguments(StageArguments):
-    """What the stages that imagine take."""
-
-    horizon: int = field(default=8, metadata={"help": "Steps imagined in a rollout, where episodes are as long."})
 
 
 def make_rollouts(model, processor, trajectories, args):

@@ -24,19 +24,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from pan_hf.training.windows import (
-    Draw,
-    Weighing,
-    Windows,
-    change_weights,
-    is_rare,
-    openness,
-    openness_by_kind,
-    reward_boost,
-    sense_tensors,
-    usually_seen,
-)
-from pan_hf.trajectories import episode_files, load_trajectories
+from pan_hf.data.episodes import episode_files
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.training.sampling import Weighing, change_weights, is_rare, openness, openness_by_kind, reward_boost
+from pan_hf.training.windows import Draw, Windows, sense_tensors, usually_seen
 
 STATE = "stream.json"
 SURVEYED = 32  # episodes that are read to know what a recording is like
@@ -75,7 +66,7 @@ def some_episodes(root: str | Path, seed: int, most_rows: int, among: list[int] 
 def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -> tuple[Survey, Windows]:
     """Looks at a recording: some of the episodes whole, of which it also gives the encoded windows, of the others
     rewards and ends alone."""
-    from pan_hf.training.align import make_encoded
+    from pan_hf.training.sampling import make_encoded
 
     chosen = np.random.default_rng(seed).permutation(episodes)[:SURVEYED]
     trajectories = load_trajectories(root, "train", episodes=chosen.tolist())
@@ -248,6 +239,6 @@ def as_they_are(model):
 
 def write_state(folder: Path, stream: WindowStream, drawn: int) -> None:
     """Writes where a stream was into a checkpoint."""
-    from pan_hf.training.trainer import write_text
+    from pan_hf.files import write_text
 
     write_text(folder / STATE, json.dumps(stream.state_at(drawn)))

@@ -3,127 +3,25 @@ checkpoints that count only once they are whole."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
-from pan_hf.modeling.processes_pan import are_several
-from pan_hf.training.averaging import WeightAverage
-from pan_hf.training.optimizers import build_optimizer
-from pan_hf.training.row_draws import row_draws
-from pan_hf.training.shared_weights import read_training_state, read_weights, whole_tensors, write_training_state
+from pan_hf.files import write_text
+from pan_hf.training.arguments import COMPLETE
+from pan_hf.training.budget import Budget, BudgetCallback
+from pan_hf.training.distributed import (
+    read_training_state,
+    read_weights,
+    row_draws,
+    whole_tensors,
+    write_training_state,
+)
+from pan_hf.training.optimizers import WeightAverage, build_optimizer
 from pan_hf.training.streaming import WindowStream, write_state
-
-COMPLETE = "complete"
-MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
-CHECK_EVERY = 10  # steps between looks at the clock
-
-
-class Budget:
-    """How many steps a stage has, given or derived from seconds.
-
-    The learning rate is constant for the first half and then falls linearly to a twentieth, so the number of steps
-    need not be known while it is being measured, and may grow during the first half. It stays where weights are
-    averaged: those of the last steps, `averaged_share` of all. What was decided is written down, and a resumed run
-    never takes more.
-    """
-
-    def __init__(self, folder: Path, max_steps: int, seconds: float | None, averaged_share: float = 0.0):
-        self.path, self.averaged_share = folder / "budget.json", averaged_share
-        self.most, self.max_steps, self.seconds, self.is_final = max_steps, max_steps, seconds, seconds is None
-        if seconds is not None and self.path.exists():
-            self.max_steps, self.is_final = json.loads(self.path.read_text())["max_steps"], True
-
-    def decide(self, max_steps: int, is_written: bool = True) -> None:
-        """Fixes the number of steps and, in one process of several, writes it down."""
-        self.max_steps, self.is_final = min(self.most, max_steps), True
-        if not is_written:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps({"max_steps": self.max_steps, "seconds": self.seconds}))
-
-    def rate(self, step: int, warmup: int = 20) -> float:
-        """Share of the peak learning rate at a step."""
-        if not self.is_final or self.averaged_share:
-            return min(1.0, (step + 1) / warmup)
-        left = (self.max_steps - step) / max(1, self.max_steps / 2)
-        return min(1.0, (step + 1) / warmup, max(0.05, left))
-
-    def is_averaged(self, step: int) -> bool:
-        """Whether the weights after so many steps are among those averaged; the last ones always are."""
-        return self.is_final and step > min(self.max_steps - 1, (1 - self.averaged_share) * self.max_steps)
-
-
-class BudgetCallback(TrainerCallback):
-    """Times some steps, fixes their number, and asks for a checkpoint every `save_seconds`."""
-
-    def __init__(self, budget: Budget, save_seconds: float = 60.0):
-        self.budget, self.save_seconds = budget, save_seconds
-        self.started = self.saved = time.monotonic()
-        self.mark, self.first_step = (self.started, 0), 0  # time and step that the pace is counted from
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started = self.saved = _agreed(time.monotonic())
-        self.first_step, self.mark = state.global_step, (self.started, state.global_step)
-        state.max_steps = self.budget.max_steps
-
-    def on_step_end(self, args, state, control, **kwargs):
-        now = _agreed(time.monotonic())
-        if not self.budget.is_final:
-            self._measure(state, now)
-        elif self.budget.seconds is not None and state.global_step % CHECK_EVERY == 0:
-            self._keep_to_time(state, now)
-        if now - self.saved > self.save_seconds:
-            control.should_save, self.saved = True, now
-        if state.global_step >= self.budget.max_steps:
-            control.should_training_stop = True
-        return control
-
-    def _measure(self, state, now: float) -> None:
-        """Turns seconds into steps once enough of this run's steps have been timed, or at once if time is up."""
-        (first, last), done = MEASURED_STEPS, state.global_step - self.first_step
-        left = self.budget.seconds - (now - self.started)
-        if left <= 0:
-            self._decide(state, state.global_step)
-        elif done == last:
-            self._decide(state, self._affordable(state, now))
-        if done in (first, last):
-            self.mark = now, state.global_step
-
-    def _decide(self, state, max_steps: int) -> None:
-        self.budget.decide(max_steps, is_written=state.is_world_process_zero)
-        state.max_steps = self.budget.max_steps
-
-    def _affordable(self, state, now: float) -> int:
-        """Steps that the seconds are worth at the pace since the mark."""
-        since, step = self.mark
-        left = self.budget.seconds - (now - self.started)
-        return state.global_step + int(max(0.0, left) * (state.global_step - step) / (now - since))
-
-    def _keep_to_time(self, state, now: float) -> None:
-        """Takes steps away where the machine has become slower than it was when they were counted, and adds some
-        where it has become faster, while the learning rate does not depend on their number yet."""
-        affordable = self._affordable(state, now)
-        is_open = self.first_step == 0 and state.global_step < self.budget.max_steps / 2
-        if affordable < 0.97 * self.budget.max_steps or (is_open and affordable > 1.03 * self.budget.max_steps):
-            self._decide(state, affordable)
-
-
-def _agreed(seconds: float) -> float:
-    """The first process's clock: processes that decide by their own part ways, and then wait for each other for
-    ever."""
-    if not are_several():
-        return seconds
-    told = [seconds]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
 
 
 class NamedMeans:
@@ -203,7 +101,7 @@ class PanTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """What is drawn at random in a step depends on the seed and the step alone; of several processes, each takes
-        the rows that it has of what one alone would draw (`row_draws.py`)."""
+        the rows that it has of what one alone would draw (`distributed.py`)."""
         step, micro = self._micro_step
         self._micro_step = step, micro = self.state.global_step, micro + 1 if step == self.state.global_step else 0
         torch.manual_seed(hash((self.args.seed, step, micro)))
@@ -299,16 +197,3 @@ class PanTrainer(Trainer):
             best = Path(self.state.best_model_checkpoint or saved)
             for other in set(folder.glob("checkpoint-*")) - {saved, best}:
                 shutil.rmtree(other)
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint in a stage's folder; one that a kill cut short lacks its last file."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -1,0 +1,206 @@
+"""Noise on the context, against drift: in training a share of the states that predictions are made from are wrong in
+a few places, as imagined states are, and what is to be predicted is still what truly follows.
+
+A model that has only ever seen true states takes an object that it has itself drawn twice, or half a cell off, for a
+fact, and carries it on for ever. What is wrong here is wrong in a likely way: cells of an image hold what stands
+beside them, or what another state of the batch has there, and vectors are a little off.
+
+Shapes: N = states, n = cells of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .focus_pan import Focus, places_in_focus
+from .layout_pan import fold_places, unfold_places
+from .state_pan import ABSENT, State
+
+MOST_CELLS = 0.1  # of an image that are wrong in a disturbed state, at most
+VECTOR_NOISE = 0.01  # standard deviation, as a share of a coordinate's range
+
+
+def disturb(model, state: State) -> State:
+    """A share `config.context_noise` of states of any leading shape, disturbed. Their latents become absent."""
+    config = model.config
+    if not config.context_noise:
+        return state
+    leading = state.tensors()[0].shape[:-1]
+    flat = state.map(lambda tensor: tensor.flatten(0, len(leading) - 1))
+    rows, device = len(flat.tensors()[0]), flat.tensors()[0].device
+    is_disturbed = torch.rand(rows, device=device) < config.context_noise
+    codes, latents = {}, {}
+    for name, sense in config.place_senses.items():
+        if sense.kind == "image":
+            codes[name] = _misplaced(flat.codes[name], sense, is_disturbed)
+        else:
+            codes[name] = _jittered(model.senses[name], flat.codes[name], is_disturbed)
+        if name in flat.latents:
+            latents[name] = flat.latents[name].masked_fill(is_disturbed.view(-1, 1, 1), torch.nan)
+    return State(codes, latents, flat.text).map(lambda tensor: tensor.unflatten(0, leading))
+
+
+def _misplaced(levels: list[Tensor], sense, is_disturbed: Tensor) -> list[Tensor]:
+    """Codes `(N, num_codes)` a level, with those of some cells, all levels of each, taken from elsewhere."""
+    cells = replace(sense, place_stride=sense.level_strides[0])  # a cell is what one of the coarsest codes covers
+    (rows, columns), device = cells.place_grid, is_disturbed.device
+    shape = (len(is_disturbed), rows * columns)
+    share = MOST_CELLS * torch.rand(shape[0], 1, device=device) * is_disturbed.unsqueeze(1)
+    is_wrong = torch.rand(shape, device=device) < share
+    cell, step = torch.arange(shape[1], device=device), torch.randint(-1, 2, (2, *shape), device=device)
+    down, right = (cell // columns + step[0]).clamp(0, rows - 1), (cell % columns + step[1]).clamp(0, columns - 1)
+    other = torch.randint(shape[0], shape, device=device)
+    is_beside = torch.rand(shape, device=device) < 0.5
+    frame = torch.where(is_beside, torch.arange(shape[0], device=device).unsqueeze(1), other)
+    place = torch.where(is_beside, down * columns + right, cell)
+    found = []
+    for level, codes in enumerate(levels):
+        slots = fold_places(codes, cells, level)  # (N, n, codes a cell)
+        found.append(unfold_places(torch.where(is_wrong.unsqueeze(-1), slots[frame, place], slots), cells, level))
+    return found
+
+
+def _jittered(codec, digits: list[Tensor], is_disturbed: Tensor) -> list[Tensor]:
+    """Digits of vectors that are a little off."""
+    vectors = codec.decode(digits)
+    low, high = (torch.tensor(bound, device=vectors.device) for bound in (codec.sense.low, codec.sense.high))
+    moved = vectors + VECTOR_NOISE * (high - low) * torch.randn_like(vectors)
+    found, _ = codec.encode(moved.clamp(low, high))
+    return [torch.where(is_disturbed.unsqueeze(1), new, old) for new, old in zip(found, digits, strict=True)]
+
+
+# ---- Training the readouts where something happens: on a square of places around what changes, not on the whole
+# frame.
+#
+# Of a frame in which a block is pushed a few cells change and the rest stands still, so a readout that is trained on
+# whole frames spends nearly all of its time on learning that what stands still stands still. Here each transition
+# shows its readouts one square of places, drawn mostly where codes change. What is drawn less often counts for more
+# (Horvitz and Thompson 1952), so the expected loss is that of the whole frame, and probabilities stay calibrated.
+#
+# Shapes: N = transitions, P = places of the frame, p = places of the square, n = codes of a level.
+
+
+ANYWHERE = 0.25  # share of the squares that are drawn without a look at what changes
+
+
+@dataclass
+class ReadoutView:
+    """What the readouts of one sense are trained on.
+
+    Args:
+        sense: geometry of what is shown; the sense itself, or one the size of the square.
+        places `(N, p, C)`: see `PanModel.split_places`.
+        current, following: codes `(N, n)` a level.
+        corner `(N, 2)`: row and column of the first place that is shown; None where that is the first of the frame.
+        weight `(N, p)`: of each place in the losses, mean 1 in expectation; None where all count alike.
+    """
+
+    sense: Any
+    places: Tensor
+    current: list[Tensor]
+    following: list[Tensor]
+    corner: Tensor | None = None
+    weight: Tensor | None = None
+
+    def code_weight(self, level: int) -> Tensor | None:
+        """`weight` by code of a level, `(N, n)`."""
+        if self.weight is None:
+            return None
+        slots = self.weight.unsqueeze(-1).expand(-1, -1, self.sense.codes_per_place[level])
+        return unfold_places(slots, self.sense, level)
+
+
+def crop(view: ReadoutView, side: int) -> ReadoutView:
+    """A square of `side` by `side` places of a whole frame, drawn for each transition by itself; the whole frame where
+    that is no larger."""
+    rows, columns = view.sense.place_grid
+    if side >= min(rows, columns):
+        return view
+    changed = _changed_places(view).unflatten(1, (rows, columns))
+    index, chance = _draw_squares(changed, side)
+    pixels = side * view.sense.place_stride * view.sense.patch_size
+    sense = replace(view.sense, height=pixels, width=pixels)
+
+    def cut(codes: Tensor, level: int) -> Tensor:
+        slots = fold_places(codes, view.sense, level)
+        return unfold_places(_at(slots, index), sense, level)
+
+    return ReadoutView(
+        sense=sense,
+        places=_at(view.places, index),
+        current=[cut(codes, level) for level, codes in enumerate(view.current)],
+        following=[cut(codes, level) for level, codes in enumerate(view.following)],
+        corner=torch.stack([index[:, 0] // columns, index[:, 0] % columns], 1),
+        weight=side**2 / (rows * columns) / chance * (1.0 if view.weight is None else _at(view.weight, index)),
+    )
+
+
+def _changed_places(view: ReadoutView) -> Tensor:
+    """How many codes of each place change, `(N, P)` float."""
+    counts: Tensor = 0.0
+    for level, (now, after) in enumerate(zip(view.current, view.following, strict=True)):
+        counts = counts + fold_places(((now != after) & (now >= 0)).float(), view.sense, level).sum(-1)
+    return counts
+
+
+def _draw_squares(changed: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Args: changed `(N, rows, columns)`. Returns: places of the square drawn for each row in raster order, and the
+    chance with which each of them was to be seen: both `(N, side * side)`."""
+    count, rows, columns = changed.shape
+    inside = nn.functional.avg_pool2d(changed.unsqueeze(1), side, 1).flatten(1)  # (N, squares)
+    even = torch.full_like(inside, 1 / inside.shape[1])
+    total = inside.sum(1, keepdim=True)
+    drawn_for_change = torch.where(total > 0, inside / total.clamp(min=1e-12), even)
+    probability = (1 - ANYWHERE) * drawn_for_change + ANYWHERE * even
+    square = torch.multinomial(probability, 1)
+    across = columns - side + 1
+    first = square // across * columns + square % across
+    span = torch.arange(side, device=changed.device)
+    index = first + (span.unsqueeze(1) * columns + span).flatten()
+    # a place is seen in every square that it lies in
+    grid = probability.view(count, 1, rows - side + 1, across)
+    ones = torch.ones(1, 1, side, side, dtype=grid.dtype, device=grid.device)
+    seen = nn.functional.conv_transpose2d(grid, ones).flatten(1)
+    return index, seen.gather(1, index)
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` `(N, p)` of `values` `(N, P, ...)`."""
+    shape = index.shape + values.shape[2:]
+    return values.gather(1, index.view(*index.shape, *[1] * (values.dim() - 2)).expand(shape))
+
+
+def training_focus(config, change: dict[str, Tensor]) -> Focus | None:
+    """What one batch of training looks at: everything, or, for a share `config.focus_share` of the batches, what the
+    glance picks at a random threshold, and some more. It never depends on what did change, or being looked at would
+    tell that something will."""
+    if not change or torch.rand(()) >= config.focus_share:
+        return None
+    least = 10 ** float(torch.empty(()).uniform_(-2.3, -0.7))
+    return places_in_focus(config, {name: logits.detach() for name, logits in change.items()}, least, extra=0.05)
+
+
+def drop_blocks(state: State, config) -> State:
+    """Nested dropout (Rippel et al. 2014): of a share `config.block_dropout` of the rows, the finer levels of images
+    are made absent from a random level on, everywhere or at random codes; so that any prefix of blocks is a state
+    that the model can go on from. Args: state, of leading shape `(N,)`."""
+    codes = dict(state.codes)
+    for name, sense in config.place_senses.items():
+        if sense.kind != "image" or sense.num_levels < 2 or not config.block_dropout:
+            continue
+        rows, device = len(codes[name][0]), codes[name][0].device
+        is_dropped = torch.rand(rows, device=device) < config.block_dropout
+        first = torch.randint(1, sense.num_levels, (rows,), device=device)  # the first level that is missing
+        share = torch.rand(rows, 1, device=device).masked_fill(torch.rand(rows, 1, device=device) < 0.5, 1.0)
+        places = torch.rand(rows, sense.num_places, device=device) < share
+        levels = [codes[name][0]]
+        for level in range(1, sense.num_levels):
+            slots = fold_places(codes[name][level], sense, level)
+            gone = (is_dropped & (first <= level)).view(-1, 1) & places
+            levels.append(unfold_places(slots.masked_fill(gone.unsqueeze(-1), ABSENT), sense, level))
+        codes[name] = levels
+    return State(codes, state.latents, state.text)

@@ -1,0 +1,337 @@
+"""The one embedding table: which rows are whose, which of them live, and what is read from them and against them.
+
+Words come first, then a *segment* of rows for each level of each coded part, as the ledger lays them out
+(`vocabulary_pan.py`). All of them are reserved from the start; two masks say which are tokens and which ever were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .layout_pan import fold_places, with_absent
+
+
+class TableMixin:
+    """Rows, segments and live tokens of [`PanModel`]."""
+
+    def build_masks(self) -> None:
+        """Which rows are tokens, and which have ever been: a retired code still occurs in what was encoded before."""
+        for name in ("live_rows", "born_rows"):
+            self.register_buffer(name, torch.zeros(self.config.vocab_size, dtype=torch.bool))
+
+    def reset_pan_parameters(self, _std: float) -> None:
+        """What is live at birth: the backbone's words, and of each segment as many codes as its part has."""
+        if not self.is_world_model:
+            return
+        if self.config.text_senses:
+            init.zeros_(self.text_start)
+        live = torch.arange(self.config.vocab_size) < self.config.text_size
+        for part, described in self.config.coded_parts().items():
+            for ending, (_, size) in described.segments.items():
+                for offset, capacity in self.config.runs(f"{part}.{ending}"):
+                    live[offset : offset + min(size, capacity)] = True
+                    size = max(0, size - capacity)
+        init.copy_(self.live_rows, live)
+        init.copy_(self.born_rows, live)
+
+    def embedding_tables(self) -> list[Tensor]:
+        """The weights whose rows are tokens: one where input and output are tied, else two."""
+        return tables_of(self)
+
+    def segment_rows(self, part: str, level: int | str) -> Tensor:
+        """The rows of one level's segment (or of "merges"), `(capacity,)` int64: row `i` is the id of code `i`."""
+        runs = [torch.arange(first, first + count) for first, count in self.config.runs(f"{part}.{level}")]
+        return torch.cat(runs).to(self.device)
+
+    def code_rows(self, part: str, level: int, codes: Tensor) -> Tensor:
+        """Input rows of codes `(...)` of one level of a sense, or of the part `action`: `(..., hidden_size)`."""
+        runs = self.config.runs(f"{part}.{level}")
+        ids = codes + runs[0][0] if len(runs) == 1 else self.segment_rows(part, level)[codes]
+        return check_table(self.get_input_embeddings())(ids)
+
+    def code_table(self, part: str, level: int) -> Tensor:
+        """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
+        vocabulary's."""
+        return self._segment_of(check_table(self.get_output_embeddings()).weight, part, level)
+
+    def live_codes(self, part: str, level: int | str) -> Tensor:
+        """Which codes of a segment exist, `(capacity,)` bool."""
+        return self._segment_of(self.live_rows, part, level)
+
+    def _segment_of(self, table: Tensor, part: str, level: int | str) -> Tensor:
+        """A segment's rows of a table: a view, as long as the segment is one run."""
+        runs = self.config.runs(f"{part}.{level}")
+        if len(runs) > 1:
+            return table[self.segment_rows(part, level)]
+        ((first, count),) = runs
+        return table[first : first + count]
+
+    def live_words(self) -> Tensor:
+        """Which rows are words that exist, `(rows up to the last reserved for words,)` bool: `text_capacity` of them,
+        and more where words were given rows behind the codes."""
+        runs = self.config.runs("text")
+        if len(runs) == 1:
+            return self.live_rows[: self.config.text_capacity]
+        live = torch.zeros(sum(runs[-1]), dtype=torch.bool, device=self.live_rows.device)
+        for first, count in runs:
+            live[first : first + count] = self.live_rows[first : first + count]
+        return live
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 over words alone, as many as `live_words` has rows, minus infinity where there is no word."""
+        head, live = check_table(self.get_output_embeddings()), self.live_words()
+        bias = None if getattr(head, "bias", None) is None else head.bias[: len(live)]
+        logits = nn.functional.linear(hidden, head.weight[: len(live)], bias)
+        return logits.float().masked_fill(~live, -torch.inf)
+
+    def start_code_rows(self, parts: Iterable[str]) -> None:
+        """Lets the rows of codes start from what the codes stand for, see below. What the rows had learned is lost,
+        so this is for codes that no backbone has been trained on.
+
+        Args:
+            parts: names of senses, or `action`; levels that stand for nothing yet stay as they are.
+        """
+        for part in parts:
+            codec = self.senses[part] if part in self.senses else self.action_codec
+            for level, (descriptions, described) in enumerate(codec.describe()):
+                ids = self.segment_rows(part, level)
+                for table in self.embedding_tables():
+                    rows = table.detach()[ids]
+                    start_rows(rows, descriptions, described, self.config.initializer_range, seed=int(ids[0]))
+                    table.detach()[ids] = rows
+
+    def code_tables(self, whole: bool = False) -> CodeTables:
+        """What the layers that read or write codes make of every live code; valid until a weight or live mask changes.
+        `whole`: of every row reserved for codes, so that growth changes no size, as always in a compiled forward.
+
+        A forward of training and a call of `simulate` make them once and look codes up, instead of multiplying the row
+        of each code they meet."""
+        sizes, rows, places, levels, glances = {}, {}, {}, {}, {}
+        for part, described in self.config.coded_parts().items():
+            if part == "action" and described.kind == "discrete":
+                continue
+            live = [self.live_codes(part, level) for level in range(described.num_levels)]
+            born = [self._segment_of(self.born_rows, part, level) for level in range(described.num_levels)]
+            sizes[part] = [len(rows) if whole else _extent(rows) for rows in born]
+            rows[part] = [
+                self.code_rows(part, level, torch.arange(size, device=self.device))
+                for level, size in enumerate(sizes[part])
+            ]
+            embedding = self.action_embedding if part == "action" else self.state_embeddings[part]
+            places[part] = embedding.table(rows[part])
+            if part in self.senses:
+                levels[part] = [
+                    readout.tables(rows[part], self.code_table(part, level)[:size], live[level][:size])
+                    for level, (readout, size) in enumerate(zip(self.readouts[part], sizes[part], strict=True))
+                ]
+            if part in self.glances:
+                glances[part] = self.glances[part].tables(rows[part][0])
+        return CodeTables(sizes, places, levels, glances)
+
+    def _only_live(self, logits: Tensor) -> Tensor:
+        if not self.is_world_model:
+            return logits
+        return logits.masked_fill(~self.live_rows, torch.finfo(logits.dtype).min)
+
+
+def check_room(config) -> None:
+    """Raises ValueError where the backbone's table is too small for the words and codes of a configuration."""
+    needed = max(first + count for name in ["text", *config.segments] for first, count in config.runs(name))
+    if config.vocab_size < needed:
+        raise ValueError(
+            f"The backbone's table has {config.vocab_size} rows; words and codes need {needed}. Make the model with "
+            f"PanModel.from_backbone, which resizes it, or set `text_config.vocab_size` to {needed} or more."
+        )
+
+
+def tables_of(model: PreTrainedModel) -> list[Tensor]:
+    """The embedding table and, where it is not the same, the one that is read out against."""
+    tables = [check_table(table).weight for table in (model.get_input_embeddings(), model.get_output_embeddings())]
+    return list({id(table): table for table in tables}.values())
+
+
+def _extent(born: Tensor) -> int:
+    """Rows of a segment up to the last one born; all of them in a compiled forward, which growth must not change."""
+    return len(born) if torch.compiler.is_compiling() else int(born.nonzero()[-1]) + 1
+
+
+# ---- Layers that are read and not called: their weights with whatever an adapter (PEFT) adds to them.
+#
+# Where one matrix serves all codes, or a part of it some inputs, the layer's weight is multiplied by hand. An adapter
+# wraps the layer and still shows the weight without itself, so it would be passed over in silence. What the wrapped
+# layer does to an identity matrix is its weight, whatever the kind of adapter. Nothing here imports PEFT.
+
+
+def affine(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight `(out, in)` and bias `(out,)`, or None without one, of a linear layer, its active adapters included."""
+    plain = getattr(layer, "base_layer", None)
+    if plain is None:
+        return layer.weight, layer.bias
+    if layer.disable_adapters or layer.merged:
+        return plain.weight, plain.bias
+    bias = layer(plain.weight.new_zeros(1, plain.in_features))
+    weight = layer(torch.eye(plain.in_features, dtype=plain.weight.dtype, device=plain.weight.device)) - bias
+    return weight.T, bias.squeeze(0)
+
+
+def check_table(module: nn.Module) -> nn.Module:
+    """The module of a vocabulary's rows, which are read by segment.
+
+    Raises:
+        ValueError: an adapter is on it, which reading rows would pass over.
+    """
+    if hasattr(module, "base_layer") or hasattr(module, "token_adapter"):
+        raise ValueError(
+            "An adapter is on the vocabulary's table (embed_tokens or lm_head), whose rows are read one segment at a "
+            "time, past the adapter. Leave the table out of `target_modules` and `trainable_token_indices`; rows of "
+            "new tokens are trained by pan_hf.adapters.train_grown_rows and saved with the adapter."
+        )
+    return module
+
+
+@dataclass
+class GlanceTables:
+    """Level 0's segment of the vocabulary as a glance meets it, a row a code.
+
+    Args:
+        cells `(K + 1, A)`: what a code is at its cell, the last row if it is absent.
+        anywhere `(K, H)`: what it adds to the gist that it stands anywhere.
+    """
+
+    cells: Tensor
+    anywhere: Tensor
+
+
+class PlaceEmbedding(nn.Module):
+    """Adds up the vocabulary rows of the codes at each place, the projected latents, and the place's own embedding."""
+
+    def __init__(self, sense, hidden_size: int):
+        super().__init__()
+        self.sense = sense
+        self.place = nn.Parameter(torch.empty(sense.num_places, hidden_size))
+        self.fold = nn.ModuleList(
+            nn.Linear(per_place * hidden_size, hidden_size, bias=False) for per_place in sense.codes_per_place
+        )
+        self.latent = nn.Linear(sense.latent_dim, hidden_size, bias=False) if sense.latent_dim else None
+
+    def reset_pan_parameters(self, std: float) -> None:
+        init.normal_(self.place, std=std)
+
+    def table(self, rows: list[Tensor]) -> Tensor:
+        """What each code adds to its place, worked out once for all of them: rows of each level's segment `(K, H)` ->
+        `(sum of r * (K + 1), H)`, level by level, a run of K + 1 for each slot of a place; the last of a run is for
+        what is absent, and adds nothing."""
+        parts = []
+        for fold, level_rows in zip(self.fold, (with_absent(part) for part in rows), strict=True):
+            weight = affine(fold)[0].unflatten(1, (-1, level_rows.shape[1]))  # (H, r, H)
+            parts.append(torch.einsum("ki,ori->rko", level_rows, weight).flatten(0, 1))
+        return torch.cat(parts)
+
+    def codes(self, codes: list[Tensor], table: Tensor, sizes: list[int]) -> Tensor:
+        """Codes of a prefix of levels, one `(B, n)` a level -> `(B, P, H)`, without the place's own embedding.
+
+        Args: table, see `table`; sizes, K of each level in it."""
+        places, first = [], 0
+        for level, (level_codes, size) in enumerate(zip(codes, sizes, strict=False)):
+            slots = fold_places(level_codes, self.sense, level) % (size + 1)  # (B, P, r)
+            end = first + (size + 1) * slots.shape[-1]
+            places.append(slots + torch.arange(first, end, size + 1, device=slots.device))
+            first = end
+        index = torch.cat(places, -1)
+        return nn.functional.embedding_bag(index.flatten(0, 1), table, mode="sum").unflatten(0, index.shape[:2])
+
+    def forward(self, codes: list[Tensor], table: Tensor, sizes: list[int], latents: Tensor | None = None) -> Tensor:
+        """Args: codes, table, sizes as for `codes`; latents `(B, P, latent_dim)`. Returns: `(B, P, H)`."""
+        x = self.codes(codes, table, sizes) + self.place
+        if latents is not None and self.latent is not None:
+            x = x + self.latent(latents.nan_to_num().to(x.dtype))  # absent ones add nothing
+        return x
+
+
+@dataclass
+class LevelTables:
+    """One level's segment of the vocabulary as its readout meets it, a row a code (see `LevelReadout.tables`).
+
+    Args:
+        current `(K + 1, A)`: what the current code adds to the features, the last row if it is absent; coarser: the
+            same for each level before this one.
+        drawn `(K, A)`: what a code that is drawn tells the sentence head; None without one.
+        weight `(K, A)`, bias `(K,)`: features to logits; the bias is minus infinity where a row is not live.
+    """
+
+    current: Tensor
+    coarser: list[Tensor]
+    drawn: Tensor | None
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass
+class CodeTables:
+    """The tables of every coded part (see `PanModel.code_tables`).
+
+    Args:
+        sizes: by part, K of each level: rows up to the last live one.
+        places: by part, see `PlaceEmbedding.table`.
+        levels: by sense, the tables of each level.
+        glances: by sense with a glance, see `Glance.tables`.
+    """
+
+    sizes: dict[str, list[int]]
+    places: dict[str, Tensor]
+    levels: dict[str, list[LevelTables]]
+    glances: dict[str, GlanceTables]
+
+
+# ---- What a code's row of the vocabulary starts from: what the code stands for.
+#
+# Rows drawn at random would make two codes that look alike as foreign to one another as any other two, and the
+# backbone would have to learn for each of them what it has learned for the other. So a row starts as a fixed random
+# projection of its code's description (the codebook vector of an image code, the neighbourhood of a lattice digit),
+# plus a part of chance that keeps codes of one meaning apart. Distances between descriptions survive the projection
+# (Johnson and Lindenstrauss 1984). From there on rows are trained like any other.
+
+
+DESCRIBED = 0.8  # share of a row's variance that its description decides
+
+
+@torch.no_grad()
+def start_rows(rows: Tensor, descriptions: Tensor, described: Tensor, std: float, seed: int) -> None:
+    """Writes the rows of one segment in place.
+
+    Args:
+        rows `(K, H)`: a segment of an embedding table.
+        descriptions `(K, D)`: what each code stands for, in any unit.
+        described `(K,)` bool: codes that stand for something yet; the rows of the others stay as they are.
+        std (`float`): of the entries of a row.
+        seed (`int`): of projection and chance.
+    """
+    descriptions, described = descriptions.to(rows.device), described.to(rows.device)
+    known = descriptions[described].float()
+    if len(known) < 2:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    centred = known - known.mean(0)
+    scale = centred.square().sum(-1).mean().sqrt().clamp(min=1e-12)
+    projection = torch.randn(known.shape[1], rows.shape[1], generator=generator).to(known.device)
+    chance = torch.randn(len(known), rows.shape[1], generator=generator).to(known.device)
+    mixed = DESCRIBED**0.5 * (centred / scale) @ projection + (1 - DESCRIBED) ** 0.5 * chance
+    rows[described] = (std * mixed).to(rows.dtype)
+
+
+# ---- A layer that says nothing until it is trained.
+
+
+class SilentLinear(nn.Linear):
+    """Begins at zero: what it adds is nothing at first, and grows as far as it helps."""
+
+    def reset_pan_parameters(self, _std: float) -> None:
+        init.zeros_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)

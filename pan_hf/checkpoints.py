@@ -1,0 +1,136 @@
+"""Checkpoints and recordings of a run: how they are found, loaded and saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pan_hf.files import whole_folder
+from pan_hf.hub import hub_id, on_disk
+from pan_hf.modeling import PanModel
+from pan_hf.tokenization import PanProcessor
+
+
+def save_checkpoint(
+    folder: str | Path, model: PanModel, processor: PanProcessor, files: dict[str, str] | None = None
+) -> None:
+    """Saves model and processor, and `files` (name -> text) with them, into a folder that appears whole or not at all;
+    an older one is replaced. Raises ValueError where another process has grown its vocabulary otherwise."""
+    if processor.vocabulary is not None:
+        processor.vocabulary.check_replaces(folder)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        for name, text in (files or {}).items():
+            (temporary / name).write_text(text)
+
+
+def find_checkpoint(path: str | Path, adapters: bool = False) -> Path:
+    """The checkpoint folder that `path`, itself a checkpoint or a run folder with `checkpoint/` or a Hub id, names.
+
+    Args:
+        path: where to look.
+        adapters (`bool`): where there is no checkpoint, an adapter's folder does, `path` itself or `adapter/` in it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        HubError: the Hub did not give it.
+    """
+    path = on_disk(path)
+    for folder in (path / "checkpoint", path):
+        if (folder / "config.json").exists():
+            return folder
+    for folder in (path / "adapter", path):
+        if (folder / "adapter_config.json").exists():
+            if adapters:
+                return folder
+            raise FileNotFoundError(
+                f"No checkpoint at {path}, only an adapter: `pan finetune ... --merge`, run again, makes a checkpoint."
+            )
+    raise FileNotFoundError(
+        f"No checkpoint at {path}: expected config.json in it or in its folder checkpoint/. `pan train` makes one."
+    )
+
+
+def trained_seeds(run: str | Path) -> list[int]:
+    """The seed that a run was trained with by `pan train`; none where the folder does not tell."""
+    settings = Path(run) / "stages" / "settings.json"
+    return [json.loads(settings.read_text())["seed"]] if settings.is_file() else []
+
+
+def results_folder(run: str | Path, output: str | Path | None) -> Path:
+    """Where results go: `output` if given, else the run's own folder.
+
+    Raises:
+        ValueError: no `output`, and the checkpoint is on a Hub.
+        FileNotFoundError: no `output`, and no checkpoint.
+    """
+    if output is not None:
+        return Path(output)
+    if hub_id(run) is not None:
+        raise ValueError(f"{run} is on a Hub, so results need a folder; give `output` (`--run` of `pan`).")
+    return find_checkpoint(run, adapters=True).parent
+
+
+def find_recording(checkpoint: Path, given: str | Path | None) -> Path:
+    """The folder of the recording: `given`, a folder or a Hub id, or else what training_data.json says, which is seen
+    from here or from the run folder.
+
+    Raises:
+        FileNotFoundError: none is given and none is known, or it is no longer there.
+        HubError: the Hub did not give it.
+    """
+    if given is not None:
+        return on_disk(given, "dataset")
+    about = checkpoint / "training_data.json"
+    known = json.loads(about.read_text()).get("root") if about.exists() else None
+    if known is None:
+        raise FileNotFoundError(f"{about} does not name a recording; pass `data_root` (`--data` of `pan`).")
+    if hub_id(known, "dataset") is not None and known.startswith("hf://"):
+        return on_disk(known, "dataset")
+    for place in (Path(known), checkpoint / known, checkpoint.parent / known):
+        if (place / "meta" / "info.json").exists():
+            return place
+    raise FileNotFoundError(
+        f"{about} says that the recording lies in {known}, but it is not there; pass `data_root`, where it is now."
+    )
+
+
+def trained_fingerprints(checkpoint: Path) -> set[str]:
+    """Fingerprints of all episodes that any stage trained on, from the checkpoint's training_data.json.
+
+    Raises:
+        ValueError: the file is absent or unreadable, so nothing shows which episodes are held out.
+    """
+    path = Path(checkpoint) / "training_data.json"
+    try:
+        return set(json.loads(path.read_text())["fingerprints"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not say which episodes the checkpoint was trained on ({error!r}), so nothing shows that the "
+            "episodes to evaluate on are held out. Use a checkpoint written by `pan train`."
+        ) from error
+
+
+def load(path: str | Path) -> tuple[PanModel, PanProcessor]:
+    """Model and processor of a run or checkpoint, or of its Hub id, attached to one another; an adapter is
+    merged into its base.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or an adapter's base is not where it was.
+        ValueError: the two do not belong together.
+    """
+    folder = find_checkpoint(path, adapters=True)
+    if not (folder / "config.json").exists():
+        return _load_adapted(folder)
+    model, processor = PanModel.from_pretrained(folder), PanProcessor.from_pretrained(folder)
+    processor.attach(model)
+    return model.eval(), processor
+
+
+def _load_adapted(folder: Path) -> tuple[PanModel, PanProcessor]:
+    from pan_hf.adapters import base_of, load_adapter
+
+    model, processor = load(find_checkpoint(base_of(folder)))
+    model = load_adapter(model, folder).merge_and_unload()
+    return model.eval(), processor

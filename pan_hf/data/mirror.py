@@ -1,0 +1,266 @@
+"""Mirror images of recorded episodes, as `pan mirror` makes them.
+
+Where a world's laws know no left and right, or no up and down, an episode seen in a mirror could have happened as
+well. A model that is not told has to see both, and twenty thousand frames are soon known by heart. What is mirrored is
+the recording: pictures are flipped, and positions, directions and actions go with them. Test episodes stay as they
+are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pan_hf.data.episodes import (
+    SPLITS,
+    UNKNOWN_SEED,
+    Episode,
+    episode_files,
+    episode_path,
+    episode_schema,
+    episode_table,
+    read_info,
+    recording_folder,
+    write_table,
+)
+from pan_hf.data.info import write_counted, write_whole
+from pan_hf.data.trajectories import read_episode
+
+FLIPS = ("horizontal", "vertical", "diagonal")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two numbers of a vector that are a place in the picture, or a motion in it.
+
+    Args:
+        across, down (`int`): which number points along the picture's rows, and which along its columns.
+        around (`tuple[float, float]`): twice the middle that each of them is mirrored at; 0 for a motion.
+    """
+
+    across: int
+    down: int
+    around: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One way to mirror an episode.
+
+    Args:
+        flips (`tuple[str, ...]`): of `FLIPS`, in this order: left and right change places, up and down, rows and
+            columns.
+        kinds: by sense, and of `action`: "image", "vector", "text" or "discrete".
+        pairs: by name, the pairs of numbers of a vector that are mirrored.
+        becomes: what becomes of each discrete action, `(n,)`.
+    """
+
+    flips: tuple[str, ...]
+    kinds: Mapping[str, str]
+    pairs: Mapping[str, list[Pair]]
+    becomes: np.ndarray
+
+    def episode(self, episode: Episode, index: int) -> Episode:
+        """The mirror image of an episode, under a number of its own and without a seed: no reset leads to it."""
+        observations = {name: self._values(name, values) for name, values in episode.observations.items()}
+        actions = self._values("action", episode.actions)
+        return replace(episode, index=index, seed=UNKNOWN_SEED, observations=observations, actions=actions)
+
+    def _values(self, name: str, values: list) -> list:
+        if self.kinds[name] == "image":
+            return [self._picture(value) for value in values]
+        if self.kinds[name] == "vector":
+            return list(self._vectors(np.array(values, np.float32), self.pairs.get(name, [])))
+        return self.becomes[values].tolist() if self.kinds[name] == "discrete" else values
+
+    def _picture(self, picture: np.ndarray) -> np.ndarray:
+        """`(H, W, C)`."""
+        flipped = picture[:: -1 if "vertical" in self.flips else 1, :: -1 if "horizontal" in self.flips else 1]
+        return np.ascontiguousarray(flipped.swapaxes(0, 1) if "diagonal" in self.flips else flipped)
+
+    def _vectors(self, values: np.ndarray, pairs: list[Pair]) -> np.ndarray:
+        """`(T, D)`."""
+        for pair in pairs:
+            for flip, axis, around in zip(FLIPS, (pair.across, pair.down), pair.around, strict=False):
+                if flip in self.flips:
+                    values[:, axis] = np.float32(around) - values[:, axis]
+            if "diagonal" in self.flips:
+                values[:, [pair.across, pair.down]] = values[:, [pair.down, pair.across]]
+        return values
+
+
+def mirror(
+    source: str | Path,
+    output: str | Path,
+    *,
+    flips: Sequence[str] = FLIPS,
+    positions: Sequence[str] = (),
+    directions: Sequence[str] = (),
+    same: Sequence[str] = (),
+    swaps: Sequence[str] = (),
+    copies: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict:
+    """Writes a recording anew with mirror images of its training episodes beside them.
+
+    Args:
+        source: folder of a recording or of a run with one, or a Hub id; it is left as it is.
+        output: folder of the new recording.
+        flips: which changes the world's laws are blind to: `"horizontal"` (left and right), `"vertical"` (up and
+            down), `"diagonal"` (rows and columns). An image is one of them or several in a row.
+        positions: vector senses, or `"action"`, of which two numbers are a place in the picture, their bounds being
+            its borders: `"state"`, or `"state=0,1"` with which number points across the picture and which down it.
+            A vector with several places is named several times.
+        directions: the same of two numbers that are a motion.
+        same: vector senses, or `"action"`, of which no mirror changes anything, as a temperature. There is no way to
+            mirror an angle.
+        swaps: `"horizontal:left=right"` for discrete actions that change places, by name or number.
+        copies: images of each episode, drawn without repetition from all there are.
+        seed: of these draws.
+        progress: show it, on stderr.
+
+    Returns:
+        What `meta/info.json` holds.
+
+    Raises:
+        FileNotFoundError: `source` holds no recording.
+        ValueError: it is not finished, a setting does not fit it, or `output` holds something else. Nothing is written
+            then.
+        KeyboardInterrupt: Ctrl-C; what is finished is kept beside `output`, and the same command goes on.
+    """
+    settings: dict[str, Any] = {"flips": list(flips), "positions": list(positions), "directions": list(directions)}
+    settings |= {"same": list(same), "swaps": list(swaps), "copies": copies, "seed": seed}
+    root = recording_folder(source)
+    before = read_info(root)
+    if not before["complete"]:
+        raise ValueError(f"The recording in {root} is not finished; finish it by the command that began it.")
+    mirrors = _mirrors(before["features"], settings)
+    info = {key: value for key, value in before.items() if key != "requested"} | {"complete": False}
+    info["source"] = {"kind": "mirrored", **settings, "frames": before["frames"], "of": before.get("source")}
+    write = partial(_write, root, info=info, mirrors=mirrors, progress=progress)
+    return write_whole(output, info, write, "these mirror images", "the same")
+
+
+def _write(root: Path, output: Path, info: dict, mirrors: list[Mirror], progress: bool) -> None:
+    from tqdm.auto import tqdm
+
+    files = {split: episode_files(root, split) for split in SPLITS}
+    beyond = 1 + max(index for each in files.values() for index in each)
+    schema, settings = episode_schema(info["features"]), info["source"]
+    for split, paths in files.items():
+        for index, path in tqdm(paths.items(), split, disable=not progress, unit="episode", file=sys.stderr):
+            episodes = [read_episode(path, index, info["features"])]
+            if split == "train":
+                order = np.random.default_rng([settings["seed"], index]).permutation(len(mirrors))
+                drawn = [mirrors[one] for one in order[: settings["copies"]]]
+                episodes += [one.episode(episodes[0], index + k * beyond) for k, one in enumerate(drawn, 1)]
+            for episode in episodes:
+                target = episode_path(output, split, episode.index)
+                if not target.exists():
+                    write_table(target, episode_table(episode, info["features"], schema, info["fps"]))
+    write_counted(output, info, info["features"], is_complete=True)
+
+
+# What is asked for
+
+
+def _mirrors(features: dict[str, dict], settings: dict) -> list[Mirror]:
+    """Every mirror there is.
+
+    Raises:
+        ValueError: a setting does not fit the features.
+    """
+    if not settings["flips"] or set(settings["flips"]) - set(FLIPS):
+        raise ValueError(f"flips: expected some of {list(FLIPS)}, got {settings['flips']}")
+    flips = [flip for flip in FLIPS if flip in settings["flips"]]
+    named = {name.removeprefix("observation."): feature for name, feature in features.items()}
+    for name, feature in named.items():
+        if feature["kind"] == "image" and "diagonal" in flips and feature["shape"][0] != feature["shape"][1]:
+            raise ValueError(f"{name} is {feature['shape']}, and only squares have a diagonal flip; leave it out")
+    pairs = _pairs(named, settings, flips)
+    swaps = _swaps(named["action"], settings["swaps"], flips)
+    _check_all_named(named, set(pairs), settings)
+    kinds = {name: feature["kind"] for name, feature in named.items()}
+    chosen = [part for size in range(1, len(flips) + 1) for part in itertools.combinations(flips, size)]
+    if not 1 <= settings["copies"] <= len(chosen):
+        raise ValueError(f"copies: {flips} make 1 to {len(chosen)} images, got {settings['copies']}")
+    count = named["action"].get("n", 0)
+    return [Mirror(part, kinds, pairs, _becomes(count, part, swaps)) for part in chosen]
+
+
+def _pairs(named: dict[str, dict], settings: dict, flips: list[str]) -> dict[str, list[Pair]]:
+    found: dict[str, list[Pair]] = {}
+    for what in ("positions", "directions"):
+        for told in settings[what]:
+            name, _, numbers = told.partition("=")
+            if named.get(name, {}).get("kind") != "vector":
+                vectors = sorted(name for name, feature in named.items() if feature["kind"] == "vector")
+                raise ValueError(f"{what}: {name!r} is no vector of this recording, which has {vectors}")
+            dim = named[name]["dim"]
+            axes = [int(one) if one.isdigit() else dim for one in (numbers or "0,1").split(",")]
+            if len(set(axes)) != 2 or max(axes) >= dim:
+                raise ValueError(f"{what}: expected NAME or NAME=ACROSS,DOWN, two of the {dim} numbers, got {told!r}")
+            found.setdefault(name, []).append(_pair(told, named[name], axes, what == "positions", flips))
+    for name, pairs in found.items():
+        used = [axis for pair in pairs for axis in (pair.across, pair.down)]
+        if len(set(used)) < len(used):
+            raise ValueError(f"A number of {name!r} is told to be two things in positions and directions")
+    return found
+
+
+def _pair(told: str, feature: dict, axes: list[int], is_position: bool, flips: list[str]) -> Pair:
+    bounds = [(feature["low"][axis], feature["high"][axis]) for axis in axes]
+    if "diagonal" in flips and bounds[0] != bounds[1]:
+        raise ValueError(f"{told}: a diagonal flip needs the same bounds across and down, got {bounds}")
+    around = tuple(low + high if is_position else 0.0 for low, high in bounds)
+    mirrored = zip(FLIPS, bounds, strict=False)
+    if not is_position and any(low != -high for flip, (low, high) in mirrored if flip in flips):
+        raise ValueError(f"{told}: a direction has the same bounds forwards and backwards, got {bounds}")
+    across, down = axes
+    return Pair(across, down, around)
+
+
+def _check_all_named(named: dict[str, dict], mirrored: set[str], settings: dict) -> None:
+    """What is left out by mistake would be told wrongly in every image."""
+    asked = {name for name, feature in named.items() if feature["kind"] == "vector"}
+    if named["action"]["kind"] == "discrete" and not settings["swaps"]:
+        asked.add("action")
+    if wrong := sorted(set(settings["same"]) - (asked - mirrored)):
+        raise ValueError(f"same: expected some of {sorted(asked - mirrored)}, got {wrong}")
+    if missing := sorted(asked - mirrored - set(settings["same"])):
+        raise ValueError(
+            f"What becomes of {missing} in a mirror? Name vectors in positions (--position), directions (--direction) "
+            "or same (--same), and what discrete actions become in swaps (--swap)"
+        )
+
+
+def _swaps(action: dict, told: Sequence[str], flips: list[str]) -> dict[str, list[tuple[int, int]]]:
+    """`["horizontal:left=right"]` as `{"horizontal": [(0, 1)]}`."""
+    if told and action["kind"] != "discrete":
+        raise ValueError(f"swaps are of discrete actions, and this recording's are {action['kind']}")
+    names = action.get("names") or []
+    found: dict[str, list[tuple[int, int]]] = {}
+    for each in told:
+        flip, _, pair = each.partition(":")
+        numbers = [names.index(one) if one in names else int(one) if one.isdigit() else -1 for one in pair.split("=")]
+        if flip not in flips or len(numbers) != 2 or not all(0 <= one < action["n"] for one in numbers):
+            known = names or f"0 to {action['n'] - 1}"
+            raise ValueError(f"swaps: expected FLIP:ONE=OTHER of flips {flips} and actions {known}, got {each!r}")
+        found.setdefault(flip, []).append((numbers[0], numbers[1]))
+    return found
+
+
+def _becomes(count: int, flips: tuple[str, ...], swaps: dict[str, list[tuple[int, int]]]) -> np.ndarray:
+    """What becomes of each of `count` discrete actions by these flips."""
+    becomes = np.arange(count)
+    for one, other in (pair for flip in flips for pair in swaps.get(flip, ())):
+        becomes = np.where(becomes == one, other, np.where(becomes == other, one, becomes))
+    return becomes

@@ -1,0 +1,326 @@
+"""Plays episodes and writes them, in one process or several.
+
+Which episodes there are does not depend on who plays them: environment `k` of E plays its episodes number 0, 1, 2 and
+so on until they hold enough frames. The `n`-th is episode `n * E + k` of the recording and has its seed from that.
+Several processes play ahead of each other; what they played past the last one needed is removed in the end.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait as wait_for_sentinel
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pan_hf.data.episodes import SPLITS, Episode, episode_path, episode_table, write_table
+from pan_hf.data.info import is_test_episode
+from pan_hf.envs.environment import SenseEnvironment, make_environment
+from pan_hf.envs.policies import PolicyMixture
+
+# Steps of an episode where neither the user nor the environment limits it.
+_DEFAULT_MAX_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class RecordingJob:
+    """All that a process needs to record an episode."""
+
+    root: Path
+    environments: list[dict]  # arguments of make_environment, as in meta/info.json
+    features: dict[str, dict]
+    schema: pa.Schema
+    policies: PolicyMixture
+    start: Callable | None
+    seed: int
+    test_fraction: float
+    fps: float
+    explore_steps: int
+    max_episode_steps: int | None
+
+    def index(self, environment: int, number: int) -> int:
+        """Number in the whole recording of an environment's `number`-th episode."""
+        return number * len(self.environments) + environment
+
+    def path(self, environment: int, number: int) -> Path:
+        split = SPLITS[is_test_episode(number, self.test_fraction)]
+        return episode_path(self.root, split, self.index(environment, number))
+
+    def make(self, environment: int) -> SenseEnvironment:
+        """The environment, with room for the steps that are not recorded."""
+        steps = self.max_episode_steps
+        limit = steps and steps + self.explore_steps
+        return make_environment(**self.environments[environment], max_episode_steps=limit, start=self.start)
+
+
+# One episode
+
+
+class _Stopped(Exception):
+    """The recording was interrupted while an episode was being played."""
+
+
+class Recorder:
+    """Plays and writes episodes, one at a time, in environments that are made once."""
+
+    def __init__(self, job: RecordingJob, is_stopped: Callable[[], bool] = lambda: False):
+        self._job = job
+        self._is_stopped = is_stopped
+        self._environments: dict[int, SenseEnvironment] = {}
+
+    def record(self, environment: int, number: int) -> int:
+        """Plays an environment's `number`-th episode, writes it and returns its number of rows."""
+        job = self._job
+        if environment not in self._environments:
+            self._environments[environment] = job.make(environment)
+        index = job.index(environment, number)
+        sequence = np.random.SeedSequence([job.seed, index])
+        episode = Episode(
+            environment=job.environments[environment]["id"],
+            index=index,
+            seed=int(sequence.generate_state(1)[0] >> 1),  # some environments take 31 bits only
+        )
+        rng = np.random.default_rng(sequence.spawn(1)[0])
+        try:
+            self._play(self._environments[environment], episode, rng)
+        except ValueError as error:
+            place = f"{episode.environment}, episode {index} (seed {episode.seed})"
+            raise ValueError(f"{place}, step {len(episode.actions)}: {error}") from error
+        write_table(job.path(environment, number), episode_table(episode, job.features, job.schema, job.fps))
+        return len(episode.actions) + 1
+
+    def _play(self, env: SenseEnvironment, episode: Episode, rng: np.random.Generator) -> None:
+        env.action_space.seed(episode.seed)
+        observation, _ = env.reset(seed=episode.seed)
+        observation = _explore(env, observation, int(rng.integers(self._job.explore_steps + 1)))
+        act = self._job.policies.for_episode(env, rng)
+        episode.task = _task(observation, self._job.features)
+        episode.observations = {sense: [value] for sense, value in observation.items()}
+        limit = self._job.max_episode_steps or (env.spec and env.spec.max_episode_steps) or _DEFAULT_MAX_STEPS
+        while not (episode.is_done or episode.is_truncated):
+            if self._is_stopped():
+                raise _Stopped
+            action = env.check_action(act(observation, rng))
+            observation, reward, episode.is_done, episode.is_truncated, _ = env.step(action)
+            episode.actions.append(action)
+            episode.rewards.append(reward)
+            for sense, value in observation.items():
+                episode.observations[sense].append(value)
+            episode.is_truncated |= len(episode.actions) >= limit and not episode.is_done
+
+
+def _explore(env: SenseEnvironment, observation: dict, num_steps: int) -> dict:
+    """Takes random steps that are not recorded; an episode that ends under them begins anew where it would have."""
+    for _ in range(num_steps):
+        observation, _, is_done, is_truncated, _ = env.step(env.action_space.sample())
+        if is_done or is_truncated:
+            return env.reset()[0]
+    return observation
+
+
+def _task(observation: dict, features: dict[str, dict]) -> str:
+    """The first text that holds for a whole episode, or ""."""
+    for sense, value in observation.items():
+        feature = features[f"observation.{sense}"]
+        if feature["kind"] == "text" and not feature["every_step"]:
+            return value
+    return ""
+
+
+# Many episodes, in this process or in several
+
+
+class _InThisProcess(Executor):
+    """Runs what is submitted at once."""
+
+    def __init__(self, recorder: Recorder):
+        self._recorder = recorder
+
+    def submit(self, function: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        future.set_result(self._recorder.record(*args))
+        return future
+
+
+_recorder: Recorder | None = None  # of this worker process
+
+
+def _start_worker(job: RecordingJob, stop: Any) -> None:
+    global _recorder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the recording process decides what Ctrl-C means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # OpenMP's threads do not survive a fork
+    _recorder = Recorder(job, stop.is_set)
+
+
+def _end_with_parent() -> None:
+    """A killed recording leaves no process behind."""
+    wait_for_sentinel([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _record_in_worker(environment: int, number: int) -> int:
+    return _recorder.record(environment, number)
+
+
+@contextmanager
+def recording_processes(job: RecordingJob, workers: int) -> Iterator[Executor]:
+    """Where `record_streams` plays: this process, or several; leaving it stops the episodes that are being played.
+
+    Enter it before other threads are started: they do not survive a fork.
+
+    Raises:
+        ValueError: the job cannot go to another process.
+    """
+    if workers == 1:
+        yield _InThisProcess(Recorder(job))
+        return
+    context = multiprocessing.get_context()
+    if not is_forked():
+        _check_travels(job, workers)
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (job, stop))
+    try:
+        with _ignoring_interrupts():  # workers that are just starting inherit it
+            pool.submit(int)
+        yield pool
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def is_forked() -> bool:
+    """Whether a new process begins as a copy of this one (Linux, before Python 3.14)."""
+    return multiprocessing.get_context().get_start_method() == "fork"
+
+
+def _check_travels(job: RecordingJob, workers: int) -> None:
+    try:
+        ForkingPickler.dumps(job)
+    except Exception as error:
+        raise ValueError(
+            f"workers={workers}: other processes find policy and start by name; pass 'module:callable' instead of "
+            f"{job.policies.names}, start {job.start!r} ({error})"
+        ) from error
+
+
+_held: Callable[[], Any]  # of this worker process
+
+
+def _hold(function: Callable[[], Any]) -> None:
+    global _held
+    _held = function
+
+
+def _call_held() -> Any:
+    return _held()
+
+
+def call_in_fork(function: Callable[[], Any]) -> Any:
+    """What `function` returns, called in a copy of this process."""
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, context, _hold, (function,)) as pool:
+        return pool.submit(_call_held).result()
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@dataclass
+class Stream:
+    """The episodes of one environment: what is finished, and whether more is needed.
+
+    Args:
+        environment: number of the environment.
+        frames: rows to record at least.
+        episodes: episodes to record at least.
+    """
+
+    environment: int
+    frames: int
+    episodes: int
+    rows: dict[int, int] = field(default_factory=dict)  # of the finished episodes, by number
+    num_needed: int = 0  # how many episodes, from the first on, count towards what is asked for
+    num_rows: int = 0  # rows of these
+    total_rows: int = 0  # rows of all finished episodes
+    _playing: set[int] = field(default_factory=set)
+
+    def finish(self, number: int, num_rows: int) -> None:
+        """Notes that the `number`-th episode is written."""
+        self._playing.discard(number)
+        self.rows[number] = num_rows
+        self.total_rows += num_rows
+        while not self.is_reached and self.num_needed in self.rows:
+            self.num_rows += self.rows[self.num_needed]
+            self.num_needed += 1
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the episodes from the first on hold what was asked for, without a gap."""
+        return self.num_rows >= self.frames and self.num_needed >= self.episodes
+
+    def progress(self) -> float:
+        """Share of what was asked for that is finished or, by the mean length so far, being played."""
+        num_episodes = len(self.rows) + len(self._playing)
+        mean = self.total_rows / len(self.rows) if self.rows else 1.0
+        frames = self.total_rows + len(self._playing) * mean
+        return min(frames / max(self.frames, 1), num_episodes / self.episodes)
+
+    def wants_another(self) -> bool:
+        """Whether to begin another episode now."""
+        return not self.is_reached and (not self._playing or self.progress() < 1)
+
+    def begin(self) -> int:
+        """The number of the next episode to play."""
+        number = self.num_needed
+        while number in self.rows or number in self._playing:
+            number += 1
+        self._playing.add(number)
+        return number
+
+
+def record_streams(executor: Executor, streams: list[Stream], num_ahead: int, report: Callable[[], None]) -> None:
+    """Plays and writes episodes until every stream has what it needs.
+
+    Args:
+        executor: from `recording_processes`.
+        streams: one an environment.
+        num_ahead: how many episodes are begun at once.
+        report: called whenever episodes are finished.
+
+    Raises:
+        ValueError: an environment or a policy gave something it may not.
+        OSError: an episode cannot be written.
+        BrokenProcessPool: a process was killed.
+    """
+    playing: dict[Future, tuple[Stream, int]] = {}
+    while not all(stream.is_reached for stream in streams):
+        for stream in sorted(streams, key=Stream.progress):
+            while len(playing) < num_ahead and stream.wants_another():
+                number = stream.begin()
+                playing[executor.submit(_record_in_worker, stream.environment, number)] = stream, number
+        for future in wait(playing, return_when=FIRST_COMPLETED).done:
+            stream, number = playing.pop(future)
+            stream.finish(number, future.result())
+        report()

@@ -1,0 +1,332 @@
+"""Recorded trajectories: their files, and all rows of a split as flat arrays.
+
+    <root>/data/train/episode_000000.parquet    one file an episode, under LeRobot's column names
+    <root>/data/test/episode_000001.parquet
+    <root>/meta/info.json                       senses, action, environments, seed, counts
+
+An episode of T actions has T + 1 rows: row t < T holds observation t, action t and what that action led to
+(`next.reward`, `next.done` for an end in the world, `next.truncated` for one by the clock); row T holds the last
+observation and an empty action, marked by `action_is_pad`. `datasets.load_dataset("parquet", data_files=...)` reads
+the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pan_hf.data.episodes import SPLITS, Episode, episode_files, read_info
+from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays
+from pan_hf.hub import on_disk
+
+# Decoding PNG leaves the lock of the interpreter for half of its time: more threads cost time (measured: 1, 2, 4).
+_READ_THREADS = 2
+
+
+def read_episode(path: Path, index: int, features: dict[str, dict]) -> Episode:
+    """The episode number `index` of a recording, as it was played.
+
+    Args:
+        features: as in `meta/info.json`.
+
+    Raises:
+        ValueError: the file is damaged or does not fit the features.
+    """
+    table = _read_table(path, features)
+    columns = {name: table[name] if one["kind"] == "image" else table[name].tolist() for name, one in features.items()}
+    for name, one in features.items():
+        if one["kind"] == "image":
+            frames = np.empty((len(columns[name]), *(one["shape"][axis] for axis in (2, 0, 1))), np.uint8)
+            _decode(columns[name], frames, one, index)
+            columns[name] = list(frames.transpose(0, 2, 3, 1))
+    return Episode(
+        environment=table["environment"],
+        index=index,
+        seed=table["seed"],
+        task=table["task"],
+        observations={name.removeprefix("observation."): v for name, v in columns.items() if name != "action"},
+        actions=columns["action"][:-1],
+        rewards=table["next.reward"][:-1].tolist(),
+        is_done=bool(table["next.done"].any()),
+        is_truncated=bool(table["next.truncated"].any()),
+    )
+
+
+@dataclass
+class Trajectories:
+    """All frames of a split, as flat arrays over its N rows, episode after episode.
+
+    Args:
+        features: `observation.<sense>` and `action`, described as in `meta/info.json`.
+        observations: by sense: images uint8 `(N, 3, H, W)` (in memory or mapped, see `frame_store`), vectors float32
+            `(N, D)`, texts str `(N,)`.
+        actions: int64 `(N,)`, float32 `(N, D)` or str `(N,)`; empty where `action_is_pad`.
+        rewards: float32 `(N,)`, after the action of the row.
+        dones: bool `(N,)`, the row's action ended the episode in the world.
+        truncateds: bool `(N,)`, the episode was cut short after the row's action.
+        action_is_pad: bool `(N,)`, the last row of every episode.
+        episode: int64 `(N,)`, the row's episode, 0 to E - 1.
+        episode_starts: int64 `(E,)`, first row of each episode.
+        episode_lengths: int64 `(E,)`, rows of each episode.
+        episode_indices: int64 `(E,)`, number of each episode in its recording.
+        tasks: `(E,)` texts that hold for a whole episode, "" where there is none.
+        environments: `(E,)` environment ids.
+        seeds: `(E,)` seeds the environment was reset with.
+        fingerprints: `(E,)` 16 hex digits each, equal exactly when actions, first and last frame are.
+    """
+
+    features: dict[str, dict]
+    observations: dict[str, np.ndarray]
+    actions: np.ndarray
+    rewards: np.ndarray
+    dones: np.ndarray
+    truncateds: np.ndarray
+    action_is_pad: np.ndarray
+    episode: np.ndarray
+    episode_starts: np.ndarray
+    episode_lengths: np.ndarray
+    episode_indices: np.ndarray
+    tasks: list[str]
+    environments: list[str]
+    seeds: list[int]
+    fingerprints: list[str]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.episode_starts)
+
+    def episodes_of(self, environment: str | None) -> np.ndarray:
+        """Episodes (`int64`, 0 to E - 1) of one environment, or all when None.
+
+        Raises:
+            ValueError: there is none; the message names the environments there are.
+        """
+        if environment is None:
+            return np.arange(self.num_episodes)
+        found = np.flatnonzero(np.array(self.environments) == environment)
+        if not len(found):
+            raise ValueError(f"No episode of {environment!r}; there are episodes of {sorted(set(self.environments))}")
+        return found
+
+    def select(self, episodes: Sequence[int]) -> Trajectories:
+        """Some of the episodes (0 to E - 1), in the order given, as trajectories of their own."""
+        starts, lengths = self.episode_starts[episodes], self.episode_lengths[episodes]
+        spans = zip(starts, lengths, strict=True)
+        rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
+        by_row = ("actions", "rewards", "dones", "truncateds", "action_is_pad")
+        by_episode = ("tasks", "environments", "seeds", "fingerprints")
+        return Trajectories(
+            features=self.features,
+            observations={name: values[rows] for name, values in self.observations.items()},
+            **{name: getattr(self, name)[rows] for name in by_row},
+            episode=np.repeat(np.arange(len(lengths)), lengths),
+            episode_starts=np.cumsum(lengths) - lengths,
+            episode_lengths=lengths,
+            episode_indices=self.episode_indices[episodes],
+            **{name: [getattr(self, name)[episode] for episode in episodes] for name in by_episode},
+        )
+
+    def windows(self, num_steps: int, environment: str | None = None) -> np.ndarray:
+        """Rows (`int64`) from which `num_steps` transitions follow inside one episode.
+
+        Raises:
+            ValueError: no episode is that long, or there is none of `environment`.
+        """
+        if num_steps < 0:
+            raise ValueError(f"Expected num_steps of at least 0, got {num_steps}")
+        episodes = self.episodes_of(environment)
+        counts = self.episode_lengths[episodes] - num_steps
+        if counts.max() <= 0:
+            longest = episodes[np.argmax(counts)]
+            raise ValueError(
+                f"No episode has {num_steps} transitions: the longest, episode {self.episode_indices[longest]} of "
+                f"{self.environments[longest]}, has {self.episode_lengths[longest] - 1}. Use a shorter window or "
+                "horizon, or record longer episodes."
+            )
+        starts = zip(self.episode_starts[episodes], counts, strict=True)
+        return np.concatenate([np.arange(start, start + max(count, 0)) for start, count in starts])
+
+
+def load_trajectories(
+    root: str | Path,
+    split: str,
+    in_memory: int = IN_MEMORY_BYTES,
+    revision: str | None = None,
+    episodes: Iterable[int] | None = None,
+) -> Trajectories:
+    """Reads a split.
+
+    Args:
+        root: a folder that `pan record` or `pan import` wrote, or the Hub id that `pan push --data` gave one.
+        split: `"train"` or `"test"`.
+        in_memory: bytes up to which frames are held in memory; more are mapped from files in `<root>/frames`, which
+            are written the first time.
+        revision (`str`, *optional*): branch, tag or commit of a data set on a Hub.
+        episodes: numbers of the episodes to read (see `episode_files`), in this order, always into memory; all by
+            default.
+
+    Raises:
+        FileNotFoundError: `root` holds no recording.
+        HubError: the Hub did not give it.
+        ValueError: the split is unknown or empty, the recording was stopped before its bounds were measured, or a file
+            is damaged or does not fit `meta/info.json`.
+        OSError: the disk is too small for the frames' files.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"Expected the split 'train' or 'test', got {split!r}")
+    root = on_disk(root, "dataset", revision, only=("meta/*", f"data/{split}/*"))
+    info = read_info(root)
+    features = info["features"]
+    files = episode_files(root, split)
+    if not files:
+        raise ValueError(f"{root} has no {split} episode; run the same `pan record` again, or with more episodes")
+    unbounded = [name for name, one in features.items() if None in [*one.get("low", []), *one.get("high", [])]]
+    if unbounded:
+        raise ValueError(f"{root}: recording stopped before the bounds of {unbounded} were measured; run it again")
+    if episodes is not None:
+        files, in_memory = {index: files[index] for index in episodes}, sys.maxsize
+    lengths = np.array([_num_rows(path) for path in files.values()])
+    starts = np.cumsum(lengths) - lengths
+    shapes = {
+        name.removeprefix("observation."): (int(lengths.sum()), *(one["shape"][axis] for axis in (2, 0, 1)))
+        for name, one in features.items()
+        if one["kind"] == "image"
+    }
+    frames = FrameArrays(root, split, files.values(), shapes, in_memory)
+    with ThreadPoolExecutor(_READ_THREADS) as pool, frames.filling() as missing:
+        ready = {f"observation.{sense}" for sense in set(shapes) - set(missing)}
+        wanted = {name: one for name, one in features.items() if name not in ready}
+
+        def read(index: int, path: Path, start: int) -> dict[str, Any]:
+            table = _read_table(path, wanted)
+            for sense, array in missing.items():
+                _decode(table.pop(f"observation.{sense}"), array[start:], features[f"observation.{sense}"], index)
+            return table
+
+        tables = list(pool.map(read, files, files.values(), starts))
+    return _assemble(list(files), tables, features, frames.arrays)
+
+
+_COLUMNS = ("next.reward", "next.done", "next.truncated", "action_is_pad")
+_CONSTANT = ("task", "environment", "seed")
+
+
+def _read_table(path: Path, features: dict[str, dict]) -> dict[str, Any]:
+    """The columns of a file as numpy arrays, images as lists of PNG bytes, what is constant as one value."""
+    try:
+        # One thread a file: files are many and small.
+        names = [*features, *_COLUMNS, *_CONSTANT]
+        table = pq.ParquetFile(path).read(names, use_threads=False).combine_chunks()
+        columns = {name: _column(table[name], feature) for name, feature in features.items()}
+        columns |= {name: table[name].to_numpy() for name in _COLUMNS}
+        columns |= {name: table[name][0].as_py() for name in _CONSTANT}
+    except (pa.ArrowException, KeyError, IndexError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged or does not fit meta/info.json ({error}); record it again") from error
+    is_pad = columns["action_is_pad"]
+    if len(is_pad) < 2 or not is_pad[-1] or is_pad[:-1].any():
+        raise ValueError(f"{path} is not one whole episode: action_is_pad marks rows {np.flatnonzero(is_pad)}")
+    return columns
+
+
+def _num_rows(path: Path) -> int:
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error
+
+
+def _column(column: pa.ChunkedArray, feature: dict) -> Any:
+    fits = {
+        "image": pa.types.is_struct,
+        "vector": lambda kind: pa.types.is_fixed_size_list(kind) and kind.list_size == feature["dim"],
+        "text": pa.types.is_string,
+        "discrete": pa.types.is_integer,
+    }
+    if column.null_count or not fits[feature["kind"]](column.type):
+        raise ValueError(f"expected {feature}, got {column.type} with {column.null_count} missing")
+    if feature["kind"] == "image":
+        return pc.struct_field(column, "bytes").to_pylist()
+    if feature["kind"] == "text":
+        return np.array(column.to_pylist(), dtype=np.str_)
+    if feature["kind"] == "discrete":
+        numbers = column.to_numpy()
+        if numbers.min() < 0 or numbers.max() >= feature["n"]:
+            raise ValueError(f"expected numbers in 0..{feature['n'] - 1}, got {numbers.min()} to {numbers.max()}")
+        return numbers
+    values = column.combine_chunks()
+    vectors = values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), feature["dim"])
+    if not np.isfinite(vectors).all():
+        raise ValueError("expected finite numbers, got NaN or infinity")
+    return vectors
+
+
+def _assemble(indices: list[int], tables: list[dict], features: dict, frames: dict[str, np.ndarray]) -> Trajectories:
+    lengths = np.array([len(table["action_is_pad"]) for table in tables])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    senses = [name.removeprefix("observation.") for name in features if name != "action"]
+    observations = {
+        sense: frames[sense]
+        if sense in frames
+        else np.concatenate([table[f"observation.{sense}"] for table in tables])
+        for sense in senses
+    }
+    rewards, dones, truncateds, action_is_pad = (np.concatenate([one[name] for one in tables]) for name in _COLUMNS)
+    actions = np.concatenate([table["action"] for table in tables])
+    spans = [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    return Trajectories(
+        features=features,
+        observations=observations,
+        actions=actions,
+        rewards=rewards,
+        dones=dones,
+        truncateds=truncateds,
+        action_is_pad=action_is_pad,
+        episode=np.repeat(np.arange(len(tables)), lengths),
+        episode_starts=starts,
+        episode_lengths=lengths,
+        episode_indices=np.array(indices),
+        tasks=[table["task"] for table in tables],
+        environments=[table["environment"] for table in tables],
+        seeds=[table["seed"] for table in tables],
+        fingerprints=[_fingerprint(actions[span], observations, span) for span in spans],
+    )
+
+
+def _decode(pngs: list[bytes], frames: np.ndarray, feature: dict, index: int) -> None:
+    """An episode's pictures of a sense into the first rows of `frames`, uint8 `(N, 3, H, W)`."""
+    for row, png in enumerate(pngs):
+        try:
+            frames[row] = np.asarray(Image.open(io.BytesIO(png))).transpose(2, 0, 1)
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Episode {index}, frame {row}: no image of shape {feature['shape']} ({error}); delete the episode's "
+                "file and record again"
+            ) from error
+
+
+def _fingerprint(actions: np.ndarray, observations: dict[str, np.ndarray], span: slice) -> str:
+    """16 hex digits of SHA-256 over an episode's actions, first and last frame."""
+    digest = hashlib.sha256(_bytes(actions))
+    for sense in sorted(observations):
+        digest.update(_bytes(observations[sense][[span.start, span.stop - 1]]))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    # A string array is as wide as its longest text, so its memory says more than its texts.
+    return "\0".join(values.tolist()).encode() if values.dtype.kind == "U" else np.ascontiguousarray(values).tobytes()

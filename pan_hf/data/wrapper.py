@@ -1,0 +1,155 @@
+"""A gymnasium wrapper that writes what your own loop plays, episode by episode, as a recording.
+
+    env = RecordTrajectories(gymnasium.make("CartPole-v1"), "runs/mine/data")
+    # ... play as ever: reset, step, step, ...
+    env.close()
+
+Observations and actions pass through unchanged; what is written is what `pan record` would write of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium
+
+from pan_hf.data.episodes import (
+    SPLITS,
+    UNKNOWN_SEED,
+    Episode,
+    episode_files,
+    episode_path,
+    episode_schema,
+    episode_table,
+    read_info,
+    read_summary,
+    write_info,
+    write_table,
+)
+from pan_hf.data.info import Extremes, bounded, is_test_episode, joined, new_info
+from pan_hf.envs.environment import SenseEnvironment, spec_entry
+
+
+class RecordTrajectories(gymnasium.Wrapper):
+    """Writes each episode when it ends; one that is left by `reset` or `close` is written as cut short there.
+
+    Every finished episode is whole on disk and counted in `meta/info.json`, so the recording can be used at any time,
+    also after a crash, and a later run with the same settings adds to it. One process at a time may write a folder.
+
+    Args:
+        env: any gymnasium environment, not a vector of them.
+        folder: of the recording, new, empty or begun with the same settings.
+        keep: the observations to keep, by their own names, and `camera` for the rendered frame; all when empty.
+        rename: sense names by observation name.
+        render: write the rendered frame as the sense `camera`, unless an image is among the observations already.
+        image_size: side in pixels that images are averaged to.
+        crop: cut images to their middle square before that.
+        test_fraction: share of the episodes that is kept for testing, in [0, 0.5], or 1.
+        fps: frames a second, for timestamps; what the environment says, or 10, when None.
+
+    `features` says what its senses and its action are, as `meta/info.json` does.
+
+    Raises:
+        ValueError: an observation or action space that cannot be recorded, or the folder holds something else.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        folder: str | Path,
+        *,
+        keep: Sequence[str] = (),
+        rename: Mapping[str, str] | None = None,
+        render: bool = False,
+        image_size: int | None = None,
+        crop: bool = False,
+        test_fraction: float = 0.1,
+        fps: float | None = None,
+    ):
+        super().__init__(env)
+        view = {"keep": list(keep), "rename": dict(rename or {}), "render": render}
+        view |= {"image_size": image_size, "crop": crop}
+        self._senses = SenseEnvironment(env, **view)
+        made = spec_entry(env.spec) if env.spec is not None else {"id": type(env.unwrapped).__name__}
+        self._root, self.features = Path(folder), self._senses.features
+        self._schema = episode_schema(self.features)
+        frames_a_second = float(fps or env.metadata.get("render_fps") or 10)
+        about = {"source": {"kind": "wrapper", "path": made["id"]}}
+        self._info = new_info(frames_a_second, self.features, [{**made, **view}], test_fraction, **about)
+        self._info["complete"] = True  # at any time: nobody knows how many are to come
+        self._number, self._extremes = 0, None
+        self._go_on()
+        self._episode: Episode | None = None
+
+    def _go_on(self) -> None:
+        """Counts what an earlier run left in the folder."""
+        if not self._root.is_dir() or not any(self._root.iterdir()):
+            return
+        before = read_info(self._root)
+        for name in ("environments", "test_fraction", "fps", "source"):
+            if before.get(name) != json.loads(json.dumps(self._info[name])):
+                raise ValueError(
+                    f"{self._root} was recorded with another {name}: {before.get(name)} there, {self._info[name]} "
+                    "now. Use the same settings to go on, or another folder"
+                )
+        for split in SPLITS:
+            for index, path in episode_files(self._root, split).items():
+                self._count(split, *read_summary(path))
+                self._number = max(self._number, index + 1)
+
+    def _count(self, split: str, num_rows: int, extremes: Extremes) -> None:
+        self._info["episodes"][split] += 1
+        self._info["frames"] += num_rows
+        self._extremes = joined([extremes, self._extremes] if self._extremes else [extremes])
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        self._write()
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._episode = Episode(
+            environment=self._info["environments"][0]["id"],
+            index=self._number,
+            seed=UNKNOWN_SEED if seed is None else seed,
+        )
+        self._see(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict]:
+        recorded = self._senses.recorded_action(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._episode is not None:
+            self._episode.actions.append(recorded)
+            self._episode.rewards.append(float(reward))
+            self._episode.is_done, self._episode.is_truncated = bool(terminated), bool(truncated)
+            self._see(observation)
+            if terminated or truncated:
+                self._write()
+        return observation, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        self._write()
+        super().close()
+
+    def _see(self, observation: Any) -> None:
+        for sense, value in self._senses.observe(observation).items():
+            # copied: the environment, or whoever plays it, may write into it later
+            self._episode.observations.setdefault(sense, []).append(copy.copy(value))
+
+    def _write(self) -> None:
+        """Writes the episode at hand, if anything was done in it."""
+        episode, self._episode = self._episode, None
+        if episode is None or not episode.actions:
+            return
+        episode.is_truncated |= not episode.is_done
+        for name, feature in self.features.items():
+            if feature.get("every_step") is False and not episode.task:
+                episode.task = episode.observations[name.removeprefix("observation.")][0]
+        split = SPLITS[is_test_episode(self._number, self._info["test_fraction"])]
+        path = episode_path(self._root, split, self._number)
+        write_table(path, episode_table(episode, self.features, self._schema, self._info["fps"]))
+        self._number += 1
+        self._count(split, *read_summary(path))
+        write_info(self._root, {**self._info, "features": bounded(self.features, [self._extremes])})

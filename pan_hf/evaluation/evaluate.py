@@ -1,0 +1,483 @@
+"""How far the imagined world is from the real one, on episodes that no stage of training has seen.
+
+From each of many *windows* (a start row and the true actions after it) the model predicts in two ways.
+*Autoregressive*, metrics without prefix: it sees what led to the start and imagines on its own predictions; a metric
+at horizon h is about the state h steps after the start. *Teacher-forced*, prefix `teacher_forced_`: it sees every true
+frame and predicts one step; a metric at horizon h is about the same state, predicted from the true one before it.
+Beside each stands `copy_last`: nothing changes from the last frame seen, no reward and no end, defined the same way.
+`pan_expected` is the expected image of each autoregressive step (see `PanModel.simulate`) in place of the most likely.
+
+| metric | what it is, over windows |
+|---|---|
+| `psnr`, `ssim` | whole frames; PSNR of the mean squared error, at most 100 dB |
+| `psnr_moving` | the same over the patches that changed since the last frame seen, pixels pooled over windows |
+| `exact_frame` | share of frames in which no pixel is off by more than 25 of 255 |
+| `exact_state`, `exact_state_changed` | share in which every code of every sense is that of the true frame; the same \
+where the observation changed since the last frame seen |
+| `exact_state_after:<action>` | one step, discrete actions: `exact_state` after each of them |
+| `exact_coarse_state` | share in which the coarsest codes of every sense, and texts, are those of the true frame |
+| `code_accuracy`, `<sense>.<level>_code_accuracy` | share of right codes, of all levels and of one |
+| `rmse`, `rmse_normalised` | vector senses, in their unit and in standard deviations of the held-out frames |
+| `token_accuracy` | text senses that change with time |
+| `reward_mae`, `reward_f1`, `done_f1` | the step's reward and end; an event is a reward beyond the threshold |
+| `bits_per_observation`, `codes_bits`, `latents_bits`, `observation_bits` | minus log2-probability of the true \
+observation and its parts (a bound for latents and decoder) |
+| `action_sensitivity_exact_state`, `action_sensitivity_psnr_moving` | one step: with the true actions, minus with \
+actions of other windows |
+| `reconstruction_psnr`, `reconstruction_exact_frame` | true frames through all codes and back, no latents; with \
+`levels_<k>_` before it: through the first k levels; with `latents_`: latents too |
+
+Where a model has several senses of one kind, their names are put before the metric (`left_psnr`). Standard errors are
+cluster bootstraps over episodes, see [`Tally`]. A metric with nothing to measure (no reward in any window) has no
+record.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from pan_hf import metrics
+from pan_hf.agents.world import AtEffort
+from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder, trained_fingerprints, trained_seeds
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
+from pan_hf.evaluation.comparison import Judge, Step
+from pan_hf.metrics import Tally
+from pan_hf.reporting.figures import curves, horizon_plot
+from pan_hf.reporting.results import Record, mean_stderr, read_records, record, write_records
+from pan_hf.reporting.strips import write_strips
+
+HORIZONS = (1, 5, 10, 20)
+PLOTTED = ("psnr", "psnr_moving", "exact_frame", "exact_state", "rmse_normalised", "token_accuracy")
+UNPLOTTED = ("teacher_forced_", "action_sensitivity_")
+REWARD_THRESHOLD = 0.05
+"""A reward counts as an event when it is larger than this in size."""
+
+Where = tuple[str, np.ndarray, int | None]
+"""Environment, rows and horizon that measures belong to."""
+
+
+class _Evaluation:
+    """One pass over the windows of all environments; fills a tally for each environment, model and horizon."""
+
+    def __init__(
+        self, reader: WindowReader, seed: int, temperature: float, reward_threshold: float, reencode: int = 0
+    ):
+        self.reader, self.model, self.trajectories = reader, reader.model, reader.trajectories
+        pad = getattr(getattr(reader.processor, "tokenizer", None), "pad_token_id", None) or 0
+        self.judge = Judge(dict(self.model.config.senses), _scales(self.trajectories), pad, reward_threshold)
+        self.seed, self.temperature, self.reencode = seed, temperature, reencode
+        self.tallies: dict[tuple[str, str, int | None], Tally] = defaultdict(lambda: Tally(seed=seed))
+        self.errors: dict[str, dict[int, float]] = defaultdict(dict)
+
+    def batch(self, environment: str, rows: np.ndarray, wanted: dict[int, np.ndarray]) -> None:
+        """Measures windows from `rows`; `wanted` says for each horizon which of them (boolean) count."""
+        batch = self.reader.batch(rows, max(wanted))
+        actions = batch["action"][:, self.reader.lead :]
+        true = self._true_steps(rows, batch, wanted)
+        belief = self.reader.perceive(batch)
+        futures = self._simulate(belief, actions, wanted)
+        imagined = self._steps(futures, wanted)
+        for horizon, chosen in wanted.items():
+            kept = torch.as_tensor(chosen, device=self.model.device)
+            where: Where = (environment, rows[chosen], horizon)
+            measures = self._compare(kept, imagined[horizon], true[horizon], true[0])
+            self._add_all(where, measures)
+            if futures.expected:
+                index, facts = sorted(wanted).index(horizon), (true[horizon].where(kept), true[0].where(kept))
+                images = {name: values[kept, index] for name, values in futures.expected.items()}
+                self._add(*where, "pan_expected", self.judge.images(images, *facts))
+            seen = belief
+            if horizon == 1:  # the first step is the same in both ways
+                self._reconstruction(where, kept, batch)
+                self._sensitivity(where, kept, belief, actions, imagined[1], true)
+                self._by_action(where, kept, actions[:, 0], imagined[1], true)
+            else:
+                seen = self.reader.perceive(batch, horizon - 1)
+                forced = self._one_step(seen, actions[:, horizon - 1])
+                measures = self._compare(kept, forced, true[horizon], true[horizon - 1])
+            self._add_all(where, measures, "teacher_forced_")
+            self._add(*where, "pan", self._bits(seen, batch, horizon, kept))
+        self._rank(environment, rows, imagined[max(wanted)], true[max(wanted)])
+
+    def _simulate(self, belief, actions: Tensor, expected: Iterable[int] = ()):
+        """Futures, and the expected images at these horizons where the most likely future is asked for, whole."""
+        settings = {"temperature": self.temperature, "seed": self.seed}
+        if self.reencode:
+            settings["reencode"] = self.reencode
+        if self.temperature == 0 and not isinstance(self.model, AtEffort):
+            settings["expected"] = [horizon - 1 for horizon in expected]
+        return self.model.simulate(belief, actions, **settings)
+
+    def _one_step(self, belief, action: Tensor) -> Step:
+        return self._steps(self._simulate(belief, action.unsqueeze(1)), [1])[1]
+
+    def _compare(self, kept: Tensor, predicted: Step, true: Step, last_seen: Step) -> dict[str, dict]:
+        """Measures of the `kept` windows, by model."""
+        predicted, true, last_seen = (step.where(kept) for step in (predicted, true, last_seen))
+        claims = {"pan": predicted, "copy_last": last_seen.unrewarded()}
+        return {model: self.judge(claim, true, last_seen) for model, claim in claims.items()}
+
+    def _add_all(self, where: Where, measures: dict[str, dict], prefix: str = "") -> None:
+        for model, measured in measures.items():
+            self._add(*where, model, measured, prefix)
+
+    def _add(self, environment: str, rows: np.ndarray, horizon: int | None, model: str, measures, prefix: str = ""):
+        episodes = self.trajectories.episode[rows]
+        for name in (environment, "all"):
+            self.tallies[name, model, horizon].update(measures, episodes, prefix)
+
+    def _frames(self, batch: dict, times: Sequence[int]) -> dict[str, Tensor]:
+        """The true observations at steps after the start, of the senses that change with time."""
+        shown = self.reader.part(batch["observation"], [self.reader.lead + time for time in times])
+        return {name: shown[name] for name in self.judge.predicted()}
+
+    def _true_steps(self, rows: np.ndarray, batch: dict, wanted) -> dict[int, Step]:
+        times = sorted({0, *wanted, *(horizon - 1 for horizon in wanted)})
+        shown = self._frames(batch, times)
+        codes = self.model.encode(shown).codes
+        steps = {}
+        for index, time in enumerate(times):
+            reward, done = self.reader.outcome(rows, max(time, 1))
+            seen = {name: values[:, index] for name, values in shown.items()}
+            coded = {name: [level[:, index] for level in levels] for name, levels in codes.items()}
+            steps[time] = Step(seen, coded, reward, done)
+        return steps
+
+    def _steps(self, futures, horizons: Iterable[int]) -> dict[int, Step]:
+        """The futures at the horizons; only these are decoded."""
+        horizons = list(horizons)
+        times = [horizon - 1 for horizon in horizons]
+        chosen = replace(
+            futures,
+            state=futures.state.map(lambda codes: codes[:, times]),
+            conditions={name: condition[:, times] for name, condition in futures.conditions.items()},
+        )
+        decoded = {name: chosen.decode(name) for name in self.judge.predicted()}
+        return {
+            horizon: Step(
+                {name: values[:, index] for name, values in decoded.items()},
+                {name: [level[:, index] for level in levels] for name, levels in chosen.codes.items()},
+                futures.reward[:, horizon - 1].float(),
+                futures.continue_prob[:, horizon - 1] < 0.5,
+            )
+            for index, horizon in enumerate(horizons)
+        }
+
+    def _bits(self, belief, batch: dict, horizon: int, kept: Tensor) -> dict[str, tuple[str, Tensor]]:
+        """Bits of the frame at `horizon`, given the true ones before it."""
+        taken = self.reader.lead + horizon - 1
+        future = self._frames(batch, [horizon])
+        log_prob = self.model.log_prob(belief, batch["action"][:, taken : taken + 1], observations=future)
+        bits = {f"{part}_bits": -getattr(log_prob, part) / math.log(2) for part in ("codes", "latents", "observation")}
+        bits["bits_per_observation"] = log_prob.bits_per_observation
+        return {name: metrics.mean_of(values[:, 0][kept]) for name, values in bits.items()}
+
+    def _sensitivity(self, where: Where, kept: Tensor, belief, actions: Tensor, predicted: Step, true) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        others = torch.randperm(len(actions), generator=generator).to(actions.device)
+        shuffled = self._one_step(belief, actions[others, 0])
+        cases = [step.where(kept) for step in (predicted, shuffled)]
+        target, start = true[1].where(kept), true[0].where(kept)
+        for model, pair in {"pan": cases, "copy_last": [start, start]}.items():
+            exact = [metrics.mean_of(self.judge.exact(case, target))[1] for case in pair]
+            measures = {"action_sensitivity_exact_state": metrics.gain("mean", *exact)}
+            if self.judge.predicted("image"):
+                moving = [self.judge.moving_error(case, target, start) for case in pair]
+                measures["action_sensitivity_psnr_moving"] = metrics.gain("psnr", *moving)
+            self._add(*where, model, measures)
+
+    def _by_action(self, where: Where, kept: Tensor, action: Tensor, predicted: Step, true) -> None:
+        """Exact states of the first step, by which of the discrete actions was taken."""
+        described = self.model.config.action
+        if described.kind != "discrete":
+            return
+        target, taken = true[1].where(kept), action[kept]
+        for model, claim in {"pan": predicted, "copy_last": true[0]}.items():
+            exact = self.judge.exact(claim.where(kept), target)
+            measures = {
+                f"exact_state_after:{name}": metrics.mean_where(exact, taken == number)
+                for number, name in enumerate(described.names or range(described.num_actions))
+            }
+            self._add(*where, model, measures)
+
+    def _reconstruction(self, where: Where, kept: Tensor, batch: dict) -> None:
+        """Frames through the codes and back; `where` and `kept` as in the other measures, without a horizon."""
+        environment, rows, _ = where
+        shown = {name: values[kept] for name, values in self._frames(batch, [1]).items()}
+        state = self.model.encode(shown)
+        for name, levels in state.codes.items():
+            variants = {f"levels_{k}_": {"num_levels": k, "latents": False} for k in range(1, len(levels) + 1)}
+            variants |= {"": {"latents": False}} | ({"latents_": {"latents": True}} if name in state.latents else {})
+            for prefix, options in variants.items():
+                rebuilt = self.model.decode(state, name, **options)[:, 0]
+                measures = _rebuilt(self.judge.senses[name].kind, rebuilt, shown[name][:, 0])
+                measures = {self.judge.name(name, prefix + key): value for key, value in measures.items()}
+                self._add(environment, rows, None, "pan", measures)
+
+    def _rank(self, environment: str, rows: np.ndarray, predicted: Step, true: Step) -> None:
+        """Keeps each window's squared error at its last step, by which strips are chosen."""
+        for name in self.judge.predicted("image")[:1]:
+            _, components = metrics.psnr(predicted.observations[name], true.observations[name])
+            self.errors[environment] |= dict(zip(rows.tolist(), components[:, 0].tolist(), strict=True))
+
+
+def _scales(trajectories) -> dict[str, Tensor]:
+    vectors = {name: x for name, x in trajectories.observations.items() if x.ndim == 2}
+    spread = {name: np.asarray(x, dtype=np.float32).std(0) for name, x in vectors.items()}
+    return {name: torch.as_tensor(np.where(std > 0, std, 1.0), dtype=torch.float) for name, std in spread.items()}
+
+
+def _rebuilt(kind: str, rebuilt: Tensor, true: Tensor) -> dict[str, tuple[str, Tensor]]:
+    if kind == "vector":
+        return {"reconstruction_rmse": metrics.rmse(rebuilt, true)}
+    return {
+        "reconstruction_psnr": metrics.psnr(rebuilt, true),
+        "reconstruction_exact_frame": metrics.mean_of(metrics.exact_frames(rebuilt, true)),
+    }
+
+
+@torch.inference_mode()
+def evaluate_model(
+    model,
+    processor,
+    trajectories,
+    *,
+    horizons: Iterable[int] = HORIZONS,
+    num_windows: int = 256,
+    batch_size: int = 64,
+    seed: int = 0,
+    environments: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    temperature: float = 0.0,
+    context: int | None = None,
+    reward_threshold: float = REWARD_THRESHOLD,
+    skip: Iterable[int] = (),
+    reencode: int = 0,
+    strips: str | Path | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Measures a loaded model on recorded trajectories; arguments as for [`evaluate`], which also checks and writes.
+
+    Args:
+        model (`PanModel`), processor (`PanProcessor`): what is measured, in evaluation mode.
+        trajectories (`Trajectories`): held-out episodes; nothing is refused here.
+        skip (`Iterable[int]`): episodes of `trajectories` to leave out.
+        strips (`Path`, *optional*): folder for strips of imagined against real frames.
+
+    Returns:
+        `list[Record]`: for each environment, and for "all" of them together where there are several.
+
+    Raises:
+        ValueError: an environment without episodes, episodes shorter than the shortest horizon, a missing sense.
+    """
+    environments, skip = _choose_environments(trajectories, environments), list(skip)
+    reader = WindowReader(trajectories, processor, model, context)
+    run = _Evaluation(reader, seed, temperature, reward_threshold, reencode)
+    batches, windows = [], {}
+    for environment in environments:
+        chosen = choose_windows(trajectories, environment, horizons, num_windows, seed, skip, reader.lead)
+        windows[environment] = chosen
+        batches += [(environment, *batch) for batch in _batches(chosen, batch_size)]
+    for environment, rows, wanted in track(batches, "evaluating", disable=not progress, transient=True):
+        run.batch(environment, rows, wanted)
+    if strips is not None:
+        for environment, errors in run.errors.items():
+            longest = max(windows[environment])
+            errors = {row: errors[row] for row in windows[environment][longest].tolist()}
+            write_strips(reader, environment, longest, errors, strips, temperature=temperature, seed=seed)
+    names = environments + ["all"] * (len(environments) > 1)
+    prefix = "sampled_" if temperature > 0 else ""
+    return _records(run.tallies, names, prefix, [seed] if seeds is None else list(seeds))
+
+
+def _choose_environments(trajectories, environments: Sequence[str] | None) -> list[str]:
+    recorded = list(dict.fromkeys(trajectories.environments))
+    unknown = sorted(set(environments or ()) - set(recorded))
+    if unknown:
+        raise ValueError(f"No held-out episode of {unknown}; the recording has {recorded}. Name one of those.")
+    return list(environments or recorded)
+
+
+def _batches(windows: dict[int, np.ndarray], batch_size: int) -> list[tuple[np.ndarray, dict[int, np.ndarray]]]:
+    """Rows simulated together, all as far as the same horizon, and for each horizon which of them count for it."""
+    furthest = {}
+    for horizon in sorted(windows):
+        furthest |= dict.fromkeys(windows[horizon].tolist(), horizon)
+    batches = []
+    for horizon in sorted(windows, reverse=True):
+        rows = np.array([row for row, last in furthest.items() if last == horizon], dtype=np.int64)
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            wanted = {h: np.isin(part, windows[h]) for h in windows if h <= horizon}
+            batches.append((part, {h: chosen for h, chosen in wanted.items() if chosen.any()}))
+    return batches
+
+
+def _records(tallies: dict, environments: list[str], prefix: str, seeds: list[int]) -> list[Record]:
+    records = []
+    for environment in environments:
+        for (name, model, horizon), tally in tallies.items():
+            for metric in tally.metrics() if name == environment else ():
+                result = tally.result(metric)
+                if result is not None:
+                    value, stderr = result
+                    where = {"environment": environment, "split": "test", "seeds": seeds, "model": model}
+                    records.append(record(prefix + metric, value, stderr=stderr, horizon=horizon, **where))
+    return records
+
+
+def load_for_evaluation(
+    path: str | Path, data_root: str | Path | None = None, skip_trained: bool = False, device: str = "cpu"
+) -> tuple:
+    """Model, processor, the episodes recorded for testing, and which of them to skip because they were trained on.
+
+    Returns:
+        `(PanModel, PanProcessor, Trajectories, list[int])`, the model on `device` in evaluation mode.
+
+    Raises:
+        ValueError: an episode was trained on (with `skip_trained`: all were), see [`check_held_out`]; or the processor
+            does not belong to the model.
+        FileNotFoundError: no checkpoint or no recording.
+    """
+    checkpoint = find_checkpoint(path, adapters=True)
+    trained = trained_fingerprints(checkpoint)
+    trajectories = load_trajectories(find_recording(checkpoint, data_root), "test")
+    skipped = check_held_out(trajectories, trained, skip_trained)
+    from pan_hf.checkpoints import load
+
+    model, processor = load(checkpoint)
+    return model.to(device), processor, trajectories, skipped
+
+
+def evaluate(
+    run: str | Path,
+    data_root: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    horizons: Iterable[int] = HORIZONS,
+    num_windows: int = 256,
+    batch_size: int = 64,
+    seed: int = 0,
+    environments: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    temperature: float = 0.0,
+    context: int | None = None,
+    reward_threshold: float = REWARD_THRESHOLD,
+    skip_trained: bool = False,
+    device: str = "cpu",
+    effort=None,
+    reencode: int = 0,
+    progress: bool = True,
+) -> list[Record]:
+    """Evaluates a checkpoint on the episodes recorded for testing.
+
+    Writes `evaluation.json`, `report/strips/` (for each environment the window of median and of largest error at the
+    last horizon) and, with two horizons or more, the plot `horizon.png` into `output`.
+
+    Args:
+        run (`str` or `Path`): a run folder with `checkpoint/`, a checkpoint, or its Hub id.
+        data_root (`str` or `Path`, *optional*): folder or Hub id of recorded trajectories; those the checkpoint was
+            trained on by default.
+        output (`str` or `Path`, *optional*): where to write; the run folder by default.
+        horizons (`Iterable[int]`): steps after a window's start at which the two are compared.
+        num_windows (`int`): windows for each environment and horizon, drawn uniformly; all where there are fewer.
+        batch_size (`int`): windows simulated at once.
+        seed (`int`): of the choice of windows, of shuffled actions and of sampled futures.
+        environments (`Sequence[str]`, *optional*): which of the recorded environments; all by default.
+        seeds (`Sequence[int]`, *optional*): seeds to write into the records; that of the run's training, or `[seed]`
+            where the run does not tell.
+        temperature (`float`): 0 for the most likely future; above 0 one sampled future a window, and then the metrics
+            are named `sampled_...`.
+        context (`int`, *optional*): true frames seen up to a window's start; as many as the model looks back on by
+            default, so that windows start at least that far into an episode.
+        reward_threshold (`float`): rewards larger than this in size are events for `reward_f1`.
+        skip_trained (`bool`): leave out episodes that were trained on, with a warning, instead of refusing: in a small
+            world an episode recorded for testing can happen to equal one recorded for training.
+        device (`str`): where the model runs, such as "cpu" or "cuda".
+        effort (*optional*): what is spent on an imagined step, as [`PanModel.simulate`] takes it. A code that is not
+            predicted and absent is not right; `compute_per_simulated_step` and the like say what a step cost.
+        reencode (`int`): encode what was imagined anew after so many steps, as [`PanModel.simulate`] does; 0: never.
+        progress (`bool`): show a progress bar.
+
+    Returns:
+        `list[Record]`: what was written.
+
+    Raises:
+        ValueError: an episode was trained on (the message names them), an environment has no episode, all episodes
+            are shorter than the shortest horizon, or a sense of the model was not recorded.
+        FileNotFoundError: there is no checkpoint or no recording.
+    """
+    output = results_folder(run, output)
+    seeds = seeds or trained_seeds(run) or [seed]
+    model, processor, trajectories, skipped = load_for_evaluation(run, data_root, skip_trained, device)
+    world = model if effort is None else AtEffort(model, effort)
+    records = evaluate_model(
+        world,
+        processor,
+        trajectories,
+        horizons=horizons,
+        num_windows=num_windows,
+        batch_size=batch_size,
+        seed=seed,
+        environments=environments,
+        seeds=seeds,
+        temperature=temperature,
+        context=context,
+        reward_threshold=reward_threshold,
+        skip=skipped,
+        reencode=reencode,
+        strips=output / "report" / "strips",
+        progress=progress,
+    )
+    if isinstance(world, AtEffort):
+        where = {"environment": "all", "split": "test", "seeds": list(seeds)}
+        records += [record(metric, value, model="pan", **where) for metric, value in world.spent().items()]
+    write_records(output / "evaluation.json", records)
+    plotted = [entry for entry in records if entry.metric.endswith(PLOTTED) and not entry.metric.startswith(UNPLOTTED)]
+    if curves(plotted):
+        horizon_plot(plotted, output / "horizon.png")
+    return records
+
+
+def pool(runs: Sequence[str | Path], output: str | Path) -> list[Record]:
+    """Pools the `evaluation.json` of runs that differ in their seed, and writes that of all of them into `output`.
+
+    Raises:
+        FileNotFoundError: a run has not been evaluated.
+        ValueError: fewer than two runs, or two of the same seed, whose difference would not be one of seeds.
+    """
+    found = [read_records(Path(run) / "evaluation.json") for run in runs]
+    seeds = [sorted({seed for entry in entries for seed in entry.seeds}) for entries in found]
+    if len({tuple(seed) for seed in seeds}) < max(2, len(runs)):
+        told = ", ".join(f"{run}: {seed}" for run, seed in zip(runs, seeds, strict=True))
+        raise ValueError(f"A spread over seeds needs different seeds, got {told}. Train with another `--seed`.")
+    records = across_seeds(found)
+    write_records(Path(output) / "evaluation.json", records)
+    return records
+
+
+def across_seeds(runs: Sequence[Sequence[Record]]) -> list[Record]:
+    """Records of several training seeds as one: the mean, its standard error over seeds, and all seeds listed.
+
+    Args:
+        runs (`Sequence[Sequence[Record]]`): the evaluation of each seed; a metric missing in one is averaged over the
+            others.
+    """
+    groups = defaultdict(list)
+    for entry in (entry for run in runs for entry in run):
+        groups[entry.metric, entry.horizon, entry.model, entry.environment, entry.split].append(entry)
+    pooled = []
+    for (metric, horizon, model, environment, split), entries in groups.items():
+        value, stderr = mean_stderr([entry.value for entry in entries])
+        seeds = sorted({seed for entry in entries for seed in entry.seeds})
+        where = {"model": model, "environment": environment, "split": split, "seeds": seeds}
+        pooled.append(record(metric, value, stderr=stderr, horizon=horizon, **where))
+    return pooled

@@ -1,0 +1,311 @@
+"""The model card of a run, written by the run: every number in it is read from the result files.
+
+The card is Markdown with the Hub's metadata on top (`model-index`), so that a published model shows its evaluation.
+What a card says of the checkpoint itself is in `checkpoint.json`, which goes with the result files wherever they are
+published, so that anyone can make the card anew from them and see that it is the same: `check_card`.
+"""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from pan_hf.hub import address, hub_id
+from pan_hf.reporting.figures import CURVE_METRICS, TEACHER_FORCED, series_name
+from pan_hf.reporting.report import (
+    by_environment,
+    origins,
+    read_results,
+    several_seeds,
+    success_interval,
+    template,
+    tidy_tables,
+    timing_table,
+)
+from pan_hf.reporting.results import Record, write_text
+from pan_hf.reporting.tables import format_value, markdown_table, metric_label, seeds_text, select
+
+FACTS = "checkpoint.json"
+BASELINES = ("copy_last", "random_policy", "simulator")
+OWN_LICENSE = "apache-2.0"  # of a model that began with random weights
+_SMALLER_IS_BETTER = ("bits_per_observation", "rmse_normalised")  # of the CURVE_METRICS
+
+
+def write_card(run_dir: str | os.PathLike, path: str | os.PathLike | None = None, **told: str | None) -> Path:
+    """Writes the model card of a run.
+
+    Args:
+        run_dir (`str` or `Path`): the run folder, with `checkpoint/` and the result files, or a folder of published
+            results with `checkpoint.json`; what is absent is said to be so in the card.
+        path (`str` or `Path`, *optional*): where to write; `README.md` in the checkpoint by default.
+        told: what [`checkpoint_facts`] cannot see.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        NotADirectoryError: `run_dir` is not a folder.
+        ValueError: a result file is malformed; the message names it.
+    """
+    run = Path(run_dir)
+    if not run.is_dir():
+        raise NotADirectoryError(f"{run} is not a run folder. Give the folder that `pan train` wrote.")
+    return write_text(path or run / "checkpoint" / "README.md", card_text(checkpoint_facts(run, **told), run))
+
+
+def checkpoint_facts(
+    run: Path,
+    *,
+    model_id: str | None = None,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+) -> dict[str, Any]:
+    """What a card says of a checkpoint, beside what was measured; plain JSON.
+
+    Args:
+        run (`Path`): a run folder, a checkpoint, or a folder of published results with `checkpoint.json`.
+        model_id (`str`, *optional*): the name to load it by, "user/name" on the Hub; the checkpoint's path by default.
+        base_model (`str`, *optional*): Hub name of what it began as; read off the run by default.
+        dataset (`str`, *optional*): Hub name of the recording it was trained on.
+        license (`str`, *optional*): as the Hub names it. By default ours where the model began with random weights,
+            and none otherwise, since the license of what it began as holds on.
+    """
+    told = {"model_id": model_id, "base_model": base_model, "dataset": dataset, "license": license}
+    told = {name: value for name, value in told.items() if value is not None}
+    if (run / FACTS).exists():
+        return _read_json(run / FACTS) | told
+    folder = run / "checkpoint" if (run / "checkpoint").exists() or not (run / "config.json").exists() else run
+    config, trained = _read_json(folder / "config.json"), _read_json(folder / "training_data.json")
+    began_as, is_fresh = _beginning(run)
+    model_id = model_id or str(folder)
+    facts = {
+        "name": model_id.rpartition("/")[2] if model_id.count("/") == 1 else run.resolve().name,
+        "model_id": model_id,
+        "senses": {name: _shape(sense) for name, sense in config.get("senses", {}).items()},
+        "action": _shape(config.get("action") or {}),
+        "episodes": len(trained.get("fingerprints", [])),
+        "environments": list(dict.fromkeys(trained.get("environments", []))),
+        "base_model": began_as,
+        "dataset": None,
+        "license": OWN_LICENSE if is_fresh and base_model is None else None,
+    }
+    return facts | told
+
+
+def _shape(part: dict[str, Any]) -> dict[str, Any]:
+    names = ("kind", "height", "width", "channels", "dim", "num_actions")
+    return {name: part[name] for name in names if name in part}
+
+
+def _beginning(run: Path) -> tuple[str | None, bool]:
+    """Hub name of what a run began as, if it has one, and whether that was random weights."""
+    settings = _read_json(run / "stages" / "settings.json")
+    for grown in sorted((run / "stages").glob("*.settings.json")):
+        settings = {"backbone": _read_json(grown)["model"]}
+    backbone = settings.get("backbone")
+    if backbone is None:
+        return None, True
+    found = hub_id(address(backbone) or backbone)
+    if found is not None:
+        return found.id, False
+    from pan_hf.build import PRESETS
+
+    named = None if backbone in PRESETS or Path(backbone).exists() else backbone
+    return named, backbone in PRESETS
+
+
+def card_text(facts: dict[str, Any], results: str | os.PathLike) -> str:
+    """The card, metadata included, from [`checkpoint_facts`] and a folder of result files. The same from the same.
+
+    Raises:
+        ValueError: a result file is malformed; the message names it.
+    """
+    records = read_results(Path(results))
+    content = template("model_card.md.jinja").render(
+        facts,
+        card_data=_card_data(facts, records).to_yaml(),
+        senses=[_sense_words(*item) for item in facts["senses"].items()],
+        action=_action_words(facts["action"]),
+        snippet=_snippet(facts),
+        training=origins(records["timing"]),
+        timing=_markdown(timing_table(records["timing"])),
+        evaluation=_tables(records["evaluation"]),
+        futures=_tables(records["futures"]),
+        planning=_tables(records["planning"]),
+        measured={part: origins(records[part]) for part in ("evaluation", "futures", "planning")},
+        copy_last=series_name("copy_last"),
+        failures=[*_not_better_than_copying(records["evaluation"]), *_unsolved(records["planning"])],
+    )
+    ModelCard(content)  # raises if the metadata on top cannot be read back
+    return content
+
+
+def check_card(path: str | os.PathLike, results: str | os.PathLike) -> list[str]:
+    """What in a card does not come from the result files in a folder; an empty list if all does.
+
+    Args:
+        path (`str` or `Path`): the card.
+        results (`str` or `Path`): a folder with `checkpoint.json` and result files, as `docs/results/quickstart`, or
+            `results` in a repository that `pan push` made.
+
+    Raises:
+        FileNotFoundError: there is no card, or no `checkpoint.json`.
+    """
+    facts = json.loads((Path(results) / FACTS).read_text(encoding="utf-8"))
+    expected = card_text(facts, results).splitlines()
+    found = Path(path).read_text(encoding="utf-8").splitlines()
+    problems = []
+    for kind, *_, first, last in difflib.SequenceMatcher(None, expected, found, autojunk=False).get_opcodes():
+        if kind == "delete":
+            problems.append(f"line {first + 1}: something that the result files say is missing here.")
+        elif kind != "equal":
+            problems += [f"line {n + 1}: {found[n]!r} is not what the result files say." for n in range(first, last)]
+    return problems
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+# ------------------------------------------------------------------------------------------------------------ metadata
+
+
+def _card_data(facts: dict[str, Any], records: dict[str, list[Record]]) -> ModelCardData:
+    results = [_eval_result(entry, "any-to-any") for entry in _shown(records["evaluation"])]
+    drawn_anew = several_seeds(records["futures"])
+    results += [_eval_result(entry, "any-to-any", drawn_anew) for entry in _shown(records["futures"])]
+    results += [_eval_result(entry, "reinforcement-learning") for entry in records["planning"]]
+    return ModelCardData(
+        license=facts["license"],
+        library_name="transformers",
+        pipeline_tag="any-to-any",
+        tags=["world-model", "pan"],
+        base_model=facts["base_model"],
+        datasets=[facts["dataset"]] if facts["dataset"] else None,
+        model_name=facts["name"],
+        eval_results=[result for result in results if result is not None] or None,
+    )
+
+
+def _eval_result(entry: Record, task: str, tell_seeds: bool = False) -> EvalResult | None:
+    """A record as an entry of the Hub's model-index, its seeds in its name where that tells it apart; None for a
+    baseline and for an undefined value."""
+    if entry.model in BASELINES or not math.isfinite(entry.value):
+        return None
+    name = metric_label(entry.metric)
+    if entry.model != "pan":
+        name += f", {series_name(entry.model)}"
+    if entry.horizon is not None:
+        name += f", {entry.horizon} step{'s' * (entry.horizon != 1)} ahead"
+    if tell_seeds:
+        name += f", {seeds_text(entry.seeds)}"
+    return EvalResult(
+        task_type=task,
+        dataset_type=entry.environment,
+        dataset_name=entry.environment,
+        dataset_split=entry.split,
+        metric_type=entry.metric,
+        metric_name=name,
+        metric_value=entry.value,
+        metric_args={name: getattr(entry, name) for name in ("horizon", "stderr") if getattr(entry, name) is not None}
+        or None,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+def _shown(records: Iterable[Record]) -> list[Record]:
+    """The records a card shows: not those with true frames shown, nor those of single levels or outcomes."""
+    hidden = (TEACHER_FORCED, "levels_", "outcome:", "exact_state_after:")
+    return [e for e in records if not e.metric.startswith(hidden) and "." not in e.metric]
+
+
+def _tables(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    groups = by_environment(_shown(records))
+    return [(name, [markdown_table(*grid) for grid in tidy_tables(group)]) for name, group in groups]
+
+
+def _markdown(grid: tuple[list[str], list[list[str]]] | None) -> str:
+    return "" if grid is None else markdown_table(*grid)
+
+
+def _not_better_than_copying(records: Sequence[Record]) -> list[str]:
+    """A sentence for each metric in which the model does not beat repeating the last frame, with the horizons."""
+    lost: dict[tuple[str, str], list[str]] = {}
+    for entry in select(records, model="pan", metric=list(CURVE_METRICS)):
+        where = {"metric": entry.metric, "horizon": entry.horizon, "environment": entry.environment}
+        for copied in select(records, model="copy_last", split=entry.split, **where):
+            sign = -1 if entry.metric.endswith(_SMALLER_IS_BETTER) else 1
+            if sign * entry.value <= sign * copied.value:
+                numbers = f"at horizon {entry.horizon} {format_value(entry)} against {format_value(copied)}"
+                lost.setdefault((entry.environment, entry.metric), []).append(numbers)
+    return [
+        f"{environment}: no better than copying the last frame in {metric_label(metric)}: {'; '.join(numbers)}."
+        for (environment, metric), numbers in lost.items()
+    ]
+
+
+def _unsolved(records: Sequence[Record]) -> list[str]:
+    """A sentence for each environment that no planner always solves, with the best planner's rate and interval."""
+    sentences = []
+    for environment, group in by_environment(records):
+        rates = [entry for entry in select(group, metric="success") if entry.model not in BASELINES]
+        if rates and (best := max(rates, key=lambda entry: entry.value)).value < 1:
+            low, high = success_interval(best, group) or (best.value, best.value)
+            sentences.append(
+                f"{environment}: the best planner ({series_name(best.model)}) solves {100 * best.value:.1f}% of "
+                f"unseen starts (95% interval {100 * low:.1f} to {100 * high:.1f}%)."
+            )
+    return sentences
+
+
+# ------------------------------------------------------------------------------------------------------- what it takes
+
+
+def _sense_words(name: str, sense: dict[str, Any]) -> str:
+    size = {"image": "{height}x{width} image", "vector": "vector of {dim}", "text": "text"}
+    return f"`{name}` ({size.get(sense.get('kind', ''), '{kind}').format(**sense)})"
+
+
+def _action_words(action: dict[str, Any]) -> str:
+    words = {"discrete": "one of {num_actions} actions", "vector": "a vector of {dim}", "text": "a text"}
+    return words.get(action.get("kind", ""), "an action").format(**action)
+
+
+def _snippet(facts: dict[str, Any]) -> str:
+    """Code that runs as it stands: blank observations and actions of the right shape, to be replaced by real ones."""
+    blank = {
+        "image": "np.zeros(({height}, {width}, {channels}), np.uint8)",
+        "vector": "np.zeros({dim}, np.float32)",
+        "text": '"say what is wanted here"',
+    }
+    model_id = facts["model_id"]
+    senses = facts["senses"] or {"camera": {"kind": "image", "height": 64, "width": 64, "channels": 3}}
+    parts = [f'"{name}": {blank[sense["kind"]].format(**sense)}' for name, sense in senses.items()]
+    action = facts["action"] or {"kind": "discrete"}
+    actions = {
+        "discrete": "torch.zeros(1, 5, dtype=torch.long)",
+        "vector": "torch.zeros(1, 5, {dim})",
+        "text": 'processor(action=[["go"] * 5])["action"]',
+    }[action["kind"]].format(**action)
+    seen = next(iter(senses))
+    return f"""import numpy as np
+import torch
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{model_id}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True).eval()
+
+observation = {{{", ".join(parts)}}}
+belief = model.perceive(**processor(observation=observation))
+actions = {actions}  # (batch, steps)
+futures = model.simulate(belief, actions, num_rollouts=4, seed=0)
+imagined = futures.decode("{seen}")  # (rollouts, steps, ...)
+print(imagined.shape, futures.reward.mean(0), futures.log_prob.sum(1))"""

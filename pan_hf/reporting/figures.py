@@ -1,0 +1,434 @@
+"""Pictures of what a world model imagines: strips, films and curves against the horizon.
+
+Frames stay at their own size and are enlarged by the viewer (`image-rendering: pixelated`), so that one pixel of the
+model is one square on the screen and a wrong pixel can be seen.
+"""
+
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from pan_hf.files import write_bytes
+from pan_hf.metrics import EXACT_TOLERANCE
+from pan_hf.modeling.effort_pan import TASKS
+from pan_hf.reporting.results import Record
+from pan_hf.reporting.tables import metric_label, select, unit_of
+
+GAP = 2  # transparent pixels between two frames of a row
+_SERIES_NAMES = {"pan": "PAN", "pan_expected": "PAN, expected image", "copy_last": "copy last frame"}
+TEACHER_FORCED = "teacher_forced_"  # a metric with this before its name is drawn beside the one without
+CURVE_METRICS = (
+    "exact_state",
+    "psnr_moving",
+    "exact_frame",
+    "psnr",
+    "ssim",
+    "rmse_normalised",
+    "bits_per_observation",
+)
+_SERIES_COLOURS = {"pan": "#3b82f6", "pan_expected": "#8b5cf6", "copy_last": "#9a8c7c"}
+_OTHER_COLOURS = ("#e07b39", "#2f9e6e", "#b45fc4", "#c9a227")
+
+
+def series_name(model: str) -> str:
+    """A model or baseline as a person reads it: "copy_last" is "copy last frame"."""
+    return _SERIES_NAMES.get(model, model.replace("_", " "))
+
+
+# ------------------------------------------------------------------------------------------------------------- strips
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What the model imagined beside what happened, step by step.
+
+    Args:
+        real, imagined, codes_only (`np.ndarray` of shape `(T, H, W, 3)`, uint8): `codes_only` is what the discrete
+            codes alone decode to, or None.
+        spent (`dict[str, np.ndarray]`): by label, imagined frames as maps of what was spent on them.
+        actions (`list[str]`): T names, one for the step into each frame, or T - 1 if the first frame was observed.
+    """
+
+    real: np.ndarray
+    imagined: np.ndarray
+    codes_only: np.ndarray | None = None
+    actions: list[str] = field(default_factory=list)
+    title: str = ""
+    environment: str = ""
+    labels: tuple[str, str] = ("real", "imagined")
+    spent: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def rows(self) -> list[tuple[str, np.ndarray]]:
+        """Label and frames `(T, H, W, 3)` of each row; the difference is last, black where nothing differs."""
+        rows = [(self.labels[0], self.real), (self.labels[1], self.imagined)]
+        if self.codes_only is not None:
+            rows.append(("codes only", self.codes_only))
+        difference = np.abs(self.real.astype(np.int16) - self.imagined.astype(np.int16)).max(-1, keepdims=True)
+        return [*rows, ("difference", difference.astype(np.uint8).repeat(3, -1)), *self.spent.items()]
+
+    @property
+    def starts_observed(self) -> bool:
+        """Whether the first frame was given to the model and not imagined."""
+        return len(self.actions) == len(self) - 1
+
+    def steps(self) -> list[tuple[str, str]]:
+        """(number, action into it) of each frame; "0" is the observed frame."""
+        names = (["start"] if self.starts_observed else []) + list(self.actions)
+        names += [""] * (len(self) - len(names))
+        first = 0 if self.starts_observed else 1
+        return [(str(first + index), name) for index, name in enumerate(names[: len(self)])]
+
+    def verdicts(self) -> list[str]:
+        """Of each imagined frame "exact", by the measure of `pan evaluate`, or else its PSNR; "" of an observed."""
+        errors = np.abs(self.real.astype(np.float64) - self.imagined).reshape(len(self), -1)
+        verdicts = [
+            "exact" if error.max() <= EXACT_TOLERANCE else f"{10 * np.log10(255**2 / (error**2).mean()):.1f} dB"
+            for error in errors
+        ]
+        return [""] + verdicts[1:] if self.starts_observed else verdicts
+
+
+def load_strip(path: str | os.PathLike) -> Strip:
+    """Reads `<name>.npz` (`real`, `imagined`, optional `codes_only` and `spent_<task>`) and its sidecar `<name>.json`.
+
+    Raises:
+        ValueError: an array is missing, is not uint8 `(T, H, W, 3)`, or the shapes differ.
+    """
+    arrays, about = _load(path, ("real", "imagined"), ("codes_only", *(f"spent_{task}" for task in TASKS)))
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"{path}: the arrays have different shapes {shapes}, expected one shape (T, H, W, 3).")
+    title, environment = about.get("title", Path(path).stem), about.get("environment", "")
+    actions = list(map(str, about.get("actions", [])))
+    compute = about.get("compute", {})
+    spent = {
+        f"{task}: {100 * compute.get(task, float('nan')):.0f}%": arrays.pop(f"spent_{task}")
+        for task in TASKS
+        if f"spent_{task}" in arrays
+    }
+    return Strip(**arrays, actions=actions, title=title, environment=environment, spent=spent)
+
+
+def row_png(frames: np.ndarray) -> bytes:
+    """Frames `(T, H, W, 3)` beside one another as a PNG of their own size, transparent gaps between them."""
+    opaque = np.full((*frames.shape[:3], 1), 255, np.uint8)
+    cells = np.concatenate([frames, opaque], -1)
+    cells = np.pad(cells, ((0, 0), (0, 0), (GAP // 2, GAP - GAP // 2), (0, 0)))
+    return _image_bytes(Image.fromarray(np.concatenate(list(cells), 1)), "PNG")
+
+
+def strip_picture(strip: Strip, path: str | os.PathLike, cell: int = 96) -> Path:
+    """Writes a strip as one labelled PNG, for a README.
+
+    Args:
+        cell (`int`): width of a frame in the picture; frames are enlarged by the largest whole factor that fits.
+    """
+    scale = max(1, cell // strip.real.shape[2])
+    height, width = scale * strip.real.shape[1], scale * strip.real.shape[2]
+    rows, margin, line, gap = strip.rows(), 92, 16, 4
+    size = (margin + len(strip) * (width + gap), 2 * line + len(rows) * (height + gap) + line)
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+
+    def write(x: int, y: int, text: str, colour: str = "#222222") -> None:
+        while text and draw.textlength(text, font=font) > width and x >= margin:
+            text = text[:-1]
+        draw.text((x, y), text, fill=colour, font=font)
+
+    for index, ((number, action), verdict) in enumerate(zip(strip.steps(), strip.verdicts(), strict=True)):
+        x = margin + index * (width + gap)
+        write(x, 0, number)
+        write(x, line, action, "#777777")
+        write(x, size[1] - line, verdict, "#777777")
+    for index, (label, frames) in enumerate(rows):
+        y = 2 * line + index * (height + gap)
+        write(0, y + height // 2 - line // 2, label)
+        for step, frame in enumerate(frames):
+            enlarged = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(enlarged, (margin + step * (width + gap), y))
+    return write_bytes(path, _image_bytes(picture, "PNG"))
+
+
+# -------------------------------------------------------------------------------------------------------------- films
+
+
+@dataclass(frozen=True)
+class Film:
+    """A plan as the model imagined it and as it went when carried out.
+
+    Args:
+        imagined, carried_out (`np.ndarray` of shape `(T, H, W, 3)`, uint8): lengths may differ.
+    """
+
+    imagined: np.ndarray
+    carried_out: np.ndarray
+    actions: list[str] = field(default_factory=list)
+    title: str = ""
+    environment: str = ""
+    success: bool | None = None
+
+    def webp(self, frame_ms: int = 350, hold_ms: int = 1500) -> bytes:
+        """Both side by side as a lossless, endless animated WebP; the shorter one waits on its last frame."""
+        steps = max(len(self.imagined), len(self.carried_out))
+        frames = [
+            self._frame(min(t, len(self.imagined) - 1), min(t, len(self.carried_out) - 1), (t + 1) / steps)
+            for t in range(steps)
+        ]
+        durations = [frame_ms] * (steps - 1) + [hold_ms]
+        return _image_bytes(
+            frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True
+        )
+
+    def _frame(self, left: int, right: int, progress: float) -> Image.Image:
+        """One frame of the film: imagined, gap, carried out, and below them a bar of how far the plan is."""
+        pair = [self.imagined[left], self.carried_out[right]]
+        height, width = pair[0].shape[:2]
+        canvas = np.zeros((height + 3, 2 * width + GAP, 4), np.uint8)
+        for x, frame in zip((0, width + GAP), pair, strict=True):
+            canvas[:height, x : x + width, :3] = frame
+            canvas[:height, x : x + width, 3] = 255
+        canvas[height + 1 :, : round(progress * canvas.shape[1])] = (59, 130, 246, 255)
+        return Image.fromarray(canvas)
+
+    def strip(self) -> Strip:
+        """The steps both have, one under the other."""
+        steps = min(len(self.imagined), len(self.carried_out))
+        actions = self.actions[:steps] if len(self.actions) >= steps else self.actions
+        if len(self.actions) == max(len(self.imagined), len(self.carried_out)) - 1:
+            actions = self.actions[: steps - 1]  # the first frame was observed
+        return Strip(
+            self.carried_out[:steps], self.imagined[:steps], actions=actions, labels=("carried out", "imagined")
+        )
+
+
+def load_film(path: str | os.PathLike) -> Film:
+    """Reads `<name>.npz` (`imagined`, `carried_out`) and its sidecar `<name>.json`.
+
+    Raises:
+        ValueError: an array is missing or is not uint8 `(T, H, W, 3)`, or the frames differ in size.
+    """
+    arrays, about = _load(path, ("imagined", "carried_out"), ())
+    if arrays["imagined"].shape[1:] != arrays["carried_out"].shape[1:]:
+        shapes = {name: array.shape for name, array in arrays.items()}
+        raise ValueError(f"{path}: frames of different sizes {shapes}, expected one (H, W, 3).")
+    return Film(
+        **arrays,
+        actions=list(map(str, about.get("actions", []))),
+        title=about.get("title", Path(path).stem),
+        environment=about.get("environment", ""),
+        success=about.get("success"),
+    )
+
+
+def _load(path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str]) -> tuple[dict, dict]:
+    """Arrays of an .npz (never pickled ones) and its sidecar's content, empty if there is none."""
+    path = Path(path)
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in (*needed, *optional) if name in stored}
+    if missing := set(needed) - set(arrays):
+        raise ValueError(f"{path} has no {sorted(missing)}, expected the arrays {list(needed)}.")
+    for name, array in arrays.items():
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or len(array) == 0:
+            raise ValueError(f"{path}: `{name}` is {array.dtype} {array.shape}, expected uint8 (T, H, W, 3), T > 0.")
+    sidecar = path.with_suffix(".json")
+    return arrays, json.loads(sidecar.read_text()) if sidecar.exists() else {}
+
+
+# ------------------------------------------------------------------------------------------------------------- curves
+
+
+def curves(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(metric, environment) of every curve worth drawing: of the `CURVE_METRICS`, or else of all metrics, those that
+    were measured at two horizons or more."""
+    horizons: dict[tuple[str, str], set[int]] = {}
+    for entry in records:
+        if entry.horizon is not None and not entry.metric.startswith((TEACHER_FORCED, "action_sensitivity_")):
+            horizons.setdefault((entry.metric, entry.environment), set()).add(entry.horizon)
+    drawable = [pair for pair, steps in horizons.items() if len(steps) > 1]
+    key = [pair for name in CURVE_METRICS for pair in drawable if pair[0] == name or pair[0].endswith("_" + name)]
+    return list(dict.fromkeys(key)) or drawable
+
+
+def horizon_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
+    """Draws the metrics of `curves` (rows) in every environment (columns) against the horizon, one line a model with
+    its standard error as a band, and writes it in the format of `path`'s ending (.png, .svg, .pdf).
+
+    Raises:
+        ValueError: no metric was measured at two horizons or more.
+    """
+    pairs = curves(records)
+    if not pairs:
+        raise ValueError(f"none of {len(records)} records lies on a curve; expected a metric at two horizons or more.")
+    metrics = list(dict.fromkeys(metric for metric, _ in pairs))
+    environments = list(dict.fromkeys(environment for _, environment in pairs))
+    figure = Figure(figsize=(max(5.0, 3.4 * len(environments)), 2.4 * len(metrics)), layout="constrained")
+    axes = figure.subplots(len(metrics), len(environments), squeeze=False)
+    for row, metric in enumerate(metrics):
+        for column, environment in enumerate(environments):
+            if (metric, environment) not in pairs:
+                axes[row][column].set_axis_off()
+                continue
+            _draw_curve(axes[row][column], records, metric, environment)
+            axes[row][column].set_title(environment, fontsize=9)
+    _legend(figure)
+    suffix = Path(path).suffix.lstrip(".") or "png"
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, dpi=120)
+    return write_bytes(path, buffer.getvalue())
+
+
+def cost_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
+    """Quality against compute, a panel a task, written in the format of `path`'s ending.
+
+    Args:
+        records: metrics "distortion" and "compute" by model and task (in `environment`); models "<name> at <price>"
+            are points of one line, "<name>".
+
+    Raises:
+        ValueError: no model has both.
+    """
+    both = {(entry.environment, entry.model) for entry in select(records, metric="compute")}
+    both &= {(entry.environment, entry.model) for entry in select(records, metric="distortion")}
+    tasks = list(dict.fromkeys(entry.environment for entry in records if (entry.environment, entry.model) in both))
+    if not tasks:
+        raise ValueError(f"none of {len(records)} records is of a model with a distortion and a compute.")
+    figure = Figure(figsize=(4.6 * len(tasks), 3.6), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        lines: dict[str, list[tuple[Record, Record]]] = {}
+        for entry in select(records, metric="compute", environment=task):
+            lost = select(records, metric="distortion", environment=task, model=entry.model)
+            if lost:
+                lines.setdefault(entry.model.split(" at ")[0], []).append((entry, lost[0]))
+        for (name, points), colour in zip(lines.items(), (*_OTHER_COLOURS, *_SERIES_COLOURS.values()), strict=False):
+            points = sorted(points, key=lambda pair: pair[0].value)
+            x, y = (np.array([pair[side].value for pair in points]) for side in (0, 1))
+            dx, dy = (np.array([pair[side].stderr or 0.0 for pair in points]) for side in (0, 1))
+            axes.errorbar(100 * x, y, dy, 100 * dx, "o-", color=colour, label=name, markersize=4, linewidth=1.4)
+        axes.set_title(task, fontsize=9)
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel("compute (% of a whole step)")
+        axes.set_ylabel("distortion (1: about as standing still)")
+        axes.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=120)
+    return write_bytes(path, buffer.getvalue())
+
+
+def curve_svg(records: Sequence[Record], metric: str, environment: str) -> str:
+    """One curve of `curves` as an inline SVG."""
+    return _svg(f"{metric} {environment}", lambda axes: _draw_curve(axes, records, metric, environment))
+
+
+def calibration_pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """How frequent each outcome is in truth and among the model's futures, from the same states: of equal seeds."""
+    outcomes = [entry for entry in records if entry.metric.startswith("outcome:")]
+    true = {(entry.metric, *entry.seeds): entry for entry in select(outcomes, model="simulator")}
+    ours = [(entry, (entry.metric, *entry.seeds)) for entry in select(outcomes, model="pan")]
+    return [(true[which], entry) for entry, which in ours if which in true]
+
+
+def calibration_svg(records: Sequence[Record], environment: str) -> str:
+    """How frequent each outcome is among the model's futures against how frequent it truly is, as an inline SVG.
+
+    Args:
+        records: metrics "outcome:<name>" of models "pan" and "simulator"; bars are three standard errors.
+    """
+    pairs = calibration_pairs([entry for entry in records if entry.environment == environment])
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 100], [0, 100], color=_SERIES_COLOURS["copy_last"], linewidth=1)
+        x, y = (np.array([100 * pair[side].value for pair in pairs]) for side in (0, 1))
+        dx, dy = (np.array([300 * (pair[side].stderr or 0.0) for pair in pairs]) for side in (0, 1))
+        axes.errorbar(x, y, dy, dx, "o", color=_SERIES_COLOURS["pan"], markersize=3.5, elinewidth=1)
+        axes.set(xlim=(-2, 104), ylim=(-2, 104))
+        axes.set_xlabel("true frequency of an outcome (%)")
+        axes.set_ylabel("among imagined futures (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+
+    return _svg(f"calibration {environment}", draw)
+
+
+def _svg(name: str, draw: Callable[[Axes], None]) -> str:
+    """A drawing as inline SVG whose text and axes take the colour of the page, light or dark; `name` is its own."""
+    ink = "#010203"  # replaced below; no series has it
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,  # ids stay apart within a page, and equal from run to run
+        "font.family": "sans-serif",
+        **{name: ink for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        _legend(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(ink, "currentColor")
+
+
+def _draw_curve(axes: Axes, records: Sequence[Record], metric: str, environment: str) -> None:
+    """Lines of one metric in one environment, one for each model; dashed where every true frame was shown."""
+    unit, factor, _ = unit_of(metric)
+    ticks: set[int] = set()
+    spare = iter(_OTHER_COLOURS * 4)
+    colours: dict[str, str] = {}
+    for prefix, style in (("", "o-"), (TEACHER_FORCED, "o--")):
+        drawn = select(records, metric=prefix + metric, environment=environment)
+        drawn = [entry for entry in drawn if entry.horizon is not None and np.isfinite(entry.value)]
+        splits = dict.fromkeys(entry.split for entry in drawn)
+        for model, split in dict.fromkeys((entry.model, entry.split) for entry in drawn):
+            line = sorted(select(drawn, model=model, split=split), key=lambda entry: entry.horizon or 0)
+            label = "_" * bool(prefix) + series_name(model) + (f" ({split})" if len(splits) > 1 else "")
+            name = model if split == next(iter(splits)) else f"{model} {split}"
+            colour = colours.setdefault(name, _SERIES_COLOURS.get(name) or next(spare))
+            steps = [entry.horizon or 0 for entry in line]
+            values = np.array([entry.value for entry in line]) * factor
+            spread = np.array([entry.stderr or 0.0 for entry in line]) * factor
+            axes.plot(steps, values, style, color=colour, label=label, markersize=3.5, linewidth=1.6)
+            axes.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.2, linewidth=0)
+            ticks.update(steps)
+    if unit == "%":
+        axes.set_ylim(min(0, axes.get_ylim()[0]), 104)  # shares: all of it, and a line at 100 is not cut
+    axes.set_xticks(sorted(ticks))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("steps ahead")
+    axes.set_ylabel(metric_label(metric) + (f" ({unit.strip()})" if unit else ""))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure) -> None:
+    """One legend below all axes; a dashed line has the colour of the solid one and no entry of its own."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        entries |= {text: line for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if not entries:
+        return
+    dashed = any(line.get_linestyle() == "--" for axes in figure.axes for line in axes.lines)
+    title = "dashed: one step ahead, true frames shown" if dashed else None
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "title_fontsize": 8, "ncols": 2}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", title=title, **style)
+
+
+def _image_bytes(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,0 +1,106 @@
+"""What the senses make of a recording, kept for the stages that need it: encoding 20 000 frames takes up to a minute,
+and three stages in a row ask for the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pan_hf.data.trajectories import Trajectories
+
+
+def encode_once(model, tensors: dict[str, Tensor], trajectories: Trajectories, folder: str | Path | None) -> dict:
+    """[`encode_all`] with latents, from a file in `folder` where the same senses have already seen the same recording.
+
+    Args:
+        model, tensors: see [`encode_all`].
+        trajectories: what the tensors are of.
+        folder: where the file is kept, as `encoded-<digest>.safetensors`; None keeps nothing.
+    """
+    if folder is None:
+        return encode_all(model, tensors, latents=True)
+    path = Path(folder) / f"encoded-{_digest(model, trajectories)}.safetensors"
+    if not path.exists():
+        _write(path, encode_all(model, tensors, latents=True))
+    return _unpack(load_file(path), model, tensors)  # mapped from the file: no copy in memory
+
+
+def _write(path: Path, encoded: dict) -> None:
+    """Writes what was encoded whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(_pack(encoded), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def forget(folder: str | Path) -> None:
+    """Removes what `encode_once` has kept in a folder."""
+    for path in Path(folder).glob("encoded-*.safetensors"):
+        path.unlink()
+
+
+def _digest(model, trajectories: Trajectories) -> str:
+    """Of the senses' weights and of the recording's episodes."""
+    digest = hashlib.sha256(" ".join(trajectories.fingerprints).encode())
+    for name, tensor in sorted(model.senses.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _pack(encoded: dict) -> dict[str, Tensor]:
+    packed = {f"codes.{n}.{level}": c for n, levels in encoded["codes"].items() for level, c in enumerate(levels)}
+    return packed | {f"latents.{name}": values.contiguous() for name, values in encoded["latents"].items()}
+
+
+def _unpack(packed: dict[str, Tensor], model, tensors: dict[str, Tensor]) -> dict:
+    senses = model.config.place_senses
+    codes = {n: [packed[f"codes.{n}.{level}"] for level in range(s.num_levels)] for n, s in senses.items()}
+    latents = {name: packed[f"latents.{name}"] for name in senses if f"latents.{name}" in packed}
+    return {"codes": codes, "latents": latents} | words_of(model, tensors)
+
+
+@torch.no_grad()
+def encode_all(model, tensors: dict[str, Tensor], latents: bool, batch_size: int = 256) -> dict:
+    """Every row's codes (int32), words and constant text, once and for all: what `Windows(is_encoded=True)`
+    gathers."""
+    config = model.config
+    codes: dict[str, list[Tensor]] = {}
+    found: dict[str, Tensor] = {}
+    was_training = model.training
+    model.eval()
+    for name in config.place_senses:
+        num_rows = len(tensors[name])
+        for start in range(0, num_rows, batch_size):
+            rows = slice(start, start + batch_size)
+            levels, remainder = model.senses[name].encode(tensors[name][rows].to(model.device))
+            if start == 0:  # whole at once: small parts would lie between what batches need and hold freed memory
+                codes[name] = [torch.empty(num_rows, level.shape[1], dtype=torch.int32) for level in levels]
+                if latents and remainder is not None:
+                    found[name] = torch.empty(num_rows, *remainder.shape[1:])
+            for store, level in zip(codes[name], levels, strict=True):
+                store[rows] = level
+            if name in found:
+                found[name][rows] = remainder
+    model.train(was_training)
+    return {
+        "codes": codes,
+        "latents": found,
+    } | words_of(model, tensors)
+
+
+def words_of(model, tensors: dict[str, Tensor]) -> dict:
+    """The part of `encode_all` that is words already: changing texts, and the constant ones side by side."""
+    prefix = [tensors[name] for name in model.config.prefix_senses]
+    return {
+        "text": {name: tensors[name] for name in model.config.text_senses},
+        "prefix": torch.cat(prefix, 1) if prefix else None,
+    }
