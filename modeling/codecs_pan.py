@@ -79,12 +79,7 @@ def build_codec(sense) -> nn.Module:
 # the interval left by the digits before it `x` lies. Any prefix of digits decodes to the middle of its cell, so the
 # error after `n` digits is at most (high - low) / b**n / 2, and two vectors farther apart than a cell get different
 # digits. What the last digit leaves over is returned as a remainder in [-1, 1]: digits and remainder together are
-# exact.
-#
-# [`LatticeLanguage`] is the theorem itself, for whole sequences, with both constructions of its proof (appendix A):
-# *scale up*, one token a step from a vocabulary as large as it takes, and *scale out*, as many tokens as it takes from
-# a small one. Senses and actions use the second, with bounds for each coordinate; `VectorSense.within` chooses digits
-# for a precision.
+# exact. `VectorSense.within` chooses digits for a precision.
 
 
 class LatticeCodec(nn.Module):

@@ -434,8 +434,9 @@ OBJECTIVES = {
 # ---- What the latent head learns from: latents that hold what the *chosen* codes lack.
 #
 # Latents given the true codes say nothing of a code that is wrong. So where a world is deterministic
-# (`latent_head_pan`) the head learns on imagination: the model goes some steps by itself, taking the most likely codes, and the latents
-# are those that come from its codes to what was truly seen. Where futures branch, the codes are the true ones.
+# (`latent_head_pan`) the head learns on imagination: the model goes some steps by itself, taking the most likely
+# codes, and the latents are those that come from its codes to what was truly seen. Where futures branch, the codes are
+# the true ones.
 #
 # Shapes: B = windows, H = steps imagined, N = B * H.
 

@@ -30,6 +30,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def literal(text: str) -> Any:
+    """A Python literal where the text reads as one, the text itself otherwise."""
     text = {"true": "True", "false": "False", "none": "None"}.get(text, text)
     try:
         return ast.literal_eval(text)

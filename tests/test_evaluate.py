@@ -390,9 +390,9 @@ def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
 @pytest.mark.parametrize(
     "command, function, file",
     [
-        ("evaluate", "evaluate.evaluate", "evaluation.json"),
-        ("futures", "futures_check.evaluate_futures", "futures.json"),
-        ("plan", "plan.plan", "planning.json"),
+        ("evaluate", "evaluation.evaluate.evaluate", "evaluation.json"),
+        ("futures", "evaluation.calibration.evaluate_futures", "futures.json"),
+        ("plan", "evaluation.control.plan", "planning.json"),
     ],
 )
 def test_a_command_on_a_stage_s_checkpoint_names_the_file_it_wrote(command, function, file, tmp_path, monkeypatch):

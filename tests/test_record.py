@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
 
-from pan_hf.data import trajectories
+from pan_hf import files
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.data.info import is_test_episode
 from pan_hf.data.record import _merged, record
@@ -245,7 +245,7 @@ def test_a_killed_recording_goes_on_and_leaves_no_process_behind(tmp_path, sent)
     code += "    record('CartPole-v1', sys.argv[1], frames=6000, workers=2, progress=False)"
     (tmp_path / "run.py").write_text(code)
     root = tmp_path / "out"
-    environment = {**os.environ, "PYTHONPATH": str(Path(trajectories.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
     process = subprocess.Popen(
         [sys.executable, "run.py", str(root)],
         cwd=tmp_path,
@@ -376,7 +376,7 @@ def test_a_disk_that_fills_up_keeps_the_finished_episodes(tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(trajectories.os, "replace", fills_up)
+    monkeypatch.setattr(files.os, "replace", fills_up)
     with pytest.raises(OSError, match="the disk is full.*kept; make room and run the same again") as caught:
         record("TestPanTeller-v0", tmp_path, episodes=8, progress=False)
     assert caught.value.errno == errno.ENOSPC

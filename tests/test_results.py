@@ -84,7 +84,7 @@ def test_a_misspelt_origin_is_refused():
         (["/x/.venv/bin/pan", "plan", "--run", "a b"], ["python", "/x/pan"], "pan plan --run 'a b'"),
         (["/x/benchmarks/simulate.py"], ["python", "/x/benchmarks/simulate.py"], "python simulate.py"),
         (
-            [str(Path(results.__file__).parent.parent / "benchmarks" / "train.py"), "--quick"],
+            [str(Path(results.__file__).parents[2] / "benchmarks" / "train.py"), "--quick"],
             ["python", "benchmarks/train.py"],
             "python benchmarks/train.py --quick",
         ),

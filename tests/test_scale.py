@@ -21,7 +21,7 @@ from pan_hf.data.trajectories import load_trajectories
 from pan_hf.reporting.tracking import RolloutImages
 from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, trainer
 from pan_hf.training import pipeline as train
-from pan_hf.training.arguments import CONFIGS, arguments, parse
+from pan_hf.training.arguments import CONFIGS, arguments, last_checkpoint, parse
 from pan_hf.training.datasets import split
 from pan_hf.training.distributed import check_can_be_shared_out, check_needs_no_whole_weights, read_training_state
 from pan_hf.training.stage import run
@@ -330,7 +330,7 @@ def test_a_killed_streamed_run_resumed_equals_an_uninterrupted_one_to_the_bit(wo
         stopping_at(5, patch)
         with pytest.raises(Stop):
             run_stage(world, align.DYNAMICS, tmp_path / "killed", **given)
-    assert (Path(trainer.last_checkpoint(tmp_path / "killed")) / "stream.json").exists()
+    assert (Path(last_checkpoint(tmp_path / "killed")) / "stream.json").exists()
     resumed = run_stage(world, align.DYNAMICS, tmp_path / "killed", **given)
     one, other = (all_tensors(PanModel.from_pretrained(path)) for path in (whole, resumed))
     assert differing(one, other) == []

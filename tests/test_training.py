@@ -16,8 +16,16 @@ from transformers import TrainerControl, TrainerState
 
 from pan_hf import PanModel, PanProcessor
 from pan_hf.checkpoints import save_checkpoint
-from pan_hf.training import align, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce, trainer
-from pan_hf.training.arguments import Stage, arguments
+from pan_hf.training import (
+    align,
+    pretrain_backbone,
+    pretrain_latent_head,
+    pretrain_senses,
+    reinforce,
+    trainer,
+)
+from pan_hf.training import budget as budgets
+from pan_hf.training.arguments import COMPLETE, Stage, arguments, last_checkpoint
 from pan_hf.training.pipeline import SHARES, train
 from pan_hf.training.stage import run
 
@@ -222,7 +230,7 @@ def test_ctrl_c_keeps_the_last_whole_checkpoint_and_leaves_nothing_final(world, 
     with pytest.raises(KeyboardInterrupt, match="'backbone' was interrupted at step 3; checkpoint-2 is kept.*again"):
         run_stage(world, "backbone", tmp_path, max_steps=9, save_strategy="steps", save_steps=2)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
-    assert trainer.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 
 
 @pytest.mark.slow
@@ -238,7 +246,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(world, tmp_p
     write = trainer.write_text
 
     def killed(path, text):
-        if path == tmp_path / "checkpoint-4" / trainer.COMPLETE:
+        if path == tmp_path / "checkpoint-4" / COMPLETE:
             raise Stop
         write(path, text)
 
@@ -246,7 +254,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(world, tmp_p
         patch.setattr(trainer, "write_text", killed)
         with pytest.raises(Stop):
             run_stage(world, "backbone", tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
-    assert trainer.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     taken = stopping_at(-1, None, monkeypatch)
     run_stage(world, "backbone", tmp_path, max_steps=6)
     assert taken[0] == 4
@@ -288,7 +296,7 @@ def steps_taken(folder):
 
 @pytest.mark.slow
 def test_seconds_become_steps(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "time", Clock(0.1))
+    monkeypatch.setattr(budgets, "time", Clock(0.1))
     run_stage(world, "backbone", tmp_path, seconds=5.0)
     assert steps_taken(tmp_path) == json.loads((tmp_path / "budget.json").read_text())["max_steps"]
     assert 48 <= steps_taken(tmp_path) <= 51
@@ -296,25 +304,25 @@ def test_seconds_become_steps(world, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_machine_that_is_too_slow_to_be_timed_still_stops_in_time(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "time", Clock(1.0))
+    monkeypatch.setattr(budgets, "time", Clock(1.0))
     run_stage(world, "backbone", tmp_path, seconds=5.0)
     assert steps_taken(tmp_path) <= 6
 
 
 def test_the_learning_rate_warms_up_stays_and_falls(tmp_path):
-    budget = trainer.Budget(tmp_path, 200, None)
+    budget = budgets.Budget(tmp_path, 200, None)
     assert budget.rate(0) == 0.05 and budget.rate(19) == budget.rate(100) == 1.0
     assert budget.rate(150) == 0.5 and budget.rate(200) == 0.05
-    undecided = trainer.Budget(tmp_path, 10**6, 60.0)
+    undecided = budgets.Budget(tmp_path, 10**6, 60.0)
     assert undecided.rate(5000) == 1.0
     undecided.decide(300)
-    assert trainer.Budget(tmp_path, 10**6, 60.0).max_steps == 300  # written down
+    assert budgets.Budget(tmp_path, 10**6, 60.0).max_steps == 300  # written down
 
 
 def test_weights_decay_and_norms_and_biases_do_not(world, tmp_path):
     args = arguments(align.JOINT, model="", data="", output_dir=str(tmp_path), weight_decay=0.1)
     model = PanModel.from_pretrained(world.model)
-    budget, slow = trainer.Budget(tmp_path, 1, None), {"senses.": 0.01}
+    budget, slow = budgets.Budget(tmp_path, 1, None), {"senses.": 0.01}
     given = {"objective": "joint", "sampler": None, "budget": budget, "slow": slow}
     optimizer = trainer.PanTrainer(model=model, args=args, **given).create_optimizer()
     found = {id(each): group for group in optimizer.param_groups for each in group["params"]}
@@ -330,8 +338,8 @@ def test_steps_that_become_faster_are_more_while_the_rate_is_constant(tmp_path, 
     """Thirty steps a second apart, then ten a second: ten minutes are worth 5730 steps, found before the learning
     rate begins to fall; a resumed run takes no more than was written down."""
     now = [0.0]
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    budget = trainer.Budget(tmp_path, 10**6, 600.0)
+    monkeypatch.setattr(budgets, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    budget = budgets.Budget(tmp_path, 10**6, 600.0)
     if first_step:
         budget.decide(100)
     callback, control = trainer.BudgetCallback(budget), TrainerControl()
@@ -370,10 +378,10 @@ def test_a_stage_whose_codebooks_move_is_not_averaged(world, tmp_path):
 
 
 def test_the_rate_stays_where_weights_are_averaged_and_the_last_steps_count(tmp_path):
-    budget = trainer.Budget(tmp_path, 1000, None, averaged_share=0.25)
+    budget = budgets.Budget(tmp_path, 1000, None, averaged_share=0.25)
     assert [budget.rate(step) for step in (0, 19, 500, 999)] == [0.05, 1, 1, 1]
     assert [step for step in range(1, 1001) if budget.is_averaged(step)] == [*range(751, 1001)]
-    timed = trainer.Budget(tmp_path, 1000, 60.0, averaged_share=1.0)
+    timed = budgets.Budget(tmp_path, 1000, 60.0, averaged_share=1.0)
     assert not timed.is_averaged(1000)  # nobody knows yet which are the last
 
 

@@ -301,7 +301,7 @@ def test_a_file_is_written_whole_or_not_at_all(recorded, monkeypatch):
     def stopped(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pan_hf.data.trajectories.os.replace", stopped)
+    monkeypatch.setattr("pan_hf.files.os.replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         rewrite(root, episodes[0])
     assert path.read_bytes() == before and not list(root.rglob("*.tmp"))

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from pan_hf.training import stage as stages
-from pan_hf.training.arguments import COMPLETE, CONFIGS
+from pan_hf.training.arguments import COMPLETE, CONFIGS, arguments
 from pan_hf.training.distributed import whole_tensor
 from pan_hf.training.trainer import PanTrainer
 
@@ -51,8 +51,8 @@ def main():
             is_shared_out = True
         stage = getattr(importlib.import_module(f"pan_hf.training.{module}"), stage)
         if name.endswith("resumed"):
-            break_off(stage, stages.arguments(stage, **given), after=2)
-        stages.run(stage, stages.arguments(stage, **given))
+            break_off(stage, arguments(stage, **given), after=2)
+        stages.run(stage, arguments(stage, **given))
         assert trainers[-1].is_fsdp_enabled == is_shared_out
         assert begun[-1] == (2 if name.endswith("resumed") else 0)  # where the last of its runs took its first step
         write(trainers[-1], folder / f"{name}-rank")

@@ -6,7 +6,7 @@ part (`modeling/merging_pan.py`). Every so many steps merges are tried for each 
 goes on twice from the same weights, with the merges and without, and reads equally many tokens. The merges stay, with
 the weights that learned them, if held-out windows then take fewer bits; if not, the model is bit for bit what it was.
 
-    python -m pan_hf.training.sentences --model DIR --data DIR --output_dir DIR --seconds 60 --parts camera
+    python -m pan_hf.training.merge --model DIR --data DIR --output_dir DIR --seconds 60 --parts camera
 
 The backbone's weights are moved: a world model's dynamics are trained after this stage, not before it.
 """

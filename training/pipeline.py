@@ -31,7 +31,7 @@ SHARES |= {"switch": 0.02, "reinforce": 0.04}
 SCRIPTS = {
     "senses": "pretrain_senses",
     "backbone": "pretrain_backbone",
-    "sentences": "sentences",
+    "sentences": "merge",
     "dynamics": "align",
     "latent_head": "pretrain_latent_head",
     "joint": "align",

@@ -1,0 +1,1 @@
+"""What decides: critics, planners, and the agent that uses them."""

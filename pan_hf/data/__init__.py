@@ -1,0 +1,1 @@
+"""What reads and writes the disk: recordings, their episodes, their windows, and data of other kinds."""

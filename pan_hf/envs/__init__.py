@@ -1,0 +1,1 @@
+"""What acts: gymnasium environments as senses and actions, and scripted policies."""

@@ -1,0 +1,1 @@
+"""What measures: held-out predictions, calibration, success of plans."""

@@ -1,0 +1,1 @@
+"""What leaves the house: model cards, data cards, pushes to the Hub."""

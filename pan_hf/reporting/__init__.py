@@ -1,0 +1,1 @@
+"""What shows: result files, tables, figures, the report, trackers."""
