@@ -117,7 +117,7 @@ def _readout(model: PanModel, belief):
     current, readout = belief.codes["camera"], model.readouts["camera"][0]
 
     def run():
-        tables = model.code_tables().levels["camera"][0]
+        tables = model.table.code_tables().levels["camera"][0]
         features = readout.features(places, current[0], [], tables, None)
         return readout.logits(features, tables, current, [], None)
 

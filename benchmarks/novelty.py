@@ -156,7 +156,7 @@ class Judge:
             "imagined_psnr_new": psnr(imagined_error[is_new].mean()),
             "next_state_new": float(right[is_new].float().mean()),
             "next_state_old": float(right[~is_new].float().mean()),
-            "live_codes": float(sum(model.live_codes("camera", level).sum() for level in range(2))),
+            "live_codes": float(sum(model.table.active_codes("camera", level).sum() for level in range(2))),
             "new_places": float(is_new.float().mean()),
         }
 

@@ -240,7 +240,8 @@ def _glance_operations(model, name: str) -> float:
         sum(map(_size, by_place)) + glance.sense.codes_per_place[0] * sum(map(_size, by_cell))
     )
     once = sum(map(_size, (glance.action_norm, glance.action, glance.gist)))
-    inventory = len(model.live_codes(name, 0)) * glance.inventory.out_features  # read against every row reserved
+    reserved = len(model.table.active_codes(name, 0))  # the inventory is read against every row
+    inventory = reserved * glance.inventory.out_features
     return 2.0 * (everywhere + once + inventory)
 
 
@@ -263,7 +264,7 @@ def _block_operations(model, block: Block) -> float:
         return start + 2.0 * head.num_calls * sense.num_places * _size(head)
     readout = model.readouts[block.sense][block.level]
     codes = sense.num_places * sense.codes_per_place[block.level]
-    width, size = readout.out.in_features, len(model.live_codes(block.sense, block.level))
+    width, size = readout.out.in_features, len(model.table.active_codes(block.sense, block.level))
     around = _size(readout.blocks) + (_size(readout.sentence) if readout.sentence is not None else 0)
     return 2.0 * (sense.num_places * _size(readout.places) + codes * (around + width * size))
 

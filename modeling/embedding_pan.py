@@ -1,4 +1,4 @@
-"""The one embedding table: which rows are whose, which of them live, and what is read from them and against them.
+"""The one embedding table: whose its rows are, which of them are active, and what is read from and against them.
 
 Words come first, then a *segment* of rows for each level of each coded part, as the ledger lays them out
 (`vocabulary_pan.py`). All of them are reserved from the start; two masks say which are tokens and which ever were.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,79 +17,107 @@ from transformers import initialization as init
 
 from .layout_pan import fold_places, with_absent
 
+if TYPE_CHECKING:
+    from .configuration_pan import PanConfig
+    from .modeling_pan import PanModel
 
-class TableMixin:
-    """Rows, segments and live tokens of [`PanModel`]."""
 
-    def build_masks(self) -> None:
-        """Which rows are tokens, and which have ever been: a retired code still occurs in what was encoded before."""
+class EmbeddingTable:
+    """The rows of the one vocabulary of a model: whose they are, which are active, what is read from and against them.
+
+    The rows are those of the backbone's own input and output embeddings. Two masks say which rows are tokens; they are
+    buffers of the model itself, since checkpoints name them `live_rows` and `born_rows` at the top level. So the table
+    holds the model alone and asks it every time: adapters, quantisers and resizing replace the modules in it.
+
+    Args:
+        model ([`PanModel`]): with senses.
+    """
+
+    def __init__(self, model: PanModel):
+        self.model = model
+
+    # ---- which rows are tokens
+
+    @property
+    def active(self) -> Tensor:
+        """Which rows are tokens, `(vocab_size,)` bool; all others are masked out of every logit."""
+        return self.model.live_rows
+
+    @property
+    def ever_active(self) -> Tensor:
+        """Which rows are or were tokens, `(vocab_size,)` bool: a retired code still occurs in what was encoded
+        before."""
+        return self.model.born_rows
+
+    def register_masks(self) -> None:
+        """Gives a new model its two masks."""
         for name in ("live_rows", "born_rows"):
-            self.register_buffer(name, torch.zeros(self.config.vocab_size, dtype=torch.bool))
+            self.model.register_buffer(name, torch.zeros(self.model.config.vocab_size, dtype=torch.bool))
 
-    def reset_pan_parameters(self, _std: float) -> None:
-        """What is live at birth: the backbone's words, and of each segment as many codes as its part has."""
-        if not self.is_world_model:
-            return
-        if self.config.text_senses:
-            init.zeros_(self.text_start)
-        live = torch.arange(self.config.vocab_size) < self.config.text_size
-        for part, described in self.config.coded_parts().items():
+    def reset_masks(self) -> None:
+        """What is active at first: the backbone's words, and of each segment as many codes as its part has."""
+        config = self.model.config
+        active = torch.arange(config.vocab_size) < config.text_size
+        for part, described in config.coded_parts().items():
             for ending, (_, size) in described.segments.items():
-                for offset, capacity in self.config.runs(f"{part}.{ending}"):
-                    live[offset : offset + min(size, capacity)] = True
+                for offset, capacity in config.runs(f"{part}.{ending}"):
+                    active[offset : offset + min(size, capacity)] = True
                     size = max(0, size - capacity)
-        init.copy_(self.live_rows, live)
-        init.copy_(self.born_rows, live)
+        init.copy_(self.active, active)
+        init.copy_(self.ever_active, active)
 
-    def embedding_tables(self) -> list[Tensor]:
+    def activate(self, ids: Tensor | list[int]) -> None:
+        """Makes rows tokens."""
+        self.active[ids] = self.ever_active[ids] = True
+
+    def deactivate(self, ids: Tensor | list[int]) -> None:
+        """Makes rows tokens no more; that they were stays known."""
+        self.active[ids] = False
+
+    @torch.no_grad()
+    def resize(self, rows: int) -> None:
+        """Makes room for `rows` rows in all. Unlike growth this changes shapes: no optimizer state, adapter or
+        compiled graph of before fits any more."""
+        model, old = self.model, len(self.active)
+        model.language_model.resize_token_embeddings(rows, mean_resizing=False)
+        for weight in self.weights():
+            weight[old:].normal_(std=model.config.initializer_range)
+        for name in ("live_rows", "born_rows"):
+            model.register_buffer(name, nn.functional.pad(getattr(model, name), (0, rows - old)))
+
+    # ---- rows and segments
+
+    def weights(self) -> list[Tensor]:
         """The weights whose rows are tokens: one where input and output are tied, else two."""
-        return tables_of(self)
+        return tables_of(self.model)
 
     def segment_rows(self, part: str, level: int | str) -> Tensor:
         """The rows of one level's segment (or of "merges"), `(capacity,)` int64: row `i` is the id of code `i`."""
-        runs = [torch.arange(first, first + count) for first, count in self.config.runs(f"{part}.{level}")]
-        return torch.cat(runs).to(self.device)
+        runs = [torch.arange(first, first + count) for first, count in self.model.config.runs(f"{part}.{level}")]
+        return torch.cat(runs).to(self.model.device)
 
     def code_rows(self, part: str, level: int, codes: Tensor) -> Tensor:
         """Input rows of codes `(...)` of one level of a sense, or of the part `action`: `(..., hidden_size)`."""
-        runs = self.config.runs(f"{part}.{level}")
+        runs = self.model.config.runs(f"{part}.{level}")
         ids = codes + runs[0][0] if len(runs) == 1 else self.segment_rows(part, level)[codes]
-        return check_table(self.get_input_embeddings())(ids)
+        return check_table(self.model.get_input_embeddings())(ids)
 
     def code_table(self, part: str, level: int) -> Tensor:
         """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
         vocabulary's."""
-        return self._segment_of(check_table(self.get_output_embeddings()).weight, part, level)
+        return self._segment_of(check_table(self.model.get_output_embeddings()).weight, part, level)
 
-    def live_codes(self, part: str, level: int | str) -> Tensor:
+    def active_codes(self, part: str, level: int | str) -> Tensor:
         """Which codes of a segment exist, `(capacity,)` bool."""
-        return self._segment_of(self.live_rows, part, level)
+        return self._segment_of(self.active, part, level)
 
     def _segment_of(self, table: Tensor, part: str, level: int | str) -> Tensor:
         """A segment's rows of a table: a view, as long as the segment is one run."""
-        runs = self.config.runs(f"{part}.{level}")
+        runs = self.model.config.runs(f"{part}.{level}")
         if len(runs) > 1:
             return table[self.segment_rows(part, level)]
         ((first, count),) = runs
         return table[first : first + count]
-
-    def live_words(self) -> Tensor:
-        """Which rows are words that exist, `(rows up to the last reserved for words,)` bool: `text_capacity` of them,
-        and more where words were given rows behind the codes."""
-        runs = self.config.runs("text")
-        if len(runs) == 1:
-            return self.live_rows[: self.config.text_capacity]
-        live = torch.zeros(sum(runs[-1]), dtype=torch.bool, device=self.live_rows.device)
-        for first, count in runs:
-            live[first : first + count] = self.live_rows[first : first + count]
-        return live
-
-    def word_logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 over words alone, as many as `live_words` has rows, minus infinity where there is no word."""
-        head, live = check_table(self.get_output_embeddings()), self.live_words()
-        bias = None if getattr(head, "bias", None) is None else head.bias[: len(live)]
-        logits = nn.functional.linear(hidden, head.weight[: len(live)], bias)
-        return logits.float().masked_fill(~live, -torch.inf)
 
     def start_code_rows(self, parts: Iterable[str]) -> None:
         """Lets the rows of codes start from what the codes stand for, see below. What the rows had learned is lost,
@@ -97,50 +126,73 @@ class TableMixin:
         Args:
             parts: names of senses, or `action`; levels that stand for nothing yet stay as they are.
         """
+        model = self.model
         for part in parts:
-            codec = self.senses[part] if part in self.senses else self.action_codec
+            codec = model.senses[part] if part in model.senses else model.action_codec
             for level, (descriptions, described) in enumerate(codec.describe()):
                 ids = self.segment_rows(part, level)
-                for table in self.embedding_tables():
+                for table in self.weights():
                     rows = table.detach()[ids]
-                    start_rows(rows, descriptions, described, self.config.initializer_range, seed=int(ids[0]))
+                    start_rows(rows, descriptions, described, model.config.initializer_range, seed=int(ids[0]))
                     table.detach()[ids] = rows
 
+    # ---- words, and logits over everything
+
+    def active_words(self) -> Tensor:
+        """Which rows are words that exist, `(rows up to the last reserved for words,)` bool: `text_capacity` of them,
+        and more where words were given rows behind the codes."""
+        runs = self.model.config.runs("text")
+        if len(runs) == 1:
+            return self.active[: self.model.config.text_capacity]
+        active = torch.zeros(sum(runs[-1]), dtype=torch.bool, device=self.active.device)
+        for first, count in runs:
+            active[first : first + count] = self.active[first : first + count]
+        return active
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 over words alone, as many as `active_words` has rows, minus infinity where there is no
+        word."""
+        head, active = check_table(self.model.get_output_embeddings()), self.active_words()
+        bias = None if getattr(head, "bias", None) is None else head.bias[: len(active)]
+        logits = nn.functional.linear(hidden, head.weight[: len(active)], bias)
+        return logits.float().masked_fill(~active, -torch.inf)
+
+    def mask_inactive(self, logits: Tensor) -> Tensor:
+        """Logits `(..., vocab_size)` of a language model, the least there is where a row is no token."""
+        return logits.masked_fill(~self.active, torch.finfo(logits.dtype).min)
+
+    # ---- what layers make of codes
+
     def code_tables(self, whole: bool = False) -> CodeTables:
-        """What the layers that read or write codes make of every live code; valid until a weight or live mask changes.
+        """What the layers that read or write codes make of every code; valid until a weight or mask changes.
         `whole`: of every row reserved for codes, so that growth changes no size, as always in a compiled forward.
 
         A forward of training and a call of `simulate` make them once and look codes up, instead of multiplying the row
         of each code they meet."""
-        sizes, rows, places, levels, glances = {}, {}, {}, {}, {}
-        for part, described in self.config.coded_parts().items():
+        model, sizes, rows, places, levels, glances = self.model, {}, {}, {}, {}, {}
+        for part, described in model.config.coded_parts().items():
             if part == "action" and described.kind == "discrete":
                 continue
-            live = [self.live_codes(part, level) for level in range(described.num_levels)]
-            born = [self._segment_of(self.born_rows, part, level) for level in range(described.num_levels)]
-            sizes[part] = [len(rows) if whole else _extent(rows) for rows in born]
+            active = [self.active_codes(part, level) for level in range(described.num_levels)]
+            ever = [self._segment_of(self.ever_active, part, level) for level in range(described.num_levels)]
+            sizes[part] = [len(each) if whole else _extent(each) for each in ever]
             rows[part] = [
-                self.code_rows(part, level, torch.arange(size, device=self.device))
+                self.code_rows(part, level, torch.arange(size, device=model.device))
                 for level, size in enumerate(sizes[part])
             ]
-            embedding = self.action_embedding if part == "action" else self.state_embeddings[part]
+            embedding = model.action_embedding if part == "action" else model.state_embeddings[part]
             places[part] = embedding.table(rows[part])
-            if part in self.senses:
+            if part in model.senses:
                 levels[part] = [
-                    readout.tables(rows[part], self.code_table(part, level)[:size], live[level][:size])
-                    for level, (readout, size) in enumerate(zip(self.readouts[part], sizes[part], strict=True))
+                    readout.tables(rows[part], self.code_table(part, level)[:size], active[level][:size])
+                    for level, (readout, size) in enumerate(zip(model.readouts[part], sizes[part], strict=True))
                 ]
-            if part in self.glances:
-                glances[part] = self.glances[part].tables(rows[part][0])
+            if part in model.glances:
+                glances[part] = model.glances[part].tables(rows[part][0])
         return CodeTables(sizes, places, levels, glances)
 
-    def _only_live(self, logits: Tensor) -> Tensor:
-        if not self.is_world_model:
-            return logits
-        return logits.masked_fill(~self.live_rows, torch.finfo(logits.dtype).min)
 
-
-def check_room(config) -> None:
+def check_room(config: PanConfig) -> None:
     """Raises ValueError where the backbone's table is too small for the words and codes of a configuration."""
     needed = max(first + count for name in ["text", *config.segments] for first, count in config.runs(name))
     if config.vocab_size < needed:
@@ -156,9 +208,10 @@ def tables_of(model: PreTrainedModel) -> list[Tensor]:
     return list({id(table): table for table in tables}.values())
 
 
-def _extent(born: Tensor) -> int:
-    """Rows of a segment up to the last one born; all of them in a compiled forward, which growth must not change."""
-    return len(born) if torch.compiler.is_compiling() else int(born.nonzero()[-1]) + 1
+def _extent(ever_active: Tensor) -> int:
+    """Rows of a segment up to the last that was ever active; all of them in a compiled forward, which growth must not
+    change."""
+    return len(ever_active) if torch.compiler.is_compiling() else int(ever_active.nonzero()[-1]) + 1
 
 
 # ---- Layers that are read and not called: their weights with whatever an adapter (PEFT) adds to them.
@@ -262,7 +315,7 @@ class LevelTables:
         current `(K + 1, A)`: what the current code adds to the features, the last row if it is absent; coarser: the
             same for each level before this one.
         drawn `(K, A)`: what a code that is drawn tells the sentence head; None without one.
-        weight `(K, A)`, bias `(K,)`: features to logits; the bias is minus infinity where a row is not live.
+        weight `(K, A)`, bias `(K,)`: features to logits; the bias is minus infinity where a row is not active.
     """
 
     current: Tensor
@@ -274,10 +327,10 @@ class LevelTables:
 
 @dataclass
 class CodeTables:
-    """The tables of every coded part (see `PanModel.code_tables`).
+    """The tables of every coded part (see `EmbeddingTable.code_tables`).
 
     Args:
-        sizes: by part, K of each level: rows up to the last live one.
+        sizes: by part, K of each level: rows up to the last that was ever active.
         places: by part, see `PlaceEmbedding.table`.
         levels: by sense, the tables of each level.
         glances: by sense with a glance, see `Glance.tables`.
@@ -325,11 +378,11 @@ def start_rows(rows: Tensor, descriptions: Tensor, described: Tensor, std: float
     rows[described] = (std * mixed).to(rows.dtype)
 
 
-# ---- A layer that says nothing until it is trained.
+# ---- A layer that adds nothing until it is trained.
 
 
-class SilentLinear(nn.Linear):
-    """Begins at zero: what it adds is nothing at first, and grows as far as it helps."""
+class ZeroInitLinear(nn.Linear):
+    """A linear layer whose weight and bias start at zero, so that a branch adds nothing until it is trained."""
 
     def reset_pan_parameters(self, _std: float) -> None:
         init.zeros_(self.weight)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .embedding_pan import GlanceTables, SilentLinear
+from .embedding_pan import GlanceTables, ZeroInitLinear
 from .layout_pan import fold_places, unfold_places, with_absent
 
 LEAST_CHANGE = 0.005  # places whose probability of change is below this are not looked at
@@ -99,8 +99,8 @@ class Glance(nn.Module):
         self.cell = nn.Linear(hidden_size, width, bias=False)
         self.around = nn.Conv2d(width, width, 3, padding=1)
         self.change = nn.Linear(width, 1)
-        self.gist = SilentLinear(2 * width, hidden_size, bias=False)
-        self.inventory = SilentLinear(hidden_size, hidden_size, bias=False)
+        self.gist = ZeroInitLinear(2 * width, hidden_size, bias=False)
+        self.inventory = ZeroInitLinear(hidden_size, hidden_size, bias=False)
 
     def tables(self, rows: Tensor) -> GlanceTables:
         """What it makes of each code, worked out once for all of them: of the rows of level 0's segment, `(K, H)`."""

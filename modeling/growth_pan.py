@@ -140,7 +140,7 @@ class GrowthMixin:
         else:
             raise ValueError(f"Only codes of image senses and merged tokens retire; {segment!r} is neither.")
         ledger.retire(ids, reason, step, into=None if into is None else ledger.id_of(segment, into))
-        self.live_rows[ids] = False
+        self.table.deactivate(ids)
         if book is not None:
             book.live[codes] = False
         self.config.vocabulary_digest = ledger.digest()
@@ -161,7 +161,7 @@ class GrowthMixin:
         """
         if not self.is_world_model:
             return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        live = int(self.live_words().sum())
+        live = int(self.table.active_words().sum())
         if new_num_tokens is None or new_num_tokens <= live:
             return self.get_input_embeddings()
         ledger = self.ledger()
@@ -183,16 +183,16 @@ class GrowthMixin:
         """Ids of words that the tokenizer was given and the model has not started yet."""
         ledger = self.ledger()
         runs = [torch.arange(first, first + count) for first, count in ledger.runs("text")]
-        born = torch.cat(runs)[: ledger.born("text")].to(self.live_rows.device)
-        return born[~self.live_rows[born]].tolist()
+        born = torch.cat(runs)[: ledger.born("text")].to(self.table.active.device)
+        return born[~self.table.active[born]].tolist()
 
     # ---- inside
 
     @contextmanager
     def _trial(self, name: str, level: int) -> Iterator["_Trial"]:
         """What is changed of one level inside is undone, bit for bit, unless the trial is accepted."""
-        rows = self.segment_rows(name, level)
-        changed = [(table.detach(), rows) for table in [*self.embedding_tables(), self.live_rows, self.born_rows]]
+        table, rows = self.table, self.table.segment_rows(name, level)
+        changed = [(each.detach(), rows) for each in [*table.weights(), table.active, table.ever_active]]
         changed += [(buffer, slice(None)) for buffer in self.senses[name].codebooks[level].buffers()]
         kept, trial = [tensor[where].clone() for tensor, where in changed], _Trial()
         try:
@@ -204,12 +204,12 @@ class GrowthMixin:
 
     def _write_codes(self, name: str, level: int, codes: range, vectors: Tensor) -> None:
         """Codebook rows, vocabulary rows of the nearest code that lives, and the marks that they live."""
-        book, new = self.senses[name].codebooks[level], self.segment_rows(name, level)[codes.start : codes.stop]
+        book, new = self.senses[name].codebooks[level], self.table.segment_rows(name, level)[codes.start : codes.stop]
         vectors = vectors.to(book.vectors)
         distance = torch.cdist(vectors, book.vectors).masked_fill(~book.describes(), torch.inf)
         book.add(codes, vectors)
         self._copy_rows(name, level, codes, distance.argmin(1))
-        self.live_rows[new] = self.born_rows[new] = True
+        self.table.activate(new)
 
     def _grow_words(self, names: list[str], descriptions: Sequence[str] | None) -> tuple[int, ...]:
         tokenizer = self.processor.tokenizer
@@ -229,8 +229,8 @@ class GrowthMixin:
 
     def _copy_rows(self, name: str, level: int, codes: range, models: Tensor) -> None:
         """Rows of codes from those of the codes `models`."""
-        rows = self.segment_rows(name, level)
-        for table in self.embedding_tables():
+        rows = self.table.segment_rows(name, level)
+        for table in self.table.weights():
             table.detach()[rows[codes.start : codes.stop]] = table.detach()[rows[models.to(rows.device)]]
 
     def _words_of(self, descriptions: Sequence[str] | None) -> list[list[int]] | None:
@@ -242,14 +242,14 @@ class GrowthMixin:
         return groups
 
     def _start_words(self, ids: list[int], groups: list[list[int]] | None) -> None:
-        self._write_rows(ids, self._means(len(ids), groups, self.live_words()))
+        self._write_rows(ids, self._means(len(ids), groups, self.table.active_words()))
         self.config.vocabulary_digest = self.ledger().digest()
 
     @torch.no_grad()
     def _means(self, count: int, groups: list[list[int]] | None, others: Tensor) -> list[Tensor]:
         """For each table `(count, H)`: means of the rows of groups of words, or of the rows that `others` marks."""
         means = []
-        for table in self.embedding_tables():
+        for table in self.table.weights():
             if groups:
                 found = [table[group].float().mean(0) for group in groups]
             else:  # a product, not a gather: the table is not copied
@@ -260,9 +260,9 @@ class GrowthMixin:
     @torch.no_grad()
     def _write_rows(self, ids: list[int], rows: list[Tensor]) -> None:
         """Rows of each table; they go live."""
-        for table, new in zip(self.embedding_tables(), rows, strict=True):
+        for table, new in zip(self.table.weights(), rows, strict=True):
             table[ids] = new
-        self.live_rows[ids] = self.born_rows[ids] = True
+        self.table.activate(ids)
 
     def _grow_actions(self, names, descriptions, step: int) -> tuple[int, ...]:
         ledger, action = self.ledger(), self.config.action
@@ -271,8 +271,8 @@ class GrowthMixin:
         if taken:
             raise ValueError(f"{taken} are actions already; choose other names.")
         groups = self._words_of(descriptions)
-        others = torch.zeros_like(self.live_rows)
-        others[self.segment_rows("action", 0)[self.live_codes("action", 0)]] = True
+        others = torch.zeros_like(self.table.active)
+        others[self.table.segment_rows("action", 0)[self.table.active_codes("action", 0)]] = True
         means = self._means(len(names), groups, others)
         ids = ledger.grow("action.0", len(names), "named", step, names=names)
         self._write_rows(ids, means)

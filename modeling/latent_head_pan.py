@@ -21,7 +21,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .embedding_pan import CodeTables, SilentLinear
+from .embedding_pan import CodeTables, ZeroInitLinear
 from .image_codec_pan import LATENT_BLUR
 from .layout_pan import fold_places, unfold_places
 from .state_pan import State
@@ -50,7 +50,7 @@ class PlaceDenoiser(ModelMixin, ConfigMixin):
         self.inputs = nn.Linear(in_channels, hidden_size)
         self.layers = nn.ModuleList(_ModulatedLayer(hidden_size) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
-        self.out = SilentLinear(hidden_size, in_channels)  # as in DiT; a head never trained then mends nothing
+        self.out = ZeroInitLinear(hidden_size, in_channels)  # as in DiT; a head never trained then mends nothing
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> ModelOutput:
         """Args: sample `(B, P, in_channels)`; timestep `(B,)` in [0, 1000]; encoder_hidden_states

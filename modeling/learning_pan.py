@@ -168,7 +168,7 @@ class LearningMixin:
                     before, after = from_first((before, after))
                     ids = ()
                     if after < before:
-                        ids = tuple(self.segment_rows(name, level)[codes].tolist())
+                        ids = tuple(self.table.segment_rows(name, level)[codes].tolist())
                         self.retire(f"{name}.{level}", codes, reason, into, step)
                     growth = Growth(f"{name}.{level}", reason, len(codes), after < before, before, after, ids)
                     growths.append(logged(growth))
@@ -198,7 +198,7 @@ class LearningMixin:
             frames = observation[name].flatten(0, 1)
             codes, _ = codec.encode(frames)
             for level, level_codes in enumerate(codes):
-                bits += level_codes.shape[1] * math.log2(int(self.live_codes(name, level).sum()))
+                bits += level_codes.shape[1] * math.log2(int(self.table.active_codes(name, level).sum()))
             seen = pixel_log_prob(codec.decode(codes), codec.to_float(frames), codec.error_scale())
             bits -= float(seen.mean()) / math.log(2)
         return bits
@@ -237,7 +237,7 @@ class LearningMixin:
         last = {n: v if n in prefix else v[:, -1:] for n, v in observation.items()}
         last = {n: v.repeat(ACTIONS_TRIED, *[1] * (v.ndim - 1)) for n, v in last.items()}
         drawn = random_actions(action, (len(last[name]), 1), torch.Generator().manual_seed(0)).to(self.device)
-        size, stays, seen = len(self.live_codes(name, level)), 0.0, 0.0
+        size, stays, seen = len(self.table.active_codes(name, level)), 0.0, 0.0
         with self._evaluating():
             for rows in torch.arange(len(drawn), device=self.device).split(IMAGINED):
                 belief = self.perceive({n: v[rows] for n, v in last.items()})
@@ -250,7 +250,7 @@ class LearningMixin:
     def _bits_without(self, name: str, level: int, codes: list[int], seen: tuple, held_out) -> float:
         """Description length were some codes dead; nothing has changed afterwards."""
         with self._trial(name, level):
-            self.live_rows[self.segment_rows(name, level)[codes]] = False
+            self.table.deactivate(self.table.segment_rows(name, level)[codes])
             self.senses[name].codebooks[level].live[codes] = False
             return self._judge(seen, held_out)
 

@@ -40,15 +40,15 @@ class MergeMixin:
         described = self._sentence_part(part, chunk)
         if described.kind == "image":
             codes, _ = self.senses[part].encode(values.flatten(0, 1))
-            return self.segment_rows(part, 0)[codes[0]].unflatten(0, values.shape[:2])
+            return self.table.segment_rows(part, 0)[codes[0]].unflatten(0, values.shape[:2])
         if values.shape[1] % chunk:
             raise ValueError(f"{values.shape[1]} steps of {part!r} make no whole chunks of {chunk}.")
         values = values.unflatten(1, (-1, chunk))  # (B, S, chunk, ...)
         if described.kind == "discrete":
-            return self.segment_rows(part, 0)[values]
+            return self.table.segment_rows(part, 0)[values]
         codec = self.action_codec if part == "action" else self.senses[part]
         levels, _ = codec.encode(values.flatten(0, 2))
-        ids = [self.segment_rows(part, level)[codes[:, : described.dim]] for level, codes in enumerate(levels)]
+        ids = [self.table.segment_rows(part, level)[codes[:, : described.dim]] for level, codes in enumerate(levels)]
         ids = torch.stack(ids).unflatten(1, values.shape[:3])  # (levels, B, S, chunk, dim)
         return ids.permute(1, 2, 0, 4, 3).flatten(2)
 
@@ -72,7 +72,7 @@ class MergeMixin:
             raise ValueError(f"{expected}, got {ids.shape[2]}; split merged tokens first.")
         levels = []
         for level, part_ids in enumerate(ids.flatten(0, 1).split(width, 1)):
-            rows = self.segment_rows(part, level)
+            rows = self.table.segment_rows(part, level)
             numbers[rows] = torch.arange(len(rows), device=ids.device)
             levels.append(numbers[part_ids])
             numbers[rows] = -1
@@ -150,7 +150,7 @@ class MergeMixin:
             )
         ledger.check_room(segment, 1)
         born = ledger.born(segment)
-        return self.segment_rows(part, MERGES)[born : born + count].tolist()
+        return self.table.segment_rows(part, MERGES)[born : born + count].tolist()
 
     @torch.no_grad()
     def add_merges(self, part: str, pairs: Sequence[tuple[int, int, int]], step: int = 0) -> tuple[int, ...]:
@@ -177,7 +177,7 @@ class MergeMixin:
             raise ValueError(
                 f"Tokens of {part!r} are merged with one another alone; these belong elsewhere: {strangers}."
             )
-        unborn = [parent for parent in owners if not self.live_rows[parent] and parent not in ids]
+        unborn = [parent for parent in owners if not self.table.active[parent] and parent not in ids]
         if unborn:
             raise ValueError(f"Only tokens that live are merged; {unborn} do not.")
         self.start_merges(pairs)
@@ -188,11 +188,11 @@ class MergeMixin:
     @torch.no_grad()
     def start_merges(self, pairs: Sequence[tuple[int, int, int]]) -> None:
         """Rows of merged tokens start as the mean of their parts' and go live."""
-        for table in self.embedding_tables():
+        for table in self.table.weights():
             for left, right, merged in pairs:
                 table[merged] = (table[left] + table[right]) / 2
         ids = [merged for _, _, merged in pairs]
-        self.live_rows[ids] = self.born_rows[ids] = True
+        self.table.activate(ids)
 
     def _sentence_part(self, part: str, chunk: int):
         parts = self.config.coded_parts()

@@ -23,7 +23,7 @@ from .codecs_pan import VectorCodec, build_codec
 from .compile_pan import Pieces
 from .configuration_pan import PanConfig
 from .effort_pan import Prices, SwitchHead, state_blocks
-from .embedding_pan import CodeTables, PlaceEmbedding, TableMixin, check_room
+from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room
 from .focus_pan import Glance, focusable
 from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
@@ -121,7 +121,6 @@ class PanModel(
     LearningMixin,
     GrowthMixin,
     MergeMixin,
-    TableMixin,
     PanPreTrainedModel,
     GenerationMixin,
 ):
@@ -156,7 +155,7 @@ class PanModel(
     def _build_world(self, config: PanConfig) -> None:
         hidden_size = config.text_config.hidden_size
         check_room(config)
-        self.build_masks()
+        self.table.register_masks()
         places = config.place_senses
         self.layout = StepLayout(config)
         self._check_positions(config)
@@ -273,14 +272,26 @@ class PanModel(
             fill_new_rows(backbone, text_size, std)
             pan_config.initializer_range = std
         model = cls(pan_config, language_model=backbone)
-        model.start_code_rows([name for name, part in pan_config.coded_parts().items() if part.kind == "vector"])
+        model.table.start_code_rows([name for name, part in pan_config.coded_parts().items() if part.kind == "vector"])
         model.generation_config = copy.deepcopy(backbone.generation_config)
         for name, parameter in model.named_parameters():
             if not name.startswith(tuple(f"{part}." for part in cls._keep_in_fp32_modules_strict)):
                 parameter.data = parameter.data.to(backbone.dtype)
         return model
 
+    def reset_pan_parameters(self, _std: float) -> None:
+        """What begins otherwise than Transformers would have it, and is in none of the modules."""
+        if self.is_world_model:
+            self.table.reset_masks()
+            if self.config.text_senses:
+                init.zeros_(self.text_start)
+
     # ---- the one vocabulary
+
+    @property
+    def table(self) -> EmbeddingTable:
+        """The rows of the one vocabulary."""
+        return EmbeddingTable(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -363,7 +374,7 @@ class PanModel(
     def embed_state(self, state: State, tables: CodeTables | None = None) -> Tensor:
         """State embeddings of a state with leading shape `(N,)`: `(N, state_length, hidden_size)`. Args: tables, from
         `code_tables`, if they are at hand."""
-        tables = tables or self.code_tables()
+        tables = tables or self.table.code_tables()
         parts = [
             self.state_embeddings[name](codes, tables.places[name], tables.sizes[name], state.latents.get(name))
             for name, codes in state.codes.items()
@@ -375,10 +386,10 @@ class PanModel(
         """Actions `(N,)` ints, `(N, dim)` floats or `(N, max_length)` ids -> `(N, action_length, hidden_size)`."""
         kind = self.config.action.kind
         if kind == "discrete":
-            return self.code_rows("action", 0, action.long()).unsqueeze(1)
+            return self.table.code_rows("action", 0, action.long()).unsqueeze(1)
         if kind == "text":
             return self.get_input_embeddings()(action)
-        tables = tables or self.code_tables()
+        tables = tables or self.table.code_tables()
         codes, remainder = self.action_codec.encode(action)
         return self.action_embedding(codes, tables.places["action"], tables.sizes["action"], remainder)
 
@@ -388,7 +399,7 @@ class PanModel(
         """The trunk of one step, from a state `(N,)`, the same embedded, and actions that are rows of the vocabulary
         by now, `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change at each place
         `(N, P)`. The action is told the gist of the state. Args: tables, from `code_tables`, if they are at hand."""
-        tables = tables or self.code_tables()
+        tables = tables or self.table.code_tables()
         change, gist = {}, 0.0
         for name, glance in self.glances.items():
             start = self.place_starts[name]
@@ -402,11 +413,11 @@ class PanModel(
         live."""
         kind = self.config.action.kind
         if kind == "text":
-            live = self.live_words()
+            live = self.table.active_words()
             return [(action, self.get_output_embeddings().weight[: len(live)], live)]
         codes = [action.long().unsqueeze(1)] if kind == "discrete" else self.action_codec.encode(action)[0]
         return [
-            (level_codes, self.code_table("action", level), self.live_codes("action", level))
+            (level_codes, self.table.code_table("action", level), self.table.active_codes("action", level))
             for level, level_codes in enumerate(codes)
         ]
 
@@ -534,7 +545,7 @@ class PanModel(
             **{cache_argument(type(self.language_model)): past_key_values if cache is None else cache},
             **kwargs,
         )
-        logits = self._only_live(output.logits)
+        logits = self.table.mask_inactive(output.logits) if self.is_world_model else output.logits
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)

@@ -206,7 +206,7 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, 
     }
     if model.training:
         current = drop_blocks(current, model.config)
-    tables = model.code_tables()
+    tables = model.table.code_tables()
     embedded = model.embed_state(_trunk_latents(model, current), tables)
     queries = _queries(model, embedded, following, tables)
     trunk, change = model.embed_step(current, embedded, model.embed_action(action.flatten(0, 1), tables), tables)
@@ -373,7 +373,7 @@ def _change_losses(window: _Window, importance: Tensor | None) -> dict:
 def _text_losses(model, window: _Window) -> dict[str, Tensor]:
     losses = {}
     for name, target in window.following.text.items():
-        logits = model.word_logits(window.hidden[name])
+        logits = model.table.word_logits(window.hidden[name])
         nll = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
         counts = text_counts(target, model.config.pad_token_id).flatten()
         losses[f"{name}.text"] = (nll * counts).sum() / shared_mean(counts.sum())
@@ -461,7 +461,7 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
     """
     nothing = torch.zeros(action.shape[:2], device=action.device)
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
-    tables, examples = model.code_tables(), []
+    tables, examples = model.table.code_tables(), []
     for index in range(actions.shape[1]):
         true = later.state.map(itemgetter((slice(None), index)))
         now, target = belief.state, None if mends(model.config) else true

@@ -57,7 +57,7 @@ class SimulationMixin:
         first = max(0, steps - self.config.context_steps)
         history = [(state.map(lambda t, i=i: t[:, i]), action[:, i]) for i in range(first, steps - 1)]
         belief = Belief(state.map(lambda t: t[:, -1]), history, self.prefix_ids(observation), None, self)
-        return self._rebuild(belief, self.code_tables())
+        return self._rebuild(belief, self.table.code_tables())
 
     def _check_past(self, observation: dict[str, Tensor], action: Tensor | None) -> None:
         self._require_world()
@@ -98,7 +98,7 @@ class SimulationMixin:
         self.pieces = Pieces(None if disable else options)
 
     def _tables(self) -> CodeTables:
-        return self.pieces(whole_tables, self) if self.pieces.are_compiled else self.code_tables()
+        return self.pieces(whole_tables, self) if self.pieces.are_compiled else self.table.code_tables()
 
     def _require_world(self) -> None:
         if not self.is_world_model:
@@ -431,8 +431,8 @@ class SimulationMixin:
 
 
 def whole_tables(model) -> CodeTables:
-    """What [`PanModel.code_tables`] gives, with rows to grow into."""
-    return model.code_tables(whole=True)
+    """What [`EmbeddingTable.code_tables`] gives, with rows to grow into."""
+    return model.table.code_tables(whole=True)
 
 
 def begin(

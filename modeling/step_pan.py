@@ -185,7 +185,7 @@ class Chooser:
 
     def choose_word(self, name: str, hidden: Tensor) -> Tensor:
         model, index = self.model, len(self.words[name])
-        logits = model.word_logits(hidden)
+        logits = model.table.word_logits(hidden)
         target = None if self.target is None else self.target.text[name][:, index]
         pad = model.config.pad_token_id
         ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)

@@ -66,7 +66,7 @@ def train_grown_rows(model: PanModel) -> list:
         return kept
 
     handles = []
-    for table in model.embedding_tables():
+    for table in model.table.weights():
         table.requires_grad_(True)
         handles.append(table.register_hook(only_grown))
     return handles
@@ -114,7 +114,7 @@ def _name_of(adapted: PeftModel, given: str | None) -> str:
 
 def _save_grown(model: PanModel, path: Path) -> None:
     ledger, ids = model.ledger(), _grown_ids(model)
-    tensors = {f"table.{n}": table.detach()[ids].contiguous() for n, table in enumerate(model.embedding_tables())}
+    tensors = {f"table.{n}": table.detach()[ids].contiguous() for n, table in enumerate(model.table.weights())}
     for segment in ledger.segments:
         codes = torch.tensor([code for name, code in map(ledger.segment_of, ids) if name == segment], dtype=torch.long)
         for name, buffer in _book_of(model, segment).items() if len(codes) else ():
@@ -279,7 +279,7 @@ def _new_events(model: PanModel, saved: _Saved) -> tuple[dict, ...]:
 
 def _check_rows(model: PanModel, saved: _Saved) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items() if name.startswith("table.")}
-    expected = {f"table.{n}": (len(saved.ids), table.shape[1]) for n, table in enumerate(model.embedding_tables())}
+    expected = {f"table.{n}": (len(saved.ids), table.shape[1]) for n, table in enumerate(model.table.weights())}
     if found != expected:
         raise ValueError(f"{saved.folder / GROWN} has rows {found}, this base needs {expected}: of another model.")
 
@@ -320,8 +320,8 @@ def _check_shared(model: PanModel | PeftModel, saved: _Saved, adapter_name: str)
     """All adapters of a base share its rows, so those that others use must be as this adapter has them."""
     others = sorted(set(model.peft_config) - {adapter_name}) if isinstance(model, PeftModel) else []
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    kept = [n for n, row in enumerate(saved.ids) if base.born_rows[row]]
-    for number, table in enumerate(base.embedding_tables() if others and kept else ()):
+    kept = [n for n, row in enumerate(saved.ids) if base.table.ever_active[row]]
+    for number, table in enumerate(base.table.weights() if others and kept else ()):
         mine, theirs = table.detach()[[saved.ids[n] for n in kept]].cpu(), saved.tensors[f"table.{number}"][kept]
         if not torch.equal(mine, theirs.to(mine.dtype)):
             raise ValueError(
@@ -333,7 +333,7 @@ def _check_shared(model: PanModel | PeftModel, saved: _Saved, adapter_name: str)
 def _write_rows(model: PanModel, saved: _Saved) -> None:
     ledger = model.ledger()
     with torch.no_grad():
-        for number, table in enumerate(model.embedding_tables()):
+        for number, table in enumerate(model.table.weights()):
             table[saved.ids] = saved.tensors[f"table.{number}"].to(table)
         for segment in ledger.segments:
             codes = [code for name, code in map(ledger.segment_of, saved.ids) if name == segment]

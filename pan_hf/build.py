@@ -83,12 +83,12 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
     config = model.config
     words = max(tokenizer.get_vocab().values()) + 1
     if words < config.text_size:  # rows that only fill the backbone's table up are no words yet
-        model.live_rows[words : config.text_size] = model.born_rows[words : config.text_size] = False
+        model.table.active[words : config.text_size] = model.table.ever_active[words : config.text_size] = False
         config.text_size = words
     sizes = {}
     for name, part in config.coded_parts().items():
         for ending, (capacity, _) in part.segments.items():
-            sizes[f"{name}.{ending}"] = (capacity, int(model.live_codes(name, ending).sum()))
+            sizes[f"{name}.{ending}"] = (capacity, int(model.table.active_codes(name, ending).sum()))
     vocabulary = Vocabulary.build(config.text_size, config.text_capacity, sizes)
     config.vocabulary_digest = vocabulary.digest()
     return PanProcessor(

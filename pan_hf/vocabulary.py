@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.table import Table
-from torch import nn
 
 from pan_hf.checkpoints import find_checkpoint, load, results_folder
 from pan_hf.files import whole_folder
@@ -181,14 +180,8 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
             "words can."
         )
     offset, _ = ledger.extend(segment, rows)
-    backbone, config = model.language_model, model.config
-    old = backbone.get_input_embeddings().weight.shape[0]
-    total = max(old, -(-ledger.size // 64) * 64)
-    backbone.resize_token_embeddings(total, mean_resizing=False)
-    for table in model.embedding_tables():
-        table[old:].normal_(std=config.initializer_range)
-    for name in ("live_rows", "born_rows"):
-        model.register_buffer(name, nn.functional.pad(getattr(model, name), (0, total - old)))
+    config = model.config
+    model.table.resize(max(config.vocab_size, -(-ledger.size // 64) * 64))
     config.extensions = config.extensions | {segment: [*config.extensions.get(segment, []), [offset, rows]]}
     config.code_capacity = ledger.code_capacity
     if part:

@@ -53,10 +53,10 @@ def test_an_adapter_brings_what_was_born_and_learned_to_its_base(order, base, tm
     model.retire("camera.0", [1], into=0)
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
     adapted = adapted or wrap(model)
-    rows = [table.detach().clone() for table in model.embedding_tables()]
+    rows = [table.detach().clone() for table in model.table.weights()]
     ids = [*mug, *growth.ids]
     train(adapted, ids)
-    for table, old in zip(model.embedding_tables(), rows, strict=True):
+    for table, old in zip(model.table.weights(), rows, strict=True):
         moved = (table != old).any(1).nonzero().squeeze(1).tolist()
         assert moved and set(moved) <= {*ids, model.processor.vocabulary.offset("action.0") + 4}
     save_adapter(adapted, tmp_path / "adapter")

@@ -61,7 +61,7 @@ def test_compiled_steps_imagine_the_same_and_nothing_is_compiled_again(glancing)
     looked_at = expected.focus.sum(-1)
     assert looked_at.min() == 0 and looked_at.max() > 2  # of both kinds of graph
     graphs = counters["stats"]["unique_graphs"]
-    new = glancing.segment_rows("camera", 0)[~glancing.live_codes("camera", 0)][:1]
+    new = glancing.table.segment_rows("camera", 0)[~glancing.table.active_codes("camera", 0)][:1]
     glancing.live_rows[new] = glancing.born_rows[new] = True  # what growth writes
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert_same(*both(glancing, 1, 6, "coarsest"))

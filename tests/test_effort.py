@@ -309,7 +309,7 @@ def test_a_focused_window_equals_a_focused_step():
         trunk, _ = model.embed_step(belief.state, model.embed_state(belief.state), model.embed_action(action[:, 0]))
         run = BackboneRun(model, belief, trunk, wanted)
         each = model.layout.passes[0]
-        run.queries(each, model.embed_queries(each, model.embed_state(belief.state), {}, model.code_tables()))
+        run.queries(each, model.embed_queries(each, model.embed_state(belief.state), {}, model.table.code_tables()))
     torch.testing.assert_close(run.hidden[each.name], window.hidden[each.name], **CLOSE)
     torch.testing.assert_close(run.hidden["action"], window.hidden["action"], **CLOSE)
     assert (run.hidden[each.name][~window.seen] == 0).all()

@@ -250,7 +250,7 @@ def test_rows_that_only_fill_up_a_table_are_no_words_until_they_are_given_out():
         make_processor(model, words)
     few = PanTokenizer(tokenizer_object=_few_words(30), pad_token="<pad>")
     make_processor(model, few).attach(model)
-    assert int(model.live_words().sum()) == model.config.text_size == 30
+    assert int(model.table.active_words().sum()) == model.config.text_size == 30
     assert model.grow("text", names=["mug"]) == (30,)
     assert model.processor.vocabulary.births[-1]["names"] == ["mug"]
 

@@ -166,7 +166,7 @@ def test_where_futures_branch_latents_are_given_the_true_codes():
 def test_latents_begin_as_those_that_lead_from_the_chosen_codes_to_what_is_expected():
     model = world_model(("camera", "touch"))
     belief, action = model.perceive(observe(model, 3, 1)), acts(model, 3, 1)[:, 0]
-    tables = model.code_tables()
+    tables = model.table.code_tables()
     step, _ = model._advance(belief, action, temperature=0.0, tables=tables, keeps_logits=True, keeps_shifts=True)
     told = (step.hidden, step.trunk, step.state, tables, step.shifts["camera"])
     start = model.latent_start("camera", model.latent_condition("camera", *told), step.state.codes["camera"])

@@ -114,7 +114,7 @@ def test_digits_of_one_coordinate_stand_side_by_side_coarse_ones_first():
     model = world_model(("touch", "mission"), "vector")
     ids = model.write_sentences("touch", observe(model, steps=4)["touch"], 4).flatten()[: 3 * 3 * 4].view(3, 3, 4)
     for level, some in enumerate(ids):
-        assert torch.isin(some, model.segment_rows("touch", level)).all()
+        assert torch.isin(some, model.table.segment_rows("touch", level)).all()
     still = model.write_sentences("touch", torch.full((1, 4, 3), 0.3), 4).view(3, 3, 4)
     assert (still == still[..., :1]).all()
 
@@ -152,7 +152,7 @@ def test_sentences_that_do_not_fit_are_an_error(ask, message):
 
 
 def pair_of(model, part, segment, code):
-    row = int(model.segment_rows(*segment.split("."))[code])
+    row = int(model.table.segment_rows(*segment.split("."))[code])
     return [(row, row, *model.free_merges(part, 1))]
 
 

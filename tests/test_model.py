@@ -289,7 +289,7 @@ def test_only_live_codes_are_imagined():
     _, futures = futures_of(model, batch=4, horizon=4, num_rollouts=8, temperature=5.0, seed=0)
     for name, levels in futures.codes.items():
         for level, codes in enumerate(levels):
-            assert model.live_codes(name, level)[codes].all()
+            assert model.table.active_codes(name, level)[codes].all()
             assert codes.max() > 0
 
 
@@ -483,7 +483,7 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
         for parameter in readout.sentence.parameters():  # let the codes depend on one another strongly
             parameter.mul_(3)
         codes = model.perceive(observe(model, batch=32)).state
-        tables = model.code_tables()
+        tables = model.table.code_tables()
         level, current = tables.levels["camera"][0], codes.codes["camera"]
         now = current[0]
         features = torch.randn(*now.shape, model.config.adapter_dim, generator=torch.Generator().manual_seed(0))

@@ -215,7 +215,7 @@ def test_a_model_grows_under_its_adapter_and_both_come_back(bases, tmp_path):
     assert torch.equal(told(again)["logits"][..., old], told(other)["logits"][..., old])
     again.delete_adapter("default")
     with torch.no_grad():  # as if it had been learned otherwise
-        model.embedding_tables()[0][growth.ids[0]] += 1
+        model.table.weights()[0][growth.ids[0]] += 1
     save_adapter(adapted, tmp_path / "otherwise")
     with pytest.raises(ValueError, match=r"other rows for tokens that the model's adapters \['other'\] use"):
         load_adapter(again, tmp_path / "otherwise")

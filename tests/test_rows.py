@@ -25,7 +25,7 @@ def _start_codebook(model):
 def test_codes_that_look_alike_start_with_rows_that_are_alike():
     model = world_model(("camera",))
     book = _start_codebook(model)
-    model.start_code_rows(["camera"])
+    model.table.start_code_rows(["camera"])
     rows = _rows(model, "camera")[book.live]
     distance = torch.cdist(rows, rows)
     others = distance[~torch.eye(len(rows), dtype=torch.bool)]
@@ -37,10 +37,10 @@ def test_codes_that_look_alike_start_with_rows_that_are_alike():
 def test_rows_of_codes_that_stand_for_nothing_are_left_as_they_are():
     model = world_model(("camera",))
     before = model.get_input_embeddings().weight.detach().clone()
-    model.start_code_rows(["camera"])  # no codebook has started
+    model.table.start_code_rows(["camera"])  # no codebook has started
     assert torch.equal(before, model.get_input_embeddings().weight)
     book = _start_codebook(model)
-    model.start_code_rows(["camera"])
+    model.table.start_code_rows(["camera"])
     offset, capacity = model.config.segments["camera.0"]
     changed = (before != model.get_input_embeddings().weight).any(1)
     assert changed[offset : offset + capacity].tolist() == book.live.tolist()

@@ -94,7 +94,7 @@ def test_words_without_room_go_on_behind_the_codes_once_doubled(architecture, tm
     with torch.no_grad():
         old, new = model(PROMPT).logits, larger(PROMPT).logits
     assert torch.equal(old[..., model.live_rows], new[..., larger.live_rows])
-    before = larger.word_logits(torch.ones(larger.config.text_config.hidden_size))
+    before = larger.table.word_logits(torch.ones(larger.config.text_config.hidden_size))
 
     ids = larger.grow("text", names=["last", "mug", "lava"], descriptions=["a", "a", "a"])
     behind = processor.vocabulary.runs("text")[1][0]
@@ -105,8 +105,8 @@ def test_words_without_room_go_on_behind_the_codes_once_doubled(architecture, tm
     assert tokenizer.decode(spoken).replace(" ", "") == "muglava<camera.0:1>last"
     assert tokenizer.convert_ids_to_tokens(behind) == "mug" and tokenizer.convert_tokens_to_ids("mug") == behind
     assert processor.vocabulary.segment_of(behind) == ("text", ledger.capacity("text"))
-    after = larger.word_logits(torch.ones(larger.config.text_config.hidden_size))
-    assert after[list(ids)].isfinite().all() and not after[larger.segment_rows("camera", 0)].isfinite().any()
+    after = larger.table.word_logits(torch.ones(larger.config.text_config.hidden_size))
+    assert after[list(ids)].isfinite().all() and not after[larger.table.segment_rows("camera", 0)].isfinite().any()
     kept = before.isfinite()
     assert torch.equal(before[kept], after[: len(kept)][kept])
 

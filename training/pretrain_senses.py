@@ -23,7 +23,7 @@ def prepare(model):
     """The rows of codes that are new to the backbone start from what the codes came to stand for."""
     new = [name for name, sense in model.config.place_senses.items() if sense.kind == "image"]
     new = [name for name in new if not any(book.started.item() for book in model.senses[name].codebooks)]
-    return lambda trained, _windows: trained.start_code_rows(new)
+    return lambda trained, _windows: trained.table.start_code_rows(new)
 
 
 STAGE = Stage(
