@@ -26,6 +26,7 @@ from pan_hf.checkpoints import trained_seeds  # noqa: E402
 from pan_hf.data.windows import WindowReader, choose_windows  # noqa: E402
 from pan_hf.evaluation.evaluate import across_seeds, load_for_evaluation  # noqa: E402
 from pan_hf.modeling.effort_pan import Effort  # noqa: E402
+from pan_hf.modeling.latent_head_pan import SenseLatents  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import select, table  # noqa: E402
 
@@ -93,7 +94,7 @@ def imagined(reader: WindowReader, rows: np.ndarray, horizon: int) -> dict[str, 
 
     def drawn(scheduler: str, steps: int) -> torch.Tensor:
         with sampling(model, scheduler, steps):
-            latents = {name: model.sample_latents(name, told, state, common.SEED)}
+            latents = {name: SenseLatents(model, name).sample(told, state, common.SEED)}
         return model.decode(type(state)(state.codes, latents), name, latents=True)
 
     others = [block.name for block in model.blocks if block.sense != name and block.kind != "latents"]

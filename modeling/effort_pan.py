@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .focus_pan import LEAST_CHANGE
+from .latent_head_pan import hedged_senses
 
 TASKS = ("pixels", "moving", "outcome", "planning")
 NAMED = ("all", "focused", "coarsest", "auto")
@@ -246,7 +247,7 @@ def _glance_operations(model, name: str) -> float:
 
 
 def _frame_operations(codec, sense) -> float:
-    """What it takes to decode a frame and to look at it again, as `PanModel.latent_start` does."""
+    """What it takes to decode a frame and to look at it again, as `SenseLatents.start` does."""
     (rows, columns), places = sense.patch_grid, sense.num_places
     by_cell = sum(map(_size, (codec.stem, codec.encoder, codec.decoder, codec.head)))
     by_place = _size(codec.to_latent)
@@ -260,7 +261,8 @@ def _block_operations(model, block: Block) -> float:
     sense = model.config.senses[block.sense]
     if block.kind == "latents":
         head = model.latent_heads[block.sense]
-        start = _frame_operations(model.senses[block.sense], sense) if block.sense in model.hedged_senses else 0.0
+        is_hedged = block.sense in hedged_senses(model.config)
+        start = _frame_operations(model.senses[block.sense], sense) if is_hedged else 0.0
         return start + 2.0 * head.num_calls * sense.num_places * _size(head)
     readout = model.readouts[block.sense][block.level]
     codes = sense.num_places * sense.codes_per_place[block.level]

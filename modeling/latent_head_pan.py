@@ -12,6 +12,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import diffusers
 import torch
@@ -24,7 +25,11 @@ from transformers.utils import ModelOutput
 from .embedding_pan import CodeTables, ZeroInitLinear
 from .image_codec_pan import LATENT_BLUR
 from .layout_pan import fold_places, unfold_places
-from .state_pan import State
+
+if TYPE_CHECKING:
+    from .configuration_pan import PanConfig
+    from .modeling_pan import PanModel
+    from .state_pan import State
 
 NUM_TRAIN_TIMESTEPS = 1000
 WIDTH = 128  # of the condition, unless the denoiser's configuration says otherwise
@@ -119,7 +124,7 @@ class LatentHead(nn.Module):
 
     def predict(self, noisy: Tensor, time: Tensor, condition: Tensor, start: Tensor) -> Tensor:
         """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)` and what
-        they are before the head corrects them, `(B, P, D)`, see `PanModel.latent_start`."""
+        they are before the head corrects them, `(B, P, D)`, see `SenseLatents.start`."""
         hidden = self.condition(torch.cat([condition.to(start.dtype), start], -1))
         timestep = time * NUM_TRAIN_TIMESTEPS
         if self.takes_places:
@@ -181,76 +186,89 @@ class LatentHead(nn.Module):
 # Shapes: N = rows, P = places of a sense, n = codes of a level, C = width of a condition.
 
 
-def mends(config) -> bool:
+def mends(config: PanConfig) -> bool:
     """Whether latents make up for codes that are not the true ones."""
     return config.level0_sampling == "parallel"
 
 
-class LatentsMixin:
-    """Conditions, starts and draws of the latent heads of [`PanModel`]."""
+def hedged_senses(config: PanConfig) -> list[str]:
+    """The senses whose latents hedge: in deterministic worlds those of images start from what is expected."""
+    senses = config.senses.items() if mends(config) else ()
+    return [name for name, sense in senses if sense.kind == "image" and sense.latent_dim]
 
-    @property
-    def hedged_senses(self) -> list[str]:
-        """The senses whose latents hedge: in deterministic worlds those of images start from what is expected."""
-        senses = self.config.senses.items() if mends(self.config) else ()
-        return [name for name, sense in senses if sense.kind == "image" and sense.latent_dim]
 
-    def _shift_size(self, name: str) -> int:
-        """How many numbers a place's shifts are, of all levels of a sense."""
-        sense = self.config.senses[name]
-        return sum(sense.codes_per_place) * sense.code_dim if name in self.hedged_senses else 0
+def shift_size(config: PanConfig, name: str) -> int:
+    """How many numbers the shifts of a sense are at each place, all levels together; 0 where nothing is hedged."""
+    sense = config.senses[name]
+    return sum(sense.codes_per_place) * sense.code_dim if name in hedged_senses(config) else 0
 
-    def latent_start(self, name: str, condition: Tensor, codes: list[Tensor]) -> Tensor:
-        """What latents of a sense are before its head corrects them, `(N, P, latent_dim)`: those with which codes
-        `(N, n)` come to the expected image, and nothing where codes are not hedged."""
-        sense = self.config.senses[name]
-        if name not in self.hedged_senses:
+
+class SenseLatents:
+    """Conditions, starts and draws of the latent head of one sense of a model.
+
+    Args:
+        model ([`PanModel`]): which is asked for its modules every time.
+        name (`str`): of a sense with a latent head.
+    """
+
+    def __init__(self, model: PanModel, name: str):
+        self.model, self.name, self.sense = model, name, model.config.senses[name]
+
+    def start(self, condition: Tensor, codes: list[Tensor]) -> Tensor:
+        """What latents are before the head corrects them, `(N, P, latent_dim)`: those with which codes `(N, n)` come
+        to the expected image, and nothing where codes are not hedged."""
+        sense = self.sense
+        if self.name not in hedged_senses(self.model.config):
             return condition.new_zeros(*condition.shape[:2], sense.latent_dim)
         sizes = [count * sense.code_dim for count in sense.codes_per_place]
         parts = condition[..., -sum(sizes) :].split(sizes, -1)
         parts = [part.unflatten(2, (-1, sense.code_dim)) for part in parts]
         shifts = [unfold_places(part, sense, level) for level, part in enumerate(parts)]
-        return self.senses[name].latents_expected(codes, shifts)
+        return self.model.senses[self.name].latents_expected(codes, shifts)
 
-    def latent_condition(
+    def condition(
         self,
-        name: str,
         hidden: dict[str, Tensor],
         trunk: Tensor,
         following: State,
         tables: CodeTables,
         shifts: list[Tensor] | None = None,
     ) -> Tensor:
-        """What the latent head of a sense is told, `(N, P, 4 * hidden_size + shifts)`: the hidden states of the
-        sense's last pass, what its places hold now, and the next state's codes, so that latents are predicted *given
-        the levels*; where codes are hedged, also the `shifts` of each level `(N, n, code_dim)` from the vectors of
-        these codes to the expected ones."""
-        sense = self.config.senses[name]
-        last = [each for each in self.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
-        places = self.split_places(last, hidden[last.name], trunk)[name]
-        codes = self.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
+        """What the head is told, `(N, P, 4 * hidden_size + shift_size)`: the hidden states of the sense's last pass,
+        what its places hold now, and the next state's codes, so that latents are predicted *given the levels*; where
+        codes are hedged, also the `shifts` of each level `(N, n, code_dim)` from the vectors of these codes to the
+        expected ones."""
+        model, name, sense = self.model, self.name, self.sense
+        last = [each for each in model.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
+        places = model.split_places(last, hidden[last.name], trunk)[name]
+        codes = model.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
         parts = [places, codes]
-        if name in self.hedged_senses:
+        if name in hedged_senses(model.config):
             parts += [fold_places(shift, sense, level).flatten(2) for level, shift in enumerate(shifts)]
         return torch.cat([part.float() for part in parts], -1)
 
     @torch.no_grad()
-    def sample_latents(self, sense: str, condition: Tensor, state: State, seed: int | None = None) -> Tensor:
-        """Latents of a sense, `(..., P, latent_dim)`, from conditions `(..., P, C)` and states `(...,)` as `simulate`
-        gives them."""
+    def sample(self, condition: Tensor, state: State, seed: int | None = None) -> Tensor:
+        """Latents `(..., P, latent_dim)` from conditions `(..., P, C)` and states `(...,)` as `simulate` gives
+        them."""
         leading = condition.shape[:-2]
         generator = None if seed is None else torch.Generator(device=condition.device).manual_seed(seed)
-        flat = state.map(lambda tensor: tensor.flatten(0, len(leading) - 1))
-        drawn = self.draw_latents(sense, condition.flatten(0, len(leading) - 1), flat, generator)
-        return drawn.unflatten(0, leading)
+        codes = [level.flatten(0, len(leading) - 1) for level in state.codes[self.name]]
+        return self.draw(condition.flatten(0, len(leading) - 1), codes, generator).unflatten(0, leading)
 
-    def draw_latents(
-        self, name: str, condition: Tensor, state: State, generator: torch.Generator | None, rows: Tensor | None = None
-    ) -> Tensor:
-        """Latents `(N, P, latent_dim)` that go with the codes of a state `(N,)`, or with `rows` `(n,)` of it, given
-        conditions of as many."""
-        codes = state.codes[name] if rows is None else [level[rows] for level in state.codes[name]]
-        return self.latent_heads[name].sample(condition, self.latent_start(name, condition, codes), generator)
+    def draw(self, condition: Tensor, codes: list[Tensor], generator: torch.Generator | None) -> Tensor:
+        """Latents `(N, P, latent_dim)` that go with codes, `(N, n)` a level, given conditions `(N, P, C)`."""
+        head = self.model.latent_heads[self.name]
+        return head.sample(condition, self.start(condition, codes), generator)
+
+
+def draw_latents(
+    model: PanModel, conditions: dict[str, Tensor], state: State, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Latents `(N, P, latent_dim)` that go with the codes of a state `(N,)`, of each sense that has a condition."""
+    return {
+        name: SenseLatents(model, name).draw(told, state.codes[name], generator) for name, told in conditions.items()
+    }
 
 
 # ---- Any diffusers scheduler around one head that predicts clean latents.

@@ -28,7 +28,7 @@ from .focus_pan import Glance, focusable
 from .growth_pan import GrowthMixin
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
-from .latent_head_pan import LatentHead, LatentsMixin
+from .latent_head_pan import LatentHead, shift_size
 from .layout_pan import StepLayout
 from .learning_pan import LearningMixin
 from .loading_pan import check_folder, check_is_whole, check_loaded, check_writable, explained, layers_alone
@@ -117,7 +117,6 @@ class PanPreTrainedModel(PreTrainedModel):
 
 class PanModel(
     SimulationMixin,
-    LatentsMixin,
     LearningMixin,
     GrowthMixin,
     MergeMixin,
@@ -201,7 +200,7 @@ class PanModel(
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
         with _in_float32():
-            told = {n: 4 * hidden_size + self._shift_size(n) for n, s in places.items() if s.latent_dim}
+            told = {n: 4 * hidden_size + shift_size(config, n) for n, s in places.items() if s.latent_dim}
             self.latent_heads = nn.ModuleDict(
                 {name: LatentHead(places[name], size, config.latent_head) for name, size in told.items()}
             )

@@ -24,7 +24,7 @@ from .embedding_pan import CodeTables
 from .focus_pan import changed_places
 from .heads_pan import two_hot
 from .image_codec_pan import LEAST_ERROR
-from .latent_head_pan import mends
+from .latent_head_pan import SenseLatents, hedged_senses, mends
 from .layout_pan import hide_padding
 from .readout_pan import readout_numbers, window_numbers
 from .state_pan import State
@@ -156,12 +156,13 @@ def _latent_loss(model, name: str, window: _Window, given: State, logits: list[T
     draws, `(N, P, D)`. The gradient reaches the backbone through the condition; where latents start is taken as it
     is."""
     codes, shifts = given.codes[name], None
-    if name in model.hedged_senses:
+    if name in hedged_senses(model.config):
         levels = zip(model.senses[name].codebooks, logits, codes, strict=True)
         shifts = [book.shift(level.detach(), chosen) for book, level, chosen in levels]
-    condition = model.latent_condition(name, window.hidden, window.trunk, given, window.tables, shifts)
+    latents = SenseLatents(model, name)
+    condition = latents.condition(window.hidden, window.trunk, given, window.tables, shifts)
     with torch.no_grad():
-        start = model.latent_start(name, condition, codes)
+        start = latents.start(condition, codes)
     return model.latent_heads[name].loss(given.latents[name].detach(), condition, start)
 
 
@@ -457,7 +458,7 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
 
     Returns: what objective `latent_head` takes, each by sense: `condition` `(B, P, C)`; `observation`, the frames to
         come to; `state`, the `latents` that lead there `(B, P, D)`, the `codes` they are given, and their `start` (see
-        `PanModel.latent_start`).
+        `SenseLatents.start`).
     """
     nothing = torch.zeros(action.shape[:2], device=action.device)
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
@@ -470,9 +471,9 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
         state, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)
         frames, conditions, starts = {}, {}, {}
         for name in model.latent_heads:
-            told = (step.hidden, step.trunk, state, tables, shifts.get(name))
-            conditions[name] = model.latent_condition(name, *told)
-            starts[name] = model.latent_start(name, conditions[name], state.codes[name])
+            latents = SenseLatents(model, name)
+            conditions[name] = latents.condition(step.hidden, step.trunk, state, tables, shifts.get(name))
+            starts[name] = latents.start(conditions[name], state.codes[name])
             frames[name] = later.observation[name][:, index]
         coded = {"latents": latents_given(model, frames, state), "start": starts}
         coded["codes"] = {name: state.codes[name] for name in frames}

@@ -19,6 +19,7 @@ from .compile_pan import Pieces
 from .effort_pan import Effort, as_effort
 from .embedding_pan import CodeTables
 from .image_codec_pan import LATENT_BLUR, as_bytes
+from .latent_head_pan import SenseLatents, draw_latents
 from .layout_pan import hide_padding
 from .readout_pan import step_numbers
 from .sense_configuration_pan import action_shape, check_actions, check_observation, has_action_shape
@@ -227,7 +228,7 @@ class SimulationMixin:
                 embedded = self.embed_state(step.state, tables)
             elif self.config.latent_feedback and spending is None:
                 newest = {name: parts[-1] for name, parts in conditions.items()}
-                drawn = {name: self.draw_latents(name, newest[name], step.state, generator) for name in newest}
+                drawn = draw_latents(self, newest, step.state, generator)
                 belief.state.latents = step.state.latents = drawn
                 embedded = self.embed_state(step.state, tables)
             if reencode and (index + 1) % reencode == 0:
@@ -255,7 +256,7 @@ class SimulationMixin:
         """An imagined state as it would be encoded if it were seen: decoded, its latents drawn where they help and are
         not there, and encoded."""
         helpful = [name for name in conditions if self.senses[name].latents_help]
-        drawn = {name: self.draw_latents(name, conditions[name], state, generator) for name in helpful}
+        drawn = draw_latents(self, {name: conditions[name] for name in helpful}, state, generator)
         whole = State(state.codes, drawn | state.latents, state.text)
         seen = {name: self.decode(whole, name).unsqueeze(1) for name in self.config.place_senses}
         seen |= {name: words.unsqueeze(1) for name, words in state.text.items()}
@@ -335,7 +336,7 @@ class SimulationMixin:
         return self._rebuild(Belief(state, newer, belief.prefix, None, self), tables)
 
     def _step_condition(self, name: str, step: _Step, tables: CodeTables) -> Tensor:
-        return self.latent_condition(name, step.hidden, step.trunk, step.state, tables, step.shifts.get(name))
+        return SenseLatents(self, name).condition(step.hidden, step.trunk, step.state, tables, step.shifts.get(name))
 
     @torch.no_grad()
     def log_prob(
@@ -382,7 +383,7 @@ class SimulationMixin:
             blurred = None
             if name in self.latent_heads and (codec.latents_help if latents is None else latents):
                 condition = self._step_condition(name, step, tables)
-                start = self.latent_start(name, condition, target.codes[name])
+                start = SenseLatents(self, name).start(condition, target.codes[name])
                 bound = self.latent_heads[name].log_prob_bound(target.latents[name], condition, start)
                 latent_part = latent_part + bound
                 noise = torch.Generator(device=self.device).manual_seed(0)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .latent_head_pan import SenseLatents
+
 ABSENT = -1  # a code of which nothing is known but the coarser codes; latents that are absent are not a number
 
 
@@ -214,7 +216,8 @@ class Futures:
             latents = True
         is_open = sense in self.conditions and sense not in self.state.latents
         if is_open and (model.senses[sense].latents_help if latents is None else latents):
-            self.state.latents[sense] = model.sample_latents(sense, self.conditions[sense], self.state, self.seed)
+            drawn = SenseLatents(model, sense).sample(self.conditions[sense], self.state, self.seed)
+            self.state.latents[sense] = drawn
         return model.decode(self.state, sense, num_levels=num_levels, latents=latents)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .backbone_pan import BackboneRun
 from .effort_pan import USUAL_PRICE, Block, Cost, Effort, Meter, SwitchInput, capped_blocks
 from .focus_pan import At, Focus, places_in_focus
+from .latent_head_pan import SenseLatents, hedged_senses
 from .layout_pan import fold_places, spread_codes, unfold_places
 from .readout_pan import readout_numbers
 from .state_pan import State
@@ -40,7 +41,7 @@ class Chooser:
         self.keeps_logits = keeps_logits
         self.logits: dict[str, list[Tensor]] = {name: [] for name in current.codes}
         # by sense and level `(N, n, code_dim)`: what leads from the vectors of the codes to the expected ones
-        self.shifts: dict[str, list[Tensor]] = {name: [] for name in model.hedged_senses if keeps_shifts}
+        self.shifts: dict[str, list[Tensor]] = {name: [] for name in hedged_senses(model.config) if keeps_shifts}
 
     def state(self) -> State:
         if self.target is not None:
@@ -480,8 +481,9 @@ class Spending:
         name, now = block.sense, self.chooser.current.latents.get(block.sense)
         so_far = State(self.chooser.codes, {}, self.texts)
         told = (so_far, self.tables, self.chooser.shifts.get(name))
-        condition = self.model.latent_condition(name, self.run.hidden, self.trunk, *told)
-        drawn = self.model.draw_latents(name, condition[rows], so_far, self.generator, rows)
+        latents = SenseLatents(self.model, name)
+        condition = latents.condition(self.run.hidden, self.trunk, *told)[rows]
+        drawn = latents.draw(condition, [level[rows] for level in so_far.codes[name]], self.generator)
         shape = (self.rows, *drawn.shape[1:])
         found = drawn.new_full(shape, torch.nan) if now is None else now.clone()
         places = self._sense_places(name)

@@ -7,7 +7,7 @@ from tiny_worlds import ACTIONS, SENSES, acts, language_model, observe, outcomes
 
 from pan_hf import PanConfig, PanModel
 from pan_hf.modeling import objectives_pan as objectives_pan
-from pan_hf.modeling.latent_head_pan import denoise, make_scheduler
+from pan_hf.modeling.latent_head_pan import SenseLatents, denoise, make_scheduler
 from pan_hf.modeling.objectives_pan import judge_latents, latent_examples
 
 UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
@@ -169,7 +169,8 @@ def test_latents_begin_as_those_that_lead_from_the_chosen_codes_to_what_is_expec
     tables = model.table.code_tables()
     step, _ = model._advance(belief, action, temperature=0.0, tables=tables, keeps_logits=True, keeps_shifts=True)
     told = (step.hidden, step.trunk, step.state, tables, step.shifts["camera"])
-    start = model.latent_start("camera", model.latent_condition("camera", *told), step.state.codes["camera"])
+    latents = SenseLatents(model, "camera")
+    start = latents.start(latents.condition(*told), step.state.codes["camera"])
     codec, codes = model.senses["camera"], step.state.codes["camera"]
     frames = codec.decode_probabilities([level.softmax(-1) for level in step.logits["camera"]])
     torch.testing.assert_close(start, codec.latents_given(frames, codes), atol=1e-4, rtol=1e-4)
