@@ -144,9 +144,9 @@ def held_out(folder: Path, data: Path, parts: tuple[str, ...], chunk: int) -> di
     values = trajectories.actions if part == "action" else trajectories.observations[part]
     rows = windows.rows[chosen][:, None] + np.arange(chunk)
     values = torch.from_numpy(values[rows])
-    ids = model.write_sentences(part, values, chunk)
+    ids = model.to_token_ids(part, values, chunk)
     back = [merges.split(sentence) for sentence in merges.merge(ids.flatten(0, 1).tolist())]
-    back = model.read_sentences(part, torch.tensor(back).view(ids.shape), chunk)
+    back = model.from_token_ids(part, torch.tensor(back).view(ids.shape), chunk)
     if model.config.coded_parts()[part].kind == "image":
         error = (back - model.senses[part].to_float(values)) / 2
     else:

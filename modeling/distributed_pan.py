@@ -5,6 +5,8 @@ stands still), what a codebook follows and what a scale tracks are those of the 
 other their parts. In one process every function here gives back what it got.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -57,3 +59,15 @@ def told_by_first(tensor: Tensor) -> None:
     """Every process takes the first one's values, in place."""
     if are_several():
         dist.broadcast(tensor, src=0)
+
+
+def value_from_main(value: Any) -> Any:
+    """The first process's value, so that all processes go on alike; where there are several, tensors in it are on
+    CPU."""
+    if not are_several():
+        return value
+    parts = value if isinstance(value, tuple) else (value,)
+    parts = tuple(part.cpu() if isinstance(part, Tensor) else part for part in parts)
+    told = [parts if isinstance(value, tuple) else parts[0]]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]

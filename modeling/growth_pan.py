@@ -1,49 +1,43 @@
-"""One vocabulary that grows: reserved rows go live, in training and at inference (sections 4.2 and 5.2 of "Critiques
-of World Models").
+"""One vocabulary that grows: reserved rows become active, in training and at inference (sections 4.2 and 5.2 of
+"Critiques of World Models").
 
-Growth changes no shape: it writes reserved rows and marks them live, so optimizer states, adapters, compiled graphs
-and caches stay valid. What was born is told to the ledger of the processor that is attached to the model
-(`PanProcessor.attach`), and the two stay together. What a model finds by itself is in `learning_pan.py`.
+Growth changes no shape: it writes reserved rows and marks them active, so optimizer states, adapters, compiled graphs
+and caches stay valid. The ledger of the processor that is attached to the model (`PanProcessor.attach`) records every
+new token, and the two stay together. What a model finds by itself is in `learning_pan.py`.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .sense_configuration_pan import MERGES
 
+if TYPE_CHECKING:
+    from .modeling_pan import PanModel
 
-class GrowthMixin:
-    """`grow` and `retire` of [`PanModel`]: what is born and dies by a person's hand."""
 
-    processor = None
-    base_events, base_digest = 0, None  # of the ledger when it was attached
+@dataclass
+class Trial:
+    """A change of one level's codes, undone at its end unless it was accepted."""
 
-    def attach(self, processor) -> None:
-        """Ties the model to the processor it was saved with; see `PanProcessor.attach`, which checks first."""
-        ledger, is_another = processor.vocabulary, processor is not self.processor
-        self.processor = processor
-        if ledger is not None and is_another:
-            self.base_events, self.base_digest = len(ledger.events), ledger.digest()
+    accepted: bool = False
 
-    def ledger(self):
-        """The ledger of the attached processor. Raises ValueError without one."""
-        if self.processor is None or self.processor.vocabulary is None:
-            raise ValueError(
-                "This model has no ledger to write new tokens into; call `processor.attach(model)` with the processor "
-                "it was saved with. The two grow together, and are saved together."
-            )
-        return self.processor.vocabulary
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in any model. Raises ValueError, before anything is written, where another process has grown the
-        vocabulary in `save_directory` otherwise than the one this model is attached to."""
-        if self.processor is not None and self.processor.vocabulary is not None:
-            self.processor.vocabulary.check_replaces(save_directory)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+class VocabularyGrowth:
+    """Words, actions and codes of a model that become active or retire by a person's hand.
+
+    Args:
+        model ([`PanModel`]): attached to its processor. It is asked for its modules at every call.
+    """
+
+    def __init__(self, model: PanModel):
+        self.model = model
 
     @torch.no_grad()
     def grow(
@@ -54,7 +48,7 @@ class GrowthMixin:
         vectors: Tensor | None = None,
         step: int = 0,
     ) -> tuple[int, ...]:
-        """Makes tokens live: words, actions or codes that a person names.
+        """Makes tokens active: words, actions or codes that a person names.
 
         Args:
             segment (`str`): "text"; "action.0" of discrete actions; or a level of an image sense, "camera.0".
@@ -72,48 +66,50 @@ class GrowthMixin:
             ValueError: no processor attached, no such segment, names that are taken or do not fit, a segment that
                 cannot grow or is full. Nothing has changed then.
         """
-        ledger = self.ledger()
-        ledger.capacity(segment)  # says so if there is no such segment
+        model = self.model
+        model.ledger().capacity(segment)  # says so if there is no such segment
         count = len(vectors) if vectors is not None else len(names or ())
         _check_given(segment, count, names, descriptions)
         if segment == "text":
             return self._grow_words(list(names), descriptions)
         part, level = segment.rsplit(".", 1)
         if level == MERGES:
-            raise ValueError(f"{segment} holds merged tokens, which are made of others: see `merge` and `add_merges`.")
-        if part in self.senses and hasattr(self.senses[part], "codebooks"):
+            raise ValueError(f"{segment} holds merged tokens, which are made of others: see `PanModel.merge`.")
+        if part in model.senses and hasattr(model.senses[part], "codebooks"):
             return self.grow_codes(part, int(level), vectors, names, "named", step)
-        if part == "action" and self.config.action.kind == "discrete":
+        if part == "action" and model.config.action.kind == "discrete":
             return self._grow_actions(names, descriptions, step)
         raise ValueError(
             f"{segment} holds the digits of a lattice, which are complete; give the vector a larger `base` or more "
             "levels, or merge its digits."
         )
 
+    @torch.no_grad()
     def grow_codes(
         self, name: str, level: int, vectors: Tensor, names: Sequence[str] | None, reason: str, step: int
     ) -> tuple[int, ...]:
         """`grow` for a level of an image sense, whatever the ledger's `reason`; corrections are zero."""
-        ledger, segment = self.ledger(), f"{name}.{level}"
-        dim = self.config.senses[name].code_dim
+        model, ledger, segment = self.model, self.model.ledger(), f"{name}.{level}"
+        dim = model.config.senses[name].code_dim
         if vectors is None or vectors.ndim != 2 or vectors.shape[1] != dim or not bool(vectors.isfinite().all()):
             shape = None if vectors is None else tuple(vectors.shape)
             raise ValueError(f"Codes of {segment} need finite `vectors` (count, {dim}), got {shape}.")
-        if not bool(self.senses[name].codebooks[level].started):
+        if not bool(model.senses[name].codebooks[level].started):
             raise ValueError(f"{segment} stands for nothing yet; train the senses first, codes would be moved.")
         first = ledger.born(segment)
-        with self._trial(name, level) as trial:
+        with self.trial(name, level) as trial:
             ledger.check_room(segment, len(vectors))
-            self._write_codes(name, level, range(first, first + len(vectors)), vectors)
+            self.write_codes(name, level, range(first, first + len(vectors)), vectors)
             ids = ledger.grow(segment, len(vectors), reason, step, names=names)
             trial.accepted = True
-        self.config.vocabulary_digest = ledger.digest()
+        model.config.vocabulary_digest = ledger.digest()
         return tuple(ids)
 
+    @torch.no_grad()
     def retire(
         self, segment: str, codes: Sequence[int], reason: str = "unused", into: int | None = None, step: int = 0
     ) -> None:
-        """Makes codes dead: they are neither chosen nor predicted any more, and their ids stay reserved.
+        """Retires codes: they are neither chosen nor predicted any more, and their ids stay reserved.
 
         Args:
             segment (`str`): a level of an image sense, "camera.0", or merged tokens, "camera.merges".
@@ -125,7 +121,7 @@ class GrowthMixin:
         Raises:
             ValueError: no such codes, all of a level, or parts of merged tokens that stay. Nothing has changed then.
         """
-        ledger, (part, _, level) = self.ledger(), segment.rpartition(".")
+        model, ledger, (part, _, level) = self.model, self.model.ledger(), segment.rpartition(".")
         codes = sorted({int(code) for code in codes})
         ids, book = [ledger.id_of(segment, code) for code in codes], None
         if level == MERGES:
@@ -133,68 +129,50 @@ class GrowthMixin:
             wholes = sorted(whole for *parts, whole in pairs if set(parts) & set(ids) and whole not in ids)
             if wholes:
                 raise ValueError(f"Tokens {ids} are parts of the merged tokens {wholes}, which must be retired first.")
-        elif part in self.senses and hasattr(self.senses[part], "codebooks"):
-            book = self.senses[part].codebooks[int(level)]
+        elif part in model.senses and hasattr(model.senses[part], "codebooks"):
+            book = model.senses[part].codebooks[int(level)]
             if len(codes) >= ledger.live(segment):
                 raise ValueError(f"{segment} has {ledger.live(segment)} live codes; at least one must stay.")
         else:
             raise ValueError(f"Only codes of image senses and merged tokens retire; {segment!r} is neither.")
         ledger.retire(ids, reason, step, into=None if into is None else ledger.id_of(segment, into))
-        self.table.deactivate(ids)
+        model.table.deactivate(ids)
         if book is not None:
             book.live[codes] = False
-        self.config.vocabulary_digest = ledger.digest()
+        model.config.vocabulary_digest = ledger.digest()
 
-    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
-        """As Transformers' users call it after `tokenizer.add_tokens`: the words that the tokenizer has and the model
-        has not go live. The table has its rows already, so nothing is resized and no id moves.
-
-        Args:
-            new_num_tokens (`int`, *optional*): words, `len(tokenizer)`.
-            pad_to_multiple_of, mean_resizing: have no meaning here and are ignored.
-
-        Returns:
-            the input embeddings.
+    def start_added_words(self, num_words: int | None) -> None:
+        """Makes the words active that the tokenizer was given by `add_tokens` and the model has not; there are
+        `num_words` of them with the older ones.
 
         Raises:
             ValueError: more words than reserved rows, or words that no attached tokenizer knows.
         """
-        if not self.is_world_model:
-            return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        live = int(self.table.active_words().sum())
-        if new_num_tokens is None or new_num_tokens <= live:
-            return self.get_input_embeddings()
-        ledger = self.ledger()
-        if new_num_tokens > sum(ledger.runs("text")[-1]):
+        if num_words is None or num_words <= int(self.model.table.active_words().sum()):
+            return
+        ledger = self.model.ledger()
+        if num_words > sum(ledger.runs("text")[-1]):
             raise ValueError(
-                f"{new_num_tokens} words do not fit the {ledger.capacity('text')} rows reserved for words; ids of "
-                f"codes lie behind them and never move. {ledger.full_help('text')}"
+                f"{num_words} words do not fit the {ledger.capacity('text')} rows reserved for words; ids of codes "
+                f"lie behind them and never move. {ledger.full_help('text')}"
             )
         last = ledger.id_of("text", ledger.born("text") - 1)
-        if last + 1 < new_num_tokens:  # `len(tokenizer)` counts the ids of codes where words go on behind them
+        if last + 1 < num_words:  # `len(tokenizer)` counts the ids of codes where words go on behind them
             raise ValueError(
-                f"The attached tokenizer has words up to id {last}, not {new_num_tokens} of them; add words with "
+                f"The attached tokenizer has words up to id {last}, not {num_words} of them; add words with "
                 "`tokenizer.add_tokens([...])` first, or use `model.grow('text', names=[...])`."
             )
         self._start_words(self._waiting_words(), None)
-        return self.get_input_embeddings()
 
-    def _waiting_words(self) -> list[int]:
-        """Ids of words that the tokenizer was given and the model has not started yet."""
-        ledger = self.ledger()
-        runs = [torch.arange(first, first + count) for first, count in ledger.runs("text")]
-        born = torch.cat(runs)[: ledger.born("text")].to(self.table.active.device)
-        return born[~self.table.active[born]].tolist()
-
-    # ---- inside
+    # ---- codes of one level, for what grows and learns
 
     @contextmanager
-    def _trial(self, name: str, level: int) -> Iterator["_Trial"]:
+    def trial(self, name: str, level: int) -> Iterator[Trial]:
         """What is changed of one level inside is undone, bit for bit, unless the trial is accepted."""
-        table, rows = self.table, self.table.segment_rows(name, level)
+        table, rows = self.model.table, self.model.table.segment_rows(name, level)
         changed = [(each.detach(), rows) for each in [*table.weights(), table.active, table.ever_active]]
-        changed += [(buffer, slice(None)) for buffer in self.senses[name].codebooks[level].buffers()]
-        kept, trial = [tensor[where].clone() for tensor, where in changed], _Trial()
+        changed += [(buffer, slice(None)) for buffer in self.model.senses[name].codebooks[level].buffers()]
+        kept, trial = [tensor[where].clone() for tensor, where in changed], Trial()
         try:
             yield trial
         finally:
@@ -202,17 +180,33 @@ class GrowthMixin:
                 for (tensor, where), old in zip(changed, kept, strict=True):
                     tensor[where] = old
 
-    def _write_codes(self, name: str, level: int, codes: range, vectors: Tensor) -> None:
-        """Codebook rows, vocabulary rows of the nearest code that lives, and the marks that they live."""
-        book, new = self.senses[name].codebooks[level], self.table.segment_rows(name, level)[codes.start : codes.stop]
+    def write_codes(self, name: str, level: int, codes: range, vectors: Tensor) -> None:
+        """Writes new codes: codebook rows, vocabulary rows of the nearest code there is, and the marks that they are
+        active."""
+        book, table = self.model.senses[name].codebooks[level], self.model.table
         vectors = vectors.to(book.vectors)
         distance = torch.cdist(vectors, book.vectors).masked_fill(~book.describes(), torch.inf)
         book.add(codes, vectors)
-        self._copy_rows(name, level, codes, distance.argmin(1))
-        self.table.activate(new)
+        self.copy_rows(name, level, codes, distance.argmin(1))
+        table.activate(table.segment_rows(name, level)[codes.start : codes.stop])
+
+    def copy_rows(self, name: str, level: int, codes: range, models: Tensor) -> None:
+        """Writes the vocabulary rows of codes, from those of the codes `models` `(len(codes),)`."""
+        rows = self.model.table.segment_rows(name, level)
+        for weight in self.model.table.weights():
+            weight.detach()[rows[codes.start : codes.stop]] = weight.detach()[rows[models.to(rows.device)]]
+
+    # ---- words and actions
+
+    def _waiting_words(self) -> list[int]:
+        """Ids of words that the tokenizer was given and the model has not started yet."""
+        ledger, active = self.model.ledger(), self.model.table.active
+        runs = [torch.arange(first, first + count) for first, count in ledger.runs("text")]
+        ids = torch.cat(runs)[: ledger.born("text")].to(active.device)
+        return ids[~active[ids]].tolist()
 
     def _grow_words(self, names: list[str], descriptions: Sequence[str] | None) -> tuple[int, ...]:
-        tokenizer = self.processor.tokenizer
+        tokenizer = self.model.processor.tokenizer
         taken = [name for name in names if tokenizer.has_word(name)]
         if taken:
             raise ValueError(f"{taken} are words already; choose other names.")
@@ -227,68 +221,57 @@ class GrowthMixin:
         self._start_words(ids, groups)
         return tuple(ids)
 
-    def _copy_rows(self, name: str, level: int, codes: range, models: Tensor) -> None:
-        """Rows of codes from those of the codes `models`."""
-        rows = self.table.segment_rows(name, level)
-        for table in self.table.weights():
-            table.detach()[rows[codes.start : codes.stop]] = table.detach()[rows[models.to(rows.device)]]
-
     def _words_of(self, descriptions: Sequence[str] | None) -> list[list[int]] | None:
         if descriptions is None:
             return None
-        groups = self.processor.tokenizer.text_ids(list(descriptions))
+        groups = self.model.processor.tokenizer.text_ids(list(descriptions))
         if not all(groups):
             raise ValueError(f"Descriptions must hold words, got {list(descriptions)}.")
         return groups
 
     def _start_words(self, ids: list[int], groups: list[list[int]] | None) -> None:
-        self._write_rows(ids, self._means(len(ids), groups, self.table.active_words()))
-        self.config.vocabulary_digest = self.ledger().digest()
+        self._write_rows(ids, self._means(len(ids), groups, self.model.table.active_words()))
+        self.model.config.vocabulary_digest = self.model.ledger().digest()
 
     @torch.no_grad()
     def _means(self, count: int, groups: list[list[int]] | None, others: Tensor) -> list[Tensor]:
         """For each table `(count, H)`: means of the rows of groups of words, or of the rows that `others` marks."""
         means = []
-        for table in self.table.weights():
+        for weight in self.model.table.weights():
             if groups:
-                found = [table[group].float().mean(0) for group in groups]
+                rows = [weight[group].float().mean(0) for group in groups]
             else:  # a product, not a gather: the table is not copied
-                found = [others.to(table.dtype) @ table[: len(others)] / others.sum()]
-            means.append(torch.stack(found).to(table.dtype).expand(count, -1))
+                rows = [others.to(weight.dtype) @ weight[: len(others)] / others.sum()]
+            means.append(torch.stack(rows).to(weight.dtype).expand(count, -1))
         return means
 
     @torch.no_grad()
     def _write_rows(self, ids: list[int], rows: list[Tensor]) -> None:
-        """Rows of each table; they go live."""
-        for table, new in zip(self.table.weights(), rows, strict=True):
-            table[ids] = new
-        self.table.activate(ids)
+        """Rows of each table; they become active."""
+        for weight, new in zip(self.model.table.weights(), rows, strict=True):
+            weight[ids] = new
+        self.model.table.activate(ids)
 
-    def _grow_actions(self, names, descriptions, step: int) -> tuple[int, ...]:
-        ledger, action = self.ledger(), self.config.action
-        known = action.names or [str(number) for number in range(action.num_actions)]
-        taken = sorted(set(names) & set(known))
+    def _grow_actions(self, names: Sequence[str], descriptions: Sequence[str] | None, step: int) -> tuple[int, ...]:
+        model, ledger, action = self.model, self.model.ledger(), self.model.config.action
+        older = action.names or [str(number) for number in range(action.num_actions)]
+        taken = sorted(set(names) & set(older))
         if taken:
             raise ValueError(f"{taken} are actions already; choose other names.")
         groups = self._words_of(descriptions)
-        others = torch.zeros_like(self.table.active)
-        others[self.table.segment_rows("action", 0)[self.table.active_codes("action", 0)]] = True
+        others = torch.zeros_like(model.table.active)
+        others[model.table.segment_rows("action", 0)[model.table.active_codes("action", 0)]] = True
         means = self._means(len(names), groups, others)
         ids = ledger.grow("action.0", len(names), "named", step, names=names)
         self._write_rows(ids, means)
-        grown = action.to_dict() | {"num_actions": action.num_actions + len(names), "names": [*known, *names]}
-        self.config.action = type(action)(**grown)
-        self.processor.action = self.config.action.to_dict()
-        self.config.vocabulary_digest = ledger.digest()
+        grown = action.to_dict() | {"num_actions": action.num_actions + len(names), "names": [*older, *names]}
+        model.config.action = type(action)(**grown)
+        model.processor.action = model.config.action.to_dict()
+        model.config.vocabulary_digest = ledger.digest()
         return tuple(ids)
 
 
-@dataclass
-class _Trial:
-    accepted: bool = False
-
-
-def _check_given(segment: str, count: int, names, descriptions) -> None:
+def _check_given(segment: str, count: int, names: Sequence[str] | None, descriptions: Sequence[str] | None) -> None:
     needs_names = segment == "text" or segment.startswith("action.")
     if count < 1 or (needs_names and not names):
         raise ValueError(f"Nothing to grow {segment} by: give `names`{'' if needs_names else ' or `vectors`'}.")

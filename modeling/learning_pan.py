@@ -12,22 +12,29 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from .distributed_pan import value_from_main
+from .growth_pan import VocabularyGrowth
 from .image_codec_pan import LEAST_DISTANCE, fold_grid
 from .sense_configuration_pan import check_observation, random_actions
 from .simulation_pan import pixel_log_prob
-from .state_pan import Belief
+
+if TYPE_CHECKING:
+    from .image_codec_pan import Codebook, ImageCodec
+    from .modeling_pan import PanModel
+
+HeldOut: TypeAlias = "tuple[dict[str, Tensor], Tensor | None]"  # an observation, and the actions between its frames
 
 logger = logging.getLogger(__name__)
 
 NOVEL = 0.05  # default threshold, see `find_novelties`
 TOO_MANY = 0.5  # share of novel pieces from which the threshold is doubted aloud
 ACTIONS_TRIED = 4  # for each observation, to see which codes stay where they are
-BITS_A_NUMBER = 8  # of a new code's vector and corrections, where nothing is held out to judge it by
+BITS_A_NUMBER = 8  # of a new code's vector and corrections, where nothing is held out
 IMAGINED = 64  # observations at once
 
 
@@ -41,8 +48,8 @@ class Growth:
         tried (`int`): tokens that were tried.
         accepted (`bool`): whether it stays so.
         bits_before, bits_after (`float`): description length of what was held out, bits an observation; None where
-            nothing was judged.
-        ids (`tuple[int, ...]`): of the tokens that were born, or retired.
+            nothing was scored.
+        ids (`tuple[int, ...]`): of the tokens that became active, or retired.
     """
 
     segment: str
@@ -59,27 +66,22 @@ class Growth:
         return self.bits_before - self.bits_after
 
 
-class LearningMixin:
-    """`observe`, `learn`, `prune` and `description_length` of [`PanModel`]."""
+class CodeLearning:
+    """Codes that a model finds by itself in what it observes, and codes that it retires.
 
-    @torch.no_grad()
-    def observe(
-        self, observation: dict[str, Tensor], action: Tensor | None = None, learn: bool = False, **options
-    ) -> Belief:
-        """`perceive`, after growing codes for what no code describes if `learn`; the belief's `growths` say what was
-        tried. Args: observation, action as for `perceive`; options as for `learn`."""
-        self._check_past(observation, action)
-        growths = self.learn(observation, action, **options) if learn else []
-        belief = self.perceive(observation, action)
-        belief.growths = growths
-        return belief
+    Args:
+        model ([`PanModel`]): attached to its processor. It is asked for its modules at every call.
+    """
+
+    def __init__(self, model: PanModel):
+        self.model, self.growth = model, VocabularyGrowth(model)
 
     @torch.no_grad()
     def learn(
         self,
         observation: dict[str, Tensor],
         action: Tensor | None = None,
-        held_out: tuple[dict[str, Tensor], Tensor | None] | None = None,
+        held_out: HeldOut | None = None,
         threshold: float = NOVEL,
         max_new: int = 32,
         step: int = 0,
@@ -90,8 +92,9 @@ class LearningMixin:
         Args:
             observation: per sense `(B, T, ...)`, as the processor makes it.
             action: the T - 1 actions between the frames, `(B, T - 1, ...)`, if known.
-            held_out: observation and actions by which new codes are judged (see `description_length`). Without, they
-                are judged by what was observed, and the bits it takes to write the codes down count too.
+            held_out: observation and actions whose description length decides on new codes (see
+                `description_length`). Without, that of what was observed decides, and the bits it takes to write the
+                codes down count too.
             threshold (`float`): distance from which a piece of an image is novel, see `learning_pan.find_novelties`.
             max_new (`int`): codes at most, all levels of a sense together.
             step (`int`): training step, for the ledger.
@@ -103,20 +106,18 @@ class LearningMixin:
         Raises:
             ValueError: no processor attached, an observation that does not fit, or a threshold not above 0.
         """
-        ledger = self.ledger()
-        check_observation(self.config, observation)
+        ledger = self.model.ledger()
+        check_observation(self.model.config, observation)
         if threshold <= 0 or max_new < 1:
             raise ValueError(f"`threshold` must be above 0 and `max_new` at least 1, got {threshold} and {max_new}.")
         growths = []
-        for name, codec in self.senses.items():
-            if not hasattr(codec, "codebooks"):
-                continue
+        for name, codec in self._image_codecs().items():
             frames, room = observation[name].flatten(0, 1), max_new
             for level in range(len(codec.codebooks)):
                 segment = f"{name}.{level}"
                 free = ledger.capacity(segment) - ledger.born(segment)
                 vectors, share = find_novelties(codec, frames, level, threshold, min(room, free))
-                vectors, share = from_first((vectors, share))
+                vectors, share = value_from_main((vectors, share))
                 if share > TOO_MANY:
                     logger.warning(
                         f"{share:.0%} of {segment} is farther than threshold={threshold} from every code; "
@@ -124,11 +125,11 @@ class LearningMixin:
                         "the threshold."
                     )
                 if free == 0 and share > 0:
-                    told = f"{segment} is full, and {share:.1%} of what it should describe is novel."
-                    logger.warning(f"{told} {ledger.full_help(segment)}")
+                    fullness = f"{segment} is full, and {share:.1%} of what it should describe is novel."
+                    logger.warning(f"{fullness} {ledger.full_help(segment)}")
                 if len(vectors):
                     seen = observation, action
-                    persistence = self._persistence(observation, name, level) if will_train else None
+                    persistence = self.persistence(observation, name, level) if will_train else None
                     growths.append(self._try(name, level, vectors, frames, seen, held_out, step, persistence))
                     room -= len(growths[-1].ids)
         return growths
@@ -138,14 +139,14 @@ class LearningMixin:
         self,
         observation: dict[str, Tensor],
         action: Tensor | None = None,
-        held_out: tuple[dict[str, Tensor], Tensor | None] | None = None,
+        held_out: HeldOut | None = None,
         step: int = 0,
     ) -> list[Growth]:
         """Retires codes of images that nothing uses, and codes that stand for the same thing as a more used one.
 
         Args:
             observation, action: as for `learn`; a code that occurs in it counts as used.
-            held_out: as for `learn`. Without, retirement is judged by what was observed.
+            held_out: as for `learn`. Without, the description length of what was observed decides.
             step (`int`): training step, for the ledger.
 
         Returns:
@@ -154,22 +155,19 @@ class LearningMixin:
         Raises:
             ValueError: no processor attached, or an observation that does not fit.
         """
-        self.ledger()
-        check_observation(self.config, observation)
-        growths = []
-        for name, codec in self.senses.items():
-            if not hasattr(codec, "codebooks"):
-                continue
+        self.model.ledger()
+        check_observation(self.model.config, observation)
+        growths, seen = [], (observation, action)
+        for name, codec in self._image_codecs().items():
             for level, book in enumerate(codec.codebooks):
                 used, _ = codec.encode(observation[name].flatten(0, 1))
-                for reason, codes, into in from_first(find_idle(book, used[level])):
-                    before = self._judge((observation, action), held_out)
-                    after = self._bits_without(name, level, codes, (observation, action), held_out)
-                    before, after = from_first((before, after))
+                for reason, codes, into in value_from_main(find_idle(book, used[level])):
+                    bits = self.held_out_bits(seen, held_out), self._bits_without(name, level, codes, seen, held_out)
+                    before, after = value_from_main(bits)
                     ids = ()
                     if after < before:
-                        ids = tuple(self.table.segment_rows(name, level)[codes].tolist())
-                        self.retire(f"{name}.{level}", codes, reason, into, step)
+                        ids = tuple(self.model.table.segment_rows(name, level)[codes].tolist())
+                        self.growth.retire(f"{name}.{level}", codes, reason, into, step)
                     growth = Growth(f"{name}.{level}", reason, len(codes), after < before, before, after, ids)
                     growths.append(logged(growth))
         return growths
@@ -179,112 +177,115 @@ class LearningMixin:
         """Bits an observation takes, code tokens included (minimum description length, Rissanen 1978).
 
         With actions: each frame after the first given those before it, by the model's own probabilities (`log_prob`
-        without latents). Without: each frame by itself, its codes equally likely among the live ones of their level.
+        without latents). Without: each frame by itself, its codes equally likely among the active ones of their level.
         Either way pixels cost what the decoder gets wrong.
 
         Args: observation `(B, T, ...)` and action `(B, T - 1, ...)` as for `perceive`.
         """
-        frames = next(v.shape[1] for n, v in observation.items() if n not in self.config.prefix_senses)
+        model, constant = self.model, self.model.config.prefix_senses
+        frames = next(v.shape[1] for n, v in observation.items() if n not in constant)
         if action is not None and frames > 1:
-            action = action[:, : frames - 1]
-            first = {n: v if n in self.config.prefix_senses else v[:, :1] for n, v in observation.items()}
-            later = {n: v if n in self.config.prefix_senses else v[:, 1:] for n, v in observation.items()}
-            found = self.log_prob(self.perceive(first), action, later, latents=False)
-            return float(found.bits_per_observation.mean())
+            first = {n: v if n in constant else v[:, :1] for n, v in observation.items()}
+            later = {n: v if n in constant else v[:, 1:] for n, v in observation.items()}
+            likely = model.log_prob(model.perceive(first), action[:, : frames - 1], later, latents=False)
+            return float(likely.bits_per_observation.mean())
         bits = 0.0
-        for name, codec in self.senses.items():
-            if not hasattr(codec, "codebooks"):
-                continue
+        for name, codec in self._image_codecs().items():
             frames = observation[name].flatten(0, 1)
             codes, _ = codec.encode(frames)
             for level, level_codes in enumerate(codes):
-                bits += level_codes.shape[1] * math.log2(int(self.table.active_codes(name, level).sum()))
+                bits += level_codes.shape[1] * math.log2(int(model.table.active_codes(name, level).sum()))
             seen = pixel_log_prob(codec.decode(codes), codec.to_float(frames), codec.error_scale())
             bits -= float(seen.mean()) / math.log(2)
         return bits
 
-    # ---- inside
+    def held_out_bits(self, seen: HeldOut, held_out: HeldOut | None) -> float:
+        """Description length of what was held out, or of what was seen where nothing was."""
+        with evaluating(self.model):
+            return self.model.description_length(*(held_out or seen))
 
-    def _try(self, name, level, vectors: Tensor, frames: Tensor, seen: tuple, held_out, step, persistence) -> Growth:
-        """Codes for `vectors`, kept if they pay."""
-        ledger, segment = self.ledger(), f"{name}.{level}"
-        codec, first = self.senses[name], ledger.born(segment)
-        codes = range(first, first + len(vectors))
-        before = self._judge(seen, held_out)
-        with self._trial(name, level) as trial:
-            self._write_codes(name, level, codes, vectors)
-            models = find_models(codec, frames, level, codes, persistence)
-            self._copy_rows(name, level, codes, from_first(models))
-            codec.codebooks[level].corrections[codes.start : codes.stop] = from_first(
-                find_corrections(codec, frames, level, codes)
-            )
-            after = self._judge(seen, held_out)
-            if held_out is None:
-                numbers = vectors.numel() + codec.codebooks[level].corrections[0].numel() * len(vectors)
-                after += BITS_A_NUMBER * numbers / len(frames)
-            before, after = from_first((before, after))
-            ids = tuple(ledger.grow(segment, len(vectors), "novelty", step)) if after < before else ()
-            trial.accepted = bool(ids)
-        self.config.vocabulary_digest = ledger.digest()
-        return logged(Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids))
-
-    def _persistence(self, observation: dict[str, Tensor], name: str, level: int) -> Tensor | None:
+    def persistence(self, observation: dict[str, Tensor], name: str, level: int) -> Tensor | None:
         """For each code of a level the share of places where it is predicted to stay for one step, 0 where it is not
         seen; `(capacity,)`, or None where actions cannot be drawn at random."""
-        action, prefix = self.config.action, self.config.prefix_senses
+        model, action, constant = self.model, self.model.config.action, self.model.config.prefix_senses
         if action.kind == "text":
             return None
-        last = {n: v if n in prefix else v[:, -1:] for n, v in observation.items()}
+        last = {n: v if n in constant else v[:, -1:] for n, v in observation.items()}
         last = {n: v.repeat(ACTIONS_TRIED, *[1] * (v.ndim - 1)) for n, v in last.items()}
-        drawn = random_actions(action, (len(last[name]), 1), torch.Generator().manual_seed(0)).to(self.device)
-        size, stays, seen = len(self.table.active_codes(name, level)), 0.0, 0.0
-        with self._evaluating():
-            for rows in torch.arange(len(drawn), device=self.device).split(IMAGINED):
-                belief = self.perceive({n: v[rows] for n, v in last.items()})
-                imagined = self.simulate(belief, drawn[rows], temperature=0.0).codes[name][level].flatten()
+        drawn = random_actions(action, (len(last[name]), 1), torch.Generator().manual_seed(0)).to(model.device)
+        size, stays, seen = len(model.table.active_codes(name, level)), 0.0, 0.0
+        with evaluating(model):
+            for rows in torch.arange(len(drawn), device=model.device).split(IMAGINED):
+                belief = model.perceive({n: v[rows] for n, v in last.items()})
+                imagined = model.simulate(belief, drawn[rows], temperature=0.0).codes[name][level].flatten()
                 now = belief.state.codes[name][level].flatten()
                 seen = seen + torch.bincount(now, minlength=size)
                 stays = stays + torch.bincount(now[now == imagined], minlength=size)
         return stays / seen.clamp(min=1)
 
-    def _bits_without(self, name: str, level: int, codes: list[int], seen: tuple, held_out) -> float:
-        """Description length were some codes dead; nothing has changed afterwards."""
-        with self._trial(name, level):
-            self.table.deactivate(self.table.segment_rows(name, level)[codes])
-            self.senses[name].codebooks[level].live[codes] = False
-            return self._judge(seen, held_out)
+    # ---- inside
 
-    def _judge(self, seen: tuple, held_out: tuple | None) -> float:
-        with self._evaluating():
-            return self.description_length(*(held_out or seen))
+    def _image_codecs(self) -> dict[str, ImageCodec]:
+        return {name: codec for name, codec in self.model.senses.items() if hasattr(codec, "codebooks")}
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Without dropout inside, whatever the mode outside."""
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    def _try(
+        self,
+        name: str,
+        level: int,
+        vectors: Tensor,
+        frames: Tensor,
+        seen: HeldOut,
+        held_out: HeldOut | None,
+        step: int,
+        persistence: Tensor | None,
+    ) -> Growth:
+        """Codes for `vectors`, kept if they pay."""
+        model, ledger, segment = self.model, self.model.ledger(), f"{name}.{level}"
+        codec, first = model.senses[name], ledger.born(segment)
+        codes = range(first, first + len(vectors))
+        before = self.held_out_bits(seen, held_out)
+        with self.growth.trial(name, level) as trial:
+            self.growth.write_codes(name, level, codes, vectors)
+            models = find_models(codec, frames, level, codes, persistence)
+            self.growth.copy_rows(name, level, codes, value_from_main(models))
+            codec.codebooks[level].corrections[codes.start : codes.stop] = value_from_main(
+                find_corrections(codec, frames, level, codes)
+            )
+            after = self.held_out_bits(seen, held_out)
+            if held_out is None:
+                numbers = vectors.numel() + codec.codebooks[level].corrections[0].numel() * len(vectors)
+                after += BITS_A_NUMBER * numbers / len(frames)
+            before, after = value_from_main((before, after))
+            ids = tuple(ledger.grow(segment, len(vectors), "novelty", step)) if after < before else ()
+            trial.accepted = bool(ids)
+        model.config.vocabulary_digest = ledger.digest()
+        return logged(Growth(segment, "novelty", len(vectors), trial.accepted, before, after, ids))
+
+    def _bits_without(self, name: str, level: int, codes: list[int], seen: HeldOut, held_out: HeldOut | None) -> float:
+        """Description length were some codes retired; nothing has changed afterwards."""
+        with self.growth.trial(name, level):
+            table = self.model.table
+            table.deactivate(table.segment_rows(name, level)[codes])
+            self.model.senses[name].codebooks[level].live[codes] = False
+            return self.held_out_bits(seen, held_out)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside, whatever the mode outside."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def logged(growth: Growth) -> Growth:
     """The growth itself, after it has been told to the log."""
     logger.info(f"{growth}, gain {growth.gain:.1f} bits an observation")
     return growth
-
-
-def from_first(value):
-    """The first process's value, so that all grow alike."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return value
-    parts = value if isinstance(value, tuple) else (value,)
-    parts = tuple(part.cpu() if isinstance(part, Tensor) else part for part in parts)
-    told = [parts if isinstance(value, tuple) else parts[0]]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
 
 
 # ---- What an image codec cannot say yet: pieces of pictures farther than a threshold from every code, and codes for
@@ -304,8 +305,10 @@ PERSISTENT = 0.9  # share of places where a thing is still there a step later
 ALIKE = 0.1  # pieces closer than this share of the threshold (squared distances) become one code
 
 
-def find_novelties(codec, frames: Tensor, level: int, threshold: float, max_new: int) -> tuple[Tensor, float]:
-    """Vectors for what no live code of a level describes, the most frequent first.
+def find_novelties(
+    codec: ImageCodec, frames: Tensor, level: int, threshold: float, max_new: int
+) -> tuple[Tensor, float]:
+    """Vectors for what no active code of a level describes, the most frequent first.
 
     Args:
         codec (`ImageCodec`): trained.
@@ -336,7 +339,9 @@ def find_novelties(codec, frames: Tensor, level: int, threshold: float, max_new:
     return torch.stack(found) if found else inputs.new_zeros(0, inputs.shape[1]), share
 
 
-def find_models(codec, frames: Tensor, level: int, codes: range, persistence: Tensor | None = None) -> Tensor:
+def find_models(
+    codec: ImageCodec, frames: Tensor, level: int, codes: range, persistence: Tensor | None = None
+) -> Tensor:
     """Which older code each new one is taken to behave like, `(len(codes),)`: the nearest of those that the next level
     continues in the same way.
 
@@ -350,7 +355,7 @@ def find_models(codec, frames: Tensor, level: int, codes: range, persistence: Te
 
     Args:
         frames `(B, C, height, width)`: what was observed, the new codes in it.
-        level (`int`), codes: of the new codes, which are live already.
+        level (`int`), codes: of the new codes, which are active already.
         persistence (`(capacity,)`, *optional*): share of places where a code is predicted to be still there one step
             later, 0 where it was not seen.
     """
@@ -371,7 +376,7 @@ def find_models(codec, frames: Tensor, level: int, codes: range, persistence: Te
     return (distance + distance[:, old].max() * ~alike).argmin(1)
 
 
-def find_idle(book, used: Tensor) -> list[tuple[str, list[int], int | None]]:
+def find_idle(book: Codebook, used: Tensor) -> list[tuple[str, list[int], int | None]]:
     """Codes to retire: (reason, codes, the code that stands for them) of each group.
 
     Args:
@@ -393,7 +398,7 @@ def find_idle(book, used: Tensor) -> list[tuple[str, list[int], int | None]]:
     return [group for group in found if 0 < len(group[1]) < int(book.live.sum())]
 
 
-def find_corrections(codec, frames: Tensor, level: int, codes: range) -> Tensor:
+def find_corrections(codec: ImageCodec, frames: Tensor, level: int, codes: range) -> Tensor:
     """What the pictures of some codes of a level lack, `(len(codes), picture_dim)`: the mean of (frame - decoded) over
     where they are used in `frames`, zero where they are not."""
     used, _ = codec.encode(frames)

@@ -1,35 +1,49 @@
-"""Sentences of codes, and merging what often stands together in them into one token (section 5.2 of "Critiques of
+"""Token ids of codes, and merging what often stands together in them into one token (section 5.2 of "Critiques of
 World Models").
 
-A sentence is what the causal language model reads where the parallel way of `simulation_pan.py` reads places: level 0
-of a frame in raster order, or all digits of a chunk of vectors, coarse ones first and those of one coordinate side by
-side, so that what changes slowly repeats. Merged tokens make sentences shorter and lose nothing.
+The causal language model reads codes as a sequence of token ids where the parallel way of `simulation_pan.py` reads
+state tokens: level 0 of a frame in raster order, or all digits of a chunk of vectors, coarse ones first and those of
+one coordinate side by side, so that what changes slowly repeats. Merged tokens make a sequence shorter and lose
+nothing.
 
-B = batch, T = time, S = T // chunk sentences.
+B = batch, T = time, S = T // chunk sequences.
 """
+
+from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .learning_pan import Growth, logged
 from .sense_configuration_pan import MERGES
 
+if TYPE_CHECKING:
+    from .modeling_pan import PanModel
 
-class MergeMixin:
-    """`write_sentences`, `read_sentences` and `merge` of [`PanModel`]."""
+
+class TokenMerging:
+    """What a model has seen and done as token ids, and merged tokens that make them fewer.
+
+    Args:
+        model ([`PanModel`]): asked for its modules at every call; attached to its processor where tokens are merged.
+    """
+
+    def __init__(self, model: PanModel):
+        self.model = model
 
     @torch.no_grad()
-    def write_sentences(self, part: str, values: Tensor, chunk: int = 1) -> Tensor:
-        """What was seen or done, as ids of codes; `tokenizer.merges.merge` then makes them shorter.
+    def to_token_ids(self, part: str, values: Tensor, chunk: int = 1) -> Tensor:
+        """Writes what was seen or done as ids of codes; `tokenizer.merges.merge` then makes them fewer.
 
         Args:
             part (`str`): a sense that is no text, or "action".
-            values: as the processor makes them, `(B, T, ...)`; of an image T frames, each a sentence of level 0.
-            chunk (`int`): steps that make one sentence of a vector or a discrete action; T must be a multiple.
+            values: as the processor makes them, `(B, T, ...)`; of an image T frames, each a sequence of level 0.
+            chunk (`int`): steps that make one sequence of a vector or a discrete action; T must be a multiple.
 
         Returns:
             `(B, S, length)` int64.
@@ -37,57 +51,64 @@ class MergeMixin:
         Raises:
             ValueError: no such part, or values and chunk that do not fit.
         """
-        described = self._sentence_part(part, chunk)
+        described, segment_rows = self._coded_part(part, chunk), self.model.table.segment_rows
         if described.kind == "image":
-            codes, _ = self.senses[part].encode(values.flatten(0, 1))
-            return self.table.segment_rows(part, 0)[codes[0]].unflatten(0, values.shape[:2])
+            codes, _ = self.model.senses[part].encode(values.flatten(0, 1))
+            return segment_rows(part, 0)[codes[0]].unflatten(0, values.shape[:2])
         if values.shape[1] % chunk:
             raise ValueError(f"{values.shape[1]} steps of {part!r} make no whole chunks of {chunk}.")
         values = values.unflatten(1, (-1, chunk))  # (B, S, chunk, ...)
         if described.kind == "discrete":
-            return self.table.segment_rows(part, 0)[values]
-        codec = self.action_codec if part == "action" else self.senses[part]
-        levels, _ = codec.encode(values.flatten(0, 2))
-        ids = [self.table.segment_rows(part, level)[codes[:, : described.dim]] for level, codes in enumerate(levels)]
+            return segment_rows(part, 0)[values]
+        levels, _ = self._codec(part).encode(values.flatten(0, 2))
+        ids = [segment_rows(part, level)[codes[:, : described.dim]] for level, codes in enumerate(levels)]
         ids = torch.stack(ids).unflatten(1, values.shape[:3])  # (levels, B, S, chunk, dim)
         return ids.permute(1, 2, 0, 4, 3).flatten(2)
 
     @torch.no_grad()
-    def read_sentences(self, part: str, ids: Tensor, chunk: int = 1) -> Tensor:
-        """The inverse of `write_sentences`: ids of codes `(B, S, length)` -> values `(B, T, ...)`; images in [-1, 1],
-        as their level 0 alone decodes them, vectors to within their last digit.
+    def from_token_ids(self, part: str, ids: Tensor, chunk: int = 1) -> Tensor:
+        """Reads ids of codes, the inverse of `to_token_ids`: `(B, S, length)` -> values `(B, T, ...)`; images in
+        [-1, 1], as their level 0 alone decodes them, vectors to within their last digit.
 
         Raises:
             ValueError: no such part, a wrong length, or ids that are not codes of the part where they stand.
         """
-        described, leading = self._sentence_part(part, chunk), ids.shape[:2]
-        numbers = torch.full((self.config.vocab_size,), -1, device=ids.device)
-        is_vector = described.kind == "vector"
-        num_levels = described.num_levels if is_vector else 1
-        width = described.dim * chunk if is_vector else chunk
+        described, leading = self._coded_part(part, chunk), ids.shape[:2]
+        levels = self._codes_of(part, ids, chunk)
         if described.kind == "image":
-            width = described.num_places * described.codes_per_place[0]
-        if ids.shape[2] != num_levels * width:
-            expected = f"A sentence of {part!r} has {num_levels * width} codes"
-            raise ValueError(f"{expected}, got {ids.shape[2]}; split merged tokens first.")
-        levels = []
-        for level, part_ids in enumerate(ids.flatten(0, 1).split(width, 1)):
-            rows = self.table.segment_rows(part, level)
-            numbers[rows] = torch.arange(len(rows), device=ids.device)
-            levels.append(numbers[part_ids])
-            numbers[rows] = -1
-        if any(bool((codes < 0).any()) for codes in levels):
-            raise ValueError(f"No sentences of {part!r}: some ids are not codes of it, or stand in another's place.")
-        if described.kind == "image":
-            return self.senses[part].decode(levels).unflatten(0, leading)
-        if not is_vector:
+            return self.model.senses[part].decode(levels).unflatten(0, leading)
+        if described.kind == "discrete":
             return levels[0].view(*leading, chunk).flatten(1, 2)
         shape = (*leading, described.dim, chunk)
         missing = described.num_places * described.group - described.dim
         digits = [codes.view(shape).transpose(2, 3).flatten(1, 2) for codes in levels]  # (B, T, dim)
         digits = [torch.nn.functional.pad(codes, (0, missing)) for codes in digits]
-        codec = self.action_codec if part == "action" else self.senses[part]
-        return codec.decode([codes.flatten(0, 1) for codes in digits]).unflatten(0, digits[0].shape[:2])
+        return self._codec(part).decode([codes.flatten(0, 1) for codes in digits]).unflatten(0, digits[0].shape[:2])
+
+    def _codes_of(self, part: str, ids: Tensor, chunk: int) -> list[Tensor]:
+        """Codes `(B * S, n)` of each level that stands in sequences `(B, S, length)` of a part."""
+        described = self._coded_part(part, chunk)
+        num_levels, width = 1, chunk
+        if described.kind == "vector":
+            num_levels, width = described.num_levels, described.dim * chunk
+        if described.kind == "image":
+            width = described.num_places * described.codes_per_place[0]
+        if ids.shape[2] != num_levels * width:
+            expected = f"A sentence of {part!r} has {num_levels * width} codes"
+            raise ValueError(f"{expected}, got {ids.shape[2]}; split merged tokens first.")
+        codes_by_id = torch.full((self.model.config.vocab_size,), -1, device=ids.device)
+        levels = []
+        for level, level_ids in enumerate(ids.flatten(0, 1).split(width, 1)):
+            rows = self.model.table.segment_rows(part, level)
+            codes_by_id[rows] = torch.arange(len(rows), device=ids.device)
+            levels.append(codes_by_id[level_ids])
+            codes_by_id[rows] = -1
+        if any(bool((codes < 0).any()) for codes in levels):
+            raise ValueError(f"No sentences of {part!r}: some ids are not codes of it, or stand in another's place.")
+        return levels
+
+    def _codec(self, part: str) -> nn.Module:
+        return self.model.action_codec if part == "action" else self.model.senses[part]
 
     def merge(
         self,
@@ -99,50 +120,50 @@ class MergeMixin:
         min_count: int = 2,
         step: int = 0,
     ) -> list[Growth]:
-        """Merges what often stands side by side in a part's sentences, without a gradient.
+        """Merges what often stands side by side in a part's token ids, without a gradient.
 
-        Merges stay if they make held-out sentences shorter to describe, each token at the cost of how often it occurs
+        Merges stay if they make held-out sequences shorter to describe, each token at the cost of how often it occurs
         in `values`; if `count` of them do not, half of them are tried, and so on. Rows of merged tokens start as the
         mean of their parts', so the language model has yet to learn to read them (`training/merge.py`, which tries
         merges by the model's own bits).
 
         Args:
-            part, values, chunk: as for `write_sentences`; what to find pairs in.
-            held_out: values by which merges are judged. Without, they are judged by `values`, and the bits it takes to
+            part, values, chunk: as for `to_token_ids`; what to find pairs in.
+            held_out: values whose bits decide on merges. Without, those of `values` decide, and the bits it takes to
                 write the pairs down count too.
             count (`int`): merged tokens at most.
             min_count (`int`): how often a pair must occur.
             step (`int`): training step, for the ledger.
 
         Returns:
-            what was tried, in order; bits a sentence.
+            what was tried, in order; bits a sequence.
 
         Raises:
             ValueError: no processor attached, no such part, no room for a single merge, or values that do not fit.
         """
-        ledger, segment = self.ledger(), f"{part}.{MERGES}"
-        seen = self.write_sentences(part, values, chunk).flatten(0, 1).tolist()
-        judged = seen if held_out is None else self.write_sentences(part, held_out, chunk).flatten(0, 1).tolist()
-        old, growths = self.processor.tokenizer.merges, []
-        before = sentence_length(old.merge(seen), old.merge(judged))
-        found = old.find(seen, self.free_merges(part, count), min_count)
-        while found:
-            tried = old.extended(found)
-            after = sentence_length(tried.merge(seen), tried.merge(judged))
+        ledger, segment = self.model.ledger(), f"{part}.{MERGES}"
+        seen = self.to_token_ids(part, values, chunk).flatten(0, 1).tolist()
+        scored = seen if held_out is None else self.to_token_ids(part, held_out, chunk).flatten(0, 1).tolist()
+        old, growths = self.model.processor.tokenizer.merges, []
+        before = bits_per_sequence(old.merge(seen), old.merge(scored))
+        pairs = old.find(seen, self.free_ids(part, count), min_count)
+        while pairs:
+            tried = old.extended(pairs)
+            after = bits_per_sequence(tried.merge(seen), tried.merge(scored))
             if held_out is None:
-                after += 2 * len(found) * math.log2(sum(map(ledger.born, ledger.segments))) / len(judged)
-            growth = Growth(segment, "merge", len(found), after < before, before, after)
+                after += 2 * len(pairs) * math.log2(sum(map(ledger.born, ledger.segments))) / len(scored)
+            growth = Growth(segment, "merge", len(pairs), after < before, before, after)
             if growth.accepted:
-                growth.ids = self.add_merges(part, found, step)
+                growth.ids = self.add(part, pairs, step)
             growths.append(logged(growth))
             if growth.accepted:
                 break
-            found = found[: len(found) // 2]
+            pairs = pairs[: len(pairs) // 2]
         return growths
 
-    def free_merges(self, part: str, count: int) -> list[int]:
+    def free_ids(self, part: str, count: int) -> list[int]:
         """The ids that a part's next merged tokens get, `count` at most. Raises ValueError where none is left."""
-        ledger, segment = self.ledger(), f"{part}.{MERGES}"
+        ledger, segment = self.model.ledger(), f"{part}.{MERGES}"
         if segment not in ledger.segments:
             raise ValueError(
                 f"{part!r} has no rows for merged tokens; a sense or action is given them by `merge_capacity` when a "
@@ -150,15 +171,15 @@ class MergeMixin:
             )
         ledger.check_room(segment, 1)
         born = ledger.born(segment)
-        return self.table.segment_rows(part, MERGES)[born : born + count].tolist()
+        return self.model.table.segment_rows(part, MERGES)[born : born + count].tolist()
 
     @torch.no_grad()
-    def add_merges(self, part: str, pairs: Sequence[tuple[int, int, int]], step: int = 0) -> tuple[int, ...]:
-        """Gives birth to merged tokens, unjudged.
+    def add(self, part: str, pairs: Sequence[tuple[int, int, int]], step: int = 0) -> tuple[int, ...]:
+        """Makes merged tokens active, whatever they save.
 
         Args:
             part (`str`): whose codes they are.
-            pairs: (left, right, merged) ids, as `Merges.find` returns them; merged ids from `free_merges`.
+            pairs: (left, right, merged) ids, as `Merges.find` returns them; merged ids from `free_ids`.
             step (`int`): training step, for the ledger.
 
         Returns:
@@ -168,34 +189,33 @@ class MergeMixin:
             ValueError: no processor attached, parents of another sense, other ids than the next ones, or no room.
                 Nothing has changed then.
         """
-        ledger, ids = self.ledger(), [merged for _, _, merged in pairs]
-        if ids != self.free_merges(part, len(ids)):
-            raise ValueError(f"The next merged tokens of {part!r} are {self.free_merges(part, len(ids))}, got {ids}.")
+        ledger, ids = self.model.ledger(), [merged for _, _, merged in pairs]
+        if ids != self.free_ids(part, len(ids)):
+            raise ValueError(f"The next merged tokens of {part!r} are {self.free_ids(part, len(ids))}, got {ids}.")
         owners = {parent: ledger.segment_of(parent)[0] for *parents, _ in pairs for parent in parents}
         strangers = {parent: owner for parent, owner in owners.items() if owner.rpartition(".")[0] != part}
         if strangers:
             raise ValueError(
                 f"Tokens of {part!r} are merged with one another alone; these belong elsewhere: {strangers}."
             )
-        unborn = [parent for parent in owners if not self.table.active[parent] and parent not in ids]
-        if unborn:
-            raise ValueError(f"Only tokens that live are merged; {unborn} do not.")
-        self.start_merges(pairs)
+        inactive = [parent for parent in owners if not self.model.table.active[parent] and parent not in ids]
+        if inactive:
+            raise ValueError(f"Only tokens that live are merged; {inactive} do not.")
+        self.start_rows(pairs)
         ledger.grow(f"{part}.{MERGES}", len(ids), "merge", step, parents=[pair[:2] for pair in pairs])
-        self.config.vocabulary_digest = ledger.digest()
+        self.model.config.vocabulary_digest = ledger.digest()
         return tuple(ids)
 
     @torch.no_grad()
-    def start_merges(self, pairs: Sequence[tuple[int, int, int]]) -> None:
-        """Rows of merged tokens start as the mean of their parts' and go live."""
-        for table in self.table.weights():
+    def start_rows(self, pairs: Sequence[tuple[int, int, int]]) -> None:
+        """Makes the rows of merged tokens active; they start as the mean of their parts' rows."""
+        for weight in self.model.table.weights():
             for left, right, merged in pairs:
-                table[merged] = (table[left] + table[right]) / 2
-        ids = [merged for _, _, merged in pairs]
-        self.table.activate(ids)
+                weight[merged] = (weight[left] + weight[right]) / 2
+        self.model.table.activate([merged for _, _, merged in pairs])
 
-    def _sentence_part(self, part: str, chunk: int):
-        parts = self.config.coded_parts()
+    def _coded_part(self, part: str, chunk: int):
+        parts = self.model.config.coded_parts()
         if part not in parts:
             raise ValueError(f"No part {part!r} is written in codes; expected one of {', '.join(parts)}.")
         if chunk < 1 or (chunk > 1 and parts[part].kind == "image"):
@@ -203,10 +223,10 @@ class MergeMixin:
         return parts[part]
 
 
-def sentence_length(seen: Sequence[Sequence[int]], judged: Sequence[Sequence[int]]) -> float:
-    """Bits a sentence of `judged` takes when every token costs minus the logarithm of its share of `seen` (half a
+def bits_per_sequence(seen: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]) -> float:
+    """Bits a sequence of `scored` takes when every token costs minus the logarithm of its share of `seen` (half a
     count added to each, and to what does not occur)."""
-    counts = Counter(item for sentence in seen for item in sentence)
+    counts = Counter(item for ids in seen for item in ids)
     total = sum(counts.values()) + 0.5 * (len(counts) + 1)
-    bits = sum(math.log2(total / (counts[item] + 0.5)) for sentence in judged for item in sentence)
-    return bits / max(1, len(judged))
+    bits = sum(math.log2(total / (counts[item] + 0.5)) for ids in scored for item in ids)
+    return bits / max(1, len(scored))

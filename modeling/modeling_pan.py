@@ -6,10 +6,14 @@ holds the parts and how they are wired; what a step of simulation does is in `si
 `objectives_pan.py`, and where things stand in the sequence in `layout_pan.py`. Without senses it is its backbone.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import functools
 import itertools
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +29,19 @@ from .configuration_pan import PanConfig
 from .effort_pan import Prices, SwitchHead, state_blocks
 from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room
 from .focus_pan import Glance, focusable
-from .growth_pan import GrowthMixin
+from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .image_codec_pan import as_bytes
 from .latent_head_pan import LatentHead, shift_size
 from .layout_pan import StepLayout
-from .learning_pan import LearningMixin
+from .learning_pan import NOVEL, CodeLearning, Growth, HeldOut
 from .loading_pan import check_folder, check_is_whole, check_loaded, check_writable, explained, layers_alone
-from .merging_pan import MergeMixin
+from .merging_pan import TokenMerging
 from .objectives_pan import OBJECTIVES, PanOutput
 from .readout_pan import LevelReadout, drawn_numbers, num_readout_numbers
 from .sense_configuration_pan import check_observation
 from .simulation_pan import SimulationMixin
-from .state_pan import State
+from .state_pan import Belief, State
 
 
 class PanPreTrainedModel(PreTrainedModel):
@@ -52,6 +56,7 @@ class PanPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["senses", "latent_heads"]
+    processor = None  # that `attach` was given
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
@@ -82,16 +87,19 @@ class PanPreTrainedModel(PreTrainedModel):
             check_loaded(pretrained_model_name_or_path, info, allowed)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too.
 
         Raises:
-            ValueError: quantised by torchao, see `loading_pan`.
+            ValueError: quantised by torchao, see `loading_pan`; or another process has grown the vocabulary in
+                `save_directory` otherwise than that of the attached processor. Nothing is written then.
         """
         check_writable(self)
+        if self.processor is not None and self.processor.vocabulary is not None:
+            self.processor.vocabulary.check_replaces(save_directory)
         code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModelForCausalLM": code}
-        return super().save_pretrained(*args, **kwargs)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
         """Masks stay masks and codes whole numbers: the parts kept in float32 would otherwise load the codebooks' bool
@@ -115,11 +123,18 @@ class PanPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
+def _renamed(old: str, new: str) -> Callable:
+    """A method's old name, for one release."""
+
+    def forward(self: PanModel, *args, **kwargs):
+        warnings.warn(f"PanModel.{old} is PanModel.{new} now; {old} goes in 0.3.", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)(*args, **kwargs)
+
+    return forward
+
+
 class PanModel(
     SimulationMixin,
-    LearningMixin,
-    GrowthMixin,
-    MergeMixin,
     PanPreTrainedModel,
     GenerationMixin,
 ):
@@ -135,6 +150,7 @@ class PanModel(
 
     # losses here are means over the micro batch, so the Trainer must divide by the accumulation steps
     accepts_loss_kwargs = False
+    base_events, base_digest = 0, None  # of the ledger when it was attached
 
     def __init__(self, config: PanConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
@@ -228,7 +244,7 @@ class PanModel(
         pad_token_id: int | None = None,
         backbone_kwargs: dict | None = None,
         **config,
-    ) -> "PanModel":
+    ) -> PanModel:
         """Turns a causal language model into a world model.
 
         The backbone's embedding table is resized once, to its words, `text_reserve` words to come and the capacity of
@@ -291,6 +307,123 @@ class PanModel(
     def table(self) -> EmbeddingTable:
         """The rows of the one vocabulary."""
         return EmbeddingTable(self)
+
+    def attach(self, processor) -> None:
+        """Ties the model to the processor it was saved with; see `PanProcessor.attach`, which checks first."""
+        ledger, is_another = processor.vocabulary, processor is not self.processor
+        self.processor = processor
+        if ledger is not None and is_another:
+            self.base_events, self.base_digest = len(ledger.events), ledger.digest()
+
+    def ledger(self):
+        """The ledger of the attached processor. Raises ValueError without one."""
+        if self.processor is None or self.processor.vocabulary is None:
+            raise ValueError(
+                "This model has no ledger to write new tokens into; call `processor.attach(model)` with the processor "
+                "it was saved with. The two grow together, and are saved together."
+            )
+        return self.processor.vocabulary
+
+    def grow(
+        self,
+        segment: str,
+        names: Sequence[str] | None = None,
+        descriptions: Sequence[str] | None = None,
+        vectors: Tensor | None = None,
+        step: int = 0,
+    ) -> tuple[int, ...]:
+        """Makes tokens active, words, actions or codes that a person names; see [`VocabularyGrowth.grow`]."""
+        return VocabularyGrowth(self).grow(segment, names, descriptions, vectors, step)
+
+    def retire(
+        self, segment: str, codes: Sequence[int], reason: str = "unused", into: int | None = None, step: int = 0
+    ) -> None:
+        """Retires codes, which are never chosen or predicted again; see [`VocabularyGrowth.retire`]."""
+        VocabularyGrowth(self).retire(segment, codes, reason, into, step)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """As Transformers' users call it after `tokenizer.add_tokens`: the words that the tokenizer has and the model
+        has not become active. The table has their rows already, so nothing is resized and no id moves.
+
+        Args:
+            new_num_tokens (`int`, *optional*): words, `len(tokenizer)`.
+            pad_to_multiple_of, mean_resizing: have no meaning here and are ignored.
+
+        Returns:
+            the input embeddings.
+
+        Raises:
+            ValueError: more words than reserved rows, or words that no attached tokenizer knows.
+        """
+        if not self.is_world_model:
+            return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        VocabularyGrowth(self).start_added_words(new_num_tokens)
+        return self.get_input_embeddings()
+
+    def observe(
+        self, observation: dict[str, Tensor], action: Tensor | None = None, learn: bool = False, **options
+    ) -> Belief:
+        """`perceive`, after growing codes for what no code describes if `learn`; the belief's `growths` say what was
+        tried. Args: observation, action as for `perceive`; options as for `learn`."""
+        self._check_past(observation, action)
+        growths = self.learn(observation, action, **options) if learn else []
+        belief = self.perceive(observation, action)
+        belief.growths = growths
+        return belief
+
+    def learn(
+        self,
+        observation: dict[str, Tensor],
+        action: Tensor | None = None,
+        held_out: HeldOut | None = None,
+        threshold: float = NOVEL,
+        max_new: int = 32,
+        step: int = 0,
+        will_train: bool = False,
+    ) -> list[Growth]:
+        """Grows codes for what an observation holds and no code describes; see [`CodeLearning.learn`]."""
+        return CodeLearning(self).learn(observation, action, held_out, threshold, max_new, step, will_train)
+
+    def prune(
+        self,
+        observation: dict[str, Tensor],
+        action: Tensor | None = None,
+        held_out: HeldOut | None = None,
+        step: int = 0,
+    ) -> list[Growth]:
+        """Retires codes of images that nothing uses, and twins; see [`CodeLearning.prune`]."""
+        return CodeLearning(self).prune(observation, action, held_out, step)
+
+    def description_length(self, observation: dict[str, Tensor], action: Tensor | None = None) -> float:
+        """Bits an observation takes, code tokens included; see [`CodeLearning.description_length`]."""
+        return CodeLearning(self).description_length(observation, action)
+
+    def to_token_ids(self, part: str, values: Tensor, chunk: int = 1) -> Tensor:
+        """Observations or actions `(B, T, ...)` as ids of codes `(B, T // chunk, length)`; see
+        [`TokenMerging.to_token_ids`]."""
+        return TokenMerging(self).to_token_ids(part, values, chunk)
+
+    def from_token_ids(self, part: str, ids: Tensor, chunk: int = 1) -> Tensor:
+        """The inverse of `to_token_ids`; see [`TokenMerging.from_token_ids`]."""
+        return TokenMerging(self).from_token_ids(part, ids, chunk)
+
+    write_sentences = _renamed("write_sentences", "to_token_ids")
+    read_sentences = _renamed("read_sentences", "from_token_ids")
+
+    def merge(
+        self,
+        part: str,
+        values: Tensor,
+        chunk: int = 1,
+        held_out: Tensor | None = None,
+        count: int = 64,
+        min_count: int = 2,
+        step: int = 0,
+    ) -> list[Growth]:
+        """Merges tokens of a part that often stand side by side; see [`TokenMerging.merge`]."""
+        return TokenMerging(self).merge(part, values, chunk, held_out, count, min_count, step)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

@@ -38,6 +38,8 @@ from transformers.pytorch_utils import Conv1D
 from pan_hf.files import whole_folder
 from pan_hf.hub import on_disk
 from pan_hf.modeling import PanConfig, PanModel
+from pan_hf.modeling.growth_pan import VocabularyGrowth
+from pan_hf.modeling.merging_pan import TokenMerging
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization.vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
@@ -369,11 +371,13 @@ def _replay(model: PanModel, event: dict) -> None:
         model.grow("action.0", names=event["names"], step=event["step"])
     elif event["reason"] == "merge":
         pairs = [(*parents, item) for parents, item in zip(event["parents"], ledger.ids_of(event), strict=True)]
-        model.add_merges(event["segment"].rpartition(".")[0], pairs, event["step"])
+        TokenMerging(model).add(event["segment"].rpartition(".")[0], pairs, event["step"])
     else:
         part, _, level = event["segment"].rpartition(".")
         vectors = torch.zeros(event["count"], model.config.senses[part].code_dim)
-        model.grow_codes(part, int(level), vectors, event.get("names"), event["reason"], event["step"])
+        VocabularyGrowth(model).grow_codes(
+            part, int(level), vectors, event.get("names"), event["reason"], event["step"]
+        )
 
 
 # ---- Which layers of a world model adapters go on, as fields of any PEFT config.

@@ -10,6 +10,7 @@ from pan_hf import ImageSense, PanModel, PanProcessor, PanTokenizer
 from pan_hf.build import make_processor
 from pan_hf.checkpoints import save_checkpoint
 from pan_hf.modeling import learning_pan as learning_pan
+from pan_hf.modeling.learning_pan import CodeLearning
 
 KINDS = {"wall": (10, 10, 10), "ball": (250, 200, 30), "goal": (20, 90, 240), "key": (240, 20, 20)}
 OLD = tuple(KINDS)[:3]
@@ -463,10 +464,10 @@ def test_where_a_gradient_follows_a_new_code_starts_as_a_thing_that_stays():
 def test_how_often_codes_stay_is_what_the_model_predicts():
     model, frames = grown_up(), pictures(8, OLD)
     seen = observation(model, frames)
-    found = model._persistence(seen, "camera", 0)
+    found = CodeLearning(model).persistence(seen, "camera", 0)
     used = model.encode(seen).codes["camera"][0].unique()
     assert found.shape == (12,) and ((found >= 0) & (found <= 1)).all()
     assert (found[[code for code in range(12) if code not in used]] == 0).all()
     with torch.no_grad():
         model.readouts["camera"][0].copy_bias.fill_(50.0)  # nothing ever changes
-    assert (model._persistence(seen, "camera", 0)[used] == 1).all()
+    assert (CodeLearning(model).persistence(seen, "camera", 0)[used] == 1).all()

@@ -16,7 +16,7 @@ from pan_hf import PanModel, PanProcessor, PanTokenizer
 from pan_hf.build import make_processor
 from pan_hf.checkpoints import save_checkpoint
 from pan_hf.data.trajectories import load_trajectories
-from pan_hf.modeling.merging_pan import sentence_length
+from pan_hf.modeling.merging_pan import TokenMerging, bits_per_sequence
 from pan_hf.tokenization.merges_pan import Merges
 from pan_hf.training import merge as sentences
 from pan_hf.training.arguments import arguments
@@ -101,46 +101,49 @@ def test_the_same_codes_cut_elsewhere_are_not_merged_twice():
 def test_vectors_and_actions_survive_being_written_and_read(chunk):
     model = world_model(("touch", "mission"), "vector")
     touch, action = observe(model, steps=6)["touch"], acts(model, steps=6)
-    ids = model.write_sentences("touch", touch, chunk)
+    ids = model.to_token_ids("touch", touch, chunk)
     assert ids.shape == (2, 6 // chunk, 3 * 3 * chunk)
-    read = model.read_sentences("touch", ids, chunk)
+    read = model.from_token_ids("touch", ids, chunk)
     span = torch.tensor(SENSES["touch"].high) - torch.tensor(SENSES["touch"].low)
     assert read.shape == touch.shape and ((read - touch).abs() <= span / 5**3 / 2 + 1e-6).all()
-    again = model.write_sentences("action", model.read_sentences("action", model.write_sentences("action", action)))
-    assert torch.equal(again, model.write_sentences("action", action))
+    again = model.to_token_ids("action", model.from_token_ids("action", model.to_token_ids("action", action)))
+    assert torch.equal(again, model.to_token_ids("action", action))
 
 
 def test_digits_of_one_coordinate_stand_side_by_side_coarse_ones_first():
     model = world_model(("touch", "mission"), "vector")
-    ids = model.write_sentences("touch", observe(model, steps=4)["touch"], 4).flatten()[: 3 * 3 * 4].view(3, 3, 4)
+    ids = model.to_token_ids("touch", observe(model, steps=4)["touch"], 4).flatten()[: 3 * 3 * 4].view(3, 3, 4)
     for level, some in enumerate(ids):
         assert torch.isin(some, model.table.segment_rows("touch", level)).all()
-    still = model.write_sentences("touch", torch.full((1, 4, 3), 0.3), 4).view(3, 3, 4)
+    still = model.to_token_ids("touch", torch.full((1, 4, 3), 0.3), 4).view(3, 3, 4)
     assert (still == still[..., :1]).all()
 
 
 def test_discrete_actions_and_frames_survive_being_written_and_read():
     model, frames = grown_up(), pictures(4, OLD)
     action = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]])
-    assert torch.equal(model.read_sentences("action", model.write_sentences("action", action, 2), 2), action)
-    ids = model.write_sentences("camera", frames)
+    assert torch.equal(model.from_token_ids("action", model.to_token_ids("action", action, 2), 2), action)
+    ids = model.to_token_ids("camera", frames)
     seen = model.senses["camera"].decode(model.senses["camera"].encode(frames.flatten(0, 1))[0][:1])
     assert ids.shape == (4, 1, 16)
-    assert torch.equal(model.read_sentences("camera", ids).flatten(0, 1), seen)
+    assert torch.equal(model.from_token_ids("camera", ids).flatten(0, 1), seen)
 
 
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda m: m.write_sentences("mission", torch.zeros(1, 1)), "No part 'mission' is written in codes"),
-        (lambda m: m.write_sentences("camera", pictures(2, OLD), 2), "`chunk` must be 1"),
-        (lambda m: m.write_sentences("action", torch.zeros(1, 3, dtype=torch.long), 2), "no whole chunks of 2"),
-        (lambda m: m.read_sentences("camera", torch.zeros(1, 1, 15, dtype=torch.long)), "has 16 codes, got 15"),
-        (lambda m: m.read_sentences("camera", torch.zeros(1, 1, 16, dtype=torch.long)), "not codes of it"),
+        (lambda m: m.to_token_ids("mission", torch.zeros(1, 1)), "No part 'mission' is written in codes"),
+        (lambda m: m.to_token_ids("camera", pictures(2, OLD), 2), "`chunk` must be 1"),
+        (lambda m: m.to_token_ids("action", torch.zeros(1, 3, dtype=torch.long), 2), "no whole chunks of 2"),
+        (lambda m: m.from_token_ids("camera", torch.zeros(1, 1, 15, dtype=torch.long)), "has 16 codes, got 15"),
+        (lambda m: m.from_token_ids("camera", torch.zeros(1, 1, 16, dtype=torch.long)), "not codes of it"),
         (lambda m: m.grow("camera.merges", names=["x"]), "made of others"),
-        (lambda m: m.add_merges("action", [(0, 1, 2)]), "The next merged tokens of 'action' are"),
-        (lambda m: m.add_merges("action", pair_of(m, "action", "camera.0", 0)), "these belong elsewhere"),
-        (lambda m: m.add_merges("camera", pair_of(m, "camera", "camera.0", 11)), "Only tokens that live are merged"),
+        (lambda m: TokenMerging(m).add("action", [(0, 1, 2)]), "The next merged tokens of 'action' are"),
+        (lambda m: TokenMerging(m).add("action", pair_of(m, "action", "camera.0", 0)), "these belong elsewhere"),
+        (
+            lambda m: TokenMerging(m).add("camera", pair_of(m, "camera", "camera.0", 11)),
+            "Only tokens that live are merged",
+        ),
     ],
 )
 def test_sentences_that_do_not_fit_are_an_error(ask, message):
@@ -153,7 +156,7 @@ def test_sentences_that_do_not_fit_are_an_error(ask, message):
 
 def pair_of(model, part, segment, code):
     row = int(model.table.segment_rows(*segment.split("."))[code])
-    return [(row, row, *model.free_merges(part, 1))]
+    return [(row, row, *TokenMerging(model).free_ids(part, 1))]
 
 
 # without a gradient
@@ -185,13 +188,13 @@ def test_merging_changes_no_shape_no_old_logit_and_no_prediction(architecture):
 
 def test_sentences_get_shorter_and_still_mean_the_same():
     model, frames = grown_up(), twins(8, seed=2)
-    ids = model.write_sentences("camera", frames)
+    ids = model.to_token_ids("camera", frames)
     model.merge("camera", twins(32), count=8)
     merges = model.processor.tokenizer.merges
     merged = merges.merge(ids.flatten(0, 1).tolist())
     assert sum(map(len, merged)) < 0.8 * ids.numel()
     back = torch.tensor([merges.split(sentence) for sentence in merged]).view(ids.shape)
-    assert torch.equal(model.read_sentences("camera", back), model.read_sentences("camera", ids))
+    assert torch.equal(model.from_token_ids("camera", back), model.from_token_ids("camera", ids))
 
 
 def test_merges_that_save_nothing_leave_the_model_bit_for_bit_as_it_was():
@@ -208,8 +211,8 @@ def test_merges_that_save_nothing_leave_the_model_bit_for_bit_as_it_was():
 
 def test_the_order_0_code_is_what_entropy_says():
     seen = [[1, 2] * 4000]
-    assert sentence_length(seen, [[1, 2, 1, 2]]) == pytest.approx(4.0, abs=0.01)
-    assert sentence_length(seen, [[3]]) > 10
+    assert bits_per_sequence(seen, [[1, 2, 1, 2]]) == pytest.approx(4.0, abs=0.01)
+    assert bits_per_sequence(seen, [[3]]) > 10
 
 
 def test_merged_tokens_are_saved_spelled_and_read_again(tmp_path):
@@ -245,14 +248,14 @@ def test_a_full_segment_names_the_command_that_doubles_it_and_that_works(tmp_pat
     model.merge("action", torch.zeros(8, 4, dtype=torch.long), chunk=4, count=200)
     found = [growth.ids for growth in model.merge("camera", twins(64), count=128)][-1]
     segment = model.config.senses["camera"].merge_capacity
-    model.add_merges("camera", _padding_pairs(model, segment - len(found)))
+    TokenMerging(model).add("camera", _padding_pairs(model, segment - len(found)))
     with pytest.raises(ValueError, match="pan vocabulary --double camera.merges"):
         model.merge("camera", twins(32), count=4)
     save_checkpoint(tmp_path / "checkpoint", model, model.processor)
     folder = double(tmp_path / "checkpoint", ["camera.merges"])
     larger, processor = PanModel.from_pretrained(folder), PanProcessor.from_pretrained(folder)
     processor.attach(larger)
-    assert len(larger.free_merges("camera", 10**6)) == segment
+    assert len(TokenMerging(larger).free_ids("camera", 10**6)) == segment
     assert processor.tokenizer.merges.pairs == model.processor.tokenizer.merges.pairs
 
 
@@ -261,7 +264,7 @@ def _padding_pairs(model, count):
     merges, code, pairs = model.processor.tokenizer.merges, model.ledger().id_of("camera.0", 3), []
     last = max((pair[-1] for pair in merges.pairs if model.ledger().segment_of(pair[-1])[0].startswith("camera")),
                key=lambda item: len(merges.split([item])))  # fmt: skip
-    for merged in model.free_merges("camera", count):
+    for merged in TokenMerging(model).free_ids("camera", count):
         pairs.append((last, code, merged))
         last = merged
     return pairs
@@ -369,10 +372,10 @@ def test_windows_hold_goal_and_sentences_in_the_order_of_time(world):
     goal = processor.tokenizer.text_ids(["go to the corner"])[0]
     assert ids[: len(goal)] == goal
     steps = torch.tensor(ids[len(goal) :]).view(3, 5)  # two digits of two coordinates, and an action
-    place = model.read_sentences("place", steps[None, :, :4])[0]
+    place = model.from_token_ids("place", steps[None, :, :4])[0]
     assert (place - torch.from_numpy(world.trajectories.observations["place"][row : row + 3])).abs().max() < 0.1
     assert (
-        model.read_sentences("action", steps[None, :, 4:])[0].tolist()
+        model.from_token_ids("action", steps[None, :, 4:])[0].tolist()
         == world.trajectories.actions[row : row + 3].tolist()
     )
     scored = windows.batch([5], processor.tokenizer.merges, scored_only=True)["labels"][0]

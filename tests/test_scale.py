@@ -19,7 +19,7 @@ from pan_hf import PanModel, PanProcessor
 from pan_hf.cli import app
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.reporting.tracking import RolloutImages
-from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, trainer
+from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce
 from pan_hf.training import pipeline as train
 from pan_hf.training.arguments import CONFIGS, arguments, last_checkpoint, parse
 from pan_hf.training.datasets import split

@@ -6,11 +6,10 @@ import json
 import time
 from pathlib import Path
 
-import torch.distributed as dist
 from transformers import TrainerCallback
 
 from pan_hf.files import write_text
-from pan_hf.modeling.distributed_pan import are_several
+from pan_hf.modeling.distributed_pan import value_from_main
 
 MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
 CHECK_EVERY = 10  # steps between looks at the clock
@@ -60,12 +59,13 @@ class BudgetCallback(TrainerCallback):
         self.mark, self.first_step = (self.started, 0), 0  # time and step that the pace is counted from
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started = self.saved = _agreed(time.monotonic())
+        # the first process's clock: processes that decide by their own part ways, and wait for each other for ever
+        self.started = self.saved = value_from_main(time.monotonic())
         self.first_step, self.mark = state.global_step, (self.started, state.global_step)
         state.max_steps = self.budget.max_steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = _agreed(time.monotonic())
+        now = value_from_main(time.monotonic())
         if not self.budget.is_final:
             self._measure(state, now)
         elif self.budget.seconds is not None and state.global_step % CHECK_EVERY == 0:
@@ -104,13 +104,3 @@ class BudgetCallback(TrainerCallback):
         is_open = self.first_step == 0 and state.global_step < self.budget.max_steps / 2
         if affordable < 0.97 * self.budget.max_steps or (is_open and affordable > 1.03 * self.budget.max_steps):
             self._decide(state, affordable)
-
-
-def _agreed(seconds: float) -> float:
-    """The first process's clock: processes that decide by their own part ways, and then wait for each other for
-    ever."""
-    if not are_several():
-        return seconds
-    told = [seconds]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]

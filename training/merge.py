@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from pan_hf.modeling.learning_pan import Growth, from_first, logged
+from pan_hf.modeling.distributed_pan import told_by_first, value_from_main
+from pan_hf.modeling.learning_pan import Growth, logged
+from pan_hf.modeling.merging_pan import TokenMerging
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.training.arguments import Stage, StageArguments
 from pan_hf.training.datasets import candidates_and_judges, in_last_episodes
@@ -152,7 +153,7 @@ def _write_all(model, part: str, values: torch.Tensor, chunk: int) -> torch.Tens
     steps = torch.arange(1 if model.config.coded_parts()[part].kind == "image" else chunk)
     rows = (torch.arange(len(values)).unsqueeze(1) + steps).clamp(max=len(values) - 1)
     chunks = [values[some].to(model.device) for some in rows.split(ENCODED)]
-    return torch.cat([model.write_sentences(part, some, len(steps))[:, 0].cpu() for some in chunks])
+    return torch.cat([model.to_token_ids(part, some, len(steps))[:, 0].cpu() for some in chunks])
 
 
 def make_data(model, processor, trajectories, args):
@@ -327,7 +328,8 @@ class MergeCallback(TrainerCallback):
             return
         old = self.model.processor.tokenizer.merges
         chosen = np.random.default_rng(self.args.seed).permutation(self.candidates)[:FIND_IN]
-        pairs = from_first(old.find(self.windows.seen(part, chosen), self.model.free_merges(part, count)))
+        free = TokenMerging(self.model).free_ids(part, count)
+        pairs = value_from_main(old.find(self.windows.seen(part, chosen), free))
         if pairs:
             growth, arms = self._try(segment, pairs, old, state.global_step)
             logged(growth)
@@ -348,14 +350,14 @@ class MergeCallback(TrainerCallback):
         tokens = int(self.args.trial_steps * self.args.per_device_train_batch_size * per_window)
         arms = {"without": self._arm(old, tokens, step)}
         _restore(model, before)
-        model.start_merges(pairs)
+        TokenMerging(model).start_rows(pairs)
         arms["with"] = self._arm(new, tokens, step)
-        bits = {name: from_first(arm.bits) for name, arm in arms.items()}
+        bits = {name: value_from_main(arm.bits) for name, arm in arms.items()}
         growth = Growth(segment, "merge", len(pairs), bits["with"] < bits["without"], bits["without"], bits["with"])
         after = _copy(model)
         _restore(model, before)
         if growth.accepted:
-            growth.ids = model.add_merges(segment.rpartition(".")[0], pairs, step)
+            growth.ids = TokenMerging(model).add(segment.rpartition(".")[0], pairs, step)
             _restore(model, after)
             _agree(model)
         return growth, arms
@@ -385,9 +387,8 @@ def _tensors(model) -> list[torch.Tensor]:
 
 def _agree(model) -> None:
     """All processes take the first one's weights."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for tensor in _tensors(model):
-            dist.broadcast(tensor.detach(), src=0)
+    for tensor in _tensors(model):
+        told_by_first(tensor.detach())
 
 
 if __name__ == "__main__":
