@@ -161,9 +161,9 @@ class BackboneRun:
         self._next = 0  # where words go on behind queries that were run in part
         keeps = belief.cache is not None or model.config.context_steps > 1 or len(self.layout.passes) > 1
         self.cache = self._live = fork_cache(belief.cache) if keeps else None
-        self.past = 0 if self.cache is None else self.cache.get_seq_length()
-        # which positions of the prefix are words `(N, prefix_length)`; nobody looks at padding
-        self._words = None if belief.prefix is None else belief.prefix != model.config.pad_token_id
+        self.past, self._start = belief.num_cached, belief.next_position()
+        # which of the first cached positions are words or steps of a row's own; nobody looks at padding
+        self._visible = belief.visible(model.config.pad_token_id)
         self._keys: Tokens | None = None
 
     @property
@@ -176,7 +176,8 @@ class BackboneRun:
             return
         inside = index if self.index is None else torch.searchsorted(self.index, index)
         self._live = select_cache(self._live, inside)
-        self._words = None if self._words is None else self._words[inside]
+        self._visible = None if self._visible is None else self._visible[inside]
+        self._start = self._start[inside] if isinstance(self._start, Tensor) else self._start
         if self._keys is not None:
             self._keys = Tokens(self._keys.position[inside], self._keys.valid[inside], self._keys.length)
         self.index = index
@@ -222,12 +223,12 @@ class BackboneRun:
         seen, end = self._seen, self._seen + x.shape[1]
         if self._keys is None:
             mask = self.layout.continuation_mask(self.past, seen, end, x.device)
-            positions = torch.arange(self.past + seen, self.past + end, device=x.device)
+            positions = self._start + torch.arange(seen, end, device=x.device)
         else:  # words behind queries that were run in part
             every = torch.arange(self._next, self._next + x.shape[1], device=x.device).expand(len(x), -1)
             tokens = Tokens(every, torch.ones_like(every, dtype=torch.bool), self.layout.step_length)
             self._keys, self._next = self._keys.and_then(tokens), self._next + x.shape[1]
-            mask, positions = self.layout.focused_mask(self.past, tokens, self._keys), self.past + every
+            mask, positions = self.layout.focused_mask(self.past, tokens, self._keys), self._start + every
         return self._run(x, mask, positions)
 
     def _focused(self, each, x: Tensor, first: bool) -> None:
@@ -240,7 +241,7 @@ class BackboneRun:
             self._keys = tokens if first else self._keys.and_then(tokens)
             self._next = self.layout.starts[each.name] + each.length
             mask = self.layout.focused_mask(self.past, tokens, self._keys)
-            out = tokens.put_back(self._run(tokens.take(whole), mask, self.past + tokens.position))
+            out = tokens.put_back(self._run(tokens.take(whole), mask, self._start + tokens.position))
             self.ran[each.name] = tokens.valid.sum(1)
         if first:
             self.hidden["action"] = out[:, self.layout.trunk_length - 1]
@@ -253,7 +254,7 @@ class BackboneRun:
         positions each row ran."""
         size = self.focus.valid.sum(1)
         if len(size) == 1:
-            return self._together(whole, self.focus, self._words, self._live)
+            return self._together(whole, self.focus, self._visible, self._live)
         group = torch.bucketize(size, torch.tensor(GROUP_ENDS, device=size.device))
         out, ran = torch.zeros_like(whole), torch.zeros_like(size)
         for number in group.unique().tolist():
@@ -261,13 +262,13 @@ class BackboneRun:
             most = int(size[rows].max())
             most = most and max(most, self.model.pieces.least_size)
             focus = Focus(self.focus.index[rows, :most], self.focus.valid[rows, :most])
-            words = None if self._words is None else self._words[rows]
-            out[rows], ran[rows] = self._together(whole[rows], focus, words, select_cache(self._live, rows))
+            visible = None if self._visible is None else self._visible[rows]
+            out[rows], ran[rows] = self._together(whole[rows], focus, visible, select_cache(self._live, rows))
         return out, ran
 
-    def _together(self, whole: Tensor, focus: Focus, words: Tensor | None, cache) -> tuple[Tensor, Tensor]:
+    def _together(self, whole: Tensor, focus: Focus, visible: Tensor | None, cache) -> tuple[Tensor, Tensor]:
         self.layout.keep_tensors(whole.device)
-        given, sizes = (self.model, whole, focus, words, cache), [(focus.index, 1), (focus.valid, 1)]
+        given, sizes = (self.model, whole, focus, visible, cache), [(focus.index, 1), (focus.valid, 1)]
         return self.model.pieces(run_in_focus, *given, rows=len(whole), sizes=sizes)
 
     def _whole(self, each, x: Tensor) -> Tensor:
@@ -282,33 +283,37 @@ class BackboneRun:
         self._seen += x.shape[1]
         if self._live is self.cache:
             self.length += x.shape[1]
-        given = (self.model, x, mask, positions, self._words, self._live)
-        return self.model.pieces(run, *given, rows=len(x), sizes=_growing(mask, self._live))
+        given = (self.model, x, mask, positions, self._visible, self._live)
+        sizes = _growing(mask, self._live)
+        if self._visible is not None and self._visible.shape[1] > self.layout.prefix_length:
+            sizes.append((self._visible, 1))
+        return self.model.pieces(run, *given, rows=len(x), sizes=sizes)
 
 
 # ---- pieces of a step, see `compile_pan`
 
 
-def run(model, x: Tensor, mask: Tensor, positions: Tensor, words: Tensor | None, cache) -> Tensor:
+def run(model, x: Tensor, mask: Tensor, positions: Tensor, visible: Tensor | None, cache) -> Tensor:
     """Positions of a step `(n, L, H)` behind what is cached."""
-    return model.run_backbone(x, _without_padding(mask, words), positions, cache)
+    return model.run_backbone(x, _without_padding(mask, visible), positions, cache)
 
 
-def run_in_focus(model, whole: Tensor, focus: Focus, words: Tensor | None, cache) -> tuple[Tensor, Tensor]:
+def run_in_focus(model, whole: Tensor, focus: Focus, visible: Tensor | None, cache) -> tuple[Tensor, Tensor]:
     """A step of one pass `(n, step_length, H)` at the places in focus; zero elsewhere. And how many positions each row
     ran."""
     layout, past = model.layout, 0 if cache is None else cache.get_seq_length()
     tokens = layout.tokens(focus, layout.passes, trunk=True)
-    mask = _without_padding(layout.focused_mask(past, tokens, tokens), words)
+    mask = _without_padding(layout.focused_mask(past, tokens, tokens), visible)
     found = model.run_backbone(tokens.take(whole), mask, past + tokens.position, cache)
     return tokens.put_back(found), tokens.valid.sum(1)
 
 
-def _without_padding(mask: Tensor, words: Tensor | None) -> Tensor:
-    """A mask `(1 or n, 1, L, K)` whose first keys are the prefix, of which `words` are seen."""
-    if words is None:
+def _without_padding(mask: Tensor, visible: Tensor | None) -> Tensor:
+    """A mask `(1 or n, 1, L, K)` of whose first keys those that are `visible` are seen; see [`Belief.visible`]."""
+    if visible is None:
         return mask
-    return mask & nn.functional.pad(words, (0, mask.shape[-1] - words.shape[1]), value=True)[:, None, None]
+    rest = mask.shape[-1] - visible.shape[1]
+    return mask & nn.functional.pad(visible, (0, rest), value=True)[:, None, None]
 
 
 def _growing(mask: Tensor, cache: DynamicCache | None) -> list[tuple[Tensor, int]]:

@@ -436,19 +436,24 @@ def drawn_numbers(config, sense: str) -> slice:
     return slice(first, first + is_image * sum(vector.dim for vector in _vectors(config).values()))
 
 
-def step_numbers(model, now: State, before: State | None, action: Tensor) -> Tensor | None:
+def step_numbers(
+    model, now: State, before: State | None, action: Tensor, has_before: Tensor | None = None
+) -> Tensor | None:
     """Every vector sense in [-1, 1], its change since the step before, whether that is known, and a vector action:
     `(N, V)` float32, or None where nothing is a number.
 
     Args:
         now, before: states of leading shape `(N,)`; `before` is None where no step before is remembered.
         action: `(N, ...)`.
+        has_before `(N,)` bool: the rows that have a step before; all of them if not given.
     """
     unit = _units(model, now.codes)
     if unit is None:
         return _joined(model.config, [], action)
-    change = torch.zeros_like(unit) if before is None else unit - _units(model, before.codes)
     known = torch.full_like(unit[..., :1], float(before is not None))
+    if has_before is not None:
+        known = known * has_before.unsqueeze(1)
+    change = torch.zeros_like(unit) if before is None else known * (unit - _units(model, before.codes))
     return _joined(model.config, [unit, change, known], action)
 
 

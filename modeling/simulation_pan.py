@@ -200,7 +200,7 @@ class SimulationMixin:
         tables = self._tables()
         embedded = self.embed_state(belief.state, tables)
         before = embedded if not belief.state.latents else self.embed_state(belief.state.without_latents(), tables)
-        steps, outcomes, conditions = [], [], {name: [] for name in self.latent_heads}
+        steps, outcomes, pasts, conditions = [], [], [], {name: [] for name in self.latent_heads}
         images = {name: [] for name, sense in self.config.senses.items() if sense.kind == "image" and expected}
         for index in range(actions.shape[1]):
             step, belief = self._advance(
@@ -237,6 +237,7 @@ class SimulationMixin:
                 before = self.embed_state(belief.state.without_latents(), tables)
                 embedded = self.embed_state(belief.state, tables)
             steps.append(step)
+            pasts.append((belief.history, belief.ages))
         rewards, continues = zip(*outcomes, strict=True)
         return Futures(
             state=State.combine([step.state for step in steps], lambda tensors: torch.stack(tensors, 1)),
@@ -250,6 +251,7 @@ class SimulationMixin:
             focus=None if spending is None else spending.focus(),
             cost=None if spending is None else spending.cost(time.perf_counter() - started),
             expected={name: torch.stack(parts, 1) for name, parts in images.items()},
+            pasts=pasts,
         )
 
     def _seen_again(self, state: State, conditions: dict[str, Tensor], generator: torch.Generator | None) -> State:
@@ -294,7 +296,8 @@ class SimulationMixin:
         embedded = self.embed_state(belief.state, tables) if embedded is None else embedded
         trunk, change = self.pieces(begin, self, belief.state, embedded, action, tables, rows=len(action))
         before = belief.history[-1][0] if belief.history else None
-        numbers = step_numbers(self, belief.state, before, action)
+        has_before = None if belief.ages is None else belief.ages > 0
+        numbers = step_numbers(self, belief.state, before, action, has_before)
         keeps_shifts |= spending is not None and spending.may_draw_latents
         kept = (keeps_logits, keeps_shifts)
         chooser = Chooser(self, belief.state, tables, temperature, generator, target, numbers, *kept)
@@ -328,12 +331,23 @@ class SimulationMixin:
         if room == 0:
             return Belief(state, [], belief.prefix, belief.cache, self)
         history = [*belief.history, (belief.state, action)]
+        ages = None if belief.ages is None else belief.ages + 1
+        after = Belief(state, history, belief.prefix, cache, self, ages=ages)
+        if len(history) > room and ages is None:
+            return self._renewed(after, tables)
+        cache.crop(-(seen - self.layout.trunk_length))
         if len(history) <= room:
-            cache.crop(-(seen - self.layout.trunk_length))
-            return Belief(state, history, belief.prefix, cache, self)
-        # full: keep the newer half and encode it again; the cost is spread over the steps until it is full anew
-        newer = history[-max(1, (room + 1) // 2) :]
-        return self._rebuild(Belief(state, newer, belief.prefix, None, self), tables)
+            return after
+        full, others = ((ages > room) == wanted for wanted in (True, False))
+        full, others = full.nonzero().squeeze(1), others.nonzero().squeeze(1)
+        order = torch.cat([full, others]).argsort()
+        return Belief.cat([self._renewed(after.select(full), tables), after.select(others)]).select(order)
+
+    def _renewed(self, belief: Belief, tables: CodeTables) -> Belief:
+        """A belief that holds more than there is room for: it keeps the newer half and encodes it again. The cost is
+        spread over the steps until it is full anew."""
+        newer = belief.history[-max(1, self.config.context_steps // 2) :]
+        return self._rebuild(Belief(belief.state, newer, belief.prefix, None, self), tables)
 
     def _step_condition(self, name: str, step: _Step, tables: CodeTables) -> Tensor:
         return SenseLatents(self, name).condition(step.hidden, step.trunk, step.state, tables, step.shifts.get(name))
@@ -425,6 +439,7 @@ class SimulationMixin:
             belief=found[-1].belief,
             conditions={name: torch.cat([f.conditions[name] for f in found], 1) for name in self.latent_heads},
             seed=seed,
+            pasts=[(future.belief.history, future.belief.ages) for future in found],
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,6 +73,12 @@ class State:
         )
 
 
+def _as_int32(values: Tensor) -> Tensor:
+    """Ids `(B, ...)`, or the bits of floats, as rows `(B, n)`; minus zero is zero."""
+    values = values.reshape(len(values), -1)
+    return (values.float() + 0.0).view(torch.int32) if values.is_floating_point() else values.to(torch.int32)
+
+
 def select_cache(cache: DynamicCache | None, index: Tensor) -> DynamicCache | None:
     """A new cache with the chosen rows of the batch; the old one is left as it was."""
     if cache is None:
@@ -90,9 +97,27 @@ def fork_cache(cache: DynamicCache | None) -> DynamicCache:
     return forked
 
 
+def _blank_rows(rows: int, like: Tensor) -> Tensor:
+    """Zeros of another number of rows."""
+    return like.new_zeros(rows, *like.shape[1:])
+
+
+def _padded_from(values: Tensor | None, like: Tensor, rows: int, start: int) -> Tensor:
+    """Keys or values `(rows, heads, L, D)` with zeros behind the first `start` positions, so that there are as many
+    positions as in `like`; all zeros without any."""
+    padded = _blank_rows(rows, like)
+    if values is not None:
+        padded[:, :, :start] = values[:, :, :start]
+        padded[:, :, padded.shape[2] - (values.shape[2] - start) :] = values[:, :, start:]
+    return padded
+
+
 @dataclass
 class Belief:
     """What the model holds of the present, for a batch of B.
+
+    Rows may be of different age: some hold fewer earlier steps than others, as after an episode that began anew. Their
+    `history` and their cache are padded on the left, and what fills them up is seen by nobody.
 
     Args:
         state: the current state, leading shape `(B,)`.
@@ -101,6 +126,8 @@ class Belief:
         cache: keys and values of the prefix and of the earlier steps; None where there is neither.
         model: who believes it, for `decode`.
         growths: what [`PanModel.observe`] tried to learn.
+        ages: how many earlier steps each row holds, the newest of `history`, `(B,)` int64 with a maximum of
+            `len(history)`; None where all rows hold all of them.
     """
 
     state: State
@@ -109,6 +136,7 @@ class Belief:
     cache: DynamicCache | None
     model: object = field(repr=False, default=None)
     growths: list = field(repr=False, default_factory=list)
+    ages: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.state.tensors()[0])
@@ -117,11 +145,65 @@ class Belief:
     def codes(self) -> dict[str, list[Tensor]]:
         return self.state.codes
 
-    def keys(self, levels: int | None = None) -> list[bytes]:
-        """One hashable code state a row: equal keys if and only if all discrete codes (and words) are equal, or, with
-        `levels`, those of so many levels, the coarsest first: equal ones are the same abstract state."""
-        flat = torch.cat([tensor.flatten(1) for tensor in self.state.tensors(levels)], 1)
-        return [row.tobytes() for row in flat.to(torch.int32).cpu().numpy()]
+    def keys(self, levels: int | None = None, steps: int | None = None) -> list[bytes]:
+        """One hashable key a row. Two keys are equal if and only if everything discrete that a prediction depends on
+        is equal: the codes and the words of the current state, the constant text, and the states and actions of the
+        earlier steps that are held. Latents are left out, since what is imagined has none.
+
+        Args:
+            levels (`int`, *optional*): a coarser key, of so many levels, the coarsest first; it leaves out the finer
+                codes of the current and of the earlier states. Equal keys are the same abstract state.
+            steps (`int`, *optional*): a coarser key, of the newest so many earlier steps; it leaves out the older
+                ones. 0: what is believed of the present alone, whatever led there.
+        """
+        held = self.history if steps is None else self.history[max(0, len(self.history) - steps) :]
+        now = self.state.tensors(levels) + ([] if self.prefix is None else [self.prefix])
+        before = [[*state.tensors(levels), action] for state, action in reversed(held)]
+        present, *past = [torch.cat([_as_int32(part) for part in parts], 1) for parts in [now, *before]]
+        rows = torch.cat([present, *past], 1).cpu().numpy()
+        if self.ages is None or not held:
+            return [row.tobytes() for row in rows]
+        counts = self.ages.clamp(max=len(held)).tolist()
+        ends = [present.shape[1] + count * past[0].shape[1] for count in counts]
+        return [row[:end].tobytes() for row, end in zip(rows, ends, strict=True)]
+
+    # ---- what is cached
+
+    @property
+    def num_cached(self) -> int:
+        """Positions in the cache."""
+        return 0 if self.cache is None else self.cache.get_seq_length()
+
+    @property
+    def _prefix_length(self) -> int:
+        return 0 if self.prefix is None else self.prefix.shape[1]
+
+    @property
+    def _step_length(self) -> int:
+        """Positions of an earlier step in the cache."""
+        return (self.num_cached - self._prefix_length) // max(1, len(self.history))
+
+    def visible(self, pad_token_id: int) -> Tensor | None:
+        """Which of the first cached positions a row looks at, bool `(B, prefix_length)`, or `(B, num_cached)` where
+        rows are of different age; the positions behind these are seen by all rows. None: every position is."""
+        words = None if self.prefix is None else self.prefix != pad_token_id
+        if self.ages is None:
+            return words
+        steps = self._is_held().repeat_interleave(self._step_length, 1)
+        return steps if words is None else torch.cat([words, steps], 1)
+
+    def next_position(self) -> int | Tensor:
+        """The position id of what comes behind the cache, `(B, 1)` where rows are of different age."""
+        if self.ages is None:
+            return self.num_cached
+        return (self._prefix_length + self.ages * self._step_length).unsqueeze(1)
+
+    def _is_held(self) -> Tensor:
+        """Which steps of the history each row holds, `(B, len(history))` bool."""
+        index = torch.arange(len(self.history), device=self.ages.device)
+        return index >= (len(self.history) - self.ages).unsqueeze(1)
+
+    # ---- rows
 
     def select(self, index: Tensor) -> Belief:
         """The rows `index` (int64 `(N,)`, repeats allowed) as a belief of its own."""
@@ -129,38 +211,98 @@ class Belief:
         if index.dtype == torch.bool:
             raise ValueError("Select rows by their numbers, not by a mask; `mask.nonzero().squeeze(-1)` makes them.")
         index = index.long()
-        return replace(
+        chosen = replace(
             self,
             state=self.state.map(lambda tensor: tensor[index]),
             history=[(state.map(lambda tensor: tensor[index]), action[index]) for state, action in self.history],
             prefix=None if self.prefix is None else self.prefix[index],
             cache=select_cache(self.cache, index),
+            ages=None if self.ages is None else self.ages[index],
         )
+        return chosen._without_what_nobody_holds()
+
+    def _without_what_nobody_holds(self) -> Belief:
+        """The same with a history as long as the oldest row's."""
+        if self.ages is None or len(self.ages) == 0:
+            return self
+        youngest, oldest = (int(age) for age in self.ages.aminmax())
+        dropped, cache = len(self.history) - oldest, self.cache
+        if dropped and cache is not None:
+            start, cache = self._prefix_length, fork_cache(cache)
+            end = start + dropped * self._step_length
+            for layer in cache.layers:
+                layer.keys, layer.values = (
+                    torch.cat([part[:, :, :start], part[:, :, end:]], 2) for part in (layer.keys, layer.values)
+                )
+            cache = cache if end < self.num_cached or start else None
+        ages = None if youngest == oldest else self.ages
+        return replace(self, history=self.history[dropped:], cache=cache, ages=ages)
 
     def repeat(self, count: int) -> Belief:
         """Each row `count` times, one after the other: row `b` becomes rows `b * count` to `(b + 1) * count - 1`."""
         return self.select(torch.arange(len(self)).repeat_interleave(count))
 
+    def put(self, rows: Tensor, other: Belief) -> Belief:
+        """This belief with other rows in some places: where an episode of a batch has ended, another begins.
+
+        Args:
+            rows (int64 `(n,)`): the rows to replace, each once.
+            other: their replacements, n rows of the same model, however many earlier steps they hold.
+
+        Raises:
+            ValueError: a row is out of range or named twice, or `other` has another number of rows.
+        """
+        rows = torch.as_tensor(rows).long().flatten()
+        named = set(rows.tolist()) & set(range(len(self)))
+        if not len(rows) == len(other) == len(named):
+            raise ValueError(
+                f"`rows` must name {len(other)} different rows, one for each of the other belief, from 0 to "
+                f"{len(self) - 1}; got {rows.tolist()}."
+            )
+        index = torch.arange(len(self), device=rows.device)
+        index[rows] = len(self) + torch.arange(len(other), device=rows.device)
+        return Belief.cat([self, other]).select(index)
+
     @staticmethod
     def cat(beliefs: list[Belief]) -> Belief:
-        """Beliefs with equally long histories as one batch. Raises ValueError where the histories differ."""
-        lengths = {len(belief.history) for belief in beliefs}
-        if len(lengths) > 1:
-            raise ValueError(f"Beliefs to join must hold equally many earlier steps, got {sorted(lengths)}.")
-        first, cache = beliefs[0], None
-        if first.cache is not None:
+        """Beliefs of one model as one batch. Where some hold fewer earlier steps than others, rows are of different
+        age."""
+        longest = max(beliefs, key=lambda belief: belief.num_cached)
+        padded = [belief._padded_like(longest) for belief in beliefs]
+        cache = None
+        if longest.cache is not None:
             cache = DynamicCache()
-            for number in range(len(first.cache.layers)):
-                layers = [belief.cache.layers[number] for belief in beliefs]
+            for number in range(len(longest.cache.layers)):
+                layers = [belief.cache.layers[number] for belief in padded]
                 cache.update(torch.cat([la.keys for la in layers]), torch.cat([la.values for la in layers]), number)
         history = [
             (State.combine([state for state, _ in steps], torch.cat), torch.cat([action for _, action in steps]))
-            for steps in zip(*(belief.history for belief in beliefs), strict=True)
+            for steps in zip(*(belief.history for belief in padded), strict=True)
         ]
-        prefixes = [belief.prefix for belief in beliefs if belief.prefix is not None]
-        state = State.combine([belief.state for belief in beliefs], torch.cat)
-        prefix = torch.cat(prefixes) if prefixes else None
-        return replace(first, state=state, history=history, prefix=prefix, cache=cache)
+        prefixes = [belief.prefix for belief in padded if belief.prefix is not None]
+        state = State.combine([belief.state for belief in padded], torch.cat)
+        prefix, ages = torch.cat(prefixes) if prefixes else None, torch.cat([belief.ages for belief in padded])
+        joined = replace(longest, state=state, history=history, prefix=prefix, cache=cache, ages=ages)
+        return joined._without_what_nobody_holds()
+
+    def _padded_like(self, longest: Belief) -> Belief:
+        """This belief with as long a history and cache as another, and with ages."""
+        rows, missing = len(self), len(longest.history) - len(self.history)
+        ages = self.ages
+        if ages is None:
+            ages = torch.full((rows,), len(self.history), device=self.state.tensors()[0].device)
+        if missing == 0:
+            return replace(self, ages=ages)
+        fillers = [
+            (state.map(partial(_blank_rows, rows)), _blank_rows(rows, action))
+            for state, action in longest.history[:missing]
+        ]
+        start, cache = self._prefix_length, fork_cache(longest.cache)
+        for number, layer in enumerate(cache.layers):
+            own = None if self.cache is None else self.cache.layers[number]
+            layer.keys = _padded_from(None if own is None else own.keys, layer.keys, rows, start)
+            layer.values = _padded_from(None if own is None else own.values, layer.values, rows, start)
+        return replace(self, history=[*fillers, *self.history], cache=cache, ages=ages)
 
     def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
         """The current observation in one sense; see [`PanModel.decode`]."""
@@ -181,6 +323,7 @@ class Futures:
         seed: of the latents, drawn only when something is decoded.
         switch: which blocks were predicted, `(N, H, len(model.blocks))` bool, where `simulate` was given an effort;
         focus, which places were looked at, `(N, H, places of all senses)` bool; cost, an `effort_pan.Cost`.
+        pasts: by step, the `history` and the `ages` of the belief after each action; None where it holds no past.
         expected: images that `simulate` was asked to expect, uint8 `(N, steps asked for, C, height, width)` a sense.
     """
 
@@ -195,6 +338,7 @@ class Futures:
     focus: Tensor | None = None
     cost: object = None
     expected: dict[str, Tensor] = field(default_factory=dict)
+    pasts: list[tuple[list[tuple[State, Tensor]], Tensor | None]] | None = field(repr=False, default=None)
 
     @property
     def codes(self) -> dict[str, list[Tensor]]:
@@ -203,10 +347,17 @@ class Futures:
     def __len__(self) -> int:
         return len(self.log_prob)
 
-    def keys(self, levels: int | None = None) -> list[list[bytes]]:
-        """Hashable code states, `[row][step]`; levels, as for [`Belief.keys`]."""
-        flat = torch.cat([tensor.flatten(2) for tensor in self.state.tensors(levels)], 2)
-        return [[step.tobytes() for step in row] for row in flat.to(torch.int32).cpu().numpy()]
+    def keys(self, levels: int | None = None, steps: int | None = None) -> list[list[bytes]]:
+        """The key of the belief after each action, `[row][step]`; levels, steps and what a key says as for
+        [`Belief.keys`]."""
+        columns = [self._belief_after(index).keys(levels, steps) for index in range(self.log_prob.shape[1])]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def _belief_after(self, index: int) -> Belief:
+        """The belief after action `index`, without its cache."""
+        history, ages = self.pasts[index] if self.pasts else ([], None)
+        state = self.state.map(lambda tensor: tensor[:, index])
+        return replace(self.belief, state=state, history=history, cache=None, ages=ages)
 
     def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
         """The imagined observations in one sense, `(N, H, ...)`. `latents`: draw them, once, and use them; by default

@@ -54,7 +54,7 @@ def test_a_planner_plans_at_an_effort_and_folds_coarse_states():
     search = GraphSearch(max_states=30, max_depth=3, key_levels=1)
     world = AtEffort(model, "coarsest")
     plan = search.plan(world, belief, critic)
-    assert plan.states and all(len(key) == 4 * 4 for key in plan.states)  # four coarse codes of int32
+    assert plan.states and all(len(key) == 4 * (4 + 5) for key in plan.states)  # coarse codes and the mission, int32
     assert world.steps == plan.num_simulated
 
 

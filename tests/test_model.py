@@ -249,13 +249,6 @@ def test_a_perceived_belief_and_an_imagined_one_can_be_joined():
     assert len(model.simulate(joined, acts(model, 4, 1))) == 4
 
 
-def test_beliefs_with_pasts_of_different_length_are_not_joined():
-    model = world_model(("camera",), context_steps=3)
-    one, other = model.perceive(observe(model, 1, 1)), model.perceive(observe(model, 1, 2), acts(model, 1, 1))
-    with pytest.raises(ValueError, match=r"equally many earlier steps, got \[0, 1\]"):
-        Belief.cat([one, other])
-
-
 @pytest.mark.parametrize("context_steps", [1, 2, 4])
 def test_a_future_may_be_longer_than_what_is_remembered(context_steps):
     model = world_model(("camera", "mission"), architecture="gpt2", context_steps=context_steps)

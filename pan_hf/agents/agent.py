@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pan_hf.agents.critics import as_critic
-from pan_hf.agents.plan import Plan, Refuted
+from pan_hf.agents.plan import Plan, Refuted, compared_keys
 
 REPLAN = ("on_surprise", "always", "at_end")
 
@@ -70,8 +70,7 @@ class PanAgent:
             raise ValueError(f"`replan` must be one of {REPLAN}, got {replan!r}.")
         self.model, self.processor, self.critic, self.planner = model, processor, as_critic(critic), planner
         self.replan, self.seed, self.patience = replan, seed, patience
-        levels = getattr(planner, "key_levels", None)  # states are compared as the planner compares them
-        self._levels = () if levels is None else (levels,)
+        self._compared_by = compared_keys(model, getattr(planner, "key_levels", None))  # as the planner compares them
         self.reset()
 
     def reset(self, task: str | None = None, seed: int | None = None) -> None:
@@ -113,7 +112,7 @@ class PanAgent:
         start = time.perf_counter()
         self.observations.append(self.senses_of(observation))
         belief = perceive(self.model, self.processor, list(self.observations), list(self.actions))
-        key = belief.keys(*self._levels)[0]
+        key = belief.keys(**self._compared_by)[0]
         surprised = self._compare(key, reward)
         if self._needs_plan(surprised) and not (surprised and self._repair(belief, key)):
             self.plan, self._position = self._new_plan(belief), 0
@@ -166,7 +165,7 @@ class PanAgent:
         actions = plan.actions[self._position :]
         futures = self.model.simulate(belief, actions[None].to(self.model.device), temperature=0.0)
         self.statistics.num_simulated += len(actions)
-        keys = futures.keys(*self._levels)[0]
+        keys = futures.keys(**self._compared_by)[0]
         if self.model.config.action.kind == "discrete":
             steps = set(zip([key, *keys], actions.tolist(), strict=False))
             if steps & (self._refuted.transitions | self._refuted.goals):
@@ -203,7 +202,7 @@ class PanAgent:
             return None
         self.statistics.num_simulated += 1
         actions = action[None, None].to(self.model.device)
-        return self.model.simulate(belief, actions, temperature=0.0).belief.keys(*self._levels)[0]
+        return self.model.simulate(belief, actions, temperature=0.0).belief.keys(**self._compared_by)[0]
 
 
 def perceive(model, processor, observations: list[dict], actions: list):

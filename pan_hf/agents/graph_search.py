@@ -1,7 +1,7 @@
 """Graph search over what a world model imagines.
 
-A belief's codes are discrete, so two imagined states can be *equal*. Equal states fold into one, and a breadth-first
-search over a few hundred of them finds a shortest plan, where sampling needs luck.
+Everything that a prediction depends on is discrete, so two imagined beliefs can be *equal*. Equal ones fold into one,
+and a breadth-first search over a few hundred of them finds a shortest plan, where sampling needs luck.
 
 Shapes: N = rows (imagined futures), H = horizon (actions ahead)."""
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pan_hf.agents.critics import Critic, as_critic
-from pan_hf.agents.plan import Plan, Refuted, check_one_row, check_positive, device_of, draw_seed
+from pan_hf.agents.plan import Plan, Refuted, check_one_row, check_positive, compared_keys, device_of, draw_seed
 from pan_hf.agents.world import World
 
 logger = logging.getLogger(__name__)
@@ -112,11 +112,12 @@ class GraphSearch:
 
 @dataclass(frozen=True)
 class _Successors:
-    """What one step of imagination found, a row an edge: (parent node, action), key, score..."""
+    """What one step of imagination found, a row an edge: (parent node, action), keys, score..."""
 
     belief: Any
     edges: list[tuple[int, int]]
-    keys: list[bytes]
+    keys: list[bytes]  # of the beliefs, which fold if they are equal
+    states: list[bytes]  # of what would be seen
     scores: list[float]
     claims: list[bool]
     going_on: list[bool]
@@ -138,9 +139,10 @@ class _Search:
         self.config, self.world, self.root, self.critic, self.refuted = config, world, belief, critic, refuted
         self.allowed = allowed  # actions to try
         self.sample = sample  # draws the seed of each step; None: the most likely successors
-        self.levels = () if config.key_levels is None else (config.key_levels,)
-        self.parents, self.actions, self.keys = [-1], [-1], [belief.keys(*self.levels)[0]]
-        self.seen = {self.keys[0]}
+        self.folded_by = {} if config.key_levels is None else {"levels": config.key_levels}
+        self.compared_by = compared_keys(world, config.key_levels)
+        self.parents, self.actions, self.keys = [-1], [-1], [belief.keys(**self.compared_by)[0]]
+        self.seen = {belief.keys(**self.folded_by)[0]}
         self.best, self.best_score = 0, float("-inf")
         self.num_simulated = self.num_folded = self.num_unconfirmed = 0
 
@@ -191,7 +193,8 @@ class _Search:
         return _Successors(
             belief=futures.belief,
             edges=[(nodes[row], action) for row, action in moves],
-            keys=futures.belief.keys(*self.levels),
+            keys=futures.belief.keys(**self.folded_by),
+            states=futures.belief.keys(**self.compared_by),
             scores=scores[:, 0].tolist(),
             claims=self.critic.reached(futures, scores)[:, 0].tolist(),
             going_on=(futures.continue_prob[:, 0] >= 0.5).tolist(),
@@ -203,7 +206,7 @@ class _Search:
         for row in sorted(claims, key=lambda row: -found.scores[row]):
             parent, action = found.edges[row]
             if (self.keys[parent], action) not in self.refuted.goals and self._confirmed(parent, action):
-                return row, self._add(parent, action, found.keys[row])
+                return row, self._add(parent, action, found.states[row])
             # The claim is dropped, the state is not: it is expanded like any other.
             self.num_unconfirmed += 1
         return None
@@ -222,7 +225,7 @@ class _Search:
             if key in self.seen:
                 self.num_folded += 1
                 continue
-            node = self._add(*found.edges[row], key)
+            node = self._add(*found.edges[row], found.states[row])
             if found.scores[row] > self.best_score and not found.claims[row]:  # a claim still here was not confirmed
                 self.best, self.best_score = node, found.scores[row]
             if found.going_on[row]:  # an ended state must not hide another, unended way to the same codes

@@ -12,8 +12,8 @@ class Plan:
     Args:
         actions (`torch.Tensor`): `(length,)` int64 or `(length, D)` float; at least one action.
         expected_return (`float`): what the critic thinks the plan is worth.
-        states (`list[bytes]`, *optional*): belief key expected after each action; `None` where the planner does not
-            compare states.
+        states (`list[bytes]`, *optional*): key of the state expected after each action, see `compared_keys`; `None`
+            where the planner does not compare states.
         num_simulated (`int`): imagined steps spent on finding it.
         seconds (`float`): wall time spent on finding it.
         reaches_goal (`bool`): whether the last action is expected to reach the critic's threshold.
@@ -43,6 +43,13 @@ class Refuted:
 
     transitions: set[tuple[bytes, int]] = field(default_factory=set)
     goals: set[tuple[bytes, int]] = field(default_factory=set)
+
+
+def compared_keys(world, key_levels: int | None) -> dict[str, int]:
+    """Arguments of `keys` where an imagined state is compared with a seen one: by the present alone. How many earlier
+    steps a belief holds depends on how it came about, so keys of all of them would differ without a surprise."""
+    arguments = {} if key_levels is None else {"levels": key_levels}
+    return arguments if getattr(world.config, "context_steps", 1) == 1 else arguments | {"steps": 0}
 
 
 def draw_seed(generator: torch.Generator | None) -> int:

@@ -119,9 +119,9 @@ class World(Protocol):
 
     `config.action` says `kind`, and `num_actions` or `low` and `high`. `simulate` continues a belief of N rows by
     `actions` of shape `(N, H)` or `(N, H, D)` and returns futures with `reward` and `continue_prob` `(N, H)`,
-    `belief` (after the last action) and `keys()` (by row and step). Beliefs have `keys()`
-    (`keys(levels)` for a planner with `key_levels`), `select(index)`, `len()`
-    and the class method `cat(list)`.
+    `belief` (after the last action) and `keys()` (by row and step). Beliefs have `keys()`, `select(index)`, `len()`
+    and the class method `cat(list)`. `keys` takes `levels` for a planner with `key_levels`, and `steps` where
+    `config.context_steps` is more than 1.
     """
 
     config: Any
