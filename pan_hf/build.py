@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.deprecated import old_names
-from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, TextAction, TextSense, VectorAction, VectorSense
+from pan_hf.features import feature_of
+from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor, PanTokenizer
 from pan_hf.tokenization.vocabulary_pan import Vocabulary
 
@@ -23,7 +24,6 @@ PRESETS = {
     "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
     "small": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8},
 }
-LONGEST_TEXT = 64
 
 
 def build(
@@ -65,7 +65,8 @@ def build(
         name: _sense(name, values, trajectories, tokenizer, options.get(name, {}))
         for name, values in trajectories.observations.items()
     }
-    action = _action(trajectories, tokenizer, options.get("action", {}))
+    action = feature_of(trajectories.features["action"])
+    action = action.make_action(trajectories.actions, tokenizer, options.get("action", {}))
     language_model = _language_model(backbone, tokenizer)
     model = PanModel.from_backbone(
         language_model, senses, action, pad_token_id=tokenizer.pad_token_id, text_reserve=256, **config
@@ -125,51 +126,8 @@ def _language_model(backbone: str, tokenizer: PanTokenizer):
 
 
 def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer, options: dict):
-    feature = trajectories.features[f"observation.{name}"]
+    feature = feature_of(trajectories.features[f"observation.{name}"])
     try:
-        if feature["kind"] == "image":
-            height, width = values.shape[2:]
-            shape = {"height": height, "width": width, "channels": values.shape[1]}
-            return ImageSense(**({**shape, **_patches(name, height, width)} | options))
-        if feature["kind"] == "vector":
-            bounds = {key: feature[key] for key in ("dim", "low", "high", "unit") if key in feature}
-            return VectorSense(**(bounds | options))
-        return TextSense(**(_text(values, trajectories, tokenizer) | options))
+        return feature.make_sense(name, values, trajectories.episode, tokenizer, options)
     except TypeError as error:
         raise ValueError(f"Sense {name!r}: {error}.") from error
-
-
-def _patches(name: str, height: int, width: int) -> dict:
-    """A patch size and levels that tile the picture with 16 to 256 cells, 64 where there is a choice."""
-    fitting = [
-        (abs(height // size * (width // size) - 64), size)
-        for size in range(2, min(height, width) + 1)
-        if height % (2 * size) == 0 and width % (2 * size) == 0 and 16 <= height // size * (width // size) <= 256
-    ]
-    if not fitting:
-        raise ValueError(
-            f"Sense {name!r}: no patch size tiles {height}x{width} pixels in 16 to 256 cells; record with "
-            "`--image-size 64` (or any multiple of 16)."
-        )
-    return {"patch_size": min(fitting)[1]}
-
-
-def _text(values: np.ndarray, trajectories: Trajectories, tokenizer) -> dict:
-    """Length from the texts met, and whether they ever change within an episode."""
-    same_as_next = values[1:] == values[:-1]
-    within = trajectories.episode[1:] == trajectories.episode[:-1]
-    lengths = [len(tokenizer(str(text), add_special_tokens=False)["input_ids"]) for text in np.unique(values)[:4096]]
-    changes = bool((within & ~same_as_next).any())
-    return {"max_length": int(min(LONGEST_TEXT, max(lengths) + (2 if changes else 0))), "every_step": changes}
-
-
-def _action(trajectories: Trajectories, tokenizer, options: dict):
-    feature = trajectories.features["action"]
-    if feature["kind"] == "discrete":
-        return DiscreteAction(**({"num_actions": feature["n"], "names": feature.get("names")} | options))
-    if feature["kind"] == "vector":
-        return VectorAction(
-            **({key: feature[key] for key in ("dim", "low", "high", "unit") if key in feature} | options)
-        )
-    lengths = [len(tokenizer(str(text))["input_ids"]) for text in np.unique(trajectories.actions)[:4096]]
-    return TextAction(**({"max_length": int(min(LONGEST_TEXT, max(lengths)))} | options))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A float array is taken for a picture, and an array without channels too, from this many pixels a side.
 _LEAST_SIDE = 8
@@ -64,3 +70,17 @@ def fitted_shape(height: int, width: int, size: int | None, crop: bool = False) 
     """The shape that `fit` gives a picture of `height` and `width`."""
     side = min(height, width) if crop else None
     return [size or side or height, size or side or width, 3]
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A uint8 `(H, W, 3)` image as PNG, packed for speed rather than size."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def to_rgb(frames: Tensor) -> np.ndarray:
+    """Frames of a model `(T, channels, H, W)` -> RGB `(T, H, W, 3)`; one channel is repeated, those past three left
+    out."""
+    rgb = frames.expand(-1, 3, -1, -1) if frames.shape[1] == 1 else frames[:, :3]
+    return rgb.permute(0, 2, 3, 1).cpu().numpy()

@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 
 from pan_hf import RecordTrajectories
 from pan_hf.cli import app
-from pan_hf.data.episodes import encode_png, read_info
+from pan_hf.data.episodes import read_info
 from pan_hf.data.importing import columns, import_dataset, import_lerobot, import_minari, import_videos, writing
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_environment
+from pan_hf.images import encode_png
 
 LENGTHS = (4, 6, 5)  # frames of the episodes
 ACTIONS = ([0, 2, 1, 1], [1, 0, 0, 2, 2, 1], [2, 2, 0, 1, 0])  # one a frame

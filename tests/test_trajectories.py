@@ -11,7 +11,6 @@ import pytest
 
 from pan_hf.data.episodes import (
     Episode,
-    encode_png,
     episode_path,
     episode_schema,
     episode_table,
@@ -21,6 +20,7 @@ from pan_hf.data.episodes import (
     write_table,
 )
 from pan_hf.data.trajectories import Trajectories, load_trajectories
+from pan_hf.images import encode_png
 
 FEATURES = {
     "observation.camera": {"kind": "image", "shape": [6, 8, 3], "unit": "uint8 RGB"},

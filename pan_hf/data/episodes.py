@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from pan_hf.features import feature_of, is_reserved
 from pan_hf.files import write_whole
 from pan_hf.hub import address, on_disk
 
@@ -53,14 +52,7 @@ def episode_schema(features: dict[str, dict]) -> pa.Schema:
     """The columns of an episode's file, with the metadata by which `datasets` knows images as images."""
     import datasets
 
-    def column(feature: dict) -> Any:
-        if feature["kind"] == "image":
-            return datasets.Image()
-        if feature["kind"] == "vector":
-            return datasets.Sequence(datasets.Value("float32"), length=feature["dim"])
-        return datasets.Value({"text": "string", "discrete": "int64"}[feature["kind"]])
-
-    columns = {name: column(feature) for name, feature in features.items()}
+    columns = {name: feature_of(described).column_type() for name, described in features.items()}
     for names, kind in (
         (("next.reward", "timestamp"), "float32"),
         (("next.done", "next.truncated", "action_is_pad"), "bool"),
@@ -75,12 +67,14 @@ def episode_table(episode: Episode, features: dict[str, dict], schema: pa.Schema
     """An episode as `(T + 1)` rows of `schema`."""
     num_rows = len(episode.actions) + 1
     last = [False] * (num_rows - 2)
+    kinds = {name: feature_of(described) for name, described in features.items()}
     columns: dict[str, Any] = {
-        f"observation.{sense}": [stored(value, features[f"observation.{sense}"]) for value in values]
+        f"observation.{sense}": [kinds[f"observation.{sense}"].stored(value) for value in values]
         for sense, values in episode.observations.items()
     }
+    action = kinds["action"]
     columns |= {
-        "action": [*(stored(action, features["action"]) for action in episode.actions), pad(features["action"])],
+        "action": [*(action.stored(value) for value in episode.actions), action.stored(action.blank())],
         "next.reward": [*episode.rewards, 0.0],
         "next.done": [*last, episode.is_done, False],
         "next.truncated": [*last, episode.is_truncated, False],
@@ -97,31 +91,15 @@ def episode_table(episode: Episode, features: dict[str, dict], schema: pa.Schema
     return table.replace_schema_metadata(metadata)
 
 
-def stored(value: Any, feature: dict) -> Any:
-    if feature["kind"] == "image":
-        return {"bytes": encode_png(value), "path": None}
-    return value
-
-
-def pad(action: dict) -> Any:
-    return {"discrete": 0, "text": ""}[action["kind"]] if action["kind"] != "vector" else np.zeros(action["dim"], "f4")
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """A uint8 `(H, W, 3)` image as PNG, packed for speed rather than size."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def extremes(episode: Episode, features: dict[str, dict]) -> dict[str, list[list[float]]]:
-    """Smallest and largest value of each number of each vector, by column: the data's bounds without its rows."""
-    vectors = {
-        name: episode.actions if name == "action" else episode.observations[name.removeprefix("observation.")]
-        for name, feature in features.items()
-        if feature["kind"] == "vector"
+def extremes(episode: Episode, features: dict[str, dict]) -> dict[str, list]:
+    """What is known of each column without its rows, by name: of vectors the smallest and largest of each number."""
+    summaries = {
+        name: feature_of(described).summary(
+            episode.actions if name == "action" else episode.observations[name.removeprefix("observation.")]
+        )
+        for name, described in features.items()
     }
-    return {name: [np.min(rows, 0).tolist(), np.max(rows, 0).tolist()] for name, rows in vectors.items()}
+    return {name: summary for name, summary in summaries.items() if summary is not None}
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -155,6 +133,8 @@ def read_info(root: str | Path) -> dict:
     found = (info.get("format"), info.get("version")) if isinstance(info, dict) else type(info).__name__
     if found != (FORMAT, VERSION):
         raise ValueError(f"{path}: expected format {FORMAT!r} version {VERSION}, got {found}")
+    if reserved := [name for name in info.get("features", ()) if is_reserved(name)]:
+        raise ValueError(f"{path}: the columns {reserved} are of a newer pan_hf; install it to read this recording")
     return info
 
 

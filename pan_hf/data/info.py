@@ -7,22 +7,18 @@ import json
 import math
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 from pan_hf.data.episodes import FORMAT, SPLITS, VERSION, episode_files, read_info, read_summary, write_info
 from pan_hf.data.trajectories import Trajectories
+from pan_hf.features import Feature, feature_of
 from pan_hf.modeling import PanConfig
 from pan_hf.tokenization import PanProcessor
 
-# Smallest and largest value of each number, by column.
-Extremes = dict[str, list[list[float]]]
-# What an unbounded vector is given beyond the recorded values, as a share of their range.
-_MARGIN = 0.1
+# By column, what `Feature.summary` says of an episode: of a vector the smallest and largest value of each number.
+Extremes = dict[str, list]
 
 
 def new_info(fps: float, features: dict[str, dict], environments: list[dict], test_fraction: float, **about) -> dict:
@@ -55,13 +51,12 @@ def is_test_episode(number: int, test_fraction: float) -> bool:
     return math.floor((number + 1) * share - 2 * share) > math.floor(number * share - 2 * share)
 
 
-def joined(extremes: Sequence[Extremes]) -> Extremes:
-    """The extremes of several episodes together."""
-
-    def over(name: str, side: int, among) -> list[float]:
-        return among([one[name][side] for one in extremes], 0).tolist()
-
-    return {name: [over(name, 0, np.min), over(name, 1, np.max)] for name in (extremes[0] if extremes else ())}
+def joined(features: dict[str, dict], extremes: Sequence[Extremes]) -> Extremes:
+    """The extremes of several episodes together. Args: features, as in `meta/info.json`."""
+    return {
+        name: feature_of(features[name]).joined([one[name] for one in extremes])
+        for name in (extremes[0] if extremes else ())
+    }
 
 
 def bounded(features: dict[str, dict], extremes: Sequence[Extremes]) -> dict[str, dict]:
@@ -72,29 +67,11 @@ def bounded(features: dict[str, dict], extremes: Sequence[Extremes]) -> dict[str
         features: as in `meta/info.json`; a bound that nobody declared is None, and stays so where there is no episode.
         extremes: of the episodes.
     """
-    found = joined(extremes)
+    summaries = joined(features, extremes)
     return {
-        name: _bounded(name, feature, *map(np.array, found[name])) if name in found else feature
-        for name, feature in features.items()
+        name: feature_of(described).bounded(name, summaries[name]) if name in summaries else described
+        for name, described in features.items()
     }
-
-
-def _bounded(name: str, feature: dict, lowest: np.ndarray, highest: np.ndarray) -> dict:
-    width = highest - lowest
-    margin = np.where(width > 0, _MARGIN * width, np.maximum(_MARGIN * np.abs(highest), _MARGIN))
-    low, high = (
-        [float(value) if bound is None else bound for bound, value in zip(feature[side], values, strict=True)]
-        for side, values in (("low", lowest - margin), ("high", highest + margin))
-    )
-    # float32 rounding of a declared bound is no breach of it
-    slack = 1e-6 * np.maximum(1, np.abs([*low, *high])).max()
-    if np.any(lowest < np.array(low) - slack) or np.any(highest > np.array(high) + slack):
-        warnings.warn(
-            f"{name} left the bounds its environment declares ({low} to {high}): recorded {lowest.tolist()} to "
-            f"{highest.tolist()}; the bounds in meta/info.json are widened to hold it",
-            stacklevel=5,
-        )
-    return feature | {"low": np.minimum(low, lowest).tolist(), "high": np.maximum(high, highest).tolist()}
 
 
 # ---- Whether a recording is one that a finished world model can be trained further on: the same senses and actions.
@@ -110,45 +87,19 @@ def check_fits(config: PanConfig, processor: PanProcessor, trajectories: Traject
             "Record them (`pan record --keep`, `--rename`)."
         )
     for name, sense in config.senses.items():
-        values, feature = trajectories.observations[name], trajectories.features[f"observation.{name}"]
-        _check_kind(f"Sense {name!r}", feature["kind"], sense.kind)
-        if sense.kind == "image":
-            _check_shape(name, values.shape[1:], (sense.channels, sense.height, sense.width))
-        else:
-            processor(observation={name: _distinct(values)}, partial=True)
-    _check_action(config.action, processor, trajectories)
+        feature = _of_same_kind(f"Sense {name!r}", trajectories.features[f"observation.{name}"], sense)
+        feature.check_sense(name, sense, trajectories.observations[name], processor)
+    action = _of_same_kind("Action", trajectories.features["action"], config.action)
+    action.check_action(config.action, trajectories.actions[~trajectories.action_is_pad], processor)
 
 
-def _check_kind(what: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise ValueError(f"{what}: the recording's is of kind {found!r}, the model's of kind {expected!r}.")
-
-
-def _check_shape(name: str, found: tuple, expected: tuple) -> None:
-    if tuple(found) != expected:
-        channels, height, width = expected
+def _of_same_kind(what: str, described: dict, part) -> Feature:
+    feature, expected = feature_of(described), feature_of(part)
+    if feature.kind != expected.kind:
         raise ValueError(
-            f"Sense {name!r}: the recording has images of {tuple(found)}, the model sees {expected} (channels, "
-            f"height, width); record with `--image-size {height}`{'' if height == width else f' ({height}x{width})'}."
+            f"{what}: the recording's is of kind {feature.kind!r}, the model's of kind {expected.kind!r}."
         )
-
-
-def _check_action(action, processor: PanProcessor, trajectories: Trajectories) -> None:
-    feature = trajectories.features["action"]
-    _check_kind("Action", feature["kind"], action.kind)
-    if action.kind == "discrete":
-        if feature["n"] != action.num_actions:
-            raise ValueError(
-                f"The recording has {feature['n']} actions, the model {action.num_actions}. A number means the same "
-                "in both only where there are as many; new actions are born with model.grow('action.0', names=[...])."
-            )
-        return
-    processor(action=_distinct(trajectories.actions[~trajectories.action_is_pad]))
-
-
-def _distinct(values: np.ndarray):
-    """Texts once each, as a batch of constant ones; vectors as they are."""
-    return np.unique(values).tolist() if values.dtype.kind in "UO" else values
+    return feature
 
 
 # ---- A recording that is made of other data appears whole: written beside its folder, and renamed when all is in it.

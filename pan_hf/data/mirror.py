@@ -32,22 +32,8 @@ from pan_hf.data.episodes import (
 )
 from pan_hf.data.info import write_counted, write_whole
 from pan_hf.data.trajectories import read_episode
-
-FLIPS = ("horizontal", "vertical", "diagonal")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two numbers of a vector that are a place in the picture, or a motion in it.
-
-    Args:
-        across, down (`int`): which number points along the picture's rows, and which along its columns.
-        around (`tuple[float, float]`): twice the middle that each of them is mirrored at; 0 for a motion.
-    """
-
-    across: int
-    down: int
-    around: tuple[float, float]
+from pan_hf.features import Feature, feature_of
+from pan_hf.features.vector import FLIPS, Pair
 
 
 @dataclass(frozen=True)
@@ -57,15 +43,14 @@ class Mirror:
     Args:
         flips (`tuple[str, ...]`): of `FLIPS`, in this order: left and right change places, up and down, rows and
             columns.
-        kinds: by sense, and of `action`: "image", "vector", "text" or "discrete".
-        pairs: by name, the pairs of numbers of a vector that are mirrored.
-        becomes: what becomes of each discrete action, `(n,)`.
+        features: by sense, and of `action`.
+        rules: by name, what `Feature.mirrored` needs beside them: the pairs of numbers of a vector that are mirrored,
+            what becomes of each discrete action.
     """
 
     flips: tuple[str, ...]
-    kinds: Mapping[str, str]
-    pairs: Mapping[str, list[Pair]]
-    becomes: np.ndarray
+    features: Mapping[str, Feature]
+    rules: Mapping[str, Any]
 
     def episode(self, episode: Episode, index: int) -> Episode:
         """The mirror image of an episode, under a number of its own and without a seed: no reset leads to it."""
@@ -74,26 +59,7 @@ class Mirror:
         return replace(episode, index=index, seed=UNKNOWN_SEED, observations=observations, actions=actions)
 
     def _values(self, name: str, values: list) -> list:
-        if self.kinds[name] == "image":
-            return [self._picture(value) for value in values]
-        if self.kinds[name] == "vector":
-            return list(self._vectors(np.array(values, np.float32), self.pairs.get(name, [])))
-        return self.becomes[values].tolist() if self.kinds[name] == "discrete" else values
-
-    def _picture(self, picture: np.ndarray) -> np.ndarray:
-        """`(H, W, C)`."""
-        flipped = picture[:: -1 if "vertical" in self.flips else 1, :: -1 if "horizontal" in self.flips else 1]
-        return np.ascontiguousarray(flipped.swapaxes(0, 1) if "diagonal" in self.flips else flipped)
-
-    def _vectors(self, values: np.ndarray, pairs: list[Pair]) -> np.ndarray:
-        """`(T, D)`."""
-        for pair in pairs:
-            for flip, axis, around in zip(FLIPS, (pair.across, pair.down), pair.around, strict=False):
-                if flip in self.flips:
-                    values[:, axis] = np.float32(around) - values[:, axis]
-            if "diagonal" in self.flips:
-                values[:, [pair.across, pair.down]] = values[:, [pair.down, pair.across]]
-        return values
+        return self.features[name].mirrored(values, self.flips, self.rules.get(name))
 
 
 def mirror(
@@ -181,34 +147,33 @@ def _mirrors(features: dict[str, dict], settings: dict) -> list[Mirror]:
     if not settings["flips"] or set(settings["flips"]) - set(FLIPS):
         raise ValueError(f"flips: expected some of {list(FLIPS)}, got {settings['flips']}")
     flips = [flip for flip in FLIPS if flip in settings["flips"]]
-    named = {name.removeprefix("observation."): feature for name, feature in features.items()}
+    named = {name.removeprefix("observation."): feature_of(one) for name, one in features.items()}
     for name, feature in named.items():
-        if feature["kind"] == "image" and "diagonal" in flips and feature["shape"][0] != feature["shape"][1]:
-            raise ValueError(f"{name} is {feature['shape']}, and only squares have a diagonal flip; leave it out")
+        feature.check_mirror(name, flips)
     pairs = _pairs(named, settings, flips)
     swaps = _swaps(named["action"], settings["swaps"], flips)
     _check_all_named(named, set(pairs), settings)
-    kinds = {name: feature["kind"] for name, feature in named.items()}
     chosen = [part for size in range(1, len(flips) + 1) for part in itertools.combinations(flips, size)]
     if not 1 <= settings["copies"] <= len(chosen):
         raise ValueError(f"copies: {flips} make 1 to {len(chosen)} images, got {settings['copies']}")
-    count = named["action"].get("n", 0)
-    return [Mirror(part, kinds, pairs, _becomes(count, part, swaps)) for part in chosen]
+    count = named["action"].description.get("n", 0)
+    return [Mirror(part, named, pairs | _becomes(count, part, swaps)) for part in chosen]
 
 
-def _pairs(named: dict[str, dict], settings: dict, flips: list[str]) -> dict[str, list[Pair]]:
+def _pairs(named: dict[str, Feature], settings: dict, flips: list[str]) -> dict[str, list[Pair]]:
     found: dict[str, list[Pair]] = {}
+    vectors = sorted(name for name, feature in named.items() if feature.is_numeric)
     for what in ("positions", "directions"):
         for told in settings[what]:
             name, _, numbers = told.partition("=")
-            if named.get(name, {}).get("kind") != "vector":
-                vectors = sorted(name for name, feature in named.items() if feature["kind"] == "vector")
+            if name not in vectors:
                 raise ValueError(f"{what}: {name!r} is no vector of this recording, which has {vectors}")
-            dim = named[name]["dim"]
+            described = named[name].description
+            dim = described["dim"]
             axes = [int(one) if one.isdigit() else dim for one in (numbers or "0,1").split(",")]
             if len(set(axes)) != 2 or max(axes) >= dim:
                 raise ValueError(f"{what}: expected NAME or NAME=ACROSS,DOWN, two of the {dim} numbers, got {told!r}")
-            found.setdefault(name, []).append(_pair(told, named[name], axes, what == "positions", flips))
+            found.setdefault(name, []).append(_pair(told, described, axes, what == "positions", flips))
     for name, pairs in found.items():
         used = [axis for pair in pairs for axis in (pair.across, pair.down)]
         if len(set(used)) < len(used):
@@ -228,11 +193,9 @@ def _pair(told: str, feature: dict, axes: list[int], is_position: bool, flips: l
     return Pair(across, down, around)
 
 
-def _check_all_named(named: dict[str, dict], mirrored: set[str], settings: dict) -> None:
+def _check_all_named(named: dict[str, Feature], mirrored: set[str], settings: dict) -> None:
     """What is left out by mistake would be told wrongly in every image."""
-    asked = {name for name, feature in named.items() if feature["kind"] == "vector"}
-    if named["action"]["kind"] == "discrete" and not settings["swaps"]:
-        asked.add("action")
+    asked = {name for name, feature in named.items() if feature.needs_mirror_rule(bool(settings["swaps"]))}
     if wrong := sorted(set(settings["same"]) - (asked - mirrored)):
         raise ValueError(f"same: expected some of {sorted(asked - mirrored)}, got {wrong}")
     if missing := sorted(asked - mirrored - set(settings["same"])):
@@ -242,25 +205,25 @@ def _check_all_named(named: dict[str, dict], mirrored: set[str], settings: dict)
         )
 
 
-def _swaps(action: dict, told: Sequence[str], flips: list[str]) -> dict[str, list[tuple[int, int]]]:
+def _swaps(action: Feature, told: Sequence[str], flips: list[str]) -> dict[str, list[tuple[int, int]]]:
     """`["horizontal:left=right"]` as `{"horizontal": [(0, 1)]}`."""
-    if told and action["kind"] != "discrete":
-        raise ValueError(f"swaps are of discrete actions, and this recording's are {action['kind']}")
-    names = action.get("names") or []
+    if told and not action.is_discrete:
+        raise ValueError(f"swaps are of discrete actions, and this recording's are {action.kind}")
+    names, count = action.description.get("names") or [], action.description.get("n", 0)
     found: dict[str, list[tuple[int, int]]] = {}
     for each in told:
         flip, _, pair = each.partition(":")
         numbers = [names.index(one) if one in names else int(one) if one.isdigit() else -1 for one in pair.split("=")]
-        if flip not in flips or len(numbers) != 2 or not all(0 <= one < action["n"] for one in numbers):
-            known = names or f"0 to {action['n'] - 1}"
+        if flip not in flips or len(numbers) != 2 or not all(0 <= one < count for one in numbers):
+            known = names or f"0 to {count - 1}"
             raise ValueError(f"swaps: expected FLIP:ONE=OTHER of flips {flips} and actions {known}, got {each!r}")
         found.setdefault(flip, []).append((numbers[0], numbers[1]))
     return found
 
 
-def _becomes(count: int, flips: tuple[str, ...], swaps: dict[str, list[tuple[int, int]]]) -> np.ndarray:
-    """What becomes of each of `count` discrete actions by these flips."""
+def _becomes(count: int, flips: tuple[str, ...], swaps: dict[str, list[tuple[int, int]]]) -> dict[str, np.ndarray]:
+    """What becomes of each of `count` discrete actions by these flips, as the rule of `action`; none without swaps."""
     becomes = np.arange(count)
     for one, other in (pair for flip in flips for pair in swaps.get(flip, ())):
         becomes = np.where(becomes == one, other, np.where(becomes == other, one, becomes))
-    return becomes
+    return {"action": becomes} if swaps else {}

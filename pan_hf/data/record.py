@@ -19,13 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pan_hf.data.episodes import SPLITS, encode_png, episode_files, episode_schema, read_info, read_summary, write_info
+from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary, write_info
 from pan_hf.data.info import new_info, write_counted
 from pan_hf.data.recorder import RecordingJob, Stream, call_in_fork, is_forked, record_streams, recording_processes
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.envs.policies import load_policies
+from pan_hf.features import feature_of
 from pan_hf.specs import load_callable, spelled
 
 # Disk space that is left alone, and what a frame may take beyond what the first one does.
@@ -201,38 +200,22 @@ def _look_at(environments: list[dict], start: Callable | None) -> tuple[dict[str
             fps = env.metadata.get("render_fps") or 10
         finally:
             env.close()
-        size = max(size, sum(_stored_size(value) for value in observation.values()))
+        stored = {name: feature_of(described[f"observation.{name}"]) for name in observation}
+        size = max(size, sum(feature.num_bytes(observation[name]) for name, feature in stored.items()))
     return features, fps, size + 100  # the other columns
-
-
-def _stored_size(value: np.ndarray | str) -> int:
-    return len(encode_png(value)) if np.ndim(value) == 3 else np.asarray(value).nbytes
 
 
 def _merged(features: dict[str, dict], others: dict[str, dict], id: str, other_id: str) -> dict[str, dict]:
     """Features that hold for two environments: the same but for the bounds of vectors, of which the wider count, and
     for names of actions, which are left out where they differ."""
-    bounds = {"low": min, "high": max}
-
-    def shape(described: dict[str, dict]) -> dict:
-        spared = {*bounds, "names"}
-        return {name: {k: v for k, v in one.items() if k not in spared} for name, one in described.items()}
-
-    if shape(features) != shape(others):
+    kinds, other_kinds = ({name: feature_of(one) for name, one in both.items()} for both in (features, others))
+    common, other_common = ({name: one.common for name, one in both.items()} for both in (kinds, other_kinds))
+    if common != other_common:
         raise ValueError(
-            f"Environments of one recording need the same senses and actions: {id} has {shape(features)}, {other_id} "
-            f"has {shape(others)}. Record them apart, or choose with keep, rename and image_size."
+            f"Environments of one recording need the same senses and actions: {id} has {common}, {other_id} has "
+            f"{other_common}. Record them apart, or choose with keep, rename and image_size."
         )
-
-    def wider(side: str, one: dict, other: dict) -> list[float | None]:
-        pairs = zip(one[side], other[side], strict=True)
-        return [None if None in pair else bounds[side](pair) for pair in pairs]
-
-    return {
-        name: {key: value for key, value in feature.items() if key != "names" or value == others[name].get(key)}
-        | {side: wider(side, feature, others[name]) for side in bounds if side in feature}
-        for name, feature in features.items()
-    }
+    return {name: feature.merged(other_kinds[name]) for name, feature in kinds.items()}
 
 
 def _new_info(job: RecordingJob, start: str | Callable | None, requested: dict[str, int | None]) -> dict:

@@ -28,6 +28,7 @@ from pan_hf.data.episodes import SPLITS, Episode, episode_path, episode_table, w
 from pan_hf.data.info import is_test_episode
 from pan_hf.envs.environment import SenseEnvironment, make_environment
 from pan_hf.envs.policies import PolicyMixture
+from pan_hf.features import task_of
 
 # Steps of an episode where neither the user nor the environment limits it.
 _DEFAULT_MAX_STEPS = 1000
@@ -105,7 +106,7 @@ class Recorder:
         observation, _ = env.reset(seed=episode.seed)
         observation = _explore(env, observation, int(rng.integers(self._job.explore_steps + 1)))
         act = self._job.policies.for_episode(env, rng)
-        episode.task = _task(observation, self._job.features)
+        episode.task = task_of(observation, self._job.features)
         episode.observations = {sense: [value] for sense, value in observation.items()}
         limit = self._job.max_episode_steps or (env.spec and env.spec.max_episode_steps) or _DEFAULT_MAX_STEPS
         while not (episode.is_done or episode.is_truncated):
@@ -127,15 +128,6 @@ def _explore(env: SenseEnvironment, observation: dict, num_steps: int) -> dict:
         if is_done or is_truncated:
             return env.reset()[0]
     return observation
-
-
-def _task(observation: dict, features: dict[str, dict]) -> str:
-    """The first text that holds for a whole episode, or ""."""
-    for sense, value in observation.items():
-        feature = features[f"observation.{sense}"]
-        if feature["kind"] == "text" and not feature["every_step"]:
-            return value
-    return ""
 
 
 # Many episodes, in this process or in several

@@ -13,7 +13,6 @@ the same files.
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pan_hf.data.episodes import SPLITS, Episode, episode_files, read_info
 from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays
+from pan_hf.features import Feature, feature_of
 from pan_hf.hub import on_disk
 
 # Decoding PNG leaves the lock of the interpreter for half of its time: more threads cost time (measured: 1, 2, 4).
@@ -45,12 +43,13 @@ def read_episode(path: Path, index: int, features: dict[str, dict]) -> Episode:
         ValueError: the file is damaged or does not fit the features.
     """
     table = _read_table(path, features)
-    columns = {name: table[name] if one["kind"] == "image" else table[name].tolist() for name, one in features.items()}
-    for name, one in features.items():
-        if one["kind"] == "image":
-            frames = np.empty((len(columns[name]), *(one["shape"][axis] for axis in (2, 0, 1))), np.uint8)
-            _decode(columns[name], frames, one, index)
-            columns[name] = list(frames.transpose(0, 2, 3, 1))
+    columns = {}
+    for name, described in features.items():
+        feature, rows = feature_of(described), table[name]
+        if feature.row_shape is not None:
+            rows = np.empty((len(table[name]), *feature.row_shape), np.uint8)
+            _decode(table[name], rows, feature, index)
+        columns[name] = feature.recorded(rows)
     return Episode(
         environment=table["environment"],
         index=index,
@@ -195,17 +194,17 @@ def load_trajectories(
     files = episode_files(root, split)
     if not files:
         raise ValueError(f"{root} has no {split} episode; run the same `pan record` again, or with more episodes")
-    unbounded = [name for name, one in features.items() if None in [*one.get("low", []), *one.get("high", [])]]
-    if unbounded:
+    kinds = {name: feature_of(described) for name, described in features.items()}
+    if unbounded := [name for name, feature in kinds.items() if not feature.is_measured]:
         raise ValueError(f"{root}: recording stopped before the bounds of {unbounded} were measured; run it again")
     if episodes is not None:
         files, in_memory = {index: files[index] for index in episodes}, sys.maxsize
     lengths = np.array([_num_rows(path) for path in files.values()])
     starts = np.cumsum(lengths) - lengths
     shapes = {
-        name.removeprefix("observation."): (int(lengths.sum()), *(one["shape"][axis] for axis in (2, 0, 1)))
-        for name, one in features.items()
-        if one["kind"] == "image"
+        name.removeprefix("observation."): (int(lengths.sum()), *feature.row_shape)
+        for name, feature in kinds.items()
+        if feature.row_shape is not None
     }
     frames = FrameArrays(root, split, files.values(), shapes, in_memory)
     with ThreadPoolExecutor(_READ_THREADS) as pool, frames.filling() as missing:
@@ -215,7 +214,7 @@ def load_trajectories(
         def read(index: int, path: Path, start: int) -> dict[str, Any]:
             table = _read_table(path, wanted)
             for sense, array in missing.items():
-                _decode(table.pop(f"observation.{sense}"), array[start:], features[f"observation.{sense}"], index)
+                _decode(table.pop(f"observation.{sense}"), array[start:], kinds[f"observation.{sense}"], index)
             return table
 
         tables = list(pool.map(read, files, files.values(), starts))
@@ -227,12 +226,12 @@ _CONSTANT = ("task", "environment", "seed")
 
 
 def _read_table(path: Path, features: dict[str, dict]) -> dict[str, Any]:
-    """The columns of a file as numpy arrays, images as lists of PNG bytes, what is constant as one value."""
+    """The columns of a file, see `Feature.read`, what is constant as one value."""
     try:
         # One thread a file: files are many and small.
         names = [*features, *_COLUMNS, *_CONSTANT]
         table = pq.ParquetFile(path).read(names, use_threads=False).combine_chunks()
-        columns = {name: _column(table[name], feature) for name, feature in features.items()}
+        columns = {name: feature_of(one).read(table[name]) for name, one in features.items()}
         columns |= {name: table[name].to_numpy() for name in _COLUMNS}
         columns |= {name: table[name][0].as_py() for name in _CONSTANT}
     except (pa.ArrowException, KeyError, IndexError, ValueError, OSError) as error:
@@ -248,31 +247,6 @@ def _num_rows(path: Path) -> int:
         return pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error
-
-
-def _column(column: pa.ChunkedArray, feature: dict) -> Any:
-    fits = {
-        "image": pa.types.is_struct,
-        "vector": lambda kind: pa.types.is_fixed_size_list(kind) and kind.list_size == feature["dim"],
-        "text": pa.types.is_string,
-        "discrete": pa.types.is_integer,
-    }
-    if column.null_count or not fits[feature["kind"]](column.type):
-        raise ValueError(f"expected {feature}, got {column.type} with {column.null_count} missing")
-    if feature["kind"] == "image":
-        return pc.struct_field(column, "bytes").to_pylist()
-    if feature["kind"] == "text":
-        return np.array(column.to_pylist(), dtype=np.str_)
-    if feature["kind"] == "discrete":
-        numbers = column.to_numpy()
-        if numbers.min() < 0 or numbers.max() >= feature["n"]:
-            raise ValueError(f"expected numbers in 0..{feature['n'] - 1}, got {numbers.min()} to {numbers.max()}")
-        return numbers
-    values = column.combine_chunks()
-    vectors = values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), feature["dim"])
-    if not np.isfinite(vectors).all():
-        raise ValueError("expected finite numbers, got NaN or infinity")
-    return vectors
 
 
 def _assemble(indices: list[int], tables: list[dict], features: dict, frames: dict[str, np.ndarray]) -> Trajectories:
@@ -307,15 +281,15 @@ def _assemble(indices: list[int], tables: list[dict], features: dict, frames: di
     )
 
 
-def _decode(pngs: list[bytes], frames: np.ndarray, feature: dict, index: int) -> None:
-    """An episode's pictures of a sense into the first rows of `frames`, uint8 `(N, 3, H, W)`."""
-    for row, png in enumerate(pngs):
+def _decode(cells: list, frames: np.ndarray, feature: Feature, index: int) -> None:
+    """An episode's compressed cells of a sense into the first rows of `frames`, uint8 `(N, *row_shape)`."""
+    for row, cell in enumerate(cells):
         try:
-            frames[row] = np.asarray(Image.open(io.BytesIO(png))).transpose(2, 0, 1)
+            frames[row] = feature.decode(cell)
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(
-                f"Episode {index}, frame {row}: no image of shape {feature['shape']} ({error}); delete the episode's "
-                "file and record again"
+                f"Episode {index}, frame {row}: expected {feature.description} ({error}); delete the episode's file "
+                "and record again"
             ) from error
 
 

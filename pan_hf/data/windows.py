@@ -2,10 +2,13 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pan_hf.features import feature_of
 
 
 class WindowReader:
@@ -42,9 +45,9 @@ class WindowReader:
             What the processor gives for `lead + num_steps + 1` frames; frame `lead` is that of `rows`.
         """
         frames = rows[:, None] - self.lead + np.arange(self.lead + num_steps + 1)
-        observation = {name: self._sense(name, sense, frames) for name, sense in self.model.config.senses.items()}
-        actions = self.trajectories.actions[frames[:, :-1]]
-        actions = actions.tolist() if actions.dtype.kind in "OUS" else actions
+        observation = {name: self._sense(name, frames) for name in self.model.config.senses}
+        taken = self.trajectories.actions[frames[:, :-1]]
+        actions = feature_of(self.model.config.action).to_processor(taken)
         return self.processor(observation=observation, action=actions).to(self.model.device)
 
     def perceive(self, batch: dict, step: int = 0):
@@ -54,11 +57,10 @@ class WindowReader:
         seen = self.part(batch["observation"], slice(first, end))
         return self.model.perceive(observation=seen, action=batch["action"][:, first : end - 1])
 
-    def _sense(self, name: str, sense, frames: np.ndarray):
-        values = self.trajectories.observations[name]
-        if sense.kind == "text":
-            return values[frames if sense.every_step else frames[:, 0]].tolist()
-        return values[frames].transpose(0, 1, 3, 4, 2) if sense.kind == "image" else values[frames]
+    def _sense(self, name: str, frames: np.ndarray) -> Any:
+        rows = frames if self.changes(name) else frames[:, 0]
+        feature = feature_of(self.model.config.senses[name])
+        return feature.to_processor(self.trajectories.observations[name][rows])
 
     def outcome(self, rows: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
         """Reward and end of the `step`-th action (from 1) after `rows`, on the model's device."""

@@ -32,6 +32,7 @@ from pan_hf.data.episodes import (
 )
 from pan_hf.data.info import Extremes, bounded, is_test_episode, joined, new_info
 from pan_hf.envs.environment import SenseEnvironment, spec_entry
+from pan_hf.features import task_of
 
 
 class RecordTrajectories(gymnasium.Wrapper):
@@ -104,7 +105,7 @@ class RecordTrajectories(gymnasium.Wrapper):
     def _count(self, split: str, num_rows: int, extremes: Extremes) -> None:
         self._info["episodes"][split] += 1
         self._info["frames"] += num_rows
-        self._extremes = joined([extremes, self._extremes] if self._extremes else [extremes])
+        self._extremes = joined(self.features, [extremes, self._extremes] if self._extremes else [extremes])
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         self._write()
@@ -144,9 +145,7 @@ class RecordTrajectories(gymnasium.Wrapper):
         if episode is None or not episode.actions:
             return
         episode.is_truncated |= not episode.is_done
-        for name, feature in self.features.items():
-            if feature.get("every_step") is False and not episode.task:
-                episode.task = episode.observations[name.removeprefix("observation.")][0]
+        episode.task = task_of({sense: values[0] for sense, values in episode.observations.items()}, self.features)
         split = SPLITS[is_test_episode(self._number, self._info["test_fraction"])]
         path = episode_path(self._root, split, self._number)
         write_table(path, episode_table(episode, self.features, self._schema, self._info["fps"]))

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from pan_hf.envs.spaces import ActionForm, leaves, sense_name, senses_of
+from pan_hf.envs.spaces import action_form_of, leaves, sense_name, senses_of
+from pan_hf.features import ImageFeature, feature_of
 from pan_hf.images import fit
 from pan_hf.specs import import_object, literal, parse_spec
 
@@ -89,7 +90,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         crop: bool = False,
     ):
         super().__init__(env)
-        self._action = ActionForm(env.action_space)
+        self._action = action_form_of(env.action_space)
         self._image_size, self._crop = image_size, crop
         own = {sense_name(*leaf) for leaf in leaves(env.observation_space)}
         kept = [name for name in keep if name in own or not (render and name == "camera")] if keep else None
@@ -99,18 +100,21 @@ class SenseEnvironment(gymnasium.Wrapper):
         self._camera = self._camera_feature() if render and not self._has_image() else None
         self.action_space = self._action.space
         self.observation_space = spaces.Dict(
-            {name.removeprefix("observation."): _space_of(feature) for name, feature in self._observation_features()}
+            {
+                name.removeprefix("observation."): feature_of(described).space()
+                for name, described in self._observation_features()
+            }
         )
 
     def _has_image(self) -> bool:
-        return any(sense.feature["kind"] == "image" for sense in self.senses)
+        return any(feature_of(sense.feature).is_picture for sense in self.senses)
 
     def _camera_feature(self) -> dict:
         if any(sense.name == "camera" for sense in self.senses):
             raise ValueError("render adds the sense 'camera', and an observation has that name: rename that one")
         self.env.reset(seed=0)  # nothing can be drawn before a reset
         frame = fit(self._rendered(), self._image_size, self._crop)
-        return {"kind": "image", "shape": list(frame.shape), "unit": "uint8 RGB"}
+        return ImageFeature.of_shape(frame.shape).description
 
     def _rendered(self) -> np.ndarray:
         try:
@@ -165,16 +169,6 @@ class SenseEnvironment(gymnasium.Wrapper):
         if not np.isfinite(reward):
             raise ValueError(f"{self.env} gave the reward {reward}; expected a finite number")
         return self.observe(observation), reward, bool(terminated), bool(truncated), info
-
-
-def _space_of(feature: dict) -> spaces.Space:
-    if feature["kind"] == "image":
-        return spaces.Box(0, 255, tuple(feature["shape"]), np.uint8)
-    if feature["kind"] == "text":
-        return spaces.Text(4096)
-    low = np.array([-np.inf if bound is None else bound for bound in feature["low"]], np.float32)
-    high = np.array([np.inf if bound is None else bound for bound in feature["high"]], np.float32)
-    return spaces.Box(low, high, dtype=np.float32)
 
 
 def _action_names(env: gymnasium.Env, space: spaces.Space) -> list[str] | None:

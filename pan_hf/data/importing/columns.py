@@ -1,13 +1,12 @@
 """Columns of a table as senses, action, rewards and ends: by LeRobot's names, or as `map` says.
 
 A column is one of the roles below, a sense, or left out. What kind of sense it is shows in its first value: a picture
-(see `pan_hf.pictures`), numbers or a text. Several columns of numbers with one name are one vector, in their order.
+(see `pan_hf.images`), numbers or a text. Several columns of numbers with one name are one vector, in their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,13 +14,12 @@ from PIL import Image
 
 from pan_hf.data.episodes import Episode
 from pan_hf.data.importing.writing import as_text, make_episode
-from pan_hf.images import as_rgb, fit, picture_layout
+from pan_hf.features import Form, TextFeature, View, check_sense_name, is_reserved, kinds
 
 ROLES = ("action", "reward", "done", "truncated", "episode", "frame", "task", "pad")
 # The names that LeRobot, and our own recordings, give to the roles.
 USUAL = {"action": "action", "next.reward": "reward", "next.done": "done", "next.truncated": "truncated"}
 USUAL |= {"episode_index": "episode", "frame_index": "frame", "task": "task", "action_is_pad": "pad"}
-_MOST_NUMBERS = 4096  # of a vector; more are a picture that was not recognised
 _PREFIXES = ("observation.images.", "observation.")
 
 
@@ -63,6 +61,12 @@ def assign(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> di
     unknown = [name for name in mapping if name not in columns]
     if unknown:
         raise ValueError(f"{where}: map names the columns {unknown}, which are not there; there are {list(columns)}")
+    if reserved := [name for name in columns if is_reserved(name) and name not in mapping]:
+        raise ValueError(
+            f"{where}: the columns {reserved} have names that recordings reserve (action.<name>, next.reward.<actor>, "
+            "next.done.<actor>); say what they are with map, as in map COLUMN=action, or leave them out with map "
+            "COLUMN="
+        )
     found: dict[str, list[str]] = {}
     for column in [*mapping, *(name for name in columns if name not in mapping)]:
         target = mapping.get(column, _usual(column))
@@ -71,13 +75,20 @@ def assign(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> di
     for name, sources in found.items():
         if name in ROLES and name != "action" and len(sources) > 1:
             raise ValueError(f"{where}: {sources} are all mapped to {name!r}; leave all but one out with map COLUMN=")
-        if name not in ROLES and not name.isidentifier():
-            raise ValueError(f"{where}: {name!r} cannot name a sense (letters, digits and _ can); map {sources} anew")
+        if name not in ROLES:
+            _check_sense(where, name, sources)
     if "action" not in found:
         raise ValueError(f"{where}: no column is the action; say which of {list(columns)} with map COLUMN=action")
     if not set(found) - set(ROLES):
         raise ValueError(f"{where}: no column is a sense; say which of {list(columns)} with map COLUMN=SENSE")
     return found
+
+
+def _check_sense(where: str, name: str, sources: list[str]) -> None:
+    try:
+        check_sense_name(name, f"map {sources} anew")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _usual(column: str) -> str:
@@ -88,28 +99,38 @@ def _usual(column: str) -> str:
 # What one value is
 
 
-@dataclass(frozen=True)
-class Form:
-    """How values of a column are described and converted."""
-
-    feature: dict
-    convert: Callable[[Any], Any]
-
-
 def form_of(value: Any, image_size: int | None, crop: bool) -> Form:
     """What a sense is, by its first value.
 
     Raises:
         ValueError: it is neither a picture nor numbers nor a text.
     """
-    if isinstance(value, str | bytes):
-        return Form({"kind": "text", "every_step": True}, as_text)
-    value = _array(value)
-    if value.dtype.kind not in "iufb":
-        raise ValueError(f"expected a picture, numbers or a text, got {value.dtype} {value!r:.80}")
-    is_unit = bool(value.size and value.dtype.kind == "f" and value.min() >= 0 and value.max() <= 1)
-    layout = picture_layout(value.shape, value.dtype, is_unit)
-    return _vector_form(value.shape) if layout is None else _image_form(value, layout, image_size, crop)
+    first, view = _plain(value), View(image_size, crop)
+    if not isinstance(first, str) and first.dtype.kind not in "iufb":
+        raise ValueError(f"expected a picture, numbers or a text, got {first.dtype} {first!r:.80}")
+    return _form(first, (kind.from_value(first, view) for kind in kinds()))
+
+
+def action_form(value: Any, largest: Callable[[], int]) -> Form:
+    """What an action is, by its first value: one whole number is a choice, other numbers are a vector.
+
+    Args:
+        value: the first.
+        largest: gives the largest whole number among all, which says how many choices there are.
+    """
+    first = _plain(value)
+    return _form(first, (kind.action_from_value(first, largest) for kind in kinds()))
+
+
+def _form(first: str | np.ndarray, offered: Iterable[Form | None]) -> Form:
+    """The first form that a kind offers, for values as they stand in the table: the last kind takes any numbers."""
+    form = next(form for form in offered if form is not None)
+    plain = as_text if isinstance(first, str) else _array
+    return Form(form.feature, lambda value: form.convert(plain(value)))
+
+
+def _plain(value: Any) -> str | np.ndarray:
+    return as_text(value) if isinstance(value, str | bytes) else _array(value)
 
 
 def _array(value: Any) -> np.ndarray:
@@ -120,62 +141,6 @@ def _array(value: Any) -> np.ndarray:
         return np.asarray(value)
     except ValueError as error:
         raise ValueError(f"expected numbers of one shape ({error})") from error
-
-
-def _image_form(first: np.ndarray, layout: str, image_size: int | None, crop: bool) -> Form:
-    def convert(value: Any) -> np.ndarray:
-        image = _array(value)
-        if image.shape != first.shape or image.dtype != first.dtype:
-            raise ValueError(
-                f"expected a picture like the first, {first.dtype} of shape {first.shape}, got {image.dtype} of "
-                f"{image.shape}; bring them to one shape"
-            )
-        return fit(as_rgb(image, layout), image_size, crop)
-
-    shape = list(convert(first).shape)
-    return Form({"kind": "image", "shape": shape, "unit": "uint8 RGB"}, convert)
-
-
-def _vector_form(shape: tuple[int, ...]) -> Form:
-    dim = int(np.prod(shape))
-    if not 1 <= dim <= _MOST_NUMBERS:
-        raise ValueError(
-            f"expected 1 to {_MOST_NUMBERS} numbers as a vector, got shape {shape}; pictures are uint8, or floats in "
-            "[0, 1] with 1 or 3 channels"
-        )
-
-    def convert(value: Any) -> np.ndarray:
-        numbers = _array(value).astype(np.float32)
-        if numbers.shape != shape:
-            raise ValueError(f"expected numbers of shape {shape}, as the first are, got {numbers.shape}")
-        if not np.isfinite(numbers).all():
-            raise ValueError(f"expected finite numbers, got {numbers.tolist()}")
-        return numbers.reshape(-1)
-
-    return Form({"kind": "vector", "dim": dim, "low": [None] * dim, "high": [None] * dim}, convert)
-
-
-def action_form(value: Any, largest: Callable[[], int]) -> Form:
-    """What an action is, by its first value: one whole number is a choice, other numbers are a vector.
-
-    Args:
-        value: the first.
-        largest: gives the largest whole number among all, which says how many choices there are.
-    """
-    if isinstance(value, str | bytes):
-        return Form({"kind": "text"}, as_text)
-    value = _array(value)
-    if value.dtype.kind not in "iub" or value.size != 1:
-        return _vector_form(value.shape)
-    num = largest() + 1
-
-    def convert(action: Any) -> int:
-        number = _array(action)
-        if number.size != 1 or number.dtype.kind not in "iub" or not 0 <= number.item() < num:
-            raise ValueError(f"expected a whole number in 0..{num - 1}, got {action!r}")
-        return int(number.item())
-
-    return Form({"kind": "discrete", "n": num}, convert)
 
 
 # The source
@@ -207,7 +172,7 @@ class TableSource:
         self._forms = {name: self._form(name, first[name], image_size, crop) for name in self._senses}
         self._forms["action"] = self._form("action", first["action"], image_size, crop)
         if "task" in self._roles:
-            self._forms["task"] = Form({"kind": "text", "every_step": False}, as_text)
+            self._forms["task"] = Form({"kind": TextFeature.kind, "every_step": False}, as_text)
         self.features = {
             name if name == "action" else f"observation.{name}": form.feature
             for name, form in sorted(self._forms.items(), key=lambda item: item[0] == "action")

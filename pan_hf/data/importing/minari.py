@@ -11,6 +11,7 @@ import numpy as np
 
 from pan_hf.data.episodes import UNKNOWN_SEED, Episode
 from pan_hf.data.importing.writing import make_episode, write_recording
+from pan_hf.features import task_of
 
 INSTALL = "importing Minari data sets needs minari and h5py: pip install 'pan_hf[data]'"
 
@@ -76,7 +77,7 @@ class _MinariSource:
         self, data: str | os.PathLike, mapping: dict[str, str], image_size: int | None, crop: bool, fps: float | None
     ):
         from pan_hf.envs.environment import spec_entry
-        from pan_hf.envs.spaces import ActionForm, leaves, sense_name, senses_of
+        from pan_hf.envs.spaces import action_form_of, leaves, sense_name, senses_of
 
         self._data = _load(data)
         spec = self._data.env_spec
@@ -86,7 +87,7 @@ class _MinariSource:
             raise ValueError(f"{data}: map leaves no sense, or names one that is not there; there are {names}")
         rename = {name: sense for name, sense in mapping.items() if sense}
         self._senses = senses_of(self._data.observation_space, keep, rename, image_size, crop)
-        self._action = ActionForm(self._data.action_space)
+        self._action = action_form_of(self._data.action_space)
         self.features = {f"observation.{sense.name}": sense.feature for sense in self._senses}
         self.features["action"] = self._action.feature
         entry = spec_entry(spec) if spec is not None else {"id": self._data.id}
@@ -110,16 +111,11 @@ class _MinariSource:
             actions = [self._action.from_environment(_at(raw.actions, step)) for step in range(num_actions)]
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        task = self._task(observations)
+        task = task_of({sense: values[0] for sense, values in observations.items()}, self.features)
         seed = metadata.get("seed")
         seed = UNKNOWN_SEED if seed is None or not str(seed).isdigit() else int(seed)
         told = {"rewards": raw.rewards, "dones": raw.terminations, "truncateds": raw.truncations}
         return make_episode(where, self.environment["id"], number, observations, actions, **told, task=task, seed=seed)
-
-    def _task(self, observations: dict[str, list]) -> str:
-        """The first text that holds for a whole episode, or ""."""
-        constant = [sense.name for sense in self._senses if sense.feature.get("every_step") is False]
-        return observations[constant[0]][0] if constant else ""
 
 
 def _length(values: Any) -> int:
