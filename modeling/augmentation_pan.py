@@ -25,14 +25,14 @@ VECTOR_NOISE = 0.01  # standard deviation, as a share of a coordinate's range
 
 
 def disturb(model, state: State) -> State:
-    """A share `config.context_noise` of states of any leading shape, disturbed. Their latents become absent."""
+    """A share `context_noise` of states of any leading shape, disturbed. Their latents become absent."""
     config = model.config
-    if not config.context_noise:
+    if not config.training.context_noise:
         return state
     leading = state.tensors()[0].shape[:-1]
     flat = state.map(lambda tensor: tensor.flatten(0, len(leading) - 1))
     rows, device = len(flat.tensors()[0]), flat.tensors()[0].device
-    is_disturbed = torch.rand(rows, device=device) < config.context_noise
+    is_disturbed = torch.rand(rows, device=device) < config.training.context_noise
     codes, latents = {}, {}
     for name, sense in config.place_senses.items():
         if sense.kind == "image":
@@ -175,25 +175,25 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 
 
 def training_focus(config, change: dict[str, Tensor]) -> Focus | None:
-    """What one batch of training looks at: everything, or, for a share `config.focus_share` of the batches, what the
+    """What one batch of training looks at: everything, or, for a share `focus_share` of the batches, what the
     glance picks at a random threshold, and some more. It never depends on what did change, or being looked at would
     tell that something will."""
-    if not change or torch.rand(()) >= config.focus_share:
+    if not change or torch.rand(()) >= config.training.focus_share:
         return None
     least = 10 ** float(torch.empty(()).uniform_(-2.3, -0.7))
     return places_in_focus(config, {name: logits.detach() for name, logits in change.items()}, least, extra=0.05)
 
 
 def drop_blocks(state: State, config) -> State:
-    """Nested dropout (Rippel et al. 2014): of a share `config.block_dropout` of the rows, the finer levels of images
+    """Nested dropout (Rippel et al. 2014): of a share `block_dropout` of the rows, the finer levels of images
     are made absent from a random level on, everywhere or at random codes; so that any prefix of blocks is a state
     that the model can go on from. Args: state, of leading shape `(N,)`."""
     codes = dict(state.codes)
     for name, sense in config.place_senses.items():
-        if sense.kind != "image" or sense.num_levels < 2 or not config.block_dropout:
+        if sense.kind != "image" or sense.num_levels < 2 or not config.training.block_dropout:
             continue
         rows, device = len(codes[name][0]), codes[name][0].device
-        is_dropped = torch.rand(rows, device=device) < config.block_dropout
+        is_dropped = torch.rand(rows, device=device) < config.training.block_dropout
         first = torch.randint(1, sense.num_levels, (rows,), device=device)  # the first level that is missing
         share = torch.rand(rows, 1, device=device).masked_fill(torch.rand(rows, 1, device=device) < 0.5, 1.0)
         places = torch.rand(rows, sense.num_places, device=device) < share

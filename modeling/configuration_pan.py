@@ -4,6 +4,10 @@
 checkpoint needs to be rebuilt is here, the table of vocabulary segments included.
 """
 
+import difflib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+
 from packaging.version import Version
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -63,8 +67,78 @@ def check_loss_weights(given: dict) -> dict[str, float]:
     return given
 
 
+def unknown_names(what: str, unknown: Iterable[str], known: Iterable[str]) -> str:
+    """A message about names that nothing has, with those that are meant perhaps."""
+    known, unknown = sorted(known), sorted(unknown)
+    near = {name: difflib.get_close_matches(name, known, n=2) for name in unknown}
+    meant = "; ".join(f"{name!r}: perhaps {' or '.join(map(repr, close))}" for name, close in near.items() if close)
+    return f"{what} does not have {unknown}{f' ({meant})' if meant else ''}; it has {known}."
+
+
+@dataclass
+class TrainingConfig:
+    """How a world model is trained; nothing of it changes what a checkpoint predicts.
+
+    Args:
+        change_weight (`float`): weight of the codes that change in the cross-entropy of a level.
+        motion_weight, rarity_weight (`float`): weights of pixels that move, and of pixels unlike the usual frame, in
+            the reconstruction loss, beside 1 for every pixel.
+        crop_places (`int`): side of the square of places around what changes that readouts of images are trained on in
+            stage `dynamics`, see `augmentation_pan`; 0: whole frames.
+        focus_share (`float`): share of the training batches that look only at the places a glance picks, see
+            `focus_pan`; nothing where level 0 is sampled as a sentence.
+        block_dropout (`float`): share of states whose finer levels are made absent, so that any prefix of blocks is a
+            state to go on from.
+        context_noise (`float`): share of the states that predictions are made from that are wrong in a few places,
+            against drift, see `augmentation_pan`.
+        latent_noise (`float`): standard deviation of the noise on the trunk's latents, against drift.
+        latent_dropout (`float`): share of states whose latents are left out of the trunk.
+        loss_weights (`dict[str, float]`): weight of each named loss.
+        backbone_is_pretrained (`bool`): the backbone already knows its words, so stage 2 (`pretrain_backbone`) has
+            nothing to do. `from_backbone` sets it for a backbone that was loaded and not made.
+
+    Raises:
+        ValueError: an unknown loss name, a share outside 0 to 1, or crops smaller than 0.
+    """
+
+    change_weight: float = 3.0
+    motion_weight: float = 15.0
+    rarity_weight: float = 9.0
+    crop_places: int = 0
+    focus_share: float = 0.5
+    block_dropout: float = 0.1
+    context_noise: float = 0.0
+    latent_noise: float = 0.1
+    latent_dropout: float = 0.5
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    backbone_is_pretrained: bool = False
+
+    def __post_init__(self):
+        if self.crop_places < 0:
+            raise ValueError(f"`crop_places` must be at least 0, got {self.crop_places}.")
+        for name in ("focus_share", "block_dropout", "context_noise", "latent_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is a share, from 0 to 1; got {getattr(self, name)}.")
+        self.loss_weights = LOSS_WEIGHTS | check_loss_weights(self.loss_weights or {})
+
+    @classmethod
+    def from_dict(cls, values: "dict | TrainingConfig | None") -> "TrainingConfig":
+        """Of settings by name; the object itself passes through. Raises ValueError for names that it does not have."""
+        if isinstance(values, cls):
+            return values
+        if unknown := set(values or {}) - set(TRAINING):
+            raise ValueError(unknown_names("`training`", unknown, TRAINING))
+        return cls(**(values or {}))
+
+
+TRAINING = tuple(item.name for item in fields(TrainingConfig))
+
+
 class PanConfig(PreTrainedConfig):
-    """Configuration of [`PanModel`].
+    """Configuration of [`PanModel`]: what a checkpoint is, and under `training` how it was trained.
+
+    The settings of `training` may also be given and read by themselves (`PanConfig(change_weight=1.0)`), as they
+    stand in the config.json of older checkpoints.
 
     Args:
         text_config (`dict` or `PreTrainedConfig`): the backbone, any causal language model.
@@ -86,33 +160,18 @@ class PanConfig(PreTrainedConfig):
             codes are sampled one after the other, so that a future is one possibility and not a mixture of several.
         copy_bias (`float`): initial value of the learned scalar added to the current code's logit; the digits of
             vectors start without.
-        change_weight (`float`): weight of the codes that change in the cross-entropy of a level.
-        motion_weight, rarity_weight (`float`): weights of pixels that move, and of pixels unlike the usual frame, in
-            the reconstruction loss, beside 1 for every pixel.
         adapter_dim (`int`): width of the local adapter that reads codes out of a place.
         adapter_blocks (`int`): its depth; more of them where things move by fractions of a code.
-        crop_places (`int`): side of the square of places around what changes that readouts of images are trained on in
-            stage `dynamics`, see `augmentation_pan`; 0: whole frames.
-        focus_share (`float`): share of the training batches that look only at the places a glance picks, see
-            `focus_pan`; nothing where level 0 is sampled as a sentence.
-        block_dropout (`float`): share of states whose finer levels are made absent in training, so that any prefix of
-            blocks is a state to go on from.
-        context_noise (`float`): share of the states that predictions are made from that are wrong in a few places in
-            training, against drift, see `augmentation_pan`.
         latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name`, and
             `num_inference_steps`.
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
-        latent_noise (`float`): standard deviation of the noise on the trunk's latents in training, against drift.
-        latent_dropout (`float`): share of states whose latents are left out of the trunk in training.
         reward_bound (`float`): rewards are read as a distribution over symlog bins within plus and minus this.
-        loss_weights (`dict[str, float]`): weight of each named loss.
-        backbone_is_pretrained (`bool`): the backbone already knows its words, so stage 2 (`pretrain_backbone`) has
-            nothing to do. `from_backbone` sets it for a backbone that was loaded and not made.
+        training (`TrainingConfig` or `dict`): how it is trained.
 
     Raises:
-        ValueError: settings of a newer version that this one does not know, senses without an action, an unknown loss
-            name, an unknown `level0_sampling`, crops of sentences, a share outside 0 to 1, or a scheduler or denoiser
-            that does not fit (`latent_head_pan`).
+        ValueError: settings of a newer version that this one does not know, a name like one of these but none of them,
+            senses without an action, an unknown `level0_sampling`, crops of sentences, a scheduler or denoiser that
+            does not fit (`latent_head_pan`), or what [`TrainingConfig`] refuses.
     """
 
     model_type = "pan"
@@ -132,27 +191,19 @@ class PanConfig(PreTrainedConfig):
     fold_levels: bool = True
     level0_sampling: str = "parallel"
     copy_bias: float = 2.0
-    change_weight: float = 3.0
-    motion_weight: float = 15.0
-    rarity_weight: float = 9.0
     adapter_dim: int = 48
     adapter_blocks: int = 1
-    crop_places: int = 0
-    focus_share: float = 0.5
-    block_dropout: float = 0.1
-    context_noise: float = 0.0
     latent_head: dict | None = None
     latent_feedback: bool = False
-    latent_noise: float = 0.1
-    latent_dropout: float = 0.5
     reward_bound: float = 10.0
-    loss_weights: dict | None = None
-    backbone_is_pretrained: bool = False
+    training: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        _check_version(kwargs.pop("pan_version", VERSION), set(kwargs))
+        apart = {name: kwargs.pop(name) for name in TRAINING if name in kwargs}
+        _check_names(kwargs.pop("pan_version", VERSION), set(kwargs))
+        self.training = replace(TrainingConfig.from_dict(self.training), **apart)
         # by name, because the order decides who stands where, and a saved configuration is sorted
         self.senses = {name: sense_from_dict(name, values) for name, values in sorted((self.senses or {}).items())}
         self.action = action_from_dict(self.action) if self.action is not None else None
@@ -164,15 +215,11 @@ class PanConfig(PreTrainedConfig):
             raise ValueError(
                 f"`level0_sampling` must be 'parallel' or 'autoregressive', got {self.level0_sampling!r}."
             )
-        if self.crop_places < 0 or (self.crop_places and self.level0_sampling == "autoregressive"):
+        if self.training.crop_places and self.level0_sampling == "autoregressive":
             raise ValueError(
                 f"`crop_places` must be 0 with level0_sampling='autoregressive', since a sentence runs over the whole "
-                f"frame, and at least 0 otherwise; got {self.crop_places}."
+                f"frame; got {self.training.crop_places}."
             )
-        for name in ("focus_share", "block_dropout", "context_noise", "latent_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a share, from 0 to 1; got {getattr(self, name)}.")
-        self.loss_weights = LOSS_WEIGHTS | check_loss_weights(self.loss_weights or {})
         self.latent_head = {
             "denoiser": {"_class_name": "PlaceDenoiser"},
             "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
@@ -230,7 +277,19 @@ class PanConfig(PreTrainedConfig):
         output = super().to_dict() | {"pan_version": VERSION}
         output["senses"] = {name: sense.to_dict() for name, sense in self.senses.items()}
         output["action"] = self.action.to_dict() if self.action is not None else None
+        output["training"] = asdict(self.training)
         return output
+
+    def __getattr__(self, name: str):
+        if name in TRAINING:  # fields of this class until version 0.1
+            return getattr(self.training, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value) -> None:
+        if name in TRAINING:
+            setattr(self.training, name, value)
+        else:
+            super().__setattr__(name, value)
 
 
 def newer_version(written_by: str) -> str:
@@ -243,11 +302,28 @@ def newer_version(written_by: str) -> str:
     )
 
 
-def _check_version(written_by: str, fields: set[str]) -> None:
-    """A setting that only a newer version knows would quietly be ignored."""
-    unknown = sorted(fields - _OF_TRANSFORMERS)
+def own_names() -> list[str]:
+    """What may be set in a [`PanConfig`] beside what any configuration has."""
+    inherited = {item.name for item in fields(PreTrainedConfig)}
+    return [*TRAINING, *(item.name for item in fields(PanConfig) if item.name not in inherited)]
+
+
+def check_settings(names: Iterable[str]) -> None:
+    """Raises ValueError for a setting that no configuration has."""
+    known = {*own_names(), *_OF_TRANSFORMERS, *(item.name for item in fields(PreTrainedConfig))}
+    if unknown := set(names) - known:
+        raise ValueError(unknown_names("PanConfig", unknown, own_names()))
+
+
+def _check_names(written_by: str, names: set[str]) -> None:
+    """A setting that only a newer version knows, or a misspelt one, would quietly be ignored. Others are passed over:
+    Transformers has written many names into a config.json."""
+    unknown = sorted(names - _OF_TRANSFORMERS)
     if unknown and newer_version(written_by):
         raise ValueError(f"config.json has the unknown settings {unknown}.{newer_version(written_by)}")
+    misspelt = [name for name in unknown if difflib.get_close_matches(name, own_names(), n=1, cutoff=0.85)]
+    if misspelt:
+        raise ValueError(unknown_names("PanConfig", misspelt, own_names()))
 
 
 def _segment_table(parts: dict, offset: int) -> tuple[dict[str, list[int]], int]:

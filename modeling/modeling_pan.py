@@ -25,7 +25,7 @@ from transformers.utils import can_return_tuple
 from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
 from .codecs_pan import VectorCodec, build_codec
 from .compile_pan import Pieces
-from .configuration_pan import PanConfig
+from .configuration_pan import PanConfig, check_settings
 from .effort_pan import Prices, SwitchHead, state_blocks
 from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room
 from .focus_pan import Glance, focusable
@@ -258,12 +258,13 @@ class PanModel(
             text_reserve (`int`): ids kept for new words; unused without senses.
             pad_token_id (`int`, *optional*): the id text senses are padded with; the backbone's own by default.
             backbone_kwargs (`dict`, *optional*): for `from_pretrained` of the backbone, e.g. `{"dtype": "bfloat16"}`.
-            config: any other field of [`PanConfig`].
+            config: any other field of [`PanConfig`], those of its `training` included.
 
         Raises:
-            ValueError: senses without an action, a window that the backbone's positions cannot hold, a quantised
-                backbone, or one that does not keep to a mask of ours (`backbone_pan.check_backbone`).
+            ValueError: an unknown field, senses without an action, a window that the backbone's positions cannot hold,
+                a quantised backbone, or one that does not keep to a mask of ours (`backbone_pan.check_backbone`).
         """
+        check_settings(config)
         if isinstance(backbone, str):
             backbone = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
         check_is_whole(backbone)

@@ -66,7 +66,7 @@ class _Window:
 
 
 def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
-    weights = model.config.loss_weights
+    weights = model.config.training.loss_weights
     total = 0.0
     for name, value in losses.items():
         last = name.rsplit(".", 1)[-1]
@@ -81,11 +81,11 @@ def senses_objective(model, observation, **_) -> PanOutput:
 
 
 def _senses_losses(model, observation: dict[str, Tensor], update: bool) -> dict[str, Tensor]:
-    config, losses = model.config, {}
+    how, losses = model.config.training, {}
     for name, codec in model.senses.items():
         frames = observation[name]
         usual = frames[:, 2] if frames.shape[1] > 2 else None
-        parts = codec.losses(frames[:, 1], frames[:, 0], usual, config.motion_weight, config.rarity_weight, update)
+        parts = codec.losses(frames[:, 1], frames[:, 0], usual, how.motion_weight, how.rarity_weight, update)
         losses |= {f"{name}.{part}": value for part, value in parts.items()}
     return losses
 
@@ -103,7 +103,8 @@ def dynamics_objective(model, state, action, reward, done, importance=None, **_)
     `importance` `(B,)` undoes in the codes' loss what the sampler did to how often a window is drawn."""
     given = State(state["codes"], state.get("latents", {}), state.get("text", {}))
     window = _teacher_forced(model, given, action, state.get("prefix"), may_focus=model.training)
-    crop_places, importance = model.config.crop_places if model.training else 0, _by_transition(importance, action)
+    crop_places = model.config.training.crop_places if model.training else 0
+    importance = _by_transition(importance, action)
     losses, metrics, _ = _code_losses(model, window, importance, crop_places)
     losses |= _change_losses(window, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
@@ -240,10 +241,10 @@ def _trunk_latents(model, state: State) -> State:
     """Latents as the trunk sees them: noisy and often absent in training, so that imagined ones can be borne."""
     if not model.training or not state.latents:
         return state
-    config, latents = model.config, {}
+    how, latents = model.config.training, {}
     for name, value in state.latents.items():
-        keep = (torch.rand(len(value), 1, 1, device=value.device) >= config.latent_dropout).to(value.dtype)
-        latents[name] = keep * (value + config.latent_noise * torch.randn_like(value))
+        keep = (torch.rand(len(value), 1, 1, device=value.device) >= how.latent_dropout).to(value.dtype)
+        latents[name] = keep * (value + how.latent_noise * torch.randn_like(value))
     return State(state.codes, latents, state.text)
 
 
@@ -298,7 +299,7 @@ def _level_losses(
 ) -> tuple[dict, dict]:
     """Losses and metrics of one level; a code that was absent is new, not changed. importance `(N,)`, of
     transitions."""
-    now, target, change_weight = view.current[level], view.following[level], model.config.change_weight
+    now, target, change_weight = view.current[level], view.following[level], model.config.training.change_weight
     share = torch.ones_like(now, dtype=logits.dtype) if view.weight is None else view.code_weight(level)
     share = share if importance is None else share * importance.unsqueeze(1)
     changed = (now != target) & (now >= 0)
@@ -497,7 +498,7 @@ def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None
         if model.config.senses[name].kind != "image":
             continue
         codec, seen = model.senses[name], later.observation[name].flatten(0, 1)
-        weight = 1 + model.config.motion_weight * codec.differing(seen, later.before[name].flatten(0, 1))
+        weight = 1 + model.config.training.motion_weight * codec.differing(seen, later.before[name].flatten(0, 1))
         errors = []
         for latents in (True, False):
             found = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))

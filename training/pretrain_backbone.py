@@ -102,7 +102,7 @@ def make_data(model, processor, trajectories, args):
 
 def is_needed(model, args) -> bool:
     """Whether there is a language model to train, and text to train it on."""
-    return not model.config.backbone_is_pretrained and (args.text is not None or _speaks(model.config))
+    return not model.config.training.backbone_is_pretrained and (args.text is not None or _speaks(model.config))
 
 
 STAGE = Stage(

@@ -65,7 +65,8 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         )
     if not stage.is_needed(model, args):
         return Path(args.model)
-    model.config.loss_weights = model.config.loss_weights | args.loss_weights
+    how = model.config.training
+    how.loss_weights = how.loss_weights | args.loss_weights
     if args.use_cpu:
         # at a few hundred positions the fused kernel is slower backwards than plain products
         model.set_attn_implementation("eager")
