@@ -1,0 +1,106 @@
+"""Training the readouts where something happens: on a square of places around what changes, not on the whole frame.
+
+Of a frame in which a block is pushed a few cells change and the rest stands still, so a readout that is trained on
+whole frames spends nearly all of its time on learning that what stands still stands still. Here each transition shows
+its readouts one square of places, drawn mostly where codes change. What is drawn less often counts for more (Horvitz
+and Thompson 1952), so the expected loss is that of the whole frame, and probabilities stay calibrated.
+
+Shapes: N = transitions, P = places of the frame, p = places of the square, n = codes of a level.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .senses_pan import fold_places, unfold_places
+
+ANYWHERE = 0.25  # share of the squares that are drawn without a look at what changes
+
+
+@dataclass
+class ReadoutView:
+    """What the readouts of one sense are trained on.
+
+    Args:
+        sense: geometry of what is shown; the sense itself, or one the size of the square.
+        places `(N, p, C)`: see `PanModel.split_places`.
+        current, following: codes `(N, n)` a level.
+        corner `(N, 2)`: row and column of the first place that is shown; None where that is the first of the frame.
+        weight `(N, p)`: of each place in the losses, mean 1 in expectation; None where all count alike.
+    """
+
+    sense: Any
+    places: Tensor
+    current: list[Tensor]
+    following: list[Tensor]
+    corner: Tensor | None = None
+    weight: Tensor | None = None
+
+    def code_weight(self, level: int) -> Tensor | None:
+        """`weight` by code of a level, `(N, n)`."""
+        if self.weight is None:
+            return None
+        slots = self.weight.unsqueeze(-1).expand(-1, -1, self.sense.codes_per_place[level])
+        return unfold_places(slots, self.sense, level)
+
+
+def crop(view: ReadoutView, side: int) -> ReadoutView:
+    """A square of `side` by `side` places of a whole frame, drawn for each transition by itself; the whole frame where
+    that is no larger."""
+    rows, columns = view.sense.place_grid
+    if side >= min(rows, columns):
+        return view
+    changed = _changed_places(view).unflatten(1, (rows, columns))
+    index, chance = _draw_squares(changed, side)
+    pixels = side * view.sense.place_stride * view.sense.patch_size
+    sense = replace(view.sense, height=pixels, width=pixels)
+
+    def cut(codes: Tensor, level: int) -> Tensor:
+        slots = fold_places(codes, view.sense, level)
+        return unfold_places(_at(slots, index), sense, level)
+
+    return ReadoutView(
+        sense=sense,
+        places=_at(view.places, index),
+        current=[cut(codes, level) for level, codes in enumerate(view.current)],
+        following=[cut(codes, level) for level, codes in enumerate(view.following)],
+        corner=torch.stack([index[:, 0] // columns, index[:, 0] % columns], 1),
+        weight=side**2 / (rows * columns) / chance * (1.0 if view.weight is None else _at(view.weight, index)),
+    )
+
+
+def _changed_places(view: ReadoutView) -> Tensor:
+    """How many codes of each place change, `(N, P)` float."""
+    counts: Tensor = 0.0
+    for level, (now, after) in enumerate(zip(view.current, view.following, strict=True)):
+        counts = counts + fold_places(((now != after) & (now >= 0)).float(), view.sense, level).sum(-1)
+    return counts
+
+
+def _draw_squares(changed: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Args: changed `(N, rows, columns)`. Returns: places of the square drawn for each row in raster order, and the
+    chance with which each of them was to be seen: both `(N, side * side)`."""
+    count, rows, columns = changed.shape
+    inside = nn.functional.avg_pool2d(changed.unsqueeze(1), side, 1).flatten(1)  # (N, squares)
+    even = torch.full_like(inside, 1 / inside.shape[1])
+    total = inside.sum(1, keepdim=True)
+    drawn_for_change = torch.where(total > 0, inside / total.clamp(min=1e-12), even)
+    probability = (1 - ANYWHERE) * drawn_for_change + ANYWHERE * even
+    square = torch.multinomial(probability, 1)
+    across = columns - side + 1
+    first = square // across * columns + square % across
+    span = torch.arange(side, device=changed.device)
+    index = first + (span.unsqueeze(1) * columns + span).flatten()
+    # a place is seen in every square that it lies in
+    grid = probability.view(count, 1, rows - side + 1, across)
+    ones = torch.ones(1, 1, side, side, dtype=grid.dtype, device=grid.device)
+    seen = nn.functional.conv_transpose2d(grid, ones).flatten(1)
+    return index, seen.gather(1, index)
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` `(N, p)` of `values` `(N, P, ...)`."""
+    shape = index.shape + values.shape[2:]
+    return values.gather(1, index.view(*index.shape, *[1] * (values.dim() - 2)).expand(shape))

@@ -1,0 +1,115 @@
+"""What an agent asks of a transition: its reward, whether the episode goes on, and which action it was.
+
+The heads read the *next state itself* (the rows of its codes, sampled or true) beside the current one, not only the
+backbone's hidden state: a reward is then a property of the possibility that was drawn, and in a stochastic world two
+futures of one action get the rewards they deserve.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+NUM_BINS = 41
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|): large and small rewards on one scale (DreamerV3)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of `symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+def reward_bins(bound: float, device=None) -> Tensor:
+    """Centres of the `NUM_BINS` bins in symlog space, `(NUM_BINS,)`."""
+    return torch.linspace(-math.log1p(bound), math.log1p(bound), NUM_BINS, device=device)
+
+
+def two_hot(reward: Tensor, bound: float) -> Tensor:
+    """Reward `(...)` as weights on its two nearest bins, `(..., NUM_BINS)`; clipped to plus and minus `bound`."""
+    edge = math.log1p(bound)
+    place = (symlog(reward.float()).clamp(-edge, edge) + edge) / (2 * edge) * (NUM_BINS - 1)
+    below = place.floor().clamp(max=NUM_BINS - 2)
+    weight = place - below
+    target = torch.zeros(*reward.shape, NUM_BINS, device=reward.device)
+    target.scatter_(-1, below.long().unsqueeze(-1), (1 - weight).unsqueeze(-1))
+    return target.scatter_add_(-1, below.long().unsqueeze(-1) + 1, weight.unsqueeze(-1))
+
+
+class TransitionFeatures(nn.Module):
+    """Compares two states place by place and pools: `(B, P, H)` twice -> `(B, 2 * width)`.
+
+    Args:
+        hidden_size, width (`int`): H, and that of the result's halves.
+        grids (`Mapping[int, tuple[int, int]]`, *optional*): images whose places see those around them, in order: by
+            the first of its places, rows and columns of an image's. What an agent ran into may be in the next place.
+    """
+
+    def __init__(self, hidden_size: int, width: int, grids: Mapping[int, tuple[int, int]] | None = None):
+        super().__init__()
+        self.grids = dict(grids or {})
+        self.norm = nn.LayerNorm(hidden_size)
+        self.before, self.after = nn.Linear(hidden_size, width), nn.Linear(hidden_size, width)
+        self.mix = nn.Linear(width, width)
+        self.around = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in self.grids)
+
+    def forward(self, before: Tensor, after: Tensor, context: Tensor | None = None) -> Tensor:
+        x = self.before(self.norm(before)) + self.after(self.norm(after))
+        if context is not None:
+            x = x + context.unsqueeze(1)
+        x = nn.functional.gelu(x)
+        mixed = self.mix(x)
+        for around, (first, grid) in zip(self.around, self.grids.items(), strict=True):
+            end = first + math.prod(grid)
+            image = x[:, first:end].unflatten(1, grid).permute(0, 3, 1, 2)
+            seen = around(image).permute(0, 2, 3, 1).flatten(1, 2)
+            mixed = mixed.slice_scatter(mixed[:, first:end] + seen, 1, first, end)
+        x = nn.functional.gelu(mixed)
+        return torch.cat([x.amax(1), x.mean(1)], -1)
+
+
+class OutcomeHead(nn.Module):
+    """Reward and continuation of a transition.
+
+    Args:
+        hidden_size (`int`): H.
+        width (`int`): of the head.
+        bound (`float`): rewards are clipped to plus and minus this.
+        grids: see [`TransitionFeatures`].
+    """
+
+    def __init__(self, hidden_size: int, width: int, bound: float, grids: Mapping[int, tuple[int, int]]):
+        super().__init__()
+        self.bound = bound
+        self.context_norm = nn.LayerNorm(hidden_size)
+        self.context = nn.Linear(hidden_size, width)
+        self.features = TransitionFeatures(hidden_size, width, grids)
+        self.out = nn.Linear(2 * width, NUM_BINS + 1)
+
+    def forward(self, before: Tensor, after: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Args: before, after, state embeddings `(B, P, H)`; context `(B, H)`, the backbone's state after the action.
+        Returns: reward logits `(B, NUM_BINS)` and continuation logit `(B,)`, float32."""
+        out = self.out(self.features(before, after, self.context(self.context_norm(context)))).float()
+        return out[..., :-1], out[..., -1]
+
+    def expected_reward(self, logits: Tensor) -> Tensor:
+        """`(..., NUM_BINS)` -> `(...)`, in the reward's own unit."""
+        return symexp(logits.softmax(-1) @ reward_bins(self.bound, logits.device))
+
+
+class InverseDynamicsHead(nn.Module):
+    """Which action led from one state to the next, read out against the action's own vocabulary rows."""
+
+    def __init__(self, hidden_size: int, width: int, num_slots: int):
+        super().__init__()
+        self.features = TransitionFeatures(hidden_size, width)
+        self.out = nn.Linear(2 * width, num_slots * hidden_size)
+        self.num_slots = num_slots
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """State embeddings `(B, P, H)` twice -> one query a token of the action, `(B, num_slots, H)`."""
+        return self.out(self.features(before, after)).unflatten(-1, (self.num_slots, -1))

@@ -1,0 +1,574 @@
+"""PAN: a causal language model turned into a world model.
+
+The whole is one `PreTrainedModel`: sensory encoders h, the backbone f with its one vocabulary of words and learned
+codes, a diffusion head for what codes leave over, and decoders g ("Critiques of World Models", section 5.2). This file
+holds the parts and how they are wired; what a step of simulation does is in `simulation_pan.py`, what is minimised in
+`objectives_pan.py`, and where things stand in the sequence in `layout_pan.py`. Without senses it is its backbone.
+"""
+
+import contextlib
+import copy
+import functools
+import itertools
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
+from .belief_pan import State
+from .checks_pan import check_observation
+from .configuration_pan import PanConfig
+from .effort_pan import Prices, state_blocks
+from .focus_pan import Glance, focusable
+from .growth_pan import GrowthMixin
+from .heads_pan import InverseDynamicsHead, OutcomeHead
+from .image_codec_pan import as_bytes
+from .latent_head_pan import LatentHead
+from .latents_pan import LatentsMixin
+from .layout_pan import StepLayout
+from .learning_pan import LearningMixin
+from .loading_pan import check_folder, check_loaded, explained
+from .merging_pan import MergeMixin
+from .numbers_pan import drawn_numbers, num_readout_numbers
+from .objectives_pan import OBJECTIVES, PanOutput
+from .pieces_pan import Pieces
+from .places_pan import CodeTables, LevelReadout, PlaceEmbedding
+from .quantized_pan import check_is_whole, check_writable, layers_alone
+from .senses_pan import VectorCodec, build_codec
+from .simulation_pan import SimulationMixin
+from .switch_pan import SwitchHead
+from .table_pan import TableMixin, check_room
+
+
+class PanPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by PAN models."""
+
+    config_class = PanConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["senses", "latent_heads"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """As in Transformers, except that tensors which are missing, left over or of another shape are an error, that
+        pickles are not read, and that a `quantization_config` is for the backbone's layers alone.
+
+        Raises:
+            FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, tensors and
+                configuration that do not fit one another (see `loading_pan`), or a quantiser that would convert more
+                than layers (see `quantized_pan`).
+        """
+        allowed = kwargs.pop("ignore_mismatched_sizes", False)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("`use_safetensors=False` would read a pickle; only safetensors are loaded. Leave it out.")
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = layers_alone(kwargs["quantization_config"])
+        check_folder(pretrained_model_name_or_path)
+        with explained(pretrained_model_name_or_path):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                **kwargs,
+            )
+        if pretrained_model_name_or_path is not None:
+            check_loaded(pretrained_model_name_or_path, info, allowed)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too.
+
+        Raises:
+            ValueError: quantised by torchao, see `quantized_pan`.
+        """
+        check_writable(self)
+        code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModelForCausalLM": code}
+        return super().save_pretrained(*args, **kwargs)
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
+        """Masks stay masks and codes whole numbers: the parts kept in float32 would otherwise load the codebooks' bool
+        and int buffers as floats."""
+        whole = {name: buffer.dtype for name, buffer in self.named_buffers() if not buffer.is_floating_point()}
+        return whole | super()._get_dtype_plan(dtype)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Our own layers start at unit gain (a 0.02 normal, made for wide transformers, starves a 48-wide adapter)."""
+        std = self.config.initializer_range
+        if hasattr(module, "reset_pan_parameters"):
+            module.reset_pan_parameters(std)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.ParameterDict):  # queries
+            for parameter in module.values():
+                init.zeros_(parameter)
+        else:
+            super()._init_weights(module)
+
+
+class PanModel(
+    SimulationMixin,
+    LatentsMixin,
+    LearningMixin,
+    GrowthMixin,
+    MergeMixin,
+    TableMixin,
+    PanPreTrainedModel,
+    GenerationMixin,
+):
+    """A world model around any causal language model.
+
+    Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],
+    [`simulate`], [`decode`], [`log_prob`], `generate` for text, and [`grow`] and [`learn`] for new tokens.
+
+    Args:
+        config (`PanConfig`): see there.
+        language_model (`PreTrainedModel`, *optional*): a causal language model to take over, weights and all.
+    """
+
+    # losses here are means over the micro batch, so the Trainer must divide by the accumulation steps
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: PanConfig, language_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        if language_model is not None:
+            config.text_config = language_model.config
+            keep_weights(language_model)
+        self.loss_type = "ForCausalLM"
+        self._trunk = trunk_call(self.language_model)
+        self.is_world_model = bool(config.senses)
+        if self.is_world_model:
+            self._build_world(config)
+        kept = {name for name in self._keep_in_fp32_modules_strict if len(getattr(self, name, []))}
+        self._keep_in_fp32_modules_strict = kept  # those that this model has
+        self.post_init()
+
+    def _build_world(self, config: PanConfig) -> None:
+        hidden_size = config.text_config.hidden_size
+        check_room(config)
+        self.build_masks()
+        places = config.place_senses
+        self.layout = StepLayout(config)
+        self._check_positions(config)
+        with _in_float32():
+            self.senses = nn.ModuleDict({name: build_codec(sense) for name, sense in places.items()})
+        self.state_embeddings = nn.ModuleDict({n: PlaceEmbedding(s, hidden_size) for n, s in places.items()})
+        slots = 1 if config.fold_levels else self.layout.num_levels
+        self.queries = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(slots, s.num_places, hidden_size)) for name, s in places.items()}
+        )
+        self.readouts = nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    LevelReadout(
+                        sense,
+                        level,
+                        hidden_size,
+                        config.adapter_dim,
+                        config.copy_bias,
+                        autoregressive=level == 0 and config.level0_sampling == "autoregressive",
+                        num_numbers=num_readout_numbers(config, name),
+                        drawn=drawn_numbers(config, name),
+                        num_blocks=config.adapter_blocks,
+                    )
+                    for level in range(sense.num_levels)
+                )
+                for name, sense in places.items()
+            }
+        )
+        if config.action.kind == "vector":
+            self.action_codec = VectorCodec(config.action)
+            self.action_embedding = PlaceEmbedding(config.action, hidden_size)
+        self.glances = nn.ModuleDict(
+            {name: Glance(places[name], hidden_size, -(-config.adapter_dim // 2)) for name in focusable(config)}
+        )
+        self.pieces = Pieces()
+        self.blocks = state_blocks(config, self.layout.passes)
+        self.switch = SwitchHead(self.blocks, hidden_size, config.adapter_dim)
+        if config.text_senses:
+            self.text_start = nn.Parameter(torch.zeros(hidden_size))
+        width = 2 * config.adapter_dim
+        grids = {self.place_starts[n]: s.place_grid for n, s in places.items() if s.kind == "image"}
+        self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids)
+        self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
+        with _in_float32():
+            told = {n: 4 * hidden_size + self._shift_size(n) for n, s in places.items() if s.latent_dim}
+            self.latent_heads = nn.ModuleDict(
+                {name: LatentHead(places[name], size, config.latent_head) for name, size in told.items()}
+            )
+
+    def _check_positions(self, config: PanConfig) -> None:
+        needed = self.layout.prefix_length + config.context_steps * self.layout.trunk_length + self.layout.query_length
+        available = getattr(config.text_config, "max_position_embeddings", None)
+        if available is not None and needed > available:
+            raise ValueError(
+                f"The backbone has {available} positions; `context_steps={config.context_steps}` with these senses "
+                f"needs {needed}. Use fewer context steps, larger patches or a backbone with more positions."
+            )
+
+    def _num_action_codes(self) -> int:
+        action = self.config.action
+        return action.max_length if action.kind == "text" else action.num_places * sum(action.codes_per_place)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | PreTrainedModel,
+        senses: dict | None = None,
+        action=None,
+        text_reserve: int = 1024,
+        pad_token_id: int | None = None,
+        backbone_kwargs: dict | None = None,
+        **config,
+    ) -> "PanModel":
+        """Turns a causal language model into a world model.
+
+        The backbone's embedding table is resized once, to its words, `text_reserve` words to come and the capacity of
+        every codebook; growth later never changes its shape.
+
+        Args:
+            backbone (`str` or `PreTrainedModel`): a name or folder for `AutoModelForCausalLM.from_pretrained`, or a
+                model, whose weights are taken over (not copied).
+            senses (`dict`): name -> [`ImageSense`], [`VectorSense`], [`TextSense`]. None: the model is its backbone.
+            action: [`DiscreteAction`], [`VectorAction`] or [`TextAction`].
+            text_reserve (`int`): ids kept for new words; unused without senses.
+            pad_token_id (`int`, *optional*): the id text senses are padded with; the backbone's own by default.
+            backbone_kwargs (`dict`, *optional*): for `from_pretrained` of the backbone, e.g. `{"dtype": "bfloat16"}`.
+            config: any other field of [`PanConfig`].
+
+        Raises:
+            ValueError: senses without an action, a window that the backbone's positions cannot hold, a quantised
+                backbone, or one that does not keep to a mask of ours (`backbone_pan.check_backbone`).
+        """
+        if isinstance(backbone, str):
+            backbone = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
+        check_is_whole(backbone)
+        text_size = backbone.get_input_embeddings().weight.shape[0]
+        text_capacity = -(-(text_size + text_reserve) // 64) * 64 if senses else text_size
+        pan_config = PanConfig(
+            text_config=backbone.config,
+            senses=senses,
+            action=action,
+            text_size=text_size,
+            text_capacity=text_capacity,
+            attn_implementation=backbone.config._attn_implementation,
+            **({"backbone_is_pretrained": bool(backbone.name_or_path)} | config),
+        )
+        pan_config.pad_token_id = _first_given(pad_token_id, backbone.config.pad_token_id, _eos(backbone.config), 0)
+        if senses:
+            check_backbone(backbone)
+            rows = -(-(text_capacity + pan_config.code_capacity) // 64) * 64
+            std = float(backbone.get_input_embeddings().weight.detach().float().std())
+            backbone.resize_token_embeddings(rows, mean_resizing=False)
+            fill_new_rows(backbone, text_size, std)
+            pan_config.initializer_range = std
+        model = cls(pan_config, language_model=backbone)
+        model.start_code_rows([name for name, part in pan_config.coded_parts().items() if part.kind == "vector"])
+        model.generation_config = copy.deepcopy(backbone.generation_config)
+        for name, parameter in model.named_parameters():
+            if not name.startswith(tuple(f"{part}." for part in cls._keep_in_fp32_modules_strict)):
+                parameter.data = parameter.data.to(backbone.dtype)
+        return model
+
+    # ---- the one vocabulary
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.base_model
+
+    # ---- encoder h and decoder g
+
+    def encode(self, observation: dict[str, Tensor]) -> State:
+        """The sensory encoder h: true observations as codes and latents.
+
+        Args:
+            observation: for each sense, a tensor with leading shape `(B, T)`: images `(B, T, C, height, width)` uint8
+                or float in [-1, 1]; vectors `(B, T, dim)`; text that changes with time `(B, T, max_length)` ids.
+                Constant text is not part of a state and is passed over.
+
+        Returns:
+            [`State`] with leading shape `(B, T)`.
+
+        Raises:
+            ValueError: a sense is missing, was not configured, or has another shape.
+        """
+        check_observation(self.config, observation)
+        state = State({})
+        for name in self.config.place_senses:
+            value = observation[name]
+            codes, latents = self.senses[name].encode(value.flatten(0, 1))
+            state.codes[name] = [level.unflatten(0, value.shape[:2]) for level in codes]
+            if latents is not None:
+                state.latents[name] = latents.unflatten(0, value.shape[:2])
+        state.text = {name: observation[name] for name in self.config.text_senses}
+        return state
+
+    def decode(self, state: State, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
+        """The decoder g for one sense, from any prefix of blocks.
+
+        Args:
+            state: with any leading shape.
+            sense (`str`): which.
+            num_levels (`int`, *optional*): levels to use, coarse first; all by default.
+            latents (`bool`, *optional*): use the state's latents, if it has them and all levels are used; by default
+                where they help, see `latent_objective_pan.judge_latents`.
+
+        Returns:
+            images `(..., C, height, width)` uint8, vectors `(..., dim)` float, text `(..., max_length)` ids.
+
+        Raises:
+            ValueError: no such sense, or no such prefix of levels.
+        """
+        if sense in state.text:
+            return state.text[sense]
+        if sense not in self.senses:
+            raise ValueError(f"No sense {sense!r} to decode; this model has {sorted([*self.senses, *state.text])}.")
+        levels = state.codes[sense]
+        num_levels = len(levels) if num_levels is None else num_levels
+        if not 1 <= num_levels <= len(levels):
+            raise ValueError(f"{sense!r} has levels 1 to {len(levels)}; got num_levels={num_levels}.")
+        leading = levels[0].shape[:-1]
+        flat = [level.flatten(0, len(leading) - 1) for level in levels[:num_levels]]
+        latents = self.senses[sense].latents_help if latents is None else latents
+        use_latents = latents and num_levels == len(levels) and sense in state.latents
+        given = state.latents[sense].flatten(0, len(leading) - 1) if use_latents else None
+        decoded = self.senses[sense].decode(flat, given)
+        if self.config.senses[sense].kind == "image":
+            decoded = as_bytes(decoded)
+        return decoded.unflatten(0, leading)
+
+    # ---- into the backbone
+
+    def embed_state(self, state: State, tables: CodeTables | None = None) -> Tensor:
+        """State embeddings of a state with leading shape `(N,)`: `(N, state_length, hidden_size)`. Args: tables, from
+        `code_tables`, if they are at hand."""
+        tables = tables or self.code_tables()
+        parts = [
+            self.state_embeddings[name](codes, tables.places[name], tables.sizes[name], state.latents.get(name))
+            for name, codes in state.codes.items()
+        ]
+        parts += [self.get_input_embeddings()(ids) for ids in state.text.values()]
+        return torch.cat(parts, 1)
+
+    def embed_action(self, action: Tensor, tables: CodeTables | None = None) -> Tensor:
+        """Actions `(N,)` ints, `(N, dim)` floats or `(N, max_length)` ids -> `(N, action_length, hidden_size)`."""
+        kind = self.config.action.kind
+        if kind == "discrete":
+            return self.code_rows("action", 0, action.long()).unsqueeze(1)
+        if kind == "text":
+            return self.get_input_embeddings()(action)
+        tables = tables or self.code_tables()
+        codes, remainder = self.action_codec.encode(action)
+        return self.action_embedding(codes, tables.places["action"], tables.sizes["action"], remainder)
+
+    def embed_step(
+        self, state: State, embedded_state: Tensor, action: Tensor, tables: CodeTables | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The trunk of one step, from a state `(N,)`, the same embedded, and actions that are rows of the vocabulary
+        by now, `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change at each place
+        `(N, P)`. The action is told the gist of the state. Args: tables, from `code_tables`, if they are at hand."""
+        tables = tables or self.code_tables()
+        change, gist = {}, 0.0
+        for name, glance in self.glances.items():
+            start = self.place_starts[name]
+            places = embedded_state[:, start : start + glance.sense.num_places]
+            change[name], found = glance(places, state.codes[name][0], tables.glances[name], action.mean(1))
+            gist = gist + found.unsqueeze(1)
+        return torch.cat([embedded_state, action + gist if change else action], 1), change
+
+    def action_codes(self, action: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The action as tokens, a tuple a level: codes `(N, n)`, the rows they are read out against, which are
+        live."""
+        kind = self.config.action.kind
+        if kind == "text":
+            live = self.live_words()
+            return [(action, self.get_output_embeddings().weight[: len(live)], live)]
+        codes = [action.long().unsqueeze(1)] if kind == "discrete" else self.action_codec.encode(action)[0]
+        return [
+            (level_codes, self.code_table("action", level), self.live_codes("action", level))
+            for level, level_codes in enumerate(codes)
+        ]
+
+    def embed_queries(
+        self, one_pass, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
+    ) -> Tensor:
+        """Queries of a pass of levels, `(N, one_pass.length, hidden_size)`: what each place is, what it holds now, and
+        the coarser codes already chosen for it (`chosen[name]`, `(N, n_l)` a level)."""
+        parts, start, level = [], 0, one_pass.levels[0]
+        for name, sense in self.config.place_senses.items():
+            now = embedded_state[:, start : start + sense.num_places]
+            start += sense.num_places
+            if level >= sense.num_levels:
+                continue
+            query = now + self.queries[name][level]
+            coarser = chosen.get(name, [])[:level]
+            if coarser:
+                query = query + self.state_embeddings[name].codes(coarser, tables.places[name], tables.sizes[name])
+            parts.append(query)
+        return torch.cat(parts, 1)
+
+    @functools.cached_property
+    def place_starts(self) -> dict[str, int]:
+        """Where the places of each sense begin in the state."""
+        sizes = [sense.num_places for sense in self.config.place_senses.values()]
+        return dict(zip(self.config.place_senses, itertools.accumulate(sizes, initial=0), strict=False))
+
+    @functools.cached_property
+    def prices(self) -> Prices:
+        """What each part of a step of simulation costs."""
+        return Prices.of(self)
+
+    def split_places(self, one_pass, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
+        """What readouts get, by sense `(N, P, 3 * hidden_size)`: hidden states of a pass's queries, and beside each
+        what its place holds now and what is done. So the backbone need not carry these through, and what happens
+        locally is learned by the local adapter. `trunk` `(N, trunk_length, hidden_size)`: embeddings of the state and
+        the action."""
+        parts, start, place = {}, 0, 0
+        action = trunk[:, self.layout.state_length :].mean(1, keepdim=True)
+        for name, sense in self.config.place_senses.items():
+            if one_pass.levels[0] < sense.num_levels:
+                now = trunk[:, place : place + sense.num_places]
+                parts[name] = torch.cat([hidden[:, start : start + sense.num_places], now, action.expand_as(now)], -1)
+                start += sense.num_places
+            place += sense.num_places
+        # vectors first: pictures are then told what was drawn, and agree with it
+        return dict(sorted(parts.items(), key=lambda item: self.config.senses[item[0]].kind != "vector"))
+
+    def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
+        """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions
+        `(L,)`, or `(B, L)` if rows differ; cache, appended to if given. Returns: `(B, L, H)`."""
+        return run_trunk(self.language_model, self._trunk, embeddings, mask, positions, cache)
+
+    def prefix_ids(self, observation: dict[str, Tensor]) -> Tensor | None:
+        """The constant text of an episode, `(B, prefix_length)`, or None where the model has none."""
+        parts = [observation[name] for name in self.config.prefix_senses]
+        return torch.cat(parts, 1) if parts else None
+
+    # ---- forward
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        objective: str | None = None,
+        observation: dict[str, Tensor] | None = None,
+        state: dict | None = None,
+        action: Tensor | None = None,
+        reward: Tensor | None = None,
+        done: Tensor | None = None,
+        condition: dict[str, Tensor] | None = None,
+        importance: Tensor | None = None,
+        cache=None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast | PanOutput:
+        """Two models in one: with `input_ids` (or `inputs_embeds`) the causal language model over words and codes;
+        with an `objective` the losses of a training stage. An `observation` and an `action` without an objective are
+        trained on jointly, so a Trainer of any kind trains on what the processor gives.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values (or `cache`), inputs_embeds, labels, use_cache,
+                logits_to_keep: as in any causal language model.
+            objective (`str`): one of `objectives_pan.OBJECTIVES`; see there for what each needs of the rest (`"text"`:
+                `input_ids`, `labels` and `attention_mask`). `"joint"` where there are observation and action.
+            observation: true observations of windows, leading shape `(B, T + 1)`; constant text `(B, max_length)`.
+            state: the same already encoded, `{"codes": ..., "latents": ..., "text": ...}` as in [`State`].
+            action: `(B, T, ...)`; reward, done: `(B, T)` float, of the transition each action makes.
+            condition: what is cached for training the latent head or the switch alone.
+            importance: `(B,)`, weight of a window in the codes' loss: what makes up for drawing some windows more
+                often.
+
+        Returns:
+            `CausalLMOutputWithPast`, or [`PanOutput`] with `loss` and its named parts.
+
+        Raises:
+            ValueError: neither text nor an objective is given, or the objective is unknown.
+        """
+        if objective is None and observation is not None and action is not None:
+            objective = "joint"
+        if objective is not None:
+            if objective not in OBJECTIVES:
+                raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")
+            given = {"observation": observation, "state": state, "action": action, "reward": reward, "done": done}
+            given |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+            return OBJECTIVES[objective](self, condition=condition, importance=importance, **given)
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError(
+                "Give `input_ids` (or `inputs_embeds`) to run the language model, or `objective` with an observation "
+                "to train the world model; to imagine, use `perceive` and `simulate`."
+            )
+        output = self.language_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{cache_argument(type(self.language_model)): past_key_values if cache is None else cache},
+            **kwargs,
+        )
+        logits = self._only_live(output.logits)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=getattr(output, "attentions", None),  # models without attention have none
+        )
+
+
+@contextlib.contextmanager
+def _in_float32():
+    """What stays in float32 is made in it, whatever the model around it is made in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _first_given(*values):
+    return next(value for value in values if value is not None)
+
+
+def _eos(config) -> int | None:
+    eos = config.eos_token_id
+    return eos[0] if isinstance(eos, list) else eos
+
+
+PanModel.register_for_auto_class("AutoModel")

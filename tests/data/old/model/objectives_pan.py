@@ -1,0 +1,430 @@
+"""What each training stage minimises (section 5.3 of "Critiques of World Models"): every part by name.
+
+`senses` trains encoder, codes and decoder of each sense alone; `text` the backbone on words alone; `dynamics` the
+backbone and the agent's heads on encoded trajectories; `latent_head` the diffusion head on cached conditions; `joint`
+all of it together from raw observations, with the generative loss of equation 8, which reaches encoder, backbone and
+head.
+
+Shapes: B = batch, T = transitions of a window, N = B * T.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .belief_pan import State
+from .crops_pan import ReadoutView, crop
+from .disturbance_pan import disturb
+from .focus_pan import changed_places, drop_blocks, training_focus
+from .heads_pan import two_hot
+from .image_codec_pan import LEAST_ERROR
+from .latent_objective_pan import latents_given
+from .latents_pan import mends
+from .layout_pan import hide_padding
+from .numbers_pan import readout_numbers, window_numbers
+from .places_pan import CodeTables
+from .processes_pan import log_of_mean, shared_mean
+from .switch_objective_pan import switch_losses, switch_warm_up_losses
+
+STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
+
+
+@dataclass
+class PanOutput(ModelOutput):
+    """A training stage's result.
+
+    Args:
+        loss: the weighted sum.
+        losses: every part, unweighted, by name, e.g. `camera.0` (code negative log-likelihood of a level, nats a
+            code), `camera.0.vectors` (see `_vector_loss`), `reward`, `continuation`, `inverse_dynamics`,
+            `camera.latents`, `camera.mended`, `camera.generative`.
+        metrics: detached figures to log, e.g. `camera.0.accuracy`.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    metrics: dict[str, Tensor] | None = None
+
+
+@dataclass
+class _Window:
+    """One teacher-forced pass over a window: what went in, and the hidden states that came out."""
+
+    current: State  # (N,)
+    following: State  # (N,)
+    trunk: Tensor  # (N, trunk_length, H), embeddings of state and action
+    change: dict[str, Tensor]  # by sense (N, P), logits of a change at each place
+    changed: dict[str, Tensor]  # by sense (N, P) bool, where there was one
+    seen: Tensor | None  # (N, places of all senses) bool, what was looked at; None: everything
+    hidden: dict[str, Tensor]  # by pass (N, length, H), and "action": (N, H)
+    tables: CodeTables
+    numbers: Tensor | None  # (N, V), see `numbers_pan`
+
+
+def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
+    weights = model.config.loss_weights
+    total = 0.0
+    for name, value in losses.items():
+        last = name.rsplit(".", 1)[-1]
+        total = total + value * weights["codes" if last.isdigit() else last]
+    return PanOutput(loss=total, losses=losses, metrics=metrics or {})
+
+
+def senses_objective(model, observation, **_) -> PanOutput:
+    """Stage 1. `observation`: `(B, 3, ...)` a sense: the neighbour in time (which says what moves), the frame, and
+    what is usually seen there (which says what is rare); whole frames or crops of whole places."""
+    return _sum_up(model, _senses_losses(model, observation, update=model.training))
+
+
+def _senses_losses(model, observation: dict[str, Tensor], update: bool) -> dict[str, Tensor]:
+    config, losses = model.config, {}
+    for name, codec in model.senses.items():
+        frames = observation[name]
+        usual = frames[:, 2] if frames.shape[1] > 2 else None
+        parts = codec.losses(frames[:, 1], frames[:, 0], usual, config.motion_weight, config.rarity_weight, update)
+        losses |= {f"{name}.{part}": value for part, value in parts.items()}
+    return losses
+
+
+def text_objective(model, input_ids, labels, attention_mask=None, **_) -> PanOutput:
+    """Stage 2: the next word of a text. `input_ids`, `labels` (-100 where nothing is to be said) `(B, L)`."""
+    found = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    count = shared_mean((labels[:, 1:] != -100).sum().float())
+    sizes = {"vocab_size": found.logits.shape[-1], "num_items_in_batch": count}
+    return _sum_up(model, {"text": model.loss_function(logits=found.logits, labels=labels, **sizes)})
+
+
+def dynamics_objective(model, state, action, reward, done, importance=None, **_) -> PanOutput:
+    """Stage 4, on encoded trajectories: text and level negative log-likelihood, reward, continuation, inverse.
+    `importance` `(B,)` undoes in the codes' loss what the sampler did to how often a window is drawn."""
+    given = State(state["codes"], state.get("latents", {}), state.get("text", {}))
+    window = _teacher_forced(model, given, action, state.get("prefix"), may_focus=model.training)
+    crop_places, importance = model.config.crop_places if model.training else 0, _by_transition(importance, action)
+    losses, metrics, _ = _code_losses(model, window, importance, crop_places)
+    losses |= _change_losses(window, importance)
+    losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
+    return _sum_up(model, losses, metrics)
+
+
+def latent_head_objective(model, condition, state, observation, **_) -> PanOutput:
+    """Stage 3, on cached `latent_examples`: `condition[name]`; `state`, their `latents`, `start` and `codes`;
+    `observation[name]`, the frames they come to. `mended` is the generative loss of images told by codes and latents,
+    in logarithms as in stage 1: what latents are worth is what they do to the image, where some count for much."""
+    losses = {}
+    for name, head in model.latent_heads.items():
+        told = (condition[name], state["start"][name])
+        losses[f"{name}.latents"], drawn = head.loss(state["latents"][name], *told)
+        if model.config.senses[name].kind == "image":
+            imagined = model.senses[name].decode(state["codes"][name], drawn)
+            error = _generative_loss(model, name, imagined, observation[name], None)
+            losses[f"{name}.mended"] = log_of_mean(error, LEAST_ERROR)
+    return _sum_up(model, losses)
+
+
+def joint_objective(model, observation, action, reward=None, done=None, importance=None, **_) -> PanOutput:
+    """Stage 4, from raw observations: everything, plus the generative loss of equation 8 on the decoder's output.
+    Without rewards or ends their heads are left alone."""
+    # the codebooks stay: by now each code has a row, and an id never changes its meaning
+    alone = _senses_losses(model, {name: observation[name][:, -2:] for name in model.senses}, update=False)
+    state = model.encode(observation)  # codes are constants; latents carry the gradient back to the encoder
+    window = _teacher_forced(model, state, action, model.prefix_ids(observation))
+    importance = _by_transition(importance, action)
+    losses, metrics, logits = _code_losses(model, window, importance)
+    losses |= _change_losses(window, importance)
+    losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
+    true = {name: observation[name][:, 1:].flatten(0, 1) for name in model.senses}
+    given = window.following
+    if mends(model.config):
+        chosen = {name: [level.argmax(-1) for level in logits[name]] for name in model.senses}
+        given = State(chosen, latents_given(model, true, State(chosen)), window.following.text)
+    for name, codec in model.senses.items():
+        imagined = [codec.decode_probabilities([level.softmax(-1) for level in logits[name]])]
+        if name in model.latent_heads:
+            losses[f"{name}.latents"], drawn = _latent_loss(model, name, window, given, logits[name])
+            imagined.append(codec.decode(given.codes[name], drawn))
+        errors = [_generative_loss(model, name, frames, true[name], importance) for frames in imagined]
+        losses[f"{name}.generative"] = torch.stack(errors).mean()
+    return _sum_up(model, losses | alone, metrics)
+
+
+def _latent_loss(model, name: str, window: _Window, given: State, logits: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Flow matching of the latents that go with the codes of a state `(N,)`, and those that one step of diffusion
+    draws, `(N, P, D)`. The gradient reaches the backbone through the condition; where latents start is taken as it
+    is."""
+    codes, shifts = given.codes[name], None
+    if name in model.hedged_senses:
+        levels = zip(model.senses[name].codebooks, logits, codes, strict=True)
+        shifts = [book.shift(level.detach(), chosen) for book, level, chosen in levels]
+    condition = model.latent_condition(name, window.hidden, window.trunk, given, window.tables, shifts)
+    with torch.no_grad():
+        start = model.latent_start(name, condition, codes)
+    return model.latent_heads[name].loss(given.latents[name].detach(), condition, start)
+
+
+def _by_transition(importance: Tensor | None, action: Tensor) -> Tensor | None:
+    """Importance of windows `(B,)` as that of their transitions `(N,)`."""
+    return None if importance is None else importance.repeat_interleave(action.shape[1])
+
+
+def _generative_loss(model, name: str, imagined: Tensor, after: Tensor, importance: Tensor | None) -> Tensor:
+    """|| g(f(h(o), a)) - o' ||, squared, of observations imagined and true `(N, ...)`. Every pixel counts as much as
+    any other, and every transition as much as its `importance` `(N,)`: more weight where something did change would be
+    taken by the codes' probabilities as that much more change."""
+    codec, sense = model.senses[name], model.config.senses[name]
+    if sense.kind == "image":
+        error = imagined - codec.to_float(after)
+    else:
+        span = torch.tensor(sense.high, device=after.device) - torch.tensor(sense.low, device=after.device)
+        error = 2 * (imagined - after) / span
+    error = error.square().flatten(1).mean(1)
+    return error.mean() if importance is None else (importance * error).sum() / shared_mean(importance.sum())
+
+
+def _transitions(state: State, action: Tensor) -> tuple[State, State]:
+    """The states `(N,)` before and after each transition of windows: state, of leading shape `(B, T + 1)`; action
+    `(B, T, ...)`."""
+    steps = action.shape[1]
+    return (
+        state.map(lambda t: t[:, :steps].flatten(0, 1)),
+        state.map(lambda t: t[:, 1 : steps + 1].flatten(0, 1)),
+    )
+
+
+def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, may_focus: bool = False) -> _Window:
+    """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once. `may_focus`: it
+    may look at a part of the places alone (`focus_pan`)."""
+    batch, steps = action.shape[:2]
+    seen = disturb(model, state) if model.training else state
+    current, following = _transitions(seen, action)[0], _transitions(state, action)[1]
+    changed = {
+        name: changed_places(model.config.senses[name], current.codes[name], following.codes[name])
+        for name in model.glances
+    }
+    if model.training:
+        current = drop_blocks(current, model.config)
+    tables = model.code_tables()
+    embedded = model.embed_state(_trunk_latents(model, current), tables)
+    queries = _queries(model, embedded, following, tables)
+    trunk, change = model.embed_step(current, embedded, model.embed_action(action.flatten(0, 1), tables), tables)
+    focus = training_focus(model.config, change) if may_focus else None
+    x, layout = torch.cat([trunk, *queries], 1), model.layout
+    tokens = None if focus is None else layout.tokens(focus, layout.passes, trunk=True)
+    mask, positions = layout.window(steps, tokens, x.device)
+    x = x if tokens is None else tokens.take(x)
+    x = x.unflatten(0, (batch, steps)).flatten(1, 2)
+    if prefix is not None:
+        x = torch.cat([model.get_input_embeddings()(prefix), x], 1)
+        mask = hide_padding(mask, prefix, model.config.pad_token_id)
+    hidden = model.run_backbone(x, mask, positions)
+    hidden = hidden[:, layout.prefix_length :].unflatten(1, (steps, -1)).flatten(0, 1)
+    hidden = hidden if tokens is None else tokens.put_back(hidden)
+    return _Window(
+        current=current,
+        following=following,
+        trunk=trunk,
+        change=change,
+        changed=changed,
+        seen=None if focus is None else focus.mask(layout.num_places),
+        hidden=_by_pass(layout, hidden),
+        tables=tables,
+        numbers=window_numbers(model, seen, action),
+    )
+
+
+def _trunk_latents(model, state: State) -> State:
+    """Latents as the trunk sees them: noisy and often absent in training, so that imagined ones can be borne."""
+    if not model.training or not state.latents:
+        return state
+    config, latents = model.config, {}
+    for name, value in state.latents.items():
+        keep = (torch.rand(len(value), 1, 1, device=value.device) >= config.latent_dropout).to(value.dtype)
+        latents[name] = keep * (value + config.latent_noise * torch.randn_like(value))
+    return State(state.codes, latents, state.text)
+
+
+def _queries(model, embedded: Tensor, following: State, tables: CodeTables) -> list[Tensor]:
+    """The queries of every pass, the coarser levels' true codes given."""
+    parts = []
+    for each in model.layout.passes:
+        if each.levels:
+            parts.append(model.embed_queries(each, embedded, following.codes, tables))
+        else:
+            words = model.get_input_embeddings()(following.text[each.name][:, :-1])
+            parts.append(torch.cat([model.text_start.expand(len(words), 1, -1), words], 1))
+    return parts
+
+
+def _by_pass(layout, hidden: Tensor) -> dict[str, Tensor]:
+    parts, start = {"action": hidden[:, layout.trunk_length - 1]}, layout.trunk_length
+    for each in layout.passes:
+        parts[each.name] = hidden[:, start : start + each.length]
+        start += each.length
+    return parts
+
+
+def _code_losses(
+    model, window: _Window, importance: Tensor | None, crop_places: int = 0
+) -> tuple[dict, dict, dict[str, list[Tensor]]]:
+    """Cross-entropy of every level, changed codes weighted by `change_weight`; also the logits, by sense and level.
+    `crop_places`: side of the square of places that readouts of images are shown (`crops_pan`); 0: whole frames."""
+    losses, metrics, logits = {}, {}, {name: [] for name in window.current.codes}
+    for each in model.layout.passes:
+        if not each.levels:
+            continue
+        drawn = {name: levels[: each.levels[-1] + 1] for name, levels in window.following.codes.items()}
+        for name, places in model.split_places(each, window.hidden[each.name], window.trunk).items():
+            sense = model.config.senses[name]
+            numbers = readout_numbers(model, name, window.numbers, drawn)
+            seen = _seen_places(model, window, name)
+            view = ReadoutView(sense, places, window.current.codes[name], window.following.codes[name], weight=seen)
+            if crop_places and sense.kind == "image":
+                view = crop(view, crop_places)
+            for level in each.levels[: sense.num_levels]:
+                found = teacher_forced_logits(model, name, level, view, window.tables, numbers)
+                logits[name].append(found)
+                found_losses, found_metrics = _level_losses(model, name, level, found, view, importance)
+                losses, metrics = losses | found_losses, metrics | found_metrics
+    return losses, metrics, logits
+
+
+def _level_losses(
+    model, name: str, level: int, logits: Tensor, view: ReadoutView, importance: Tensor | None
+) -> tuple[dict, dict]:
+    """Losses and metrics of one level; a code that was absent is new, not changed. importance `(N,)`, of
+    transitions."""
+    now, target, change_weight = view.current[level], view.following[level], model.config.change_weight
+    share = torch.ones_like(now, dtype=logits.dtype) if view.weight is None else view.code_weight(level)
+    share = share if importance is None else share * importance.unsqueeze(1)
+    changed = (now != target) & (now >= 0)
+    weight = (1 + (change_weight - 1) * changed) * share
+    losses = {f"{name}.{level}": _change_weighted(logits, now, target, weight.flatten(), change_weight)}
+    if view.sense.kind == "image":
+        book = model.senses[name].codebooks[level]
+        losses[f"{name}.{level}.vectors"] = _vector_loss(book, logits, now, target, share)
+    right = logits.detach().argmax(-1) == target
+    metrics = {
+        f"{name}.{level}.accuracy": (share * right).sum() / share.sum().clamp(min=1e-6),
+        f"{name}.{level}.accuracy_changed": (right & changed & (share > 0)).sum()
+        / (changed & (share > 0)).sum().clamp(min=1),
+    }
+    return losses, metrics
+
+
+def _vector_loss(book, logits: Tensor, now: Tensor, target: Tensor, share: Tensor) -> Tensor:
+    """Squared error of the expected code vector of a codebook, over that of standing still.
+
+    Cross-entropy counts a code that looks nearly right as wrong as any other. This loss is least at the mean under the
+    true probabilities, so it draws them nowhere else; it is the generative loss of equation 8 before the decoder.
+    logits `(N, n, K)`; now, target `(N, n)`; share `(N, n)`, how much each code counts."""
+    true = book.lookup(target)
+    error = (share * (book.mean(logits.softmax(-1)) - true).square().sum(2)).sum()
+    still = (share * (book.lookup(now) - true).square().sum(2)).sum()
+    least = STILL * book.spread() * target.numel()  # where next to nothing changes, nothing much is to be learned
+    return error / shared_mean(still).clamp(min=1e-6).maximum(least)
+
+
+def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor, change_weight: float) -> Tensor:
+    """Weighted cross-entropy whose optimum is nevertheless the true distribution.
+
+    Weighing changed codes `change_weight` times teaches probabilities in which change is that much more likely. So the
+    loss is taken on logits shifted by just that (logit adjustment, Menon et al. 2021): `logits` themselves stay
+    calibrated, for sampling and for `log_prob`. logits `(N, n, K)`; now, target `(N, n)`; weight `(N * n,)`."""
+    shift = -math.log(change_weight) * (now >= 0).to(logits.dtype)
+    adjusted = logits.scatter_add(-1, now.clamp(min=0).unsqueeze(-1), shift.unsqueeze(-1))
+    nll = nn.functional.cross_entropy(adjusted.flatten(0, 1), target.flatten(), reduction="none")
+    return (weight * nll).sum() / shared_mean(weight.sum()).clamp(min=1e-6)
+
+
+def teacher_forced_logits(
+    model, name: str, level: int, view: ReadoutView, tables: CodeTables, numbers: Tensor | None
+) -> Tensor:
+    """Logits `(N, num_codes, K)` of one level, given the true coarser codes of the following state."""
+    readout, found, coarser = model.readouts[name][level], tables.levels[name][level], view.following[:level]
+    shown = {"shown": view.sense, "corner": view.corner}
+    features = readout.features(view.places, view.current[level], coarser, found, numbers, **shown)
+    if readout.sentence is not None:
+        features = readout.sentence(features, view.following[level], found.drawn)
+    return readout.logits(features, found, view.current, coarser, numbers)
+
+
+def _seen_places(model, window: _Window, name: str) -> Tensor | None:
+    """What was looked at of one sense as weights `(N, P)`, or None if all of it was."""
+    if window.seen is None:
+        return None
+    start = model.place_starts[name]
+    return window.seen[:, start : start + model.config.senses[name].num_places].float()
+
+
+def _change_losses(window: _Window, importance: Tensor | None) -> dict:
+    """Binary cross-entropy of the glances: whether anything will change at a place."""
+    losses = {}
+    for name, logits in window.change.items():
+        weight = torch.ones_like(logits) if importance is None else importance.unsqueeze(1).expand_as(logits)
+        target = window.changed[name].float()
+        losses[f"{name}.change"] = nn.functional.binary_cross_entropy_with_logits(logits, target, weight)
+    return losses
+
+
+def _text_losses(model, window: _Window) -> dict[str, Tensor]:
+    losses = {}
+    for name, target in window.following.text.items():
+        logits = model.word_logits(window.hidden[name])
+        nll = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        counts = text_counts(target, model.config.pad_token_id).flatten()
+        losses[f"{name}.text"] = (nll * counts).sum() / shared_mean(counts.sum())
+    return losses
+
+
+def text_counts(ids: Tensor, pad_token_id: int) -> Tensor:
+    """1 for the words of a text and for the first padding, which ends it; 0 behind. `(..., L)` -> float `(..., L)`."""
+    padding = (ids == pad_token_id).long()
+    return ((padding.cumsum(-1) - padding) == 0).float()
+
+
+def _agent_losses(
+    model, window: _Window, action: Tensor, reward: Tensor | None, done: Tensor | None
+) -> dict[str, Tensor]:
+    config = model.config
+    before = model.embed_state(window.current.without_latents(), window.tables)
+    after = model.embed_state(window.following.without_latents(), window.tables)
+    reward_logits, continue_logit = model.outcome(before, after, window.hidden["action"])
+    losses = {}
+    if reward is not None:
+        target = two_hot(reward.flatten(), config.reward_bound)
+        losses["reward"] = -(target * reward_logits.log_softmax(-1)).sum(-1).mean()
+    if done is not None:
+        goes_on = 1 - done.flatten().float()
+        losses["continuation"] = nn.functional.binary_cross_entropy_with_logits(continue_logit, goes_on)
+    slots = model.inverse_dynamics(before, after)
+    inverse, start = [], 0
+    for codes, table, live in model.action_codes(action.flatten(0, 1)):
+        count = codes.shape[1]
+        logits = (slots[:, start : start + count] @ table.T).float().masked_fill(~live, -torch.inf)
+        inverse.append(nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten()))
+        start += count
+    losses["inverse_dynamics"] = torch.stack(inverse).mean()
+    return losses
+
+
+def switch_objective(model, observation, action, reward, done, **_) -> PanOutput:
+    """Stage 5, from raw observations: the switch alone, see `switch_objective_pan`."""
+    return _sum_up(model, *switch_losses(model, observation, action, reward, done))
+
+
+def switch_warm_up_objective(model, condition, **_) -> PanOutput:
+    """Before it: the switch learns from what every choice costs, from cached `switch_examples`."""
+    return _sum_up(model, *switch_warm_up_losses(model, condition))
+
+
+OBJECTIVES = {
+    "senses": senses_objective,
+    "text": text_objective,
+    "dynamics": dynamics_objective,
+    "latent_head": latent_head_objective,
+    "joint": joint_objective,
+    "switch_warm_up": switch_warm_up_objective,
+    "switch": switch_objective,
+}

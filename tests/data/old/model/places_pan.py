@@ -1,0 +1,421 @@
+"""From codes to the backbone and back: state embeddings, readouts, and the head that samples coherent futures.
+
+A code enters the backbone through its own row of the vocabulary and is read out against its own row, so a new token is
+a new row and nothing else. What is learned here is shared by all codes of a level: where a code sits inside its place,
+and a local adapter that looks at a place's neighbours. One query a place reads *all* of the codes of that place, so a
+step of a 64x64 image costs the backbone 16 query positions, not one for each of its 128 codes.
+
+Shapes: B = batch, P = places, r = codes a place holds at a level, n = P * r, H = backbone width, A = adapter width,
+K = capacity of the level's segment.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .adapted_pan import affine
+from .digit_density_pan import DigitDensity
+from .focus_pan import GlanceTables
+from .numbers_pan import Bearings
+from .senses_pan import fold_places, unfold_places, with_absent
+
+
+class PlaceEmbedding(nn.Module):
+    """Adds up the vocabulary rows of the codes at each place, the projected latents, and the place's own embedding."""
+
+    def __init__(self, sense, hidden_size: int):
+        super().__init__()
+        self.sense = sense
+        self.place = nn.Parameter(torch.empty(sense.num_places, hidden_size))
+        self.fold = nn.ModuleList(
+            nn.Linear(per_place * hidden_size, hidden_size, bias=False) for per_place in sense.codes_per_place
+        )
+        self.latent = nn.Linear(sense.latent_dim, hidden_size, bias=False) if sense.latent_dim else None
+
+    def reset_pan_parameters(self, std: float) -> None:
+        init.normal_(self.place, std=std)
+
+    def table(self, rows: list[Tensor]) -> Tensor:
+        """What each code adds to its place, worked out once for all of them: rows of each level's segment `(K, H)` ->
+        `(sum of r * (K + 1), H)`, level by level, a run of K + 1 for each slot of a place; the last of a run is for
+        what is absent, and adds nothing."""
+        parts = []
+        for fold, level_rows in zip(self.fold, (with_absent(part) for part in rows), strict=True):
+            weight = affine(fold)[0].unflatten(1, (-1, level_rows.shape[1]))  # (H, r, H)
+            parts.append(torch.einsum("ki,ori->rko", level_rows, weight).flatten(0, 1))
+        return torch.cat(parts)
+
+    def codes(self, codes: list[Tensor], table: Tensor, sizes: list[int]) -> Tensor:
+        """Codes of a prefix of levels, one `(B, n)` a level -> `(B, P, H)`, without the place's own embedding.
+
+        Args: table, see `table`; sizes, K of each level in it."""
+        places, first = [], 0
+        for level, (level_codes, size) in enumerate(zip(codes, sizes, strict=False)):
+            slots = fold_places(level_codes, self.sense, level) % (size + 1)  # (B, P, r)
+            end = first + (size + 1) * slots.shape[-1]
+            places.append(slots + torch.arange(first, end, size + 1, device=slots.device))
+            first = end
+        index = torch.cat(places, -1)
+        return nn.functional.embedding_bag(index.flatten(0, 1), table, mode="sum").unflatten(0, index.shape[:2])
+
+    def forward(self, codes: list[Tensor], table: Tensor, sizes: list[int], latents: Tensor | None = None) -> Tensor:
+        """Args: codes, table, sizes as for `codes`; latents `(B, P, latent_dim)`. Returns: `(B, P, H)`."""
+        x = self.codes(codes, table, sizes) + self.place
+        if latents is not None and self.latent is not None:
+            x = x + self.latent(latents.nan_to_num().to(x.dtype))  # absent ones add nothing
+        return x
+
+
+def _grid(sense, level: int) -> tuple[int, int]:
+    """Rows and columns of a level's codes; a vector's are one row."""
+    if sense.kind != "image":
+        return 1, sense.num_places * sense.codes_per_place[level]
+    return sense.level_grid(level)
+
+
+class LevelReadout(nn.Module):
+    """Logits over one level's codes from the hidden states of the places, the current codes and the coarser new ones.
+
+    Args:
+        sense: an image or vector sense.
+        level (`int`): 0 is the coarsest.
+        hidden_size, width (`int`): H and A.
+        copy_bias (`float`): initial value of the scalar added to the current code's logit; vectors start at 0, since
+            their [`DigitDensity`] already lies where they are.
+        autoregressive (`bool`): sample the codes one after the other (see [`SentenceHead`]).
+        num_numbers (`int`): V, of `numbers_pan.readout_numbers`.
+        drawn (`slice`): those of them that are where the vectors will be, see `numbers_pan.Bearings`.
+        num_blocks (`int`): local blocks; each lets a code look one code farther around itself.
+    """
+
+    def __init__(
+        self,
+        sense,
+        level: int,
+        hidden_size: int,
+        width: int,
+        copy_bias: float,
+        autoregressive: bool,
+        num_numbers: int,
+        drawn: slice,
+        num_blocks: int,
+    ):
+        super().__init__()
+        self.drawn = drawn
+        self.bearings = Bearings(drawn.stop - drawn.start, width) if drawn.stop > drawn.start else None
+        self.sense, self.level, self.initial_copy_bias = sense, level, copy_bias
+        self.places = nn.Linear(3 * hidden_size, sense.codes_per_place[level] * width)
+        self.numbers = nn.Linear(num_numbers, self.places.out_features, bias=False) if num_numbers else None
+        self.current = nn.Linear(hidden_size, width, bias=False)
+        self.coarser = nn.ModuleList(nn.Linear(hidden_size, width, bias=False) for _ in range(level))
+        # vocabulary rows are a fiftieth of the size of hidden states, and would otherwise hardly be seen beside them
+        self.row_norm = nn.LayerNorm(hidden_size)
+        grid = _grid(sense, level)
+        self.blocks = nn.ModuleList(_LocalBlock(grid[0] > 1, width) for _ in range(num_blocks))
+        self.sentence = SentenceHead(grid, hidden_size, width) if autoregressive else None
+        self.out_norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, hidden_size)
+        self.copy_bias = nn.Parameter(torch.empty(1))
+        self.density = DigitDensity(sense, level, width, num_numbers) if sense.kind == "vector" else None
+
+    def reset_pan_parameters(self, _std: float) -> None:
+        init.constant_(self.copy_bias, self.initial_copy_bias if self.density is None else 0.0)
+
+    def tables(self, rows: list[Tensor], out_rows: Tensor, live: Tensor) -> "LevelTables":
+        """What this level's layers make of each code, worked out once for all of them.
+
+        Args: rows, input rows `(K, H)` of every level's segment up to this one; out_rows `(K, H)`, which this level
+        is read out against; live `(K,)` bool."""
+        weight, bias = affine(self.out)
+        return LevelTables(
+            current=with_absent(self.current(self.row_norm(rows[self.level]))),
+            coarser=[with_absent(layer(self.row_norm(part))) for layer, part in zip(self.coarser, rows, strict=False)],
+            drawn=None if self.sentence is None else self.sentence.table(rows[self.level]),
+            weight=out_rows @ weight,
+            bias=(out_rows @ bias).masked_fill(~live, -torch.inf),
+        )
+
+    def features(
+        self,
+        places: Tensor,
+        now: Tensor,
+        coarser: list[Tensor],
+        tables: "LevelTables",
+        numbers: Tensor | None,
+        shown=None,
+        corner: Tensor | None = None,
+    ) -> Tensor:
+        """Args: places `(B, P, 3H)`, see `PanModel.split_places`; now, the current codes `(B, n)`; coarser, the new
+        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `numbers_pan`; shown, a sense of the size
+        of what is shown, and corner, `(B, 2)` the row and column of its first place, if that is a part of the frame
+        (`crops_pan`). Returns: `(B, n, A)`."""
+        shown = shown or self.sense
+        x = self._inputs(places, now, coarser, tables, numbers, shown, corner)
+        grid = _grid(shown, self.level)
+        for block in self.blocks:
+            x = block(x, grid)
+        return x
+
+    def features_at(
+        self,
+        places: Tensor,
+        now: Tensor,
+        coarser: list[Tensor],
+        tables: "LevelTables",
+        numbers: Tensor | None,
+        row: Tensor,
+        place: Tensor,
+    ) -> Tensor:
+        """What `features` gives at some places of an image, worked out there alone: each with as much around it as the
+        blocks see. Args: as for `features`; row, place `(F,)`, which. Returns: `(F, codes a place, A)`."""
+        x = self._inputs(places, now, coarser, tables, numbers, self.sense, None)
+        (rows, columns), margin = _grid(self.sense, self.level), len(self.blocks)
+        side = self.sense.place_stride // self.sense.level_strides[self.level]
+        span = torch.arange(side + 2 * margin, device=x.device) - margin
+        across = self.sense.place_grid[1]
+        down = (side * (place // across)).unsqueeze(1) + span  # (F, window)
+        right = (side * (place % across)).unsqueeze(1) + span
+        inside = ((down >= 0) & (down < rows)).unsqueeze(2) & ((right >= 0) & (right < columns)).unsqueeze(1)
+        index = down.clamp(0, rows - 1).unsqueeze(2) * columns + right.clamp(0, columns - 1).unsqueeze(1)
+        x = x[row.view(-1, 1, 1), index]  # (F, window, window, A)
+        for block in self.blocks:
+            x, inside = block.within(x, inside), inside[:, 1:-1, 1:-1]
+        return x.flatten(1, 2)
+
+    def _inputs(
+        self,
+        places: Tensor,
+        now: Tensor,
+        coarser: list[Tensor],
+        tables: "LevelTables",
+        numbers: Tensor | None,
+        shown,
+        corner: Tensor | None,
+    ) -> Tensor:
+        """What each code is told before it looks around itself, `(B, n, A)`; args as for `features`."""
+        per_place = self.sense.codes_per_place[self.level]
+        hidden, held, action = places.chunk(3, -1)
+        weight, bias = affine(self.places)
+        for_hidden, for_held, for_action = weight.chunk(3, 1)
+        x = nn.functional.linear(hidden, for_hidden, bias)
+        x = x + nn.functional.linear(self.row_norm(held), for_held)
+        x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # the same at every place
+        if self.numbers is not None:
+            x = x + self.numbers(numbers.to(x.dtype)).unsqueeze(1)  # the same at every place, too
+        x = unfold_places(x.unflatten(-1, (per_place, -1)), shown, self.level)
+        if self.bearings is not None:
+            x = x + self.bearings(numbers[:, self.drawn], *self._middles(shown, corner, numbers.device)).to(x.dtype)
+        x = x + nn.functional.embedding(now % len(tables.current), tables.current)
+        for level, (codes, table) in enumerate(zip(coarser, tables.coarser, strict=False)):
+            x = x + self._spread(nn.functional.embedding(codes % len(table), table), level, shown)
+        return x
+
+    def _middles(self, shown, corner: Tensor | None, device) -> list[Tensor]:
+        """Where the middles of rows and of columns of codes are on the whole frame, in [-1, 1], `(B or 1, count)`
+        each; args as for `features`."""
+        stride, middles = self.sense.place_stride // self.sense.level_strides[self.level], []
+        whole = _grid(self.sense, self.level)
+        for axis, count in enumerate(_grid(shown, self.level)):
+            index = torch.arange(count, device=device) + 0.5
+            index = index.unsqueeze(0) if corner is None else index + stride * corner[:, axis : axis + 1]
+            middles.append(2 * index / whole[axis] - 1)
+        return middles
+
+    def _spread(self, x: Tensor, level: int, shown) -> Tensor:
+        """A coarser level's map `(B, n_l, A)` repeated onto this level's finer one `(B, n, A)`."""
+        if shown.kind != "image":
+            return x
+        rows, columns = _grid(shown, level)
+        factor = shown.level_strides[level] // shown.level_strides[self.level]
+        if factor == 1:
+            return x
+        grid = x.reshape(len(x), rows, 1, columns, 1, -1).expand(-1, -1, factor, -1, factor, -1)
+        return grid.reshape(len(x), rows * columns * factor**2, -1)
+
+    def logits(
+        self,
+        features: Tensor,
+        tables: "LevelTables",
+        current: list[Tensor],
+        coarser: list[Tensor],
+        numbers: Tensor | None,
+    ) -> Tensor:
+        """Args: features `(B, n, A)`; current, the current codes of every level `(B, n_l)`; coarser, the new codes of
+        each level before this one; numbers `(B, V)`. Returns: `(B, n, K)` float32, minus infinity at rows
+        that are not live."""
+        logits = nn.functional.linear(self.out_norm(features), tables.weight, tables.bias).float()
+        if self.density is not None:
+            logits = logits + self.density(features, current, coarser, numbers)
+        now = current[self.level]
+        bias = self.copy_bias.float() * (now >= 0)  # what is absent cannot stay
+        return logits.scatter_add_(-1, now.clamp(min=0).unsqueeze(-1), bias.unsqueeze(-1))
+
+
+class _LocalBlock(nn.Module):
+    """What stands around a code on its grid (on a row: the code by itself), then a perceptron; each added to it."""
+
+    def __init__(self, is_grid: bool, width: int):
+        super().__init__()
+        self.is_grid = is_grid
+        self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.neighbours = nn.Conv2d(width, width, 3, padding=1) if is_grid else nn.Linear(width, width)
+        self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`(B, n, A)` -> `(B, n, A)`, n = rows times columns of `grid`."""
+        return self._alone(x + nn.functional.gelu(self._around(self.norm(x), grid)))
+
+    def within(self, x: Tensor, inside: Tensor) -> Tensor:
+        """The same for the middles of windows of a grid: `(F, w, w, A)`, `inside` the grid `(F, w, w)` bool ->
+        `(F, w - 2, w - 2, A)`."""
+        seen = (self.norm(x) * inside.unsqueeze(-1)).permute(0, 3, 1, 2)
+        return self._alone(x[:, 1:-1, 1:-1] + nn.functional.gelu(self._inner(seen).permute(0, 2, 3, 1)))
+
+    def _inner(self, seen: Tensor) -> Tensor:
+        """Neighbours of the middles of windows, without padding; an adapter's convolution pads, and is cut."""
+        if hasattr(self.neighbours, "base_layer"):
+            return self.neighbours(seen)[..., 1:-1, 1:-1]
+        return nn.functional.conv2d(seen, self.neighbours.weight, self.neighbours.bias)
+
+    def _alone(self, x: Tensor) -> Tensor:
+        return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
+
+    def _around(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        if not self.is_grid:
+            return self.neighbours(x)
+        x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # channels last, as it is stored
+        return self.neighbours(x).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@dataclass
+class LevelTables:
+    """One level's segment of the vocabulary as its readout meets it, a row a code (see `LevelReadout.tables`).
+
+    Args:
+        current `(K + 1, A)`: what the current code adds to the features, the last row if it is absent; coarser: the
+            same for each level before this one.
+        drawn `(K, A)`: what a code that is drawn tells the sentence head; None without one.
+        weight `(K, A)`, bias `(K,)`: features to logits; the bias is minus infinity where a row is not live.
+    """
+
+    current: Tensor
+    coarser: list[Tensor]
+    drawn: Tensor | None
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass
+class CodeTables:
+    """The tables of every coded part (see `PanModel.code_tables`).
+
+    Args:
+        sizes: by part, K of each level: rows up to the last live one.
+        places: by part, see `PlaceEmbedding.table`.
+        levels: by sense, the tables of each level.
+        glances: by sense with a glance, see `Glance.tables`.
+    """
+
+    sizes: dict[str, list[int]]
+    places: dict[str, Tensor]
+    levels: dict[str, list[LevelTables]]
+    glances: dict[str, GlanceTables]
+
+
+class SentenceHead(nn.Module):
+    """A small causal transformer over the codes of one level, in raster order.
+
+    Codes sampled in parallel from their marginals would mix two futures into one (an obstacle in two cells, or in
+    none). This head makes level 0 a sentence: each code is drawn given those before it, the backbone having been run
+    once for all of them. What was drawn just before and close by, together with what was seen there, comes in through
+    causal convolutions, the same everywhere, as in a PixelCNN; what was drawn farther away through attention.
+
+    Args:
+        grid (`tuple[int, int]`): rows and columns of the level's codes; a vector's are one row.
+        hidden_size, width (`int`): H and A.
+    """
+
+    def __init__(self, grid: tuple[int, int], hidden_size: int, width: int, num_layers: int = 2, num_heads: int = 4):
+        super().__init__()
+        self.row_norm = nn.LayerNorm(hidden_size)
+        self.drawn = nn.Linear(hidden_size, width, bias=False)
+        self.pair_norm = nn.LayerNorm(width)
+        self.pair = nn.Linear(width, 2 * width)
+        self.previous = nn.Linear(2 * width, width, bias=False)
+        self.close_by = _CausalNeighbours(grid, 2 * width, width)
+        self.position = nn.Parameter(torch.empty(grid[0] * grid[1], width))
+        self.layers = nn.ModuleList(_CausalLayer(grid, width, num_heads) for _ in range(num_layers))
+
+    def reset_pan_parameters(self, std: float) -> None:
+        init.normal_(self.position, std=std)
+
+    def table(self, rows: Tensor) -> Tensor:
+        """What each code tells those behind it: rows of the level's segment `(K, H)` -> `(K, A)`."""
+        return self.drawn(self.row_norm(rows))
+
+    def forward(self, features: Tensor, codes: Tensor, table: Tensor) -> Tensor:
+        """Features `(B, n, A)` that know the codes before each: `codes` `(B, n)`, of which the last is not looked at;
+        table, see `table`. Returns: `(B, n, A)`."""
+        pairs = nn.functional.gelu(self.pair(self.pair_norm(features + nn.functional.embedding(codes, table))))
+        previous = nn.functional.pad(self.previous(pairs[:, :-1]), (0, 0, 1, 0))
+        x = features + previous + self.close_by(pairs) + self.position
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class _CausalLayer(nn.Module):
+    def __init__(self, grid: tuple[int, int], width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.local_norm, self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.local = _CausalNeighbours(grid, width, width, itself=True)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.local(nn.functional.gelu(self.local_norm(x)))
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1)
+        )
+        x = x + self.out(_attend(query, key, value).transpose(1, 2).flatten(2))
+        return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention `(B, heads, n, width)`, written out where gradients are wanted on a CPU: a sentence is short,
+    and the fused kernel takes several times as long backwards."""
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(later, -torch.inf).softmax(-1) @ value
+
+
+class _CausalNeighbours(nn.Module):
+    """A convolution over what stands before on a grid: `REACH` rows above, and as many columns to the left.
+
+    Padding one side and cutting off the other is what makes it causal; no weight is masked.
+
+    Args:
+        itself (`bool`): see the position itself too.
+    """
+
+    REACH = 2
+
+    def __init__(self, grid: tuple[int, int], width: int, out: int, itself: bool = False):
+        super().__init__()
+        self.grid, self.itself = grid, itself
+        self.beside = nn.Conv2d(width, out, (1, self.REACH + itself))
+        window = (self.REACH, 2 * self.REACH + 1)
+        self.above = nn.Conv2d(width, out, window, bias=False) if grid[0] > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, n, width)` -> `(B, n, out)`."""
+        reach, x = self.REACH, x.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        found = self.beside(nn.functional.pad(x if self.itself else x[..., :-1], (reach, 0)))
+        if self.above is not None:
+            found = found + self.above(nn.functional.pad(x[:, :, :-1], (reach, reach, reach, 0)))
+        return found.permute(0, 2, 3, 1).flatten(1, 2)

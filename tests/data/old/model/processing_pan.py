@@ -1,0 +1,470 @@
+"""Observations, actions and texts in, tensors out: everything a user hands to a model is checked here, once.
+
+What the processor knows of a sense or an action is the dict its config's `to_dict` gives: `kind`, shape and range.
+Each kind has one reader below; a new kind (audio, video) is a new reader. Readers refuse what does not fit instead of
+bending it: a float image or an action out of range is nearly always a mistake upstream, and a model would answer it
+with plausible nonsense.
+
+B = batch, T = time, L = text tokens, D = coordinates, C, H, W = channels, height, width.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_transforms import to_pil_image
+
+from .tokenization_pan import PanTokenizer
+from .vocabulary_pan import Vocabulary
+
+_OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
+_IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_COMPARED = ("kind", "height", "width", "channels", "dim", "low", "high", "max_length", "every_step", "num_actions")
+
+
+class PanBatch(BatchFeature):
+    """A `BatchFeature` whose `to` also reaches the tensors inside `observation`."""
+
+    def to(self, *args, **kwargs) -> "PanBatch":
+        """Moves (and casts, floats only) every tensor in place; arguments as for `torch.Tensor.to`. Returns itself."""
+        nested = {key: PanBatch(value).to(*args, **kwargs).data for key, value in self.items() if _is_mapping(value)}
+        super().to(*args, **kwargs)
+        self.data.update(nested)
+        return self
+
+
+class PanProcessor(ProcessorMixin):
+    """Turns what an agent sees, does and says into the tensors of [`PanModel`], and back.
+
+    Args:
+        tokenizer ([`PanTokenizer`] or any fast tokenizer): the words; another fast tokenizer is wrapped.
+        senses (`dict[str, dict]`, *optional*): name -> what the sense's `to_dict()` gives. Keys that are read: `kind`;
+            image: `height`, `width`, `channels`; vector: `dim`, `low`, `high`; text: `max_length`, `every_step`;
+            and `clip` (vector: clip to the range; text: cut at `max_length`) in place of an error.
+        action (`dict`, *optional*): likewise; `num_actions` for a discrete one.
+        vocabulary ([`Vocabulary`] or `dict`, *optional*): the ledger to attach to the tokenizer. It is kept there and
+            saved once, as `vocabulary.json`.
+        chat_template (`str`, *optional*): the tokenizer's own by default.
+
+    Raises:
+        ValueError: no tokenizer, an unknown kind, a missing key, or a ledger that contradicts the tokenizer's.
+    """
+
+    def __init__(self, tokenizer=None, senses=None, action=None, vocabulary=None, chat_template=None):
+        if tokenizer is None:
+            raise ValueError(
+                "PanProcessor needs a tokenizer: the backbone's (PanTokenizer.from_backbone) or a small new one "
+                "(PanTokenizer.train)."
+            )
+        tokenizer = tokenizer if hasattr(tokenizer, "attach") else PanTokenizer.from_backbone(tokenizer)
+        self.senses = {name: _checked(f"Sense {name!r}", spec, _SENSES) for name, spec in (senses or {}).items()}
+        self.action = None if action is None else _checked("The action", action, _ACTIONS)
+        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        if vocabulary is not None:
+            self._attach(vocabulary)
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(
+        cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs
+    ):
+        """Loads the class beside this one: `AutoTokenizer` would ask for trust in code that is already running."""
+        return PanTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in any processor. Raises ValueError, before anything is written, as `Vocabulary.check_replaces`."""
+        if self.vocabulary is not None:
+            self.vocabulary.check_replaces(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The tokenizer's ledger, or `None`."""
+        return self.tokenizer.vocabulary
+
+    @property
+    def vocabulary_digest(self) -> str | None:
+        """Digest of the ledger; the model it belongs to has the same in its config."""
+        return self.tokenizer.vocabulary_digest
+
+    def _attach(self, vocabulary) -> None:
+        vocabulary = Vocabulary.from_dict(vocabulary) if _is_mapping(vocabulary) else vocabulary
+        current = self.tokenizer.vocabulary
+        if current is not None and not current.is_ancestor_of(vocabulary):
+            raise ValueError(
+                "The tokenizer already has another vocabulary, which the given one did not grow from:\n"
+                + current.difference(vocabulary, "in the tokenizer", "in the given one")
+            )
+        self.tokenizer.attach(vocabulary)
+
+    def __call__(
+        self,
+        observation=None,
+        action=None,
+        text=None,
+        return_tensors: str = "pt",
+        partial: bool = False,
+        **text_settings,
+    ) -> PanBatch:
+        """Checks and converts; nothing is resized, rescaled or reordered in time.
+
+        Args:
+            observation (`dict[str, ...]`, *optional*): one entry for every sense.
+                Image: uint8, `(H, W, C)` for one frame, `(T, H, W, C)` or `(B, T, H, W, C)`; numpy, torch (channels
+                first too), PIL, or lists of them.
+                Vector: numbers within `low`..`high`, `(D,)`, `(T, D)` or `(B, T, D)`.
+                Text: with `every_step`, a string, a list of T, or B lists of T; without, one string for the whole
+                batch or a list of B.
+            action (*optional*): the actions between the frames: T - 1 of them when `observation` is given too.
+                Discrete: ints, one, `(T,)` or `(B, T)`. Vector: as above. Text: as above with `every_step`.
+            text (`str` or `list[str]`, *optional*): plain text for `generate`; its codes (`<camera.0:17>`) count.
+            return_tensors (`str`): "pt" or "np".
+            partial (`bool`): senses may be missing, for a goal that is about some of them only.
+            text_settings: for the tokenizer, `padding` or `max_length` say; `apply_chat_template` hands them on.
+
+        Returns:
+            [`PanBatch`] with the keys that were asked for: `observation`, a dict of image uint8 `(B, T, C, H, W)`,
+            vector float32 `(B, T, D)` and text int64 `(B, T, L)` or `(B, L)`, padded; `action`, int64 `(B, T)`,
+            float32 `(B, T, D)` or int64 `(B, T, L)`; `input_ids` and `attention_mask`, int64.
+
+        Raises:
+            ValueError: whatever does not fit, with what was given, what was expected and what to do.
+        """
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}.")
+        if observation is None and action is None and text is None:
+            raise ValueError("Nothing to process: give at least one of observation, action and text.")
+        arrays = {}
+        if observation is not None:
+            arrays["observation"] = self._read_observation(observation, partial)
+        if action is not None:
+            arrays["action"] = self._read_action(action)
+        _check_lengths(arrays, self.senses)
+        settings = _text_settings(text, text_settings)
+        if text is not None:
+            arrays |= self.tokenizer(text if isinstance(text, list) else [text], **settings, return_tensors="np")
+        return PanBatch(_convert(arrays) if return_tensors == "pt" else arrays)
+
+    def _read_observation(self, observation, partial: bool) -> dict[str, np.ndarray]:
+        known = ", ".join(self.senses) or "none"
+        if not _is_mapping(observation):
+            given = type(observation).__name__
+            raise ValueError(f"observation must be a dict with one entry a sense ({known}), got {given}.")
+        unknown = [name for name in observation if name not in self.senses]
+        missing = [name for name in self.senses if name not in observation and not partial]
+        if unknown or missing:
+            raise ValueError(
+                f"observation has {', '.join(observation) or 'nothing'}; expected exactly the senses {known} "
+                f"(unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'})."
+            )
+        specs = {name: self.senses[name] for name in observation}
+        arrays = {name: self._read(_SENSES, name, spec, observation[name]) for name, spec in specs.items()}
+        batch = max((len(array) for array in arrays.values()), default=1)
+        for name, spec in specs.items():
+            if _is_static(spec) and isinstance(observation[name], str):
+                arrays[name] = np.repeat(arrays[name], batch, axis=0)
+        return arrays
+
+    def _read_action(self, action) -> np.ndarray:
+        if self.action is None:
+            raise ValueError("Got an action, but this processor has none; pass `action=` when building it.")
+        return self._read(_ACTIONS, "action", self.action, action)
+
+    def _read(self, kinds: dict, name: str, spec: dict, value) -> np.ndarray:
+        reader, _ = kinds[spec["kind"]]
+        return reader(name, spec, value, self.tokenizer)
+
+    def decode_observation(self, observation: Mapping, output_type: str = "np") -> dict:
+        """The inverse: tensors (of `futures.decode`, say) as something to look at, leading dimensions kept.
+
+        Args:
+            observation (`dict[str, torch.Tensor]`): some of the senses; image uint8 `(..., C, H, W)`, vector
+                `(..., D)`, text ids `(..., L)`.
+            output_type (`str`): "np", or "pil" for images as (nested lists of) PIL images.
+
+        Returns:
+            `dict`: image uint8 `(..., H, W, C)` array or PIL images; vector float32 array; text as (nested lists of)
+            `str`, each up to its first padding.
+
+        Raises:
+            ValueError: an unknown sense or output type.
+        """
+        if output_type not in ("np", "pil"):
+            raise ValueError(f"output_type must be 'np' or 'pil', got {output_type!r}.")
+        unknown = [name for name in observation if name not in self.senses]
+        if unknown:
+            raise ValueError(f"Unknown senses {', '.join(unknown)}; known: {', '.join(self.senses) or 'none'}.")
+        return {name: self._write(self.senses[name], value, output_type) for name, value in observation.items()}
+
+    def decode_action(self, action):
+        """Actions as `perceive` and `simulate` take them, for an environment: an array, or (lists of) `str`."""
+        if self.action is None:
+            raise ValueError("This processor was built without an action.")
+        return self._write(self.action, action, "np")
+
+    def _write(self, spec: dict, value, output_type: str):
+        array = _as_array(value)
+        if spec["kind"] == "text":
+            return _nest(array, 1, self._text)
+        if spec["kind"] != "image":
+            return array
+        frames = np.ascontiguousarray(np.moveaxis(array, -3, -1))
+        return frames if output_type == "np" else _nest(frames, 3, _to_pil)
+
+    def _text(self, ids: np.ndarray) -> str:
+        padding = np.flatnonzero(ids == self.tokenizer.pad_token_id)
+        return self.tokenizer.decode(ids[: padding[0]] if len(padding) else ids, skip_special_tokens=True)
+
+    def attach(self, model) -> None:
+        """Lets `model` (a [`PanModel`]) grow: from now on its new tokens are written into this processor's ledger.
+        Save the two together. Raises ValueError as `check_model`."""
+        self.check_model(model)
+        model.attach(self)
+
+    def check_model(self, model) -> None:
+        """Raises ValueError, saying what differs, unless this processor belongs to `model` (a [`PanModel`])."""
+        differences = []
+        digest = getattr(model.config, "vocabulary_digest", None)
+        if digest != self.vocabulary_digest:
+            attached = getattr(model, "processor", None)
+            differences.append(f"vocabulary digest: {self.vocabulary_digest} in the processor, {digest} in the model")
+            if attached is not None and attached.vocabulary is not None and self.vocabulary is not None:
+                differences.append(self.vocabulary.difference(attached.vocabulary, "in the processor", "in the model"))
+        mine = {**self.senses, **({"action": self.action} if self.action else {})}
+        theirs = {**(getattr(model.config, "senses", None) or {}), "action": getattr(model.config, "action", None)}
+        for name in dict.fromkeys([*mine, *theirs]):
+            differences += _compare(name, _as_dict(mine.get(name)), _as_dict(theirs.get(name)))
+        if differences:
+            raise ValueError(
+                "This processor does not belong to this model; load both from the same checkpoint.\n"
+                + "\n".join(item for item in differences if item)
+            )
+
+
+# -- one reader a kind: (name, spec, value, tokenizer) -> array with its batch (and time) in front
+
+
+def _read_image(name: str, spec: dict, value, _tokenizer) -> np.ndarray:
+    channels_last = (spec["height"], spec["width"], spec["channels"])
+    channels_first = (spec["channels"], spec["height"], spec["width"])
+    array = _as_array(value, name, _IMAGE_MODES.get(spec["channels"]))
+    if array.dtype != np.uint8:
+        hint = "multiply by 255, round and convert to uint8" if array.dtype.kind == "f" else "convert it to uint8"
+        raise ValueError(f"{name}: expected uint8 in 0..255, got {array.dtype}; {hint}.")
+    preferred = (channels_first, channels_last) if _holds_tensor(value) else (channels_last, channels_first)
+    layout = next((shape for shape in preferred if array.shape[-3:] == shape), None)
+    if layout is None or array.ndim > 5:
+        raise ValueError(
+            f"{name}: expected frames of {channels_last} (height, width, channels), after (time,) or (batch, time), "
+            f"got shape {array.shape}; resize the frames or fix the sense."
+        )
+    array = array if layout == channels_first else np.moveaxis(array, -1, -3)
+    return _with_batch_and_time(name, array, 3)
+
+
+def _read_vector(name: str, spec: dict, value, _tokenizer) -> np.ndarray:
+    dim = spec["dim"]
+    array = _as_array(value, name)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name}: expected numbers, got {array.dtype}; convert it to float32.")
+    array = array.reshape(1) if array.ndim == 0 and dim == 1 else array
+    array = array.reshape(0, dim) if array.shape == (0,) else array  # `[]`: the actions of a single frame
+    if array.ndim not in (1, 2, 3) or array.shape[-1] != dim:
+        raise ValueError(f"{name}: expected ({dim},), (time, {dim}) or (batch, time, {dim}), got shape {array.shape}.")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite numbers, got {np.count_nonzero(~np.isfinite(array))} NaN or inf.")
+    low, high = (np.broadcast_to(np.asarray(spec[bound], dtype=np.float64), (dim,)) for bound in ("low", "high"))
+    if not spec.get("clip"):
+        _check_range(name, array, low, high)
+    return _with_batch_and_time(name, np.clip(array, low, high).astype(np.float32), 1)
+
+
+def _check_range(name: str, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    margin = _OUTSIDE * (high - low)
+    outside = (array < low - margin) | (array > high + margin)
+    if not outside.any():
+        return
+    axes = tuple(range(array.ndim - 1))
+    coordinate = int(np.flatnonzero(outside.any(axis=axes))[0])
+    given = array[..., coordinate]
+    raise ValueError(
+        f"{name}: coordinate {coordinate} is within {given.min():.6g}..{given.max():.6g}, "
+        f"expected {low[coordinate]:.6g}..{high[coordinate]:.6g}; check its unit, widen the range, or set clip=True."
+    )
+
+
+def _read_discrete(name: str, spec: dict, value, _tokenizer) -> np.ndarray:
+    array = _as_array(value, name)
+    array = array.astype(np.int64) if array.size == 0 else array
+    if array.dtype.kind not in "iu" or array.ndim > 2:
+        raise ValueError(
+            f"{name}: expected integers, one, (time,) or (batch, time), got {array.dtype} of shape {array.shape}."
+        )
+    wrong = array[(array < 0) | (array >= spec["num_actions"])]
+    if wrong.size:
+        raise ValueError(f"{name}: expected integers in 0..{spec['num_actions'] - 1}, got {int(wrong.flat[0])}.")
+    return _with_batch_and_time(name, array.astype(np.int64), 0)
+
+
+def _read_text(name: str, spec: dict, value, tokenizer) -> np.ndarray:
+    """A text with time: the sense of a world that talks, or an action in words."""
+    return _with_batch_and_time(name, _text_ids(name, spec, value, tokenizer, max_ndim=2), 1)
+
+
+def _read_text_sense(name: str, spec: dict, value, tokenizer) -> np.ndarray:
+    if not _is_static(spec):
+        return _read_text(name, spec, value, tokenizer)
+    ids = _text_ids(name, spec, value, tokenizer, max_ndim=1)
+    return ids.reshape(-1, ids.shape[-1])
+
+
+def _text_ids(name: str, spec: dict, value, tokenizer, max_ndim: int) -> np.ndarray:
+    texts = np.asarray(value.tolist() if isinstance(value, np.ndarray) else value, dtype=object)
+    if texts.ndim > max_ndim or not all(isinstance(text, str) for text in texts.flat):
+        expected = "a string, a list or a list of lists of equal length" if max_ndim == 2 else "a string or a list"
+        raise ValueError(f"{name}: expected {expected} of strings, got {_brief(value)}.")
+    length, pad = spec["max_length"], tokenizer.pad_token_id
+    if pad is None:
+        raise ValueError(f"{name}: the tokenizer has no padding token; set `tokenizer.pad_token`.")
+    different = list(dict.fromkeys(texts.flat))  # a mission is repeated in every step of a batch
+    rows = {}
+    for text, ids in zip(different, tokenizer.text_ids(different), strict=True):
+        if len(ids) > length and not spec.get("clip"):
+            raise ValueError(
+                f"{name}: {_brief(text)} is {len(ids)} tokens long, expected at most {length}; shorten it or give the "
+                "text a larger max_length."
+            )
+        rows[text] = (ids + [pad] * length)[:length]
+    ids = np.array([rows[text] for text in texts.flat], dtype=np.int64)
+    return ids.reshape(*texts.shape, length)
+
+
+_NUMBERS = {"dim", "low", "high"}
+_SENSES = {
+    "image": (_read_image, {"height", "width", "channels"}),
+    "vector": (_read_vector, _NUMBERS),
+    "text": (_read_text_sense, {"max_length"}),
+}
+_ACTIONS = {
+    "discrete": (_read_discrete, {"num_actions"}),
+    "vector": (_read_vector, _NUMBERS),
+    "text": (_read_text, {"max_length"}),
+}
+
+
+# -- inside
+
+
+def _checked(what: str, spec, kinds: dict) -> dict:
+    """`spec` as a dict of a known kind with the keys that its reader needs."""
+    spec = dict(_as_dict(spec))
+    kind = spec.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"{what} has the unknown kind {kind!r}; expected one of {', '.join(kinds)}.")
+    missing = sorted(kinds[kind][1] - set(spec))
+    if missing:
+        raise ValueError(f"{what} of kind {kind!r} lacks {', '.join(missing)}; pass what its `to_dict()` gives.")
+    return spec
+
+
+def _text_settings(text, settings: dict) -> dict:
+    """What the tokenizer is told; chat templates name other modalities too, as None where a message has none."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    foreign = sorted({"images", "videos", "audio"} & set(settings))
+    if foreign:
+        raise ValueError(f"Got {', '.join(foreign)}: what is seen or heard is given by sense, as `observation`.")
+    if settings and text is None:
+        raise ValueError(f"Got {', '.join(sorted(settings))} without text; these are settings of the tokenizer.")
+    return {"padding": True} | settings
+
+
+def _check_lengths(arrays: dict, senses: dict) -> None:
+    """One batch size everywhere, one number of frames, and the actions between them."""
+    observation = arrays.get("observation", {})
+    sizes = {name: array.shape[0] for name, array in observation.items()}
+    steps = {name: array.shape[1] for name, array in observation.items() if not _is_static(senses[name])}
+    if "action" in arrays:
+        sizes["action"] = arrays["action"].shape[0]
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"Batch sizes differ: {sizes}. Give every sense (and the action) the same batch.")
+    if len(set(steps.values())) > 1:
+        raise ValueError(f"Numbers of frames differ: {steps}. Give every sense the same number of time steps.")
+    if "action" in arrays and steps:
+        frames, actions = next(iter(steps.values())), arrays["action"].shape[1]
+        if actions != frames - 1:
+            raise ValueError(
+                f"{frames} frames have {frames - 1} actions between them, got {actions}. To convert actions that are "
+                "still to come, call the processor with `action=` alone."
+            )
+
+
+def _with_batch_and_time(name: str, array: np.ndarray, num_inner: int) -> np.ndarray:
+    """`array` as (B, T, ...) with its own memory; a missing batch or time has size 1."""
+    lead = array.ndim - num_inner
+    array = array.reshape((1,) * (2 - lead) + array.shape)
+    if len(array) == 0 or (array.shape[1] == 0 and name != "action"):  # one frame has no actions: (B, 0) is right
+        raise ValueError(f"{name}: nothing in it (shape {array.shape}).")
+    return np.array(array, order="C")
+
+
+def _as_array(value, name: str = "value", image_mode: str | None = None) -> np.ndarray:
+    """Arrays, tensors, PIL images, numbers and nested lists of them as one array."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    if image_mode is not None and hasattr(value, "convert"):
+        pixels = np.asarray(value.convert(image_mode))
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+    if not isinstance(value, (list, tuple)):
+        return np.asarray(value)
+    parts = [_as_array(item, name, image_mode) for item in value]
+    shapes = {part.shape for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"{name}: expected items of one shape, got {', '.join(map(str, sorted(shapes)))}.")
+    return np.stack(parts) if parts else np.zeros(0)
+
+
+def _holds_tensor(value) -> bool:
+    return _holds_tensor(value[0]) if isinstance(value, (list, tuple)) and value else isinstance(value, torch.Tensor)
+
+
+def _is_mapping(value) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_static(spec: dict) -> bool:
+    return spec["kind"] == "text" and not spec.get("every_step", False)
+
+
+def _convert(arrays: dict) -> dict:
+    return {key: _convert(item) if isinstance(item, dict) else torch.from_numpy(item) for key, item in arrays.items()}
+
+
+def _nest(array: np.ndarray, num_inner: int, function):
+    """`function` of every inner array, as nested lists."""
+    return function(array) if array.ndim == num_inner else [_nest(item, num_inner, function) for item in array]
+
+
+def _to_pil(frame: np.ndarray):
+    return to_pil_image(frame, do_rescale=False, input_data_format="channels_last")
+
+
+def _as_dict(spec) -> dict:
+    return spec.to_dict() if hasattr(spec, "to_dict") else (spec or {})
+
+
+def _compare(name: str, mine: dict, theirs: dict) -> list[str]:
+    if not mine or not theirs:
+        only = "processor" if mine else "model"
+        return [f"{name}: only the {only} has it"] if mine or theirs else []
+    pairs = [(key, mine.get(key), theirs.get(key)) for key in _COMPARED]
+    return [f"{name}.{key}: {a} in the processor, {b} in the model" for key, a, b in pairs if a != b]
+
+
+def _brief(value) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+PanProcessor.register_for_auto_class("AutoProcessor")

@@ -1,0 +1,405 @@
+"""What a sense and an action are, as plain data: shape, range, unit, levels and the size of each codebook.
+
+A *sense* is one named channel of observation. Its discrete code has *levels*, coarse first, and its codes sit at
+*places*: a place is one state embedding of the trunk, and holds one or more codes of every level. Every kind here is a
+frozen dataclass that says `kind`, validates itself when built and turns into JSON with `to_dict`. A new kind (audio,
+video) is a new dataclass here and a new codec in `senses_pan.py`; the model file does not change.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+from torch import Tensor, nn
+
+MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_codebooks(owner: str, num_levels: int, size: list[int], capacity: list[int]) -> None:
+    _require(
+        len(size) == num_levels == len(capacity),
+        f"{owner}: expected one `codebook_size` and one `codebook_capacity` a level ({num_levels} levels), "
+        f"got {size} and {capacity}.",
+    )
+    for live, room in zip(size, capacity, strict=True):
+        _require(
+            2 <= live <= room,
+            f"{owner}: a level needs 2 <= codebook_size <= codebook_capacity, got {live} and {room}.",
+        )
+
+
+def _check_merge_capacity(owner: str, capacity: int) -> None:
+    _require(capacity >= 0, f"{owner}: merge_capacity must be 0 or more, got {capacity}.")
+
+
+def cells_within(span: float, width: float) -> int:
+    """How many equal cells of at most `width` an interval takes; rounding is never to the disadvantage of width."""
+    return max(1, math.ceil(span / width * (1 + 1e-9)))
+
+
+def digits_for(num_cells: int, base: int) -> int:
+    """How many digits in a base count so many cells; exact, unlike a logarithm."""
+    digits, counted = 1, base
+    while counted < num_cells:
+        digits, counted = digits + 1, counted * base
+    return digits
+
+
+@dataclass(frozen=True)
+class _Serializable:
+    """Turns a sense or action into JSON-able data; `kind` is always part of it."""
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @property
+    def segments(self) -> dict[str, tuple[int, int]]:
+        """Of a part that is written in codes: what comes after the dot of each segment's name -> (capacity, live at
+        birth). Levels first, then room for merged tokens."""
+        levels = zip(self.codebook_capacity, self.codebook_size, strict=True)
+        found = {str(level): sizes for level, sizes in enumerate(levels)}
+        return found | ({MERGES: (self.merge_capacity, 0)} if self.merge_capacity else {})
+
+
+@dataclass(frozen=True)
+class ImageSense(_Serializable):
+    """RGB (or any number of channels) frames, coded on a pyramid of grids.
+
+    Args:
+        size (`int` or `[height, width]`, *optional*): shorthand for `height` and `width`, in pixels.
+        channels (`int`): 3 for RGB.
+        patch_size (`int`): pixels on the side of one cell of the finest grid.
+        level_strides (`list[int]`): cells of the finest grid on the side of one code, one entry a level, coarse
+            first; each entry divides the one before it. `[1, 1]` refines every cell; `[2, 1]` on 64x64 pixels in
+            patches of 8 is 16 + 64 codes.
+        place_stride (`int`): cells of the finest grid on the side of one place (one position in the backbone); a
+            multiple of `level_strides[0]`.
+        codebook_size (`list[int]`): live codes a level at birth.
+        codebook_capacity (`list[int]`): rows reserved a level, so that growth changes no shape.
+        merge_capacity (`int`): rows reserved for merged tokens, see `merging_pan.py`.
+        code_dim (`int`): width of a codebook vector.
+        hidden_size (`int`): width of the convolutional encoder and decoder.
+        num_blocks (`int`): residual blocks in each of them.
+        kernel_size (`int`): of the encoder. 1 keeps a code local to its patch (one changed cell changes one code), 3
+            shares context with the neighbours.
+        decoder_kernel_size (`int`, *optional*): of the decoder, `kernel_size` if not given; 3 paints edges that run
+            through several patches better, whatever the codes are.
+        latent_dim (`int`): continuous latents at each place; 0 turns the continuous pathway off.
+        fps (`float`, *optional*): frames a second, for films and time stamps.
+
+    Raises:
+        ValueError: the patch does not tile the picture, strides do not nest, or codebooks do not fit their capacity.
+    """
+
+    size: int | list[int] | None = None
+    height: int = 64
+    width: int = 64
+    channels: int = 3
+    patch_size: int = 8
+    level_strides: list[int] = field(default_factory=lambda: [1, 1])
+    place_stride: int = 2
+    codebook_size: list[int] = field(default_factory=lambda: [128, 128])
+    codebook_capacity: list[int] = field(default_factory=lambda: [256, 256])
+    merge_capacity: int = 128
+    code_dim: int = 8
+    hidden_size: int = 128
+    num_blocks: int = 2
+    kernel_size: int = 1
+    decoder_kernel_size: int | None = None
+    latent_dim: int = 16
+    fps: float | None = None
+    kind: str = "image"
+
+    def __post_init__(self):
+        if self.size is not None:
+            height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+            object.__setattr__(self, "height", int(height))
+            object.__setattr__(self, "width", int(width))
+            object.__setattr__(self, "size", None)
+        name = f"ImageSense({self.height}x{self.width})"
+        step = self.patch_size * self.place_stride
+        _require(
+            self.height % step == 0 and self.width % step == 0,
+            f"{name}: height and width must be multiples of patch_size * place_stride = {step}; "
+            "resize the frames or choose another patch_size.",
+        )
+        nested = [self.place_stride, *self.level_strides]
+        for coarse, fine in zip(nested, nested[1:], strict=False):
+            _require(coarse % fine == 0, f"{name}: place_stride and level_strides must nest, got {nested}.")
+        _require(nested[-1] == 1, f"{name}: the last of level_strides must be 1, got {self.level_strides}.")
+        if self.decoder_kernel_size is None:
+            object.__setattr__(self, "decoder_kernel_size", self.kernel_size)
+        for field_name in ("kernel_size", "decoder_kernel_size"):
+            size = getattr(self, field_name)
+            _require(size % 2 == 1, f"{name}: {field_name} must be odd, got {size}.")
+        _check_codebooks(name, self.num_levels, self.codebook_size, self.codebook_capacity)
+        _check_merge_capacity(name, self.merge_capacity)
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.level_strides)
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        return self.height // self.patch_size, self.width // self.patch_size
+
+    def level_grid(self, level: int) -> tuple[int, int]:
+        """Rows and columns of a level's codes."""
+        rows, columns = self.patch_grid
+        return rows // self.level_strides[level], columns // self.level_strides[level]
+
+    @property
+    def place_grid(self) -> tuple[int, int]:
+        rows, columns = self.patch_grid
+        return rows // self.place_stride, columns // self.place_stride
+
+    @property
+    def num_places(self) -> int:
+        return math.prod(self.place_grid)
+
+    @property
+    def codes_per_place(self) -> list[int]:
+        return [(self.place_stride // stride) ** 2 for stride in self.level_strides]
+
+
+@dataclass(frozen=True)
+class _Vector(_Serializable):
+    """A bounded vector, coded by the lattice of Theorem 1: level `l` is digit `l` of every coordinate."""
+
+    dim: int = 1
+    low: float | list[float] = -1.0
+    high: float | list[float] = 1.0
+    base: int = 16
+    num_levels: int = 2
+    unit: str | None = None
+    clip: bool = False
+    merge_capacity: int = 128
+
+    def __post_init__(self):
+        _check_merge_capacity(type(self).__name__, self.merge_capacity)
+        for name in ("low", "high"):
+            value = getattr(self, name)
+            value = [float(value)] * self.dim if isinstance(value, (int, float)) else [float(item) for item in value]
+            object.__setattr__(self, name, value)
+        owner = f"{type(self).__name__}(dim={self.dim})"
+        big_enough = self.dim >= 1 and self.base >= 2 and self.num_levels >= 1
+        _require(big_enough, f"{owner}: dim, base or num_levels too small.")
+        _require(
+            len(self.low) == len(self.high) == self.dim,
+            f"{owner}: expected {self.dim} values of `low` and `high`, got {len(self.low)} and {len(self.high)}.",
+        )
+        _require(
+            all(-math.inf < lo < hi < math.inf for lo, hi in zip(self.low, self.high, strict=True)),
+            f"{owner}: every coordinate needs finite low < high, got low={self.low}, high={self.high}.",
+        )
+
+    @classmethod
+    def within(cls, epsilon: float, dim: int, low, high, base: int | None = None, **fields):
+        """The sense (or action) whose code keeps vectors apart that are farther than `epsilon` from one another, and
+        decodes at most half of it away (Theorem 1 for one vector).
+
+        Args:
+            epsilon (`float`): Euclidean distance, in the unit of the vector.
+            dim, low, high: as in the class.
+            base (`int`, *optional*): alphabet of a digit, of which there are as many as it takes (scale out). Without,
+                one digit from an alphabet as large as it takes (scale up).
+            fields: any other.
+
+        Raises:
+            ValueError: as the class, or an epsilon that is not positive.
+        """
+        _require(0 < epsilon < math.inf, f"`epsilon` must be positive and finite, got {epsilon}.")
+        _require(base is None or base >= 2, f"`base` must be at least 2, got {base}.")
+        sense = cls(dim=dim, low=low, high=high)
+        span = max(hi - lo for lo, hi in zip(sense.low, sense.high, strict=True))
+        cells = max(2, cells_within(span, epsilon / math.sqrt(dim)))
+        _require(cells <= 2**22, f"`epsilon` of {epsilon} is finer than float32 can tell within {span}.")
+        digits = 1 if base is None else digits_for(cells, base)
+        return cls(dim=dim, low=low, high=high, base=base or cells, num_levels=digits, **fields)
+
+    @property
+    def group(self) -> int:
+        """Coordinates that share a place: at most 8 places a vector."""
+        return math.ceil(self.dim / 8)
+
+    @property
+    def num_places(self) -> int:
+        return math.ceil(self.dim / self.group)
+
+    @property
+    def codes_per_place(self) -> list[int]:
+        return [self.group] * self.num_levels
+
+    @property
+    def codebook_size(self) -> list[int]:
+        return [self.base] * self.num_levels
+
+    @property
+    def codebook_capacity(self) -> list[int]:
+        return [self.base] * self.num_levels
+
+    @property
+    def latent_dim(self) -> int:
+        return self.group
+
+
+@dataclass(frozen=True)
+class VectorSense(_Vector):
+    """Proprioception, touch, temperature...: `dim` numbers within `low`..`high`, in `unit`.
+
+    Args:
+        dim (`int`): number of coordinates.
+        low, high (`float` or `list[float]`): bounds of each coordinate; values outside are an error in the processor.
+        base (`int`): alphabet of one digit.
+        num_levels (`int`): digits a coordinate; the lattice errs by at most (high - low) / base ** num_levels / 2.
+        unit (`str`, *optional*): what the numbers are, e.g. "rad".
+        clip (`bool`): values outside the bounds are clipped instead of refused.
+        merge_capacity (`int`): rows reserved for merged tokens, see `merging_pan.py`.
+        rate (`float`, *optional*): samples a second.
+
+    Raises:
+        ValueError: bounds that are not finite, not ordered, or not `dim` long.
+    """
+
+    rate: float | None = None
+    kind: str = "vector"
+
+
+@dataclass(frozen=True)
+class TextSense(_Serializable):
+    """Words of the backbone's own vocabulary.
+
+    Args:
+        max_length (`int`): tokens of one text; a longer one is an error in the processor.
+        every_step (`bool`): `True`: the text changes with time and is predicted like any sense. `False`: it holds for
+            the whole episode (a mission, a goal) and enters once, before the first state.
+        clip (`bool`): a longer text is cut instead of refused.
+    """
+
+    max_length: int = 16
+    every_step: bool = False
+    clip: bool = False
+    kind: str = "text"
+
+    def __post_init__(self):
+        _require(self.max_length >= 1, f"TextSense: max_length must be at least 1, got {self.max_length}.")
+
+
+@dataclass(frozen=True)
+class DiscreteAction(_Serializable):
+    """One of `num_actions` choices; each has its own token.
+
+    Args:
+        num_actions (`int`): how many.
+        names (`list[str]`, *optional*): what they are called, for reports.
+        capacity (`int`, *optional*): rows reserved for actions to come, these included; twice as many by default.
+        merge_capacity (`int`): rows reserved for merged tokens, see `merging_pan.py`.
+    """
+
+    num_actions: int = 2
+    names: list[str] | None = None
+    capacity: int | None = None
+    merge_capacity: int = 128
+    kind: str = "discrete"
+
+    def __post_init__(self):
+        _check_merge_capacity("DiscreteAction", self.merge_capacity)
+        _require(self.num_actions >= 1, f"DiscreteAction: num_actions must be at least 1, got {self.num_actions}.")
+        if self.capacity is None:
+            object.__setattr__(self, "capacity", 2 * self.num_actions)
+        _require(
+            self.capacity >= self.num_actions,
+            f"DiscreteAction: capacity must be at least num_actions={self.num_actions}, got {self.capacity}.",
+        )
+        _require(
+            self.names is None or len(self.names) == self.num_actions,
+            f"DiscreteAction: expected {self.num_actions} names, got {self.names}.",
+        )
+
+    num_places = 1
+    num_levels = 1
+    latent_dim = 0
+
+    @property
+    def codes_per_place(self) -> list[int]:
+        return [1]
+
+    @property
+    def codebook_size(self) -> list[int]:
+        return [self.num_actions]
+
+    @property
+    def codebook_capacity(self) -> list[int]:
+        return [self.capacity]
+
+
+@dataclass(frozen=True)
+class VectorAction(_Vector):
+    """A continuous action of `dim` numbers within `low`..`high`; arguments as for [`VectorSense`]."""
+
+    kind: str = "vector"
+
+
+@dataclass(frozen=True)
+class TextAction(_Serializable):
+    """An action said in words: at most `max_length` tokens of the backbone's own vocabulary; with `clip` a longer text
+    is cut instead of refused."""
+
+    max_length: int = 16
+    clip: bool = False
+    kind: str = "text"
+
+    def __post_init__(self):
+        _require(self.max_length >= 1, f"TextAction: max_length must be at least 1, got {self.max_length}.")
+
+
+def action_bounds(action) -> tuple[Tensor, Tensor]:
+    """Bounds of a vector action, `(dim,)` float32 each. Raises ValueError for texts."""
+    if action.kind != "vector":
+        raise ValueError(
+            f"Expected a 'discrete' or 'vector' action, got {action.kind!r}; texts cannot be drawn at random."
+        )
+    return torch.tensor(action.low, dtype=torch.float32), torch.tensor(action.high, dtype=torch.float32)
+
+
+def random_actions(action, shape: tuple[int, ...], generator) -> Tensor:
+    """Uniform actions: of `shape`, int64, for a discrete action; `(*shape, dim)` float for a vector. `generator` is of
+    the CPU. Raises ValueError for texts."""
+    if action.kind == "discrete":
+        return torch.randint(action.num_actions, shape, generator=generator)
+    low, high = action_bounds(action)
+    return low + (high - low) * torch.rand((*shape, action.dim), generator=generator)
+
+
+SENSES = {"image": ImageSense, "vector": VectorSense, "text": TextSense}
+ACTIONS = {"discrete": DiscreteAction, "vector": VectorAction, "text": TextAction}
+
+
+def _from_dict(kinds: dict, what: str, values):
+    """Builds the dataclass named by `values["kind"]`; an object that already is one passes through."""
+    if not isinstance(values, dict):
+        return values
+    kind = values.get("kind")
+    _require(kind in kinds, f"{what}: unknown kind {kind!r}; expected one of {sorted(kinds)}.")
+    known = {item.name for item in fields(kinds[kind])}
+    unknown = sorted(set(values) - known)
+    _require(not unknown, f"{what}: a {kind} has no field {unknown}; its fields are {sorted(known)}.")
+    return kinds[kind](**values)
+
+
+def sense_from_dict(name: str, values):
+    """The sense that `values` (a dict with `kind`, or a sense) describes. Raises ValueError for an unknown kind."""
+    _require(name.isidentifier(), f"Sense name {name!r} must be a Python identifier, such as 'camera'.")
+    taken = name in ("action", "places") or hasattr(nn.ModuleDict, name)  # senses are attributes of a ModuleDict
+    _require(not taken, f"A sense cannot be called {name!r}, which means something else here; rename it.")
+    return _from_dict(SENSES, f"Sense {name!r}", values)
+
+
+def action_from_dict(values):
+    """The action that `values` (a dict with `kind`, or an action) describes. Raises ValueError for an unknown kind."""
+    return _from_dict(ACTIONS, "Action", values)

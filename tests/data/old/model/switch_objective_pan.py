@@ -1,0 +1,237 @@
+"""How the switch is trained: by example first, then by group-relative policy gradient (section 5.3).
+
+What a step loses is its *distortion*, by task; what it costs is its share of a whole step's compute times a price.
+Blocks are discrete choices, so no gradient goes through them: the warm-up knows what every candidate set of blocks
+costs if it is kept for some steps and makes the expected cost least, and the policy gradient compares several rollouts
+of the same beginning with one another (Shao et al. 2024, GRPO), with no value network. Only the switch learns; tasks
+and prices are drawn at random.
+
+Shapes: B = windows, G = rollouts of each, H = steps imagined, N = B * G, K = blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .belief_pan import Belief, Futures, State
+from .effort_pan import TASKS, Effort
+from .processes_pan import shared_mean
+from .spending_pan import Spending
+from .switch_pan import LEAST_PRICE, MOST_PRICE, SwitchInput
+
+GROUP = 8  # rollouts of the same beginning that are compared
+MOST_CANDIDATES = 12  # sets of blocks that the warm-up chooses among
+TOLD = ("trunk", "places", "chosen", "changed", "focus")  # fields of `SwitchInput` but price and task
+ENTROPY_WEIGHT = 0.003  # what keeps choices open that have not been tried enough
+LEAST_MOVE = 1e-3  # squared error of standing still, as a share of the range, from which on a pixel moves
+LEAST_STILL = 1e-6  # least mean squared error of standing still that is divided by
+MOST_DISTORTION = 2.0  # of what moves in a row: twice that of standing still
+
+
+@dataclass
+class Later:
+    """What was seen after the beginning of a window, `(B, H, ...)` each.
+
+    Args:
+        observation: true frames by sense; state: the same encoded; before: the frames that the steps start from.
+        reward, done: of the transitions.
+    """
+
+    observation: dict[str, Tensor]
+    before: dict[str, Tensor]
+    state: State
+    reward: Tensor
+    done: Tensor
+
+    def repeat(self, count: int) -> Later:
+        """Each row `count` times, one after the other."""
+
+        def again(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(count, 0)
+
+        return Later(
+            {name: again(values) for name, values in self.observation.items()},
+            {name: again(values) for name, values in self.before.items()},
+            self.state.map(again),
+            again(self.reward),
+            again(self.done),
+        )
+
+
+def split_window(
+    model, observation: dict[str, Tensor], action: Tensor, reward: Tensor, done: Tensor
+) -> tuple[Belief, Tensor, Later]:
+    """A window as the belief after its first `context_steps` frames, the actions from there on, and what followed."""
+    config, seen, end = model.config, model.config.context_steps, action.shape[1]
+    first = {n: v if n in config.prefix_senses else v[:, :seen] for n, v in observation.items()}
+    belief = model.perceive(first, action[:, : seen - 1])
+    changing = {name: values for name, values in observation.items() if name not in config.prefix_senses}
+    after = {name: values[:, seen : end + 1] for name, values in changing.items()}
+    later = Later(
+        observation=after,
+        before={name: values[:, seen - 1 : end] for name, values in changing.items()},
+        state=model.encode(after),
+        reward=reward[:, seen - 1 : end],
+        done=done[:, seen - 1 : end],
+    )
+    return belief, action[:, seen - 1 : end], later
+
+
+@torch.no_grad()
+def distortion(model, futures: Futures, later: Later, task: str) -> Tensor:
+    """What imagined steps lack, `(N, H)`, by task; 1 is about as bad as standing still.
+
+    `pixels`: squared error of every sense, over that of standing still in the batch. `moving`: the same of the pixels
+    that do move, row by row. `outcome`: error of reward and continuation. `planning`: the share of each sense's levels
+    that are not all right, and the outcome; a plan goes on from the states it reaches, and what is wrong in one is
+    wrong in all behind it, however long the plan is.
+    """
+    outcome = (futures.reward - later.reward).abs() + (futures.continue_prob - (1 - later.done)).abs()
+    if task == "outcome":
+        return outcome
+    if task == "planning":
+        return _share_wrong(futures.state, later.state) + outcome
+    parts = [_seen_error(model, name, futures, later, task == "moving") for name in model.senses]
+    return torch.stack(parts).mean(0)
+
+
+def _share_wrong(found: State, true: State) -> Tensor:
+    """The share of levels, and of texts, in which something is wrong or absent."""
+    wrong = [(mine != other).any(-1) for mine, other in zip(found.tensors(), true.tensors(), strict=True)]
+    return torch.stack(wrong).float().mean(0)
+
+
+def _seen_error(model, name: str, futures: Futures, later: Later, is_moving: bool) -> Tensor:
+    sense = model.config.senses[name]
+    true, before = later.observation[name].float(), later.before[name].float()
+    found = futures.decode(name).float()
+    span = torch.tensor(255.0, device=true.device)
+    if sense.kind == "vector":
+        span = torch.tensor(sense.high, device=true.device) - torch.tensor(sense.low, device=true.device)
+    error, still = (((other - true) / span).square().flatten(2) for other in (found, before))
+    if not is_moving or sense.kind == "vector":
+        error, still = error.mean(2), still.mean(2)
+        return error / still.mean().clamp(min=LEAST_STILL)
+    moves = still > LEAST_MOVE
+    per_row = (still * moves).sum(2)
+    usual = per_row.sum() / (per_row > 0).sum().clamp(min=1)
+    where = moves | (per_row == 0).unsqueeze(2)  # where nothing moves, nothing should
+    against = torch.where(per_row > 0, per_row, usual.clamp(min=LEAST_STILL))
+    return ((error * where).sum(2) / against).clamp(max=MOST_DISTORTION)
+
+
+def candidates(model) -> list[tuple[str, ...]]:
+    """Sets of blocks to choose among: every prefix of every sense, combined; where these are too many, every prefix of
+    all blocks in their order."""
+    by_sense: dict[str, list[str]] = {}
+    for block in model.blocks:
+        by_sense.setdefault(block.sense, []).append(block.name)
+    prefixes = [[names[:count] for count in range(len(names) + 1)] for names in by_sense.values()]
+    if math.prod(map(len, prefixes)) <= MOST_CANDIDATES:
+        return [tuple(itertools.chain.from_iterable(chosen)) for chosen in itertools.product(*prefixes)]
+    names = [block.name for block in model.blocks]
+    return [tuple(names[:count]) for count in range(len(names) + 1)]
+
+
+def _drawn_effort() -> Effort:
+    price = math.exp(float(torch.empty(()).uniform_(math.log(LEAST_PRICE), math.log(MOST_PRICE))))
+    return Effort(price=price, task=TASKS[int(torch.randint(len(TASKS), ()))])
+
+
+@torch.no_grad()
+def imagine(
+    model, beginning: Belief, actions: Tensor, effort: Effort, blocks: tuple[str, ...] | None
+) -> tuple[Futures, Spending]:
+    """Imagines with the switch's sampled choices, or with `blocks`, and what the switch was told at each choice."""
+    seed = int(torch.randint(2**31, ()))
+    spending = Spending(model, effort, seed, follows=blocks, records=True)
+    return model.rollout(beginning, actions, temperature=0.0, seed=seed, spending=spending), spending
+
+
+@torch.no_grad()
+def switch_examples(model, beginning: Belief, actions: Tensor, later: Later) -> dict[str, Tensor]:
+    """What the warm-up learns from, worked out once: every candidate, kept for all H steps.
+
+    Returns:
+        `distortion` `(B, C, tasks)` and `compute` `(B, C)`, means over the steps of each of C candidates; and of each
+        candidate's choices in the first step, D at most: what the switch is told (the fields of [`SwitchInput`] but
+        price and task, `(B, C, D, ...)`) and `choice` `(B, C, D)`, -1 where there is none.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for blocks in candidates(model):
+        futures, spending = imagine(model, beginning, actions, Effort(), blocks)
+        told = _first_choices(spending, len(actions), len(model.blocks) + 1)
+        lost = [distortion(model, futures, later, task).mean(1) for task in TASKS]
+        told |= {"distortion": torch.stack(lost, 1), "compute": futures.cost.compute.mean(1)}
+        for name, values in told.items():
+            parts.setdefault(name, []).append(values)
+    return {name: torch.stack(values, 1) for name, values in parts.items()}
+
+
+def _first_choices(spending: Spending, rows: int, most: int) -> dict[str, Tensor]:
+    """The choices of the first step by row, `(B, D, ...)`."""
+    found: dict[str, Tensor] = {}
+    count = torch.zeros(rows, dtype=torch.long, device=spending.decisions[0][0][1].device)
+    for given, row, choice in spending.decisions[0]:
+        told = {name: getattr(given, name) for name in TOLD} | {"choice": choice}
+        for name, values in told.items():
+            empty = values.new_full((rows, most, *values.shape[1:]), -1 if name == "choice" else 0)
+            found.setdefault(name, empty)[row, count[row]] = values
+        count[row] += 1
+    return found
+
+
+def switch_warm_up_losses(model, condition: dict[str, Tensor]) -> tuple[dict, dict]:
+    """The expected cost of the switch's choice among the candidates, of which every cost is known, beyond that of the
+    best, at a task and a price drawn for each row. condition: see `switch_examples`.
+
+    Imitating each row's best choice instead teaches what is best most often: blocks that are needed seldom, and badly,
+    are then never predicted."""
+    compute, choice = condition["compute"], condition["choice"]
+    (rows, count, most), device = choice.shape, compute.device
+    task = torch.randint(len(TASKS), (rows,), device=device)
+    price = (torch.rand(rows, device=device) * math.log(MOST_PRICE / LEAST_PRICE)).exp() * LEAST_PRICE
+    lost = condition["distortion"].gather(2, task.view(-1, 1, 1).expand(-1, count, 1)).squeeze(2)
+    total = lost + price.unsqueeze(1) * compute  # (B, C)
+    there = choice >= 0
+    told = {name: condition[name][there] for name in TOLD}
+    told |= {
+        name: values.view(-1, 1, 1).expand(-1, count, most)[there]
+        for name, values in (("task", task), ("price", price))
+    }
+    chosen = -nn.functional.cross_entropy(model.switch(SwitchInput(**told)), choice[there], reduction="none")
+    log_prob = torch.zeros(rows, count, most, device=device).masked_scatter(there, chosen).sum(2)
+    share = log_prob.softmax(1)  # candidates are not all there is to choose
+    regret = total - total.amin(1, keepdim=True)
+    expected = (share * regret).sum(1)
+    entropy = -(share * share.clamp(min=1e-9).log()).sum(1).mean()
+    metrics = {"switch.regret": expected.mean(), "switch.oracle": total.amin(1).mean(), "switch.entropy": entropy}
+    return {"switch": expected.mean() / shared_mean(regret.mean()).clamp(min=1e-6)}, metrics
+
+
+def switch_losses(model, observation, action, reward, done) -> tuple[dict, dict]:
+    """The policy gradient. `observation` `(B, T + 1, ...)`: what follows the first `context_steps` frames is
+    imagined."""
+    beginning, actions, later = split_window(model, observation, action, reward, done)
+    effort, beginning = _drawn_effort(), beginning.repeat(GROUP)
+    actions, later = actions.repeat_interleave(GROUP, 0), later.repeat(GROUP)
+    futures, spending = imagine(model, beginning, actions, effort, None)
+    lost, paid = distortion(model, futures, later, effort.task), futures.cost.compute
+    value = -(lost + effort.price * paid).mean(1).unflatten(0, (-1, GROUP))  # (B, G)
+    advantage = (value - value.mean(1, keepdim=True)) / (value.std(1, keepdim=True) + 1e-3)
+    log_prob, entropy, count = torch.zeros(len(lost), device=lost.device), 0.0, 0
+    for given, rows, choice in itertools.chain.from_iterable(spending.decisions):
+        logits = model.switch(given)
+        chosen = nn.functional.cross_entropy(logits, choice, reduction="none")
+        log_prob = log_prob.index_add(0, rows, -chosen)
+        share = logits.softmax(-1)
+        entropy, count = entropy - (share * share.clamp(min=1e-9).log()).sum(), count + len(rows)
+    entropy = entropy / count
+    loss = -(advantage.flatten() * log_prob).mean() - ENTROPY_WEIGHT * entropy
+    metrics = {"switch.distortion": lost.mean(), "switch.compute": paid.mean(), "switch.value": value.mean()}
+    return {"switch": loss}, metrics | {"switch.entropy": entropy}
