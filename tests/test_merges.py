@@ -312,11 +312,11 @@ def test_merges_that_do_not_pay_leave_training_bit_for_bit_as_it_was(world, tmp_
     """After a rejection half as many are tried next time."""
     plain = merge_stage(world, tmp_path / "plain", merge_count=0)
     bits = iter(range(100))
-    judge = sentences.MergeCallback._arm
+    original = sentences.MergeCallback._arm
 
     def worse_with(self, *args):
-        arm = judge(self, *args)
-        arm.bits = next(bits)  # the side with merges is judged last
+        arm = original(self, *args)
+        arm.bits = next(bits)  # the side with merges is scored last
         return arm
 
     monkeypatch.setattr(sentences.MergeCallback, "_arm", worse_with)
@@ -353,7 +353,7 @@ def test_a_killed_stage_goes_on_with_the_merges_it_had(world, tmp_path, monkeypa
 def test_two_processes_merge_alike(world, tmp_path):
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [__file__.replace("test_merges.py", "two_processes.py"), "sentences", str(tmp_path)]
+    command += [__file__.replace("test_merges.py", "two_processes.py"), "merge", str(tmp_path)]
     given = QUICK | {"model": world.model, "data": world.data, "output_dir": tmp_path / "stage", "max_steps": 3}
     given |= {"parts": "place", "chunk": 2, "merge_count": 8, "trial_steps": 30}
     found = launch(*command, *(part for name, value in given.items() for part in (f"--{name}", str(value))))

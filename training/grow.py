@@ -9,15 +9,20 @@ to describe. The last tenth of the training episodes is held out for that; no gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from pan_hf.data.trajectories import Trajectories
+from pan_hf.modeling import PanModel
 from pan_hf.modeling.learning_pan import NOVEL, Growth
+from pan_hf.tokenization import PanProcessor
 from pan_hf.training.arguments import Stage, StageArguments, last_checkpoint
 from pan_hf.training.datasets import candidates_and_judges, in_last_episodes
 from pan_hf.training.rollouts import judge_by
@@ -63,47 +68,47 @@ class GrowthCallback(TrainerCallback):
     Args:
         model ([`PanModel`]): attached to its processor.
         windows: raw windows of training, with `__getitems__`; a batch has `observation` and `action`.
-        candidates, held_out (`list[int]`): indices of windows to learn from, and to judge by.
-        every, num_windows, threshold, max_new, prune: see [`GrowthArguments`].
-        seed (`int`): of the windows looked at.
-        named (`dict[str, str]`): see [`GrowthArguments`].
+        candidates, held_out (`list[int]`): indices of windows to learn from, and to decide by.
+        args ([`GrowthArguments`]): schedule, and what is tried.
     """
 
     def __init__(
-        self, model, windows, candidates, held_out, every, num_windows, threshold, max_new, prune, seed, named
+        self,
+        model: PanModel,
+        windows: Dataset,
+        candidates: Sequence[int],
+        held_out: Sequence[int],
+        args: GrowthArguments,
     ):
-        self.named = named
         self.model, self.windows, self.candidates, self.held_out = model, windows, candidates, held_out
-        self.prune = prune
-        self.every, self.num_windows, self.threshold, self.max_new = every, num_windows, threshold, max_new
-        self.seed = seed
+        self.args, self.named = args, args.named()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if (state.global_step - 1) % self.every == 0:
+        if (state.global_step - 1) % self.args.grow_every == 0:
             self.grow(state)
 
     def grow(self, state) -> None:
         """One attempt."""
         self._name(state)
-        room = self.max_new - self._grown(state)
-        if room < 1 and not self.prune:
+        room = self.args.max_new - self._grown(state)
+        if room < 1 and not self.args.prune:
             return
-        generator = np.random.default_rng([self.seed, state.global_step])
-        chosen = generator.choice(self.candidates, min(self.num_windows, len(self.candidates)), replace=False)
-        seen, judged = (self.windows.__getitems__(list(rows)) for rows in (chosen, self.held_out))
+        generator = np.random.default_rng([self.args.seed, state.global_step])
+        chosen = generator.choice(self.candidates, min(self.args.grow_windows, len(self.candidates)), replace=False)
+        seen, held_out = (self.windows.__getitems__(list(rows)) for rows in (chosen, self.held_out))
         seen = self._on_device(seen["observation"])
         common = {
-            "held_out": (self._on_device(judged["observation"]), judged["action"].to(self.model.device)),
+            "held_out": (self._on_device(held_out["observation"]), held_out["action"].to(self.model.device)),
             "step": state.global_step,
         }
         growths = self._learn(seen, room, common) if room else []
-        growths += self.model.prune(seen, **common) if self.prune else []
+        growths += self.model.prune(seen, **common) if self.args.prune else []
         state.log_history += [
             {"growth": asdict(growth), "gain": growth.gain, "step": state.global_step} for growth in growths
         ]
 
     def _name(self, state) -> None:
-        """Words of `named` that are none yet. A person wants them, so they are not judged."""
+        """Words of `named` that are none yet. A person wants them, so whatever they save they stay."""
         fresh = [name for name in self.named if not self.model.processor.tokenizer.has_word(name)]
         if not fresh:
             return
@@ -112,33 +117,33 @@ class GrowthCallback(TrainerCallback):
         growth = Growth("text", "named", len(fresh), True, None, None, ids)  # bits that nobody has counted
         state.log_history.append({"growth": asdict(growth), "gain": None, "step": state.global_step})
 
-    def _learn(self, seen: dict[str, torch.Tensor], room: int, common: dict) -> list:
-        return self.model.learn(seen, threshold=self.threshold, max_new=room, will_train=True, **common)
+    def _learn(self, seen: dict[str, torch.Tensor], room: int, common: dict[str, Any]) -> list[Growth]:
+        return self.model.learn(seen, threshold=self.args.threshold, max_new=room, will_train=True, **common)
 
     def _grown(self, state) -> int:
         """Codes that this run has grown so far; the log outlives a kill."""
-        found = [entry["growth"] for entry in state.log_history if "growth" in entry]
-        return sum(len(growth["ids"]) for growth in found if growth["reason"] == "novelty")
+        growths = [entry["growth"] for entry in state.log_history if "growth" in entry]
+        return sum(len(growth["ids"]) for growth in growths if growth["reason"] == "novelty")
 
     def _on_device(self, observation: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: values.to(self.model.device) for name, values in observation.items()}
 
 
-def make_data(model, processor, trajectories, _args=None):
+def make_data(
+    model: PanModel, processor: PanProcessor, trajectories: Trajectories, _args: GrowthArguments | None = None
+):
     """Raw windows; those of the last episodes are never drawn."""
     windows, weights = make_raw(model, processor, trajectories)
     windows.is_held_out = in_last_episodes(trajectories, windows.rows.numpy())
     return windows, weights * ~windows.is_held_out
 
 
-def callbacks(model, windows, args) -> list[TrainerCallback]:
+def callbacks(model: PanModel, windows: Dataset, args: GrowthArguments) -> list[TrainerCallback]:
     """The one that grows. Raises ValueError for names that are words already, unless this run gave them."""
     taken = [name for name in args.named() if model.processor.tokenizer.has_word(name)]
     if taken and not last_checkpoint(Path(args.output_dir)):
         raise ValueError(f"{taken} are words already; choose other names.")
-    candidates, judged = candidates_and_judges(windows, args.seed)
-    schedule = args.grow_every, args.grow_windows, args.threshold, args.max_new, args.prune
-    return [GrowthCallback(model, windows, candidates, judged, *schedule, args.seed, args.named())]
+    return [GrowthCallback(model, windows, *candidates_and_judges(windows, args.seed), args)]
 
 
 STAGE = Stage(

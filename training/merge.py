@@ -25,10 +25,14 @@ import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from pan_hf.data.trajectories import Trajectories
+from pan_hf.modeling import PanModel
 from pan_hf.modeling.distributed_pan import told_by_first, value_from_main
 from pan_hf.modeling.learning_pan import Growth, logged
 from pan_hf.modeling.merging_pan import TokenMerging
 from pan_hf.modeling.sense_configuration_pan import MERGES
+from pan_hf.tokenization import PanProcessor
+from pan_hf.tokenization.merges_pan import Merges
 from pan_hf.training.arguments import Stage, StageArguments
 from pan_hf.training.datasets import candidates_and_judges, in_last_episodes
 from pan_hf.training.optimizers import build_optimizer
@@ -76,7 +80,15 @@ class SentenceWindows(Dataset):
             the backbone has positions.
     """
 
-    def __init__(self, model, processor, trajectories, parts: Sequence[str] | None = None, chunk=1, window=2):
+    def __init__(
+        self,
+        model: PanModel,
+        processor: PanProcessor,
+        trajectories: Trajectories,
+        parts: Sequence[str] | None = None,
+        chunk: int = 1,
+        window: int = 2,
+    ):
         self.model, self.chunk, self.window = model, chunk, window
         known = model.config.coded_parts()
         self.parts = list(known if parts is None else parts)
@@ -111,7 +123,7 @@ class SentenceWindows(Dataset):
     def __getitems__(self, indices: list[int]) -> dict:
         return self.batch(indices, self.model.processor.tokenizer.merges)
 
-    def batch(self, indices: Sequence[int], merges, scored_only: bool = False) -> dict[str, torch.Tensor]:
+    def batch(self, indices: Sequence[int], merges: Merges, scored_only: bool = False) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and `labels` `(B, L)`, padded. Args: merges, a [`Merges`]; scored_only, labels
         are given from the second step of a window on."""
         merged, rows, starts = self.merged(merges), [], []
@@ -130,7 +142,7 @@ class SentenceWindows(Dataset):
         scored = mask & (place >= torch.tensor(starts).unsqueeze(1)) if scored_only else mask
         return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": input_ids.masked_fill(~scored, -100)}
 
-    def merged(self, merges) -> dict[str, list[list[int]]]:
+    def merged(self, merges: Merges) -> dict[str, list[list[int]]]:
         """By part, its different sentences as `merges` shortens them."""
         if self._merged[0] != merges.pairs:
             self._merged = (merges.pairs, {part: merges.merge(found) for part, found in self.sentences.items()})
@@ -140,7 +152,7 @@ class SentenceWindows(Dataset):
         """The sentences of a part that windows begin with."""
         return [self.sentences[part][number] for number in self.number[part][self.rows[indices]]]
 
-    def tokens_per_step(self, indices: Sequence[int], merges) -> float:
+    def tokens_per_step(self, indices: Sequence[int], merges: Merges) -> float:
         """Tokens of a step, all parts together, on average."""
         merged, starts = self.merged(merges), self.rows[indices]
         lengths = [np.array([len(ids) for ids in merged[part]])[self.number[part][starts]] for part in self.parts]
@@ -148,7 +160,7 @@ class SentenceWindows(Dataset):
 
 
 @torch.no_grad()
-def _write_all(model, part: str, values: torch.Tensor, chunk: int) -> torch.Tensor:
+def _write_all(model: PanModel, part: str, values: torch.Tensor, chunk: int) -> torch.Tensor:
     """The sentence that begins at each row, `(N, length)`; the last row stands for those behind the end."""
     steps = torch.arange(1 if model.config.coded_parts()[part].kind == "image" else chunk)
     rows = (torch.arange(len(values)).unsqueeze(1) + steps).clamp(max=len(values) - 1)
@@ -156,14 +168,14 @@ def _write_all(model, part: str, values: torch.Tensor, chunk: int) -> torch.Tens
     return torch.cat([model.to_token_ids(part, some, len(steps))[:, 0].cpu() for some in chunks])
 
 
-def make_data(model, processor, trajectories, args):
-    """Windows of sentences, drawn alike; those of the last episodes judge merges and are never drawn."""
+def make_data(model: PanModel, processor: PanProcessor, trajectories: Trajectories, args: SentenceArguments):
+    """Windows of sentences, drawn alike; those of the last episodes decide on merges and are never drawn."""
     windows = SentenceWindows(model, processor, trajectories, args.parts, args.chunk, args.window)
     windows.is_held_out = in_last_episodes(trajectories, windows.rows)
     return windows, (~windows.is_held_out).double()
 
 
-def callbacks(model, windows, args):
+def callbacks(model: PanModel, windows: SentenceWindows, args: SentenceArguments) -> list[TrainerCallback]:
     """The one that merges."""
     return [MergeCallback(model, windows, *candidates_and_judges(windows, args.seed), args)]
 
@@ -246,7 +258,9 @@ class Arm:
 
 
 @torch.no_grad()
-def judge(model, windows, indices, merges, batch_size: int = 32) -> Arm:
+def held_out_bits(
+    model: PanModel, windows: SentenceWindows, indices: Sequence[int], merges: Merges, batch_size: int = 32
+) -> Arm:
     """Bits and tokens of held-out windows as the model reads them now."""
     training, bits = model.training, 0.0
     model.eval()
@@ -260,9 +274,17 @@ def judge(model, windows, indices, merges, batch_size: int = 32) -> Arm:
     return Arm(bits / len(indices) / (windows.window - 1), windows.tokens_per_step(indices, merges))
 
 
-def train_arm(model, windows, candidates, merges, tokens: int, args, seed) -> tuple[int, float]:
+def train_arm(
+    model: PanModel,
+    windows: SentenceWindows,
+    candidates: Sequence[int],
+    merges: Merges,
+    tokens: int,
+    args: SentenceArguments,
+    seed: list[int],
+) -> tuple[int, float]:
     """Trains what is trained until so many tokens have been read; windows read and seconds. The rate rises, and falls
-    to 0 at the end, so that both sides of a trial are judged when they have settled."""
+    to 0 at the end, so that both sides of a trial are scored when they have settled."""
     generator = np.random.default_rng(seed)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     group = {"params": trained, "lr": args.learning_rate, "weight_decay": args.weight_decay}
@@ -297,11 +319,18 @@ class MergeCallback(TrainerCallback):
     Args:
         model ([`PanModel`]): attached to its processor.
         windows ([`SentenceWindows`]): of training.
-        candidates, held_out (`list[int]`): indices of windows to learn from, and to judge by.
+        candidates, held_out (`list[int]`): indices of windows to learn from, and to decide by.
         args ([`SentenceArguments`]): schedule, and how the trial's sides are trained.
     """
 
-    def __init__(self, model, windows, candidates, held_out, args):
+    def __init__(
+        self,
+        model: PanModel,
+        windows: SentenceWindows,
+        candidates: Sequence[int],
+        held_out: Sequence[int],
+        args: SentenceArguments,
+    ):
         self.model, self.windows, self.candidates, self.held_out = model, windows, candidates, held_out
         self.args = args
 
@@ -312,8 +341,8 @@ class MergeCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         merges = self.model.processor.tokenizer.merges
-        found = judge(self.model, self.windows, self.held_out, merges)
-        state.log_history.append({"held_out": {"bits": found.bits, "tokens": found.tokens}, "step": state.global_step})
+        arm = held_out_bits(self.model, self.windows, self.held_out, merges)
+        state.log_history.append({"held_out": {"bits": arm.bits, "tokens": arm.tokens}, "step": state.global_step})
 
     def attempt(self, part: str, state) -> None:
         """One trial for one part, unless it was built without room for merges."""
@@ -341,7 +370,9 @@ class MergeCallback(TrainerCallback):
         tried = [entry["growth"] for entry in state.log_history if "growth" in entry]
         return sum(not growth["accepted"] for growth in tried if growth["segment"] == segment)
 
-    def _try(self, segment: str, pairs, old, step: int) -> tuple[Growth, dict[str, Arm]]:
+    def _try(
+        self, segment: str, pairs: list[tuple[int, int, int]], old: Merges, step: int
+    ) -> tuple[Growth, dict[str, Arm]]:
         """With and without: the side with fewer held-out bits gives the model's weights, unless it is the one
         without, which leaves them as they are."""
         model, before = self.model, _copy(self.model)
@@ -362,30 +393,30 @@ class MergeCallback(TrainerCallback):
             _agree(model)
         return growth, arms
 
-    def _arm(self, merges, tokens: int, step: int) -> Arm:
+    def _arm(self, merges: Merges, tokens: int, step: int) -> Arm:
         seen, seconds = train_arm(
             self.model, self.windows, self.candidates, merges, tokens, self.args, [self.args.seed, step]
         )
-        found = judge(self.model, self.windows, self.held_out, merges)
-        found.windows, found.seconds = seen, seconds
-        return found
+        arm = held_out_bits(self.model, self.windows, self.held_out, merges)
+        arm.windows, arm.seconds = seen, seconds
+        return arm
 
 
-def _copy(model) -> list[torch.Tensor]:
+def _copy(model: PanModel) -> list[torch.Tensor]:
     return [tensor.detach().clone() for tensor in _tensors(model)]
 
 
 @torch.no_grad()
-def _restore(model, kept: list[torch.Tensor]) -> None:
+def _restore(model: PanModel, kept: list[torch.Tensor]) -> None:
     for tensor, old in zip(_tensors(model), kept, strict=True):
         tensor.copy_(old)
 
 
-def _tensors(model) -> list[torch.Tensor]:
+def _tensors(model: PanModel) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def _agree(model) -> None:
+def _agree(model: PanModel) -> None:
     """All processes take the first one's weights."""
     for tensor in _tensors(model):
         told_by_first(tensor.detach())
