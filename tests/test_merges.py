@@ -129,6 +129,14 @@ def test_discrete_actions_and_frames_survive_being_written_and_read():
     assert torch.equal(model.from_token_ids("camera", ids).flatten(0, 1), seen)
 
 
+def test_old_names_of_methods_work_and_say_what_they_are_called_now():
+    model, action = world_model(("touch",)), torch.tensor([[0, 1]])
+    with pytest.warns(DeprecationWarning, match="write_sentences is PanModel.to_token_ids now"):
+        ids = model.write_sentences("action", action)
+    with pytest.warns(DeprecationWarning, match="read_sentences is PanModel.from_token_ids now"):
+        assert torch.equal(model.read_sentences("action", ids), action)
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [

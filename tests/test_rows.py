@@ -1,11 +1,17 @@
-"""Rows of the vocabulary start from what their codes stand for."""
+"""Rows of the one vocabulary: whose they are, and that they start from what their codes stand for."""
+
+import copy
 
 import torch
 from tiny_worlds import world_model
 
 from pan_hf import VectorAction
 from pan_hf.modeling.codecs_pan import describe_digits
-from pan_hf.modeling.embedding_pan import start_rows
+from pan_hf.modeling.embedding_pan import EmbeddingTable, start_rows
+from pan_hf.modeling.growth_pan import VocabularyGrowth
+from pan_hf.modeling.latent_head_pan import SenseLatents
+from pan_hf.modeling.learning_pan import CodeLearning
+from pan_hf.modeling.merging_pan import TokenMerging
 from pan_hf.training import pretrain_senses
 
 
@@ -20,6 +26,31 @@ def _start_codebook(model):
     with torch.no_grad():
         book.vectors[1] = book.vectors[0] + 0.01
     return book
+
+
+def test_a_table_reads_and_marks_the_rows_of_the_model_it_is_asked_of():
+    model = world_model(("camera",))
+    deep, shallow = copy.deepcopy(model), copy.copy(model)
+    row = int((~model.table.active).nonzero()[0])
+    deep.table.activate([row])
+    assert deep.table.active[row] and deep.table.ever_active[row] and not model.table.active[row]
+    assert shallow.table.model is shallow
+    deep.table.deactivate([row])
+    assert not deep.table.active[row] and deep.table.ever_active[row]
+
+
+def test_checkpoints_name_the_masks_at_the_top_level():
+    state = world_model(("camera",)).state_dict()
+    assert state["live_rows"].dtype == state["born_rows"].dtype == torch.bool
+
+
+def test_what_holds_a_model_keeps_no_module_of_it():
+    """Adapters and quantisers replace modules, so one that was kept would be passed over."""
+    model = world_model(("camera",))
+    holders = [kind(model) for kind in (EmbeddingTable, VocabularyGrowth, CodeLearning, TokenMerging)]
+    for holder in [*holders, SenseLatents(model, "camera")]:
+        kept = [value for value in vars(holder).values() if isinstance(value, torch.nn.Module)]
+        assert kept == [model]
 
 
 def test_codes_that_look_alike_start_with_rows_that_are_alike():
