@@ -70,7 +70,9 @@ def _jittered(codec, digits: list[Tensor], is_disturbed: Tensor) -> list[Tensor]
     low, high = (torch.tensor(bound, device=vectors.device) for bound in (codec.sense.low, codec.sense.high))
     moved = vectors + VECTOR_NOISE * (high - low) * torch.randn_like(vectors)
     found, _ = codec.encode(moved.clamp(low, high))
-    return [torch.where(is_disturbed.unsqueeze(1), new, old) for new, old in zip(found, digits, strict=True)]
+    return [
+        torch.where(is_disturbed.unsqueeze(1) & (old >= 0), new, old) for new, old in zip(found, digits, strict=True)
+    ]
 
 
 # ---- Training the readouts where something happens: on a square of places around what changes, not on the whole
@@ -143,7 +145,7 @@ def _changed_places(view: ReadoutView) -> Tensor:
     """How many codes of each place change, `(N, P)` float."""
     counts: Tensor = 0.0
     for level, (now, after) in enumerate(zip(view.current, view.following, strict=True)):
-        counts = counts + fold_places(((now != after) & (now >= 0)).float(), view.sense, level).sum(-1)
+        counts = counts + fold_places(((now != after) & (now >= 0) & (after >= 0)).float(), view.sense, level).sum(-1)
     return counts
 
 

@@ -102,6 +102,10 @@ class EmbeddingTable:
         ids = codes + runs[0][0] if len(runs) == 1 else self.segment_rows(part, level)[codes]
         return check_table(self.model.get_input_embeddings())(ids)
 
+    def word_rows(self, ids: Tensor) -> Tensor:
+        """Input rows of words `(...)`, `(..., hidden_size)`; zero for what is absent (below 0)."""
+        return self.model.get_input_embeddings()(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1)
+
     def code_table(self, part: str, level: int) -> Tensor:
         """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
         vocabulary's."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .embedding_pan import GlanceTables, ZeroInitLinear
 from .layout_pan import fold_places, unfold_places, with_absent
 
+SURE = 20.0  # logit of a change where a code is absent: whatever will be there is another one
 LEAST_CHANGE = 0.005  # places whose probability of change is below this are not looked at
 
 
@@ -120,6 +121,7 @@ class Glance(nn.Module):
         there = tables.anywhere.new_zeros(len(codes), size).scatter(1, codes % size, 1.0)
         # a place changes if any of its cells does; of what is seldom, the odds add up
         change = fold_places(self.change(x).squeeze(-1).float(), self.sense, 0).logsumexp(-1)
+        change = change.masked_fill((fold_places(codes, self.sense, 0) < 0).any(-1), SURE)
         return change, gist + there[:, :-1] @ tables.anywhere
 
 

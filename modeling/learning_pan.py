@@ -22,6 +22,7 @@ from .growth_pan import VocabularyGrowth
 from .image_codec_pan import LEAST_DISTANCE, fold_grid
 from .sense_configuration_pan import check_observation, random_actions
 from .simulation_pan import pixel_log_prob
+from .state_pan import Observation
 
 if TYPE_CHECKING:
     from .image_codec_pan import Codebook, ImageCodec
@@ -112,7 +113,7 @@ class CodeLearning:
             raise ValueError(f"`threshold` must be above 0 and `max_new` at least 1, got {threshold} and {max_new}.")
         growths = []
         for name, codec in self._image_codecs().items():
-            frames, room = observation[name].flatten(0, 1), max_new
+            frames, room = Observation(observation).seen(name), max_new
             for level in range(len(codec.codebooks)):
                 segment = f"{name}.{level}"
                 free = ledger.capacity(segment) - ledger.born(segment)
@@ -160,7 +161,7 @@ class CodeLearning:
         growths, seen = [], (observation, action)
         for name, codec in self._image_codecs().items():
             for level, book in enumerate(codec.codebooks):
-                used, _ = codec.encode(observation[name].flatten(0, 1))
+                used, _ = codec.encode(Observation(observation).seen(name))
                 for reason, codes, into in value_from_main(find_idle(book, used[level])):
                     bits = self.held_out_bits(seen, held_out), self._bits_without(name, level, codes, seen, held_out)
                     before, after = value_from_main(bits)
@@ -182,16 +183,16 @@ class CodeLearning:
 
         Args: observation `(B, T, ...)` and action `(B, T - 1, ...)` as for `perceive`.
         """
-        model, constant = self.model, self.model.config.prefix_senses
-        frames = next(v.shape[1] for n, v in observation.items() if n not in constant)
-        if action is not None and frames > 1:
-            first = {n: v if n in constant else v[:, :1] for n, v in observation.items()}
-            later = {n: v if n in constant else v[:, 1:] for n, v in observation.items()}
-            likely = model.log_prob(model.perceive(first), action[:, : frames - 1], later, latents=False)
+        model = self.model
+        observation = Observation(observation, model.config.prefix_senses)
+        steps = observation.shape[1] - 1
+        if action is not None and steps:
+            belief = model.perceive(observation.frames(0, 1))
+            likely = model.log_prob(belief, action[:, :steps], observation.frames(1), latents=False)
             return float(likely.bits_per_observation.mean())
         bits = 0.0
         for name, codec in self._image_codecs().items():
-            frames = observation[name].flatten(0, 1)
+            frames = observation.seen(name)
             codes, _ = codec.encode(frames)
             for level, level_codes in enumerate(codes):
                 bits += level_codes.shape[1] * math.log2(int(model.table.active_codes(name, level).sum()))
@@ -207,18 +208,19 @@ class CodeLearning:
     def persistence(self, observation: dict[str, Tensor], name: str, level: int) -> Tensor | None:
         """For each code of a level the share of places where it is predicted to stay for one step, 0 where it is not
         seen; `(capacity,)`, or None where actions cannot be drawn at random."""
-        model, action, constant = self.model, self.model.config.action, self.model.config.prefix_senses
+        model, action = self.model, self.model.config.action
         if action.kind == "text":
             return None
-        last = {n: v if n in constant else v[:, -1:] for n, v in observation.items()}
-        last = {n: v.repeat(ACTIONS_TRIED, *[1] * (v.ndim - 1)) for n, v in last.items()}
+        last = Observation(observation, model.config.prefix_senses).frames(-1)
+        last = last.rows(torch.arange(last.shape[0]).repeat(ACTIONS_TRIED))
         drawn = random_actions(action, (len(last[name]), 1), torch.Generator().manual_seed(0)).to(model.device)
         size, stays, seen = len(model.table.active_codes(name, level)), 0.0, 0.0
         with evaluating(model):
             for rows in torch.arange(len(drawn), device=model.device).split(IMAGINED):
-                belief = model.perceive({n: v[rows] for n, v in last.items()})
+                belief = model.perceive(last.rows(rows))
                 imagined = model.simulate(belief, drawn[rows], temperature=0.0).codes[name][level].flatten()
                 now = belief.state.codes[name][level].flatten()
+                imagined, now = imagined[now >= 0], now[now >= 0]
                 seen = seen + torch.bincount(now, minlength=size)
                 stays = stays + torch.bincount(now[now == imagined], minlength=size)
         return stays / seen.clamp(min=1)

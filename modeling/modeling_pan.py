@@ -41,7 +41,7 @@ from .objectives_pan import OBJECTIVES, PanOutput
 from .readout_pan import LevelReadout, drawn_numbers, num_readout_numbers
 from .sense_configuration_pan import check_observation
 from .simulation_pan import SimulationMixin
-from .state_pan import Belief, State
+from .state_pan import ABSENT, Belief, Observation, State
 
 
 class PanPreTrainedModel(PreTrainedModel):
@@ -449,23 +449,25 @@ class PanModel(
         Args:
             observation: for each sense, a tensor with leading shape `(B, T)`: images `(B, T, C, height, width)` uint8
                 or float in [-1, 1]; vectors `(B, T, dim)`; text that changes with time `(B, T, max_length)` ids.
-                Constant text is not part of a state and is passed over.
+                Constant text is not part of a state and is passed over. In which frames a sense is there, if not in
+                all: `<sense>.present` `(B, T)` bool, see [`Observation`].
 
         Returns:
-            [`State`] with leading shape `(B, T)`.
+            [`State`] with leading shape `(B, T)`, absent where a sense was.
 
         Raises:
             ValueError: a sense is missing, was not configured, or has another shape.
         """
         check_observation(self.config, observation)
-        state = State({})
+        observation, state = Observation(observation, self.config.prefix_senses), State({})
         for name in self.config.place_senses:
-            value = observation[name]
+            value, absent = observation[name], _absent(observation, name)
             codes, latents = self.senses[name].encode(value.flatten(0, 1))
-            state.codes[name] = [level.unflatten(0, value.shape[:2]) for level in codes]
+            state.codes[name] = [_blank(level.unflatten(0, value.shape[:2]), absent, ABSENT) for level in codes]
             if latents is not None:
-                state.latents[name] = latents.unflatten(0, value.shape[:2])
-        state.text = {name: observation[name] for name in self.config.text_senses}
+                state.latents[name] = _blank(latents.unflatten(0, value.shape[:2]), absent, torch.nan)
+        texts = self.config.text_senses
+        state.text = {name: _blank(observation[name], _absent(observation, name), ABSENT) for name in texts}
         return state
 
     def decode(self, state: State, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
@@ -512,7 +514,7 @@ class PanModel(
             self.state_embeddings[name](codes, tables.places[name], tables.sizes[name], state.latents.get(name))
             for name, codes in state.codes.items()
         ]
-        parts += [self.get_input_embeddings()(ids) for ids in state.text.values()]
+        parts += [self.table.word_rows(ids) for ids in state.text.values()]
         return torch.cat(parts, 1)
 
     def embed_action(self, action: Tensor, tables: CodeTables | None = None) -> Tensor:
@@ -689,6 +691,19 @@ class PanModel(
             hidden_states=output.hidden_states,
             attentions=getattr(output, "attentions", None),  # models without attention have none
         )
+
+
+def _absent(observation: Observation, sense: str) -> Tensor | None:
+    """In which frames a sense is absent, `(B, T)` bool; None: in none."""
+    there = observation.present(sense)
+    return None if there is None else ~there
+
+
+def _blank(values: Tensor, absent: Tensor | None, with_what: float) -> Tensor:
+    """Values `(B, T, ...)` replaced where they are absent."""
+    if absent is None:
+        return values
+    return values.masked_fill(absent.view(*absent.shape, *[1] * (values.dim() - 2)), with_what)
 
 
 @contextlib.contextmanager

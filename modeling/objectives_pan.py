@@ -11,6 +11,7 @@ Shapes: B = batch, T = transitions of a window, N = B * T.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -27,7 +28,7 @@ from .image_codec_pan import LEAST_ERROR
 from .latent_head_pan import SenseLatents, hedged_senses, mends
 from .layout_pan import hide_padding
 from .readout_pan import readout_numbers, window_numbers
-from .state_pan import State
+from .state_pan import Observation, State
 from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
 
 STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
@@ -80,14 +81,22 @@ def senses_objective(model, observation, **_) -> PanOutput:
     return _sum_up(model, _senses_losses(model, observation, update=model.training))
 
 
-def _senses_losses(model, observation: dict[str, Tensor], update: bool) -> dict[str, Tensor]:
+def _senses_losses(model, observation: Mapping[str, Tensor], update: bool) -> dict[str, Tensor]:
     how, losses = model.config.training, {}
     for name, codec in model.senses.items():
-        frames = observation[name]
+        frames = _whole_rows(observation, name)
+        if len(frames) == 0:
+            continue
         usual = frames[:, 2] if frames.shape[1] > 2 else None
         parts = codec.losses(frames[:, 1], frames[:, 0], usual, how.motion_weight, how.rarity_weight, update)
         losses |= {f"{name}.{part}": value for part, value in parts.items()}
     return losses
+
+
+def _whole_rows(observation: Mapping[str, Tensor], name: str) -> Tensor:
+    """The rows in which a sense is there in every frame, `(b, T, ...)`."""
+    there = Observation(observation).present(name)
+    return observation[name] if there is None else observation[name][there.all(1)]
 
 
 def text_objective(model, input_ids, labels, attention_mask=None, **_) -> PanOutput:
@@ -117,11 +126,11 @@ def latent_head_objective(model, condition, state, observation, **_) -> PanOutpu
     in logarithms as in stage 1: what latents are worth is what they do to the image, where some count for much."""
     losses = {}
     for name, head in model.latent_heads.items():
-        told = (condition[name], state["start"][name])
-        losses[f"{name}.latents"], drawn = head.loss(state["latents"][name], *told)
+        told, there = (condition[name], state["start"][name]), state.get("present", {}).get(name)
+        losses[f"{name}.latents"], drawn = _flow_loss(head, state["latents"][name], *told, there)
         if model.config.senses[name].kind == "image":
             imagined = model.senses[name].decode(state["codes"][name], drawn)
-            error = _generative_loss(model, name, imagined, observation[name], None)
+            error = _generative_loss(model, name, imagined, observation[name], _among(there, None))
             losses[f"{name}.mended"] = log_of_mean(error, LEAST_ERROR)
     return _sum_up(model, losses)
 
@@ -130,7 +139,8 @@ def joint_objective(model, observation, action, reward=None, done=None, importan
     """Stage 4, from raw observations: everything, plus the generative loss of equation 8 on the decoder's output.
     Without rewards or ends their heads are left alone."""
     # the codebooks stay: by now each code has a row, and an id never changes its meaning
-    alone = _senses_losses(model, {name: observation[name][:, -2:] for name in model.senses}, update=False)
+    observation = Observation(observation, model.config.prefix_senses)
+    alone = _senses_losses(model, observation.frames(-2), update=False)
     state = model.encode(observation)  # codes are constants; latents carry the gradient back to the encoder
     window = _teacher_forced(model, state, action, model.prefix_ids(observation))
     importance = _by_transition(importance, action)
@@ -144,18 +154,23 @@ def joint_objective(model, observation, action, reward=None, done=None, importan
         given = State(chosen, latents_given(model, true, State(chosen)), window.following.text)
     for name, codec in model.senses.items():
         imagined = [codec.decode_probabilities([level.softmax(-1) for level in logits[name]])]
+        there = observation.frames(1).present(name)
+        there = None if there is None else there.flatten()
         if name in model.latent_heads:
-            losses[f"{name}.latents"], drawn = _latent_loss(model, name, window, given, logits[name])
+            losses[f"{name}.latents"], drawn = _latent_loss(model, name, window, given, logits[name], there)
             imagined.append(codec.decode(given.codes[name], drawn))
-        errors = [_generative_loss(model, name, frames, true[name], importance) for frames in imagined]
+        counts = _among(there, importance)
+        errors = [_generative_loss(model, name, frames, true[name], counts) for frames in imagined]
         losses[f"{name}.generative"] = torch.stack(errors).mean()
     return _sum_up(model, losses | alone, metrics)
 
 
-def _latent_loss(model, name: str, window: _Window, given: State, logits: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Flow matching of the latents that go with the codes of a state `(N,)`, and those that one step of diffusion
-    draws, `(N, P, D)`. The gradient reaches the backbone through the condition; where latents start is taken as it
-    is."""
+def _latent_loss(
+    model, name: str, window: _Window, given: State, logits: list[Tensor], there: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Flow matching of the latents that go with the codes of a state `(N,)`, as far as the sense is there, and those
+    that one step of diffusion draws, `(N, P, D)`. The gradient reaches the backbone through the condition; where
+    latents start is taken as it is."""
     codes, shifts = given.codes[name], None
     if name in hedged_senses(model.config):
         levels = zip(model.senses[name].codebooks, logits, codes, strict=True)
@@ -164,7 +179,24 @@ def _latent_loss(model, name: str, window: _Window, given: State, logits: list[T
     condition = latents.condition(window.hidden, window.trunk, given, window.tables, shifts)
     with torch.no_grad():
         start = latents.start(condition, codes)
-    return model.latent_heads[name].loss(given.latents[name].detach(), condition, start)
+    return _flow_loss(model.latent_heads[name], given.latents[name].detach(), condition, start, there)
+
+
+def _flow_loss(head, latents: Tensor, condition: Tensor, start: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Flow matching of the latents `(N, P, D)` that are there, `(N,)` bool or None for all; drawn are those of all
+    rows."""
+    if there is None:
+        return head.loss(latents, condition, start)
+    loss, some = head.loss(latents[there], condition[there], start[there])
+    drawn = some.new_zeros(latents.shape).masked_scatter(there.view(-1, 1, 1), some)
+    return (loss if len(some) else drawn.sum()), drawn
+
+
+def _among(there: Tensor | None, importance: Tensor | None) -> Tensor | None:
+    """The importance of transitions `(N,)`, none of those that are not there; None where all count alike."""
+    if there is None:
+        return importance
+    return there.float() if importance is None else there * importance
 
 
 def _by_transition(importance: Tensor | None, action: Tensor) -> Tensor | None:
@@ -183,7 +215,9 @@ def _generative_loss(model, name: str, imagined: Tensor, after: Tensor, importan
         span = torch.tensor(sense.high, device=after.device) - torch.tensor(sense.low, device=after.device)
         error = 2 * (imagined - after) / span
     error = error.square().flatten(1).mean(1)
-    return error.mean() if importance is None else (importance * error).sum() / shared_mean(importance.sum())
+    if importance is None:
+        return error.mean()
+    return (importance * error).sum() / shared_mean(importance.sum()).clamp(min=1e-6)
 
 
 def _transitions(state: State, action: Tensor) -> tuple[State, State]:
@@ -255,7 +289,7 @@ def _queries(model, embedded: Tensor, following: State, tables: CodeTables) -> l
         if each.levels:
             parts.append(model.embed_queries(each, embedded, following.codes, tables))
         else:
-            words = model.get_input_embeddings()(following.text[each.name][:, :-1])
+            words = model.table.word_rows(following.text[each.name][:, :-1])
             parts.append(torch.cat([model.text_start.expand(len(words), 1, -1), words], 1))
     return parts
 
@@ -297,12 +331,13 @@ def _code_losses(
 def _level_losses(
     model, name: str, level: int, logits: Tensor, view: ReadoutView, importance: Tensor | None
 ) -> tuple[dict, dict]:
-    """Losses and metrics of one level; a code that was absent is new, not changed. importance `(N,)`, of
-    transitions."""
+    """Losses and metrics of one level; a code that was absent is new, not changed, and one that is absent counts for
+    nothing. importance `(N,)`, of transitions."""
     now, target, change_weight = view.current[level], view.following[level], model.config.training.change_weight
     share = torch.ones_like(now, dtype=logits.dtype) if view.weight is None else view.code_weight(level)
     share = share if importance is None else share * importance.unsqueeze(1)
-    changed = (now != target) & (now >= 0)
+    share, changed = share * (target >= 0), (now != target) & (now >= 0) & (target >= 0)
+    target = target.clamp(min=0)
     weight = (1 + (change_weight - 1) * changed) * share
     losses = {f"{name}.{level}": _change_weighted(logits, now, target, weight.flatten(), change_weight)}
     if view.sense.kind == "image":
@@ -350,7 +385,7 @@ def teacher_forced_logits(
     shown = {"shown": view.sense, "corner": view.corner}
     features = readout.features(view.places, view.current[level], coarser, found, numbers, **shown)
     if readout.sentence is not None:
-        features = readout.sentence(features, view.following[level], found.drawn)
+        features = readout.sentence(features, view.following[level].clamp(min=0), found.drawn)
     return readout.logits(features, found, view.current, coarser, numbers)
 
 
@@ -367,6 +402,7 @@ def _change_losses(window: _Window, importance: Tensor | None) -> dict:
     losses = {}
     for name, logits in window.change.items():
         weight = torch.ones_like(logits) if importance is None else importance.unsqueeze(1).expand_as(logits)
+        weight = weight * window.following.present(name).unsqueeze(1)
         target = window.changed[name].float()
         losses[f"{name}.change"] = nn.functional.binary_cross_entropy_with_logits(logits, target, weight)
     return losses
@@ -376,9 +412,9 @@ def _text_losses(model, window: _Window) -> dict[str, Tensor]:
     losses = {}
     for name, target in window.following.text.items():
         logits = model.table.word_logits(window.hidden[name])
-        nll = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-        counts = text_counts(target, model.config.pad_token_id).flatten()
-        losses[f"{name}.text"] = (nll * counts).sum() / shared_mean(counts.sum())
+        nll = nn.functional.cross_entropy(logits.flatten(0, 1), target.clamp(min=0).flatten(), reduction="none")
+        counts = (text_counts(target, model.config.pad_token_id) * (target >= 0)).flatten()
+        losses[f"{name}.text"] = (nll * counts).sum() / shared_mean(counts.sum()).clamp(min=1e-6)
     return losses
 
 
@@ -478,6 +514,9 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
             frames[name] = later.observation[name][:, index]
         coded = {"latents": latents_given(model, frames, state), "start": starts}
         coded["codes"] = {name: state.codes[name] for name in frames}
+        masks = {name: later.observation.present(name) for name in frames}
+        if present := {name: mask[:, index] for name, mask in masks.items() if mask is not None}:
+            coded["present"] = present
         examples.append({"condition": conditions, "observation": frames, "state": coded})
     return examples
 
@@ -499,11 +538,11 @@ def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None
             continue
         codec, seen = model.senses[name], later.observation[name].flatten(0, 1)
         weight = 1 + model.config.training.motion_weight * codec.differing(seen, later.before[name].flatten(0, 1))
-        errors = []
+        errors, there = [], later.state.present(name).flatten()
         for latents in (True, False):
             found = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
             error = (weight * (found - codec.to_float(seen)).square()).flatten(1).mean(1)
-            errors.append((error + LEAST_ERROR).log().mean())
+            errors.append((error[there] + LEAST_ERROR).log().mean())
         codec.latents_help.fill_(bool(errors[0] < errors[1]))
 
 

@@ -453,7 +453,10 @@ def step_numbers(
     known = torch.full_like(unit[..., :1], float(before is not None))
     if has_before is not None:
         known = known * has_before.unsqueeze(1)
-    change = torch.zeros_like(unit) if before is None else known * (unit - _units(model, before.codes))
+    change = torch.zeros_like(unit)
+    if before is not None:
+        there = _are_there(model, now.codes) & _are_there(model, before.codes)
+        change = known * there * (unit - _units(model, before.codes))
     return _joined(model.config, [unit, change, known], action)
 
 
@@ -464,7 +467,8 @@ def window_numbers(model, state: State, action: Tensor) -> Tensor | None:
     if unit is None:
         return _joined(model.config, [], action.flatten(0, 1))
     unit = unit[:, : action.shape[1]]
-    change = nn.functional.pad(unit.diff(dim=1), (0, 0, 1, 0))
+    there = _are_there(model, state.codes)[:, : action.shape[1]]
+    change = nn.functional.pad(unit.diff(dim=1) * (there[:, 1:] & there[:, :-1]), (0, 0, 1, 0))
     known = nn.functional.pad(torch.ones_like(unit[:, 1:, :1]), (0, 0, 1, 0))
     return _joined(model.config, [part.flatten(0, 1) for part in (unit, change, known)], action.flatten(0, 1))
 
@@ -474,6 +478,12 @@ def _units(model, codes: dict[str, list[Tensor]]) -> Tensor | None:
     vectors = _vectors(model.config)
     parts = [model.senses[name].unit(codes[name])[..., : sense.dim] for name, sense in vectors.items()]
     return torch.cat(parts, -1) if parts else None
+
+
+def _are_there(model, codes: dict[str, list[Tensor]]) -> Tensor:
+    """Which numbers of `_units` are known at all, bool: not those of an absent sense."""
+    vectors = _vectors(model.config)
+    return torch.cat([codes[name][0][..., : sense.dim] >= 0 for name, sense in vectors.items()], -1)
 
 
 def _joined(config, parts: list[Tensor], action: Tensor) -> Tensor | None:

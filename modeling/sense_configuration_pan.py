@@ -9,11 +9,13 @@ video) is a new dataclass here and a new codec in `codecs_pan.py`; the model fil
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 
+PRESENT = ".present"  # behind the name of a sense: in which frames it is there
 MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
 
 
@@ -424,14 +426,17 @@ def _shape(sense) -> str:
     return f"(B, T, {', '.join(map(str, inner))})"
 
 
-def check_observation(config, observation: dict[str, Tensor], needs_prefix: bool = False) -> None:
-    """Raises ValueError unless every sense is there, in its shape and with equally many frames.
+def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: bool = False) -> None:
+    """Raises ValueError unless every sense is there, in its shape and with equally many frames, and with masks
+    (`<sense>.present`) that fit.
 
     Args:
         config (`PanConfig`): its senses.
         observation: by sense, with leading shape `(B, T)`, constant text `(B,)`.
         needs_prefix (`bool`): whether constant text must be there too.
     """
+    masks = {name: values for name, values in observation.items() if name.endswith(PRESENT)}
+    observation = {name: values for name, values in observation.items() if name not in masks}
     known = set(config.senses)
     missing = sorted((known if needs_prefix else known - set(config.prefix_senses)) - set(observation))
     unknown = sorted(set(observation) - known)
@@ -447,6 +452,13 @@ def check_observation(config, observation: dict[str, Tensor], needs_prefix: bool
     leading = {n: tuple(v.shape[:2]) for n, v in observation.items() if n not in config.prefix_senses}
     if len(set(leading.values())) > 1:
         raise ValueError(f"Every sense needs equally many rows and frames, got (B, T) of {leading}.")
+    for name, mask in masks.items():
+        shape = leading.get(name.removesuffix(PRESENT))
+        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            raise ValueError(
+                f"{name!r} says in which frames a sense that changes is there: bool (B, T) of {shape}, got "
+                f"{mask.dtype} of {tuple(mask.shape)}; the senses that change are {sorted(leading)}."
+            )
     rows = {len(values) for values in observation.values()}
     if len(rows) > 1:
         raise ValueError(f"Constant text needs a row for each of the batch, got batches of {sorted(rows)}.")

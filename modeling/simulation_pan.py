@@ -23,7 +23,7 @@ from .latent_head_pan import SenseLatents, draw_latents
 from .layout_pan import hide_padding
 from .readout_pan import step_numbers
 from .sense_configuration_pan import action_shape, check_actions, check_observation, has_action_shape
-from .state_pan import Belief, Futures, LogProb, State
+from .state_pan import Belief, Futures, LogProb, Observation, State
 from .step_pan import Chooser, Spending
 
 
@@ -43,7 +43,8 @@ class SimulationMixin:
         """Encodes what was observed into a belief about now.
 
         Args:
-            observation: per sense `(B, T, ...)`, as the processor makes it; constant text `(B, max_length)`.
+            observation: per sense `(B, T, ...)`, as the processor makes it; constant text `(B, max_length)`; in which
+                frames a sense is there, if not in all, see [`Observation`].
             action: the T - 1 actions between the frames, `(B, T - 1, ...)`; may be None if T is 1.
 
         Returns:
@@ -63,7 +64,7 @@ class SimulationMixin:
     def _check_past(self, observation: dict[str, Tensor], action: Tensor | None) -> None:
         self._require_world()
         check_observation(self.config, observation, needs_prefix=True)
-        rows, steps = next(v.shape[:2] for n, v in observation.items() if n not in self.config.prefix_senses)
+        rows, steps = Observation(observation, self.config.prefix_senses).shape
         given = 0 if action is None else action.shape[1]
         if given not in (steps - 1, steps):
             raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {given}.")
@@ -323,7 +324,7 @@ class SimulationMixin:
         x = self.text_start.expand(run.rows, 1, -1)
         for _ in range(each.length):
             last = run.words(each, x)
-            x = self.get_input_embeddings()(chooser.choose_word(each.name, last)).unsqueeze(1)
+            x = self.table.word_rows(chooser.choose_word(each.name, last)).unsqueeze(1)
 
     def _after(self, belief: Belief, action: Tensor, state: State, cache, seen: int, tables: CodeTables) -> Belief:
         """The belief after a step: queries leave the cache, the trunk stays if there is room for it."""
@@ -361,7 +362,8 @@ class SimulationMixin:
         The discrete blocks are exact. Since the encoder is deterministic, the sum over states is bounded from below by
         its one true term. Latents: a variational bound (`LatentHead.log_prob_bound`). Images: a Gaussian of the
         decoder's running error, integrated over each 8-bit pixel value, and so finite. Vectors count as observed to
-        the precision of their lattice code, so they cost nothing beyond their digits.
+        the precision of their lattice code, so they cost nothing beyond their digits. What is absent in an observation
+        costs nothing.
 
         Args:
             belief: of batch B; actions: `(B, H, ...)`; observations: `(B, H, ...)`, what was seen after each action.
@@ -394,18 +396,19 @@ class SimulationMixin:
         for name, codec in self.senses.items():
             if self.config.senses[name].kind != "image":
                 continue
-            blurred = None
+            blurred, there = None, target.present(name)
             if name in self.latent_heads and (codec.latents_help if latents is None else latents):
                 condition = self._step_condition(name, step, tables)
                 start = SenseLatents(self, name).start(condition, target.codes[name])
                 bound = self.latent_heads[name].log_prob_bound(target.latents[name], condition, start)
-                latent_part = latent_part + bound
+                latent_part = latent_part + torch.where(there, bound, 0.0)
                 noise = torch.Generator(device=self.device).manual_seed(0)
                 blur = torch.randn(target.latents[name].shape, generator=noise, device=self.device)
                 blurred = target.latents[name] + LATENT_BLUR * blur
             mean = codec.decode(target.codes[name], blurred)
             scale = codec.error_scale(latents=blurred is not None)
-            seen_part = seen_part + pixel_log_prob(mean, codec.to_float(true[name]), scale)
+            seen = pixel_log_prob(mean, codec.to_float(true[name]), scale)
+            seen_part = seen_part + torch.where(there, seen, 0.0)
         return latent_part, seen_part
 
     @torch.no_grad()
@@ -421,14 +424,11 @@ class SimulationMixin:
         Returns:
             [`Futures`] of B rows and T steps; step `t` is the prediction of frame `t + 1`.
         """
+        observation = Observation(observation, self.config.prefix_senses)
         steps, context, found = action.shape[1], self.config.context_steps, []
         for now in range(steps):
             first = max(0, now + 1 - context)
-            seen = {
-                name: value if name in self.config.prefix_senses else value[:, first : now + 1]
-                for name, value in observation.items()
-            }
-            belief = self.perceive(seen, action[:, first:now])
+            belief = self.perceive(observation.frames(first, now + 1), action[:, first:now])
             found.append(self.simulate(belief, action[:, now : now + 1], temperature=temperature, seed=seed))
         joined = State.combine([future.state for future in found], lambda tensors: torch.cat(tensors, 1))
         return Futures(

@@ -1,4 +1,4 @@
-"""What the model believes and what it imagines: `State`, `Belief`, `Futures`, `LogProb`.
+"""What the model sees, believes and imagines: `Observation`, `State`, `Belief`, `Futures`, `LogProb`.
 
 A belief is the encoded current state plus the backbone's cache of what came before it; it is cheap to branch, because
 the cache holds the trunk of earlier steps and never the current state itself, which enters together with an action.
@@ -7,7 +7,7 @@ the cache holds the trunk of earlier steps and never the current state itself, w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,15 +16,94 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .latent_head_pan import SenseLatents
+from .sense_configuration_pan import PRESENT
 
 ABSENT = -1  # a code of which nothing is known but the coarser codes; latents that are absent are not a number
+
+
+class Observation(Mapping):
+    """What was observed, by sense, for a batch of B and T frames: tensors `(B, T, ...)`, and constant text
+    `(B, max_length)`.
+
+    A sense need not be there in every frame. Where it may be absent, `<sense>.present` `(B, T)` bool says in which
+    frames it is there; what stands in the others means nothing. It is a mapping like the plain one that the processor
+    returns, so whatever moves the one moves the other.
+
+    Args:
+        values: tensors by name.
+        constant: names of the senses that hold for a whole episode and have no axis of time; by default those of two
+            dimensions.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], constant: Collection[str] | None = None):
+        self._values = dict(values)
+        if constant is None:
+            constant = [name for name in self.senses if self._values[name].dim() == 2]
+        self.constant = frozenset(constant)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def senses(self) -> list[str]:
+        return [name for name in self._values if not name.endswith(PRESENT)]
+
+    @property
+    def changing(self) -> Observation:
+        """Without the senses that hold for a whole episode."""
+        return Observation({name: value for name, value in self.items() if name not in self.constant}, ())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and T, of the first sense that has frames."""
+        return tuple(next(self._values[name].shape[:2] for name in self.senses if name not in self.constant))
+
+    def frames(self, start: int | None = None, stop: int | None = None) -> Observation:
+        """The frames from `start` up to `stop`, as in a slice; constant text whole."""
+        return self._map(lambda name, value: value if name in self.constant else value[:, start:stop])
+
+    def rows(self, index: Tensor | slice) -> Observation:
+        """Some rows."""
+        return self._map(lambda _, value: value[index])
+
+    def to(self, *args, **kwargs) -> Observation:
+        """As of tensors."""
+        return self._map(lambda _, value: value.to(*args, **kwargs))
+
+    def _map(self, function: Callable[[str, Tensor], Tensor]) -> Observation:
+        return Observation({name: function(name, value) for name, value in self.items()}, self.constant)
+
+    def present(self, sense: str) -> Tensor | None:
+        """In which frames a sense is there, `(B, T)` bool; None: in all of them."""
+        return self._values.get(f"{sense}{PRESENT}")
+
+    def seen(self, sense: str) -> Tensor:
+        """The frames in which a sense is there, of all rows and times one after the other, `(N, ...)`."""
+        values, there = self._values[sense].flatten(0, 1), self.present(sense)
+        return values if there is None else values[there.flatten()]
+
+    def age(self, sense: str) -> Tensor:
+        """How many frames ago a sense was last there, `(B, T)` int64: 0 where it is; where it has not been there yet,
+        one more than there are frames before."""
+        there = self.present(sense)
+        if there is None:
+            return torch.zeros(self.shape, dtype=torch.long, device=self._values[sense].device)
+        index = torch.arange(there.shape[1], device=there.device).expand_as(there)
+        return index - torch.where(there, index, -1).cummax(1).values
 
 
 @dataclass
 class State:
     """An encoded observation, with any leading shape (`(B,)` or `(B, T)`).
 
-    Any prefix of blocks is a state: where only coarse levels are known, finer codes are `ABSENT`, code by code.
+    Any prefix of blocks is a state: where only coarse levels are known, finer codes are `ABSENT`, code by code. A
+    sense that was absent has `ABSENT` codes of every level, and an absent text `ABSENT` words.
 
     Args:
         codes: for each image or vector sense, a list over levels (coarse first) of int64 `(..., num_codes)`.
@@ -53,6 +132,11 @@ class State:
         """The latents of a sense, absent ones if there are none; `other` tells their shape."""
         leading = self.codes[name][0].shape[:-1]
         return self.latents.get(name, other.new_full((*leading, *other.shape[-2:]), torch.nan))
+
+    def present(self, sense: str) -> Tensor:
+        """In which states a sense is there, of leading shape, bool: absent are states without any code of level 0."""
+        coarsest = self.codes[sense][0] if sense in self.codes else self.text[sense]
+        return (coarsest >= 0).any(-1)
 
     def without_latents(self) -> State:
         return replace(self, latents={})

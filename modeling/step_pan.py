@@ -223,8 +223,10 @@ def _pick(logits: Tensor, draws: Tensor | None, temperature: Tensor | None) -> T
 
 
 def _log_prob(logits: Tensor, codes: Tensor) -> Tensor:
-    """Log probability of codes `(B, ...)` under logits `(B, ..., K)`, added up a row: `(B,)`."""
-    chosen = logits.gather(-1, codes.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    """Log probability of codes `(B, ...)` under logits `(B, ..., K)`, added up a row: `(B,)`; what is absent (below 0)
+    is not asked for."""
+    chosen = logits.gather(-1, codes.clamp(min=0).unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    chosen = chosen.masked_fill(codes < 0, 0.0)
     return chosen.reshape(len(chosen), -1).sum(-1)
 
 
@@ -247,7 +249,7 @@ def read_level(
     readout = model.readouts[name][level]
     x = see_level(model, name, level, places, current, coarser, tables, numbers)
     if readout.sentence is not None:
-        x = readout.sentence(x, target, tables.drawn)
+        x = readout.sentence(x, target.clamp(min=0), tables.drawn)
     logits = readout.logits(x, tables, current, coarser, numbers)
     draws, temperature = picking or (None, None)
     codes = _pick(logits, draws, temperature) if target is None else target

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .distributed_pan import shared_mean
 from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput
-from .state_pan import Belief, Futures, State
+from .state_pan import Belief, Futures, Observation, State
 from .step_pan import Spending
 
 GROUP = 8  # rollouts of the same beginning that are compared
@@ -41,8 +41,8 @@ class Later:
         reward, done: of the transitions.
     """
 
-    observation: dict[str, Tensor]
-    before: dict[str, Tensor]
+    observation: Observation
+    before: Observation
     state: State
     reward: Tensor
     done: Tensor
@@ -53,9 +53,10 @@ class Later:
         def again(tensor: Tensor) -> Tensor:
             return tensor.repeat_interleave(count, 0)
 
+        rows = torch.arange(len(self.reward)).repeat_interleave(count)
         return Later(
-            {name: again(values) for name, values in self.observation.items()},
-            {name: again(values) for name, values in self.before.items()},
+            self.observation.rows(rows),
+            self.before.rows(rows),
             self.state.map(again),
             again(self.reward),
             again(self.done),
@@ -66,14 +67,13 @@ def split_window(
     model, observation: dict[str, Tensor], action: Tensor, reward: Tensor, done: Tensor
 ) -> tuple[Belief, Tensor, Later]:
     """A window as the belief after its first `context_steps` frames, the actions from there on, and what followed."""
-    config, seen, end = model.config, model.config.context_steps, action.shape[1]
-    first = {n: v if n in config.prefix_senses else v[:, :seen] for n, v in observation.items()}
-    belief = model.perceive(first, action[:, : seen - 1])
-    changing = {name: values for name, values in observation.items() if name not in config.prefix_senses}
-    after = {name: values[:, seen : end + 1] for name, values in changing.items()}
+    observation = Observation(observation, model.config.prefix_senses)
+    seen, end = model.config.context_steps, action.shape[1]
+    belief = model.perceive(observation.frames(0, seen), action[:, : seen - 1])
+    after = observation.changing.frames(seen, end + 1)
     later = Later(
         observation=after,
-        before={name: values[:, seen - 1 : end] for name, values in changing.items()},
+        before=observation.changing.frames(seen - 1, end),
         state=model.encode(after),
         reward=reward[:, seen - 1 : end],
         done=done[:, seen - 1 : end],
@@ -100,8 +100,10 @@ def distortion(model, futures: Futures, later: Later, task: str) -> Tensor:
 
 
 def _share_wrong(found: State, true: State) -> Tensor:
-    """The share of levels, and of texts, in which something is wrong or absent."""
-    wrong = [(mine != other).any(-1) for mine, other in zip(found.tensors(), true.tensors(), strict=True)]
+    """The share of levels, and of texts, in which something is wrong or absent that was truly there."""
+    wrong = [
+        ((mine != other) & (other >= 0)).any(-1) for mine, other in zip(found.tensors(), true.tensors(), strict=True)
+    ]
     return torch.stack(wrong).float().mean(0)
 
 
@@ -112,7 +114,8 @@ def _seen_error(model, name: str, futures: Futures, later: Later, is_moving: boo
     span = torch.tensor(255.0, device=true.device)
     if sense.kind == "vector":
         span = torch.tensor(sense.high, device=true.device) - torch.tensor(sense.low, device=true.device)
-    error, still = (((other - true) / span).square().flatten(2) for other in (found, before))
+    there = later.state.present(name).unsqueeze(2)
+    error, still = (there * ((other - true) / span).square().flatten(2) for other in (found, before))
     if not is_moving or sense.kind == "vector":
         error, still = error.mean(2), still.mean(2)
         return error / still.mean().clamp(min=LEAST_STILL)

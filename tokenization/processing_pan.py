@@ -18,6 +18,7 @@ from transformers.image_transforms import to_pil_image
 from .tokenization_pan import PanTokenizer
 from .vocabulary_pan import Vocabulary
 
+_PRESENT = ".present"  # behind the name of a sense: in which frames it is there
 _OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
 _IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _COMPARED = ("kind", "height", "width", "channels", "dim", "low", "high", "max_length", "every_step", "num_actions")
@@ -109,7 +110,9 @@ class PanProcessor(ProcessorMixin):
         """Checks and converts; nothing is resized, rescaled or reordered in time.
 
         Args:
-            observation (`dict[str, ...]`, *optional*): one entry for every sense.
+            observation (`dict[str, ...]`, *optional*): one entry for every sense; None where a sense is absent, either
+                the whole entry or items of a list. Or `<sense>.present`, bool `(T,)` or `(B, T)`, says in which frames
+                it is there, and what stands in the others is passed over.
                 Image: uint8, `(H, W, C)` for one frame, `(T, H, W, C)` or `(B, T, H, W, C)`; numpy, torch (channels
                 first too), PIL, or lists of them.
                 Vector: numbers within `low`..`high`, `(D,)`, `(T, D)` or `(B, T, D)`.
@@ -124,8 +127,9 @@ class PanProcessor(ProcessorMixin):
 
         Returns:
             [`PanBatch`] with the keys that were asked for: `observation`, a dict of image uint8 `(B, T, C, H, W)`,
-            vector float32 `(B, T, D)` and text int64 `(B, T, L)` or `(B, L)`, padded; `action`, int64 `(B, T)`,
-            float32 `(B, T, D)` or int64 `(B, T, L)`; `input_ids` and `attention_mask`, int64.
+            vector float32 `(B, T, D)` and text int64 `(B, T, L)` or `(B, L)`, padded, and for a sense that is absent
+            somewhere `<sense>.present` bool `(B, T)`; `action`, int64 `(B, T)`, float32 `(B, T, D)` or int64
+            `(B, T, L)`; `input_ids` and `attention_mask`, int64.
 
         Raises:
             ValueError: whatever does not fit, with what was given, what was expected and what to do.
@@ -150,20 +154,37 @@ class PanProcessor(ProcessorMixin):
         if not _is_mapping(observation):
             given = type(observation).__name__
             raise ValueError(f"observation must be a dict with one entry a sense ({known}), got {given}.")
-        unknown = [name for name in observation if name not in self.senses]
-        missing = [name for name in self.senses if name not in observation and not partial]
+        values, present = _without_gaps(observation)
+        unknown = [name for name in [*values, *present] if name not in self.senses]
+        missing = [name for name in self.senses if name not in values and not partial]
         if unknown or missing:
             raise ValueError(
                 f"observation has {', '.join(observation) or 'nothing'}; expected exactly the senses {known} "
                 f"(unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'})."
             )
-        specs = {name: self.senses[name] for name in observation}
-        arrays = {name: self._read(_SENSES, name, spec, observation[name]) for name, spec in specs.items()}
+        specs = {name: self.senses[name] for name in values}
+        given = {name: spec for name, spec in specs.items() if values[name] is not None}
+        arrays = {name: self._read(_SENSES, name, spec, values[name]) for name, spec in given.items()}
         batch = max((len(array) for array in arrays.values()), default=1)
+        steps = next((array.shape[1] for name, array in arrays.items() if not _is_static(specs[name])), 1)
         for name, spec in specs.items():
-            if _is_static(spec) and isinstance(observation[name], str):
+            if values[name] is None:
+                arrays[name] = self._absent(spec, batch, steps)
+            elif _is_static(spec) and isinstance(values[name], str):
                 arrays[name] = np.repeat(arrays[name], batch, axis=0)
+        for name, mask in present.items():
+            if not _is_static(specs[name]):
+                arrays[name + _PRESENT] = _mask(name, mask, arrays[name].shape[:2])
         return arrays
+
+    def _absent(self, spec: dict, batch: int, steps: int) -> np.ndarray:
+        """What stands for a sense that is absent in every frame; an absent constant text is empty."""
+        if spec["kind"] == "image":
+            return np.zeros((batch, steps, spec["channels"], spec["height"], spec["width"]), np.uint8)
+        if spec["kind"] == "vector":
+            return np.zeros((batch, steps, spec["dim"]), np.float32)
+        leading = (batch,) if _is_static(spec) else (batch, steps)
+        return np.full((*leading, spec["max_length"]), self.tokenizer.pad_token_id, np.int64)
 
     def _read_action(self, action) -> np.ndarray:
         if self.action is None:
@@ -212,7 +233,7 @@ class PanProcessor(ProcessorMixin):
         return frames if output_type == "np" else _nest(frames, 3, _to_pil)
 
     def _text(self, ids: np.ndarray) -> str:
-        padding = np.flatnonzero(ids == self.tokenizer.pad_token_id)
+        padding = np.flatnonzero((ids == self.tokenizer.pad_token_id) | (ids < 0))  # below 0: absent
         return self.tokenizer.decode(ids[: padding[0]] if len(padding) else ids, skip_special_tokens=True)
 
     def attach(self, model) -> None:
@@ -379,9 +400,57 @@ def _text_settings(text, settings: dict) -> dict:
     return {"padding": True} | settings
 
 
+def _without_gaps(observation: Mapping) -> tuple[dict, dict]:
+    """An observation with what is None filled up (an entry that is None altogether stays so), and by sense with gaps
+    in which frames it is there."""
+    values, present = {}, {}
+    for name, value in observation.items():
+        if name.endswith(_PRESENT):
+            present[name.removesuffix(_PRESENT)] = _as_array(value, name)
+            continue
+        values[name], there = _filled(value)
+        if there is not None:
+            present[name] = there
+    return values, present
+
+
+def _filled(value) -> tuple:
+    """A list without None, which the first other item stands in for, and a mask of the items that were not None; the
+    mask is None without gaps, and the list where nothing is left. Lists of lists row by row."""
+    if value is None:
+        return None, np.array(False)
+    if not isinstance(value, (list, tuple)):
+        return value, None
+    if all(isinstance(item, (list, tuple)) for item in value):
+        parts = [_filled(item) for item in value]
+        if all(there is None for _, there in parts):
+            return value, None
+        masks = [
+            np.broadcast_to(True if mask is None else mask, len(row))
+            for row, (_, mask) in zip(value, parts, strict=True)
+        ]
+        items, there = [item for item, _ in parts], np.stack(masks)
+    elif any(item is None for item in value):
+        items, there = list(value), np.array([item is not None for item in value])
+    else:
+        return value, None
+    filler = next((item for item in items if item is not None), None)
+    return (None if filler is None else [filler if item is None else item for item in items]), there
+
+
+def _mask(name: str, mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """In which of `shape` (batch, time) frames a sense is there."""
+    if mask.dtype != bool or (mask.ndim and mask.shape not in (shape, shape[1:])):
+        raise ValueError(
+            f"{name}{_PRESENT}: expected bool of shape (time,) or (batch, time) = {shape}, got {mask.dtype} of shape "
+            f"{mask.shape}. A sense is absent in whole frames: give None in place of a frame."
+        )
+    return np.array(np.broadcast_to(mask, shape))
+
+
 def _check_lengths(arrays: dict, senses: dict) -> None:
     """One batch size everywhere, one number of frames, and the actions between them."""
-    observation = arrays.get("observation", {})
+    observation = {name: array for name, array in arrays.get("observation", {}).items() if name in senses}
     sizes = {name: array.shape[0] for name, array in observation.items()}
     steps = {name: array.shape[1] for name, array in observation.items() if not _is_static(senses[name])}
     if "action" in arrays:

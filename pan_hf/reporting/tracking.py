@@ -17,6 +17,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from pan_hf.modeling.state_pan import Observation
 from pan_hf.reporting.figures import Strip
 from pan_hf.reporting.strips import pictures
 
@@ -107,10 +108,9 @@ def rollout_pictures(
             f"{action.shape[1]} actions."
         )
     model.eval()
-    on_device = {name: values.to(model.device) for name, values in observation.items()}
+    on_device = Observation(observation, config.prefix_senses).to(model.device)
     action = action.to(model.device)
-    first = {n: v if n in config.prefix_senses else v[:, :before] for n, v in on_device.items()}
-    belief = model.perceive(first, action[:, : before - 1])
+    belief = model.perceive(on_device.frames(0, before), action[:, : before - 1])
     futures = model.simulate(belief, action[:, before - 1 :], temperature=0.0, seed=seed)
     model.train(was_training)
     found = {}
