@@ -1,23 +1,26 @@
 """The networks: everything a checkpoint needs to run. These files travel with it, so they import only one another."""
 
-from .configuration_pan import PanConfig
+from .configuration_pan import PanConfig, TrainingConfig
 from .effort_pan import Effort
 from .modeling_pan import PanModel
 from .sense_configuration_pan import DiscreteAction, ImageSense, TextAction, TextSense, VectorAction, VectorSense
-from .state_pan import Belief, Futures, LogProb, State
+from .state_pan import Actions, Belief, Futures, LogProb, Observation, State
 
 __all__ = [
+    "Actions",
     "Belief",
     "DiscreteAction",
     "Effort",
     "Futures",
     "ImageSense",
     "LogProb",
+    "Observation",
     "PanConfig",
     "PanModel",
     "State",
     "TextAction",
     "TextSense",
+    "TrainingConfig",
     "VectorAction",
     "VectorSense",
 ]

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .latent_head_pan import check_latent_head
-from .sense_configuration_pan import action_from_dict, sense_from_dict
+from .sense_configuration_pan import ACTION, action_from_dict, sense_from_dict
 
 VERSION = "0.1.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
 
@@ -144,9 +144,14 @@ class PanConfig(PreTrainedConfig):
         text_config (`dict` or `PreTrainedConfig`): the backbone, any causal language model.
         senses (`dict[str, ImageSense | VectorSense | TextSense]`): named channels of observation; may be empty, then
             the model is its backbone.
-        action (`DiscreteAction | VectorAction | TextAction`, *optional*): required as soon as there is a sense.
+        action (`DiscreteAction | VectorAction | TextAction`, *optional*): what is done in a step, if that has one
+            part; short for `actions={"action": ...}`. A model with senses needs an action.
+        actions (`dict[str, DiscreteAction | VectorAction | TextAction]`, *optional*): the named parts of what is done
+            in a step: a motion and a sentence, two actors.
+        actors (`list[str]`, *optional*): names of those who are rewarded, where there is more than one reward.
         segments (`dict[str, list[int]]`): name of each run of code ids -> `[offset, capacity]`; names are
-            `<sense>.<level>` and `action.<level>`, and `<sense>.merges` and `action.merges` for merged tokens.
+            `<sense>.<level>` and `action.<level>`, and `<sense>.merges` and `action.merges` for merged tokens; those
+            of another part of the action begin with `action.<name>`.
         extensions (`dict[str, list[list[int]]]`, *optional*): further runs of rows that a segment, or "text", has been
             given, see `runs`.
         text_size (`int`): words the backbone knows.
@@ -181,6 +186,8 @@ class PanConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     senses: dict | None = None
     action: dict | None = None
+    actions: dict | None = None
+    actors: list | None = None
     segments: dict | None = None
     extensions: dict | None = None
     text_size: int | None = None
@@ -206,9 +213,13 @@ class PanConfig(PreTrainedConfig):
         self.training = replace(TrainingConfig.from_dict(self.training), **apart)
         # by name, because the order decides who stands where, and a saved configuration is sorted
         self.senses = {name: sense_from_dict(name, values) for name, values in sorted((self.senses or {}).items())}
-        self.action = action_from_dict(self.action) if self.action is not None else None
-        if self.senses and self.action is None:
+        parts = (self.actions or {}) | ({ACTION: self.action} if self.action is not None else {})
+        self.actions = {name: action_from_dict(values, name) for name, values in sorted(parts.items())}
+        self.action = self.actions.get(ACTION)
+        if self.senses and not self.actions:
             raise ValueError("A world model needs an action: got senses but `action=None`; pass one.")
+        if self.actors is not None and (not self.actors or len(set(self.actors)) < len(self.actors)):
+            raise ValueError(f"`actors` must name those who are rewarded, each once, got {self.actors}.")
         if self.context_steps < 1:
             raise ValueError(f"`context_steps` must be at least 1, got {self.context_steps}.")
         if self.level0_sampling not in ("parallel", "autoregressive"):
@@ -245,9 +256,14 @@ class PanConfig(PreTrainedConfig):
         return [first, *self.extensions.get(segment, [])]
 
     def coded_parts(self) -> dict:
-        """The senses, and the action under the name `action`, that are written in codes rather than in words."""
-        parts = self.senses | ({"action": self.action} if self.action is not None else {})
-        return {name: part for name, part in parts.items() if part.kind != "text"}
+        """The senses, and the parts of the action, that are written in codes rather than in words."""
+        return {name: part for name, part in (self.senses | self.action_parts).items() if part.kind != "text"}
+
+    @property
+    def action_parts(self) -> dict:
+        """The parts of the action by the name of their rows: `action`, and `action.<name>` for those of other
+        names."""
+        return {name if name == ACTION else f"{ACTION}.{name}": part for name, part in self.actions.items()}
 
     @property
     def place_senses(self) -> dict:
@@ -277,6 +293,8 @@ class PanConfig(PreTrainedConfig):
         output = super().to_dict() | {"pan_version": VERSION}
         output["senses"] = {name: sense.to_dict() for name, sense in self.senses.items()}
         output["action"] = self.action.to_dict() if self.action is not None else None
+        others = {name: part.to_dict() for name, part in self.actions.items() if name != ACTION}
+        output["actions"] = others or None  # nothing new where there is one part, which older versions read
         output["training"] = asdict(self.training)
         return output
 
@@ -288,8 +306,10 @@ class PanConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value) -> None:
         if name in TRAINING:
             setattr(self.training, name, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        super().__setattr__(name, value)
+        if name == ACTION and value is not None and isinstance(vars(self).get("actions"), dict):
+            self.actions = self.actions | {ACTION: value}  # one thing: `action` is the part of that name
 
 
 def newer_version(written_by: str) -> str:

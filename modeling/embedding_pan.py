@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .layout_pan import fold_places, with_absent
+from .sense_configuration_pan import ACTION
 
 if TYPE_CHECKING:
     from .configuration_pan import PanConfig
@@ -132,8 +133,7 @@ class EmbeddingTable:
         """
         model = self.model
         for part in parts:
-            codec = model.senses[part] if part in model.senses else model.action_codec
-            for level, (descriptions, described) in enumerate(codec.describe()):
+            for level, (descriptions, described) in enumerate(part_codec(model, part).describe()):
                 ids = self.segment_rows(part, level)
                 for table in self.weights():
                     rows = table.detach()[ids]
@@ -175,7 +175,7 @@ class EmbeddingTable:
         of each code they meet."""
         model, sizes, rows, places, levels, glances = self.model, {}, {}, {}, {}, {}
         for part, described in model.config.coded_parts().items():
-            if part == "action" and described.kind == "discrete":
+            if part in model.config.action_parts and described.kind == "discrete":
                 continue
             active = [self.active_codes(part, level) for level in range(described.num_levels)]
             ever = [self._segment_of(self.ever_active, part, level) for level in range(described.num_levels)]
@@ -184,8 +184,7 @@ class EmbeddingTable:
                 self.code_rows(part, level, torch.arange(size, device=model.device))
                 for level, size in enumerate(sizes[part])
             ]
-            embedding = model.action_embedding if part == "action" else model.state_embeddings[part]
-            places[part] = embedding.table(rows[part])
+            places[part] = part_embedding(model, part).table(rows[part])
             if part in model.senses:
                 levels[part] = [
                     readout.tables(rows[part], self.code_table(part, level)[:size], active[level][:size])
@@ -194,6 +193,20 @@ class EmbeddingTable:
             if part in model.glances:
                 glances[part] = model.glances[part].tables(rows[part][0])
         return CodeTables(sizes, places, levels, glances)
+
+
+def part_codec(model: PanModel, part: str) -> nn.Module:
+    """What encodes a sense, or a part of the action that is a vector."""
+    if part in model.senses:
+        return model.senses[part]
+    return model.action_codec if part == ACTION else model.action_codecs[part.removeprefix(f"{ACTION}.")]
+
+
+def part_embedding(model: PanModel, part: str) -> PlaceEmbedding:
+    """What embeds the codes of a sense, or of a part of the action that is a vector."""
+    if part in model.state_embeddings:
+        return model.state_embeddings[part]
+    return model.action_embedding if part == ACTION else model.action_embeddings[part.removeprefix(f"{ACTION}.")]
 
 
 def check_room(config: PanConfig) -> None:

@@ -80,21 +80,30 @@ class OutcomeHead(nn.Module):
         width (`int`): of the head.
         bound (`float`): rewards are clipped to plus and minus this.
         grids: see [`TransitionFeatures`].
+        num_actors (`int`, *optional*): A, how many rewards there are; None: one, which has no axis of its own.
     """
 
-    def __init__(self, hidden_size: int, width: int, bound: float, grids: Mapping[int, tuple[int, int]]):
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int,
+        bound: float,
+        grids: Mapping[int, tuple[int, int]],
+        num_actors: int | None = None,
+    ):
         super().__init__()
-        self.bound = bound
+        self.bound, self.num_actors = bound, num_actors
         self.context_norm = nn.LayerNorm(hidden_size)
         self.context = nn.Linear(hidden_size, width)
         self.features = TransitionFeatures(hidden_size, width, grids)
-        self.out = nn.Linear(2 * width, NUM_BINS + 1)
+        self.out = nn.Linear(2 * width, (num_actors or 1) * NUM_BINS + 1)
 
     def forward(self, before: Tensor, after: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Args: before, after, state embeddings `(B, P, H)`; context `(B, H)`, the backbone's state after the action.
-        Returns: reward logits `(B, NUM_BINS)` and continuation logit `(B,)`, float32."""
+        Returns: reward logits `(B, NUM_BINS)` or `(B, A, NUM_BINS)`, and continuation logit `(B,)`, float32."""
         out = self.out(self.features(before, after, self.context(self.context_norm(context)))).float()
-        return out[..., :-1], out[..., -1]
+        rewards = out[..., :-1]
+        return (rewards if self.num_actors is None else rewards.unflatten(-1, (self.num_actors, -1))), out[..., -1]
 
     def expected_reward(self, logits: Tensor) -> Tensor:
         """`(..., NUM_BINS)` -> `(...)`, in the reward's own unit."""

@@ -69,10 +69,11 @@ class StepLayout:
     def __init__(self, config):
         places = {name: sense.num_places for name, sense in config.place_senses.items()}
         texts = {name: sense.max_length for name, sense in config.text_senses.items()}
-        action = config.action
         self.prefix_length = sum(sense.max_length for sense in config.prefix_senses.values())
         self.state_length = sum(places.values()) + sum(texts.values())
-        self.action_length = action.max_length if action.kind == "text" else action.num_places
+        self.action_length = sum(
+            part.max_length if part.kind == "text" else part.num_places for part in config.actions.values()
+        )
         self.num_places = sum(places.values())
         self.num_levels = max((sense.num_levels for sense in config.place_senses.values()), default=0)
         self.passes = self._passes(config, texts)

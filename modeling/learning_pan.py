@@ -22,7 +22,7 @@ from .growth_pan import VocabularyGrowth
 from .image_codec_pan import LEAST_DISTANCE, fold_grid
 from .sense_configuration_pan import check_observation, random_actions
 from .simulation_pan import pixel_log_prob
-from .state_pan import Observation
+from .state_pan import Observation, as_action
 
 if TYPE_CHECKING:
     from .image_codec_pan import Codebook, ImageCodec
@@ -187,8 +187,8 @@ class CodeLearning:
         observation = Observation(observation, model.config.prefix_senses)
         steps = observation.shape[1] - 1
         if action is not None and steps:
-            belief = model.perceive(observation.frames(0, 1))
-            likely = model.log_prob(belief, action[:, :steps], observation.frames(1), latents=False)
+            belief, action = model.perceive(observation.frames(0, 1)), as_action(action)[:, :steps]
+            likely = model.log_prob(belief, action, observation.frames(1), latents=False)
             return float(likely.bits_per_observation.mean())
         bits = 0.0
         for name, codec in self._image_codecs().items():
@@ -209,7 +209,7 @@ class CodeLearning:
         """For each code of a level the share of places where it is predicted to stay for one step, 0 where it is not
         seen; `(capacity,)`, or None where actions cannot be drawn at random."""
         model, action = self.model, self.model.config.action
-        if action.kind == "text":
+        if action is None or len(model.config.actions) > 1 or action.kind == "text":
             return None
         last = Observation(observation, model.config.prefix_senses).frames(-1)
         last = last.rows(torch.arange(last.shape[0]).repeat(ACTIONS_TRIED))

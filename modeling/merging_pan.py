@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .embedding_pan import part_codec
 from .learning_pan import Growth, logged
 from .sense_configuration_pan import MERGES
 
@@ -108,7 +109,7 @@ class TokenMerging:
         return levels
 
     def _codec(self, part: str) -> nn.Module:
-        return self.model.action_codec if part == "action" else self.model.senses[part]
+        return part_codec(self.model, part)
 
     def merge(
         self,

@@ -27,7 +27,7 @@ from .codecs_pan import VectorCodec, build_codec
 from .compile_pan import Pieces
 from .configuration_pan import PanConfig, check_settings
 from .effort_pan import Prices, SwitchHead, state_blocks
-from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room
+from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room, part_codec, part_embedding
 from .focus_pan import Glance, focusable
 from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
@@ -37,11 +37,11 @@ from .layout_pan import StepLayout
 from .learning_pan import NOVEL, CodeLearning, Growth, HeldOut
 from .loading_pan import check_folder, check_is_whole, check_loaded, check_writable, explained, layers_alone
 from .merging_pan import TokenMerging
-from .objectives_pan import OBJECTIVES, PanOutput
+from .objectives_pan import OBJECTIVES, PanOutput, by_actor
 from .readout_pan import LevelReadout, drawn_numbers, num_readout_numbers
-from .sense_configuration_pan import check_observation
+from .sense_configuration_pan import ACTION, check_observation
 from .simulation_pan import SimulationMixin
-from .state_pan import ABSENT, Belief, Observation, State
+from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, as_action
 
 
 class PanPreTrainedModel(PreTrainedModel):
@@ -200,9 +200,14 @@ class PanModel(
                 for name, sense in places.items()
             }
         )
-        if config.action.kind == "vector":
-            self.action_codec = VectorCodec(config.action)
-            self.action_embedding = PlaceEmbedding(config.action, hidden_size)
+        vectors = {name: part for name, part in config.actions.items() if part.kind == "vector"}
+        if ACTION in vectors:  # the one that checkpoints name so
+            self.action_codec = VectorCodec(vectors[ACTION])
+            self.action_embedding = PlaceEmbedding(vectors.pop(ACTION), hidden_size)
+        self.action_codecs = nn.ModuleDict({name: VectorCodec(part) for name, part in vectors.items()})
+        self.action_embeddings = nn.ModuleDict(
+            {name: PlaceEmbedding(part, hidden_size) for name, part in vectors.items()}
+        )
         self.glances = nn.ModuleDict(
             {name: Glance(places[name], hidden_size, -(-config.adapter_dim // 2)) for name in focusable(config)}
         )
@@ -213,7 +218,8 @@ class PanModel(
             self.text_start = nn.Parameter(torch.zeros(hidden_size))
         width = 2 * config.adapter_dim
         grids = {self.place_starts[n]: s.place_grid for n, s in places.items() if s.kind == "image"}
-        self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids)
+        num_actors = None if config.actors is None else len(config.actors)
+        self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids, num_actors)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
         with _in_float32():
             told = {n: 4 * hidden_size + shift_size(config, n) for n, s in places.items() if s.latent_dim}
@@ -231,8 +237,9 @@ class PanModel(
             )
 
     def _num_action_codes(self) -> int:
-        action = self.config.action
-        return action.max_length if action.kind == "text" else action.num_places * sum(action.codes_per_place)
+        parts = self.config.actions.values()
+        texts = sum(part.max_length for part in parts if part.kind == "text")
+        return texts + sum(part.num_places * sum(part.codes_per_place) for part in parts if part.kind != "text")
 
     @classmethod
     def from_backbone(
@@ -254,7 +261,7 @@ class PanModel(
             backbone (`str` or `PreTrainedModel`): a name or folder for `AutoModelForCausalLM.from_pretrained`, or a
                 model, whose weights are taken over (not copied).
             senses (`dict`): name -> [`ImageSense`], [`VectorSense`], [`TextSense`]. None: the model is its backbone.
-            action: [`DiscreteAction`], [`VectorAction`] or [`TextAction`].
+            action: [`DiscreteAction`], [`VectorAction`] or [`TextAction`]; or a `dict` of several by name.
             text_reserve (`int`): ids kept for new words; unused without senses.
             pad_token_id (`int`, *optional*): the id text senses are padded with; the backbone's own by default.
             backbone_kwargs (`dict`, *optional*): for `from_pretrained` of the backbone, e.g. `{"dtype": "bfloat16"}`.
@@ -273,7 +280,7 @@ class PanModel(
         pan_config = PanConfig(
             text_config=backbone.config,
             senses=senses,
-            action=action,
+            **({"actions": action} if isinstance(action, dict) and "kind" not in action else {"action": action}),
             text_size=text_size,
             text_capacity=text_capacity,
             attn_implementation=backbone.config._attn_implementation,
@@ -517,16 +524,22 @@ class PanModel(
         parts += [self.table.word_rows(ids) for ids in state.text.values()]
         return torch.cat(parts, 1)
 
-    def embed_action(self, action: Tensor, tables: CodeTables | None = None) -> Tensor:
-        """Actions `(N,)` ints, `(N, dim)` floats or `(N, max_length)` ids -> `(N, action_length, hidden_size)`."""
-        kind = self.config.action.kind
+    def embed_action(self, action: Tensor | Actions, tables: CodeTables | None = None) -> Tensor:
+        """Actions `(N,)` ints, `(N, dim)` floats or `(N, max_length)` ids, or their parts one after the other ->
+        `(N, action_length, hidden_size)`."""
+        parts = zip(self.config.action_parts, action_tensors(action), strict=True)
+        return torch.cat([self._embed_part(part, values, tables) for part, values in parts], 1)
+
+    def _embed_part(self, part: str, values: Tensor, tables: CodeTables | None) -> Tensor:
+        """One part of an action."""
+        kind = self.config.action_parts[part].kind
         if kind == "discrete":
-            return self.table.code_rows("action", 0, action.long()).unsqueeze(1)
+            return self.table.code_rows(part, 0, values.long()).unsqueeze(1)
         if kind == "text":
-            return self.get_input_embeddings()(action)
+            return self.get_input_embeddings()(values)
         tables = tables or self.table.code_tables()
-        codes, remainder = self.action_codec.encode(action)
-        return self.action_embedding(codes, tables.places["action"], tables.sizes["action"], remainder)
+        codes, remainder = part_codec(self, part).encode(values)
+        return part_embedding(self, part)(codes, tables.places[part], tables.sizes[part], remainder)
 
     def embed_step(
         self, state: State, embedded_state: Tensor, action: Tensor, tables: CodeTables | None = None
@@ -543,18 +556,20 @@ class PanModel(
             gist = gist + found.unsqueeze(1)
         return torch.cat([embedded_state, action + gist if change else action], 1), change
 
-    def action_codes(self, action: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The action as tokens, a tuple a level: codes `(N, n)`, the rows they are read out against, which are
-        live."""
-        kind = self.config.action.kind
-        if kind == "text":
-            live = self.table.active_words()
-            return [(action, self.get_output_embeddings().weight[: len(live)], live)]
-        codes = [action.long().unsqueeze(1)] if kind == "discrete" else self.action_codec.encode(action)[0]
-        return [
-            (level_codes, self.table.code_table("action", level), self.table.active_codes("action", level))
-            for level, level_codes in enumerate(codes)
-        ]
+    def action_codes(self, action: Tensor | Actions) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The action as tokens, a tuple a level of each part: codes `(N, n)`, the rows they are read out against,
+        which are live."""
+        found = []
+        for part, values in zip(self.config.action_parts, action_tensors(action), strict=True):
+            kind, table = self.config.action_parts[part].kind, self.table
+            if kind == "text":
+                live = table.active_words()
+                found.append((values, self.get_output_embeddings().weight[: len(live)], live))
+                continue
+            codes = [values.long().unsqueeze(1)] if kind == "discrete" else part_codec(self, part).encode(values)[0]
+            for level, level_codes in enumerate(codes):
+                found.append((level_codes, table.code_table(part, level), table.active_codes(part, level)))
+        return found
 
     def embed_queries(
         self, one_pass, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
@@ -646,7 +661,8 @@ class PanModel(
                 `input_ids`, `labels` and `attention_mask`). `"joint"` where there are observation and action.
             observation: true observations of windows, leading shape `(B, T + 1)`; constant text `(B, max_length)`.
             state: the same already encoded, `{"codes": ..., "latents": ..., "text": ...}` as in [`State`].
-            action: `(B, T, ...)`; reward, done: `(B, T)` float, of the transition each action makes.
+            action: `(B, T, ...)`, by name where it has several parts; reward, done: `(B, T)` float, of the transition
+                each action makes; reward `(B, T, A)`, or by name, where there are several actors.
             condition: what is cached for training the latent head or the switch alone.
             importance: `(B,)`, weight of a window in the codes' loss: what makes up for drawing some windows more
                 often.
@@ -662,7 +678,9 @@ class PanModel(
         if objective is not None:
             if objective not in OBJECTIVES:
                 raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")
-            given = {"observation": observation, "state": state, "action": action, "reward": reward, "done": done}
+            given = {"observation": observation, "state": state, "done": done}
+            given["action"] = None if action is None else as_action(action)
+            given["reward"] = by_actor(self.config, reward)
             given |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
             return OBJECTIVES[objective](self, condition=condition, importance=importance, **given)
         if input_ids is None and inputs_embeds is None:

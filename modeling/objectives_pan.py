@@ -28,7 +28,7 @@ from .image_codec_pan import LEAST_ERROR
 from .latent_head_pan import SenseLatents, hedged_senses, mends
 from .layout_pan import hide_padding
 from .readout_pan import readout_numbers, window_numbers
-from .state_pan import Observation, State
+from .state_pan import Actions, Observation, State, as_action
 from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
 
 STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
@@ -199,7 +199,7 @@ def _among(there: Tensor | None, importance: Tensor | None) -> Tensor | None:
     return there.float() if importance is None else there * importance
 
 
-def _by_transition(importance: Tensor | None, action: Tensor) -> Tensor | None:
+def _by_transition(importance: Tensor | None, action: Tensor | Actions) -> Tensor | None:
     """Importance of windows `(B,)` as that of their transitions `(N,)`."""
     return None if importance is None else importance.repeat_interleave(action.shape[1])
 
@@ -424,6 +424,18 @@ def text_counts(ids: Tensor, pad_token_id: int) -> Tensor:
     return ((padding.cumsum(-1) - padding) == 0).float()
 
 
+def by_actor(config, reward: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:
+    """Rewards of several actors side by side, `(B, T, A)`, from rewards `(B, T)` by name; others pass through. Raises
+    ValueError for other names, or another number of actors, than the configuration has."""
+    if isinstance(reward, Mapping):
+        if set(reward) != set(config.actors or ()):
+            raise ValueError(f"`reward` must be by actor for {config.actors}, got {sorted(reward)}.")
+        return torch.stack([reward[name] for name in config.actors], -1)
+    if reward is not None and config.actors and (reward.dim() != 3 or reward.shape[2] != len(config.actors)):
+        raise ValueError(f"`reward` must be (B, T, {len(config.actors)}), by actor; got {tuple(reward.shape)}.")
+    return reward
+
+
 def _agent_losses(
     model, window: _Window, action: Tensor, reward: Tensor | None, done: Tensor | None
 ) -> dict[str, Tensor]:
@@ -433,7 +445,7 @@ def _agent_losses(
     reward_logits, continue_logit = model.outcome(before, after, window.hidden["action"])
     losses = {}
     if reward is not None:
-        target = two_hot(reward.flatten(), config.reward_bound)
+        target = two_hot(reward.flatten(0, 1), config.reward_bound)
         losses["reward"] = -(target * reward_logits.log_softmax(-1)).sum(-1).mean()
     if done is not None:
         goes_on = 1 - done.flatten().float()
@@ -497,6 +509,7 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
         come to; `state`, the `latents` that lead there `(B, P, D)`, the `codes` they are given, and their `start` (see
         `SenseLatents.start`).
     """
+    action = as_action(action)
     nothing = torch.zeros(action.shape[:2], device=action.device)
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
     tables, examples = model.table.code_tables(), []
@@ -530,6 +543,7 @@ def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None
 
     Args: as for `latent_examples`.
     """
+    action = as_action(action)
     nothing = torch.zeros(action.shape[:2], device=action.device)
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
     futures = model.simulate(belief, actions, temperature=0.0, seed=0)

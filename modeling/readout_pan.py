@@ -18,7 +18,7 @@ from transformers import initialization as init
 from .codecs_pan import digits_to_unit
 from .embedding_pan import LevelTables, affine
 from .layout_pan import unfold_places, with_absent
-from .state_pan import State
+from .state_pan import Actions, State, action_tensors
 
 
 def _grid(sense, level: int) -> tuple[int, int]:
@@ -421,7 +421,7 @@ def _vectors(config) -> dict:
 def num_step_numbers(config) -> int:
     """V, the width of `step_numbers`; 0 where nothing is a number."""
     senses = sum(2 * sense.dim for sense in _vectors(config).values())
-    return senses + bool(senses) + (config.action.dim if config.action.kind == "vector" else 0)
+    return senses + bool(senses) + sum(part.dim for part in config.actions.values() if part.kind == "vector")
 
 
 def num_readout_numbers(config, sense: str) -> int:
@@ -486,11 +486,12 @@ def _are_there(model, codes: dict[str, list[Tensor]]) -> Tensor:
     return torch.cat([codes[name][0][..., : sense.dim] >= 0 for name, sense in vectors.items()], -1)
 
 
-def _joined(config, parts: list[Tensor], action: Tensor) -> Tensor | None:
-    """Parts and, if it is one, a vector action in [-1, 1]."""
-    if config.action.kind == "vector":
-        low, high = (torch.tensor(bound, device=action.device) for bound in (config.action.low, config.action.high))
-        parts = [*parts, (2 * (action.float() - low) / (high - low) - 1).clamp(-1, 1)]
+def _joined(config, parts: list[Tensor], action: Tensor | Actions) -> Tensor | None:
+    """Parts and, in [-1, 1], those of the action that are vectors."""
+    for described, part in zip(config.actions.values(), action_tensors(action), strict=True):
+        if described.kind == "vector":
+            low, high = (torch.tensor(bound, device=part.device) for bound in (described.low, described.high))
+            parts = [*parts, (2 * (part.float() - low) / (high - low) - 1).clamp(-1, 1)]
     return torch.cat(parts, 1) if parts else None
 
 

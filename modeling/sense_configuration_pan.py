@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 PRESENT = ".present"  # behind the name of a sense: in which frames it is there
+ACTION = "action"  # the name of what is done, where that has one part
 MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
 
 
@@ -398,15 +399,20 @@ def _from_dict(kinds: dict, what: str, values):
 
 def sense_from_dict(name: str, values):
     """The sense that `values` (a dict with `kind`, or a sense) describes. Raises ValueError for an unknown kind."""
-    _require(name.isidentifier(), f"Sense name {name!r} must be a Python identifier, such as 'camera'.")
-    taken = name in ("action", "places") or hasattr(nn.ModuleDict, name)  # senses are attributes of a ModuleDict
-    _require(not taken, f"A sense cannot be called {name!r}, which means something else here; rename it.")
+    _check_name("sense", name, taken=("action", "places"))
     return _from_dict(SENSES, f"Sense {name!r}", values)
 
 
-def action_from_dict(values):
+def action_from_dict(values, name: str = ACTION):
     """The action that `values` (a dict with `kind`, or an action) describes. Raises ValueError for an unknown kind."""
-    return _from_dict(ACTIONS, "Action", values)
+    _check_name("action", name)
+    return _from_dict(ACTIONS, "Action" if name == ACTION else f"Action {name!r}", values)
+
+
+def _check_name(what: str, name: str, taken: tuple[str, ...] = ()) -> None:
+    _require(name.isidentifier(), f"{what.capitalize()} name {name!r} must be a Python identifier, such as 'camera'.")
+    taken_too = name in taken or hasattr(nn.ModuleDict, name)  # they are attributes of a ModuleDict
+    _require(not taken_too, f"A {what} cannot be called {name!r}, which means something else here; rename it.")
 
 
 # ---- What a model refuses: observations and actions that do not fit its configuration, with what was expected

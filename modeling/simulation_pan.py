@@ -8,7 +8,9 @@ action and the first pass's queries share a forward, and what is not trunk is dr
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +24,8 @@ from .image_codec_pan import LATENT_BLUR, as_bytes
 from .latent_head_pan import SenseLatents, draw_latents
 from .layout_pan import hide_padding
 from .readout_pan import step_numbers
-from .sense_configuration_pan import action_shape, check_actions, check_observation, has_action_shape
-from .state_pan import Belief, Futures, LogProb, Observation, State
+from .sense_configuration_pan import ACTION, action_shape, check_actions, check_observation, has_action_shape
+from .state_pan import Actions, Belief, Futures, LogProb, Observation, State, action_tensors, as_action
 from .step_pan import Chooser, Spending
 
 
@@ -45,7 +47,8 @@ class SimulationMixin:
         Args:
             observation: per sense `(B, T, ...)`, as the processor makes it; constant text `(B, max_length)`; in which
                 frames a sense is there, if not in all, see [`Observation`].
-            action: the T - 1 actions between the frames, `(B, T - 1, ...)`; may be None if T is 1.
+            action: the T - 1 actions between the frames, `(B, T - 1, ...)`, by name where they have several parts; may
+                be None if T is 1.
 
         Returns:
             [`Belief`] of batch B at the last frame, holding up to `config.context_steps - 1` earlier steps.
@@ -53,6 +56,7 @@ class SimulationMixin:
         Raises:
             ValueError: senses that do not fit the configuration, or frames without the actions between them.
         """
+        action = as_action(action)
         self._check_past(observation, action)
         state = self.encode(observation)
         steps = state.tensors()[0].shape[1]
@@ -61,7 +65,7 @@ class SimulationMixin:
         belief = Belief(state.map(lambda t: t[:, -1]), history, self.prefix_ids(observation), None, self)
         return self._rebuild(belief, self.table.code_tables())
 
-    def _check_past(self, observation: dict[str, Tensor], action: Tensor | None) -> None:
+    def _check_past(self, observation: dict[str, Tensor], action: Tensor | Actions | None) -> None:
         self._require_world()
         check_observation(self.config, observation, needs_prefix=True)
         rows, steps = Observation(observation, self.config.prefix_senses).shape
@@ -70,11 +74,11 @@ class SimulationMixin:
             raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {given}.")
         if given == 0:
             return
-        described = self.config.action
-        if not has_action_shape(described, action) or len(action) != rows:
-            expected = action_shape(described, "T - 1")
-            raise ValueError(f"`action` must be {expected} with B = {rows}, as the frames; got {tuple(action.shape)}.")
-        check_actions(described, action)
+        for what, described, part in self._named_parts("action", action):
+            if not has_action_shape(described, part) or tuple(part.shape[:2]) != (rows, given):
+                expected = f"{action_shape(described, 'T - 1')} with B = {rows}"
+                raise ValueError(f"{what} must be {expected}, as the frames; got {tuple(part.shape)}.")
+            check_actions(described, part)
 
     def compile_step(self, disable: bool = False, **options) -> None:
         """Lets every step that is imagined or scored from now on run compiled: `simulate`, `log_prob`, planners.
@@ -146,7 +150,8 @@ class SimulationMixin:
 
         Args:
             belief: of batch B; it is left as it was, and its past is not computed again.
-            actions: `(B, H)` ints, `(B, H, dim)` floats or `(B, H, max_length)` ids: H actions a row.
+            actions: `(B, H)` ints, `(B, H, dim)` floats or `(B, H, max_length)` ids: H actions a row; by name where
+                they have several parts.
             num_rollouts (`int`): futures drawn for each row; N = B * num_rollouts, those of a row one after the other.
             temperature (`float`): of the sampling of codes and words; 0 takes the most likely.
             seed (`int`, *optional*): makes the futures reproducible; codes and latents have generators of their own.
@@ -265,17 +270,31 @@ class SimulationMixin:
         seen |= {name: words.unsqueeze(1) for name, words in state.text.items()}
         return self.encode(seen).map(lambda tensor: tensor[:, 0])
 
-    def _checked_actions(self, belief: Belief, actions: Tensor) -> Tensor:
-        actions = torch.as_tensor(actions, device=self.device)
-        described = self.config.action
-        if not has_action_shape(described, actions) or len(actions) != len(belief):
-            raise ValueError(
-                f"`actions` must be {action_shape(described)} with B = {len(belief)} (the belief's rows), got "
-                f"{tuple(actions.shape)}; use `belief.repeat(n)` to try several plans from one belief."
-            )
-        if actions.shape[1] == 0:
-            raise ValueError(f"`actions` must hold at least one action a row, got shape {tuple(actions.shape)}.")
-        check_actions(described, actions)
+    def _named_parts(self, what: str, action: Tensor | Actions) -> list[tuple[str, Any, Tensor]]:
+        """The parts of an action: what they are called in messages, their descriptions, and their tensors. Raises
+        ValueError where these are not the parts that the model has."""
+        parts = action.parts if isinstance(action, Actions) else {ACTION: action}
+        if set(parts) != set(self.config.actions):
+            raise ValueError(f"`{what}` must have the parts {list(self.config.actions)} by name, got {list(parts)}.")
+        names = [f"`{what}`" if set(parts) == {ACTION} else f"`{what}[{name!r}]`" for name in parts]
+        return list(zip(names, self.config.actions.values(), parts.values(), strict=True))
+
+    def _checked_actions(self, belief: Belief, actions: Tensor | Mapping[str, Tensor]) -> Tensor | Actions:
+        actions = as_action(actions)
+        on_device = partial(torch.as_tensor, device=self.device)
+        actions = actions.map(on_device) if isinstance(actions, Actions) else on_device(actions)
+        for what, described, part in self._named_parts("actions", actions):
+            if not has_action_shape(described, part) or len(part) != len(belief):
+                raise ValueError(
+                    f"{what} must be {action_shape(described)} with B = {len(belief)} (the belief's rows), got "
+                    f"{tuple(part.shape)}; use `belief.repeat(n)` to try several plans from one belief."
+                )
+            if part.shape[1] == 0 or part.shape[1] != actions.shape[1]:
+                raise ValueError(
+                    f"{what} must hold at least one action a row, as many as any other part, got shape "
+                    f"{tuple(part.shape)}."
+                )
+            check_actions(described, part)
         return actions
 
     def _advance(
@@ -295,7 +314,8 @@ class SimulationMixin:
         `tables` and the belief's state `embedded` are made here unless a rollout has them at hand."""
         tables = tables or self._tables()
         embedded = self.embed_state(belief.state, tables) if embedded is None else embedded
-        trunk, change = self.pieces(begin, self, belief.state, embedded, action, tables, rows=len(action))
+        parts = action_tensors(action)
+        trunk, change = self.pieces(begin, self, belief.state, embedded, parts, tables, rows=len(embedded))
         before = belief.history[-1][0] if belief.history else None
         has_before = None if belief.ages is None else belief.ages > 0
         numbers = step_numbers(self, belief.state, before, action, has_before)
@@ -425,6 +445,7 @@ class SimulationMixin:
             [`Futures`] of B rows and T steps; step `t` is the prediction of frame `t + 1`.
         """
         observation = Observation(observation, self.config.prefix_senses)
+        action = as_action(action)
         steps, context, found = action.shape[1], self.config.context_steps, []
         for now in range(steps):
             first = max(0, now + 1 - context)
@@ -452,9 +473,9 @@ def whole_tables(model) -> CodeTables:
 
 
 def begin(
-    model, state: State, embedded: Tensor, action: Tensor, tables: CodeTables
+    model, state: State, embedded: Tensor, action: list[Tensor], tables: CodeTables
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What [`PanModel.embed_step`] gives, of a state, the same embedded, and actions `(N, ...)`."""
+    """What [`PanModel.embed_step`] gives, of a state, the same embedded, and the parts of actions `(N, ...)`."""
     return model.embed_step(state, embedded, model.embed_action(action, tables), tables)
 
 

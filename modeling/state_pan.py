@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .latent_head_pan import SenseLatents
-from .sense_configuration_pan import PRESENT
+from .sense_configuration_pan import ACTION, PRESENT
 
 ABSENT = -1  # a code of which nothing is known but the coarser codes; latents that are absent are not a number
 
@@ -96,6 +96,64 @@ class Observation(Mapping):
             return torch.zeros(self.shape, dtype=torch.long, device=self._values[sense].device)
         index = torch.arange(there.shape[1], device=there.device).expand_as(there)
         return index - torch.where(there, index, -1).cummax(1).values
+
+
+class Actions:
+    """What is done, in several parts by name: tensors of one leading shape, `(B, T)` or `(B,)`. It is indexed, cut and
+    flattened like a tensor, all parts alike. What is done in one part is a tensor."""
+
+    def __init__(self, parts: Mapping[str, Tensor]):
+        self.parts = dict(sorted(parts.items()))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Actions:
+        """Applies a function to every part."""
+        return Actions({name: function(part) for name, part in self.parts.items()})
+
+    def __getitem__(self, index) -> Actions:
+        return self.map(lambda part: part[index])
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parts.values())))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and T."""
+        return tuple(next(iter(self.parts.values())).shape[:2])
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parts.values())).device
+
+    def flatten(self, start: int, end: int) -> Actions:
+        return self.map(lambda part: part.flatten(start, end))
+
+    def repeat_interleave(self, count: int, dim: int) -> Actions:
+        return self.map(lambda part: part.repeat_interleave(count, dim))
+
+    def new_zeros(self, rows: int, *_) -> Actions:
+        return self.map(lambda part: part.new_zeros(rows, *part.shape[1:]))
+
+
+def as_action(given: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:
+    """Parts by name as [`Actions`]; one part, by its name or not, as a tensor."""
+    if not isinstance(given, Mapping):
+        return given
+    return given[ACTION] if set(given) == {ACTION} else Actions(given)
+
+
+def action_tensors(action: Tensor | Actions | list[Tensor]) -> list[Tensor]:
+    """The parts of an action, in order; a list of them passes through."""
+    if isinstance(action, Actions):
+        return list(action.parts.values())
+    return action if isinstance(action, list) else [action]
+
+
+def cat_actions(actions: list[Tensor | Actions]) -> Tensor | Actions:
+    """Actions of several batches as one."""
+    first = actions[0]
+    if not isinstance(first, Actions):
+        return torch.cat(actions)
+    return Actions({name: torch.cat([action.parts[name] for action in actions]) for name in first.parts})
 
 
 @dataclass
@@ -242,7 +300,7 @@ class Belief:
         """
         held = self.history if steps is None else self.history[max(0, len(self.history) - steps) :]
         now = self.state.tensors(levels) + ([] if self.prefix is None else [self.prefix])
-        before = [[*state.tensors(levels), action] for state, action in reversed(held)]
+        before = [[*state.tensors(levels), *action_tensors(action)] for state, action in reversed(held)]
         present, *past = [torch.cat([_as_int32(part) for part in parts], 1) for parts in [now, *before]]
         rows = torch.cat([present, *past], 1).cpu().numpy()
         if self.ages is None or not held:
@@ -360,7 +418,7 @@ class Belief:
                 layers = [belief.cache.layers[number] for belief in padded]
                 cache.update(torch.cat([la.keys for la in layers]), torch.cat([la.values for la in layers]), number)
         history = [
-            (State.combine([state for state, _ in steps], torch.cat), torch.cat([action for _, action in steps]))
+            (State.combine([state for state, _ in steps], torch.cat), cat_actions([action for _, action in steps]))
             for steps in zip(*(belief.history for belief in padded), strict=True)
         ]
         prefixes = [belief.prefix for belief in padded if belief.prefix is not None]
@@ -400,7 +458,8 @@ class Futures:
     Args:
         state: the states after each action, leading shape `(N, H)`.
         log_prob: log probability of each step's discrete blocks under the model, nats `(N, H)`.
-        reward: expected reward of each transition, `(N, H)`.
+        reward: expected reward of each transition, `(N, H)`; by actor `(N, H, A)` where there are several, in the
+            order of `config.actors`.
         continue_prob: probability that the episode goes on after it, `(N, H)`.
         belief: the belief after the last action, batch N.
         conditions: what the latent head needs to fill in each sense's latents, `(N, H, P, C)`.

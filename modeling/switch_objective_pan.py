@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from .distributed_pan import shared_mean
 from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput
-from .state_pan import Belief, Futures, Observation, State
+from .state_pan import Actions, Belief, Futures, Observation, State, as_action
 from .step_pan import Spending
 
 GROUP = 8  # rollouts of the same beginning that are compared
@@ -64,10 +65,10 @@ class Later:
 
 
 def split_window(
-    model, observation: dict[str, Tensor], action: Tensor, reward: Tensor, done: Tensor
-) -> tuple[Belief, Tensor, Later]:
+    model, observation: Mapping[str, Tensor], action: Tensor | Actions, reward: Tensor, done: Tensor
+) -> tuple[Belief, Tensor | Actions, Later]:
     """A window as the belief after its first `context_steps` frames, the actions from there on, and what followed."""
-    observation = Observation(observation, model.config.prefix_senses)
+    observation, action = Observation(observation, model.config.prefix_senses), as_action(action)
     seen, end = model.config.context_steps, action.shape[1]
     belief = model.perceive(observation.frames(0, seen), action[:, : seen - 1])
     after = observation.changing.frames(seen, end + 1)
@@ -90,7 +91,9 @@ def distortion(model, futures: Futures, later: Later, task: str) -> Tensor:
     that are not all right, and the outcome; a plan goes on from the states it reaches, and what is wrong in one is
     wrong in all behind it, however long the plan is.
     """
-    outcome = (futures.reward - later.reward).abs() + (futures.continue_prob - (1 - later.done)).abs()
+    missed = (futures.reward - later.reward).abs()
+    missed = missed.mean(2) if model.config.actors else missed
+    outcome = missed + (futures.continue_prob - (1 - later.done)).abs()
     if task == "outcome":
         return outcome
     if task == "planning":
