@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 CORE := tests/test_model.py tests/test_processor.py tests/test_checkpoint.py tests/test_training.py tests/test_windows.py
 
-.PHONY: quickstart test test-fast test-oldest test-extras test-upstream lint types docs bench clean
+.PHONY: quickstart test test-fast test-oldest test-extras test-upstream lint types wheel docs bench clean
 
 quickstart: .venv/.installed  ## record, train, evaluate, plan and report into runs/quickstart
 	$(BIN)/pan quickstart
@@ -30,14 +30,18 @@ test-upstream: .venv/.installed-dev  ## Transformers' own common tests, of the i
 	$(BIN)/python -m pytest -n 2 tests_upstream --record docs/results/upstream/upstream.json
 	$(BIN)/python docs/publish.py
 
-lint: .venv/.installed-dev
+lint: wheel  ## style of the checkout; which package imports which, in the wheel
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build/site && ../../$(BIN)/lint-imports --no-cache --no-logo ../../pyproject.toml
 
-types: .venv/.installed-dev  ## checks the installed wheel: checkers cannot follow the checkout's package-dir map
-	rm -rf build/types
-	$(BIN)/python -m build --wheel --no-isolation --outdir build/types/wheel .
-	$(PIP) install --quiet --no-deps --target build/types/site build/types/wheel/*.whl
-	cd build/types/site && ../../../$(BIN)/mypy --config-file ../../../pyproject.toml
+types: wheel
+	cd build/site && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+wheel: .venv/.installed-dev  ## the wheel unpacked: checkers cannot follow the checkout's package-dir map
+	rm -rf build/lib build/bdist* build/wheel build/site
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(PIP) install --quiet --no-deps --target build/site build/wheel/*.whl
 
 docs: .venv/.installed-dev  ## the API reference, from docstrings, into build/docs
 	$(BIN)/python docs/reference.py

@@ -195,6 +195,28 @@ def test_the_wheel_installs_and_runs_without_the_checkout(wheel, tmp_path):
     assert done.stdout.split()[-2:] == [str(tmp_path / "report.html"), str(modeling)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "planted", "broken"),
+    [
+        (None, "", ""),
+        ("envs/spaces.py", "def later():\n    from pan_hf.training.pipeline import train\n", "envs.spaces"),
+        ("modeling/step_pan.py", "import pan_hf.files\n", "modeling.step_pan"),
+        ("data/episodes.py", "from pan_hf.data.trajectories import load_trajectories\n", "circle"),
+        ("new_module.py", "", "new_module"),
+    ],
+)
+def test_the_linter_refuses_imports_upwards_and_in_circles(wheel, tmp_path, file, planted, broken):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    if file is not None:
+        with (tmp_path / "pan_hf" / file).open("a") as source:
+            source.write(f"\n{planted}")
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", str(ROOT / "pyproject.toml")]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert done.returncode == (file is not None), done.stdout + done.stderr
+    assert broken in done.stdout
+
+
 def test_every_dependency_has_a_lower_bound():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for group in project["optional-dependencies"].values() for name in group]
