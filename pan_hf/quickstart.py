@@ -57,10 +57,10 @@ def quickstart(
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
-    """Records, trains, evaluates, plans and reports.
+    """The whole way once: record, train, evaluate, plan, report (10 minutes on 2 cores).
 
     Args:
-        run: folder that holds everything afterwards: `data/`, `checkpoint/`, `evaluation.json`, `shooting.json`,
+        run: folder that holds everything afterwards: `data/`, `checkpoint/`, `evaluation.json`, `planning.json`,
             `timing.json`, `report.html`.
         budget ([`Budget`], *optional*): how much of everything.
         backbone (`str`): see [`pan_hf.training.pipeline.train`].
@@ -101,7 +101,7 @@ def quickstart(
 
 
 def plan_each(run: Path, data: Path, budget: Budget, progress: bool) -> None:
-    """Plans in one environment after the other and joins their records in `shooting.json`."""
+    """Plans in one environment after the other and joins their records in `planning.json`."""
     from pan_hf.evaluation.control import plan
     from pan_hf.reporting.results import write_records
 

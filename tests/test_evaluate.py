@@ -1,6 +1,8 @@
 """What `evaluate` measures, in a world where every number is known."""
 
+import functools
 import json
+import pkgutil
 import warnings
 from pathlib import Path
 
@@ -8,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from dot_world import DotModel, DotProcessor, record_dots
-from typer.testing import CliRunner
 
 from pan_hf.checkpoints import find_checkpoint, results_folder
 from pan_hf.cli import app
@@ -395,16 +396,18 @@ def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
         ("plan", "evaluation.control.plan", "planning.json"),
     ],
 )
-def test_a_command_on_a_stage_s_checkpoint_names_the_file_it_wrote(command, function, file, tmp_path, monkeypatch):
+def test_a_command_on_a_stage_s_checkpoint_names_the_file_it_wrote(
+    command, function, file, tmp_path, monkeypatch, capsys
+):
     folder = tmp_path / "refined" / "final"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
 
+    @functools.wraps(pkgutil.resolve_name(f"pan_hf.{function}"))
     def write(*_args, output=None, **_kwargs):
         (results_folder(folder, output) / file).write_text("[]")
 
     monkeypatch.setattr(f"pan_hf.{function}", write)
-    done = CliRunner().invoke(app, [command, "--run", str(folder)])
-    assert done.exit_code == 0, done.output
-    named = Path("".join(done.output.split("See ")[1].split()))
+    app([command, "--run", str(folder)])
+    named = Path("".join(capsys.readouterr().out.split("See ")[1].split()))
     assert named.read_text() == "[]" and named == tmp_path / "refined" / file

@@ -32,7 +32,7 @@ from pan_hf.cli import app
 
 run = sys.argv[1]
 def pan(*arguments):
-    app(list(arguments), standalone_mode=False)
+    app(list(arguments))
 
 pan("push", "--run", run, "--repo", "user/board", "--data", "--license", "cc0-1.0")
 pan("push", "--run", run, "--repo", "user/pan", "--dataset", "user/board", "--private")

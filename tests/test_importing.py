@@ -19,7 +19,6 @@ import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from tiny_worlds import Board
-from typer.testing import CliRunner
 
 from pan_hf import RecordTrajectories
 from pan_hf.cli import app
@@ -244,12 +243,11 @@ def videos(tmp_path_factory) -> Path:
     return videos_in(tmp_path_factory.mktemp("videos"))
 
 
-def test_videos_with_a_csv_become_episodes_from_the_shell(videos, tmp_path):
+def test_videos_with_a_csv_become_episodes_from_the_shell(videos, tmp_path, capsys):
     command = ["import", "videos", str(videos), "--output", str(tmp_path / "data"), "--test-fraction", "0"]
     command += ["--map", "move=action", "--map", "won=done", "--map", "earned=reward", "--map", "x=place"]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
-    assert "3 train and 0 test episodes, 15 frames of camera, place" in done.output
+    app(command)
+    assert "3 train and 0 test episodes, 15 frames of camera, place" in capsys.readouterr().out
     check_episodes(tmp_path / "data")
     found = load_trajectories(tmp_path / "data", "train")
     assert is_shown(found.observations["camera"][found.episode == 2], frames_of(2))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,6 @@ import torch
 import yaml
 from tiny_worlds import all_tensors, board_world, differing
 from transformers import Trainer, TrainingArguments
-from typer.testing import CliRunner
 
 from pan_hf import PanModel, PanProcessor
 from pan_hf.cli import app
@@ -111,8 +111,8 @@ def test_what_a_stage_does_not_know_is_named(text, flags, told, tmp_path, capsys
 
 
 def test_a_key_that_pan_train_does_not_know_is_named(tmp_path):
-    found = CliRunner().invoke(app, ["train", *written(tmp_path, "secnds: 3\n")])
-    assert "unknown keys: 'secnds' (near: seconds" in str(found.exception)
+    with pytest.raises(ValueError, match="unknown keys: 'secnds' .near: seconds"):
+        app(["train", *written(tmp_path, "secnds: 3\n")])
 
 
 def test_help_begins_with_what_the_stage_trains_and_its_own_arguments(capsys):
@@ -129,8 +129,8 @@ def test_help_begins_with_what_the_stage_trains_and_its_own_arguments(capsys):
 def test_every_example_file_is_read(path, monkeypatch):
     if path.stem == "run":
         given = {}
-        monkeypatch.setattr(train, "train", lambda run, data, **options: given.update(options))
-        assert CliRunner().invoke(app, ["train", "--config", str(path), "--seconds", "7"]).exit_code == 0
+        monkeypatch.setattr(train, "train", wraps(train.train)(lambda **options: given.update(options)))
+        app(["train", "--config", str(path), "--seconds", "7"])
         assert given["seconds"] == 7 and given["overrides"]["dynamics"]["learning_rate"] == 2.5e-3
         return
     if not path.stem.startswith("accelerate"):

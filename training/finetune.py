@@ -104,7 +104,7 @@ def finetune(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Trains the dynamics of a finished world model on a recording, through an adapter on its backbone.
+    """Trains a finished world model on a recording of your own: writes an adapter of a few MB.
 
     Run again, it goes on after an interruption; run again with `merge` when it is done, it merges.
 
@@ -114,11 +114,12 @@ def finetune(
         data: a recording, a run with one, or a Hub id; `<run>/data` by default. Only its train split is read.
         adapter (`str`): "lora", "dora", "ia3", or "none" to train all that the dynamics stage trains.
         rank (`int`): of lora and dora.
-        seconds (`float`), max_steps (`int`, *optional*): how long to train; `max_steps` makes a run independent of the
-            machine's speed.
+        seconds (`float`): how long to train.
+        max_steps (`int`, *optional*): how long to train, in steps; a run is then independent of the machine's speed.
         learning_rate (`float`, *optional*): its peak, in place of the stage's own.
         merge (`bool`): also write the model with the adapter merged into it, as `<run>/checkpoint`.
         seed (`int`): of everything random.
+        progress (`bool`): show progress bars.
 
     Returns:
         `<run>/adapter`, or `<run>/checkpoint` where there is one.

@@ -175,20 +175,21 @@ def grow(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Goes on training a world model on a recording, growing codes for what none describes.
+    """Trains on a recording with something new in it, growing codes for what none describes: writes growth.json.
 
     Args:
         run: folder of the new run; holds everything afterwards.
         start: the run or checkpoint to start from, or its Hub id; it is left as it is.
         data: the recording, a folder or a Hub id; `<run>/data` by default.
-        seconds (`float`), max_steps (`int`, *optional*): how long to train; `max_steps` makes a run independent of the
-            machine's speed.
+        seconds (`float`): how long to train.
+        max_steps (`int`, *optional*): how long to train, in steps; a run is then independent of the machine's speed.
         every (`int`): steps between attempts to grow.
-        threshold (`float`, *optional*): see [`PanModel.learn`].
+        threshold (`float`, *optional*): distance from which a piece of an image is novel, see [`PanModel.learn`].
         max_new (`int`): codes at most.
         names (`list[str]`, *optional*): words to make live, each a word or "word=what it means", in known words.
         prune (`bool`): also try to retire codes that are unused, or twins of others.
         seed (`int`): of everything random.
+        progress (`bool`): show progress bars.
 
     Returns:
         the folder of the finished checkpoint.

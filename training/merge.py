@@ -208,16 +208,24 @@ def merge(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Trains the language model of a checkpoint on sentences of codes, merging what often stands side by side.
+    """Trains the language model on sentences of codes, merging pairs where that saves bits: writes growth.json.
+
+    This moves the backbone's weights: train the dynamics of a world model after it, not before.
 
     Args:
-        run, start, data, seconds, max_steps, seed: as for `grow`.
+        run: folder of the new run; holds everything afterwards.
+        start: the run or checkpoint to start from, or its Hub id; it is left as it is.
+        data: the recording, a folder or a Hub id; `<run>/data` by default.
         parts (`list[str]`, *optional*): senses, or "action"; all that have codes by default.
         chunk (`int`): steps of vectors and actions in a sentence.
         window (`int`): sentences of each part that are read together.
+        seconds (`float`): how long to train, trials included.
+        max_steps (`int`, *optional*): how long to train, in steps; a run is then independent of the machine's speed.
         every (`int`): steps between attempts to merge.
         count (`int`): merged tokens of a part in an attempt; 0 for none.
         trial_steps (`int`): how long either side of a trial is trained, in steps of the side without new merges.
+        seed (`int`): of everything random.
+        progress (`bool`): show progress bars.
 
     Returns:
         the folder of the finished checkpoint.

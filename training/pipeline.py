@@ -81,22 +81,25 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Trains a world model on a recording.
+    """Trains a world model on a recording, stage by stage; run again, it goes on after an interruption.
 
     Args:
         run: folder of the run; holds everything afterwards.
         data: the recording, a folder or a Hub id; `<run>/data` by default.
-        backbone (`str`): a preset of `pan_hf.build.PRESETS`, or a name or folder of any causal language model.
+        backbone (`str`): a preset (debug, tiny, small), or a name or folder of any causal language model.
         seconds (`float`): budget of all stages together, shared out as in `SHARES`. It bounds wall-clock time, so the
             number of steps depends on the machine; `overrides` with `max_steps` makes a run independent of it.
-        sense_options (`dict`, *optional*): fields of senses and action, see [`pan_hf.build.build`].
+        sense_options (`dict`, *optional*): fields of senses and action, as `camera.patch_size`; see
+            [`pan_hf.build.build`].
         config (`dict`, *optional*): fields of [`PanConfig`].
-        overrides (`dict`, *optional*): by stage, any field of `TrainingArguments`, `seconds` or `max_steps`.
+        overrides (`dict`, *optional*): by stage, any field of its arguments: `dynamics.learning_rate`, `seconds`,
+            `max_steps`.
         skip: stages to leave out.
         num_processes (`int`): more than 1 runs each stage under `accelerate launch`.
         accelerate_config (*optional*): a file of `accelerate config` that each stage is launched with, in place of
             `num_processes`.
         seed (`int`): of weights and draws.
+        progress (`bool`): show progress bars.
 
     Returns:
         the folder of the finished checkpoint.

@@ -80,7 +80,7 @@ def mirror(
     Args:
         source: folder of a recording or of a run with one, or a Hub id; it is left as it is.
         output: folder of the new recording.
-        flips: which changes the world's laws are blind to: `"horizontal"` (left and right), `"vertical"` (up and
+        flips: symmetries of the world: `"horizontal"` (left and right), `"vertical"` (up and
             down), `"diagonal"` (rows and columns). An image is one of them or several in a row.
         positions: vector senses, or `"action"`, of which two numbers are a place in the picture, their bounds being
             its borders: `"state"`, or `"state=0,1"` with which number points across the picture and which down it.

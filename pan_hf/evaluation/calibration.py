@@ -317,8 +317,9 @@ def evaluate_futures(
     device: str = "cpu",
     progress: bool = True,
 ) -> list[Record]:
-    """Checks sampled one-step futures against the true simulator, for MiniGrid worlds in full view; writes
-    `futures.json` into `output`.
+    """Checks sampled futures of a stochastic MiniGrid world against its simulator: writes `futures.json`.
+
+    Futures are of one step, and the world is seen in full.
 
     Which outcomes a model misses depends on the states that it is asked about, so several seeds say more than one:
     each draws its own states, and is tested by itself.
@@ -335,7 +336,9 @@ def evaluate_futures(
         batch_size (`int`): futures simulated at once.
         seeds (`Sequence[int]`): of the choice of states, the samples and the simulator; records tell them apart.
         environments (`Sequence[str]`, *optional*): which of the recorded environments; all by default.
-        skip_trained, device, progress: as for [`evaluate`].
+        skip_trained (`bool`): leave out episodes that were trained on, with a warning, instead of refusing.
+        device (`str`): where the model runs, such as "cpu" or "cuda".
+        progress (`bool`): show a progress bar.
 
     Returns:
         `list[Record]`: what was written.

@@ -158,7 +158,7 @@ def plan(
     output: str | Path | None = None,
     progress: bool = True,
 ) -> list[Record]:
-    """Plans with a checkpoint in the real environments and writes `shooting.json` and films.
+    """Plans with a checkpoint in the real environments and writes `planning.json` and films.
 
     With a time limit, planners get equal time rather than equal episodes, and the one at hand is finished. Interrupted
     or failed, the finished episodes are written all the same.

@@ -377,7 +377,7 @@ def evaluate(
     reencode: int = 0,
     progress: bool = True,
 ) -> list[Record]:
-    """Evaluates a checkpoint on the episodes recorded for testing.
+    """Measures a world model on held-out episodes: writes `evaluation.json` and `horizon.png`.
 
     Writes `evaluation.json`, `report/strips/` (for each environment the window of median and of largest error at the
     last horizon) and, with two horizons or more, the plot `horizon.png` into `output`.

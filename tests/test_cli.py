@@ -1,0 +1,105 @@
+"""`pan` in a shell: flags come from the signatures of the library, and those that people have written down stay."""
+
+from functools import reduce, wraps
+from pathlib import Path
+
+import pytest
+
+import pan_hf
+from pan_hf import cli
+from pan_hf.data import record as recording
+from pan_hf.training import pipeline
+
+# as of 0.1, when each was written by hand; recorded commands, scripts and the docs have them
+FLAGS = {
+    "quickstart": "run seed workers backbone seconds miniature",
+    "record": "env run output frames episodes policy explore-steps start env-arg wrapper keep rename render no-render "
+    "image-size seed test-fraction fps workers max-episode-steps",
+    "mirror": "from run output flip position direction same swap copies seed",
+    "import minari": "run output map image-size crop fps test-fraction",
+    "import lerobot": "run output map image-size crop test-fraction",
+    "import dataset": "run output map image-size crop split fps test-fraction",
+    "import videos": "run output map image-size crop actions test-fraction",
+    "train": "run data backbone seconds sense set stage skip processes accelerate seed config",
+    "finetune": "from run data adapter rank seconds max-steps learning-rate merge no-merge seed",
+    "grow": "from run data seconds max-steps every threshold max-new prune no-prune name seed",
+    "merge": "from run data part chunk window seconds max-steps every count trial-steps seed",
+    "evaluate": "run model data horizon windows temperature env seed effort reencode skip-trained no-skip-trained",
+    "futures": "run model data states samples true env seed skip-trained no-skip-trained output",
+    "plan": "run model data planner env episodes seed max-steps time-limit episode-time-limit success effort output",
+    "pool": "output",
+    "vocabulary": "run model double output",
+    "push": "repo run data adapter private revision dataset base-model license",
+    "report": "run",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags_of_a_command_stay_and_each_says_what_it_does(command):
+    app = reduce(lambda above, name: above[name], command.split(), cli.app)
+    arguments = app.assemble_argument_collection(parse_docstring=True)
+    known = {name for argument in arguments for name in [*argument.names, *argument.negatives]}
+    assert not {f"--{flag}" for flag in FLAGS[command].split()} - known
+    assert [argument.name for argument in arguments if not argument.parameter.help] == []
+
+
+def called(function, monkeypatch, module) -> list[dict]:
+    """Calls of a function of the library, which then does nothing."""
+    calls = []
+    monkeypatch.setattr(module, function.__name__, wraps(function)(lambda *_places, **given: calls.append(given)))
+    return calls
+
+
+def test_flags_say_numbers_lists_and_mappings(monkeypatch):
+    calls = called(recording.record, monkeypatch, recording)
+    words = "record --env A-v0 --env B-v0 --policy random:0.6 --policy m:f:0.4 --env-arg size=8 --env-arg walls=[1,2]"
+    cli.app(f"{words} --env-arg highlight=false --env-arg name=x=y --rename image=camera --run r --render --fps 5")
+    (given,) = calls
+    assert given["env_ids"] == ["A-v0", "B-v0"] and given["policy"] == ["random:0.6", "m:f:0.4"]
+    assert given["env_args"] == {"size": 8, "walls": [1, 2], "highlight": False, "name": "x=y"}
+    assert given["rename"] == {"image": "camera"} and given["render"] is True and given["fps"] == 5.0
+    assert given["output"] == Path("r/data") and given["frames"] == 20_000
+    cli.app("record --env A-v0 --output elsewhere --episodes 3 --no-progress")
+    assert calls[1]["output"] == Path("elsewhere") and calls[1]["progress"] is False and calls[1]["frames"] is None
+
+
+def test_a_flag_comes_before_the_file_field_by_field(monkeypatch, tmp_path):
+    calls = called(pipeline.train, monkeypatch, pipeline)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "seconds: 9\nskip: [joint]\nset: {context_steps: 2, loss_weights: {reward: 2.0}}\n"
+        "stage:\n  senses: {seconds: 2}\n  dynamics: {learning_rate: 1e-3, max_steps: 7}\n"
+    )
+    cli.app(["train", "--config", str(recipe), "--seconds", "5", "--stage", "dynamics.max_steps=8"])
+    (given,) = calls
+    assert given["seconds"] == 5 and given["skip"] == ["joint"]
+    assert given["config"] == {"context_steps": 2, "loss_weights": {"reward": 2.0}}
+    assert given["overrides"] == {"senses": {"seconds": 2}, "dynamics": {"learning_rate": 1e-3, "max_steps": 8}}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --secnds 5", "Did you mean --seconds?"),
+        ("trian", 'Did you mean "train"?'),
+        ("train --seconds many", "many"),
+        ("record --frames 5", "--env"),
+    ],
+)
+def test_a_mistyped_word_is_answered_in_one_line_with_what_comes_near(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.app(words)
+    error = capsys.readouterr().err
+    assert ended.value.code and said in error and error.startswith("Error: ") and len(error.splitlines()) == 1
+
+
+def test_a_field_without_a_value_is_named():
+    for words, form in (("--set context_steps", "NAME=VALUE"), ("--stage max_steps=5", "NAME.FIELD=VALUE")):
+        with pytest.raises(ValueError, match=f"must be {form}"):
+            cli.app(f"train {words}")
+
+
+def test_pan_tells_its_version(capsys):
+    cli.app("--version")
+    assert capsys.readouterr().out.strip() == pan_hf.__version__
