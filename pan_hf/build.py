@@ -56,11 +56,7 @@ def build(
             f"Options for unknown senses {unknown}; the recording has {sorted(trajectories.observations)}."
         )
     set_seed(seed)
-    texts = [
-        *trajectories.tasks,
-        *(t for v in trajectories.observations.values() if v.dtype.kind == "U" for t in v[:4096]),
-    ]
-    tokenizer = _tokenizer(backbone, texts)
+    tokenizer = _tokenizer(backbone, _texts(trajectories))
     senses = {
         name: _sense(name, values, trajectories, tokenizer, options.get(name, {}))
         for name, values in trajectories.observations.items()
@@ -123,6 +119,13 @@ def _language_model(backbone: str, tokenizer: PanTokenizer):
         **preset,
     )
     return AutoModelForCausalLM.from_config(config)
+
+
+def _texts(trajectories: Trajectories) -> list[str]:
+    """What is said in a recording: its tasks, and the first texts of every sense."""
+    columns = trajectories.observations.items()
+    said = [values for name, values in columns if feature_of(trajectories.features[f"observation.{name}"]).is_text]
+    return [*trajectories.tasks, *(text for values in said for text in values[:4096])]
 
 
 def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer, options: dict):

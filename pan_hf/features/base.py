@@ -104,6 +104,8 @@ class Feature:
     bare_name: ClassVar[str] = "state"  # of an observation without a name of its own
     is_discrete: ClassVar[bool] = False  # an action that is one of `n` choices
     is_numeric: ClassVar[bool] = False  # numbers with bounds `low` and `high`, `dim` of them
+    is_text: ClassVar[bool] = False
+    card_fields: ClassVar[tuple[str, ...] | None] = None  # of a configuration, what a model's card tells; None: all
     is_picture: ClassVar[bool] = False  # its values are frames to look at: see `to_frames`
 
     def __init__(self, description: Mapping[str, Any]):
@@ -247,6 +249,12 @@ class Feature:
         """Rows of a column `(..., row)`, as the processor takes them."""
         return values
 
+    @classmethod
+    def sequence(cls, part: Any, values: Sequence) -> Any:
+        """Recorded values of T steps of a model's sense or action, as the processor takes a batch of one:
+        `(1, T, ...)`, of a text that holds for the whole episode the last one."""
+        return np.stack([np.asarray(value) for value in values])[None]
+
     def check_sense(self, name: str, sense: Any, values: np.ndarray, processor: PanProcessor) -> None:
         """Raises ValueError where the column `values` does not fit a model's `sense` of this kind."""
         processor(observation={name: values}, partial=True)
@@ -295,21 +303,25 @@ class Feature:
         """What a column is, for the card of a recording."""
         return self.kind
 
-    def sense_words(self) -> str:
-        """What a sense is, for the card of a model."""
-        return self.kind
+    @classmethod
+    def sense_words(cls, config: Mapping[str, Any]) -> str:
+        """What a sense is, for the card of a model. Args: config, the `card_fields` of its configuration."""
+        return cls.kind
 
-    def action_words(self) -> str:
+    @classmethod
+    def action_words(cls, config: Mapping[str, Any]) -> str:
         """What an action is, for the card of a model."""
-        return f"a {self.kind}"
+        return f"a {cls.kind}"
 
-    def blank_sense(self) -> str:
+    @classmethod
+    def blank_sense(cls, config: Mapping[str, Any]) -> str:
         """Python code of an observation to try a model with; it may use `np`."""
-        raise NotImplementedError(f"{type(self).__name__} has no blank_sense()")
+        raise NotImplementedError(f"{cls.__name__} has no blank_sense()")
 
-    def blank_actions(self) -> str:
+    @classmethod
+    def blank_actions(cls, config: Mapping[str, Any]) -> str:
         """Python code of actions of shape (1, 5, ...) to try a model with; it may use `torch` and `processor`."""
-        raise NotImplementedError(f"{type(self).__name__} has no blank_actions()")
+        raise NotImplementedError(f"{cls.__name__} has no blank_actions()")
 
     # ---- Mirrored
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,10 +24,12 @@ class DiscreteFeature(Feature):
 
     kind = "discrete"
     is_discrete = True
+    card_fields = ("num_actions",)
 
     @classmethod
     def describe(cls, part: Any) -> dict[str, Any]:
-        names = {"names": list(part.names)} if part.names else {}
+        names = getattr(part, "names", None)
+        names = {"names": list(names)} if names else {}
         return {"kind": cls.kind, "n": part.num_actions, **names}
 
     # ---- From an environment or a table
@@ -112,10 +114,12 @@ class DiscreteFeature(Feature):
         names = self.description.get("names")
         return f"one of {self.description['n']} actions" + (f": {', '.join(names)}" if names else "")
 
-    def action_words(self) -> str:
-        return f"one of {self.description['n']} actions"
+    @classmethod
+    def action_words(cls, config: Mapping[str, Any]) -> str:
+        return f"one of {config['num_actions']} actions"
 
-    def blank_actions(self) -> str:
+    @classmethod
+    def blank_actions(cls, config: Mapping[str, Any]) -> str:
         return "torch.zeros(1, 5, dtype=torch.long)"
 
     # ---- Mirrored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class ImageFeature(Feature):
     kind = "image"
     bare_name = "camera"
     is_picture = True
+    card_fields = ("height", "width", "channels")
 
     @classmethod
     def of_shape(cls, shape: Sequence[int]) -> ImageFeature:
@@ -181,11 +182,13 @@ class ImageFeature(Feature):
     def words(self) -> str:
         return "{}x{}x{} image, uint8".format(*self.description["shape"])
 
-    def sense_words(self) -> str:
-        return "{}x{} image".format(*self.description["shape"])
+    @classmethod
+    def sense_words(cls, config: Mapping[str, Any]) -> str:
+        return "{height}x{width} image".format(**config)
 
-    def blank_sense(self) -> str:
-        return "np.zeros(({}, {}, {}), np.uint8)".format(*self.description["shape"])
+    @classmethod
+    def blank_sense(cls, config: Mapping[str, Any]) -> str:
+        return "np.zeros(({height}, {width}, {channels}), np.uint8)".format(**config)
 
     # ---- Mirrored
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class TextFeature(Feature):
 
     kind = "text"
     bare_name = "text"
+    is_text = True
+    card_fields = ()
 
     @classmethod
     def describe(cls, part: Any) -> dict[str, Any]:
@@ -99,6 +101,10 @@ class TextFeature(Feature):
     def to_processor(self, values: np.ndarray) -> list:
         return values.tolist()
 
+    @classmethod
+    def sequence(cls, part: Any, values: Sequence[str]) -> Any:
+        return values[-1] if cls(cls.describe(part)).is_task else [list(values)]
+
     def check_sense(self, name: str, sense: Any, values: np.ndarray, processor: Any) -> None:
         processor(observation={name: np.unique(values).tolist()}, partial=True)
 
@@ -123,10 +129,12 @@ class TextFeature(Feature):
 
     # ---- Shown
 
-    def blank_sense(self) -> str:
+    @classmethod
+    def blank_sense(cls, config: Mapping[str, Any]) -> str:
         return '"say what is wanted here"'
 
-    def blank_actions(self) -> str:
+    @classmethod
+    def blank_actions(cls, config: Mapping[str, Any]) -> str:
         return 'processor(action=[["go"] * 5])["action"]'
 
     # ---- Mirrored: texts stay as they are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class VectorFeature(Feature):
 
     kind = "vector"
     is_numeric = True
+    card_fields = ("dim",)
 
     @classmethod
     def of_bounds(cls, low: np.ndarray, high: np.ndarray) -> VectorFeature:
@@ -59,7 +60,7 @@ class VectorFeature(Feature):
 
     @classmethod
     def describe(cls, part: Any) -> dict[str, Any]:
-        return {"kind": cls.kind, "dim": part.dim, "low": list(part.low), "high": list(part.high)}
+        return {"kind": cls.kind, "dim": len(part.low), "low": list(part.low), "high": list(part.high)}
 
     # ---- From an environment or a table
 
@@ -240,17 +241,21 @@ class VectorFeature(Feature):
         low, high = (", ".join(f"{bound:.4g}" for bound in self.description.get(side, ())) for side in ("low", "high"))
         return f"vector of {self.description['dim']}, float32" + (f", from ({low}) to ({high})" if low else "")
 
-    def sense_words(self) -> str:
-        return f"vector of {self.description['dim']}"
+    @classmethod
+    def sense_words(cls, config: Mapping[str, Any]) -> str:
+        return f"vector of {config['dim']}"
 
-    def action_words(self) -> str:
-        return f"a vector of {self.description['dim']}"
+    @classmethod
+    def action_words(cls, config: Mapping[str, Any]) -> str:
+        return f"a vector of {config['dim']}"
 
-    def blank_sense(self) -> str:
-        return f"np.zeros({self.description['dim']}, np.float32)"
+    @classmethod
+    def blank_sense(cls, config: Mapping[str, Any]) -> str:
+        return f"np.zeros({config['dim']}, np.float32)"
 
-    def blank_actions(self) -> str:
-        return f"torch.zeros(1, 5, {self.description['dim']})"
+    @classmethod
+    def blank_actions(cls, config: Mapping[str, Any]) -> str:
+        return f"torch.zeros(1, 5, {config['dim']})"
 
     # ---- Mirrored
 

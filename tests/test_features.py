@@ -1,0 +1,154 @@
+"""Kinds of senses and actions on the side of the data: what is registered, what is reserved, a kind of one's own."""
+
+import gymnasium
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Sequence, Value
+
+from pan_hf.data.episodes import read_info, write_info
+from pan_hf.data.importing import columns
+from pan_hf.data.record import record
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.envs.environment import make_environment
+from pan_hf.features import Feature, Form, base, feature_of, kinds, register_feature
+from pan_hf.modeling import DiscreteAction, ImageSense, TextAction, TextSense, VectorAction, VectorSense
+
+
+class Hum(gymnasium.Env):
+    """Sounds a tone of which an action chooses the pitch; there is nothing to see."""
+
+    observation_space = gymnasium.spaces.Dict({"sound": gymnasium.spaces.Box(-1, 1, (32,), np.float32)})
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._heard(0), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._heard(action), float(action == 2), self.steps == 6, False, {}
+
+    def _heard(self, pitch):
+        return {"sound": np.sin(np.arange(32, dtype=np.float32) * (1 + pitch) / 4)}
+
+
+class Waveform(Feature):
+    """Sounds of a fixed length, kept in 16 bits."""
+
+    kind = "waveform"
+
+    @classmethod
+    def from_space(cls, space, view):
+        is_sound = isinstance(space, gymnasium.spaces.Box) and space.shape == (32,)
+        return Form({"kind": cls.kind, "length": 32}, np.asarray) if is_sound else None
+
+    @classmethod
+    def from_value(cls, value, view):
+        is_sound = not isinstance(value, str) and value.shape == (32,)
+        return Form({"kind": cls.kind, "length": 32}, np.asarray) if is_sound else None
+
+    def space(self):
+        return gymnasium.spaces.Box(-1, 1, (self.description["length"],), np.float32)
+
+    def column_type(self):
+        return Sequence(Value("int16"), length=self.description["length"])
+
+    def stored(self, value):
+        return np.round(np.asarray(value) * 32767).astype(np.int16)
+
+    def read(self, column):
+        self._check_type(column, pa.types.is_fixed_size_list(column.type))
+        return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1).astype(np.float32) / 32767
+
+
+@pytest.fixture
+def waveform(monkeypatch):
+    monkeypatch.setattr(base, "_FEATURES", dict(base._FEATURES))
+    gymnasium.register("TestPanHum-v0", Hum)
+    yield register_feature(Waveform)
+    del gymnasium.registry["TestPanHum-v0"]
+
+
+def test_a_kind_of_ones_own_is_recorded_and_loaded(tmp_path, waveform):
+    info = record("TestPanHum-v0", tmp_path / "data", episodes=3, progress=False)
+    assert info["features"]["observation.sound"] == {"kind": "waveform", "length": 32}
+    found = load_trajectories(tmp_path / "data", "train")
+    pitches = np.where(found.action_is_pad, 0, found.actions)[:6]
+    heard = np.sin(np.arange(32) * (1 + pitches[:, None]) / 4)
+    np.testing.assert_allclose(found.observations["sound"][1:7], heard, atol=1 / 32767)
+
+
+def test_a_kind_of_ones_own_is_told_by_the_first_value_of_a_column(waveform):
+    form = columns.form_of(np.zeros(32), None, False)
+    assert (
+        form.feature["kind"] == "waveform" and columns.form_of(np.zeros(31), None, False).feature["kind"] == "vector"
+    )
+
+
+def test_a_kind_that_nobody_registered_says_what_to_do(tmp_path, waveform):
+    record("TestPanHum-v0", tmp_path / "data", episodes=3, progress=False)
+    del base._FEATURES["waveform"]
+    with pytest.raises(ValueError, match="Unknown kind 'waveform'.*Import the file that registers it"):
+        load_trajectories(tmp_path / "data", "train")
+
+
+def test_two_classes_of_one_kind_are_refused(waveform):
+    other = type("Other", (Feature,), {"kind": "waveform"})
+    with pytest.raises(ValueError, match="'waveform' is the kind of Waveform already"):
+        register_feature(other)
+    with pytest.raises(ValueError, match="expected `kind` to be a name"):
+        register_feature(type("Nameless", (Feature,), {}))
+
+
+@pytest.mark.parametrize(
+    "part, description",
+    [
+        (ImageSense(size=[16, 32]), {"kind": "image", "shape": [16, 32, 3], "unit": "uint8 RGB"}),
+        (VectorSense(2, low=-1, high=[1, 3]), {"kind": "vector", "dim": 2, "low": [-1, -1], "high": [1, 3]}),
+        (VectorAction(1, low=0, high=1), {"kind": "vector", "dim": 1, "low": [0], "high": [1]}),
+        (TextSense(), {"kind": "text", "every_step": False}),
+        (TextAction(), {"kind": "text", "every_step": True}),
+        (DiscreteAction(2, names=["a", "b"]), {"kind": "discrete", "n": 2, "names": ["a", "b"]}),
+    ],
+)
+def test_a_models_sense_is_described_as_a_recording_describes_it(part, description):
+    assert feature_of(part).description == description
+
+
+def test_a_bounded_vector_is_no_picture_and_a_picture_no_vector():
+    assert [kind.kind for kind in kinds()] == ["text", "image", "discrete", "vector"]
+
+
+class Crowd(Hum):
+    """Its observations have names that a recording keeps for itself."""
+
+    observation_space = gymnasium.spaces.Dict({"next.reward.other": gymnasium.spaces.Box(-1, 1, (2,), np.float32)})
+
+
+def test_a_reserved_name_is_refused(tmp_path):
+    gymnasium.register("TestPanCrowd-v0", Crowd)
+    with pytest.raises(ValueError, match=r"'next.reward.other' cannot name a sense: recordings reserve.*rename"):
+        make_environment("TestPanCrowd-v0")
+    renamed = make_environment("TestPanCrowd-v0", rename={"next.reward.other": "other"})
+    assert list(renamed.observation_space) == ["other"]
+    del gymnasium.registry["TestPanCrowd-v0"]
+    with pytest.raises(ValueError, match=r"here: the columns \['action.left'\] have names that recordings reserve"):
+        columns.assign(["observation.state", "action", "action.left"], {}, "here")
+    with pytest.raises(ValueError, match="'next.done.me' cannot name a sense: recordings reserve"):
+        columns.assign(["observation.next.done.me", "action"], {"observation.next.done.me": "next.done.me"}, "here")
+    joined = columns.assign(
+        ["observation.state", "action.right", "action.left"], dict.fromkeys(LEFT_RIGHT, "action"), ""
+    )
+    assert joined["action"] == LEFT_RIGHT
+
+
+LEFT_RIGHT = ["action.left", "action.right"]
+
+
+def test_a_recording_with_several_actions_is_of_a_newer_version(tmp_path):
+    info = {"format": "pan-trajectories", "version": 1, "features": {"action.left": {"kind": "discrete", "n": 2}}}
+    write_info(tmp_path, info)
+    with pytest.raises(ValueError, match=r"the columns \['action.left'\] are of a newer pan_hf"):
+        read_info(tmp_path)
