@@ -106,7 +106,7 @@ def test_the_map_of_what_was_spent_is_dark_where_nothing_was_looked_at(monkeypat
 
 
 def test_a_strip_shows_what_was_spent_on_it(tmp_path):
-    frames = {name: torch.zeros(3, 3, 8, 8, dtype=torch.uint8) for name in ("real", "imagined", "spent_planning")}
+    frames = {name: np.zeros((3, 8, 8, 3), np.uint8) for name in ("real", "imagined", "spent_planning")}
     about = {"title": "t", "environment": "e", "actions": ["a", "b"], "horizon": 2, "compute": {"planning": 0.071}}
     strip = load_strip(_write(tmp_path / "strip", frames, about))
     assert list(strip.spent) == ["planning: 7%"]

@@ -16,8 +16,10 @@ from pan_hf.cli import app
 from pan_hf.data.windows import check_held_out, choose_windows
 from pan_hf.evaluation.evaluate import across_seeds, evaluate_model, pool
 from pan_hf.evaluation.evaluate import evaluate as evaluate_checkpoint
+from pan_hf.features import feature_of
+from pan_hf.modeling import DiscreteAction, TextAction, VectorAction
 from pan_hf.reporting.results import read_records, write_records
-from pan_hf.reporting.strips import action_label, pick_by_rank
+from pan_hf.reporting.strips import pick_by_rank
 from pan_hf.reporting.tables import select
 
 SETTINGS = {"horizons": (1, 3, 5), "num_windows": 40, "batch_size": 16, "progress": False}
@@ -238,9 +240,11 @@ def test_ranks_do_not_depend_on_the_order_of_windows():
 
 
 def test_actions_are_labelled_as_people_read_them():
-    assert action_label(np.int64(3), None) == "3"
-    assert action_label(np.array([0.12345, 2.0], dtype=np.float32), None) == "(0.123, 2)"
-    assert action_label(np.str_("open the door"), None) == "open the door"
+    assert feature_of(DiscreteAction(4)).label(np.int64(3)) == "3"
+    assert feature_of(DiscreteAction(2, names=["stay", "go"])).label(np.int64(1)) == "go"
+    numbers = np.array([0.12345, 2.0], dtype=np.float32)
+    assert feature_of(VectorAction(2, low=-1, high=3)).label(numbers) == "(0.123, 2)"
+    assert feature_of(TextAction()).label(np.str_("open the door")) == "open the door"
 
 
 @pytest.mark.slow

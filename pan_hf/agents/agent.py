@@ -15,6 +15,7 @@ import torch
 
 from pan_hf.agents.critics import as_critic
 from pan_hf.agents.plan import Plan, Refuted, compared_keys
+from pan_hf.features import feature_class
 
 REPLAN = ("on_surprise", "always", "at_end")
 
@@ -128,7 +129,8 @@ class PanAgent:
             ValueError: a sense of the model is missing.
         """
         senses = self.model.config.senses
-        texts = {name: self.task for name, sense in senses.items() if sense.kind == "text" and self.task is not None}
+        texts = [name for name, sense in senses.items() if feature_class(sense.kind).is_text]
+        texts = {} if self.task is None else dict.fromkeys(texts, self.task)
         observation = texts | {name: value for name, value in observation.items() if name in senses}
         missing = sorted(set(senses) - set(observation))
         if missing:
@@ -166,7 +168,7 @@ class PanAgent:
         futures = self.model.simulate(belief, actions[None].to(self.model.device), temperature=0.0)
         self.statistics.num_simulated += len(actions)
         keys = futures.keys(**self._compared_by)[0]
-        if self.model.config.action.kind == "discrete":
+        if feature_class(self.model.config.action.kind).is_discrete:
             steps = set(zip([key, *keys], actions.tolist(), strict=False))
             if steps & (self._refuted.transitions | self._refuted.goals):
                 return False
@@ -186,7 +188,7 @@ class PanAgent:
         action = self.plan.actions[self._position]
         self._predicted = self._prediction(belief, action)
         self._position += 1
-        if self.model.config.action.kind == "discrete":
+        if feature_class(self.model.config.action.kind).is_discrete:
             action = int(action)
             self._last = (key, action)
         else:
@@ -213,16 +215,13 @@ def perceive(model, processor, observations: list[dict], actions: list):
         observations (`list[dict]`): raw senses by name, oldest first.
         actions (`list`): `int` or `(D,)` array each.
     """
+    shown = {name: [observation[name] for observation in observations] for name in observations[-1]}
     batch = processor(
-        observation={name: _stack(model.config.senses[name], observations, name) for name in observations[-1]},
-        action=np.stack(actions)[None] if actions else None,
+        observation={name: _sequence(model.config.senses[name], values) for name, values in shown.items()},
+        action=_sequence(model.config.action, actions) if actions else None,
     )
     return model.perceive(**batch.to(model.device))
 
 
-def _stack(sense, observations: list[dict], name: str):
-    """`(1, T, ...)` for numbers, a list of `T` texts, or the one text that holds for the episode."""
-    values = [observation[name] for observation in observations]
-    if sense.kind == "text":
-        return values if sense.every_step else values[-1]
-    return np.stack([np.asarray(value) for value in values])[None]
+def _sequence(part, values: list):
+    return feature_class(part.kind).sequence(part, values)

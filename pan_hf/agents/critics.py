@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pan_hf.features import feature_class
+
 
 @dataclass(frozen=True)
 class Critic:
@@ -100,19 +102,19 @@ class GoalCritic(Critic):
         Args:
             model ([`PanModel`]), processor ([`PanProcessor`]): as loaded.
             observation (`dict`): raw senses by name, all that the model has.
-            senses (`list[str]`, *optional*): which of them to compare; every image and vector sense by default.
+            senses (`list[str]`, *optional*): which of them to compare; all but texts by default.
             kwargs: `threshold`, `discount`, `tolerance`.
 
         Raises:
-            ValueError: none of `senses` is an image or vector sense of the model.
+            ValueError: none of `senses` is a sense of the model other than texts.
         """
         known = {name: sense for name, sense in model.config.senses.items() if senses is None or name in senses}
-        vectors = {name: sense for name, sense in known.items() if sense.kind == "vector"}
+        vectors = {name: sense for name, sense in known.items() if feature_class(sense.kind).is_numeric}
         seen = processor(observation=observation, partial=True).to(model.device)["observation"]
         codes = model.encode(seen).codes
         spans = {name: torch.tensor(sense.high) - torch.tensor(sense.low) for name, sense in vectors.items()}
         return cls(
-            codes={name: [level[0, -1] for level in codes[name]] for name in known if known[name].kind == "image"},
+            codes={name: [level[0, -1] for level in codes[name]] for name in known if name in codes.keys() - vectors},
             vectors={name: seen[name][0, -1].float() for name in vectors},
             scales={name: float(span.norm()) for name, span in spans.items()},
             **kwargs,

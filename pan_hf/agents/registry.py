@@ -6,6 +6,7 @@ from typing import Any
 
 from pan_hf.agents.graph_search import GraphSearch
 from pan_hf.agents.shooting import CEM, RandomShooting
+from pan_hf.features import feature_class
 from pan_hf.specs import parse_spec
 
 PLANNERS = {"graph": GraphSearch, "cem": CEM, "random_shooting": RandomShooting}
@@ -19,7 +20,7 @@ def make_planners(specs: Sequence[str] | None, action) -> dict[str, Any]:
         ValueError: an unknown planner or setting, or graph search over actions that are not discrete.
     """
     if specs is None:
-        specs = [name for name in PLANNERS if name != "graph" or action.kind == "discrete"]
+        specs = [name for name in PLANNERS if name != "graph" or feature_class(action.kind).is_discrete]
     specs = [specs] if isinstance(specs, str) else list(specs)
     names = [parse_spec(spec)[0] for spec in specs]
     made = {}
@@ -27,7 +28,7 @@ def make_planners(specs: Sequence[str] | None, action) -> dict[str, Any]:
         name, settings = parse_spec(spec)
         if name not in PLANNERS:
             raise ValueError(f"Unknown planner {name!r}; expected some of {sorted(PLANNERS)}.")
-        if name == "graph" and action.kind != "discrete":
+        if name == "graph" and not feature_class(action.kind).is_discrete:
             raise ValueError(f"'graph' tries every action, and this model's are {action.kind!r}; use cem.")
         try:
             label = name if names.count(name) == 1 else spec  # settings are in the record's command

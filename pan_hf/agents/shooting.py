@@ -10,6 +10,7 @@ import torch
 from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.plan import Plan, Refuted, check_one_row, check_positive, device_of, draw_seed
 from pan_hf.agents.world import World
+from pan_hf.features import feature_class
 from pan_hf.modeling.sense_configuration_pan import action_bounds, random_actions
 
 
@@ -144,7 +145,7 @@ class _Gaussian:
 
 
 def _proposal(action, horizon: int, initial_std: float):
-    if action.kind == "discrete":
+    if feature_class(action.kind).is_discrete:
         return _Categorical(action.num_actions, horizon)
     return _Gaussian(*action_bounds(action), horizon, initial_std)
 

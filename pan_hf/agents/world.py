@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pan_hf.features import feature_of
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.effort_pan import Effort, as_effort
 
@@ -91,12 +92,10 @@ def within(model: PanModel, id: str, feature: dict):
     """The model as a planner may use it in an environment: one that has grown actions does without them where the
     environment knows the first ones only. Raises ValueError where the two do not fit."""
     action = model.config.action
-    same = feature["kind"] == action.kind
-    same = same and (action.kind != "discrete" or feature["n"] <= action.num_actions)
-    same = same and (action.kind != "vector" or feature["dim"] == len(action.low))
-    if not same:
+    taken, known = feature_of(feature), feature_of(action)
+    if taken.kind != known.kind or not taken.is_playable(known):
         raise ValueError(f"{id} takes the action {feature}, and the model was built for {action}; train one for it.")
-    if action.kind == "discrete" and feature["n"] < action.num_actions:
+    if taken.is_discrete and feature["n"] < action.num_actions:
         return FewerActions(model, feature["n"])
     return model
 

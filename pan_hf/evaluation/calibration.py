@@ -40,8 +40,10 @@ from pan_hf.data.windows import WindowReader
 from pan_hf.envs.environment import make_environment
 from pan_hf.envs.minigrid_oracle import UNRECOGNISED, TileWorld, agents, things
 from pan_hf.evaluation.evaluate import load_for_evaluation
+from pan_hf.features import feature_class
 from pan_hf.metrics import Tally, mean_of
 from pan_hf.reporting.results import Record, record, write_records
+from pan_hf.reporting.strips import shown_senses
 
 MIN_EXPECTED = 5
 """Outcomes expected less often than this among the model's samples are not tested: their error is not normal."""
@@ -282,8 +284,8 @@ def sample_futures(
 
 
 def _image_sense(model) -> str:
-    names = [name for name, sense in model.config.senses.items() if sense.kind == "image"]
-    if not names or model.config.action.kind != "discrete":
+    names = shown_senses(model.config)
+    if not names or not feature_class(model.config.action.kind).is_discrete:
         raise ValueError(
             f"Futures are checked on frames after discrete actions; this model's senses are "
             f"{sorted(model.config.senses)} and its action is {model.config.action.kind}."

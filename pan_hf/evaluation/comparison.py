@@ -1,11 +1,13 @@
 """What a predicted step is worth: predicted against true observations, codes, reward and end, by metric name."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pan_hf import metrics
+from pan_hf.features import feature_of
 
 
 @dataclass
@@ -13,7 +15,7 @@ class Step:
     """What n windows show at one step, true or predicted.
 
     Args:
-        observations (`dict[str, Tensor]`): image senses uint8 `(n, channels, h, w)`, vectors `(n, dim)`, texts ids.
+        observations (`dict[str, Tensor]`): by sense `(n, ...)`, as the model decodes it: images uint8, texts ids.
         codes (`dict[str, list[Tensor]]`): of each sense its levels, `(n, n_l)` int64.
         reward (`Tensor` of shape `(n,)`), done (boolean `Tensor` of shape `(n,)`): of the action that led here.
     """
@@ -46,43 +48,36 @@ class Judge:
 
     Args:
         senses (`dict`): the model's senses by name.
-        scales (`dict[str, Tensor]`): of each vector sense, what a coordinate is divided by for `rmse_normalised`.
-        pad_token_id (`int`): of the processor's tokenizer.
+        references (`dict`): by sense that changes with time, what its `Feature.reference` gave.
         reward_threshold (`float`): see `REWARD_THRESHOLD`.
     """
 
-    def __init__(self, senses: dict, scales: dict[str, Tensor], pad_token_id: int, reward_threshold: float):
-        self.senses, self.scales = senses, scales
-        self.pad_token_id, self.reward_threshold = pad_token_id, reward_threshold
+    def __init__(self, senses: dict, references: dict[str, Any], reward_threshold: float):
+        self.features = {name: feature_of(sense) for name, sense in senses.items()}
+        self.references, self.reward_threshold = references, reward_threshold
 
     def name(self, sense: str, metric: str) -> str:
         """The metric's name, with the sense's before it where several senses of its kind are predicted."""
-        alike = [name for name in self.predicted() if self.senses[name].kind == self.senses[sense].kind]
+        alike = [name for name in self.predicted() if self.features[name].kind == self.features[sense].kind]
         return metric if len(alike) == 1 else f"{sense}_{metric}"
 
-    def predicted(self, kind: str | None = None) -> list[str]:
-        """Names of the senses that change with time (of one kind)."""
-        moving = [name for name, sense in self.senses.items() if getattr(sense, "every_step", True)]
-        return [name for name in moving if kind in (None, self.senses[name].kind)]
+    def predicted(self) -> list[str]:
+        """Names of the senses that change with time."""
+        return [name for name, feature in self.features.items() if not feature.is_task]
 
     def __call__(self, predicted: Step, true: Step, last_seen: Step) -> dict[str, tuple[str, Tensor]]:
         """`metric: (formula, components)` of `predicted` against `true`; "changed" is since `last_seen`."""
-        measures = self.images(predicted.observations, true, last_seen)
-        for name in self.predicted("vector"):
-            guess, fact = predicted.observations[name], true.observations[name]
-            measures[self.name(name, "rmse")] = metrics.rmse(guess, fact)
-            measures[self.name(name, "rmse_normalised")] = metrics.rmse(guess, fact, self.scales[name].to(fact.device))
-        for name in self.predicted("text"):
-            guess, fact = predicted.observations[name], true.observations[name]
-            measures[self.name(name, "token_accuracy")] = metrics.token_accuracy(guess, fact, self.pad_token_id)
+        measures = self.observed(predicted.observations, true, last_seen)
         return measures | self._codes(predicted, true, last_seen) | self._outcome(predicted, true)
 
-    def images(self, predicted: dict[str, Tensor], true: Step, last_seen: Step) -> dict[str, tuple[str, Tensor]]:
-        """What of `__call__` is about images, `predicted` by sense."""
+    def observed(self, predicted: dict[str, Tensor], true: Step, last_seen: Step) -> dict[str, tuple[str, Tensor]]:
+        """What of `__call__` is about observations, of the senses in `predicted`."""
         measures = {}
-        for name in self.predicted("image"):
-            views = predicted[name], true.observations[name], last_seen.observations[name]
-            measures |= {self.name(name, key): value for key, value in self._image(name, *views).items()}
+        for name in self.predicted():
+            if name in predicted:
+                views = predicted[name], true.observations[name], last_seen.observations[name]
+                found = self.features[name].measures(*views, self.references[name])
+                measures |= {self.name(name, key): value for key, value in found.items()}
         return measures
 
     def changed(self, true: Step, last_seen: Step) -> Tensor:
@@ -91,29 +86,20 @@ class Judge:
         return torch.stack([(a != b).flatten(1).any(1) for a, b in pairs]).any(0)
 
     def exact(self, predicted: Step, true: Step) -> Tensor:
-        """`(n,)`: whether all codes of all senses, and all tokens of texts without codes, are the true ones."""
+        """`(n,)`: whether all codes of all senses, and all tokens of texts, are the true ones."""
         equal = [metrics.equal_codes(predicted.codes[name], true.codes[name]) for name in true.codes]
-        texts = [name for name in self.predicted("text") if name not in true.codes]
-        equal += [(predicted.observations[name] == true.observations[name]).flatten(1).all(1) for name in texts]
+        uncoded = [name for name in self.predicted() if name not in true.codes]
+        equal += [(predicted.observations[name] == true.observations[name]).flatten(1).all(1) for name in uncoded]
         return torch.stack(equal).all(0)
 
-    def moving_error(self, predicted: Step, true: Step, last_seen: Step) -> Tensor:
-        """Components of `psnr_moving` with the pixels of all image senses pooled, `(n, 2)`."""
+    def moving_error(self, predicted: Step, true: Step, last_seen: Step) -> Tensor | None:
+        """Components of `psnr_moving` with the pixels of all senses that have one pooled, `(n, 2)`."""
         errors = []
-        for name in self.predicted("image"):
-            guess, fact, before = (step.observations[name] for step in (predicted, true, last_seen))
-            errors.append(metrics.moving_error(guess, fact, self._moving(name, before, fact)))
-        return torch.stack(errors).sum(0)
-
-    def _moving(self, name: str, before: Tensor, after: Tensor) -> Tensor:
-        return metrics.changed_pixels(before, after, self.senses[name].patch_size)
-
-    def _image(self, name: str, predicted: Tensor, true: Tensor, last_seen: Tensor) -> dict[str, tuple[str, Tensor]]:
-        moving = metrics.moving_error(predicted, true, self._moving(name, last_seen, true))
-        measures = {"psnr": metrics.psnr(predicted, true), "ssim": metrics.ssim(predicted, true)}
-        measures |= {"psnr_moving": ("psnr", moving)}
-        measures |= {"exact_frame": metrics.mean_of(metrics.exact_frames(predicted, true))}
-        return {key: value for key, value in measures.items() if value is not None}
+        for name in self.predicted():
+            views = (step.observations[name] for step in (predicted, true, last_seen))
+            errors.append(self.features[name].moving_error(*views, self.references[name]))
+        errors = [error for error in errors if error is not None]
+        return torch.stack(errors).sum(0) if errors else None
 
     def _codes(self, predicted: Step, true: Step, last_seen: Step) -> dict[str, tuple[str, Tensor]]:
         exact = self.exact(predicted, true)

@@ -38,9 +38,10 @@ from pan_hf.agents.world import AtEffort, within
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.envs.environment import describe_environment, make_environment
+from pan_hf.features import feature_class, feature_of
 from pan_hf.files import write_bytes
 from pan_hf.reporting.results import Record, mean_stderr, record, wilson, write_records, write_text
-from pan_hf.reporting.strips import action_label
+from pan_hf.reporting.strips import shown_senses
 from pan_hf.specs import load_callable
 
 RANDOM = "random_policy"
@@ -211,7 +212,7 @@ def plan(
         env = make_environment(**entry, max_episode_steps=max_steps)
         world = within(model, entry["id"], describe_environment(env)["action"])
         wants = critic or reward_critic(facts.get(entry["id"]), reward_threshold)
-        when = replan or ("on_surprise" if model.config.action.kind == "discrete" else "at_end")
+        when = replan or ("on_surprise" if feature_class(model.config.action.kind).is_discrete else "at_end")
         agents = {}
         for name, planner in chosen.items():
             imagined = world if effort is None else AtEffort(world, effort)  # each planner has an account of its own
@@ -374,10 +375,10 @@ def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
     A film is an `.npz` with `imagined` and `carried_out`, uint8 `(T, H, W, 3)`, and a JSON of the same name: title,
     environment, success, actions. Imagined frames are those of the plan that was in force; both begin with the start.
     """
-    image = next((name for name, sense in model.config.senses.items() if sense.kind == "image"), None)
-    if image is None or trial.agent is None or not trial.outcomes:
+    shown = shown_senses(model.config)
+    if not shown or trial.agent is None or not trial.outcomes:
         return []
-    written = []
+    action, written = feature_of(model.config.action), []
     for success, ending in ((True, "success"), (False, "failure")):
         name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{trial.environment}-{trial.label}-{ending}")
         path = folder / f"{name}.npz"
@@ -386,7 +387,7 @@ def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
                 stale.unlink(missing_ok=True)
             continue
         trace = trial.films[success]
-        imagined, carried_out = imagine_episode(model, processor, trace, image)
+        imagined, carried_out = imagine_episode(model, processor, trace, shown[0])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, imagined=imagined, carried_out=carried_out)
         write_bytes(path, buffer.getvalue())
@@ -394,7 +395,7 @@ def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
             "title": f"{trial.environment}: {trial.label.replace('_', ' ')}, first {ending}",
             "environment": trial.environment,
             "success": success,
-            "actions": [action_label(action, model.config.action) for action in trace.actions[: len(carried_out) - 1]],
+            "actions": [action.label(value) for value in trace.actions[: len(carried_out) - 1]],
         }
         write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
         written.append(path)
@@ -402,7 +403,7 @@ def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def imagine_episode(model, processor, trace: _Trace, image: str) -> tuple[np.ndarray, np.ndarray]:
+def imagine_episode(model, processor, trace: _Trace, sense: str) -> tuple[np.ndarray, np.ndarray]:
     """Frames as imagined at each plan and frames as seen, both uint8 `(T + 1, H, W, 3)`; the first as perceived."""
     steps = min(len(trace.actions), _LONGEST_FILM)
     starts = [start for start in trace.plans if start < steps]
@@ -411,14 +412,11 @@ def imagine_episode(model, processor, trace: _Trace, image: str) -> tuple[np.nda
         first = max(0, start + 1 - model.config.context_steps)
         belief = perceive(model, processor, trace.observations[first : start + 1], trace.actions[first:start])
         if start == 0:
-            imagined.append(belief.decode(image))
+            imagined.append(belief.decode(sense))
         actions = torch.as_tensor(np.stack(trace.actions[start:end]))[None].to(model.device)
-        imagined.append(model.simulate(belief, actions, temperature=0.0, seed=0).decode(image)[0])
-    carried_out = np.stack([observation[image] for observation in trace.observations[: steps + 1]])
-    return _pictures(torch.cat(imagined)), carried_out
-
-
-def _pictures(frames: torch.Tensor) -> np.ndarray:
-    """`(T, C, H, W)` uint8 as `(T, H, W, 3)`; a single channel becomes grey."""
-    frames = frames.permute(0, 2, 3, 1)
-    return frames.expand(*frames.shape[:3], 3).cpu().numpy() if frames.shape[-1] == 1 else frames.cpu().numpy()
+        imagined.append(model.simulate(belief, actions, temperature=0.0, seed=0).decode(sense)[0])
+    config = model.config.senses[sense]
+    feature = feature_of(config)
+    seen = feature.sequence(config, [observation[sense] for observation in trace.observations[: steps + 1]])
+    carried_out = processor(observation={sense: seen}, partial=True)["observation"][sense][0]
+    return feature.to_frames(torch.cat(imagined)), feature.to_frames(carried_out)

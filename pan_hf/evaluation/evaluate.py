@@ -37,6 +37,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,10 +50,11 @@ from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder, 
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
 from pan_hf.evaluation.comparison import Judge, Step
+from pan_hf.features import feature_of
 from pan_hf.metrics import Tally
 from pan_hf.reporting.figures import curves, horizon_plot
 from pan_hf.reporting.results import Record, mean_stderr, read_records, record, write_records
-from pan_hf.reporting.strips import write_strips
+from pan_hf.reporting.strips import shown_senses, write_strips
 
 HORIZONS = (1, 5, 10, 20)
 PLOTTED = ("psnr", "psnr_moving", "exact_frame", "exact_state", "rmse_normalised", "token_accuracy")
@@ -71,11 +73,19 @@ class _Evaluation:
         self, reader: WindowReader, seed: int, temperature: float, reward_threshold: float, reencode: int = 0
     ):
         self.reader, self.model, self.trajectories = reader, reader.model, reader.trajectories
-        pad = getattr(getattr(reader.processor, "tokenizer", None), "pad_token_id", None) or 0
-        self.judge = Judge(dict(self.model.config.senses), _scales(self.trajectories), pad, reward_threshold)
+        self.judge = Judge(dict(self.model.config.senses), self._references(), reward_threshold)
         self.seed, self.temperature, self.reencode = seed, temperature, reencode
         self.tallies: dict[tuple[str, str, int | None], Tally] = defaultdict(lambda: Tally(seed=seed))
         self.errors: dict[str, dict[int, float]] = defaultdict(dict)
+
+    def _references(self) -> dict[str, Any]:
+        """By sense that changes with time, what its metrics need of the model, the recording and the words."""
+        pad = getattr(getattr(self.reader.processor, "tokenizer", None), "pad_token_id", None) or 0
+        senses = {name: sense for name, sense in self.model.config.senses.items() if self.reader.changes(name)}
+        return {
+            name: feature_of(sense).reference(sense, self.trajectories.observations[name], pad)
+            for name, sense in senses.items()
+        }
 
     def batch(self, environment: str, rows: np.ndarray, wanted: dict[int, np.ndarray]) -> None:
         """Measures windows from `rows`; `wanted` says for each horizon which of them (boolean) count."""
@@ -93,7 +103,7 @@ class _Evaluation:
             if futures.expected:
                 index, facts = sorted(wanted).index(horizon), (true[horizon].where(kept), true[0].where(kept))
                 images = {name: values[kept, index] for name, values in futures.expected.items()}
-                self._add(*where, "pan_expected", self.judge.images(images, *facts))
+                self._add(*where, "pan_expected", self.judge.observed(images, *facts))
             seen = belief
             if horizon == 1:  # the first step is the same in both ways
                 self._reconstruction(where, kept, batch)
@@ -189,22 +199,22 @@ class _Evaluation:
         for model, pair in {"pan": cases, "copy_last": [start, start]}.items():
             exact = [metrics.mean_of(self.judge.exact(case, target))[1] for case in pair]
             measures = {"action_sensitivity_exact_state": metrics.gain("mean", *exact)}
-            if self.judge.predicted("image"):
-                moving = [self.judge.moving_error(case, target, start) for case in pair]
+            moving = [self.judge.moving_error(case, target, start) for case in pair]
+            if None not in moving:
                 measures["action_sensitivity_psnr_moving"] = metrics.gain("psnr", *moving)
             self._add(*where, model, measures)
 
     def _by_action(self, where: Where, kept: Tensor, action: Tensor, predicted: Step, true) -> None:
         """Exact states of the first step, by which of the discrete actions was taken."""
-        described = self.model.config.action
-        if described.kind != "discrete":
+        described = feature_of(self.model.config.action)
+        if not described.is_discrete:
             return
         target, taken = true[1].where(kept), action[kept]
         for model, claim in {"pan": predicted, "copy_last": true[0]}.items():
             exact = self.judge.exact(claim.where(kept), target)
             measures = {
-                f"exact_state_after:{name}": metrics.mean_where(exact, taken == number)
-                for number, name in enumerate(described.names or range(described.num_actions))
+                f"exact_state_after:{described.label(number)}": metrics.mean_where(exact, taken == number)
+                for number in range(described.description["n"])
             }
             self._add(*where, model, measures)
 
@@ -218,30 +228,15 @@ class _Evaluation:
             variants |= {"": {"latents": False}} | ({"latents_": {"latents": True}} if name in state.latents else {})
             for prefix, options in variants.items():
                 rebuilt = self.model.decode(state, name, **options)[:, 0]
-                measures = _rebuilt(self.judge.senses[name].kind, rebuilt, shown[name][:, 0])
+                measures = self.judge.features[name].reconstruction(rebuilt, shown[name][:, 0])
                 measures = {self.judge.name(name, prefix + key): value for key, value in measures.items()}
                 self._add(environment, rows, None, "pan", measures)
 
     def _rank(self, environment: str, rows: np.ndarray, predicted: Step, true: Step) -> None:
-        """Keeps each window's squared error at its last step, by which strips are chosen."""
-        for name in self.judge.predicted("image")[:1]:
-            _, components = metrics.psnr(predicted.observations[name], true.observations[name])
-            self.errors[environment] |= dict(zip(rows.tolist(), components[:, 0].tolist(), strict=True))
-
-
-def _scales(trajectories) -> dict[str, Tensor]:
-    vectors = {name: x for name, x in trajectories.observations.items() if x.ndim == 2}
-    spread = {name: np.asarray(x, dtype=np.float32).std(0) for name, x in vectors.items()}
-    return {name: torch.as_tensor(np.where(std > 0, std, 1.0), dtype=torch.float) for name, std in spread.items()}
-
-
-def _rebuilt(kind: str, rebuilt: Tensor, true: Tensor) -> dict[str, tuple[str, Tensor]]:
-    if kind == "vector":
-        return {"reconstruction_rmse": metrics.rmse(rebuilt, true)}
-    return {
-        "reconstruction_psnr": metrics.psnr(rebuilt, true),
-        "reconstruction_exact_frame": metrics.mean_of(metrics.exact_frames(rebuilt, true)),
-    }
+        """Keeps each window's error at its last step, of the sense that strips show, by which they are chosen."""
+        for name in shown_senses(self.model.config)[:1]:
+            errors = self.judge.features[name].error(predicted.observations[name], true.observations[name])
+            self.errors[environment] |= dict(zip(rows.tolist(), errors.tolist(), strict=True))
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pan_hf.features import feature_class
 from pan_hf.hub import address, hub_id
 from pan_hf.reporting.figures import CURVE_METRICS, TEACHER_FORCED, series_name
 from pan_hf.reporting.report import (
@@ -99,8 +100,9 @@ def checkpoint_facts(
 
 
 def _shape(part: dict[str, Any]) -> dict[str, Any]:
-    names = ("kind", "height", "width", "channels", "dim", "num_actions")
-    return {name: part[name] for name in names if name in part}
+    """What the card tells of a sense's or an action's configuration."""
+    told = feature_class(part["kind"]).card_fields if part else ()
+    return {name: value for name, value in part.items() if told is None or name in ("kind", *told)}
 
 
 def _beginning(run: Path) -> tuple[str | None, bool]:
@@ -270,31 +272,20 @@ def _unsolved(records: Sequence[Record]) -> list[str]:
 
 
 def _sense_words(name: str, sense: dict[str, Any]) -> str:
-    size = {"image": "{height}x{width} image", "vector": "vector of {dim}", "text": "text"}
-    return f"`{name}` ({size.get(sense.get('kind', ''), '{kind}').format(**sense)})"
+    return f"`{name}` ({feature_class(sense['kind']).sense_words(sense)})"
 
 
 def _action_words(action: dict[str, Any]) -> str:
-    words = {"discrete": "one of {num_actions} actions", "vector": "a vector of {dim}", "text": "a text"}
-    return words.get(action.get("kind", ""), "an action").format(**action)
+    return feature_class(action["kind"]).action_words(action) if action else "an action"
 
 
 def _snippet(facts: dict[str, Any]) -> str:
     """Code that runs as it stands: blank observations and actions of the right shape, to be replaced by real ones."""
-    blank = {
-        "image": "np.zeros(({height}, {width}, {channels}), np.uint8)",
-        "vector": "np.zeros({dim}, np.float32)",
-        "text": '"say what is wanted here"',
-    }
     model_id = facts["model_id"]
     senses = facts["senses"] or {"camera": {"kind": "image", "height": 64, "width": 64, "channels": 3}}
-    parts = [f'"{name}": {blank[sense["kind"]].format(**sense)}' for name, sense in senses.items()]
+    parts = [f'"{name}": {feature_class(sense["kind"]).blank_sense(sense)}' for name, sense in senses.items()]
     action = facts["action"] or {"kind": "discrete"}
-    actions = {
-        "discrete": "torch.zeros(1, 5, dtype=torch.long)",
-        "vector": "torch.zeros(1, 5, {dim})",
-        "text": 'processor(action=[["go"] * 5])["action"]',
-    }[action["kind"]].format(**action)
+    actions = feature_class(action["kind"]).blank_actions(action)
     seen = next(iter(senses))
     return f"""import numpy as np
 import torch

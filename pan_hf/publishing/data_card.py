@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary
+from pan_hf.features import feature_of
 from pan_hf.reporting.report import template
 from pan_hf.reporting.tables import markdown_table
 
@@ -106,19 +107,8 @@ def _count_table(episodes: Counter, frames: Counter) -> str:
 
 
 def _feature_table(features: dict[str, dict]) -> str:
-    def words(feature: dict[str, Any]) -> str:
-        if feature["kind"] == "image":
-            return "{}x{}x{} image, uint8".format(*feature["shape"])
-        if feature["kind"] == "vector":
-            low, high = (", ".join(f"{bound:.4g}" for bound in feature.get(side, ())) for side in ("low", "high"))
-            bounds = f", from ({low}) to ({high})" if low else ""
-            return f"vector of {feature['dim']}, float32{bounds}"
-        if feature["kind"] == "discrete":
-            names = f": {', '.join(feature['names'])}" if feature.get("names") else ""
-            return f"one of {feature['n']} actions{names}"
-        return "text"
-
-    return markdown_table(["column", "what"], [[f"`{name}`", words(one)] for name, one in features.items()], lead=2)
+    rows = [[f"`{name}`", feature_of(one).words()] for name, one in features.items()]
+    return markdown_table(["column", "what"], rows, lead=2)
 
 
 def _origin(info: dict[str, Any]) -> list[str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pan_hf.features import feature_class, feature_of
+from pan_hf.images import to_rgb
 from pan_hf.modeling.effort_pan import Effort
 from pan_hf.reporting.results import write_text
 
@@ -30,12 +32,9 @@ def pick_by_rank(errors: dict[int, float]) -> dict[str, int]:
     return picked | {"worst": ranked[-1]}
 
 
-def action_label(action, sense) -> str:
-    """What a person reads for one action: its name if the model's `sense` has names, else its number(s) or words."""
-    if isinstance(action, np.ndarray) and action.ndim:
-        return "(" + ", ".join(f"{value:.3g}" for value in action.tolist()) + ")"
-    names = getattr(sense, "names", None)
-    return str(action) if names is None else names[int(action)]
+def shown_senses(config) -> list[str]:
+    """The senses of a model that strips and films can show, the first one first."""
+    return [name for name, sense in config.senses.items() if feature_class(sense.kind).is_picture]
 
 
 @torch.inference_mode()
@@ -64,52 +63,57 @@ def write_strips(
         temperature (`float`), seed (`int`): as in the evaluation.
 
     Returns:
-        `list[Path]`: the `.npz` files; empty for a model without image senses.
+        `list[Path]`: the `.npz` files; empty for a model without a sense that can be shown.
     """
-    senses = reader.model.config.senses
-    image = next((name for name, sense in senses.items() if sense.kind == "image"), None)
-    if image is None:
+    if not (shown := shown_senses(reader.model.config)):
         return []
-    written = []
+    action, written = feature_of(reader.model.config.action), []
     for rank, row in pick_by_rank(errors).items():
-        batch = reader.batch(np.array([row]), horizon)
-        actions = batch["action"][:, reader.lead :]
-        belief = reader.perceive(batch)
-        futures = reader.model.simulate(belief, actions, temperature=temperature, seed=seed)
-        real = batch["observation"][image][0, reader.lead :]
-        views = {"real": real[1:], "imagined": futures.decode(image)[0]}
-        if image in futures.state.latents:  # else codes are all there is
-            views |= {"codes_only": futures.decode(image, latents=False)[0]}
-        compute = {}
-        for task in MAPPED_TASKS if hasattr(reader.model, "switch") else ():
-            spent = reader.model.simulate(belief, actions, temperature=0.0, seed=seed, effort=Effort(task=task))
-            views[f"spent_{task}"], compute[task] = spending_map(reader.model, spent, image), spent.cost.compute.mean()
-        frames = {name: torch.cat([real[:1], view]) for name, view in views.items()}
-        taken = reader.trajectories.actions[row : row + horizon]
-        labels = [action_label(action, reader.model.config.action) for action in taken]
+        pictures, compute = _imagined(reader, shown[0], row, horizon, temperature, seed)
         about = {
             "title": f"{environment}: {_rank_words(rank, len(errors))} by squared error at step {horizon}",
             "environment": environment,
-            "actions": labels,
+            "actions": [action.label(value) for value in reader.trajectories.actions[row : row + horizon]],
             "horizon": horizon,
-            "compute": {task: round(float(share), 4) for task, share in compute.items()},
+            "compute": compute,
         }
         stem = Path(folder) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', environment)}-{rank}"
-        written.append(_write(stem, frames, about))
+        written.append(_write(stem, pictures, about))
     return written
 
 
-def spending_map(model, futures, image: str) -> torch.Tensor:
-    """Imagined frames of the first row as a map of what was spent where: `(H, C, height, width)` uint8. Places that
+def _imagined(reader, shown: str, row: int, horizon: int, temperature: float, seed: int) -> tuple[dict, dict]:
+    """Pictures `(horizon + 1, height, width, 3)` of one sense by view, and the mean compute of a step by task."""
+    model, feature = reader.model, feature_of(reader.model.config.senses[shown])
+    batch = reader.batch(np.array([row]), horizon)
+    actions = batch["action"][:, reader.lead :]
+    belief = reader.perceive(batch)
+    futures = model.simulate(belief, actions, temperature=temperature, seed=seed)
+    real = batch["observation"][shown][0, reader.lead :]
+    views = {"real": real[1:], "imagined": futures.decode(shown)[0]}
+    if shown in futures.state.latents:  # else codes are all there is
+        views |= {"codes_only": futures.decode(shown, latents=False)[0]}
+    pictures = {name: feature.to_frames(torch.cat([real[:1], view])) for name, view in views.items()}
+    compute = {}
+    for task in MAPPED_TASKS if hasattr(model, "switch") else ():
+        spent = model.simulate(belief, actions, temperature=0.0, seed=seed, effort=Effort(task=task))
+        pictures[f"spent_{task}"] = np.concatenate([pictures["real"][:1], to_rgb(spending_map(model, spent, shown))])
+        compute[task] = round(float(spent.cost.compute.mean()), 4)
+    return pictures, compute
+
+
+def spending_map(model, futures, shown: str) -> torch.Tensor:
+    """Imagined frames of the first row as a map of what was spent where: `(H, 3, height, width)` uint8. Places that
     were not looked at are dark; latents that were drawn show as a lighter place."""
-    sense = model.config.senses[image]
-    start, (rows, columns) = model.place_starts[image], sense.place_grid
+    sense = model.config.senses[shown]
+    start, (rows, columns) = model.place_starts[shown], sense.place_grid
     seen = futures.focus[0, :, start : start + sense.num_places].unflatten(1, (1, rows, columns)).float()
-    frames = futures.decode(image)[0].float()
+    frames = torch.from_numpy(feature_of(sense).to_frames(futures.decode(shown)[0])).to(seen)
+    frames = frames.permute(0, 3, 1, 2)
     seen = torch.nn.functional.interpolate(seen, frames.shape[-2:])
     names = [block.name for block in model.blocks]
-    has_latents = f"{image}.latents" in names
-    drawn = futures.switch[0, :, names.index(f"{image}.latents")] if has_latents else torch.zeros(len(frames))
+    has_latents = f"{shown}.latents" in names
+    drawn = futures.switch[0, :, names.index(f"{shown}.latents")] if has_latents else torch.zeros(len(frames))
     light = seen * 0.35 * drawn.float().view(-1, 1, 1, 1)
     lit = frames * (0.25 + 0.75 * seen)
     return (lit + light * (255 - lit)).round().to(torch.uint8)
@@ -119,18 +123,12 @@ def _rank_words(rank: str, count: int) -> str:
     return f"the {rank} of {count} windows" if count > 1 else "the only window"
 
 
-def pictures(frames: torch.Tensor) -> np.ndarray:
-    """`(T, channels, H, W)` -> RGB `(T, H, W, 3)`; one channel is repeated, those past three left out."""
-    rgb = frames.expand(-1, 3, -1, -1) if frames.shape[1] == 1 else frames[:, :3]
-    return rgb.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _write(stem: Path, frames: dict[str, torch.Tensor], about: dict) -> Path:
+def _write(stem: Path, pictures: dict[str, np.ndarray], about: dict) -> Path:
     stem.parent.mkdir(parents=True, exist_ok=True)
     path = stem.with_name(stem.name + ".npz")
     temporary = stem.with_name(f".{stem.name}.{os.getpid()}.tmp.npz")
     try:
-        np.savez_compressed(temporary, **{name: pictures(view) for name, view in frames.items()})
+        np.savez_compressed(temporary, **pictures)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

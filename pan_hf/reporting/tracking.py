@@ -17,9 +17,10 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from pan_hf.features import feature_of
 from pan_hf.modeling.state_pan import Observation
 from pan_hf.reporting.figures import Strip
-from pan_hf.reporting.strips import pictures
+from pan_hf.reporting.strips import shown_senses
 
 TRACKERS = ("tensorboard", "trackio")
 
@@ -101,8 +102,8 @@ def rollout_pictures(
     """By `rollout/<sense>/<window>`, rows of frames as one uint8 picture `(height, width, 3)`: real, imagined, and
     where they differ. Args: as for [`RolloutImages`]; the model's mode is left as it was."""
     config, was_training, before = model.config, model.training, model.config.context_steps
-    images = [name for name, sense in config.senses.items() if sense.kind == "image"]
-    if not images or action.shape[1] < before:
+    shown = shown_senses(config)
+    if not shown or action.shape[1] < before:
         raise ValueError(
             f"Pictures need an image sense and at least {before} actions; got senses {list(config.senses)} and "
             f"{action.shape[1]} actions."
@@ -114,10 +115,11 @@ def rollout_pictures(
     futures = model.simulate(belief, action[:, before - 1 :], temperature=0.0, seed=seed)
     model.train(was_training)
     found = {}
-    for name in images:
+    for name in shown:
+        to_frames = feature_of(config.senses[name]).to_frames
         for window, imagined in enumerate(futures.decode(name)):
             real = on_device[name][window, before - 1 :]
-            strip = Strip(pictures(real), pictures(torch.cat([real[:1], imagined])))
+            strip = Strip(to_frames(real), to_frames(torch.cat([real[:1], imagined])))
             rows = [np.concatenate(list(frames), 1) for _, frames in strip.rows()]
             found[f"rollout/{name}/{window}"] = np.concatenate(rows, 0)
     return found
