@@ -208,9 +208,9 @@ class PanConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        apart = {name: kwargs.pop(name) for name in TRAINING if name in kwargs}
+        flat = {name: kwargs.pop(name) for name in TRAINING if name in kwargs}
         _check_names(kwargs.pop("pan_version", VERSION), set(kwargs))
-        self.training = replace(TrainingConfig.from_dict(self.training), **apart)
+        self.training = replace(TrainingConfig.from_dict(self.training), **flat)
         # by name, because the order decides who stands where, and a saved configuration is sorted
         self.senses = {name: sense_from_dict(name, values) for name, values in sorted((self.senses or {}).items())}
         parts = (self.actions or {}) | ({ACTION: self.action} if self.action is not None else {})

@@ -85,17 +85,17 @@ class Observation(Mapping):
 
     def seen(self, sense: str) -> Tensor:
         """The frames in which a sense is there, of all rows and times one after the other, `(N, ...)`."""
-        values, there = self._values[sense].flatten(0, 1), self.present(sense)
-        return values if there is None else values[there.flatten()]
+        values, mask = self._values[sense].flatten(0, 1), self.present(sense)
+        return values if mask is None else values[mask.flatten()]
 
     def age(self, sense: str) -> Tensor:
         """How many frames ago a sense was last there, `(B, T)` int64: 0 where it is; where it has not been there yet,
         one more than there are frames before."""
-        there = self.present(sense)
-        if there is None:
+        mask = self.present(sense)
+        if mask is None:
             return torch.zeros(self.shape, dtype=torch.long, device=self._values[sense].device)
-        index = torch.arange(there.shape[1], device=there.device).expand_as(there)
-        return index - torch.where(there, index, -1).cummax(1).values
+        index = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        return index - torch.where(mask, index, -1).cummax(1).values
 
 
 class Actions:
@@ -134,11 +134,11 @@ class Actions:
         return self.map(lambda part: part.new_zeros(rows, *part.shape[1:]))
 
 
-def as_action(given: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:
+def as_action(action: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:
     """Parts by name as [`Actions`]; one part, by its name or not, as a tensor."""
-    if not isinstance(given, Mapping):
-        return given
-    return given[ACTION] if set(given) == {ACTION} else Actions(given)
+    if not isinstance(action, Mapping):
+        return action
+    return action[ACTION] if set(action) == {ACTION} else Actions(action)
 
 
 def action_tensors(action: Tensor | Actions | list[Tensor]) -> list[Tensor]:
@@ -301,7 +301,7 @@ class Belief:
         held = self.history if steps is None else self.history[max(0, len(self.history) - steps) :]
         now = self.state.tensors(levels) + ([] if self.prefix is None else [self.prefix])
         before = [[*state.tensors(levels), *action_tensors(action)] for state, action in reversed(held)]
-        present, *past = [torch.cat([_as_int32(part) for part in parts], 1) for parts in [now, *before]]
+        present, *past = (torch.cat([_as_int32(part) for part in parts], 1) for parts in [now, *before])
         rows = torch.cat([present, *past], 1).cpu().numpy()
         if self.ages is None or not held:
             return [row.tobytes() for row in rows]

@@ -176,6 +176,17 @@ def test_a_row_keeps_its_velocity_when_another_begins_anew():
     check_as_alone(model, Belief.cat(alone), alone, horizon=1)
 
 
+@pytest.mark.slow
+def test_a_compiled_step_takes_rows_of_different_age():
+    model = world_model(("camera", "touch", "mission"), context_steps=3)
+    belief, actions = Belief.cat(of_ages(model, [1, 0, 2])), acts(model, 3, 4, seed=7)
+    expected = model.simulate(belief, actions, seed=0)
+    model.compile_step(backend="eager")
+    compiled = model.simulate(belief, actions, seed=0)
+    assert compiled.keys() == expected.keys()
+    torch.testing.assert_close(compiled.log_prob, expected.log_prob, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [[0], [0, 0], [1, 2], [-1, 0]])
 def test_rows_that_cannot_be_put_are_refused(rows):
     model = world_model(("camera",))
