@@ -10,7 +10,7 @@ Shapes: N = states, n = cells of an image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from .focus_pan import Focus, places_in_focus
 from .layout_pan import fold_places, unfold_places
 from .state_pan import ABSENT, State
-
-MOST_CELLS = 0.1  # of an image that are wrong in a disturbed state, at most
-VECTOR_NOISE = 0.01  # standard deviation, as a share of a coordinate's range
 
 
 def disturb(model, state: State) -> State:
@@ -34,45 +31,11 @@ def disturb(model, state: State) -> State:
     rows, device = len(flat.tensors()[0]), flat.tensors()[0].device
     is_disturbed = torch.rand(rows, device=device) < config.training.context_noise
     codes, latents = {}, {}
-    for name, sense in config.place_senses.items():
-        if sense.kind == "image":
-            codes[name] = _misplaced(flat.codes[name], sense, is_disturbed)
-        else:
-            codes[name] = _jittered(model.senses[name], flat.codes[name], is_disturbed)
+    for name, codec in model.senses.items():
+        codes[name] = codec.corrupt(flat.codes[name], is_disturbed)
         if name in flat.latents:
             latents[name] = flat.latents[name].masked_fill(is_disturbed.view(-1, 1, 1), torch.nan)
     return State(codes, latents, flat.text).map(lambda tensor: tensor.unflatten(0, leading))
-
-
-def _misplaced(levels: list[Tensor], sense, is_disturbed: Tensor) -> list[Tensor]:
-    """Codes `(N, num_codes)` a level, with those of some cells, all levels of each, taken from elsewhere."""
-    cells = replace(sense, place_stride=sense.level_strides[0])  # a cell is what one of the coarsest codes covers
-    (rows, columns), device = cells.place_grid, is_disturbed.device
-    shape = (len(is_disturbed), rows * columns)
-    share = MOST_CELLS * torch.rand(shape[0], 1, device=device) * is_disturbed.unsqueeze(1)
-    is_wrong = torch.rand(shape, device=device) < share
-    cell, step = torch.arange(shape[1], device=device), torch.randint(-1, 2, (2, *shape), device=device)
-    down, right = (cell // columns + step[0]).clamp(0, rows - 1), (cell % columns + step[1]).clamp(0, columns - 1)
-    other = torch.randint(shape[0], shape, device=device)
-    is_beside = torch.rand(shape, device=device) < 0.5
-    frame = torch.where(is_beside, torch.arange(shape[0], device=device).unsqueeze(1), other)
-    place = torch.where(is_beside, down * columns + right, cell)
-    found = []
-    for level, codes in enumerate(levels):
-        slots = fold_places(codes, cells, level)  # (N, n, codes a cell)
-        found.append(unfold_places(torch.where(is_wrong.unsqueeze(-1), slots[frame, place], slots), cells, level))
-    return found
-
-
-def _jittered(codec, digits: list[Tensor], is_disturbed: Tensor) -> list[Tensor]:
-    """Digits of vectors that are a little off."""
-    vectors = codec.decode(digits)
-    low, high = (torch.tensor(bound, device=vectors.device) for bound in (codec.sense.low, codec.sense.high))
-    moved = vectors + VECTOR_NOISE * (high - low) * torch.randn_like(vectors)
-    found, _ = codec.encode(moved.clamp(low, high))
-    return [
-        torch.where(is_disturbed.unsqueeze(1) & (old >= 0), new, old) for new, old in zip(found, digits, strict=True)
-    ]
 
 
 # ---- Training the readouts where something happens: on a square of places around what changes, not on the whole
@@ -124,8 +87,7 @@ def crop(view: ReadoutView, side: int) -> ReadoutView:
         return view
     changed = _changed_places(view).unflatten(1, (rows, columns))
     index, chance = _draw_squares(changed, side)
-    pixels = side * view.sense.place_stride * view.sense.patch_size
-    sense = replace(view.sense, height=pixels, width=pixels)
+    sense = view.sense.crop(side, side)
 
     def cut(codes: Tensor, level: int) -> Tensor:
         slots = fold_places(codes, view.sense, level)
@@ -192,8 +154,8 @@ def drop_blocks(state: State, config) -> State:
     that the model can go on from. Args: state, of leading shape `(N,)`."""
     codes = dict(state.codes)
     for name, sense in config.place_senses.items():
-        if sense.kind != "image" or sense.num_levels < 2 or not config.training.block_dropout:
-            continue
+        if sense.has_digits or sense.num_levels < 2 or not config.training.block_dropout:
+            continue  # without its last digits a number is another number
         rows, device = len(codes[name][0]), codes[name][0].device
         is_dropped = torch.rand(rows, device=device) < config.training.block_dropout
         first = torch.randint(1, sense.num_levels, (rows,), device=device)  # the first level that is missing

@@ -1,40 +1,204 @@
-"""The codec of each kind of sense, under one interface.
+"""The codec of each kind of sense and action: what is made of an observation, and back.
 
-A codec has `encode(observation) -> (codes, latents)`, `decode(codes, latents)`, `latents_help`, `decode_probabilities`
-and `describe`; a new kind of sense is one more entry in `CODECS`. Vectors use the lattice, whose remainder is the
-latent.
+A [`Codec`] encodes and decodes, and says of its kind what needs more than the configuration. Codecs are looked up by
+the kind's name (`register_sense`, `register_action`), never by class: where a checkpoint's own code runs, each of its
+files may exist twice. Vectors use the lattice, whose remainder is the latent; `image_codec_pan.py` has learned codes.
 """
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from .image_codec_pan import ImageCodec
-from .sense_configuration_pan import VectorSense
+from .embedding_pan import part_embedding
+from .layout_pan import fold_cells, unfold_cells
+from .sense_configuration_pan import (
+    ACTIONS,
+    SENSES,
+    CodedPart,
+    DiscreteAction,
+    Part,
+    TextAction,
+    TextSense,
+    VectorAction,
+    VectorSense,
+)
+
+if TYPE_CHECKING:
+    from .embedding_pan import CodeTables
+    from .modeling_pan import PanModel
+
+MOST_CELLS = 0.1  # of what is on a grid that are wrong in a disturbed state, at most
+VECTOR_NOISE = 0.01  # standard deviation, as a share of a coordinate's range
 
 
-class VectorCodec(nn.Module):
-    """The lattice behind the interface of a codec; nothing to train, so its stage-1 losses are empty."""
+class Codec(nn.Module):
+    """How one sense, or a coded action, is encoded and decoded.
 
-    latents_help = True  # they are what digits leave over
+    A subclass has `encode` and `decode`, and `latents_help`, whether what is decoded comes closer with latents; the
+    rest as far as it is not what stands here.
 
-    def __init__(self, sense):
+    Shapes: B = batch, n = codes of a level, P = places, `shape` = that of the sense or action.
+
+    Args:
+        sense (`CodedPart`): shape, levels and sizes.
+    """
+
+    is_exact = False  # codes and latents say all there is, so nothing is counted beyond the codes
+
+    def __init__(self, sense: CodedPart):
         super().__init__()
         self.sense = sense
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether codes are learned: a [`Codebook`] a level in `codebooks`, with room for more."""
+        return self.sense.can_grow
+
+    def encode(self, values: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Observations `(B, T, *shape)`, or of any leading shape. What is made of step `t` may depend on the steps up
+        to `t`.
+
+        Returns:
+            codes, one `(B, T, n)` int64 a level in raster order, coarse first; latents `(B, T, P, latent_dim)` at unit
+            scale, or None.
+        """
+        raise NotImplementedError
+
+    def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Args: codes `(B, n)`, any prefix of levels, absent ones below 0; latents, optional, absent ones not a
+        number. Returns: `(B, *shape)` float, see `as_output`."""
+        raise NotImplementedError
+
+    def decode_probabilities(self, probabilities: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """The observation `(B, *shape)` that is expected under distributions `(B, n, K)` over the first K codes, one a
+        level; differentiable, so that the generative loss of equation 8 reaches whatever made the distributions."""
+        raise NotImplementedError
+
+    def latents_given(self, values: Tensor, codes: list[Tensor]) -> Tensor:
+        """What codes lack of observations `(B, *shape)`, `(B, P, latent_dim)` at unit scale: with codes of other
+        observations, as imagined ones are, latents mend them. Args: codes as for `decode`, of all levels."""
+        raise NotImplementedError
+
+    def describe(self) -> list[tuple[Tensor, Tensor]]:
+        """For each level `(K, D)` and `(K,)` bool: what each code stands for, and whether it does so yet."""
+        raise NotImplementedError
+
+    def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
+        """The codes of a level that usually stand under codes of the level before it, `(B, n')` -> `(B, n)`; below 0
+        where that is not known, or the usual code lives no more."""
+        raise NotImplementedError
+
+    def losses(
+        self,
+        values: Tensor,
+        neighbours: Tensor,
+        usual: Tensor | None,
+        motion: float,
+        rarity: float,
+        update: bool = True,
+    ) -> dict[str, Tensor]:
+        """Losses of stage 1 by name, none where nothing is learned. Args: see `CodebookCodec.losses`."""
+        return {}
+
+    def to_float(self, values: Tensor) -> Tensor:
+        """Observations as `decode` gives them: floats."""
+        return values
+
+    def as_output(self, decoded: Tensor) -> Tensor:
+        """What was decoded as it would be observed."""
+        return decoded
+
+    def span(self, device: torch.device) -> Tensor:
+        """From the least to the greatest value of an observation, broadcast to `shape`."""
+        return torch.tensor(2.0, device=device)
+
+    def error(self, imagined: Tensor, true: Tensor) -> Tensor:
+        """What is decoded, less the observation, `(B, *shape)`, in halves of the range."""
+        raise NotImplementedError
+
+    def log_prob(self, true: Tensor, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Log probability `(B,)` in nats of observations `(B, *shape)`, given their codes and latents."""
+        raise NotImplementedError
+
+    def scalars(self, codes: list[Tensor]) -> Tensor:
+        """Of codes `(..., n)`, one a level: the coordinates that they say, in [-1, 1], `(..., sense.num_scalars)`."""
+        raise NotImplementedError
+
+    def corrupt(self, codes: list[Tensor], is_corrupt: Tensor) -> list[Tensor]:
+        """Codes `(B, n)` a level that are wrong in a likely way in some rows `(B,)` bool: those of some cells, all
+        levels of each, are taken from beside them, or from another row."""
+        (rows, columns), device = self.sense.level_grid(0), is_corrupt.device
+        shape = (len(is_corrupt), rows * columns)
+        share = MOST_CELLS * torch.rand(shape[0], 1, device=device) * is_corrupt.unsqueeze(1)
+        is_wrong = torch.rand(shape, device=device) < share
+        cell, step = torch.arange(shape[1], device=device), torch.randint(-1, 2, (2, *shape), device=device)
+        down, right = (cell // columns + step[0]).clamp(0, rows - 1), (cell % columns + step[1]).clamp(0, columns - 1)
+        other = torch.randint(shape[0], shape, device=device)
+        is_beside = torch.rand(shape, device=device) < 0.5
+        frame = torch.where(is_beside, torch.arange(shape[0], device=device).unsqueeze(1), other)
+        place = torch.where(is_beside, down * columns + right, cell)
+        corrupted = []
+        for level, level_codes in enumerate(codes):
+            grid = self.sense.level_grid(level)
+            slots = fold_cells(level_codes, grid, (rows, columns))  # (B, cells, codes a cell)
+            slots = torch.where(is_wrong.unsqueeze(-1), slots[frame, place], slots)
+            corrupted.append(unfold_cells(slots, grid, (rows, columns)))
+        return corrupted
+
+    def sequence_lengths(self, chunk: int) -> list[int]:
+        """How many codes of each level, coarse first, tell `chunk` steps as a sequence of tokens."""
+        return [math.prod(self.sense.level_grid(0))]
+
+    def to_sequence(self, values: Tensor) -> list[Tensor]:
+        """Observations `(N, chunk, *shape)` as codes of a sequence, `(N, length)` a level: level 0 in raster order of
+        one step. Where a sense `joins_steps`, so that `chunk` is not 1, it says in which order."""
+        return self.encode(values.flatten(0, 1))[0][:1]
+
+    def from_sequence(self, codes: list[Tensor], chunk: int) -> Tensor:
+        """The inverse of `to_sequence`, `(N, chunk, *shape)` float, as far as its codes say it."""
+        return self.decode(codes).unsqueeze(1)
+
+    def embed(self, values: Tensor, model: PanModel, part: str, tables: CodeTables | None) -> Tensor:
+        """Values `(N, *shape)` of a part of a model -> `(N, P, hidden_size)`, what its backbone reads. Args: tables,
+        from `EmbeddingTable.code_tables`, if they are at hand."""
+        codes, latents = self.encode(values)
+        tables = tables or model.table.code_tables()
+        return part_embedding(model, part)(codes, tables.places[part], tables.sizes[part], latents)
+
+    def tokens(self, values: Tensor, model: PanModel, part: str) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Values `(N, *shape)` as tokens, a tuple a level: codes `(N, n)`, the rows they are read out against, which
+        of these are active."""
+        table = model.table
+        return [
+            (codes, table.code_table(part, level), table.active_codes(part, level))
+            for level, codes in enumerate(self.encode(values)[0])
+        ]
+
+
+class VectorCodec(Codec):
+    """The lattice behind the interface of a codec; nothing to train."""
+
+    latents_help = True  # they are what digits leave over
+    is_exact = True
+
+    def __init__(self, sense: VectorSense | VectorAction):
+        super().__init__(sense)
         self.lattice = LatticeCodec(sense)
 
-    def encode(self, vectors: Tensor) -> tuple[list[Tensor], Tensor]:
-        """`(B, dim)` float -> digits, one `(B, num_codes)` a level, and the remainder `(B, P, group)` in [-1, 1]."""
-        return self.lattice.encode(vectors)
+    def encode(self, values: Tensor) -> tuple[list[Tensor], Tensor]:
+        """`(..., dim)` float -> digits, one `(..., n)` a level, and the remainder `(..., P, group)` in [-1, 1]."""
+        return self.lattice.encode(values)
 
-    def latents_given(self, vectors: Tensor, codes: list[Tensor]) -> Tensor:
+    def latents_given(self, values: Tensor, codes: list[Tensor]) -> Tensor:
         """What digits lack of vectors `(B, dim)`: the remainder that is nearest, `(B, P, group)` in [-1, 1]."""
-        return self.lattice.remainder(vectors, codes)
+        return self.lattice.remainder(values, codes)
 
-    def unit(self, codes: list[Tensor]) -> Tensor:
-        """Digits `(..., num_codes)`, one a level -> where between the bounds each coordinate is, in [-1, 1]."""
-        return 2 * digits_to_unit(codes, self.sense.base) - 1
+    def scalars(self, codes: list[Tensor]) -> Tensor:
+        return (2 * digits_to_unit(codes, self.sense.base) - 1)[..., : self.sense.dim]
 
     def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
         """No digit is usual below 0: the middle of a cell, what its digits alone decode to, is the better guess."""
@@ -49,8 +213,7 @@ class VectorCodec(nn.Module):
         vector = self.lattice.decode_probabilities(probabilities)
         if latents is None:
             return vector
-        span = torch.tensor(self.sense.high, device=vector.device) - torch.tensor(self.sense.low, device=vector.device)
-        cell = span / self.sense.base**self.sense.num_levels
+        cell = self.span(vector.device) / self.sense.base**self.sense.num_levels
         return vector + latents.flatten(1)[:, : self.sense.dim] * cell / 2
 
     def describe(self) -> list[tuple[Tensor, Tensor]]:
@@ -58,18 +221,121 @@ class VectorCodec(nn.Module):
         digits = describe_digits(self.sense.base)
         return [(digits, torch.ones(len(digits), dtype=torch.bool))] * self.sense.num_levels
 
-    def losses(self, *_args) -> dict[str, Tensor]:
-        return {}
+    def sequence_lengths(self, chunk: int) -> list[int]:
+        return [self.sense.dim * chunk] * self.sense.num_levels
+
+    def to_sequence(self, values: Tensor) -> list[Tensor]:
+        """All digits; those of one coordinate side by side, so that what changes slowly repeats."""
+        levels, _ = self.encode(values.flatten(0, 1))
+        digits = [codes[:, : self.sense.dim].unflatten(0, values.shape[:2]) for codes in levels]  # (N, chunk, dim)
+        return [codes.transpose(1, 2).flatten(1) for codes in digits]
+
+    def from_sequence(self, codes: list[Tensor], chunk: int) -> Tensor:
+        missing = self.sense.num_places * self.sense.group - self.sense.dim
+        digits = [level.unflatten(1, (self.sense.dim, chunk)).transpose(1, 2) for level in codes]  # (N, chunk, dim)
+        return self.decode([nn.functional.pad(level, (0, missing)) for level in digits])
+
+    def span(self, device: torch.device) -> Tensor:
+        low, high = self.sense.bounds(device)
+        return high - low
+
+    def error(self, imagined: Tensor, true: Tensor) -> Tensor:
+        return 2 * (imagined - true) / self.span(true.device)
+
+    def log_prob(self, true: Tensor, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Nothing: a vector counts as observed to the precision of its digits."""
+        return torch.zeros(len(true), device=true.device)
+
+    def corrupt(self, codes: list[Tensor], is_corrupt: Tensor) -> list[Tensor]:
+        """Digits of vectors that are a little off."""
+        vectors = self.decode(codes)
+        low, high = self.sense.bounds(vectors.device)
+        moved = vectors + VECTOR_NOISE * (high - low) * torch.randn_like(vectors)
+        digits, _ = self.encode(moved.clamp(low, high))
+        pairs = zip(digits, codes, strict=True)
+        return [torch.where(is_corrupt.unsqueeze(1) & (old >= 0), new, old) for new, old in pairs]
 
 
-CODECS = {"image": ImageCodec, "vector": VectorCodec}
+class TokenCodec(Codec):
+    """A discrete action, which is one code, and whose embedding is that code's row."""
+
+    latents_help = False
+    is_exact = True
+
+    def encode(self, values: Tensor) -> tuple[list[Tensor], None]:
+        return [values.long().unsqueeze(-1)], None
+
+    def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        return codes[0].squeeze(-1)
+
+    def sequence_lengths(self, chunk: int) -> list[int]:
+        return [chunk]
+
+    def to_sequence(self, values: Tensor) -> list[Tensor]:
+        return [values]
+
+    def from_sequence(self, codes: list[Tensor], chunk: int) -> Tensor:
+        return codes[0]
+
+    def embed(self, values: Tensor, model: PanModel, part: str, tables: CodeTables | None) -> Tensor:
+        return model.table.code_rows(part, 0, values.long()).unsqueeze(1)
 
 
-def build_codec(sense) -> nn.Module:
+class TextCodec(Codec):
+    """An action in words, which are tokens already."""
+
+    def embed(self, values: Tensor, model: PanModel, part: str, tables: CodeTables | None) -> Tensor:
+        return model.get_input_embeddings()(values)
+
+    def tokens(self, values: Tensor, model: PanModel, part: str) -> list[tuple[Tensor, Tensor, Tensor]]:
+        active = model.table.active_words()
+        return [(values, model.get_output_embeddings().weight[: len(active)], active)]
+
+
+CODECS: dict[str, type[Codec]] = {}
+ACTION_CODECS: dict[str, type[Codec]] = {}
+
+
+def register_sense(config: type[Part], codec: type[Codec] | None) -> None:
+    """Makes a kind of sense known, under the name that its configuration has as `kind`.
+
+    A file of its own that calls this travels with the checkpoints of models that have such a sense, see
+    `custom_senses_pan.py`.
+
+    Args:
+        config: a frozen dataclass, a `CodedPart` with the field `kind`.
+        codec: made from a `config` alone; None for texts, which are words already.
+    """
+    SENSES[config.kind] = config
+    if codec is not None:
+        CODECS[config.kind] = codec
+
+
+def register_action(config: type[Part], codec: type[Codec]) -> None:
+    """As `register_sense`, of actions."""
+    ACTIONS[config.kind] = config
+    ACTION_CODECS[config.kind] = codec
+
+
+register_sense(VectorSense, VectorCodec)
+register_sense(TextSense, None)
+register_action(DiscreteAction, TokenCodec)
+register_action(VectorAction, VectorCodec)
+register_action(TextAction, TextCodec)
+
+
+def build_codec(sense: CodedPart) -> Codec:
     """The codec for a sense's kind. Raises ValueError for a kind without one."""
     if sense.kind not in CODECS:
         raise ValueError(f"No codec for senses of kind {sense.kind!r}; known kinds are {sorted(CODECS)}.")
     return CODECS[sense.kind](sense)
+
+
+def build_action_codec(action: Part) -> Codec:
+    """The same for an action."""
+    if action.kind not in ACTION_CODECS:
+        raise ValueError(f"No codec for actions of kind {action.kind!r}; known kinds are {sorted(ACTION_CODECS)}.")
+    return ACTION_CODECS[action.kind](action)
 
 
 # ---- The lattice code: a bounded vector as digits, coarse first (Theorem 1 of "Critiques of World Models", scale

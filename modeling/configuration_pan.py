@@ -257,7 +257,7 @@ class PanConfig(PreTrainedConfig):
 
     def coded_parts(self) -> dict:
         """The senses, and the parts of the action, that are written in codes rather than in words."""
-        return {name: part for name, part in (self.senses | self.action_parts).items() if part.kind != "text"}
+        return {name: part for name, part in (self.senses | self.action_parts).items() if part.is_coded}
 
     @property
     def action_parts(self) -> dict:
@@ -268,17 +268,23 @@ class PanConfig(PreTrainedConfig):
     @property
     def place_senses(self) -> dict:
         """The senses that are coded at places (everything but text), in order."""
-        return {name: sense for name, sense in self.senses.items() if sense.kind != "text"}
+        return {name: sense for name, sense in self.senses.items() if sense.is_coded}
+
+    @property
+    def drawing_order(self) -> list[str]:
+        """The place senses in the order in which they are predicted: those that are numbers come before the others,
+        which are told them."""
+        return sorted(self.place_senses, key=lambda name: self.senses[name].num_scalars == 0)
 
     @property
     def prefix_senses(self) -> dict:
         """The text senses that hold for a whole episode and stand before the first state."""
-        return {name: sense for name, sense in self.senses.items() if sense.kind == "text" and not sense.every_step}
+        return {name: sense for name, sense in self.senses.items() if sense.is_constant}
 
     @property
     def text_senses(self) -> dict:
         """The text senses that change with time."""
-        return {name: sense for name, sense in self.senses.items() if sense.kind == "text" and sense.every_step}
+        return {n: sense for n, sense in self.senses.items() if not (sense.is_coded or sense.is_constant)}
 
     @property
     def vocab_size(self) -> int:

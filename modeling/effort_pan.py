@@ -43,13 +43,13 @@ class Block:
 
 
 def state_blocks(config, passes) -> list[Block]:
-    """Every block, in the order in which they are predicted: pass by pass, vectors before images, latents last."""
+    """Every block, in the order in which they are predicted: pass by pass, numbers before pictures, latents last."""
     blocks = []
-    by_kind = sorted(config.place_senses.items(), key=lambda item: item[1].kind != "vector")
+    in_order = [(name, config.senses[name]) for name in config.drawing_order]
     for number, each in enumerate(passes):
         if not each.levels:
             blocks.append(Block(each.name, each.name, None, "text", number))
-        for name, sense in by_kind if each.levels else ():
+        for name, sense in in_order if each.levels else ():
             blocks += [
                 Block(f"{name}.{level}", name, level, "codes", number)
                 for level in each.levels
@@ -57,7 +57,7 @@ def state_blocks(config, passes) -> list[Block]:
             ]
     last = {block.sense: block.number for block in blocks}
     return blocks + [
-        Block(f"{name}.latents", name, None, "latents", last[name]) for name, sense in by_kind if sense.latent_dim
+        Block(f"{name}.latents", name, None, "latents", last[name]) for name, sense in in_order if sense.latent_dim
     ]
 
 

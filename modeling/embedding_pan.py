@@ -19,6 +19,7 @@ from .layout_pan import fold_places, with_absent
 from .sense_configuration_pan import ACTION
 
 if TYPE_CHECKING:
+    from .codecs_pan import Codec
     from .configuration_pan import PanConfig
     from .modeling_pan import PanModel
 
@@ -175,7 +176,7 @@ class EmbeddingTable:
         of each code they meet."""
         model, sizes, rows, places, levels, glances = self.model, {}, {}, {}, {}, {}
         for part, described in model.config.coded_parts().items():
-            if part in model.config.action_parts and described.kind == "discrete":
+            if described.is_token:
                 continue
             active = [self.active_codes(part, level) for level in range(described.num_levels)]
             ever = [self._segment_of(self.ever_active, part, level) for level in range(described.num_levels)]
@@ -195,15 +196,15 @@ class EmbeddingTable:
         return CodeTables(sizes, places, levels, glances)
 
 
-def part_codec(model: PanModel, part: str) -> nn.Module:
-    """What encodes a sense, or a part of the action that is a vector."""
+def part_codec(model: PanModel, part: str) -> Codec:
+    """What encodes a sense, or a part of the action."""
     if part in model.senses:
         return model.senses[part]
     return model.action_codec if part == ACTION else model.action_codecs[part.removeprefix(f"{ACTION}.")]
 
 
 def part_embedding(model: PanModel, part: str) -> PlaceEmbedding:
-    """What embeds the codes of a sense, or of a part of the action that is a vector."""
+    """What embeds the codes of a sense, or of a part of the action that is no token."""
     if part in model.state_embeddings:
         return model.state_embeddings[part]
     return model.action_embedding if part == ACTION else model.action_embeddings[part.removeprefix(f"{ACTION}.")]

@@ -126,11 +126,11 @@ class Glance(nn.Module):
 
 
 def focusable(config) -> list[str]:
-    """The senses that can be looked at in part: images, unless their codes are sentences, which run over all of
-    them."""
+    """The senses that can be looked at in part: those on a grid, unless their codes are sentences, which run over all
+    of them."""
     if config.level0_sampling == "autoregressive":
         return []
-    return [name for name, sense in config.senses.items() if sense.kind == "image" and sense.num_places > 1]
+    return [name for name, sense in config.place_senses.items() if sense.is_grid and sense.num_places > 1]
 
 
 def changed_places(sense, now: list[Tensor], after: list[Tensor]) -> Tensor:

@@ -75,9 +75,9 @@ class VocabularyGrowth:
         part, level = segment.rsplit(".", 1)
         if level == MERGES:
             raise ValueError(f"{segment} holds merged tokens, which are made of others: see `PanModel.merge`.")
-        if part in model.senses and hasattr(model.senses[part], "codebooks"):
+        if part in model.senses and model.senses[part].can_grow:
             return self.grow_codes(part, int(level), vectors, names, "named", step)
-        if part == "action" and model.config.action.kind == "discrete":
+        if part == "action" and model.config.action.is_token:
             return self._grow_actions(names, descriptions, step)
         raise ValueError(
             f"{segment} holds the digits of a lattice, which are complete; give the vector a larger `base` or more "
@@ -129,7 +129,7 @@ class VocabularyGrowth:
             wholes = sorted(whole for *parts, whole in pairs if set(parts) & set(ids) and whole not in ids)
             if wholes:
                 raise ValueError(f"Tokens {ids} are parts of the merged tokens {wholes}, which must be retired first.")
-        elif part in model.senses and hasattr(model.senses[part], "codebooks"):
+        elif part in model.senses and model.senses[part].can_grow:
             book = model.senses[part].codebooks[int(level)]
             if len(codes) >= ledger.live(segment):
                 raise ValueError(f"{segment} has {ledger.live(segment)} live codes; at least one must stay.")

@@ -108,7 +108,7 @@ class LatentHead(nn.Module):
         self.takes_places, kind = name == "PlaceDenoiser", _denoiser_class(name)
         known = inspect.signature(kind.__init__).parameters
         told = "caption_channels" if "caption_channels" in known else "cross_attention_dim"  # width of the condition
-        rows, columns = self._grid()
+        rows, columns = sense.place_grid
         shape = {"in_channels": sense.latent_dim, "out_channels": sense.latent_dim, told: given.get(told, WIDTH)}
         shape["sample_size"] = rows if rows == columns else [rows, columns]
         self.condition = nn.Linear(condition_size + sense.latent_dim, shape[told])
@@ -119,9 +119,6 @@ class LatentHead(nn.Module):
         """How often the denoiser is called for one draw."""
         return count_calls(self.settings["scheduler"], self.settings["num_inference_steps"])
 
-    def _grid(self) -> tuple[int, int]:
-        return self.sense.place_grid if self.sense.kind == "image" else (1, self.sense.num_places)
-
     def predict(self, noisy: Tensor, time: Tensor, condition: Tensor, start: Tensor) -> Tensor:
         """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)` and what
         they are before the head corrects them, `(B, P, D)`, see `SenseLatents.start`."""
@@ -129,7 +126,7 @@ class LatentHead(nn.Module):
         timestep = time * NUM_TRAIN_TIMESTEPS
         if self.takes_places:
             return start + self.denoiser(noisy, timestep, hidden).sample
-        grid = noisy.transpose(1, 2).unflatten(2, self._grid())
+        grid = noisy.transpose(1, 2).unflatten(2, self.sense.place_grid)
         found = self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample
         return start + found.flatten(2).transpose(1, 2)
 
@@ -192,9 +189,9 @@ def mends(config: PanConfig) -> bool:
 
 
 def hedged_senses(config: PanConfig) -> list[str]:
-    """The senses whose latents hedge: in deterministic worlds those of images start from what is expected."""
-    senses = config.senses.items() if mends(config) else ()
-    return [name for name, sense in senses if sense.kind == "image" and sense.latent_dim]
+    """The senses whose latents hedge: in deterministic worlds those of learned codes start from what is expected."""
+    senses = config.place_senses.items() if mends(config) else ()
+    return [name for name, sense in senses if sense.can_grow and sense.latent_dim]
 
 
 def shift_size(config: PanConfig, name: str) -> int:

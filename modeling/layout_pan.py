@@ -71,9 +71,8 @@ class StepLayout:
         texts = {name: sense.max_length for name, sense in config.text_senses.items()}
         self.prefix_length = sum(sense.max_length for sense in config.prefix_senses.values())
         self.state_length = sum(places.values()) + sum(texts.values())
-        self.action_length = sum(
-            part.max_length if part.kind == "text" else part.num_places for part in config.actions.values()
-        )
+        actions = config.actions.values()
+        self.action_length = sum(part.num_places if part.is_coded else part.max_length for part in actions)
         self.num_places = sum(places.values())
         self.num_levels = max((sense.num_levels for sense in config.place_senses.values()), default=0)
         self.passes = self._passes(config, texts)
@@ -254,33 +253,40 @@ def with_absent(rows: Tensor) -> Tensor:
 
 def fold_places(codes: Tensor, sense, level: int) -> Tensor:
     """Codes of one level by place: `(B, num_codes, ...)` -> `(B, P, codes_per_place, ...)`, raster order inside."""
-    per_place = sense.codes_per_place[level]
-    if sense.kind != "image" or per_place == 1:
-        return codes.unflatten(1, (-1, per_place))
-    factor = int(per_place**0.5)
-    rows, columns = sense.place_grid
-    rest = codes.shape[2:]
-    x = codes.reshape(len(codes), rows, factor, columns, factor, *rest).transpose(2, 3)
-    return x.reshape(len(codes), rows * columns, per_place, *rest)
+    return fold_cells(codes, sense.level_grid(level), sense.place_grid)
 
 
 def unfold_places(codes: Tensor, sense, level: int) -> Tensor:
     """The inverse of `fold_places`: `(B, P, codes_per_place, ...)` -> `(B, num_codes, ...)`."""
-    per_place = sense.codes_per_place[level]
-    if sense.kind != "image" or per_place == 1:
-        return codes.flatten(1, 2)
-    factor = int(per_place**0.5)
-    rows, columns = sense.place_grid
-    rest = codes.shape[3:]
-    x = codes.reshape(len(codes), rows, columns, factor, factor, *rest).transpose(2, 3)
-    return x.reshape(len(codes), rows * columns * per_place, *rest)
+    return unfold_cells(codes, sense.level_grid(level), sense.place_grid)
+
+
+def fold_cells(x: Tensor, fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
+    """What stands on a fine grid, by the cells of a coarse one that it nests in, grids as rows and columns in raster
+    order: `(B, fine, ...)` -> `(B, coarse, fine / coarse, ...)`."""
+    down, across = fine[0] // coarse[0], fine[1] // coarse[1]
+    if down == 1:  # a row, or nothing to nest
+        return x.unflatten(1, (-1, across))
+    rest = x.shape[2:]
+    x = x.reshape(len(x), coarse[0], down, coarse[1], across, *rest).transpose(2, 3)
+    return x.reshape(len(x), coarse[0] * coarse[1], down * across, *rest)
+
+
+def unfold_cells(x: Tensor, fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
+    """The inverse of `fold_cells`."""
+    down, across = fine[0] // coarse[0], fine[1] // coarse[1]
+    if down == 1:
+        return x.flatten(1, 2)
+    rest = x.shape[3:]
+    x = x.reshape(len(x), coarse[0], coarse[1], down, across, *rest).transpose(2, 3)
+    return x.reshape(len(x), fine[0] * fine[1], *rest)
 
 
 def spread_codes(values: Tensor, sense, coarse: int, fine: int) -> Tensor:
     """What is said of each code of a coarser level, `(N, num_codes)`, said of the codes of a finer one that lie in
     it."""
-    if sense.kind != "image" or sense.level_strides[coarse] == sense.level_strides[fine]:
+    (rows, columns), (fine_rows, fine_columns) = sense.level_grid(coarse), sense.level_grid(fine)
+    if (rows, columns) == (fine_rows, fine_columns):
         return values
-    factor = sense.level_strides[coarse] // sense.level_strides[fine]
-    grid = values.unflatten(1, sense.level_grid(coarse))
-    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2).flatten(1)
+    grid = values.unflatten(1, (rows, columns))
+    return grid.repeat_interleave(fine_rows // rows, 1).repeat_interleave(fine_columns // columns, 2).flatten(1)

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from .distributed_pan import value_from_main
 from .growth_pan import VocabularyGrowth
-from .image_codec_pan import LEAST_DISTANCE, fold_grid
-from .sense_configuration_pan import check_observation, random_actions
-from .simulation_pan import pixel_log_prob
+from .image_codec_pan import LEAST_DISTANCE
+from .sense_configuration_pan import check_observation
 from .state_pan import Observation, as_action
 
 if TYPE_CHECKING:
-    from .image_codec_pan import Codebook, ImageCodec
+    from .image_codec_pan import Codebook, CodebookCodec
     from .modeling_pan import PanModel
 
 HeldOut: TypeAlias = "tuple[dict[str, Tensor], Tensor | None]"  # an observation, and the actions between its frames
@@ -112,7 +111,7 @@ class CodeLearning:
         if threshold <= 0 or max_new < 1:
             raise ValueError(f"`threshold` must be above 0 and `max_new` at least 1, got {threshold} and {max_new}.")
         growths = []
-        for name, codec in self._image_codecs().items():
+        for name, codec in self._learned_codecs().items():
             frames, room = Observation(observation).seen(name), max_new
             for level in range(len(codec.codebooks)):
                 segment = f"{name}.{level}"
@@ -159,7 +158,7 @@ class CodeLearning:
         self.model.ledger()
         check_observation(self.model.config, observation)
         growths, seen = [], (observation, action)
-        for name, codec in self._image_codecs().items():
+        for name, codec in self._learned_codecs().items():
             for level, book in enumerate(codec.codebooks):
                 used, _ = codec.encode(Observation(observation).seen(name))
                 for reason, codes, into in value_from_main(find_idle(book, used[level])):
@@ -191,13 +190,12 @@ class CodeLearning:
             likely = model.log_prob(belief, action, observation.frames(1), latents=False)
             return float(likely.bits_per_observation.mean())
         bits = 0.0
-        for name, codec in self._image_codecs().items():
+        for name, codec in self._learned_codecs().items():
             frames = observation.seen(name)
             codes, _ = codec.encode(frames)
             for level, level_codes in enumerate(codes):
                 bits += level_codes.shape[1] * math.log2(int(model.table.active_codes(name, level).sum()))
-            seen = pixel_log_prob(codec.decode(codes), codec.to_float(frames), codec.error_scale())
-            bits -= float(seen.mean()) / math.log(2)
+            bits -= float(codec.log_prob(frames, codes).mean()) / math.log(2)
         return bits
 
     def held_out_bits(self, seen: HeldOut, held_out: HeldOut | None) -> float:
@@ -209,11 +207,11 @@ class CodeLearning:
         """For each code of a level the share of places where it is predicted to stay for one step, 0 where it is not
         seen; `(capacity,)`, or None where actions cannot be drawn at random."""
         model, action = self.model, self.model.config.action
-        if action is None or len(model.config.actions) > 1 or action.kind == "text":
+        if action is None or len(model.config.actions) > 1 or not action.is_coded:
             return None
         last = Observation(observation, model.config.prefix_senses).frames(-1)
         last = last.rows(torch.arange(last.shape[0]).repeat(ACTIONS_TRIED))
-        drawn = random_actions(action, (len(last[name]), 1), torch.Generator().manual_seed(0)).to(model.device)
+        drawn = action.random((len(last[name]), 1), torch.Generator().manual_seed(0)).to(model.device)
         size, stays, seen = len(model.table.active_codes(name, level)), 0.0, 0.0
         with evaluating(model):
             for rows in torch.arange(len(drawn), device=model.device).split(IMAGINED):
@@ -227,8 +225,8 @@ class CodeLearning:
 
     # ---- inside
 
-    def _image_codecs(self) -> dict[str, ImageCodec]:
-        return {name: codec for name, codec in self.model.senses.items() if hasattr(codec, "codebooks")}
+    def _learned_codecs(self) -> dict[str, CodebookCodec]:
+        return {name: codec for name, codec in self.model.senses.items() if codec.can_grow}
 
     def _try(
         self,
@@ -308,12 +306,12 @@ ALIKE = 0.1  # pieces closer than this share of the threshold (squared distances
 
 
 def find_novelties(
-    codec: ImageCodec, frames: Tensor, level: int, threshold: float, max_new: int
+    codec: CodebookCodec, frames: Tensor, level: int, threshold: float, max_new: int
 ) -> tuple[Tensor, float]:
     """Vectors for what no active code of a level describes, the most frequent first.
 
     Args:
-        codec (`ImageCodec`): trained.
+        codec (`CodebookCodec`): trained.
         frames `(B, C, height, width)`: what was observed.
         level (`int`): 0 is the coarsest; the levels before it are taken as they are now.
         threshold (`float`): squared distance to the nearest code from which a piece is novel, as a share of the
@@ -342,7 +340,7 @@ def find_novelties(
 
 
 def find_models(
-    codec: ImageCodec, frames: Tensor, level: int, codes: range, persistence: Tensor | None = None
+    codec: CodebookCodec, frames: Tensor, level: int, codes: range, persistence: Tensor | None = None
 ) -> Tensor:
     """Which older code each new one is taken to behave like, `(len(codes),)`: the nearest of those that the next level
     continues in the same way.
@@ -400,13 +398,11 @@ def find_idle(book: Codebook, used: Tensor) -> list[tuple[str, list[int], int | 
     return [group for group in found if 0 < len(group[1]) < int(book.live.sum())]
 
 
-def find_corrections(codec: ImageCodec, frames: Tensor, level: int, codes: range) -> Tensor:
+def find_corrections(codec: CodebookCodec, frames: Tensor, level: int, codes: range) -> Tensor:
     """What the pictures of some codes of a level lack, `(len(codes), picture_dim)`: the mean of (frame - decoded) over
     where they are used in `frames`, zero where they are not."""
     used, _ = codec.encode(frames)
-    error = codec.to_float(frames) - codec.decode(used)
-    pieces = fold_grid(fold_grid(error.permute(0, 2, 3, 1), codec.sense.patch_size), codec.sense.level_strides[level])
-    pieces, places = pieces.flatten(0, 2), used[level].flatten()
+    pieces, places = codec.lacking(frames, used, level).flatten(0, 1), used[level].flatten()
     is_new = (places >= codes.start) & (places < codes.stop)
     places = places[is_new] - codes.start
     total = pieces.new_zeros(len(codes), pieces.shape[1]).index_add_(0, places, pieces[is_new])

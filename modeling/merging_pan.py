@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .embedding_pan import part_codec
 from .learning_pan import Growth, logged
 from .sense_configuration_pan import MERGES
 
 if TYPE_CHECKING:
+    from .codecs_pan import Codec
     from .modeling_pan import PanModel
 
 
@@ -52,19 +53,13 @@ class TokenMerging:
         Raises:
             ValueError: no such part, or values and chunk that do not fit.
         """
-        described, segment_rows = self._coded_part(part, chunk), self.model.table.segment_rows
-        if described.kind == "image":
-            codes, _ = self.model.senses[part].encode(values.flatten(0, 1))
-            return segment_rows(part, 0)[codes[0]].unflatten(0, values.shape[:2])
+        codec = self._codec(part, chunk)
         if values.shape[1] % chunk:
             raise ValueError(f"{values.shape[1]} steps of {part!r} make no whole chunks of {chunk}.")
         values = values.unflatten(1, (-1, chunk))  # (B, S, chunk, ...)
-        if described.kind == "discrete":
-            return segment_rows(part, 0)[values]
-        levels, _ = self._codec(part).encode(values.flatten(0, 2))
-        ids = [segment_rows(part, level)[codes[:, : described.dim]] for level, codes in enumerate(levels)]
-        ids = torch.stack(ids).unflatten(1, values.shape[:3])  # (levels, B, S, chunk, dim)
-        return ids.permute(1, 2, 0, 4, 3).flatten(2)
+        levels = codec.to_sequence(values.flatten(0, 1))
+        ids = [self.model.table.segment_rows(part, level)[codes] for level, codes in enumerate(levels)]
+        return torch.cat(ids, 1).unflatten(0, values.shape[:2])
 
     @torch.no_grad()
     def from_token_ids(self, part: str, ids: Tensor, chunk: int = 1) -> Tensor:
@@ -74,32 +69,18 @@ class TokenMerging:
         Raises:
             ValueError: no such part, a wrong length, or ids that are not codes of the part where they stand.
         """
-        described, leading = self._coded_part(part, chunk), ids.shape[:2]
-        levels = self._codes_of(part, ids, chunk)
-        if described.kind == "image":
-            return self.model.senses[part].decode(levels).unflatten(0, leading)
-        if described.kind == "discrete":
-            return levels[0].view(*leading, chunk).flatten(1, 2)
-        shape = (*leading, described.dim, chunk)
-        missing = described.num_places * described.group - described.dim
-        digits = [codes.view(shape).transpose(2, 3).flatten(1, 2) for codes in levels]  # (B, T, dim)
-        digits = [torch.nn.functional.pad(codes, (0, missing)) for codes in digits]
-        return self._codec(part).decode([codes.flatten(0, 1) for codes in digits]).unflatten(0, digits[0].shape[:2])
+        codec = self._codec(part, chunk)
+        levels = self._codes_of(part, ids, codec.sequence_lengths(chunk))
+        return codec.from_sequence(levels, chunk).unflatten(0, ids.shape[:2]).flatten(1, 2)
 
-    def _codes_of(self, part: str, ids: Tensor, chunk: int) -> list[Tensor]:
-        """Codes `(B * S, n)` of each level that stands in sequences `(B, S, length)` of a part."""
-        described = self._coded_part(part, chunk)
-        num_levels, width = 1, chunk
-        if described.kind == "vector":
-            num_levels, width = described.num_levels, described.dim * chunk
-        if described.kind == "image":
-            width = described.num_places * described.codes_per_place[0]
-        if ids.shape[2] != num_levels * width:
-            expected = f"A sentence of {part!r} has {num_levels * width} codes"
+    def _codes_of(self, part: str, ids: Tensor, lengths: list[int]) -> list[Tensor]:
+        """Codes `(B * S, length)` of each level that stands in sequences `(B, S, sum of lengths)` of a part."""
+        if ids.shape[2] != sum(lengths):
+            expected = f"A sentence of {part!r} has {sum(lengths)} codes"
             raise ValueError(f"{expected}, got {ids.shape[2]}; split merged tokens first.")
         codes_by_id = torch.full((self.model.config.vocab_size,), -1, device=ids.device)
         levels = []
-        for level, level_ids in enumerate(ids.flatten(0, 1).split(width, 1)):
+        for level, level_ids in enumerate(ids.flatten(0, 1).split(lengths, 1)):
             rows = self.model.table.segment_rows(part, level)
             codes_by_id[rows] = torch.arange(len(rows), device=ids.device)
             levels.append(codes_by_id[level_ids])
@@ -108,7 +89,12 @@ class TokenMerging:
             raise ValueError(f"No sentences of {part!r}: some ids are not codes of it, or stand in another's place.")
         return levels
 
-    def _codec(self, part: str) -> nn.Module:
+    def _codec(self, part: str, chunk: int) -> Codec:
+        parts = self.model.config.coded_parts()
+        if part not in parts:
+            raise ValueError(f"No part {part!r} is written in codes; expected one of {', '.join(parts)}.")
+        if chunk < 1 or (chunk > 1 and not parts[part].joins_steps):
+            raise ValueError(f"Frames of {part!r} are sentences each; `chunk` must be 1 for them, got {chunk}.")
         return part_codec(self.model, part)
 
     def merge(
@@ -214,14 +200,6 @@ class TokenMerging:
             for left, right, merged in pairs:
                 weight[merged] = (weight[left] + weight[right]) / 2
         self.model.table.activate([merged for _, _, merged in pairs])
-
-    def _coded_part(self, part: str, chunk: int):
-        parts = self.model.config.coded_parts()
-        if part not in parts:
-            raise ValueError(f"No part {part!r} is written in codes; expected one of {', '.join(parts)}.")
-        if chunk < 1 or (chunk > 1 and parts[part].kind == "image"):
-            raise ValueError(f"Frames of {part!r} are sentences each; `chunk` must be 1 for them, got {chunk}.")
-        return parts[part]
 
 
 def bits_per_sequence(seen: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]) -> float:

@@ -23,15 +23,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
-from .codecs_pan import VectorCodec, build_codec
+from .codecs_pan import build_action_codec, build_codec
 from .compile_pan import Pieces
 from .configuration_pan import PanConfig, check_settings
 from .effort_pan import Prices, SwitchHead, state_blocks
-from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room, part_codec, part_embedding
+from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room, part_codec
 from .focus_pan import Glance, focusable
 from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
-from .image_codec_pan import as_bytes
 from .latent_head_pan import LatentHead, shift_size
 from .layout_pan import StepLayout
 from .learning_pan import NOVEL, CodeLearning, Growth, HeldOut
@@ -200,14 +199,14 @@ class PanModel(
                 for name, sense in places.items()
             }
         )
-        vectors = {name: part for name, part in config.actions.items() if part.kind == "vector"}
-        if ACTION in vectors:  # the one that checkpoints name so
-            self.action_codec = VectorCodec(vectors[ACTION])
-            self.action_embedding = PlaceEmbedding(vectors.pop(ACTION), hidden_size)
-        self.action_codecs = nn.ModuleDict({name: VectorCodec(part) for name, part in vectors.items()})
-        self.action_embeddings = nn.ModuleDict(
-            {name: PlaceEmbedding(part, hidden_size) for name, part in vectors.items()}
-        )
+        codecs = {name: build_action_codec(part) for name, part in config.actions.items()}
+        at_places = [name for name, part in config.actions.items() if part.is_coded and not part.is_token]
+        embeddings = {name: PlaceEmbedding(config.actions[name], hidden_size) for name in at_places}
+        if ACTION in codecs:  # the one that checkpoints name so
+            self.action_codec = codecs.pop(ACTION)
+        if ACTION in embeddings:
+            self.action_embedding = embeddings.pop(ACTION)
+        self.action_codecs, self.action_embeddings = nn.ModuleDict(codecs), nn.ModuleDict(embeddings)
         self.glances = nn.ModuleDict(
             {name: Glance(places[name], hidden_size, -(-config.adapter_dim // 2)) for name in focusable(config)}
         )
@@ -217,7 +216,7 @@ class PanModel(
         if config.text_senses:
             self.text_start = nn.Parameter(torch.zeros(hidden_size))
         width = 2 * config.adapter_dim
-        grids = {self.place_starts[n]: s.place_grid for n, s in places.items() if s.kind == "image"}
+        grids = {self.place_starts[n]: s.place_grid for n, s in places.items() if s.is_grid}
         num_actors = None if config.actors is None else len(config.actors)
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids, num_actors)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
@@ -238,8 +237,7 @@ class PanModel(
 
     def _num_action_codes(self) -> int:
         parts = self.config.actions.values()
-        texts = sum(part.max_length for part in parts if part.kind == "text")
-        return texts + sum(part.num_places * sum(part.codes_per_place) for part in parts if part.kind != "text")
+        return sum(part.num_codes if part.is_coded else part.max_length for part in parts)
 
     @classmethod
     def from_backbone(
@@ -295,7 +293,7 @@ class PanModel(
             fill_new_rows(backbone, text_size, std)
             pan_config.initializer_range = std
         model = cls(pan_config, language_model=backbone)
-        model.table.start_code_rows([name for name, part in pan_config.coded_parts().items() if part.kind == "vector"])
+        model.table.start_code_rows([name for name, part in pan_config.coded_parts().items() if part.has_digits])
         model.generation_config = copy.deepcopy(backbone.generation_config)
         for name, parameter in model.named_parameters():
             if not name.startswith(tuple(f"{part}." for part in cls._keep_in_fp32_modules_strict)):
@@ -468,11 +466,11 @@ class PanModel(
         check_observation(self.config, observation)
         observation, state = Observation(observation, self.config.prefix_senses), State({})
         for name in self.config.place_senses:
-            value, absent = observation[name], _absent(observation, name)
-            codes, latents = self.senses[name].encode(value.flatten(0, 1))
-            state.codes[name] = [_blank(level.unflatten(0, value.shape[:2]), absent, ABSENT) for level in codes]
+            codes, latents = self.senses[name].encode(observation[name])
+            absent = _absent(observation, name)
+            state.codes[name] = [_blank(level, absent, ABSENT) for level in codes]
             if latents is not None:
-                state.latents[name] = _blank(latents.unflatten(0, value.shape[:2]), absent, torch.nan)
+                state.latents[name] = _blank(latents, absent, torch.nan)
         texts = self.config.text_senses
         state.text = {name: _blank(observation[name], _absent(observation, name), ABSENT) for name in texts}
         return state
@@ -506,10 +504,8 @@ class PanModel(
         latents = self.senses[sense].latents_help if latents is None else latents
         use_latents = latents and num_levels == len(levels) and sense in state.latents
         given = state.latents[sense].flatten(0, len(leading) - 1) if use_latents else None
-        decoded = self.senses[sense].decode(flat, given)
-        if self.config.senses[sense].kind == "image":
-            decoded = as_bytes(decoded)
-        return decoded.unflatten(0, leading)
+        codec = self.senses[sense]
+        return codec.as_output(codec.decode(flat, given)).unflatten(0, leading)
 
     # ---- into the backbone
 
@@ -528,18 +524,7 @@ class PanModel(
         """Actions `(N,)` ints, `(N, dim)` floats or `(N, max_length)` ids, or their parts one after the other ->
         `(N, action_length, hidden_size)`."""
         parts = zip(self.config.action_parts, action_tensors(action), strict=True)
-        return torch.cat([self._embed_part(part, values, tables) for part, values in parts], 1)
-
-    def _embed_part(self, part: str, values: Tensor, tables: CodeTables | None) -> Tensor:
-        """One part of an action."""
-        kind = self.config.action_parts[part].kind
-        if kind == "discrete":
-            return self.table.code_rows(part, 0, values.long()).unsqueeze(1)
-        if kind == "text":
-            return self.get_input_embeddings()(values)
-        tables = tables or self.table.code_tables()
-        codes, remainder = part_codec(self, part).encode(values)
-        return part_embedding(self, part)(codes, tables.places[part], tables.sizes[part], remainder)
+        return torch.cat([part_codec(self, part).embed(values, self, part, tables) for part, values in parts], 1)
 
     def embed_step(
         self, state: State, embedded_state: Tensor, action: Tensor, tables: CodeTables | None = None
@@ -559,17 +544,8 @@ class PanModel(
     def action_codes(self, action: Tensor | Actions) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The action as tokens, a tuple a level of each part: codes `(N, n)`, the rows they are read out against,
         which are live."""
-        found = []
-        for part, values in zip(self.config.action_parts, action_tensors(action), strict=True):
-            kind, table = self.config.action_parts[part].kind, self.table
-            if kind == "text":
-                live = table.active_words()
-                found.append((values, self.get_output_embeddings().weight[: len(live)], live))
-                continue
-            codes = [values.long().unsqueeze(1)] if kind == "discrete" else part_codec(self, part).encode(values)[0]
-            for level, level_codes in enumerate(codes):
-                found.append((level_codes, table.code_table(part, level), table.active_codes(part, level)))
-        return found
+        parts = zip(self.config.action_parts, action_tensors(action), strict=True)
+        return [tokens for part, values in parts for tokens in part_codec(self, part).tokens(values, self, part)]
 
     def embed_queries(
         self, one_pass, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
@@ -613,8 +589,8 @@ class PanModel(
                 parts[name] = torch.cat([hidden[:, start : start + sense.num_places], now, action.expand_as(now)], -1)
                 start += sense.num_places
             place += sense.num_places
-        # vectors first: pictures are then told what was drawn, and agree with it
-        return dict(sorted(parts.items(), key=lambda item: self.config.senses[item[0]].kind != "vector"))
+        # numbers first: pictures are then told what was drawn, and agree with it
+        return {name: parts[name] for name in self.config.drawing_order if name in parts}
 
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions

@@ -128,7 +128,7 @@ def latent_head_objective(model, condition, state, observation, **_) -> PanOutpu
     for name, head in model.latent_heads.items():
         told, there = (condition[name], state["start"][name]), state.get("present", {}).get(name)
         losses[f"{name}.latents"], drawn = _flow_loss(head, state["latents"][name], *told, there)
-        if model.config.senses[name].kind == "image":
+        if not model.senses[name].is_exact:
             imagined = model.senses[name].decode(state["codes"][name], drawn)
             error = _generative_loss(model, name, imagined, observation[name], _among(there, None))
             losses[f"{name}.mended"] = log_of_mean(error, LEAST_ERROR)
@@ -208,13 +208,7 @@ def _generative_loss(model, name: str, imagined: Tensor, after: Tensor, importan
     """|| g(f(h(o), a)) - o' ||, squared, of observations imagined and true `(N, ...)`. Every pixel counts as much as
     any other, and every transition as much as its `importance` `(N,)`: more weight where something did change would be
     taken by the codes' probabilities as that much more change."""
-    codec, sense = model.senses[name], model.config.senses[name]
-    if sense.kind == "image":
-        error = imagined - codec.to_float(after)
-    else:
-        span = torch.tensor(sense.high, device=after.device) - torch.tensor(sense.low, device=after.device)
-        error = 2 * (imagined - after) / span
-    error = error.square().flatten(1).mean(1)
+    error = model.senses[name].error(imagined, after).square().flatten(1).mean(1)
     if importance is None:
         return error.mean()
     return (importance * error).sum() / shared_mean(importance.sum()).clamp(min=1e-6)
@@ -318,7 +312,7 @@ def _code_losses(
             numbers = readout_numbers(model, name, window.numbers, drawn)
             seen = _seen_places(model, window, name)
             view = ReadoutView(sense, places, window.current.codes[name], window.following.codes[name], weight=seen)
-            if crop_places and sense.kind == "image":
+            if crop_places and sense.is_grid:
                 view = crop(view, crop_places)
             for level in each.levels[: sense.num_levels]:
                 found = teacher_forced_logits(model, name, level, view, window.tables, numbers)
@@ -340,7 +334,7 @@ def _level_losses(
     target = target.clamp(min=0)
     weight = (1 + (change_weight - 1) * changed) * share
     losses = {f"{name}.{level}": _change_weighted(logits, now, target, weight.flatten(), change_weight)}
-    if view.sense.kind == "image":
+    if model.senses[name].can_grow:
         book = model.senses[name].codebooks[level]
         losses[f"{name}.{level}.vectors"] = _vector_loss(book, logits, now, target, share)
     right = logits.detach().argmax(-1) == target
@@ -548,7 +542,7 @@ def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
     futures = model.simulate(belief, actions, temperature=0.0, seed=0)
     for name in model.latent_heads:
-        if model.config.senses[name].kind != "image":
+        if model.senses[name].is_exact:
             continue
         codec, seen = model.senses[name], later.observation[name].flatten(0, 1)
         weight = 1 + model.config.training.motion_weight * codec.differing(seen, later.before[name].flatten(0, 1))

@@ -21,13 +21,6 @@ from .layout_pan import unfold_places, with_absent
 from .state_pan import Actions, State, action_tensors
 
 
-def _grid(sense, level: int) -> tuple[int, int]:
-    """Rows and columns of a level's codes; a vector's are one row."""
-    if sense.kind != "image":
-        return 1, sense.num_places * sense.codes_per_place[level]
-    return sense.level_grid(level)
-
-
 class LevelReadout(nn.Module):
     """Logits over one level's codes from the hidden states of the places, the current codes and the coarser new ones.
 
@@ -65,13 +58,13 @@ class LevelReadout(nn.Module):
         self.coarser = nn.ModuleList(nn.Linear(hidden_size, width, bias=False) for _ in range(level))
         # vocabulary rows are a fiftieth of the size of hidden states, and would otherwise hardly be seen beside them
         self.row_norm = nn.LayerNorm(hidden_size)
-        grid = _grid(sense, level)
+        grid = sense.level_grid(level)
         self.blocks = nn.ModuleList(_LocalBlock(grid[0] > 1, width) for _ in range(num_blocks))
         self.sentence = SentenceHead(grid, hidden_size, width) if autoregressive else None
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, hidden_size)
         self.copy_bias = nn.Parameter(torch.empty(1))
-        self.density = DigitDensity(sense, level, width, num_numbers) if sense.kind == "vector" else None
+        self.density = DigitDensity(sense, level, width, num_numbers) if sense.has_digits else None
 
     def reset_pan_parameters(self, _std: float) -> None:
         init.constant_(self.copy_bias, self.initial_copy_bias if self.density is None else 0.0)
@@ -106,7 +99,7 @@ class LevelReadout(nn.Module):
         (`augmentation_pan`). Returns: `(B, n, A)`."""
         shown = shown or self.sense
         x = self._inputs(places, now, coarser, tables, numbers, shown, corner)
-        grid = _grid(shown, self.level)
+        grid = shown.level_grid(self.level)
         for block in self.blocks:
             x = block(x, grid)
         return x
@@ -124,12 +117,11 @@ class LevelReadout(nn.Module):
         """What `features` gives at some places of an image, worked out there alone: each with as much around it as the
         blocks see. Args: as for `features`; row, place `(F,)`, which. Returns: `(F, codes a place, A)`."""
         x = self._inputs(places, now, coarser, tables, numbers, self.sense, None)
-        (rows, columns), margin = _grid(self.sense, self.level), len(self.blocks)
-        side = self.sense.place_stride // self.sense.level_strides[self.level]
-        span = torch.arange(side + 2 * margin, device=x.device) - margin
+        (rows, columns), margin = self.sense.level_grid(self.level), len(self.blocks)
         across = self.sense.place_grid[1]
-        down = (side * (place // across)).unsqueeze(1) + span  # (F, window)
-        right = (side * (place % across)).unsqueeze(1) + span
+        high, wide = self._place_size()
+        down = (high * (place // across)).unsqueeze(1) + torch.arange(-margin, high + margin, device=x.device)
+        right = (wide * (place % across)).unsqueeze(1) + torch.arange(-margin, wide + margin, device=x.device)
         inside = ((down >= 0) & (down < rows)).unsqueeze(2) & ((right >= 0) & (right < columns)).unsqueeze(1)
         index = down.clamp(0, rows - 1).unsqueeze(2) * columns + right.clamp(0, columns - 1).unsqueeze(1)
         x = x[row.view(-1, 1, 1), index]  # (F, window, window, A)
@@ -168,24 +160,26 @@ class LevelReadout(nn.Module):
     def _middles(self, shown, corner: Tensor | None, device) -> list[Tensor]:
         """Where the middles of rows and of columns of codes are on the whole frame, in [-1, 1], `(B or 1, count)`
         each; args as for `features`."""
-        stride, middles = self.sense.place_stride // self.sense.level_strides[self.level], []
-        whole = _grid(self.sense, self.level)
-        for axis, count in enumerate(_grid(shown, self.level)):
+        whole, size, middles = self.sense.level_grid(self.level), self._place_size(), []
+        for axis, count in enumerate(shown.level_grid(self.level)):
             index = torch.arange(count, device=device) + 0.5
-            index = index.unsqueeze(0) if corner is None else index + stride * corner[:, axis : axis + 1]
+            index = index.unsqueeze(0) if corner is None else index + size[axis] * corner[:, axis : axis + 1]
             middles.append(2 * index / whole[axis] - 1)
         return middles
 
+    def _place_size(self) -> tuple[int, int]:
+        """Rows and columns of this level's codes that a place covers."""
+        codes, places = self.sense.level_grid(self.level), self.sense.place_grid
+        return codes[0] // places[0], codes[1] // places[1]
+
     def _spread(self, x: Tensor, level: int, shown) -> Tensor:
         """A coarser level's map `(B, n_l, A)` repeated onto this level's finer one `(B, n, A)`."""
-        if shown.kind != "image":
+        (rows, columns), (fine_rows, fine_columns) = shown.level_grid(level), shown.level_grid(self.level)
+        if (rows, columns) == (fine_rows, fine_columns):
             return x
-        rows, columns = _grid(shown, level)
-        factor = shown.level_strides[level] // shown.level_strides[self.level]
-        if factor == 1:
-            return x
-        grid = x.reshape(len(x), rows, 1, columns, 1, -1).expand(-1, -1, factor, -1, factor, -1)
-        return grid.reshape(len(x), rows * columns * factor**2, -1)
+        grid = x.reshape(len(x), rows, 1, columns, 1, -1)
+        grid = grid.expand(-1, -1, fine_rows // rows, -1, fine_columns // columns, -1)
+        return grid.reshape(len(x), fine_rows * fine_columns, -1)
 
     def logits(
         self,
@@ -414,14 +408,14 @@ class DigitDensity(nn.Module):
 OCTAVES = 6  # the highest has a period of a thirty-second of the range
 
 
-def _vectors(config) -> dict:
-    return {name: sense for name, sense in config.senses.items() if sense.kind == "vector"}
+def _numeric_senses(config) -> dict:
+    return {name: sense for name, sense in config.place_senses.items() if sense.num_scalars}
 
 
 def num_step_numbers(config) -> int:
     """V, the width of `step_numbers`; 0 where nothing is a number."""
-    senses = sum(2 * sense.dim for sense in _vectors(config).values())
-    return senses + bool(senses) + sum(part.dim for part in config.actions.values() if part.kind == "vector")
+    senses = sum(2 * sense.num_scalars for sense in _numeric_senses(config).values())
+    return senses + bool(senses) + sum(part.num_scalars for part in config.actions.values())
 
 
 def num_readout_numbers(config, sense: str) -> int:
@@ -431,9 +425,10 @@ def num_readout_numbers(config, sense: str) -> int:
 
 
 def drawn_numbers(config, sense: str) -> slice:
-    """Which of the `readout_numbers` of a sense say where the vectors will be, in [-1, 1]; none but for images."""
-    first, is_image = num_step_numbers(config), config.senses[sense].kind == "image"
-    return slice(first, first + is_image * sum(vector.dim for vector in _vectors(config).values()))
+    """Which of the `readout_numbers` of a sense say where the vectors will be, in [-1, 1]; none for a sense that is
+    numbers itself, since these are drawn first."""
+    first, is_told = num_step_numbers(config), not config.senses[sense].num_scalars
+    return slice(first, first + is_told * sum(vector.num_scalars for vector in _numeric_senses(config).values()))
 
 
 def step_numbers(
@@ -475,22 +470,22 @@ def window_numbers(model, state: State, action: Tensor) -> Tensor | None:
 
 def _units(model, codes: dict[str, list[Tensor]]) -> Tensor | None:
     """All vector senses side by side, in [-1, 1]: `(..., sum of dim)`, or None where there are none."""
-    vectors = _vectors(model.config)
-    parts = [model.senses[name].unit(codes[name])[..., : sense.dim] for name, sense in vectors.items()]
+    parts = [model.senses[name].scalars(codes[name]) for name in _numeric_senses(model.config)]
     return torch.cat(parts, -1) if parts else None
 
 
 def _are_there(model, codes: dict[str, list[Tensor]]) -> Tensor:
     """Which numbers of `_units` are known at all, bool: not those of an absent sense."""
-    vectors = _vectors(model.config)
-    return torch.cat([codes[name][0][..., : sense.dim] >= 0 for name, sense in vectors.items()], -1)
+    there = {name: codes[name][0][..., :1] >= 0 for name in _numeric_senses(model.config)}
+    counts = {name: model.config.senses[name].num_scalars for name in there}
+    return torch.cat([mask.expand(*mask.shape[:-1], counts[name]) for name, mask in there.items()], -1)
 
 
 def _joined(config, parts: list[Tensor], action: Tensor | Actions) -> Tensor | None:
     """Parts and, in [-1, 1], those of the action that are vectors."""
     for described, part in zip(config.actions.values(), action_tensors(action), strict=True):
-        if described.kind == "vector":
-            low, high = (torch.tensor(bound, device=part.device) for bound in (described.low, described.high))
+        if described.num_scalars:
+            low, high = described.bounds(part.device)
             parts = [*parts, (2 * (part.float() - low) / (high - low) - 1).clamp(-1, 1)]
     return torch.cat(parts, 1) if parts else None
 
@@ -503,7 +498,8 @@ def readout_numbers(model, sense: str, numbers: Tensor | None, drawn: dict[str, 
         numbers: see `step_numbers`.
         drawn: the next state's codes `(N, n)` a level, of all vector senses as far as they are drawn.
     """
-    if model.config.senses[sense].kind != "image" or not _vectors(model.config):
+    told = drawn_numbers(model.config, sense)
+    if told.start == told.stop:
         return numbers
     return torch.cat([numbers, _waves(_units(model, drawn))], 1)
 

@@ -1,20 +1,23 @@
 """What a sense and an action are, as plain data: shape, range, unit, levels and the size of each codebook.
 
 A *sense* is one named channel of observation. Its discrete code has *levels*, coarse first, and its codes sit at
-*places*: a place is one state embedding of the trunk, and holds one or more codes of every level. Every kind here is a
-frozen dataclass that says `kind`, validates itself when built and turns into JSON with `to_dict`. A new kind (audio,
-video) is a new dataclass here and a new codec in `codecs_pan.py`; the model file does not change.
+*places*: a place is one state embedding of the trunk, and holds one or more codes of every level. Every kind is a
+frozen dataclass that says `kind`, validates itself when built and turns into JSON with `to_dict`. What can be said of
+a kind from its configuration alone is asked here; what needs weights is asked of its codec (`codecs_pan.py`). Nobody
+asks for the kind itself, so a new kind is a dataclass and a codec of its own, anywhere, and `register_sense`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
 PRESENT = ".present"  # behind the name of a sense: in which frames it is there
 ACTION = "action"  # the name of what is done, where that has one part
 MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
@@ -56,23 +59,76 @@ def digits_for(num_cells: int, base: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Serializable:
-    """Turns a sense or action into JSON-able data; `kind` is always part of it."""
+class Part:
+    """One named part of a step, a sense or an action; a subclass adds the field `kind`, and whatever describes it."""
+
+    is_coded: ClassVar[bool] = False  # written in codes, with rows of their own, rather than in words
+    is_constant: ClassVar[bool] = False  # holds for a whole episode, and stands before its first state
+    num_scalars: ClassVar[int] = 0  # coordinates that it says, and that readouts are told as numbers
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     @property
-    def segments(self) -> dict[str, tuple[int, int]]:
-        """Of a part that is written in codes: what comes after the dot of each segment's name -> (capacity, live at
-        birth). Levels first, then room for merged tokens."""
-        levels = zip(self.codebook_capacity, self.codebook_size, strict=True)
-        found = {str(level): sizes for level, sizes in enumerate(levels)}
-        return found | ({MERGES: (self.merge_capacity, 0)} if self.merge_capacity else {})
+    def shape(self) -> tuple[int, ...]:
+        """Of one observation or action, without batch and time."""
+        raise NotImplementedError
+
+    def check_values(self, values: Tensor) -> None:
+        """Raises ValueError where actions `(B, T, *shape)` are out of range; anything passes by default."""
+
+    def bounds(self, device=None) -> tuple[Tensor, Tensor]:
+        """The least and the greatest value of every entry, `shape` float32 each. Raises ValueError where there are
+        none."""
+        raise ValueError(f"A {type(self).__name__} has no bounds to draw numbers within; a VectorAction has.")
+
+    def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Uniform actions, `(*shape, *self.shape)`; `generator` is of the CPU. Raises ValueError where none can be
+        drawn."""
+        raise ValueError(f"A {type(self).__name__} cannot be drawn at random; a discrete or vector action can.")
 
 
 @dataclass(frozen=True)
-class ImageSense(_Serializable):
+class CodedPart(Part):
+    """A part that is written in codes.
+
+    A subclass has, as fields or properties: `num_levels`, `num_places`, `codes_per_place` and `codebook_size` and
+    `codebook_capacity` (an `int` a level each), `merge_capacity`, and `latent_dim`. The codes of a level stand in a
+    row unless `level_grid` and `place_grid` say otherwise.
+    """
+
+    is_coded: ClassVar[bool] = True
+    is_token: ClassVar[bool] = False  # one code is all there is, and its row is what the backbone reads
+    can_grow: ClassVar[bool] = False  # codes are learned vectors, `code_dim` wide, and there can be more of them
+    is_grid: ClassVar[bool] = False  # codes have neighbours in two directions, which readouts look at and crops keep
+    joins_steps: ClassVar[bool] = False  # the codes of several steps can stand together in one sequence of tokens
+    has_digits: ClassVar[bool] = False  # codes are digits of coordinates, in order: readouts add a density over them
+
+    @property
+    def segments(self) -> dict[str, tuple[int, int]]:
+        """What comes after the dot of each segment's name -> (capacity, live at birth). Levels first, then room for
+        merged tokens."""
+        levels = zip(self.codebook_capacity, self.codebook_size, strict=True)
+        sizes = {str(level): pair for level, pair in enumerate(levels)}
+        return sizes | ({MERGES: (self.merge_capacity, 0)} if self.merge_capacity else {})
+
+    @property
+    def num_codes(self) -> int:
+        """Of one observation or action, all levels together."""
+        return self.num_places * sum(self.codes_per_place)
+
+    @property
+    def place_grid(self) -> tuple[int, int]:
+        """Rows and columns of places."""
+        return 1, self.num_places
+
+    def level_grid(self, level: int) -> tuple[int, int]:
+        """Rows and columns of a level's codes; each place covers as many of both."""
+        return 1, self.num_places * self.codes_per_place[level]
+
+
+@dataclass(frozen=True)
+class ImageSense(CodedPart):
     """RGB (or any number of channels) frames, coded on a pyramid of grids.
 
     Args:
@@ -145,6 +201,13 @@ class ImageSense(_Serializable):
         _check_codebooks(name, self.num_levels, self.codebook_size, self.codebook_capacity)
         _check_merge_capacity(name, self.merge_capacity)
 
+    can_grow = True
+    is_grid = True
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
     @property
     def num_levels(self) -> int:
         return len(self.level_strides)
@@ -171,9 +234,14 @@ class ImageSense(_Serializable):
     def codes_per_place(self) -> list[int]:
         return [(self.place_stride // stride) ** 2 for stride in self.level_strides]
 
+    def crop(self, rows: int, columns: int) -> ImageSense:
+        """The sense of a part of the frame, so many places high and wide."""
+        side = self.patch_size * self.place_stride
+        return replace(self, height=rows * side, width=columns * side)
+
 
 @dataclass(frozen=True)
-class _Vector(_Serializable):
+class _Vector(CodedPart):
     """A bounded vector, coded by the lattice of Theorem 1: level `l` is digit `l` of every coordinate."""
 
     dim: int = 1
@@ -227,6 +295,37 @@ class _Vector(_Serializable):
         digits = 1 if base is None else digits_for(cells, base)
         return cls(dim=dim, low=low, high=high, base=base or cells, num_levels=digits, **fields)
 
+    has_digits = True
+    joins_steps = True
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.dim,)
+
+    @property
+    def num_scalars(self) -> int:  # type: ignore[override]  # of a configuration, not of its class
+        return self.dim
+
+    def bounds(self, device=None) -> tuple[Tensor, Tensor]:
+        """`low` and `high`, `(dim,)` float32 each."""
+        low, high = (torch.tensor(bound, dtype=torch.float32, device=device) for bound in (self.low, self.high))
+        return low, high
+
+    def check_values(self, values: Tensor) -> None:
+        if values.numel() == 0:
+            return
+        flat = values.float().flatten(0, -2)
+        for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            margin = OUTSIDE * (high - low)
+            least, most = float(flat[:, index].min()), float(flat[:, index].max())
+            if not (low - margin <= least and most <= high + margin):  # NaN too
+                told = f"goes from {low} to {high}, got {least:.6g} to {most:.6g}"
+                raise ValueError(f"Actions: coordinate {index} {told}; which unit?")
+
+    def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        low, high = self.bounds()
+        return low + (high - low) * torch.rand((*shape, self.dim), generator=generator)
+
     @property
     def group(self) -> int:
         """Coordinates that share a place: at most 8 places a vector."""
@@ -276,7 +375,7 @@ class VectorSense(_Vector):
 
 
 @dataclass(frozen=True)
-class TextSense(_Serializable):
+class TextSense(Part):
     """Words of the backbone's own vocabulary.
 
     Args:
@@ -294,9 +393,17 @@ class TextSense(_Serializable):
     def __post_init__(self):
         _require(self.max_length >= 1, f"TextSense: max_length must be at least 1, got {self.max_length}.")
 
+    @property
+    def is_constant(self) -> bool:
+        return not self.every_step
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.max_length,)
+
 
 @dataclass(frozen=True)
-class DiscreteAction(_Serializable):
+class DiscreteAction(CodedPart):
     """One of `num_actions` choices; each has its own token.
 
     Args:
@@ -326,9 +433,24 @@ class DiscreteAction(_Serializable):
             f"DiscreteAction: expected {self.num_actions} names, got {self.names}.",
         )
 
+    is_token = True
+    joins_steps = True
+    shape = ()
     num_places = 1
     num_levels = 1
     latent_dim = 0
+
+    def check_values(self, values: Tensor) -> None:
+        if values.numel() == 0:
+            return
+        if values.is_floating_point():
+            raise ValueError(f"Discrete actions are whole numbers, got {values.dtype}.")
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= self.num_actions:
+            raise ValueError(f"Discrete actions are 0 to {self.num_actions - 1}, got {low} to {high}.")
+
+    def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randint(self.num_actions, shape, generator=generator)
 
     @property
     def codes_per_place(self) -> list[int]:
@@ -351,7 +473,7 @@ class VectorAction(_Vector):
 
 
 @dataclass(frozen=True)
-class TextAction(_Serializable):
+class TextAction(Part):
     """An action said in words: at most `max_length` tokens of the backbone's own vocabulary; with `clip` a longer text
     is cut instead of refused."""
 
@@ -362,27 +484,13 @@ class TextAction(_Serializable):
     def __post_init__(self):
         _require(self.max_length >= 1, f"TextAction: max_length must be at least 1, got {self.max_length}.")
 
-
-def action_bounds(action) -> tuple[Tensor, Tensor]:
-    """Bounds of a vector action, `(dim,)` float32 each. Raises ValueError for texts."""
-    if action.kind != "vector":
-        raise ValueError(
-            f"Expected a 'discrete' or 'vector' action, got {action.kind!r}; texts cannot be drawn at random."
-        )
-    return torch.tensor(action.low, dtype=torch.float32), torch.tensor(action.high, dtype=torch.float32)
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.max_length,)
 
 
-def random_actions(action, shape: tuple[int, ...], generator) -> Tensor:
-    """Uniform actions: of `shape`, int64, for a discrete action; `(*shape, dim)` float for a vector. `generator` is of
-    the CPU. Raises ValueError for texts."""
-    if action.kind == "discrete":
-        return torch.randint(action.num_actions, shape, generator=generator)
-    low, high = action_bounds(action)
-    return low + (high - low) * torch.rand((*shape, action.dim), generator=generator)
-
-
-SENSES = {"image": ImageSense, "vector": VectorSense, "text": TextSense}
-ACTIONS = {"discrete": DiscreteAction, "vector": VectorAction, "text": TextAction}
+SENSES: dict[str, type[Part]] = {}  # by the kind's name, see `register_sense` and `register_action` in `codecs_pan.py`
+ACTIONS: dict[str, type[Part]] = {}
 
 
 def _from_dict(kinds: dict, what: str, values):
@@ -390,7 +498,11 @@ def _from_dict(kinds: dict, what: str, values):
     if not isinstance(values, dict):
         return values
     kind = values.get("kind")
-    _require(kind in kinds, f"{what}: unknown kind {kind!r}; expected one of {sorted(kinds)}.")
+    _require(
+        kind in kinds,
+        f"{what}: unknown kind {kind!r}; expected one of {sorted(kinds)}. Import the file that registers it first, or "
+        "load the checkpoint with trust_remote_code=True where pan_hf is not imported, to run the code it came with.",
+    )
     known = {item.name for item in fields(kinds[kind])}
     unknown = sorted(set(values) - known)
     _require(not unknown, f"{what}: a {kind} has no field {unknown}; its fields are {sorted(known)}.")
@@ -422,14 +534,9 @@ def _check_name(what: str, name: str, taken: tuple[str, ...] = ()) -> None:
 # and at the values of actions, because an action out of range would quietly read another token's row.
 
 
-_OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
-
-
-def _shape(sense) -> str:
-    if sense.kind == "text":
-        return f"(B, T, {sense.max_length})" if sense.every_step else f"(B, {sense.max_length})"
-    inner = (sense.channels, sense.height, sense.width) if sense.kind == "image" else (sense.dim,)
-    return f"(B, T, {', '.join(map(str, inner))})"
+def _told_shape(sense: Part) -> str:
+    leading = ("B",) if sense.is_constant else ("B", "T")
+    return f"({', '.join(map(str, (*leading, *sense.shape)))})"
 
 
 def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: bool = False) -> None:
@@ -451,10 +558,9 @@ def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: b
             f"The observation must hold the senses {sorted(known)}; missing {missing}, unknown {unknown}."
         )
     for name, values in observation.items():
-        expected = _shape(config.senses[name])
-        inner = [int(size) for size in expected.strip("()").split(", ") if size.isdigit()]
-        if values.dim() != expected.count(",") + 1 or list(values.shape[-len(inner) :]) != inner:
-            raise ValueError(f"Sense {name!r}: expected a tensor {expected}, got {tuple(values.shape)}.")
+        sense = config.senses[name]
+        if values.shape[1 if sense.is_constant else 2 :] != sense.shape:
+            raise ValueError(f"Sense {name!r}: expected a tensor {_told_shape(sense)}, got {tuple(values.shape)}.")
     leading = {n: tuple(v.shape[:2]) for n, v in observation.items() if n not in config.prefix_senses}
     if len(set(leading.values())) > 1:
         raise ValueError(f"Every sense needs equally many rows and frames, got (B, T) of {leading}.")
@@ -470,38 +576,11 @@ def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: b
         raise ValueError(f"Constant text needs a row for each of the batch, got batches of {sorted(rows)}.")
 
 
-def check_actions(described, actions: Tensor) -> None:
-    """Raises ValueError where actions `(B, T, ...)` are of another kind than `described`, or out of its range."""
-    if described.kind == "text" or actions.numel() == 0:
-        return
-    if described.kind == "discrete":
-        if actions.is_floating_point():
-            raise ValueError(f"Discrete actions are whole numbers, got {actions.dtype}.")
-        low, high = int(actions.min()), int(actions.max())
-        if low < 0 or high >= described.num_actions:
-            raise ValueError(f"Discrete actions are 0 to {described.num_actions - 1}, got {low} to {high}.")
-        return
-    flat = actions.float().flatten(0, -2)
-    for index, (low, high) in enumerate(zip(described.low, described.high, strict=True)):
-        margin = _OUTSIDE * (high - low)
-        least, most = float(flat[:, index].min()), float(flat[:, index].max())
-        if not (low - margin <= least and most <= high + margin):  # NaN too
-            raise ValueError(
-                f"Actions: coordinate {index} goes from {low} to {high}, got {least:.6g} to {most:.6g}; which unit?"
-            )
-
-
-def action_shape(described, second: str = "H") -> str:
+def action_shape(action: Part, second: str = "H") -> str:
     """How a tensor of actions looks, for messages; `second` names the axis of time."""
-    inner = {"discrete": "", "vector": f", {getattr(described, 'dim', '')}"}
-    inner["text"] = f", {getattr(described, 'max_length', '')}"
-    return f"(B, {second}{inner[described.kind]})"
+    return f"({', '.join(map(str, ('B', second, *action.shape)))})"
 
 
-def has_action_shape(described, actions: Tensor) -> bool:
-    """Whether actions are `(B, T)`, or `(B, T, n)` with the `n` of a vector or text action."""
-    if described.kind == "discrete":
-        return actions.dim() == 2
-    return actions.dim() == 3 and actions.shape[-1] == (
-        described.dim if described.kind == "vector" else described.max_length
-    )
+def has_action_shape(action: Part, actions: Tensor) -> bool:
+    """Whether actions are `(B, T, *action.shape)`."""
+    return actions.dim() == 2 + len(action.shape) and actions.shape[2:] == action.shape

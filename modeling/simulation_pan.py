@@ -20,11 +20,11 @@ from .backbone_pan import BackboneRun
 from .compile_pan import Pieces
 from .effort_pan import Effort, as_effort
 from .embedding_pan import CodeTables
-from .image_codec_pan import LATENT_BLUR, as_bytes
+from .image_codec_pan import LATENT_BLUR
 from .latent_head_pan import SenseLatents, draw_latents
 from .layout_pan import hide_padding
 from .readout_pan import step_numbers
-from .sense_configuration_pan import ACTION, action_shape, check_actions, check_observation, has_action_shape
+from .sense_configuration_pan import ACTION, action_shape, check_observation, has_action_shape
 from .state_pan import Actions, Belief, Futures, LogProb, Observation, State, action_tensors, as_action
 from .step_pan import Chooser, Spending
 
@@ -78,7 +78,7 @@ class SimulationMixin:
             if not has_action_shape(described, part) or tuple(part.shape[:2]) != (rows, given):
                 expected = f"{action_shape(described, 'T - 1')} with B = {rows}"
                 raise ValueError(f"{what} must be {expected}, as the frames; got {tuple(part.shape)}.")
-            check_actions(described, part)
+            described.check_values(part)
 
     def compile_step(self, disable: bool = False, **options) -> None:
         """Lets every step that is imagined or scored from now on run compiled: `simulate`, `log_prob`, planners.
@@ -207,7 +207,7 @@ class SimulationMixin:
         embedded = self.embed_state(belief.state, tables)
         before = embedded if not belief.state.latents else self.embed_state(belief.state.without_latents(), tables)
         steps, outcomes, pasts, conditions = [], [], [], {name: [] for name in self.latent_heads}
-        images = {name: [] for name, sense in self.config.senses.items() if sense.kind == "image" and expected}
+        images = {name: [] for name, codec in self.senses.items() if codec.can_grow and expected}
         for index in range(actions.shape[1]):
             step, belief = self._advance(
                 belief,
@@ -222,7 +222,8 @@ class SimulationMixin:
             )
             for name in images if index in expected else ():
                 probabilities = [logits.softmax(-1) for logits in step.logits[name]]
-                images[name].append(as_bytes(self.senses[name].decode_probabilities(probabilities)))
+                codec = self.senses[name]
+                images[name].append(codec.as_output(codec.decode_probabilities(probabilities)))
             step.logits = {}  # they are large, and the step is kept
             given = (self, before, step.state.without_latents(), step.hidden["action"], tables)
             after, reward, continue_prob = self.pieces(judge, *given, rows=len(actions))
@@ -294,7 +295,7 @@ class SimulationMixin:
                     f"{what} must hold at least one action a row, as many as any other part, got shape "
                     f"{tuple(part.shape)}."
                 )
-            check_actions(described, part)
+            described.check_values(part)
         return actions
 
     def _advance(
@@ -414,7 +415,7 @@ class SimulationMixin:
         rows = len(target.tensors()[0])
         latent_part, seen_part = torch.zeros(rows, device=self.device), torch.zeros(rows, device=self.device)
         for name, codec in self.senses.items():
-            if self.config.senses[name].kind != "image":
+            if codec.is_exact:
                 continue
             blurred, there = None, target.present(name)
             if name in self.latent_heads and (codec.latents_help if latents is None else latents):
@@ -425,9 +426,7 @@ class SimulationMixin:
                 noise = torch.Generator(device=self.device).manual_seed(0)
                 blur = torch.randn(target.latents[name].shape, generator=noise, device=self.device)
                 blurred = target.latents[name] + LATENT_BLUR * blur
-            mean = codec.decode(target.codes[name], blurred)
-            scale = codec.error_scale(latents=blurred is not None)
-            seen = pixel_log_prob(mean, codec.to_float(true[name]), scale)
+            seen = codec.log_prob(true[name], target.codes[name], blurred)
             seen_part = seen_part + torch.where(there, seen, 0.0)
         return latent_part, seen_part
 
@@ -485,15 +484,3 @@ def judge(model, before: Tensor, state: State, context: Tensor, tables: CodeTabl
     after = model.embed_state(state, tables)
     reward_logits, continue_logit = model.outcome(before, after, context)
     return after, model.outcome.expected_reward(reward_logits), continue_logit.sigmoid()
-
-
-def pixel_log_prob(mean: Tensor, true: Tensor, scale: Tensor) -> Tensor:
-    """Log probability of 8-bit pixels, `(B, C, h, w)` in [-1, 1] -> `(B,)` nats: a Gaussian integrated over each
-    value's interval, mixed with a share of 1e-4 of the uniform distribution, so that one surprising value costs 21
-    bits at most."""
-    half = 1 / 255
-    normal = torch.distributions.Normal(mean.float(), scale.float())
-    upper = torch.where(true > 1 - half, torch.ones_like(true), normal.cdf(true + half))
-    lower = torch.where(true < -1 + half, torch.zeros_like(true), normal.cdf(true - half))
-    probability = (1 - 1e-4) * (upper - lower).clamp(min=0) + 1e-4 / 256
-    return probability.log().flatten(1).sum(-1)

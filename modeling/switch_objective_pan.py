@@ -111,15 +111,13 @@ def _share_wrong(found: State, true: State) -> Tensor:
 
 
 def _seen_error(model, name: str, futures: Futures, later: Later, is_moving: bool) -> Tensor:
-    sense = model.config.senses[name]
+    codec = model.senses[name]
     true, before = later.observation[name].float(), later.before[name].float()
     found = futures.decode(name).float()
-    span = torch.tensor(255.0, device=true.device)
-    if sense.kind == "vector":
-        span = torch.tensor(sense.high, device=true.device) - torch.tensor(sense.low, device=true.device)
+    span = codec.span(true.device)
     there = later.state.present(name).unsqueeze(2)
     error, still = (there * ((other - true) / span).square().flatten(2) for other in (found, before))
-    if not is_moving or sense.kind == "vector":
+    if not is_moving or codec.sense.num_scalars:  # numbers move, or stand still, together
         error, still = error.mean(2), still.mean(2)
         return error / still.mean().clamp(min=LEAST_STILL)
     moves = still > LEAST_MOVE

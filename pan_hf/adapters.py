@@ -353,7 +353,7 @@ def _grown_ids(model: PanModel) -> list[int]:
 def _book_of(model: PanModel, segment: str) -> dict[str, torch.Tensor]:
     part, _, level = segment.rpartition(".")
     codec = model.senses[part] if part in model.senses else None
-    if not hasattr(codec, "codebooks") or level == MERGES:
+    if codec is None or not codec.can_grow or level == MERGES:
         return {}
     return {name: buffer for name, buffer in codec.codebooks[int(level)].named_buffers() if name in _BOOK}
 

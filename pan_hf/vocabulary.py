@@ -52,7 +52,7 @@ def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
 
 def _usage(model: PanModel, segment: str) -> torch.Tensor | None:
     part, _, level = segment.rpartition(".")
-    if part not in model.senses or not hasattr(model.senses[part], "codebooks") or level == MERGES:
+    if part not in model.senses or not model.senses[part].can_grow or level == MERGES:
         return None
     book = model.senses[part].codebooks[int(level)]
     return book.usage.masked_fill(~book.describes(), 0.0)
@@ -66,7 +66,7 @@ def code_pictures(model: PanModel, sense: str, level: int) -> np.ndarray:
         ValueError: no such image sense or level.
     """
     codec = model.senses[sense] if sense in model.senses else None
-    if not hasattr(codec, "codebooks") or not 0 <= level < len(codec.codebooks):
+    if codec is None or not codec.can_grow or not 0 <= level < len(codec.codebooks):
         raise ValueError(f"No codes {sense}.{level} with pictures; image senses are {_image_senses(model)}.")
     codes = codec.codebooks[level].describes().nonzero().squeeze(1)
     prefix = [int(_usage(model, f"{sense}.{coarser}").argmax()) for coarser in range(level)]
@@ -86,7 +86,7 @@ def _num_codes(sense, level: int) -> int:
 
 
 def _image_senses(model: PanModel) -> list[str]:
-    return [name for name, codec in model.senses.items() if hasattr(codec, "codebooks")]
+    return [name for name, codec in model.senses.items() if codec.can_grow]
 
 
 def picture(model: PanModel) -> Image.Image | None:
@@ -174,7 +174,7 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
     ledger, (part, _, level) = model.processor.vocabulary, segment.rpartition(".")
     ledger.capacity(segment)
     described = model.config.coded_parts().get(part)
-    if described is not None and described.kind == "vector" and level != MERGES:
+    if described is not None and described.is_coded and described.has_digits and level != MERGES:
         raise ValueError(
             f"{segment} cannot be extended: its digits are all. Levels of images, discrete actions, merged tokens and "
             "words can."

@@ -300,7 +300,7 @@ def test_pixels_that_move_or_are_rare_weigh_more():
     codec = image_codec()
     before, after = torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8)
     after[..., :4, :4] = 200
-    weight = codec.pixel_weight(after, before, before, motion=15.0, rarity=9.0)
+    weight = codec.weight(after, before, before, motion=15.0, rarity=9.0)
     assert weight.shape == (1, 1, 16, 16) and weight.mean().item() == pytest.approx(1.0)
     assert float(weight[..., 0, 0] / weight[..., 15, 15]) == pytest.approx(1 + 15 + 9)
 

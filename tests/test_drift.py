@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_worlds import acts, observe, world_model
 
-from pan_hf.modeling.augmentation_pan import MOST_CELLS, disturb
+from pan_hf.modeling.augmentation_pan import disturb
+from pan_hf.modeling.codecs_pan import MOST_CELLS
 from pan_hf.modeling.latent_head_pan import LatentHead
 from pan_hf.modeling.objectives_pan import _teacher_forced
 

@@ -338,13 +338,13 @@ def test_log_prob_is_finite_and_the_sum_of_its_parts():
 
 
 def test_the_most_surprising_pixel_value_costs_twenty_one_bits():
-    from pan_hf.modeling.simulation_pan import pixel_log_prob
+    from pan_hf.modeling.image_codec_pan import value_log_prob
 
     mean, true = torch.full((1, 1, 1, 1), -1.0), torch.full((1, 1, 1, 1), 1.0)
-    nats = pixel_log_prob(mean, true, torch.tensor(1e-3))
+    nats = value_log_prob(mean, true, torch.tensor(1e-3))
     assert -nats.item() / 0.6931 == pytest.approx(21.29, abs=0.01)  # log2(256 / 1e-4)
     values = (torch.arange(256.0) / 127.5 - 1).view(256, 1, 1, 1)
-    every = pixel_log_prob(torch.full_like(values, 0.1), values, torch.tensor(0.05))
+    every = value_log_prob(torch.full_like(values, 0.1), values, torch.tensor(0.05))
     assert every.exp().sum().item() == pytest.approx(1.0, abs=1e-4)  # a distribution over the 256 values
 
 

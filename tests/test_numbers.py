@@ -69,7 +69,7 @@ def test_a_picture_is_told_where_the_vectors_of_its_own_future_are(monkeypatch):
     touch = model.senses["touch"]
     for numbers, drawn in told:
         assert numbers.shape[1] == num_readout_numbers(model.config, "camera")
-        unit = touch.unit(drawn)[:, : model.config.senses["touch"].dim]
+        unit = touch.scalars(drawn)
         first = num_step_numbers(model.config)
         torch.testing.assert_close(numbers[:, first : first + unit.shape[1]], unit)
     assert told

@@ -1,9 +1,9 @@
 """Observations, actions and texts in, tensors out: everything a user hands to a model is checked here, once.
 
 What the processor knows of a sense or an action is the dict its config's `to_dict` gives: `kind`, shape and range.
-Each kind has one reader below; a new kind (audio, video) is a new reader. Readers refuse what does not fit instead of
-bending it: a float image or an action out of range is nearly always a mistake upstream, and a model would answer it
-with plausible nonsense.
+Each kind has one [`Reader`], found by the kind's name; a new kind is a reader of its own, anywhere, and
+`register_reader`. Readers refuse what does not fit instead of bending it: a float image or an action out of range is
+nearly always a mistake upstream, and a model would answer it with plausible nonsense.
 
 B = batch, T = time, L = text tokens, D = coordinates, C, H, W = channels, height, width.
 """
@@ -21,7 +21,6 @@ from .vocabulary_pan import Vocabulary
 _PRESENT = ".present"  # behind the name of a sense: in which frames it is there
 _OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
 _IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_COMPARED = ("kind", "height", "width", "channels", "dim", "low", "high", "max_length", "every_step", "num_actions")
 
 
 class PanBatch(BatchFeature):
@@ -59,8 +58,8 @@ class PanProcessor(ProcessorMixin):
                 "(PanTokenizer.train)."
             )
         tokenizer = tokenizer if hasattr(tokenizer, "attach") else PanTokenizer.from_backbone(tokenizer)
-        self.senses = {name: _checked(f"Sense {name!r}", spec, _SENSES) for name, spec in (senses or {}).items()}
-        self.action = None if action is None else _checked("The action", action, _ACTIONS)
+        self.senses = {name: _checked(f"Sense {name!r}", spec, SENSE) for name, spec in (senses or {}).items()}
+        self.action = None if action is None else _checked("The action", action, ACTION)
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
         if vocabulary is not None:
             self._attach(vocabulary)
@@ -143,7 +142,7 @@ class PanProcessor(ProcessorMixin):
             arrays["observation"] = self._read_observation(observation, partial)
         if action is not None:
             arrays["action"] = self._read_action(action)
-        _check_lengths(arrays, self.senses)
+        _check_lengths(arrays, {name: self._reader(name) for name in self.senses})
         settings = _text_settings(text, text_settings)
         if text is not None:
             arrays |= self.tokenizer(text if isinstance(text, list) else [text], **settings, return_tensors="np")
@@ -162,38 +161,29 @@ class PanProcessor(ProcessorMixin):
                 f"observation has {', '.join(observation) or 'nothing'}; expected exactly the senses {known} "
                 f"(unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'})."
             )
-        specs = {name: self.senses[name] for name in values}
-        given = {name: spec for name, spec in specs.items() if values[name] is not None}
-        arrays = {name: self._read(_SENSES, name, spec, values[name]) for name, spec in given.items()}
+        readers = {name: self._reader(name) for name in values}
+        arrays = {name: readers[name].read(value) for name, value in values.items() if value is not None}
         batch = max((len(array) for array in arrays.values()), default=1)
-        steps = next((array.shape[1] for name, array in arrays.items() if not _is_static(specs[name])), 1)
-        for name, spec in specs.items():
+        steps = next((array.shape[1] for name, array in arrays.items() if not readers[name].is_constant), 1)
+        for name, reader in readers.items():
             if values[name] is None:
-                arrays[name] = self._absent(spec, batch, steps)
-            elif _is_static(spec) and isinstance(values[name], str):
+                arrays[name] = reader.blank((batch,) if reader.is_constant else (batch, steps))
+            elif reader.is_constant and isinstance(values[name], str):
                 arrays[name] = np.repeat(arrays[name], batch, axis=0)
         for name, mask in present.items():
-            if not _is_static(specs[name]):
+            if not readers[name].is_constant:
                 arrays[name + _PRESENT] = _mask(name, mask, arrays[name].shape[:2])
         return arrays
-
-    def _absent(self, spec: dict, batch: int, steps: int) -> np.ndarray:
-        """What stands for a sense that is absent in every frame; an absent constant text is empty."""
-        if spec["kind"] == "image":
-            return np.zeros((batch, steps, spec["channels"], spec["height"], spec["width"]), np.uint8)
-        if spec["kind"] == "vector":
-            return np.zeros((batch, steps, spec["dim"]), np.float32)
-        leading = (batch,) if _is_static(spec) else (batch, steps)
-        return np.full((*leading, spec["max_length"]), self.tokenizer.pad_token_id, np.int64)
 
     def _read_action(self, action) -> np.ndarray:
         if self.action is None:
             raise ValueError("Got an action, but this processor has none; pass `action=` when building it.")
-        return self._read(_ACTIONS, "action", self.action, action)
+        return self._reader(ACTION).read(action)
 
-    def _read(self, kinds: dict, name: str, spec: dict, value) -> np.ndarray:
-        reader, _ = kinds[spec["kind"]]
-        return reader(name, spec, value, self.tokenizer)
+    def _reader(self, name: str) -> "Reader":
+        """The reader of a sense, or of the action under the name `action`, as it is described now."""
+        spec, role = (self.action, ACTION) if name == ACTION else (self.senses[name], SENSE)
+        return READERS[spec["kind"]](name, spec, self.tokenizer, role)
 
     def decode_observation(self, observation: Mapping, output_type: str = "np") -> dict:
         """The inverse: tensors (of `futures.decode`, say) as something to look at, leading dimensions kept.
@@ -215,26 +205,13 @@ class PanProcessor(ProcessorMixin):
         unknown = [name for name in observation if name not in self.senses]
         if unknown:
             raise ValueError(f"Unknown senses {', '.join(unknown)}; known: {', '.join(self.senses) or 'none'}.")
-        return {name: self._write(self.senses[name], value, output_type) for name, value in observation.items()}
+        return {name: self._reader(name).write(_as_array(value), output_type) for name, value in observation.items()}
 
     def decode_action(self, action):
         """Actions as `perceive` and `simulate` take them, for an environment: an array, or (lists of) `str`."""
         if self.action is None:
             raise ValueError("This processor was built without an action.")
-        return self._write(self.action, action, "np")
-
-    def _write(self, spec: dict, value, output_type: str):
-        array = _as_array(value)
-        if spec["kind"] == "text":
-            return _nest(array, 1, self._text)
-        if spec["kind"] != "image":
-            return array
-        frames = np.ascontiguousarray(np.moveaxis(array, -3, -1))
-        return frames if output_type == "np" else _nest(frames, 3, _to_pil)
-
-    def _text(self, ids: np.ndarray) -> str:
-        padding = np.flatnonzero((ids == self.tokenizer.pad_token_id) | (ids < 0))  # below 0: absent
-        return self.tokenizer.decode(ids[: padding[0]] if len(padding) else ids, skip_special_tokens=True)
+        return self._reader(ACTION).write(_as_array(action), "np")
 
     def attach(self, model) -> None:
         """Lets `model` (a [`PanModel`]) grow: from now on its new tokens are written into this processor's ledger.
@@ -262,128 +239,196 @@ class PanProcessor(ProcessorMixin):
             )
 
 
-# -- one reader a kind: (name, spec, value, tokenizer) -> array with its batch (and time) in front
+# -- one reader a kind
+
+SENSE, ACTION = "sense", "action"  # what a reader is of
 
 
-def _read_image(name: str, spec: dict, value, _tokenizer) -> np.ndarray:
-    channels_last = (spec["height"], spec["width"], spec["channels"])
-    channels_first = (spec["channels"], spec["height"], spec["width"])
-    array = _as_array(value, name, _IMAGE_MODES.get(spec["channels"]))
-    if array.dtype != np.uint8:
-        hint = "multiply by 255, round and convert to uint8" if array.dtype.kind == "f" else "convert it to uint8"
-        raise ValueError(f"{name}: expected uint8 in 0..255, got {array.dtype}; {hint}.")
-    preferred = (channels_first, channels_last) if _holds_tensor(value) else (channels_last, channels_first)
-    layout = next((shape for shape in preferred if array.shape[-3:] == shape), None)
-    if layout is None or array.ndim > 5:
-        raise ValueError(
-            f"{name}: expected frames of {channels_last} (height, width, channels), after (time,) or (batch, time), "
-            f"got shape {array.shape}; resize the frames or fix the sense."
-        )
-    array = array if layout == channels_first else np.moveaxis(array, -1, -3)
-    return _with_batch_and_time(name, array, 3)
+class Reader:
+    """Checks and converts what is seen or done of one kind, and back.
+
+    Args:
+        name (`str`): of the sense, or "action", for messages.
+        spec (`dict`): what the configuration's `to_dict()` gives.
+        tokenizer: the words.
+        role (`str`): `SENSE` or `ACTION`.
+    """
+
+    roles: tuple[str, ...] = (SENSE,)
+    needs: tuple[str, ...] = ()  # entries of the spec, in which processor and model must also agree
+    compares: tuple[str, ...] = ()  # entries in which they must agree, and that may be missing
+    is_constant = False  # holds for a whole episode: arrays have no axis of time
+
+    def __init__(self, name: str, spec: dict, tokenizer, role: str):
+        self.name, self.spec, self.tokenizer, self.role = name, spec, tokenizer, role
+
+    def read(self, value) -> np.ndarray:
+        """What a user gives, as `(B, T, ...)`; a missing batch or time has size 1. Raises ValueError for whatever does
+        not fit, with what was given, what was expected and what to do."""
+        raise NotImplementedError
+
+    def blank(self, leading: tuple[int, ...]) -> np.ndarray:
+        """What stands for a sense that is absent, of leading shape (batch, time), or (batch,) where it is constant."""
+        raise NotImplementedError
+
+    def write(self, array: np.ndarray, output_type: str):
+        """The inverse, any leading dimensions kept. Args: output_type, "np" or, if that means anything, "pil"."""
+        return array
 
 
-def _read_vector(name: str, spec: dict, value, _tokenizer) -> np.ndarray:
-    dim = spec["dim"]
-    array = _as_array(value, name)
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"{name}: expected numbers, got {array.dtype}; convert it to float32.")
-    array = array.reshape(1) if array.ndim == 0 and dim == 1 else array
-    array = array.reshape(0, dim) if array.shape == (0,) else array  # `[]`: the actions of a single frame
-    if array.ndim not in (1, 2, 3) or array.shape[-1] != dim:
-        raise ValueError(f"{name}: expected ({dim},), (time, {dim}) or (batch, time, {dim}), got shape {array.shape}.")
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite numbers, got {np.count_nonzero(~np.isfinite(array))} NaN or inf.")
-    low, high = (np.broadcast_to(np.asarray(spec[bound], dtype=np.float64), (dim,)) for bound in ("low", "high"))
-    if not spec.get("clip"):
-        _check_range(name, array, low, high)
-    return _with_batch_and_time(name, np.clip(array, low, high).astype(np.float32), 1)
+READERS: dict[str, type[Reader]] = {}
 
 
-def _check_range(name: str, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    margin = _OUTSIDE * (high - low)
-    outside = (array < low - margin) | (array > high + margin)
-    if not outside.any():
-        return
-    axes = tuple(range(array.ndim - 1))
-    coordinate = int(np.flatnonzero(outside.any(axis=axes))[0])
-    given = array[..., coordinate]
-    raise ValueError(
-        f"{name}: coordinate {coordinate} is within {given.min():.6g}..{given.max():.6g}, "
-        f"expected {low[coordinate]:.6g}..{high[coordinate]:.6g}; check its unit, widen the range, or set clip=True."
-    )
+def register_reader(kind: str, reader: type[Reader]) -> None:
+    """Makes the processor read senses or actions of a kind (`reader.roles` says which of them).
+
+    A file of its own that calls this travels with the processors that read such a kind, see `custom_readers_pan.py`.
+    """
+    READERS[kind] = reader
 
 
-def _read_discrete(name: str, spec: dict, value, _tokenizer) -> np.ndarray:
-    array = _as_array(value, name)
-    array = array.astype(np.int64) if array.size == 0 else array
-    if array.dtype.kind not in "iu" or array.ndim > 2:
-        raise ValueError(
-            f"{name}: expected integers, one, (time,) or (batch, time), got {array.dtype} of shape {array.shape}."
-        )
-    wrong = array[(array < 0) | (array >= spec["num_actions"])]
-    if wrong.size:
-        raise ValueError(f"{name}: expected integers in 0..{spec['num_actions'] - 1}, got {int(wrong.flat[0])}.")
-    return _with_batch_and_time(name, array.astype(np.int64), 0)
+class ImageReader(Reader):
+    needs = ("height", "width", "channels")
 
-
-def _read_text(name: str, spec: dict, value, tokenizer) -> np.ndarray:
-    """A text with time: the sense of a world that talks, or an action in words."""
-    return _with_batch_and_time(name, _text_ids(name, spec, value, tokenizer, max_ndim=2), 1)
-
-
-def _read_text_sense(name: str, spec: dict, value, tokenizer) -> np.ndarray:
-    if not _is_static(spec):
-        return _read_text(name, spec, value, tokenizer)
-    ids = _text_ids(name, spec, value, tokenizer, max_ndim=1)
-    return ids.reshape(-1, ids.shape[-1])
-
-
-def _text_ids(name: str, spec: dict, value, tokenizer, max_ndim: int) -> np.ndarray:
-    texts = np.asarray(value.tolist() if isinstance(value, np.ndarray) else value, dtype=object)
-    if texts.ndim > max_ndim or not all(isinstance(text, str) for text in texts.flat):
-        expected = "a string, a list or a list of lists of equal length" if max_ndim == 2 else "a string or a list"
-        raise ValueError(f"{name}: expected {expected} of strings, got {_brief(value)}.")
-    length, pad = spec["max_length"], tokenizer.pad_token_id
-    if pad is None:
-        raise ValueError(f"{name}: the tokenizer has no padding token; set `tokenizer.pad_token`.")
-    different = list(dict.fromkeys(texts.flat))  # a mission is repeated in every step of a batch
-    rows = {}
-    for text, ids in zip(different, tokenizer.text_ids(different), strict=True):
-        if len(ids) > length and not spec.get("clip"):
+    def read(self, value) -> np.ndarray:
+        name, spec = self.name, self.spec
+        channels_last = (spec["height"], spec["width"], spec["channels"])
+        channels_first = (spec["channels"], spec["height"], spec["width"])
+        array = _as_array(value, name, _IMAGE_MODES.get(spec["channels"]))
+        if array.dtype != np.uint8:
+            hint = "multiply by 255, round and convert to uint8" if array.dtype.kind == "f" else "convert it to uint8"
+            raise ValueError(f"{name}: expected uint8 in 0..255, got {array.dtype}; {hint}.")
+        preferred = (channels_first, channels_last) if _holds_tensor(value) else (channels_last, channels_first)
+        layout = next((shape for shape in preferred if array.shape[-3:] == shape), None)
+        if layout is None or array.ndim > 5:
             raise ValueError(
-                f"{name}: {_brief(text)} is {len(ids)} tokens long, expected at most {length}; shorten it or give the "
-                "text a larger max_length."
+                f"{name}: expected frames of {channels_last} (height, width, channels), after (time,) or "
+                f"(batch, time), got shape {array.shape}; resize the frames or fix the sense."
             )
-        rows[text] = (ids + [pad] * length)[:length]
-    ids = np.array([rows[text] for text in texts.flat], dtype=np.int64)
-    return ids.reshape(*texts.shape, length)
+        array = array if layout == channels_first else np.moveaxis(array, -1, -3)
+        return with_batch_and_time(name, array, 3)
+
+    def blank(self, leading: tuple[int, ...]) -> np.ndarray:
+        spec = self.spec
+        return np.zeros((*leading, spec["channels"], spec["height"], spec["width"]), np.uint8)
+
+    def write(self, array: np.ndarray, output_type: str):
+        frames = np.ascontiguousarray(np.moveaxis(array, -3, -1))
+        return frames if output_type == "np" else _nest(frames, 3, _to_pil)
 
 
-_NUMBERS = {"dim", "low", "high"}
-_SENSES = {
-    "image": (_read_image, {"height", "width", "channels"}),
-    "vector": (_read_vector, _NUMBERS),
-    "text": (_read_text_sense, {"max_length"}),
-}
-_ACTIONS = {
-    "discrete": (_read_discrete, {"num_actions"}),
-    "vector": (_read_vector, _NUMBERS),
-    "text": (_read_text, {"max_length"}),
-}
+class VectorReader(Reader):
+    roles = (SENSE, ACTION)
+    needs = ("dim", "low", "high")
+
+    def read(self, value) -> np.ndarray:
+        name, dim = self.name, self.spec["dim"]
+        array = as_numbers(name, value)
+        array = array.reshape(1) if array.ndim == 0 and dim == 1 else array
+        array = array.reshape(0, dim) if array.shape == (0,) else array  # `[]`: the actions of a single frame
+        if array.ndim not in (1, 2, 3) or array.shape[-1] != dim:
+            expected = f"({dim},), (time, {dim}) or (batch, time, {dim})"
+            raise ValueError(f"{name}: expected {expected}, got shape {array.shape}.")
+        array = array.astype(np.float64)
+        if not np.isfinite(array).all():
+            count = np.count_nonzero(~np.isfinite(array))
+            raise ValueError(f"{name}: expected finite numbers, got {count} NaN or inf.")
+        bounds = (np.asarray(self.spec[bound], dtype=np.float64) for bound in ("low", "high"))
+        low, high = (np.broadcast_to(bound, (dim,)) for bound in bounds)
+        if not self.spec.get("clip"):
+            _check_range(name, array, low, high)
+        return with_batch_and_time(name, np.clip(array, low, high).astype(np.float32), 1)
+
+    def blank(self, leading: tuple[int, ...]) -> np.ndarray:
+        return np.zeros((*leading, self.spec["dim"]), np.float32)
+
+
+class DiscreteReader(Reader):
+    roles = (ACTION,)
+    needs = ("num_actions",)
+
+    def read(self, value) -> np.ndarray:
+        name, count = self.name, self.spec["num_actions"]
+        array = _as_array(value, name)
+        array = array.astype(np.int64) if array.size == 0 else array
+        if array.dtype.kind not in "iu" or array.ndim > 2:
+            raise ValueError(
+                f"{name}: expected integers, one, (time,) or (batch, time), got {array.dtype} of shape {array.shape}."
+            )
+        wrong = array[(array < 0) | (array >= count)]
+        if wrong.size:
+            raise ValueError(f"{name}: expected integers in 0..{count - 1}, got {int(wrong.flat[0])}.")
+        return with_batch_and_time(name, array.astype(np.int64), 0)
+
+
+class TextReader(Reader):
+    """A text with time, the sense of a world that talks or an action in words; or a sense that is constant."""
+
+    roles = (SENSE, ACTION)
+    needs = ("max_length",)
+    compares = ("every_step",)
+
+    @property
+    def is_constant(self) -> bool:
+        return self.role == SENSE and not self.spec.get("every_step", False)
+
+    def read(self, value) -> np.ndarray:
+        if not self.is_constant:
+            return with_batch_and_time(self.name, self._ids(value, max_ndim=2), 1)
+        ids = self._ids(value, max_ndim=1)
+        return ids.reshape(-1, ids.shape[-1])
+
+    def _ids(self, value, max_ndim: int) -> np.ndarray:
+        name, length, pad = self.name, self.spec["max_length"], self.tokenizer.pad_token_id
+        texts = np.asarray(value.tolist() if isinstance(value, np.ndarray) else value, dtype=object)
+        if texts.ndim > max_ndim or not all(isinstance(text, str) for text in texts.flat):
+            expected = "a string, a list or a list of lists of equal length" if max_ndim == 2 else "a string or a list"
+            raise ValueError(f"{name}: expected {expected} of strings, got {_brief(value)}.")
+        if pad is None:
+            raise ValueError(f"{name}: the tokenizer has no padding token; set `tokenizer.pad_token`.")
+        different = list(dict.fromkeys(texts.flat))  # a mission is repeated in every step of a batch
+        rows = {}
+        for text, ids in zip(different, self.tokenizer.text_ids(different), strict=True):
+            if len(ids) > length and not self.spec.get("clip"):
+                raise ValueError(
+                    f"{name}: {_brief(text)} is {len(ids)} tokens long, expected at most {length}; shorten it or give "
+                    "the text a larger max_length."
+                )
+            rows[text] = (ids + [pad] * length)[:length]
+        ids = np.array([rows[text] for text in texts.flat], dtype=np.int64)
+        return ids.reshape(*texts.shape, length)
+
+    def blank(self, leading: tuple[int, ...]) -> np.ndarray:
+        return np.full((*leading, self.spec["max_length"]), self.tokenizer.pad_token_id, np.int64)
+
+    def write(self, array: np.ndarray, output_type: str):
+        return _nest(array, 1, self._text)
+
+    def _text(self, ids: np.ndarray) -> str:
+        padding = np.flatnonzero((ids == self.tokenizer.pad_token_id) | (ids < 0))  # below 0: absent
+        return self.tokenizer.decode(ids[: padding[0]] if len(padding) else ids, skip_special_tokens=True)
+
+
+register_reader("image", ImageReader)
+register_reader("discrete", DiscreteReader)
+register_reader("vector", VectorReader)
+register_reader("text", TextReader)
 
 
 # -- inside
 
 
-def _checked(what: str, spec, kinds: dict) -> dict:
+def _checked(what: str, spec, role: str) -> dict:
     """`spec` as a dict of a known kind with the keys that its reader needs."""
     spec = dict(_as_dict(spec))
-    kind = spec.get("kind")
+    kind, kinds = spec.get("kind"), [kind for kind, reader in READERS.items() if role in reader.roles]
     if kind not in kinds:
-        raise ValueError(f"{what} has the unknown kind {kind!r}; expected one of {', '.join(kinds)}.")
-    missing = sorted(kinds[kind][1] - set(spec))
+        raise ValueError(
+            f"{what} has the unknown kind {kind!r}; expected one of {', '.join(kinds)}. Import the file that "
+            "registers it first, or load the processor with trust_remote_code=True where pan_hf is not imported, to "
+            "run the code it came with."
+        )
+    missing = sorted(set(READERS[kind].needs) - set(spec))
     if missing:
         raise ValueError(f"{what} of kind {kind!r} lacks {', '.join(missing)}; pass what its `to_dict()` gives.")
     return spec
@@ -448,11 +493,11 @@ def _mask(name: str, mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.array(np.broadcast_to(mask, shape))
 
 
-def _check_lengths(arrays: dict, senses: dict) -> None:
-    """One batch size everywhere, one number of frames, and the actions between them."""
-    observation = {name: array for name, array in arrays.get("observation", {}).items() if name in senses}
+def _check_lengths(arrays: dict, readers: Mapping) -> None:
+    """One batch size everywhere, one number of frames, and the actions between them. Args: readers, by sense."""
+    observation = {name: array for name, array in arrays.get("observation", {}).items() if name in readers}
     sizes = {name: array.shape[0] for name, array in observation.items()}
-    steps = {name: array.shape[1] for name, array in observation.items() if not _is_static(senses[name])}
+    steps = {name: array.shape[1] for name, array in observation.items() if not readers[name].is_constant}
     if "action" in arrays:
         sizes["action"] = arrays["action"].shape[0]
     if len(set(sizes.values())) > 1:
@@ -468,13 +513,35 @@ def _check_lengths(arrays: dict, senses: dict) -> None:
             )
 
 
-def _with_batch_and_time(name: str, array: np.ndarray, num_inner: int) -> np.ndarray:
+def _check_range(name: str, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    margin = _OUTSIDE * (high - low)
+    outside = (array < low - margin) | (array > high + margin)
+    if not outside.any():
+        return
+    axes = tuple(range(array.ndim - 1))
+    coordinate = int(np.flatnonzero(outside.any(axis=axes))[0])
+    given = array[..., coordinate]
+    raise ValueError(
+        f"{name}: coordinate {coordinate} is within {given.min():.6g}..{given.max():.6g}, "
+        f"expected {low[coordinate]:.6g}..{high[coordinate]:.6g}; check its unit, widen the range, or set clip=True."
+    )
+
+
+def with_batch_and_time(name: str, array: np.ndarray, num_inner: int) -> np.ndarray:
     """`array` as (B, T, ...) with its own memory; a missing batch or time has size 1."""
     lead = array.ndim - num_inner
     array = array.reshape((1,) * (2 - lead) + array.shape)
-    if len(array) == 0 or (array.shape[1] == 0 and name != "action"):  # one frame has no actions: (B, 0) is right
+    if len(array) == 0 or (array.shape[1] == 0 and name != ACTION):  # one frame has no actions: (B, 0) is right
         raise ValueError(f"{name}: nothing in it (shape {array.shape}).")
     return np.array(array, order="C")
+
+
+def as_numbers(name: str, value) -> np.ndarray:
+    """`value` as an array of numbers. Raises ValueError for anything else."""
+    array = _as_array(value, name)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name}: expected numbers, got {array.dtype}; convert it to float32.")
+    return array
 
 
 def _as_array(value, name: str = "value", image_mode: str | None = None) -> np.ndarray:
@@ -502,10 +569,6 @@ def _is_mapping(value) -> bool:
     return isinstance(value, Mapping)
 
 
-def _is_static(spec: dict) -> bool:
-    return spec["kind"] == "text" and not spec.get("every_step", False)
-
-
 def _convert(arrays: dict) -> dict:
     return {key: _convert(item) if isinstance(item, dict) else torch.from_numpy(item) for key, item in arrays.items()}
 
@@ -527,7 +590,8 @@ def _compare(name: str, mine: dict, theirs: dict) -> list[str]:
     if not mine or not theirs:
         only = "processor" if mine else "model"
         return [f"{name}: only the {only} has it"] if mine or theirs else []
-    pairs = [(key, mine.get(key), theirs.get(key)) for key in _COMPARED]
+    reader = READERS[mine["kind"]]
+    pairs = [(key, mine.get(key), theirs.get(key)) for key in ("kind", *reader.needs, *reader.compares)]
     return [f"{name}.{key}: {a} in the processor, {b} in the model" for key, a, b in pairs if a != b]
 
 

@@ -23,7 +23,7 @@ def note_refinements(model, windows: Windows) -> None:
     """Lets each image sense keep which finer codes usually stand under its coarser ones: where the finer are not
     predicted, they are the best guess."""
     for name, levels in windows.tensors["codes"].items():
-        if model.config.senses[name].kind == "image":
+        if model.senses[name].can_grow:
             model.senses[name].note_refinements(levels)
 
 
@@ -34,8 +34,7 @@ def keep_codes(model):
     """An image sense that came to give frames of the training episodes other codes is put back as it was: the backbone
     knows frames by the codes that they had, and a code that turned into its neighbour is one it predicts wrong for as
     long as it is in sight."""
-    images = [name for name, sense in model.config.place_senses.items() if sense.kind == "image"]
-    before = {name: copy.deepcopy(model.senses[name]) for name in images}
+    before = {name: copy.deepcopy(codec) for name, codec in model.senses.items() if codec.can_grow}
 
     @torch.no_grad()
     def finish(trained, windows) -> None:

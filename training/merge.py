@@ -162,7 +162,7 @@ class SentenceWindows(Dataset):
 @torch.no_grad()
 def _write_all(model: PanModel, part: str, values: torch.Tensor, chunk: int) -> torch.Tensor:
     """The sentence that begins at each row, `(N, length)`; the last row stands for those behind the end."""
-    steps = torch.arange(1 if model.config.coded_parts()[part].kind == "image" else chunk)
+    steps = torch.arange(chunk if model.config.coded_parts()[part].joins_steps else 1)
     rows = (torch.arange(len(values)).unsqueeze(1) + steps).clamp(max=len(values) - 1)
     chunks = [values[some].to(model.device) for some in rows.split(ENCODED)]
     return torch.cat([model.to_token_ids(part, some, len(steps))[:, 0].cpu() for some in chunks])

@@ -21,8 +21,8 @@ def make_data(model, processor, trajectories, _args=None, survey=None):
 
 def prepare(model):
     """The rows of codes that are new to the backbone start from what the codes came to stand for."""
-    new = [name for name, sense in model.config.place_senses.items() if sense.kind == "image"]
-    new = [name for name in new if not any(book.started.item() for book in model.senses[name].codebooks)]
+    learned = {name: codec for name, codec in model.senses.items() if codec.can_grow}
+    new = [name for name, codec in learned.items() if not any(book.started.item() for book in codec.codebooks)]
     return lambda trained, _windows: trained.table.start_code_rows(new)
 
 
@@ -34,7 +34,7 @@ STAGE = Stage(
     streams=True,
     defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 64},
     prepare=prepare,
-    is_needed=lambda model, args: any(sense.kind == "image" for sense in model.config.place_senses.values()),
+    is_needed=lambda model, args: any(codec.can_grow for codec in model.senses.values()),
     averages=False,
 )
 

@@ -11,7 +11,6 @@ from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.plan import Plan, Refuted, check_one_row, check_positive, device_of, draw_seed
 from pan_hf.agents.world import World
 from pan_hf.features import feature_class
-from pan_hf.modeling.sense_configuration_pan import action_bounds, random_actions
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class RandomShooting:
         start, critic = time.perf_counter(), as_critic(critic)
         check_one_row(belief)
         shape = (self.num_samples, self.horizon)
-        actions = random_actions(world.config.action, shape, generator)
+        actions = world.config.action.random(shape, generator)
         values, lengths, reached = _imagine(self, world, belief, critic, actions, generator)
         spent = self.num_samples * self.horizon * self.num_rollouts
         return _best_plan(actions, values, lengths, reached, spent, start)
@@ -147,7 +146,7 @@ class _Gaussian:
 def _proposal(action, horizon: int, initial_std: float):
     if feature_class(action.kind).is_discrete:
         return _Categorical(action.num_actions, horizon)
-    return _Gaussian(*action_bounds(action), horizon, initial_std)
+    return _Gaussian(*action.bounds(), horizon, initial_std)
 
 
 def _imagine(planner, world: World, belief, critic: Critic, actions: torch.Tensor, generator):
