@@ -58,7 +58,7 @@ class ReadoutView:
 
     Args:
         sense: geometry of what is shown; the sense itself, or one the size of the square.
-        places `(N, p, C)`: see `PanModel.split_places`.
+        places `(N, p, C)`: see `StepLayout.split_places`.
         current, following: codes `(N, n)` a level.
         corner `(N, 2)`: row and column of the first place that is shown; None where that is the first of the frame.
         weight `(N, p)`: of each place in the losses, mean 1 in expectation; None where all count alike.

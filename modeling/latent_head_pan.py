@@ -237,7 +237,7 @@ class SenseLatents:
         expected ones."""
         model, name, sense = self.model, self.name, self.sense
         last = [each for each in model.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
-        places = model.split_places(last, hidden[last.name], trunk)[name]
+        places = model.layout.split_places(last, hidden[last.name], trunk)[name]
         codes = model.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
         parts = [places, codes]
         if name in hedged_senses(model.config):

@@ -14,9 +14,13 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .configuration_pan import PanConfig
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,18 @@ class StepLayout:
         config (`PanConfig`): senses, action and `fold_levels`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: PanConfig):
         places = {name: sense.num_places for name, sense in config.place_senses.items()}
         texts = {name: sense.max_length for name, sense in config.text_senses.items()}
         self.prefix_length = sum(sense.max_length for sense in config.prefix_senses.values())
         self.state_length = sum(places.values()) + sum(texts.values())
         actions = config.actions.values()
         self.action_length = sum(part.num_places if part.is_coded else part.max_length for part in actions)
+        self.num_action_codes = sum(part.num_codes if part.is_coded else part.max_length for part in actions)
         self.num_places = sum(places.values())
+        # where the places of each sense begin in the state
+        self.place_starts = dict(zip(places, itertools.accumulate(places.values(), initial=0), strict=False))
+        self._places, self._drawing_order = dict(config.place_senses), config.drawing_order
         self.num_levels = max((sense.num_levels for sense in config.place_senses.values()), default=0)
         self.passes = self._passes(config, texts)
         # earlier steps are kept whole in the cache, so what is in focus now can only save queries
@@ -103,6 +111,35 @@ class StepLayout:
                 where += [next(free) if has_level else -1 for _ in range(sense.num_places)]
             queries[each.name], start = where, start + each.length
         return starts, queries
+
+    def check_positions(self, config: PanConfig) -> None:
+        """Raises ValueError where a window has more positions than the backbone."""
+        needed = self.prefix_length + config.context_steps * self.trunk_length + self.query_length
+        available = getattr(config.text_config, "max_position_embeddings", None)
+        if available is not None and needed > available:
+            raise ValueError(
+                f"The backbone has {available} positions; `context_steps={config.context_steps}` with these senses "
+                f"needs {needed}. Use fewer context steps, larger patches or a backbone with more positions."
+            )
+
+    def split_places(self, one_pass: Pass, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
+        """What readouts get, by sense `(N, P, 3H)`: hidden states of a pass's queries, and beside each what its place
+        holds now and what is done. So the backbone need not carry these through, and what happens locally is learned
+        by the local adapter.
+
+        Args:
+            hidden `(N, one_pass.length, H)`: of the queries of a pass.
+            trunk `(N, trunk_length, H)`: embeddings of the state and the action.
+        """
+        parts, start = {}, 0
+        action = trunk[:, self.state_length :].mean(1, keepdim=True)
+        for name, sense in self._places.items():
+            if one_pass.levels[0] < sense.num_levels:
+                now = trunk[:, self.place_starts[name] :][:, : sense.num_places]
+                parts[name] = torch.cat([hidden[:, start : start + sense.num_places], now, action.expand_as(now)], -1)
+                start += sense.num_places
+        # numbers first: pictures are then told what was drawn, and agree with it
+        return {name: parts[name] for name in self._drawing_order if name in parts}
 
     @property
     def trunk_length(self) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import itertools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -172,7 +171,7 @@ class PanModel(
         self.table.register_masks()
         places = config.place_senses
         self.layout = StepLayout(config)
-        self._check_positions(config)
+        self.layout.check_positions(config)
         with _in_float32():
             self.senses = nn.ModuleDict({name: build_codec(sense) for name, sense in places.items()})
         self.state_embeddings = nn.ModuleDict({n: PlaceEmbedding(s, hidden_size) for n, s in places.items()})
@@ -216,28 +215,15 @@ class PanModel(
         if config.text_senses:
             self.text_start = nn.Parameter(torch.zeros(hidden_size))
         width = 2 * config.adapter_dim
-        grids = {self.place_starts[n]: s.place_grid for n, s in places.items() if s.is_grid}
+        grids = {self.layout.place_starts[n]: s.place_grid for n, s in places.items() if s.is_grid}
         num_actors = None if config.actors is None else len(config.actors)
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids, num_actors)
-        self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self._num_action_codes())
+        self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self.layout.num_action_codes)
         with _in_float32():
             told = {n: 4 * hidden_size + shift_size(config, n) for n, s in places.items() if s.latent_dim}
             self.latent_heads = nn.ModuleDict(
                 {name: LatentHead(places[name], size, config.latent_head) for name, size in told.items()}
             )
-
-    def _check_positions(self, config: PanConfig) -> None:
-        needed = self.layout.prefix_length + config.context_steps * self.layout.trunk_length + self.layout.query_length
-        available = getattr(config.text_config, "max_position_embeddings", None)
-        if available is not None and needed > available:
-            raise ValueError(
-                f"The backbone has {available} positions; `context_steps={config.context_steps}` with these senses "
-                f"needs {needed}. Use fewer context steps, larger patches or a backbone with more positions."
-            )
-
-    def _num_action_codes(self) -> int:
-        parts = self.config.actions.values()
-        return sum(part.num_codes if part.is_coded else part.max_length for part in parts)
 
     @classmethod
     def from_backbone(
@@ -535,17 +521,11 @@ class PanModel(
         tables = tables or self.table.code_tables()
         change, gist = {}, 0.0
         for name, glance in self.glances.items():
-            start = self.place_starts[name]
+            start = self.layout.place_starts[name]
             places = embedded_state[:, start : start + glance.sense.num_places]
             change[name], found = glance(places, state.codes[name][0], tables.glances[name], action.mean(1))
             gist = gist + found.unsqueeze(1)
         return torch.cat([embedded_state, action + gist if change else action], 1), change
-
-    def action_codes(self, action: Tensor | Actions) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The action as tokens, a tuple a level of each part: codes `(N, n)`, the rows they are read out against,
-        which are live."""
-        parts = zip(self.config.action_parts, action_tensors(action), strict=True)
-        return [tokens for part, values in parts for tokens in part_codec(self, part).tokens(values, self, part)]
 
     def embed_queries(
         self, one_pass, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
@@ -566,31 +546,9 @@ class PanModel(
         return torch.cat(parts, 1)
 
     @functools.cached_property
-    def place_starts(self) -> dict[str, int]:
-        """Where the places of each sense begin in the state."""
-        sizes = [sense.num_places for sense in self.config.place_senses.values()]
-        return dict(zip(self.config.place_senses, itertools.accumulate(sizes, initial=0), strict=False))
-
-    @functools.cached_property
     def prices(self) -> Prices:
         """What each part of a step of simulation costs."""
         return Prices.of(self)
-
-    def split_places(self, one_pass, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
-        """What readouts get, by sense `(N, P, 3 * hidden_size)`: hidden states of a pass's queries, and beside each
-        what its place holds now and what is done. So the backbone need not carry these through, and what happens
-        locally is learned by the local adapter. `trunk` `(N, trunk_length, hidden_size)`: embeddings of the state and
-        the action."""
-        parts, start, place = {}, 0, 0
-        action = trunk[:, self.layout.state_length :].mean(1, keepdim=True)
-        for name, sense in self.config.place_senses.items():
-            if one_pass.levels[0] < sense.num_levels:
-                now = trunk[:, place : place + sense.num_places]
-                parts[name] = torch.cat([hidden[:, start : start + sense.num_places], now, action.expand_as(now)], -1)
-                start += sense.num_places
-            place += sense.num_places
-        # numbers first: pictures are then told what was drawn, and agree with it
-        return {name: parts[name] for name in self.config.drawing_order if name in parts}
 
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +22,18 @@ from transformers.utils import ModelOutput
 
 from .augmentation_pan import ReadoutView, crop, disturb, drop_blocks, training_focus
 from .distributed_pan import log_of_mean, shared_mean
-from .embedding_pan import CodeTables
+from .embedding_pan import CodeTables, part_codec
 from .focus_pan import changed_places
 from .heads_pan import two_hot
 from .image_codec_pan import LEAST_ERROR
 from .latent_head_pan import SenseLatents, hedged_senses, mends
 from .layout_pan import hide_padding
 from .readout_pan import readout_numbers, window_numbers
-from .state_pan import Actions, Observation, State, as_action
+from .state_pan import Actions, Observation, State, action_tensors, as_action
 from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
+
+if TYPE_CHECKING:
+    from .modeling_pan import PanModel
 
 STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
 
@@ -307,7 +311,7 @@ def _code_losses(
         if not each.levels:
             continue
         drawn = {name: levels[: each.levels[-1] + 1] for name, levels in window.following.codes.items()}
-        for name, places in model.split_places(each, window.hidden[each.name], window.trunk).items():
+        for name, places in model.layout.split_places(each, window.hidden[each.name], window.trunk).items():
             sense = model.config.senses[name]
             numbers = readout_numbers(model, name, window.numbers, drawn)
             seen = _seen_places(model, window, name)
@@ -387,7 +391,7 @@ def _seen_places(model, window: _Window, name: str) -> Tensor | None:
     """What was looked at of one sense as weights `(N, P)`, or None if all of it was."""
     if window.seen is None:
         return None
-    start = model.place_starts[name]
+    start = model.layout.place_starts[name]
     return window.seen[:, start : start + model.config.senses[name].num_places].float()
 
 
@@ -446,13 +450,20 @@ def _agent_losses(
         losses["continuation"] = nn.functional.binary_cross_entropy_with_logits(continue_logit, goes_on)
     slots = model.inverse_dynamics(before, after)
     inverse, start = [], 0
-    for codes, table, live in model.action_codes(action.flatten(0, 1)):
+    for codes, table, live in _action_tokens(model, action.flatten(0, 1)):
         count = codes.shape[1]
         logits = (slots[:, start : start + count] @ table.T).float().masked_fill(~live, -torch.inf)
         inverse.append(nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten()))
         start += count
     losses["inverse_dynamics"] = torch.stack(inverse).mean()
     return losses
+
+
+def _action_tokens(model: PanModel, action: Tensor | Actions) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """An action as tokens, a tuple a level of each part: codes `(N, n)`, the rows they are read out against, which of
+    these are active."""
+    parts = zip(model.config.action_parts, action_tensors(action), strict=True)
+    return [tokens for part, values in parts for tokens in part_codec(model, part).tokens(values, model, part)]
 
 
 def switch_objective(model, observation, action, reward, done, **_) -> PanOutput:

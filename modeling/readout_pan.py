@@ -93,7 +93,7 @@ class LevelReadout(nn.Module):
         shown=None,
         corner: Tensor | None = None,
     ) -> Tensor:
-        """Args: places `(B, P, 3H)`, see `PanModel.split_places`; now, the current codes `(B, n)`; coarser, the new
+        """Args: places `(B, P, 3H)`, see `StepLayout.split_places`; now, the current codes `(B, n)`; coarser, the new
         codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `readout_pan`; shown, a sense of the size
         of what is shown, and corner, `(B, 2)` the row and column of its first place, if that is a part of the frame
         (`augmentation_pan`). Returns: `(B, n, A)`."""

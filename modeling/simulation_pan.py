@@ -332,7 +332,7 @@ class SimulationMixin:
         for each in self.layout.passes:
             if each.levels:
                 run.queries(each, self.embed_queries(each, embedded, chooser.codes, tables))
-                for name, places in self.split_places(each, run.hidden[each.name], trunk).items():
+                for name, places in self.layout.split_places(each, run.hidden[each.name], trunk).items():
                     for level in each.levels[: self.config.senses[name].num_levels]:
                         chooser.choose_level(name, level, places)
             else:

@@ -67,7 +67,7 @@ class Chooser:
         """Picks the codes of one level, those of each sense coarse first.
 
         Args:
-            places `(N, P, 3H)`: see `PanModel.split_places`.
+            places `(N, P, 3H)`: see `StepLayout.split_places`.
             rows `(n,)`: the rows that are picked for, all by default; the others' codes are carried over.
             at: the places of an image that are picked for instead; everywhere by default.
         """
@@ -230,7 +230,7 @@ def _log_prob(logits: Tensor, codes: Tensor) -> Tensor:
     return chosen.reshape(len(chosen), -1).sum(-1)
 
 
-# ---- pieces of a step, see `compile_pan`. Of a level: places `(N, P, 3H)`, see `PanModel.split_places`; the current
+# ---- pieces of a step, see `compile_pan`. Of a level: places `(N, P, 3H)`, see `StepLayout.split_places`; the current
 # codes `(N, n)`, and the new ones of coarser levels; its `LevelTables`; numbers, see `readout_pan`; picking, the
 # random numbers and the temperature, see `_pick`
 
@@ -405,7 +405,7 @@ class Spending:
             queries = self.model.embed_queries(each, self.embedded, self.chooser.codes, self.tables)
             self.run.queries(each, queries)
             self.meter.run(self.run.ran[each.name], self.run.index)
-            self.split = self.model.split_places(each, self.run.hidden[each.name], self.trunk)
+            self.split = self.model.layout.split_places(each, self.run.hidden[each.name], self.trunk)
             if self._is_asked:
                 self.pooled = self._pooled(each)
         elif first:
@@ -447,7 +447,7 @@ class Spending:
         """The part of `places` that is a sense's."""
         if self.places is None:
             return None
-        start = self.model.place_starts[name]
+        start = self.model.layout.place_starts[name]
         return self.places[:, start : start + self.model.config.senses[name].num_places]
 
     def _looked_at(self, block: Block, rows: Tensor | None) -> At | None:
