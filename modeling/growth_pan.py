@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .sense_configuration_pan import MERGES
+from .sense_configuration_pan import ACTION, MERGES
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -51,7 +51,8 @@ class VocabularyGrowth:
         """Makes tokens active: words, actions or codes that a person names.
 
         Args:
-            segment (`str`): "text"; "action.0" of discrete actions; or a level of an image sense, "camera.0".
+            segment (`str`): "text"; "action.0" of discrete actions, "action.<name>.0" of a named part of them; or a
+                level of an image sense, "camera.0".
             names (`list[str]`): what the tokens are called; may be left out for codes.
             descriptions (`list[str]`, *optional*): what each word or action means, in words the model knows: its row
                 starts as the mean of theirs. Without, as the mean of its segment.
@@ -77,8 +78,8 @@ class VocabularyGrowth:
             raise ValueError(f"{segment} holds merged tokens, which are made of others: see `PanModel.merge`.")
         if part in model.senses and model.senses[part].can_grow:
             return self.grow_codes(part, int(level), vectors, names, "named", step)
-        if part == "action" and model.config.action.is_token:
-            return self._grow_actions(names, descriptions, step)
+        if part in model.config.action_parts and model.config.action_parts[part].is_token:
+            return self._grow_actions(part, names, descriptions, step)
         raise ValueError(
             f"{segment} holds the digits of a lattice, which are complete; give the vector a larger `base` or more "
             "levels, or merge its digits."
@@ -252,21 +253,27 @@ class VocabularyGrowth:
             weight[ids] = new
         self.model.table.activate(ids)
 
-    def _grow_actions(self, names: Sequence[str], descriptions: Sequence[str] | None, step: int) -> tuple[int, ...]:
-        model, ledger, action = self.model, self.model.ledger(), self.model.config.action
+    def _grow_actions(
+        self, part: str, names: Sequence[str], descriptions: Sequence[str] | None, step: int
+    ) -> tuple[int, ...]:
+        model, ledger, action = self.model, self.model.ledger(), self.model.config.action_parts[part]
         older = action.names or [str(number) for number in range(action.num_actions)]
         taken = sorted(set(names) & set(older))
         if taken:
             raise ValueError(f"{taken} are actions already; choose other names.")
         groups = self._words_of(descriptions)
         others = torch.zeros_like(model.table.active)
-        others[model.table.segment_rows("action", 0)[model.table.active_codes("action", 0)]] = True
+        others[model.table.segment_rows(part, 0)[model.table.active_codes(part, 0)]] = True
         means = self._means(len(names), groups, others)
-        ids = ledger.grow("action.0", len(names), "named", step, names=names)
+        ids = ledger.grow(f"{part}.0", len(names), "named", step, names=names)
         self._write_rows(ids, means)
         grown = action.to_dict() | {"num_actions": action.num_actions + len(names), "names": [*older, *names]}
-        model.config.action = type(action)(**grown)
-        model.processor.action = model.config.action.to_dict()
+        name, action = part.removeprefix(f"{ACTION}."), type(action)(**grown)
+        if name == ACTION:
+            model.config.action, model.processor.action = action, action.to_dict()
+        else:
+            model.config.actions = model.config.actions | {name: action}
+            model.processor.actions = model.processor.actions | {name: action.to_dict()}
         model.config.vocabulary_digest = ledger.digest()
         return tuple(ids)
 

@@ -91,7 +91,7 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
     return PanProcessor(
         tokenizer=tokenizer,
         senses={name: sense.to_dict() for name, sense in config.senses.items()},
-        action=config.action.to_dict(),
+        actions={name: action.to_dict() for name, action in config.actions.items()},
         vocabulary=vocabulary,
     )
 

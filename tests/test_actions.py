@@ -1,10 +1,27 @@
 """Actions are named parts of a step, like senses: a motion and a sentence, or two actors."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
-from tiny_worlds import ACTIONS, PAD, SENSES, language_model, observe, outcomes, world_model
+from tiny_worlds import ACTIONS, BACKBONES, PAD, SENSES, language_model, observe, outcomes, world_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from pan_hf import Belief, DiscreteAction, PanConfig, PanModel, TextAction, VectorAction
+from pan_hf import (
+    CEM,
+    Belief,
+    DiscreteAction,
+    GraphSearch,
+    PanConfig,
+    PanModel,
+    PanProcessor,
+    PanTokenizer,
+    RandomShooting,
+    TextAction,
+    VectorAction,
+)
+from pan_hf.build import make_processor
 from pan_hf.modeling.objectives_pan import _teacher_forced
 from pan_hf.modeling.state_pan import as_action
 
@@ -179,3 +196,76 @@ def test_a_tensor_is_refused_where_there_are_several_parts():
 def test_names_that_a_part_cannot_have_are_refused(name):
     with pytest.raises(ValueError, match="[Aa]ction"):
         PanModel.from_backbone(language_model(), {"camera": SENSES["camera"]}, {name: DiscreteAction(2)})
+
+
+@pytest.mark.parametrize("planner", [GraphSearch(), RandomShooting(), CEM()])
+def test_a_planner_says_that_it_proposes_one_part(planner):
+    model = several()
+    with pytest.raises(ValueError, match=r"one part.* \['motion', 'press', 'say'\]"):
+        planner.plan(model, model.perceive(observe(model, 1)), lambda futures: futures.reward)
+
+
+# what the processor makes of them
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A model of several parts and its processor."""
+    tokenizer = PanTokenizer.train(["go to the red door", "open"], vocab_size=300)
+    special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": None}
+    shape = BACKBONES["qwen3"] | {"vocab_size": 300, "initializer_range": 0.1}
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **shape, **special))
+    senses = {name: SENSES[name] for name in ("camera", "touch", "mission")}
+    model = PanModel.from_backbone(backbone, senses, SEVERAL, text_reserve=10, adapter_dim=16).eval()
+    return model, make_processor(model, tokenizer)
+
+
+def test_the_processor_reads_and_writes_every_part(pair):
+    model, processor = pair
+    camera, touch = np.zeros((3, 16, 16, 3), np.uint8), [[0.0, 0.5, 1.0]] * 3
+    given = {"motion": [[0.5, 1.0], [-1.0, 4.0]], "press": [3, 0], "say": ["open", "go"]}
+    batch = processor(observation={"camera": camera, "touch": touch, "mission": "go"}, action=given)
+    assert {name: tuple(part.shape) for name, part in batch["action"].items()} == {
+        "motion": (1, 2, 2),
+        "press": (1, 2),
+        "say": (1, 2, 3),
+    }
+    read = processor.decode_action(batch["action"])
+    assert read["say"] == [["open", "go"]] and read["press"].tolist() == [[3, 0]]
+    belief = model.perceive(**batch)
+    assert model.simulate(belief, processor(action=given)["action"]).log_prob.shape == (1, 2)
+
+
+def test_a_processor_of_several_parts_comes_back_and_knows_its_model(pair, tmp_path):
+    model, processor = pair
+    processor.save_pretrained(tmp_path)
+    again = PanProcessor.from_pretrained(tmp_path)
+    assert again.actions == processor.actions and again.action is None
+    again.check_model(model)
+    again.actions["press"]["num_actions"] = 5
+    with pytest.raises(ValueError, match="action.press.num_actions: 5 in the processor, 4 in the model"):
+        again.check_model(model)
+
+
+@pytest.mark.parametrize(
+    "action, told",
+    [
+        ([1, 2], "must be a dict with the parts motion, press, say, got list"),
+        ({"press": [1, 2]}, r"got \['press'\]"),
+        ({"motion": [[0.0, 1.0]], "press": [9], "say": ["go"]}, "action.press: expected integers in 0..3, got 9"),
+        ({"motion": [[0.0, 1.0]], "press": [[1], [1]], "say": ["go"]}, "Batch sizes differ"),
+    ],
+)
+def test_parts_that_the_processor_cannot_read_are_refused(pair, action, told):
+    with pytest.raises(ValueError, match=told):
+        pair[1](observation={"camera": np.zeros((2, 16, 16, 3), np.uint8)}, action=action, partial=True)
+
+
+def test_a_part_of_the_action_grows_by_name(pair):
+    model, processor = copy.deepcopy(pair)
+    processor.attach(model)
+    model.grow("action.press.0", names=["jump"])
+    assert model.config.actions["press"].num_actions == 5 == processor.actions["press"]["num_actions"]
+    processor.check_model(model)
+    actions = done(1, 1) | {"press": torch.tensor([[4]])}
+    assert torch.isfinite(model.simulate(model.perceive(observe(model, 1)), actions).log_prob).all()

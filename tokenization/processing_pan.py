@@ -43,6 +43,7 @@ class PanProcessor(ProcessorMixin):
             image: `height`, `width`, `channels`; vector: `dim`, `low`, `high`; text: `max_length`, `every_step`;
             and `clip` (vector: clip to the range; text: cut at `max_length`) in place of an error.
         action (`dict`, *optional*): likewise; `num_actions` for a discrete one.
+        actions (`dict[str, dict]`, *optional*): the parts of an action of several, by name.
         vocabulary ([`Vocabulary`] or `dict`, *optional*): the ledger to attach to the tokenizer. It is kept there and
             saved once, as `vocabulary.json`.
         chat_template (`str`, *optional*): the tokenizer's own by default.
@@ -51,7 +52,7 @@ class PanProcessor(ProcessorMixin):
         ValueError: no tokenizer, an unknown kind, a missing key, or a ledger that contradicts the tokenizer's.
     """
 
-    def __init__(self, tokenizer=None, senses=None, action=None, vocabulary=None, chat_template=None):
+    def __init__(self, tokenizer=None, senses=None, action=None, vocabulary=None, chat_template=None, actions=None):
         if tokenizer is None:
             raise ValueError(
                 "PanProcessor needs a tokenizer: the backbone's (PanTokenizer.from_backbone) or a small new one "
@@ -59,7 +60,9 @@ class PanProcessor(ProcessorMixin):
             )
         tokenizer = tokenizer if hasattr(tokenizer, "attach") else PanTokenizer.from_backbone(tokenizer)
         self.senses = {name: _checked(f"Sense {name!r}", spec, SENSE) for name, spec in (senses or {}).items()}
-        self.action = None if action is None else _checked("The action", action, ACTION)
+        parts = {name: _checked(f"Action {name!r}", spec, ACTION) for name, spec in (actions or {}).items()}
+        self.action = parts.pop(ACTION, None) if action is None else _checked("The action", action, ACTION)
+        self.actions = parts or None  # the other ones
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
         if vocabulary is not None:
             self._attach(vocabulary)
@@ -117,7 +120,8 @@ class PanProcessor(ProcessorMixin):
                 Vector: numbers within `low`..`high`, `(D,)`, `(T, D)` or `(B, T, D)`.
                 Text: with `every_step`, a string, a list of T, or B lists of T; without, one string for the whole
                 batch or a list of B.
-            action (*optional*): the actions between the frames: T - 1 of them when `observation` is given too.
+            action (*optional*): the actions between the frames: T - 1 of them when `observation` is given too. A dict
+                by name where they have several parts.
                 Discrete: ints, one, `(T,)` or `(B, T)`. Vector: as above. Text: as above with `every_step`.
             text (`str` or `list[str]`, *optional*): plain text for `generate`; its codes (`<camera.0:17>`) count.
             return_tensors (`str`): "pt" or "np".
@@ -128,7 +132,7 @@ class PanProcessor(ProcessorMixin):
             [`PanBatch`] with the keys that were asked for: `observation`, a dict of image uint8 `(B, T, C, H, W)`,
             vector float32 `(B, T, D)` and text int64 `(B, T, L)` or `(B, L)`, padded, and for a sense that is absent
             somewhere `<sense>.present` bool `(B, T)`; `action`, int64 `(B, T)`, float32 `(B, T, D)` or int64
-            `(B, T, L)`; `input_ids` and `attention_mask`, int64.
+            `(B, T, L)`, by name where it has several parts; `input_ids` and `attention_mask`, int64.
 
         Raises:
             ValueError: whatever does not fit, with what was given, what was expected and what to do.
@@ -175,15 +179,23 @@ class PanProcessor(ProcessorMixin):
                 arrays[name + _PRESENT] = _mask(name, mask, arrays[name].shape[:2])
         return arrays
 
-    def _read_action(self, action) -> np.ndarray:
-        if self.action is None:
+    def _read_action(self, action) -> np.ndarray | dict[str, np.ndarray]:
+        readers = self._action_readers()
+        if not readers:
             raise ValueError("Got an action, but this processor has none; pass `action=` when building it.")
-        return self._reader(ACTION).read(action)
+        return _by_part(readers, action, lambda reader, value: reader.read(value))
 
     def _reader(self, name: str) -> "Reader":
-        """The reader of a sense, or of the action under the name `action`, as it is described now."""
-        spec, role = (self.action, ACTION) if name == ACTION else (self.senses[name], SENSE)
-        return READERS[spec["kind"]](name, spec, self.tokenizer, role)
+        """The reader of a sense, as it is described now."""
+        spec = self.senses[name]
+        return READERS[spec["kind"]](name, spec, self.tokenizer, SENSE)
+
+    def _action_readers(self) -> dict[str, "Reader"]:
+        """The readers of the parts of the action, by name."""
+        specs = ({} if self.action is None else {ACTION: self.action}) | (self.actions or {})
+        return {
+            name: READERS[spec["kind"]](_part_name(name), spec, self.tokenizer, ACTION) for name, spec in specs.items()
+        }
 
     def decode_observation(self, observation: Mapping, output_type: str = "np") -> dict:
         """The inverse: tensors (of `futures.decode`, say) as something to look at, leading dimensions kept.
@@ -208,10 +220,12 @@ class PanProcessor(ProcessorMixin):
         return {name: self._reader(name).write(_as_array(value), output_type) for name, value in observation.items()}
 
     def decode_action(self, action):
-        """Actions as `perceive` and `simulate` take them, for an environment: an array, or (lists of) `str`."""
-        if self.action is None:
+        """Actions as `perceive` and `simulate` take them, for an environment: an array, or (lists of) `str`; by name
+        where they have several parts."""
+        readers = self._action_readers()
+        if not readers:
             raise ValueError("This processor was built without an action.")
-        return self._reader(ACTION).write(_as_array(action), "np")
+        return _by_part(readers, action, lambda reader, value: reader.write(_as_array(value), "np"))
 
     def attach(self, model) -> None:
         """Lets `model` (a [`PanModel`]) grow: from now on its new tokens are written into this processor's ledger.
@@ -228,8 +242,10 @@ class PanProcessor(ProcessorMixin):
             differences.append(f"vocabulary digest: {self.vocabulary_digest} in the processor, {digest} in the model")
             if attached is not None and attached.vocabulary is not None and self.vocabulary is not None:
                 differences.append(self.vocabulary.difference(attached.vocabulary, "in the processor", "in the model"))
-        mine = {**self.senses, **({"action": self.action} if self.action else {})}
-        theirs = {**(getattr(model.config, "senses", None) or {}), "action": getattr(model.config, "action", None)}
+        parts = {ACTION: self.action, **(self.actions or {})}
+        mine = self.senses | {_part_name(name): spec for name, spec in parts.items()}
+        action = {ACTION: getattr(model.config, "action", None)}  # all that a model of before had
+        theirs = (getattr(model.config, "senses", None) or {}) | getattr(model.config, "action_parts", action)
         for name in dict.fromkeys([*mine, *theirs]):
             differences += _compare(name, _as_dict(mine.get(name)), _as_dict(theirs.get(name)))
         if differences:
@@ -498,14 +514,15 @@ def _check_lengths(arrays: dict, readers: Mapping) -> None:
     observation = {name: array for name, array in arrays.get("observation", {}).items() if name in readers}
     sizes = {name: array.shape[0] for name, array in observation.items()}
     steps = {name: array.shape[1] for name, array in observation.items() if not readers[name].is_constant}
-    if "action" in arrays:
-        sizes["action"] = arrays["action"].shape[0]
+    action = arrays.get("action", {})
+    parts = action if _is_mapping(action) else {ACTION: action}
+    sizes |= {name: array.shape[0] for name, array in parts.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"Batch sizes differ: {sizes}. Give every sense (and the action) the same batch.")
     if len(set(steps.values())) > 1:
         raise ValueError(f"Numbers of frames differ: {steps}. Give every sense the same number of time steps.")
-    if "action" in arrays and steps:
-        frames, actions = next(iter(steps.values())), arrays["action"].shape[1]
+    for array in parts.values() if steps else ():
+        frames, actions = next(iter(steps.values())), array.shape[1]
         if actions != frames - 1:
             raise ValueError(
                 f"{frames} frames have {frames - 1} actions between them, got {actions}. To convert actions that are "
@@ -527,11 +544,29 @@ def _check_range(name: str, array: np.ndarray, low: np.ndarray, high: np.ndarray
     )
 
 
+def _part_name(name: str) -> str:
+    """What a part of the action is called in messages, and in the segments of its codes."""
+    return name if name == ACTION else f"{ACTION}.{name}"
+
+
+def _by_part(readers: dict, action, function):
+    """A function of the reader and the value of every part of an action, by name; of the one part alone, which needs
+    no name. Raises ValueError for other parts than there are readers."""
+    if set(readers) == {ACTION} and not _is_mapping(action):
+        return function(readers[ACTION], action)
+    if not _is_mapping(action) or set(action) != set(readers):
+        given = sorted(action) if _is_mapping(action) else type(action).__name__
+        raise ValueError(f"action must be a dict with the parts {', '.join(readers)}, got {given}.")
+    values = {name: function(reader, action[name]) for name, reader in readers.items()}
+    return values[ACTION] if set(values) == {ACTION} else values
+
+
 def with_batch_and_time(name: str, array: np.ndarray, num_inner: int) -> np.ndarray:
     """`array` as (B, T, ...) with its own memory; a missing batch or time has size 1."""
     lead = array.ndim - num_inner
     array = array.reshape((1,) * (2 - lead) + array.shape)
-    if len(array) == 0 or (array.shape[1] == 0 and name != ACTION):  # one frame has no actions: (B, 0) is right
+    may_be_none = name.partition(".")[0] == ACTION  # one frame has no actions: (B, 0) is right
+    if len(array) == 0 or (array.shape[1] == 0 and not may_be_none):
         raise ValueError(f"{name}: nothing in it (shape {array.shape}).")
     return np.array(array, order="C")
 

@@ -78,8 +78,8 @@ def read_texts(source: str) -> list[str]:
 
 
 def _speaks(config) -> bool:
-    parts = [*config.senses.values(), config.action]
-    return any(part is not None and part.kind == "text" for part in parts)
+    parts = [*config.senses.values(), *config.actions.values()]
+    return any(part.kind == "text" for part in parts)
 
 
 @dataclass

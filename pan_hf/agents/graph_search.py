@@ -16,7 +16,16 @@ from typing import Any
 import torch
 
 from pan_hf.agents.critics import Critic, as_critic
-from pan_hf.agents.plan import Plan, Refuted, check_one_row, check_positive, compared_keys, device_of, draw_seed
+from pan_hf.agents.plan import (
+    Plan,
+    Refuted,
+    check_one_part,
+    check_one_row,
+    check_positive,
+    compared_keys,
+    device_of,
+    draw_seed,
+)
 from pan_hf.agents.world import World
 from pan_hf.features import feature_class
 
@@ -79,6 +88,7 @@ class GraphSearch:
             ValueError: a belief of more than one row, an action that is not discrete, or `actions` it has not.
         """
         check_one_row(belief)
+        check_one_part(world)
         if not feature_class(world.config.action.kind).is_discrete:
             raise ValueError(
                 f"GraphSearch tries every action, so it needs a 'discrete' one; got {world.config.action.kind!r}. "

@@ -66,6 +66,14 @@ def check_positive(config, *names: str) -> None:
             raise ValueError(f"{type(config).__name__}: `{name}` must be positive, got {getattr(config, name)}.")
 
 
+def check_one_part(world) -> None:
+    if world.config.action is None:
+        raise ValueError(
+            f"A planner proposes actions of one part; this world's have {list(world.config.actions)}. Plan in a "
+            "wrapper of it whose `simulate` fills in the other parts, and whose `config.action` is the one to plan."
+        )
+
+
 def check_one_row(belief) -> None:
     if len(belief) != 1:
         raise ValueError(f"A plan starts from one belief; got {len(belief)} rows. Use `belief.select` to pick one.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pan_hf.agents.critics import Critic, as_critic
-from pan_hf.agents.plan import Plan, Refuted, check_one_row, check_positive, device_of, draw_seed
+from pan_hf.agents.plan import Plan, Refuted, check_one_part, check_one_row, check_positive, device_of, draw_seed
 from pan_hf.agents.world import World
 from pan_hf.features import feature_class
 
@@ -51,6 +51,7 @@ class RandomShooting:
         """
         start, critic = time.perf_counter(), as_critic(critic)
         check_one_row(belief)
+        check_one_part(world)
         shape = (self.num_samples, self.horizon)
         actions = world.config.action.random(shape, generator)
         values, lengths, reached = _imagine(self, world, belief, critic, actions, generator)
@@ -97,6 +98,7 @@ class CEM:
         """The best sequence seen in any iteration. Arguments and errors as for [`RandomShooting.plan`]."""
         start, critic = time.perf_counter(), as_critic(critic)
         check_one_row(belief)
+        check_one_part(world)
         num_elites = max(1, round(self.elite_fraction * self.num_samples))
         distribution = _proposal(world.config.action, self.horizon, self.initial_std)
         best, spent = None, 0
