@@ -647,8 +647,8 @@ class PanModel(
 
 def _absent(observation: Observation, sense: str) -> Tensor | None:
     """In which frames a sense is absent, `(B, T)` bool; None: in none."""
-    there = observation.present(sense)
-    return None if there is None else ~there
+    present = observation.present(sense)
+    return None if present is None else ~present
 
 
 def _blank(values: Tensor, absent: Tensor | None, with_what: float) -> Tensor:

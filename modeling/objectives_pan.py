@@ -99,8 +99,8 @@ def _senses_losses(model, observation: Mapping[str, Tensor], update: bool) -> di
 
 def _whole_rows(observation: Mapping[str, Tensor], name: str) -> Tensor:
     """The rows in which a sense is there in every frame, `(b, T, ...)`."""
-    there = Observation(observation).present(name)
-    return observation[name] if there is None else observation[name][there.all(1)]
+    is_present = Observation(observation).present(name)
+    return observation[name] if is_present is None else observation[name][is_present.all(1)]
 
 
 def text_objective(model, input_ids, labels, attention_mask=None, **_) -> PanOutput:
@@ -130,11 +130,11 @@ def latent_head_objective(model, condition, state, observation, **_) -> PanOutpu
     in logarithms as in stage 1: what latents are worth is what they do to the image, where some count for much."""
     losses = {}
     for name, head in model.latent_heads.items():
-        told, there = (condition[name], state["start"][name]), state.get("present", {}).get(name)
-        losses[f"{name}.latents"], drawn = _flow_loss(head, state["latents"][name], *told, there)
+        told, is_present = (condition[name], state["start"][name]), state.get("present", {}).get(name)
+        losses[f"{name}.latents"], drawn = _flow_loss(head, state["latents"][name], *told, is_present)
         if not model.senses[name].is_exact:
             imagined = model.senses[name].decode(state["codes"][name], drawn)
-            error = _generative_loss(model, name, imagined, observation[name], _among(there, None))
+            error = _generative_loss(model, name, imagined, observation[name], _present_importance(is_present, None))
             losses[f"{name}.mended"] = log_of_mean(error, LEAST_ERROR)
     return _sum_up(model, losses)
 
@@ -158,19 +158,19 @@ def joint_objective(model, observation, action, reward=None, done=None, importan
         given = State(chosen, latents_given(model, true, State(chosen)), window.following.text)
     for name, codec in model.senses.items():
         imagined = [codec.decode_probabilities([level.softmax(-1) for level in logits[name]])]
-        there = observation.frames(1).present(name)
-        there = None if there is None else there.flatten()
+        is_present = observation.frames(1).present(name)
+        is_present = None if is_present is None else is_present.flatten()
         if name in model.latent_heads:
-            losses[f"{name}.latents"], drawn = _latent_loss(model, name, window, given, logits[name], there)
+            losses[f"{name}.latents"], drawn = _latent_loss(model, name, window, given, logits[name], is_present)
             imagined.append(codec.decode(given.codes[name], drawn))
-        counts = _among(there, importance)
+        counts = _present_importance(is_present, importance)
         errors = [_generative_loss(model, name, frames, true[name], counts) for frames in imagined]
         losses[f"{name}.generative"] = torch.stack(errors).mean()
     return _sum_up(model, losses | alone, metrics)
 
 
 def _latent_loss(
-    model, name: str, window: _Window, given: State, logits: list[Tensor], there: Tensor | None
+    model, name: str, window: _Window, given: State, logits: list[Tensor], is_present: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Flow matching of the latents that go with the codes of a state `(N,)`, as far as the sense is there, and those
     that one step of diffusion draws, `(N, P, D)`. The gradient reaches the backbone through the condition; where
@@ -183,24 +183,26 @@ def _latent_loss(
     condition = latents.condition(window.hidden, window.trunk, given, window.tables, shifts)
     with torch.no_grad():
         start = latents.start(condition, codes)
-    return _flow_loss(model.latent_heads[name], given.latents[name].detach(), condition, start, there)
+    return _flow_loss(model.latent_heads[name], given.latents[name].detach(), condition, start, is_present)
 
 
-def _flow_loss(head, latents: Tensor, condition: Tensor, start: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor]:
+def _flow_loss(
+    head, latents: Tensor, condition: Tensor, start: Tensor, is_present: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Flow matching of the latents `(N, P, D)` that are there, `(N,)` bool or None for all; drawn are those of all
     rows."""
-    if there is None:
+    if is_present is None:
         return head.loss(latents, condition, start)
-    loss, some = head.loss(latents[there], condition[there], start[there])
-    drawn = some.new_zeros(latents.shape).masked_scatter(there.view(-1, 1, 1), some)
-    return (loss if len(some) else drawn.sum()), drawn
+    loss, drawn_present = head.loss(latents[is_present], condition[is_present], start[is_present])
+    drawn = drawn_present.new_zeros(latents.shape).masked_scatter(is_present.view(-1, 1, 1), drawn_present)
+    return (loss if len(drawn_present) else drawn.sum()), drawn
 
 
-def _among(there: Tensor | None, importance: Tensor | None) -> Tensor | None:
+def _present_importance(is_present: Tensor | None, importance: Tensor | None) -> Tensor | None:
     """The importance of transitions `(N,)`, none of those that are not there; None where all count alike."""
-    if there is None:
+    if is_present is None:
         return importance
-    return there.float() if importance is None else there * importance
+    return is_present.float() if importance is None else is_present * importance
 
 
 def _by_transition(importance: Tensor | None, action: Tensor | Actions) -> Tensor | None:
@@ -557,11 +559,11 @@ def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None
             continue
         codec, seen = model.senses[name], later.observation[name].flatten(0, 1)
         weight = 1 + model.config.training.motion_weight * codec.differing(seen, later.before[name].flatten(0, 1))
-        errors, there = [], later.state.present(name).flatten()
+        errors, is_present = [], later.state.present(name).flatten()
         for latents in (True, False):
             found = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
             error = (weight * (found - codec.to_float(seen)).square()).flatten(1).mean(1)
-            errors.append((error[there] + LEAST_ERROR).log().mean())
+            errors.append((error[is_present] + LEAST_ERROR).log().mean())
         codec.latents_help.fill_(bool(errors[0] < errors[1]))
 
 

@@ -450,8 +450,8 @@ def step_numbers(
         known = known * has_before.unsqueeze(1)
     change = torch.zeros_like(unit)
     if before is not None:
-        there = _are_there(model, now.codes) & _are_there(model, before.codes)
-        change = known * there * (unit - _units(model, before.codes))
+        both = _has_scalars(model, now.codes) & _has_scalars(model, before.codes)
+        change = known * both * (unit - _units(model, before.codes))
     return _joined(model.config, [unit, change, known], action)
 
 
@@ -462,8 +462,8 @@ def window_numbers(model, state: State, action: Tensor) -> Tensor | None:
     if unit is None:
         return _joined(model.config, [], action.flatten(0, 1))
     unit = unit[:, : action.shape[1]]
-    there = _are_there(model, state.codes)[:, : action.shape[1]]
-    change = nn.functional.pad(unit.diff(dim=1) * (there[:, 1:] & there[:, :-1]), (0, 0, 1, 0))
+    present = _has_scalars(model, state.codes)[:, : action.shape[1]]
+    change = nn.functional.pad(unit.diff(dim=1) * (present[:, 1:] & present[:, :-1]), (0, 0, 1, 0))
     known = nn.functional.pad(torch.ones_like(unit[:, 1:, :1]), (0, 0, 1, 0))
     return _joined(model.config, [part.flatten(0, 1) for part in (unit, change, known)], action.flatten(0, 1))
 
@@ -474,11 +474,11 @@ def _units(model, codes: dict[str, list[Tensor]]) -> Tensor | None:
     return torch.cat(parts, -1) if parts else None
 
 
-def _are_there(model, codes: dict[str, list[Tensor]]) -> Tensor:
+def _has_scalars(model, codes: dict[str, list[Tensor]]) -> Tensor:
     """Which numbers of `_units` are known at all, bool: not those of an absent sense."""
-    there = {name: codes[name][0][..., :1] >= 0 for name in _numeric_senses(model.config)}
-    counts = {name: model.config.senses[name].num_scalars for name in there}
-    return torch.cat([mask.expand(*mask.shape[:-1], counts[name]) for name, mask in there.items()], -1)
+    present = {name: codes[name][0][..., :1] >= 0 for name in _numeric_senses(model.config)}
+    counts = {name: model.config.senses[name].num_scalars for name in present}
+    return torch.cat([mask.expand(*mask.shape[:-1], counts[name]) for name, mask in present.items()], -1)
 
 
 def _joined(config, parts: list[Tensor], action: Tensor | Actions) -> Tensor | None:
