@@ -1,7 +1,7 @@
 """What continuous latents add to codes, and how many steps of diffusion they take.
 
 Takes finished runs (several: seeds of the same run), and on their held-out episodes imagines the same futures with the
-most likely codes alone, with these codes and latents drawn in 1 to 8 steps, with several schedulers of diffusers, and
+most likely codes alone, with these codes and latents drawn in 1 to 8 steps, with other schedulers of diffusers, and
 with latents alone: codes stay what they were at the beginning, and latents tell what has become of them. Vectors are
 predicted in codes everywhere.
 
@@ -26,15 +26,14 @@ from pan_hf.checkpoints import trained_seeds  # noqa: E402
 from pan_hf.data.windows import WindowReader, choose_windows  # noqa: E402
 from pan_hf.evaluation.evaluate import across_seeds, load_for_evaluation  # noqa: E402
 from pan_hf.modeling.effort_pan import Effort  # noqa: E402
-from pan_hf.modeling.latent_head_pan import SenseLatents  # noqa: E402
+from pan_hf.modeling.latent_head_pan import SCHEDULERS, SenseLatents  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import select, table  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "latents"
 HORIZONS = (1, 10)
 STEPS = (1, 2, 4, 8)
-SCHEDULERS = ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "DDIMScheduler")
-USUAL = "FlowMatchEulerDiscreteScheduler"
+USUAL, *OTHERS = SCHEDULERS
 BATCH_SIZE = 32
 
 
@@ -101,7 +100,7 @@ def imagined(reader: WindowReader, rows: np.ndarray, horizon: int) -> dict[str, 
     alone = Effort((*others, f"{name}.latents"), least_change=None)
     found = {"copy_last": before, "codes": model.decode(state, name, latents=False)}
     found |= {f"codes and latents, {steps} steps": drawn(USUAL, steps) for steps in STEPS}
-    found |= {f"codes and latents, 4 steps of {kind}": drawn(kind, 4) for kind in SCHEDULERS}
+    found |= {f"codes and latents, 4 steps of {kind}": drawn(kind, 4) for kind in OTHERS}
     for steps in STEPS:
         with sampling(model, USUAL, steps):
             by_latents = model.simulate(belief, actions, temperature=0.0, seed=common.SEED, effort=alone)

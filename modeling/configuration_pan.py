@@ -167,8 +167,8 @@ class PanConfig(PreTrainedConfig):
             vectors start without.
         adapter_dim (`int`): width of the local adapter that reads codes out of a place.
         adapter_blocks (`int`): its depth; more of them where things move by fractions of a code.
-        latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name`, and
-            `num_inference_steps`.
+        latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name` (the
+            scheduler one of `latent_head_pan.SCHEDULERS`), and `num_inference_steps`.
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
         reward_bound (`float`): rewards are read as a distribution over symlog bins within plus and minus this.
         training (`TrainingConfig` or `dict`): how it is trained.

@@ -1,9 +1,9 @@
 """The diffusion head: the next continuous latents, given the backbone's hidden states and the codes already chosen.
 
 Flow matching along the straight path x_t = (1 - t) x + t noise, with the network predicting the clean latents x
-(x-prediction): the levels leave little to say, so one step is enough. Denoiser and scheduler are diffusers classes
-named in the configuration, see `latent_head_pan`; `PlaceDenoiser`, the default, is our own small one with the same
-interface.
+(x-prediction): the levels leave little to say, so one step is enough (`docs/results/latents`). The denoiser is any of
+diffusers, the scheduler one of its flow matching ones, both named in the configuration; `PlaceDenoiser`, the default,
+is our own small denoiser with the same interface.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class LatentHead(nn.Module):
     @functools.cached_property
     def num_calls(self) -> int:
         """How often the denoiser is called for one draw."""
-        return count_calls(self.settings["scheduler"], self.settings["num_inference_steps"])
+        return len(make_scheduler(self.settings["scheduler"], self.settings["num_inference_steps"]).timesteps)
 
     def predict(self, noisy: Tensor, time: Tensor, condition: Tensor, start: Tensor) -> Tensor:
         """Clean latents `(B, P, D)` from noisy ones at `time` `(B,)` in (0, 1], given condition `(B, P, C)` and what
@@ -146,12 +146,12 @@ class LatentHead(nn.Module):
         shape = (len(condition), self.sense.num_places, self.sense.latent_dim)
         noise = torch.randn(shape, generator=generator, device=condition.device)
         # built here: some schedulers keep plain tensors, which would die on the meta device
-        scheduler = make_scheduler(self.settings["scheduler"])
+        scheduler = make_scheduler(self.settings["scheduler"], self.settings["num_inference_steps"], condition.device)
 
         def clean_at(noisy: Tensor, time: Tensor) -> Tensor:
             return self.predict(noisy, time, condition, start)
 
-        return denoise(scheduler, self.settings["num_inference_steps"], noise, clean_at, generator)
+        return denoise(scheduler, noise, clean_at)
 
     @torch.no_grad()
     def log_prob_bound(self, latents: Tensor, condition: Tensor, start: Tensor, num_samples: int = 8) -> Tensor:
@@ -268,119 +268,52 @@ def draw_latents(
     }
 
 
-# ---- Any diffusers scheduler around one head that predicts clean latents.
-#
-# The head is trained on straight paths, x_t = (1 - t) x + t noise. Schedulers walk other paths, x_s = signal x + sigma
-# noise, and ask for other predictions; but all Gaussian paths are one another rescaled: x_s / (signal + sigma) lies on
-# the straight path at t = sigma / (signal + sigma), and from a clean prediction any other follows. So a scheduler is
-# swapped in by its name, and nothing is trained again.
+# ---- Schedulers of diffusers whose own path is the one that the head is trained on, x_t = (1 - t) x + t noise.
 
 
-PREDICTIONS = ("sample", "original_sample", "epsilon", "v_prediction")
-# what a head of unit-scale latents needs unless it is said otherwise, where a scheduler knows the setting
-SETTINGS = {"clip_sample": False, "timestep_spacing": "trailing", "prediction_type": "sample"}
-NO_SAMPLE_PREDICTION = ("Heun", "KDPM2", "LMS", "PNDM", "IPNDM", "DPMSolverSDE")  # these ask for epsilon
+# `FlowMatchLCMScheduler` wants a head that draws clean latents: from one that expects them it makes them too alike
+SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 
 
-def make_scheduler(settings: dict):
-    """A fresh scheduler from a diffusers configuration with `_class_name`.
+def make_scheduler(settings: dict, num_steps: int, device: torch.device | str = "cpu"):
+    """A fresh scheduler from a diffusers configuration with `_class_name`, its steps set; it calls the denoiser once
+    for each of `.timesteps`, which are more than `num_steps` for schedulers of second order.
 
     Raises:
-        ValueError: diffusers has no such scheduler, or it does not walk a Gaussian path or asks for a prediction that
-            does not follow from clean latents.
+        ValueError: it is none of `SCHEDULERS`.
     """
     given = dict(settings)
     name = given.pop("_class_name")
-    kind = getattr(diffusers, name, None)
-    if kind is None or not hasattr(kind, "set_timesteps"):
-        raise ValueError(f"`latent_head.scheduler` names {name!r}; diffusers {diffusers.__version__} has no such one.")
-    known = inspect.signature(kind.__init__).parameters
-    usual = {key: value for key, value in SETTINGS.items() if key in known}
-    if name.startswith(NO_SAMPLE_PREDICTION) and "prediction_type" in usual:
-        usual["prediction_type"] = "epsilon"
-    scheduler = kind(**(usual | given))
-    is_flow = name.startswith("FlowMatch")
-    asked = getattr(scheduler.config, "prediction_type", None)
-    if not is_flow and (asked not in PREDICTIONS or not hasattr(scheduler, "alphas_cumprod")):
+    if name not in SCHEDULERS:
         raise ValueError(
-            f"`latent_head.scheduler` {name!r} with prediction_type={asked!r} does not fit a head that predicts clean "
-            f"latents; use a FlowMatch scheduler, or one with alphas_cumprod and a prediction_type of {PREDICTIONS}."
+            f"`latent_head.scheduler` names {name!r}; expected a diffusers scheduler of flow matching, "
+            f"{' or '.join(SCHEDULERS)}. Name one of these in the configuration; nothing has to be trained again."
         )
+    scheduler = getattr(diffusers, name)(**given)
+    if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        # `set_timesteps(n)` would spend its last step at a noise level of almost nothing
+        scheduler.set_timesteps(sigmas=[1 - step / num_steps for step in range(num_steps)], device=device)
+    else:
+        scheduler.set_timesteps(num_steps, device=device)
     return scheduler
 
 
-def denoise(
-    scheduler, num_steps: int, noise: Tensor, clean_at: Callable[[Tensor, Tensor], Tensor], generator=None
-) -> Tensor:
+def denoise(scheduler, noise: Tensor, clean_at: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Walks a scheduler's path from noise to clean latents.
 
     Args:
         scheduler: see `make_scheduler`.
-        num_steps (`int`): of the scheduler; those of second order call the head nearly twice as often.
         noise: standard normal `(B, ...)`.
-        clean_at: `(noisy (B, ...), time (B,)) -> (B, ...)`, the clean latents expected from a point on the straight
-            path.
-        generator (*optional*): of schedulers that draw.
+        clean_at: `(noisy (B, ...), time (B,)) -> (B, ...)`, the clean latents expected at a point of the path.
 
     Returns:
         clean latents, as `noise`.
     """
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        return _denoise_flow(scheduler, num_steps, noise, clean_at)
-    scheduler.set_timesteps(num_steps, device=noise.device)
-    x, explodes = noise * scheduler.init_noise_sigma, float(scheduler.init_noise_sigma) != 1.0
-    for index, timestep in enumerate(scheduler.timesteps):
-        if explodes:
-            signal, sigma = torch.ones((), device=x.device), scheduler.sigmas[index].to(x.device)
-            scheduler.scale_model_input(x, timestep)  # some insist on being asked
-        else:
-            share = scheduler.alphas_cumprod[int(timestep)].to(x.device)
-            signal, sigma = share.sqrt(), (1 - share).sqrt()
-        time = (sigma / (signal + sigma)).to(x.dtype)
-        clean = clean_at(x / (signal + sigma), time.expand(len(x)))
-        told = _as_asked(scheduler.config.prediction_type, clean, x, signal, sigma)
-        x = scheduler.step(told, timestep, x, **_drawing(scheduler, generator)).prev_sample
-    return x
-
-
-def _denoise_flow(scheduler, num_steps: int, noise: Tensor, clean_at) -> Tensor:
-    x = noise
-    try:  # given as sigmas: `set_timesteps(n)` would spend its last step at a noise level of almost nothing
-        scheduler.set_timesteps(sigmas=[1 - step / num_steps for step in range(num_steps)], device=x.device)
-    except TypeError:
-        scheduler.set_timesteps(num_steps, device=x.device)
-    for index, timestep in enumerate(scheduler.timesteps):
-        sigma = scheduler.sigmas[index].to(x.device)
-        clean = clean_at(x, sigma.expand(len(x)))
-        x = scheduler.step((x - clean) / sigma, timestep, x).prev_sample
-    return x
-
-
-def count_calls(settings: dict, num_steps: int) -> int:
-    """How often `denoise` asks for clean latents with a scheduler; see `make_scheduler`."""
-    calls = []
-
-    def clean_at(noisy: Tensor, _time: Tensor) -> Tensor:
-        calls.append(1)
-        return noisy
-
-    denoise(make_scheduler(settings), num_steps, torch.zeros(1, 1), clean_at)
-    return len(calls)
-
-
-def _as_asked(kind: str, clean: Tensor, x: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-    """What a scheduler asks for, of a point x = signal clean + sigma noise."""
-    if kind in ("sample", "original_sample"):
-        return clean
-    noise = (x - signal * clean) / sigma
-    if kind == "epsilon":
-        return noise
-    return (signal * noise - sigma * clean) / (signal**2 + sigma**2).sqrt()
-
-
-def _drawing(scheduler, generator) -> dict:
-    takes = "generator" in inspect.signature(scheduler.step).parameters
-    return {"generator": generator} if takes else {}
+    latents = noise
+    for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps, strict=False):  # the last sigma is the end
+        velocity = (latents - clean_at(latents, sigma.expand(len(latents)))) / sigma
+        latents = scheduler.step(velocity, timestep, latents).prev_sample
+    return latents
 
 
 def check_latent_head(settings: dict, senses: dict) -> None:
@@ -395,7 +328,7 @@ def check_latent_head(settings: dict, senses: dict) -> None:
     steps = settings["num_inference_steps"]
     if not (isinstance(steps, int) and steps >= 1):
         raise ValueError(f"`latent_head.num_inference_steps` must be a whole number of at least 1, got {steps!r}.")
-    make_scheduler(settings["scheduler"])
+    make_scheduler(settings["scheduler"], steps)
     for part in ("in_channels", "out_channels"):
         channels = settings["denoiser"].get(part)
         wrong = {

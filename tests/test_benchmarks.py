@@ -288,7 +288,7 @@ def test_latents_are_drawn_by_several_steps_and_schedulers_for_the_same_codes(wi
     latents.main(quick=True, output=with_miniature)
     records = read_records(with_miniature / "latents.json")
     models = {entry.model for entry in select(records, metric="psnr")}
-    kinds = {f"codes and latents, 4 steps of {kind}" for kind in latents.SCHEDULERS}
+    kinds = {f"codes and latents, 4 steps of {kind}" for kind in latents.OTHERS}
     assert kinds | {"codes", "copy_last", "codes and latents, 8 steps", "latents alone, 1 steps"} <= models
     assert "psnr_moving" in capsys.readouterr().out
 
