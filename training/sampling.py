@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.training.code_cache import encode_once
-from pan_hf.training.windows import Draw, Windows, action_tensor, sense_tensors
+from pan_hf.training.windows import Windows, action_tensor, sense_tensors
 
 
 def make_encoded(model, processor, trajectories, args=None, survey=None):
@@ -54,11 +54,10 @@ class WeightedRows(Sampler):
     def __len__(self) -> int:
         return 2**40
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[int]:
         for chunk in itertools.count():
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + chunk)
-            drawn = torch.multinomial(self.weights, self.CHUNK, replacement=True, generator=generator).tolist()
-            yield from map(Draw, drawn, itertools.count(chunk * self.CHUNK))
+            yield from torch.multinomial(self.weights, self.CHUNK, replacement=True, generator=generator).tolist()
 
 
 CHANGE_SHARE = 0.6  # weight of a window in which no code changes; that of others is 1

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset, IterableDataset
 from pan_hf.data.episodes import episode_files
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.training.sampling import Weighing, change_weights, is_rare, openness, openness_by_kind, reward_boost
-from pan_hf.training.windows import Draw, Windows, sense_tensors, usually_seen
+from pan_hf.training.windows import Windows, sense_tensors, usually_seen
 
 STATE = "stream.json"
 SURVEYED = 32  # episodes that are read to know what a recording is like
@@ -144,7 +144,7 @@ class WindowStream(IterableDataset):
             dataset = self._open[episode]
             self._leave(episode)
             self.drawn += 1
-            yield dataset, Draw(window, self.drawn - 1)
+            yield dataset, window
 
     def state_at(self, drawn: int) -> dict:
         """Where the stream was when so many windows had been drawn, a step or two ago."""

@@ -16,7 +16,6 @@ from pan_hf.training.budget import Budget, BudgetCallback
 from pan_hf.training.distributed import (
     read_training_state,
     read_weights,
-    row_draws,
     whole_tensors,
     write_training_state,
 )
@@ -45,6 +44,12 @@ class NamedMeans:
         found = {name: round(mean, 6) for name, mean in zip(self._sums, means, strict=True)}
         self._sums, self._count = {}, 0
         return found
+
+
+def noise_seed(seed: int, step: int, micro: int, process: int) -> int:
+    """Of what a process draws in a part (`micro`) of a step: another one in each process, since each has other rows.
+    What all have to draw alike, codebooks for one, the first process draws."""
+    return hash((seed, step, micro)) + process
 
 
 class PanTrainer(Trainer):
@@ -100,13 +105,11 @@ class PanTrainer(Trainer):
         return self.lr_scheduler
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """What is drawn at random in a step depends on the seed and the step alone; of several processes, each takes
-        the rows that it has of what one alone would draw (`distributed.py`)."""
+        """What is drawn at random in a step depends on the seed, the step and the process alone."""
         step, micro = self._micro_step
         self._micro_step = step, micro = self.state.global_step, micro + 1 if step == self.state.global_step else 0
-        torch.manual_seed(hash((self.args.seed, step, micro)))
-        with row_draws(self.accelerator, inputs):
-            return super().training_step(model, inputs, num_items_in_batch)
+        torch.manual_seed(noise_seed(self.args.seed, step, micro, self.args.process_index))
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(objective=self.objective, **inputs)

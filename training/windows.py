@@ -136,7 +136,7 @@ class CroppedFrames(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict:
         rows = torch.as_tensor(indices)
-        chance = torch.tensor([_chance(index) for index in indices])
+        chance = crop_chances(indices)
         observation = {}
         for name, values in self.tensors.items():
             usual = self.usual[name].expand(len(rows), *self.usual[name].shape)
@@ -172,21 +172,7 @@ def usually_seen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-class Draw(int):
-    """The index of a row that was drawn, and the number of the draw: what is random about a row in a batch depends on
-    these two alone, not on the batch or the process that it came into."""
-
-    number: int = 0
-
-    def __new__(cls, index: int, number: int):
-        draw = super().__new__(cls, index)
-        draw.number = number
-        return draw
-
-    def __reduce__(self):
-        return Draw, (int(self), self.number)
-
-
-def _chance(index: int) -> float:
-    """A number in [0, 1) for a draw."""
-    return np.random.default_rng([int(index), getattr(index, "number", 0)]).random()
+def crop_chances(indices: list[int]) -> Tensor:
+    """A number in [0, 1) for each row of a batch, `(B,)`: another when a row comes again in another batch, the same
+    when a run goes on."""
+    return torch.from_numpy(np.random.default_rng(indices).random(len(indices)))
