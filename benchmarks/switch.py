@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a c
 from benchmarks import common  # noqa: E402
 from pan_hf.agents.world import parse_effort  # noqa: E402
 from pan_hf.checkpoints import trained_seeds  # noqa: E402
+from pan_hf.data.windows import read_rows  # noqa: E402
 from pan_hf.evaluation.control import plan  # noqa: E402
 from pan_hf.evaluation.evaluate import across_seeds, load_for_evaluation  # noqa: E402
 from pan_hf.metrics import FORMULAS, changed_pixels, moving_error  # noqa: E402
@@ -40,7 +41,7 @@ from pan_hf.quickstart import DOOR_KEY, PLANNER  # noqa: E402
 from pan_hf.reporting.figures import cost_plot  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import table  # noqa: E402
-from pan_hf.training.windows import Windows, action_tensor, sense_tensors  # noqa: E402
+from pan_hf.training.windows import Windows  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "switch"
 FIXED = ("all", "focused", "coarsest")
@@ -96,8 +97,7 @@ def measure(run: Path, part: str, windows: int, episodes: int, plan_seconds: flo
 
 def _beginnings(model, processor, trajectories, count: int, steps: int = 1):
     """Held-out windows, as [`split_window`] gives them."""
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
-    actions = action_tensor(trajectories, model, processor.tokenizer)
+    tensors, actions = read_rows(trajectories, processor)
     length = model.config.context_steps - 1 + steps
     held_out = Windows(trajectories, tensors, actions, length, False, set(model.config.prefix_senses))
     chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(common.SEED))[:count]

@@ -44,8 +44,8 @@ def build(
         config: any field of [`PanConfig`], e.g. `context_steps=3`.
 
     Raises:
-        ValueError: an image that no patch size fits, an option for a sense that was not recorded, or a field that the
-            sense does not have.
+        ValueError: an image that no patch size fits, a text that is too long, an option for a sense that was not
+            recorded, or a field that the sense does not have.
     """
     from transformers import set_seed
 
@@ -122,10 +122,10 @@ def _language_model(backbone: str, tokenizer: PanTokenizer):
 
 
 def _texts(trajectories: Trajectories) -> list[str]:
-    """What is said in a recording: its tasks, and the first texts of every sense."""
+    """What is said in a recording: its tasks, and every text of its senses."""
     columns = trajectories.observations.items()
     said = [values for name, values in columns if feature_of(trajectories.features[f"observation.{name}"]).is_text]
-    return [*trajectories.tasks, *(text for values in said for text in values[:4096])]
+    return [*trajectories.tasks, *(text for values in said for text in np.unique(values).tolist())]
 
 
 def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer, options: dict):

@@ -9,11 +9,16 @@ import torch
 from tiny_worlds import board_world
 
 from pan_hf import PanModel, PanProcessor
+from pan_hf.data.trajectories import Trajectories
+from pan_hf.data.windows import WindowReader, read_rows
+from pan_hf.features import feature_of
+from pan_hf.tokenization import PanTokenizer
+from pan_hf.tokenization.vocabulary_pan import Vocabulary
 from pan_hf.training import code_cache as encoded
 from pan_hf.training import pretrain_backbone, reinforce
 from pan_hf.training.code_cache import encode_all, encode_once
 from pan_hf.training.sampling import WeightedRows, openness, openness_by_kind, window_weights
-from pan_hf.training.windows import Windows, sense_tensors
+from pan_hf.training.windows import Windows
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +51,7 @@ def test_a_sampler_draws_the_same_again_and_in_proportion():
 
 def test_windows_stay_inside_an_episode_and_carry_what_each_action_led_to(world):
     model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
-    tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
-    actions = torch.from_numpy(world.trajectories.actions)
+    tensors, actions = read_rows(world.trajectories, processor)
     windows = Windows(world.trajectories, tensors, actions, 2, False, {"mission"})
     batch = windows.__getitems__(list(range(len(windows))))
     assert batch["action"].shape == batch["reward"].shape == batch["done"].shape == (len(windows), 2)
@@ -137,7 +141,7 @@ def test_rollouts_are_as_long_as_episodes_allow(world):
 
 def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, tmp_path, monkeypatch):
     model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
-    tensors = sense_tensors(world.trajectories, model, processor.tokenizer)
+    tensors, _ = read_rows(world.trajectories, processor)
     first = encode_all(model, tensors, latents=True)
     encode_once(model, tensors, world.trajectories, tmp_path)
     (kept,) = tmp_path.iterdir()
@@ -157,3 +161,128 @@ def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, t
     assert calls == ["anew", "anew"]
     encoded.forget(tmp_path)
     assert kept.suffix == ".safetensors" and list(tmp_path.iterdir()) == []
+
+
+# one preprocessing: what training reads of a recording is what the processor gives
+
+
+FEATURES = {
+    "observation.camera": {"kind": "image", "shape": [16, 8, 3]},
+    "observation.arm": {"kind": "vector", "dim": 2, "low": [-1, -1], "high": [1, 1]},
+    "observation.mission": {"kind": "text", "every_step": False},
+    "observation.said": {"kind": "text", "every_step": True},
+}
+ACTIONS = {
+    "discrete": ({"kind": "discrete", "n": 3}, np.array([2, 0, 1, 0, 2, 0])),
+    "vector": (
+        {"kind": "vector", "dim": 1, "low": [2], "high": [3]},
+        np.array([[2.5], [3], [0], [2], [2.2], [0]], np.float32),
+    ),
+    "text": ({"kind": "text"}, np.array(["go", "<camera.0:1>", "", "open the door", "go", ""])),
+}
+
+
+def recorded(kind="discrete", **changes):
+    """Two episodes of two actions, every kind of sense, actions of one kind; texts that look like codes among them."""
+    described, actions = ACTIONS[kind]
+    generator = np.random.default_rng(0)
+    observations = {
+        "camera": generator.integers(0, 256, (6, 3, 16, 8), dtype=np.uint8),
+        "arm": generator.uniform(-1, 1, (6, 2)).astype(np.float32),
+        "mission": np.array(["pick up <camera.0:1>"] * 3 + ["go"] * 3),
+        "said": np.array(["go", "<camera.0:2>", "open the red door", "", "go", "the key is red"]),
+    } | changes
+    return Trajectories(
+        features=FEATURES | {"action": described},
+        observations=observations,
+        actions=actions,
+        rewards=np.zeros(6, np.float32),
+        dones=np.zeros(6, bool),
+        truncateds=np.zeros(6, bool),
+        action_is_pad=np.array([False, False, True] * 2),
+        episode=np.array([0, 0, 0, 1, 1, 1]),
+        episode_starts=np.array([0, 3]),
+        episode_lengths=np.array([3, 3]),
+        episode_indices=np.array([0, 1]),
+        tasks=["", ""],
+        environments=["e", "e"],
+        seeds=[0, 1],
+        fingerprints=["a", "b"],
+    )
+
+
+@pytest.fixture(scope="module")
+def words():
+    tokenizer = PanTokenizer.train(["go", "open the red door", "pick up the key", "the key is red"], vocab_size=320)
+    return PanTokenizer.from_backbone(tokenizer, Vocabulary.build(len(tokenizer), 512, {"camera.0": (8, 8)}))
+
+
+def built(trajectories, tokenizer, **options):
+    """The processor that belongs to a model built on a recording."""
+    senses = {}
+    for name, values in trajectories.observations.items():
+        feature, given = feature_of(trajectories.features[f"observation.{name}"]), options.get(name, {})
+        senses[name] = feature.make_sense(name, values, trajectories.episode, tokenizer, given).to_dict()
+    feature = feature_of(trajectories.features["action"])
+    action = feature.make_action(trajectories.actions, tokenizer, options.get("action", {}))
+    return PanProcessor(tokenizer, senses=senses, action=action.to_dict())
+
+
+def leaves(batch):
+    return {**batch["observation"], "action": batch["action"]}
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_a_batch_from_a_recording_is_the_processor_s_bit_for_bit(kind, words):
+    trajectories = recorded(kind)
+    processor = built(trajectories, words)
+    observation, actions = read_rows(trajectories, processor)
+    assert observation["camera"].data_ptr() == trajectories.observations["camera"].ctypes.data  # no copy
+    windows = Windows(trajectories, observation, actions, 2, False, {"mission"})
+    found = trajectories.observations
+    given = {
+        "camera": np.moveaxis(found["camera"], 1, -1).reshape(2, 3, 16, 8, 3),
+        "arm": found["arm"].reshape(2, 3, 2),
+        "mission": found["mission"][[0, 3]].tolist(),
+        "said": found["said"].reshape(2, 3).tolist(),
+    }
+    taken = trajectories.actions.reshape(2, 3, *trajectories.actions.shape[1:])[:, :2]
+    expected = leaves(processor(observation=given, action=taken.tolist() if kind == "text" else taken))
+    senses = {name: SimpleNamespace(every_step=name != "mission") for name in observation}
+    config = SimpleNamespace(context_steps=1, senses=senses)
+    reader = WindowReader(trajectories, processor, SimpleNamespace(config=config, device="cpu"))
+    for batch in (windows.__getitems__([0, 1]), reader.batch(np.array([0, 3]), 2)):
+        for name, values in leaves(batch).items():
+            assert values.dtype == expected[name].dtype and torch.equal(values, expected[name]), name
+    assert expected["mission"].max() < 512 and expected["said"].max() < 512  # what spells a code stays words
+
+
+def test_a_text_that_is_too_long_is_refused_at_building_and_at_reading_and_clip_cuts_it(words):
+    short, long = recorded(), recorded(said=np.array(["go"] * 5 + ["open the red door " * 40]))
+    with pytest.raises(
+        ValueError, match=r"Sense 'said': 'open the red .*' is \d+ tokens long, expected at most 64. B"
+    ):
+        built(long, words)
+    with pytest.raises(ValueError, match="expected at most 3. Build the model with max_length=.*, or with clip=True"):
+        built(short, words, said={"max_length": 3})
+    with pytest.raises(
+        ValueError, match=r"said: 'open the red .* tokens long, .* build the model with a larger max_l"
+    ):
+        read_rows(long, built(short, words))
+    rows, _ = read_rows(long, built(long, words, said={"clip": True}))
+    assert rows["said"].shape == (6, 64)
+
+
+def test_the_longest_of_all_texts_is_given_room(words):
+    texts = np.array([f"go {number}" for number in range(6000)])
+    sense = feature_of(FEATURES["observation.said"]).make_sense(
+        "said", np.append(texts, "pick up the key, open the red door"), np.zeros(6001, int), words, {}
+    )
+    assert sense.max_length == len(words.text_ids(["pick up the key, open the red door"])[0]) + 2
+
+
+def test_a_recording_without_a_sense_of_the_model_is_refused(words):
+    processor, trajectories = built(recorded(), words), recorded()
+    del trajectories.observations["arm"]
+    with pytest.raises(ValueError, match=r"\['arm'\] are not in the recording"):
+        read_rows(trajectories, processor)

@@ -150,7 +150,31 @@ class PanProcessor(ProcessorMixin):
         settings = _text_settings(text, text_settings)
         if text is not None:
             arrays |= self.tokenizer(text if isinstance(text, list) else [text], **settings, return_tensors="np")
-        return PanBatch(_convert(arrays) if return_tensors == "pt" else arrays)
+        return PanBatch(_convert(arrays, torch.tensor if return_tensors == "pt" else np.array))
+
+    def read_columns(self, columns: Mapping) -> dict[str, torch.Tensor]:
+        """Columns of a recording as a call gives them, all rows at once, without axes of batch and time.
+
+        Args:
+            columns (`dict[str, ...]`): by sense, and under `action`, what a call takes for N steps; of a constant text
+                N strings.
+
+        Returns:
+            N rows by name: image uint8 `(N, C, H, W)`, in the memory of the array that was given where that is laid
+            out so; vector float32 `(N, D)`; text int64 `(N, L)`, padded; discrete action int64 `(N,)`.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        unknown = [name for name in columns if name not in self.senses and name != ACTION]
+        if unknown:
+            raise ValueError(f"Unknown senses {', '.join(unknown)}; known: {', '.join(self.senses) or 'none'}.")
+        rows = {}
+        for name, values in columns.items():
+            array = self._read_action(values) if name == ACTION else self._reader(name).read(values)
+            is_constant = name != ACTION and self._reader(name).is_constant
+            rows[name] = torch.from_numpy(array if is_constant else array[0])
+        return rows
 
     def _read_observation(self, observation, partial: bool) -> dict[str, np.ndarray]:
         known = ", ".join(self.senses) or "none"
@@ -402,16 +426,16 @@ class TextReader(Reader):
             raise ValueError(f"{name}: expected {expected} of strings, got {_brief(value)}.")
         if pad is None:
             raise ValueError(f"{name}: the tokenizer has no padding token; set `tokenizer.pad_token`.")
-        different = list(dict.fromkeys(texts.flat))  # a mission is repeated in every step of a batch
-        rows = {}
-        for text, ids in zip(different, self.tokenizer.text_ids(different), strict=True):
+        number = {text: index for index, text in enumerate(dict.fromkeys(texts.flat))}  # a mission is in every row
+        table = np.full((len(number), length), pad, np.int64)
+        for row, text, ids in zip(table, number, self.tokenizer.text_ids(list(number)), strict=True):
             if len(ids) > length and not self.spec.get("clip"):
                 raise ValueError(
-                    f"{name}: {_brief(text)} is {len(ids)} tokens long, expected at most {length}; shorten it or give "
-                    "the text a larger max_length."
+                    f"{name}: {_brief(text)} is {len(ids)} tokens long, expected at most {length}; shorten it, or "
+                    "build the model with a larger max_length, or with clip=True, which cuts longer texts."
                 )
-            rows[text] = (ids + [pad] * length)[:length]
-        ids = np.array([rows[text] for text in texts.flat], dtype=np.int64)
+            row[: len(ids)] = ids[:length]
+        ids = table[[number[text] for text in texts.flat]]
         return ids.reshape(*texts.shape, length)
 
     def blank(self, leading: tuple[int, ...]) -> np.ndarray:
@@ -562,13 +586,13 @@ def _by_part(readers: dict, action, function):
 
 
 def with_batch_and_time(name: str, array: np.ndarray, num_inner: int) -> np.ndarray:
-    """`array` as (B, T, ...) with its own memory; a missing batch or time has size 1."""
+    """`array` as (B, T, ...), contiguous; a missing batch or time has size 1."""
     lead = array.ndim - num_inner
     array = array.reshape((1,) * (2 - lead) + array.shape)
     may_be_none = name.partition(".")[0] == ACTION  # one frame has no actions: (B, 0) is right
     if len(array) == 0 or (array.shape[1] == 0 and not may_be_none):
         raise ValueError(f"{name}: nothing in it (shape {array.shape}).")
-    return np.array(array, order="C")
+    return np.ascontiguousarray(array)
 
 
 def as_numbers(name: str, value) -> np.ndarray:
@@ -604,8 +628,9 @@ def _is_mapping(value) -> bool:
     return isinstance(value, Mapping)
 
 
-def _convert(arrays: dict) -> dict:
-    return {key: _convert(item) if isinstance(item, dict) else torch.from_numpy(item) for key, item in arrays.items()}
+def _convert(arrays: dict, copy) -> dict:
+    """Every array through `copy`: what was given may be written to again, as environments do with their frames."""
+    return {key: _convert(item, copy) if isinstance(item, dict) else copy(item) for key, item in arrays.items()}
 
 
 def _nest(array: np.ndarray, num_inner: int, function):

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from pan_hf.data.trajectories import Trajectories
+from pan_hf.data.windows import read_rows
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.distributed_pan import told_by_first, value_from_main
 from pan_hf.modeling.learning_pan import Growth, logged
@@ -38,7 +39,6 @@ from pan_hf.training.datasets import candidates_and_judges, in_last_episodes
 from pan_hf.training.optimizers import build_optimizer
 from pan_hf.training.run_folder import run_stage_once
 from pan_hf.training.stage import main
-from pan_hf.training.windows import action_tensor, sense_tensors
 
 ENCODED = 256  # rows that are written as sentences at once
 
@@ -95,8 +95,8 @@ class SentenceWindows(Dataset):
         if not self.parts or set(self.parts) - set(known):
             raise ValueError(f"Sentences of {self.parts}: expected parts that have codes, {', '.join(known)}.")
         self.rows = trajectories.windows(window * chunk)
-        tensors = sense_tensors(trajectories, model, processor.tokenizer)
-        tensors["action"] = action_tensor(trajectories, model, processor.tokenizer)
+        tensors, actions = read_rows(trajectories, processor)
+        tensors["action"] = actions
         self.pad = pad = processor.tokenizer.pad_token_id
         self.goals = [
             [word for name in model.config.prefix_senses for word in tensors[name][row].tolist() if word != pad]

@@ -5,14 +5,15 @@ python -m pan_hf.training.pretrain_senses --model DIR --data DIR --output_dir DI
 
 import torch
 
+from pan_hf.data.windows import read_rows
 from pan_hf.training.arguments import Stage
 from pan_hf.training.stage import main
-from pan_hf.training.windows import CroppedFrames, sense_tensors
+from pan_hf.training.windows import CroppedFrames
 
 
 def make_data(model, processor, trajectories, _args=None, survey=None):
     """Crops of frames, where something moves or is rare, with their neighbours in time."""
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    tensors, _ = read_rows(trajectories, processor)
     senses = model.config.place_senses
     seen = {name: tensors[name] for name in senses}
     dataset = CroppedFrames(trajectories, seen, senses, usual=survey and survey.usual)

@@ -2,9 +2,10 @@
 
 import torch
 
+from pan_hf.data.windows import read_rows
 from pan_hf.modeling.objectives_pan import judge_latents
 from pan_hf.training.streaming import some_windows
-from pan_hf.training.windows import Windows, action_tensor, sense_tensors
+from pan_hf.training.windows import Windows
 
 JUDGED = 128  # windows by which a model judges itself
 
@@ -14,8 +15,7 @@ def make_rollouts(model, processor, trajectories, args):
     episode has."""
     if args.horizon < 1:
         raise ValueError(f"`horizon` must be at least 1, got {args.horizon}.")
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
-    actions = action_tensor(trajectories, model, processor.tokenizer)
+    tensors, actions = read_rows(trajectories, processor)
     before, longest = model.config.context_steps - 1, int(trajectories.episode_lengths.max()) - 1
     steps = before + max(1, min(args.horizon, longest - before))
     windows = Windows(trajectories, tensors, actions, steps, False, set(model.config.prefix_senses))

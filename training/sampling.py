@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from pan_hf.data.trajectories import Trajectories
+from pan_hf.data.windows import read_rows
 from pan_hf.training.code_cache import encode_once
-from pan_hf.training.windows import Windows, action_tensor, sense_tensors
+from pan_hf.training.windows import Windows
 
 
 def make_encoded(model, processor, trajectories, args=None, survey=None):
     """Windows of codes, encoded once by the senses as they are."""
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    tensors, actions = read_rows(trajectories, processor)
     encoded = encode_once(model, tensors, trajectories, None if args is None else args.encoded)
-    actions = action_tensor(trajectories, model, processor.tokenizer)
     constant = set(model.config.prefix_senses)
     windows = Windows(trajectories, encoded, actions, model.config.context_steps, True, constant)
     by_kind = openness_by_kind(windows, trajectories) if survey is None else survey.openness
@@ -35,7 +35,7 @@ def make_encoded(model, processor, trajectories, args=None, survey=None):
 
 def make_raw(model, processor, trajectories, args=None, survey=None):
     """Windows of raw observations, drawn as often as the windows of their codes would be."""
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    tensors, _ = read_rows(trajectories, processor)
     encoded, weights = make_encoded(model, processor, trajectories, args, survey)
     raw = Windows(trajectories, tensors, encoded.actions, encoded.num_steps, False, encoded.constant)
     raw.importance = encoded.importance

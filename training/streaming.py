@@ -26,8 +26,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from pan_hf.data.episodes import episode_files
 from pan_hf.data.trajectories import load_trajectories
+from pan_hf.data.windows import read_rows
 from pan_hf.training.sampling import Weighing, change_weights, is_rare, openness, openness_by_kind, reward_boost
-from pan_hf.training.windows import Windows, sense_tensors, usually_seen
+from pan_hf.training.windows import Windows, usually_seen
 
 STATE = "stream.json"
 SURVEYED = 32  # episodes that are read to know what a recording is like
@@ -70,7 +71,7 @@ def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -
 
     chosen = np.random.default_rng(seed).permutation(episodes)[:SURVEYED]
     trajectories = load_trajectories(root, "train", episodes=chosen.tolist())
-    tensors = sense_tensors(trajectories, model, processor.tokenizer)
+    tensors, _ = read_rows(trajectories, processor)
     steps, files = model.config.context_steps, episode_files(Path(root), "train")
     outcomes = [pq.read_table(files[number], columns=["next.reward", "next.done"]) for number in episodes]
     rewards = [torch.from_numpy(one["next.reward"].to_numpy().copy()) for one in outcomes]

@@ -10,50 +10,6 @@ from torch.utils.data import Dataset
 from pan_hf.data.trajectories import Trajectories
 
 
-def sense_tensors(trajectories: Trajectories, model, tokenizer) -> dict[str, Tensor]:
-    """Every row's observation by sense, as the model takes it: images uint8 `(N, C, H, W)`, vectors `(N, dim)`, text
-    ids `(N, max_length)`. Raises ValueError where the recording does not hold a configured sense, or holds it
-    otherwise."""
-    tensors = {}
-    for name, sense in model.config.senses.items():
-        if name not in trajectories.observations:
-            known = sorted(trajectories.observations)
-            raise ValueError(f"The model has a sense {name!r}, the recording has {known}; record it, or build anew.")
-        values = trajectories.observations[name]
-        if sense.kind == "text":
-            tensors[name] = tokenize(values, tokenizer, sense.max_length)
-            continue
-        expected = (sense.channels, sense.height, sense.width) if sense.kind == "image" else (sense.dim,)
-        if values.shape[1:] != expected:
-            raise ValueError(
-                f"Sense {name!r}: the recording has shape {values.shape[1:]}, the model expects {expected}."
-            )
-        tensors[name] = torch.from_numpy(values)
-    return tensors
-
-
-def tokenize(texts, tokenizer, max_length: int) -> Tensor:
-    """Texts `(N,)` -> ids `(N, max_length)`, each distinct text once; longer ones are cut, shorter ones padded."""
-    distinct, inverse = np.unique(np.asarray(texts), return_inverse=True)
-    ids = tokenizer(
-        [str(text) for text in distinct],
-        padding="max_length",
-        truncation=True,
-        max_length=max_length,
-        add_special_tokens=False,
-        return_tensors="pt",
-    )["input_ids"]
-    return ids[torch.from_numpy(inverse)]
-
-
-def action_tensor(trajectories: Trajectories, model, tokenizer) -> Tensor:
-    """Every row's action: int64 `(N,)`, float `(N, dim)` or ids `(N, max_length)`."""
-    action = model.config.action
-    if action.kind == "text":
-        return tokenize(trajectories.actions, tokenizer, action.max_length)
-    return torch.from_numpy(trajectories.actions)
-
-
 class Windows(Dataset):
     """Windows of `num_steps` transitions from every row that can start one.
 

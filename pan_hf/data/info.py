@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pan_hf.data.episodes import FORMAT, SPLITS, VERSION, episode_files, read_info, read_summary, write_info
 from pan_hf.data.trajectories import Trajectories
+from pan_hf.data.windows import check_has_senses
 from pan_hf.features import Feature, feature_of
 from pan_hf.modeling import PanConfig
 from pan_hf.tokenization import PanProcessor
@@ -80,12 +81,7 @@ def bounded(features: dict[str, dict], extremes: Sequence[Extremes]) -> dict[str
 def check_fits(config: PanConfig, processor: PanProcessor, trajectories: Trajectories) -> None:
     """Raises ValueError where a recording lacks a sense of the model, or has it, or the action, otherwise: of another
     kind or shape, out of range, texts that are too long. Senses that the model has not are passed over."""
-    missing = sorted(set(config.senses) - set(trajectories.observations))
-    if missing:
-        raise ValueError(
-            f"The model's senses {missing} are not in the recording, which has {sorted(trajectories.observations)}. "
-            "Record them (`pan record --keep`, `--rename`)."
-        )
+    check_has_senses(trajectories, config.senses)
     for name, sense in config.senses.items():
         feature = _of_same_kind(f"Sense {name!r}", trajectories.features[f"observation.{name}"], sense)
         feature.check_sense(name, sense, trajectories.observations[name], processor)

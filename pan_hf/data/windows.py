@@ -1,14 +1,50 @@
-"""Windows of recorded, held-out episodes: which to evaluate on, and as batches for the model."""
+"""Rows of a recording as the processor gives them, and windows of held-out episodes: which to evaluate on, and as
+batches for the model."""
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pan_hf.data.trajectories import Trajectories
 from pan_hf.features import feature_of
+from pan_hf.tokenization import PanProcessor
+from pan_hf.tokenization.processing_pan import PanBatch
+
+
+def read_rows(trajectories: Trajectories, processor: PanProcessor) -> tuple[dict[str, Tensor], Tensor]:
+    """Every row of a recording as the processor gives it (see [`PanProcessor.read_columns`]).
+
+    Returns:
+        `(N, ...)` by sense; and the actions `(N, ...)`, of which the last of an episode, where nothing was done,
+        repeats the one before it.
+
+    Raises:
+        ValueError: the recording lacks a sense of the processor's model, or holds something that does not fit.
+    """
+    check_has_senses(trajectories, processor.senses)
+    taken = np.arange(len(trajectories)) - trajectories.action_is_pad
+    columns = {f"observation.{name}": trajectories.observations[name] for name in processor.senses}
+    columns["action"] = trajectories.actions[taken]
+    given = {
+        name.removeprefix("observation."): feature_of(trajectories.features[name]).to_processor(values)
+        for name, values in columns.items()
+    }
+    rows = processor.read_columns(given)
+    actions = rows.pop("action")
+    return rows, actions
+
+
+def check_has_senses(trajectories: Trajectories, senses: Iterable[str]) -> None:
+    """Raises ValueError where a recording lacks some of a model's senses."""
+    missing = sorted(set(senses) - set(trajectories.observations))
+    if missing:
+        raise ValueError(
+            f"The model's senses {missing} are not in the recording, which has {sorted(trajectories.observations)}. "
+            "Record them (`pan record --keep`, `--rename`), or take the data that the model was trained for."
+        )
 
 
 class WindowReader:
@@ -21,7 +57,7 @@ class WindowReader:
             model looks back on by default.
 
     Raises:
-        ValueError: the recording lacks a sense of the model, or `context` is below 1.
+        ValueError: as for `read_rows`, or `context` is below 1.
     """
 
     def __init__(self, trajectories, processor, model, context: int | None = None):
@@ -30,25 +66,19 @@ class WindowReader:
         if context < 1:
             raise ValueError(f"`context` must be at least 1 frame, got {context}.")
         self.lead = context - 1
-        missing = sorted(set(model.config.senses) - set(trajectories.observations))
-        if missing:
-            raise ValueError(
-                f"The model's senses {missing} are not in the recording, which has "
-                f"{sorted(trajectories.observations)}. Record them (`pan record --keep`, `--rename`) or evaluate on "
-                "the data the model was trained for."
-            )
+        self._observation, self._actions = read_rows(trajectories, processor)
 
-    def batch(self, rows: np.ndarray, num_steps: int) -> dict:
+    def batch(self, rows: np.ndarray, num_steps: int) -> PanBatch:
         """`num_steps` transitions from each of `rows`, with the `lead` before them.
 
         Returns:
             What the processor gives for `lead + num_steps + 1` frames; frame `lead` is that of `rows`.
         """
         frames = rows[:, None] - self.lead + np.arange(self.lead + num_steps + 1)
-        observation = {name: self._sense(name, frames) for name in self.model.config.senses}
-        taken = self.trajectories.actions[frames[:, :-1]]
-        actions = feature_of(self.model.config.action).to_processor(taken)
-        return self.processor(observation=observation, action=actions).to(self.model.device)
+        observation = {
+            name: values[frames if self.changes(name) else frames[:, 0]] for name, values in self._observation.items()
+        }
+        return PanBatch({"observation": observation, "action": self._actions[frames[:, :-1]]}).to(self.model.device)
 
     def perceive(self, batch: dict, step: int = 0):
         """The model's belief at the true frame `step` steps after the start, with what it looks back on before it."""
@@ -56,11 +86,6 @@ class WindowReader:
         first = max(0, end - self.model.config.context_steps)
         seen = self.part(batch["observation"], slice(first, end))
         return self.model.perceive(observation=seen, action=batch["action"][:, first : end - 1])
-
-    def _sense(self, name: str, frames: np.ndarray) -> Any:
-        rows = frames if self.changes(name) else frames[:, 0]
-        feature = feature_of(self.model.config.senses[name])
-        return feature.to_processor(self.trajectories.observations[name][rows])
 
     def outcome(self, rows: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
         """Reward and end of the `step`-th action (from 1) after `rows`, on the model's device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from gymnasium import spaces
     from torch import Tensor
 
-LONGEST_TEXT = 64  # tokens that a model is given room for
-_MOST_TEXTS = 4096  # distinct texts whose length is looked at
+LONGEST_TEXT = 64  # tokens that a model is given room for, unless it is told otherwise
 
 
 @register_feature
@@ -90,13 +90,13 @@ class TextFeature(Feature):
         from pan_hf.modeling import TextSense
 
         changes = bool(((episode[1:] == episode[:-1]) & (values[1:] != values[:-1])).any())
-        longest = _longest(values, tokenizer, add_special_tokens=False) + (2 if changes else 0)
-        return TextSense(**({"max_length": min(LONGEST_TEXT, longest), "every_step": changes} | options))
+        room = _room(f"Sense {name!r}", values, tokenizer, options, spare=2 if changes else 0)
+        return TextSense(**({"max_length": room, "every_step": changes} | options))
 
     def make_action(self, values: np.ndarray, tokenizer: Any, options: dict) -> Any:
         from pan_hf.modeling import TextAction
 
-        return TextAction(**({"max_length": min(LONGEST_TEXT, _longest(values, tokenizer))} | options))
+        return TextAction(**({"max_length": _room("The action", values, tokenizer, options)} | options))
 
     def to_processor(self, values: np.ndarray) -> list:
         return values.tolist()
@@ -148,10 +148,22 @@ def _is_mission(space: spaces.Space) -> bool:
     return any(kind.__name__ == "MissionSpace" for kind in type(space).__mro__)
 
 
-def _longest(values: Sequence[str], tokenizer: Any, **settings: Any) -> int:
-    """Tokens of the longest of the texts that are looked at."""
-    texts = np.unique(values)[:_MOST_TEXTS]
-    return max(len(tokenizer(str(text), **settings)["input_ids"]) for text in texts)
+def _room(what: str, values: np.ndarray, tokenizer: Any, options: dict, spare: int = 0) -> int:
+    """Tokens that a model is given for each of the texts: those of the longest, and `spare` more for longer ones.
+
+    Raises:
+        ValueError: the longest has more than `LONGEST_TEXT`, or than `options` give, and none of them says to cut it.
+    """
+    texts = np.unique(values).tolist()
+    lengths = [len(ids) for ids in tokenizer.text_ids(texts)]
+    longest, most = max(lengths), options.get("max_length", LONGEST_TEXT)
+    if longest > most and not options.get("clip"):
+        text = textwrap.shorten(texts[lengths.index(longest)], 80)
+        raise ValueError(
+            f"{what}: {text!r} is {longest} tokens long, expected at most {most}. Build the model with "
+            f"max_length={longest}, or with clip=True, which cuts longer texts."
+        )
+    return max(1, min(most, longest + spare))
 
 
 class Words(ActionForm):
