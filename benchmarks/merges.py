@@ -39,7 +39,7 @@ from pan_hf.reporting.tables import select, table  # noqa: E402
 from pan_hf.training.datasets import in_last_episodes  # noqa: E402
 from pan_hf.training.merge import (
     SentenceWindows,  # noqa: E402
-    judge,  # noqa: E402
+    held_out_bits,  # noqa: E402
     merge,  # noqa: E402
 )
 from pan_hf.training.pipeline import train  # noqa: E402
@@ -140,7 +140,7 @@ def held_out(folder: Path, data: Path, parts: tuple[str, ...], chunk: int) -> di
     windows, part = SentenceWindows(model, processor, trajectories, parts, chunk), parts[0]
     chosen = np.random.default_rng(common.SEED).permutation(len(windows))[:JUDGED]
     merges = processor.tokenizer.merges
-    found = judge(model, windows, chosen, merges)
+    found = held_out_bits(model, windows, chosen, merges)
     values = trajectories.actions if part == "action" else trajectories.observations[part]
     rows = windows.rows[chosen][:, None] + np.arange(chunk)
     values = torch.from_numpy(values[rows])

@@ -26,7 +26,7 @@ from pan_hf.training.arguments import CONFIGS, arguments, last_checkpoint, parse
 from pan_hf.training.datasets import split
 from pan_hf.training.distributed import check_can_be_shared_out, check_needs_no_whole_weights, read_training_state
 from pan_hf.training.stage import run
-from pan_hf.training.streaming import WindowStream, gather
+from pan_hf.training.streaming import WindowStream, collate
 from pan_hf.training.trainer import PanTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,11 +190,11 @@ def test_training_stops_when_held_out_windows_get_no_better_and_keeps_the_best(s
     args = arguments(
         align.DYNAMICS, model=str(world.model), data=str(world.data), output_dir="x", eval_fraction=0.3, **QUICK
     )
-    from pan_hf.training.datasets import gather_material
+    from pan_hf.training.datasets import make_stage_data
 
     model, processor = PanModel.from_pretrained(stopped.final), PanProcessor.from_pretrained(stopped.final)
-    material = gather_material(align.DYNAMICS, args, PanModel.from_pretrained(world.model), processor, None)
-    batch = material.held_out.__getitems__(list(range(len(material.held_out))))
+    data = make_stage_data(align.DYNAMICS, args, PanModel.from_pretrained(world.model), processor, None)
+    batch = data.held_out.__getitems__(list(range(len(data.held_out))))
     with torch.no_grad():
         found = model.eval()(objective="dynamics", **batch).loss
     assert float(found) == pytest.approx(min(losses), rel=1e-4)
@@ -549,4 +549,4 @@ def test_every_argument_of_a_stage_is_explained():
     own = {field.name: field for field in fields(pretrain_backbone.TextArguments)}
     inherited = {field.name for field in fields(TrainingArguments)}
     assert all(own[name].metadata.get("help") for name in set(own) - inherited)
-    assert gather({"as": "it is"}) == {"as": "it is"}
+    assert collate({"as": "it is"}) == {"as": "it is"}

@@ -17,7 +17,7 @@ from pan_hf.tokenization.vocabulary_pan import Vocabulary
 from pan_hf.training import code_cache as encoded
 from pan_hf.training import pretrain_backbone, reinforce
 from pan_hf.training.code_cache import encode_all, encode_once
-from pan_hf.training.sampling import WeightedRows, openness, openness_by_kind, window_weights
+from pan_hf.training.sampling import WeightedRows, outcome_entropy, outcome_entropy_by_kind, window_weights
 from pan_hf.training.windows import Windows
 
 
@@ -73,13 +73,13 @@ def test_transitions_are_drawn_more_often_where_it_is_open_whether_anything_chan
     codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
     tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
     windows = Windows(world.trajectories, tensors, actions, 2, True, {"mission"})
-    by_kind = openness_by_kind(windows, world.trajectories)
+    by_kind = outcome_entropy_by_kind(windows, world.trajectories)
     (environment,) = set(world.trajectories.environments)
     assert by_kind[environment, 2] > 1.5 * by_kind[environment, 0] and by_kind[environment, 0] < 1
-    found = openness(windows, world.trajectories, by_kind)  # by the first action of a window
+    found = outcome_entropy(windows, world.trajectories, by_kind)  # by the first action of a window
     torch.testing.assert_close(found, torch.tensor([by_kind[environment, a] for a in actions[windows.rows].tolist()]))
     assert float(found.mean()) == pytest.approx(1)
-    assert openness(windows, world.trajectories, {}).eq(1).all()  # kinds that were not met in a part of a recording
+    assert outcome_entropy(windows, world.trajectories, {}).eq(1).all()  # of kinds that a part has not met
 
 
 def test_environments_are_drawn_as_they_were_recorded_however_open_they_are(world):
@@ -91,7 +91,7 @@ def test_environments_are_drawn_as_they_were_recorded_however_open_they_are(worl
     codes = torch.cat([torch.zeros(1, dtype=torch.long), moves[:-1].long().cumsum(0)]).unsqueeze(1)
     tensors = {"codes": {"camera": [codes]}, "text": {}, "prefix": None}
     windows = Windows(trajectories, tensors, actions, 1, True, {"mission"})
-    found = openness(windows, trajectories, openness_by_kind(windows, trajectories))
+    found = outcome_entropy(windows, trajectories, outcome_entropy_by_kind(windows, trajectories))
     is_restless = episode[windows.rows] >= number // 2
     assert float(found[is_restless].mean()) == pytest.approx(1) == float(found[~is_restless].mean())
 

@@ -12,7 +12,7 @@ import copy
 import torch
 
 from pan_hf.training.arguments import Stage
-from pan_hf.training.rollouts import judge_by
+from pan_hf.training.rollouts import choose_latents
 from pan_hf.training.sampling import make_encoded, make_raw
 from pan_hf.training.stage import main
 from pan_hf.training.streaming import some_windows
@@ -69,7 +69,7 @@ JOINT = Stage(
     trains=r"(?!switch\.)",
     make_data=make_raw,
     prepare=keep_codes,
-    judge=judge_by,
+    calibrate=choose_latents,
     streams=True,
     # few small batches at a larger rate would shift probabilities that the stage before has settled
     defaults={"learning_rate": 5e-5, "per_device_train_batch_size": 16},

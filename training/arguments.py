@@ -297,7 +297,7 @@ class Stage:
         objective: key of `objectives_pan.OBJECTIVES`.
         trains: pattern of the parameter names it trains; all others are frozen.
         make_data: `(model, processor, trajectories, arguments) -> (dataset, row weights)`; where the stage `streams`,
-            it also takes a `survey`, and the trajectories are then a part of a recording.
+            it also takes `stats` ([`DatasetStats`]), and the trajectories are then a part of a recording.
         defaults: differences from `DEFAULTS`.
         slow: share of the learning rate by the beginning of a parameter's name.
         half: whether it trains in bfloat16 (autocast) on a machine that is faster in it.
@@ -309,8 +309,9 @@ class Stage:
         arguments: the class of its arguments.
         callbacks: `(model, dataset, arguments) -> callbacks` of the Trainer.
         look: `(model, dataset) -> None`, what the model notes of a recording before it trains on it: of all windows,
-            or, of a stream, of those that were surveyed.
-        judge: `(model, dataset) -> None`, what the trained model notes of itself before it is saved.
+            or, of a stream, of those that its `stats` are of.
+        calibrate: `(model, dataset) -> None`, what the trained model sets by how it does on some windows, before it is
+            saved.
         averages: whether the mean of its weights over many steps is a model: not where something beside the weights
             changes with them, codebooks or vocabulary.
         streams: whether it can go through a recording window by window. Other stages need few windows; with
@@ -331,7 +332,7 @@ class Stage:
     arguments: type[StageArguments] = StageArguments
     callbacks: Callable[[PanModel, Dataset, StageArguments], list[TrainerCallback]] = lambda model, data, args: []
     look: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
-    judge: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
+    calibrate: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
     averages: bool = True
     streams: bool = False
 

@@ -1,4 +1,4 @@
-"""What a stage trains on and what it is judged by: windows of the training episodes, in memory or streamed, and some
+"""What a stage trains on and is evaluated on: windows of the training episodes, in memory or streamed, and of some
 episodes held out of them. Test episodes are never read."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.hub import on_disk
 from pan_hf.training.arguments import last_checkpoint
 from pan_hf.training.sampling import WeightedRows
-from pan_hf.training.streaming import STATE, WindowStream, as_they_are, some_episodes, survey
+from pan_hf.training.streaming import STATE, WindowStream, as_they_are, dataset_stats, some_episodes
 
 if TYPE_CHECKING:
     from pan_hf.training.arguments import Stage, StageArguments
@@ -31,7 +31,7 @@ SHOWN_STEPS = 8  # of a rollout that is shown
 
 
 @dataclass
-class Material:
+class StageData:
     """What a stage is trained on.
 
     Args:
@@ -54,10 +54,10 @@ class Material:
         return list(fingerprints), list(environments)
 
 
-def gather_material(
+def make_stage_data(
     stage: Stage, args: StageArguments, model, processor, trajectories: Trajectories | None
-) -> Material:
-    """The material of a stage.
+) -> StageData:
+    """The data of a stage.
 
     Args:
         trajectories (*optional*): the train split where it is in memory already.
@@ -83,8 +83,8 @@ def gather_material(
         trained, kept = trajectories.select(first), trajectories.select(last)
     dataset, weights = stage.make_data(model, processor, trained, args)
     stage.look(model, dataset)
-    held_out, rollouts = _judges(stage, args, model, processor, kept)
-    return Material(dataset, WeightedRows(weights, args.seed), held_out, known, rollouts)
+    held_out, rollouts = _held_out(stage, args, model, processor, kept)
+    return StageData(dataset, WeightedRows(weights, args.seed), held_out, known, rollouts)
 
 
 def split(episodes: list[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -100,7 +100,7 @@ def split(episodes: list[int], fraction: float, seed: int) -> tuple[list[int], l
     return [one for one in episodes if one not in held_out], sorted(held_out)
 
 
-def _streamed(stage: Stage, args: StageArguments, model, processor) -> Material:
+def _streamed(stage: Stage, args: StageArguments, model, processor) -> StageData:
     episodes, kept, known = list(episode_files(Path(args.data), "train")), None, []
     if args.eval_fraction:
         episodes, last = split(episodes, args.eval_fraction, args.seed)
@@ -108,11 +108,11 @@ def _streamed(stage: Stage, args: StageArguments, model, processor) -> Material:
         kept = load_trajectories(args.data, "train", episodes=kept)
         known = list(zip(kept.fingerprints, kept.environments, strict=True))
     still = as_they_are(model)
-    known_of_all, surveyed = survey(model, processor, args.data, episodes, args.seed)
-    stage.look(model, surveyed)
+    stats, windows = dataset_stats(model, processor, args.data, episodes, args.seed)
+    stage.look(model, windows)
 
     def of_episode(trajectories: Trajectories):
-        return stage.make_data(still, processor, trajectories, None, known_of_all)
+        return stage.make_data(still, processor, trajectories, None, stats)
 
     windows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     least_rows = model.config.context_steps + 1
@@ -122,11 +122,11 @@ def _streamed(stage: Stage, args: StageArguments, model, processor) -> Material:
     if checkpoint:
         stream.resume(json.loads((Path(checkpoint) / STATE).read_text()))
         args.ignore_data_skip = True  # the stream begins where the checkpoint was
-    held_out, rollouts = _judges(stage, args, model, processor, kept)
-    return Material(stream, None, held_out, known, rollouts)
+    held_out, rollouts = _held_out(stage, args, model, processor, kept)
+    return StageData(stream, None, held_out, known, rollouts)
 
 
-def _judges(stage: Stage, args: StageArguments, model, processor, kept: Trajectories | None):
+def _held_out(stage: Stage, args: StageArguments, model, processor, kept: Trajectories | None):
     """Windows held out, at most `eval_windows` of them, and what rollouts are shown of."""
     if kept is None:
         return None, None
@@ -150,19 +150,21 @@ def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2
     return batch["observation"], batch["action"]
 
 
-HELD_OUT = 10  # one in so many episodes judges growth
-JUDGED = 64  # windows that do
+HELD_OUT = 10  # one in so many episodes is held out of growth
+HELD_OUT_WINDOWS = 64  # of these episodes, by which growth is accepted
 
 
 def in_last_episodes(trajectories, rows: np.ndarray) -> torch.Tensor:
-    """Which rows are of the episodes that judge growth, the last tenth; `(len(rows),)` bool."""
+    """Which rows are of the episodes that are held out of growth, the last tenth; `(len(rows),)` bool."""
     first = int(len(trajectories.episode_starts) * (1 - 1 / HELD_OUT))
     return torch.from_numpy(trajectories.episode[rows] >= max(first, 1))
 
 
-def candidates_and_judges(windows, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of windows to learn from, and of those to judge growth by. Raises ValueError where none is held out."""
+def candidates_and_held_out(windows, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of windows to grow from, and of held-out windows by which growth is accepted. Raises ValueError where
+    none is held out."""
     candidates, held_out = ((windows.is_held_out == which).nonzero().squeeze(1).numpy() for which in (False, True))
     if not len(held_out):
-        raise ValueError("Growth is judged by episodes held out, and the recording has one alone; record more.")
-    return candidates, np.random.default_rng(seed).choice(held_out, min(JUDGED, len(held_out)), replace=False)
+        raise ValueError("Growth is accepted by episodes held out, and the recording has one alone; record more.")
+    count = min(HELD_OUT_WINDOWS, len(held_out))
+    return candidates, np.random.default_rng(seed).choice(held_out, count, replace=False)

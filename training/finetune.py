@@ -15,19 +15,18 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from pan_hf.adapters import check_family, ia3_config, lora_config, save_adapter
-from pan_hf.checkpoints import find_checkpoint, save_checkpoint
+from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.data.episodes import recording_folder
 from pan_hf.data.info import check_fits
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.hub import address
 from pan_hf.modeling import PanConfig, PanModel
-from pan_hf.reporting.timing import stage_timer
 from pan_hf.tokenization import PanProcessor
 from pan_hf.training.align import DYNAMICS
 from pan_hf.training.arguments import Stage, StageArguments
-from pan_hf.training.run_folder import keeping_settings, publish
+from pan_hf.training.run_folder import find_start, publish, run_one_stage
 from pan_hf.training.sampling import make_encoded
-from pan_hf.training.stage import main
+from pan_hf.training.stage import TRAINING_DATA, main
 
 ADAPTERS = {
     "lora": lambda model, rank: lora_config(model, r=rank),
@@ -130,28 +129,14 @@ def finetune(
         ValueError: the recording does not fit the model, an unknown adapter, a run that was begun with other settings
             or that would overwrite what it starts from. Nothing has been written then.
     """
-    from pan_hf.training.arguments import arguments
-    from pan_hf.training.code_cache import forget
-    from pan_hf.training.stage import run as run_stage
-
-    run, source = Path(run), find_checkpoint(start)
-    folder, recording = run / "stages" / STAGE.name, recording_folder(run / "data" if data is None else data)
-    if source.resolve() == (run / "checkpoint").resolve():
-        raise ValueError(f"{run} would overwrite the checkpoint it starts from; name another folder for the new run.")
-    trajectories = load_trajectories(recording, "train")
+    run = Path(run)
+    source, recording = find_start(run, start), recording_folder(run / "data" if data is None else data)
     config, processor = PanConfig.from_pretrained(source), PanProcessor.from_pretrained(source)
-    check_fits(config, processor, trajectories)
+    check_fits(config, processor, load_trajectories(recording, "train"))
     check_family(config, adapter)
-    base = address(source) or str(source.resolve())
-    given = {"model": str(source), "base": base, "data": str(recording), "output_dir": str(folder), "seed": seed}
-    given |= {"adapter": adapter, "rank": rank} | ({"seconds": seconds} if max_steps is None else {})
-    given |= {"max_steps": max_steps} if max_steps is not None else {}
-    given |= {"learning_rate": learning_rate} if learning_rate is not None else {}
-    stage_arguments, begun = arguments(STAGE, progress=progress, encoded=str(folder), **given), folder.exists()
-    with keeping_settings(folder.with_name(f"{STAGE.name}.settings.json"), given, begun=folder):
-        with stage_timer(run / "timing.json", STAGE.name, seeds=[seed], resume=begun):
-            final = run_stage(STAGE, stage_arguments, trajectories)
-    forget(folder)
+    settings = {"base": address(source) or str(source.resolve()), "adapter": adapter, "rank": rank, "seed": seed}
+    settings |= {"seconds": seconds, "max_steps": max_steps, "learning_rate": learning_rate}
+    final = run_one_stage(STAGE, run, source, recording, settings, progress, encoded=True)
     if adapter == NONE:
         return publish(final, run / "checkpoint", recording)
     found = publish(final, run / "adapter", recording)
@@ -160,9 +145,6 @@ def finetune(
 
 def _merge(adapter: Path, checkpoint: Path) -> Path:
     """Writes the checkpoint that an adapter and its base make together."""
-    from pan_hf.checkpoints import load
-    from pan_hf.training.stage import TRAINING_DATA
-
     model, processor = load(adapter)
     save_checkpoint(checkpoint, model, processor, {TRAINING_DATA: (adapter / TRAINING_DATA).read_text()})
     return checkpoint

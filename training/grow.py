@@ -24,9 +24,9 @@ from pan_hf.modeling import PanModel
 from pan_hf.modeling.learning_pan import NOVEL, Growth
 from pan_hf.tokenization import PanProcessor
 from pan_hf.training.arguments import Stage, StageArguments, last_checkpoint
-from pan_hf.training.datasets import candidates_and_judges, in_last_episodes
-from pan_hf.training.rollouts import judge_by
-from pan_hf.training.run_folder import run_stage_once
+from pan_hf.training.datasets import candidates_and_held_out, in_last_episodes
+from pan_hf.training.rollouts import choose_latents
+from pan_hf.training.run_folder import run_growing_stage
 from pan_hf.training.sampling import make_raw
 from pan_hf.training.stage import main
 
@@ -143,7 +143,7 @@ def callbacks(model: PanModel, windows: Dataset, args: GrowthArguments) -> list[
     taken = [name for name in args.named() if model.processor.tokenizer.has_word(name)]
     if taken and not last_checkpoint(Path(args.output_dir)):
         raise ValueError(f"{taken} are words already; choose other names.")
-    return [GrowthCallback(model, windows, *candidates_and_judges(windows, args.seed), args)]
+    return [GrowthCallback(model, windows, *candidates_and_held_out(windows, args.seed), args)]
 
 
 STAGE = Stage(
@@ -152,7 +152,7 @@ STAGE = Stage(
     trains=r"(?!switch\.)",
     make_data=make_data,
     callbacks=callbacks,
-    judge=judge_by,
+    calibrate=choose_latents,
     arguments=GrowthArguments,
     defaults={"learning_rate": 2e-4, "per_device_train_batch_size": 16},
     slow={"senses.": 0.01},
@@ -199,10 +199,9 @@ def grow(
         ValueError: the recording does not fit the model, the run was begun with other settings or would overwrite what
             it starts from.
     """
-
-    given: dict[str, Any] = {"grow_every": every, "max_new": max_new, "prune": prune, "names": names}
-    given |= {} if threshold is None else {"threshold": threshold}
-    return run_stage_once(STAGE, Path(run), start, data, given, seconds, max_steps, seed, progress)
+    settings = {"grow_every": every, "threshold": threshold, "max_new": max_new, "prune": prune, "names": names}
+    settings |= {"seconds": seconds, "max_steps": max_steps, "seed": seed}
+    return run_growing_stage(STAGE, Path(run), start, data, settings, progress)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization import PanProcessor
 from pan_hf.tokenization.merges_pan import Merges
 from pan_hf.training.arguments import Stage, StageArguments
-from pan_hf.training.datasets import candidates_and_judges, in_last_episodes
+from pan_hf.training.datasets import candidates_and_held_out, in_last_episodes
 from pan_hf.training.optimizers import build_optimizer
-from pan_hf.training.run_folder import run_stage_once
+from pan_hf.training.run_folder import run_growing_stage
 from pan_hf.training.stage import main
 
 ENCODED = 256  # rows that are written as sentences at once
@@ -177,7 +177,7 @@ def make_data(model: PanModel, processor: PanProcessor, trajectories: Trajectori
 
 def callbacks(model: PanModel, windows: SentenceWindows, args: SentenceArguments) -> list[TrainerCallback]:
     """The one that merges."""
-    return [MergeCallback(model, windows, *candidates_and_judges(windows, args.seed), args)]
+    return [MergeCallback(model, windows, *candidates_and_held_out(windows, args.seed), args)]
 
 
 STAGE = Stage(
@@ -233,10 +233,9 @@ def merge(
     Raises:
         FileNotFoundError, ValueError: as for `grow`; or parts that have no codes, or windows that are too long.
     """
-
-    given = {"parts": parts, "chunk": chunk, "window": window, "merge_every": every, "merge_count": count}
-    given |= {"trial_steps": trial_steps}
-    return run_stage_once(STAGE, Path(run), start, data, given, seconds, max_steps, seed, progress)
+    settings = {"parts": parts, "chunk": chunk, "window": window, "merge_every": every, "merge_count": count}
+    settings |= {"trial_steps": trial_steps, "seconds": seconds, "max_steps": max_steps, "seed": seed}
+    return run_growing_stage(STAGE, Path(run), start, data, settings, progress)
 
 
 # ---- The trial of merged tokens in training: with them and without them, from the same weights, reading equally much.

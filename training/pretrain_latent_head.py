@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from pan_hf.modeling.objectives_pan import latent_examples
 from pan_hf.training.arguments import RolloutArguments, Stage
-from pan_hf.training.rollouts import judge_by, make_rollouts
+from pan_hf.training.rollouts import choose_latents, make_rollouts
 from pan_hf.training.stage import main
 
 MOST_CONDITIONS = 4_096  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
@@ -55,7 +55,7 @@ STAGE = Stage(
     make_data=make_data,
     defaults={"learning_rate": 2e-3, "per_device_train_batch_size": 16},
     arguments=RolloutArguments,
-    judge=lambda model, dataset: judge_by(model, dataset.windows),
+    calibrate=lambda model, dataset: choose_latents(model, dataset.windows),
     is_needed=lambda model, args: len(model.latent_heads) > 0,
 )
 

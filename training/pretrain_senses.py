@@ -11,12 +11,12 @@ from pan_hf.training.stage import main
 from pan_hf.training.windows import CroppedFrames
 
 
-def make_data(model, processor, trajectories, _args=None, survey=None):
+def make_data(model, processor, trajectories, _args=None, stats=None):
     """Crops of frames, where something moves or is rare, with their neighbours in time."""
     tensors, _ = read_rows(trajectories, processor)
     senses = model.config.place_senses
     seen = {name: tensors[name] for name in senses}
-    dataset = CroppedFrames(trajectories, seen, senses, usual=survey and survey.usual)
+    dataset = CroppedFrames(trajectories, seen, senses, usual=stats and stats.usual)
     return dataset, torch.ones(len(dataset))
 
 

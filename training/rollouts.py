@@ -7,7 +7,7 @@ from pan_hf.modeling.objectives_pan import judge_latents
 from pan_hf.training.streaming import some_windows
 from pan_hf.training.windows import Windows
 
-JUDGED = 128  # windows by which a model judges itself
+CALIBRATION_WINDOWS = 128
 
 
 def make_rollouts(model, processor, trajectories, args):
@@ -22,9 +22,9 @@ def make_rollouts(model, processor, trajectories, args):
     return windows, torch.ones(len(windows))
 
 
-def judge_by(model, windows) -> None:
+def choose_latents(model, windows) -> None:
     """Lets a trained model note whether latents help, see [`judge_latents`], by some windows of its training."""
-    batch, was_training = some_windows(windows, JUDGED), model.training
+    batch, was_training = some_windows(windows, CALIBRATION_WINDOWS), model.training
     observation = {name: values.to(model.device) for name, values in batch["observation"].items()}
     model.eval()
     judge_latents(model, observation, batch["action"].to(model.device))

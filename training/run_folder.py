@@ -15,41 +15,65 @@ from pan_hf.files import whole_folder
 from pan_hf.hub import address, on_disk
 from pan_hf.reporting.results import write_text
 from pan_hf.reporting.timing import stage_timer
+from pan_hf.training.arguments import Stage, arguments
+from pan_hf.training.code_cache import forget
+from pan_hf.training.stage import TRAINING_DATA
+from pan_hf.training.stage import run as run_stage
 
-# ---- `pan grow`: a trained world model meets a recording with something new in it, and grows codes for it. `pan
-# merge`: a language model learns sentences of codes, and pairs of them become one token.
+# ---- A stage that a finished checkpoint is trained by further: `pan finetune`, `pan grow`, `pan merge`.
 #
-#     <run>/stages/growth     the stage of `pan grow`, see `training/grow.py`
-#     <run>/stages/sentences  that of `pan merge`, see `training/merge.py`
-#     <run>/checkpoint        its result, like that of `pan train`
-#     <run>/growth.json       what was tried, accepted and rejected, and the bits an observation it saves
+#     <run>/stages/<stage>    the stage, see the script of its name
+#     <run>/checkpoint        its result, like that of `pan train`; of `pan finetune` mostly <run>/adapter
+#     <run>/growth.json       of `pan grow` and `pan merge`: what was tried, accepted and rejected, and the bits saved
 
 
-def run_stage_once(stage, run: Path, start, data, given: dict, seconds, max_steps, seed: int, progress: bool) -> Path:
-    """Runs a stage that grows from a finished checkpoint, and publishes what came of it."""
-    from pan_hf.files import write_text
-    from pan_hf.training.arguments import arguments
-    from pan_hf.training.stage import run as run_stage
-
-    start, folder = find_checkpoint(start), run / "stages" / stage.name
-    if start.resolve() == (run / "checkpoint").resolve():
+def find_start(run: Path, start: str | Path) -> Path:
+    """The checkpoint that a new run starts from. Raises FileNotFoundError or HubError: there is none; ValueError: the
+    run would overwrite it."""
+    checkpoint = find_checkpoint(start)
+    if checkpoint.resolve() == (run / "checkpoint").resolve():
         raise ValueError(f"{run} would overwrite the checkpoint it starts from; name another folder for the new run.")
+    return checkpoint
+
+
+def run_one_stage(
+    stage: Stage, run: Path, start: Path, data: str | Path, settings: dict, progress: bool, encoded: bool = False
+) -> Path:
+    """Runs a stage from a finished checkpoint.
+
+    Args:
+        start: folder of the checkpoint; data: of the recording.
+        settings: the stage's arguments that the run keeps to; those that are None are the stage's own, and
+            `max_steps` comes before `seconds`.
+        encoded: whether what the senses make of the recording is kept until the stage is done.
+
+    Returns:
+        the stage's `final` folder.
+    """
+    folder, trajectories = run / "stages" / stage.name, load_trajectories(data, "train")
+    given = {"model": str(start), "data": str(data), "output_dir": str(folder)} | settings
+    given = {name: value for name, value in given.items() if value is not None}
+    if "max_steps" in given:
+        given.pop("seconds", None)
+    args = arguments(stage, progress=progress, encoded=str(folder) if encoded else None, **given)
+    kept = keeping_settings(folder.with_name(f"{stage.name}.settings.json"), given, begun=folder)
+    with kept, stage_timer(run / "timing.json", stage.name, seeds=[args.seed], resume=folder.exists()):
+        final = run_stage(stage, args, trajectories)
+    forget(folder)
+    return final
+
+
+def run_growing_stage(
+    stage: Stage, run: Path, start: str | Path, data: str | Path | None, settings: dict, progress: bool
+) -> Path:
+    """Runs a stage in which tokens are born, and publishes what came of it: the folder of the checkpoint."""
+    start = find_start(run, start)
     data = on_disk(data, "dataset") if data is not None else run / "data"
-    trajectories = load_trajectories(data, "train")
-    given |= {"model": str(start), "data": str(data), "output_dir": str(folder), "seed": seed}
-    given |= {"seconds": seconds} if max_steps is None else {"max_steps": max_steps}
-    begun = folder.exists()
-    stage_arguments = arguments(stage, progress=progress, **given)
-    settings = keeping_settings(folder.with_name(f"{stage.name}.settings.json"), given, begun=folder)
-    with settings, stage_timer(run / "timing.json", stage.name, seeds=[seed], resume=begun):
-        final = run_stage(stage, stage_arguments, trajectories)
-    log = json.loads((final.parent / "log.json").read_text())
+    final = run_one_stage(stage, run, start, data, settings, progress)
+    attempts = [entry for entry in json.loads((final.parent / "log.json").read_text()) if "growth" in entry]
     growths = [
-        entry["growth"]
-        | {"gain": entry["gain"], "step": entry["step"]}
-        | {side: entry[side] for side in ("with", "without") if side in entry}
-        for entry in log
-        if "growth" in entry
+        entry["growth"] | {key: entry[key] for key in ("gain", "step", "with", "without") if key in entry}
+        for entry in attempts
     ]
     write_text(run / "growth.json", json.dumps(growths, indent=1))
     return publish(final, run / "checkpoint", data)
@@ -88,8 +112,6 @@ def _check_settings(path: Path, settings: dict) -> None:
 def publish(current: Path, checkpoint: Path, data: Path) -> Path:
     """Copies a stage's result to a run's `checkpoint`, whole or not at all. What was published already stays, with
     its card and what it has learned since."""
-    from pan_hf.training.stage import TRAINING_DATA
-
     if not (current / TRAINING_DATA).exists():
         raise ValueError("No stage trained anything: leave at least one of them in (`skip`).")
     if _saved_at(checkpoint) >= _saved_at(current) > 0:

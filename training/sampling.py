@@ -18,25 +18,25 @@ from pan_hf.training.code_cache import encode_once
 from pan_hf.training.windows import Windows
 
 
-def make_encoded(model, processor, trajectories, args=None, survey=None):
+def make_encoded(model, processor, trajectories, args=None, stats=None):
     """Windows of codes, encoded once by the senses as they are."""
     tensors, actions = read_rows(trajectories, processor)
     encoded = encode_once(model, tensors, trajectories, None if args is None else args.encoded)
     constant = set(model.config.prefix_senses)
     windows = Windows(trajectories, encoded, actions, model.config.context_steps, True, constant)
-    by_kind = openness_by_kind(windows, trajectories) if survey is None else survey.openness
-    left_open = openness(windows, trajectories, by_kind)
-    weights = window_weights(windows, left_open, survey and survey.weighing)
+    by_kind = outcome_entropy_by_kind(windows, trajectories) if stats is None else stats.outcome_entropy
+    left_open = outcome_entropy(windows, trajectories, by_kind)
+    weights = window_weights(windows, left_open, stats and stats.weighing)
     for_outcome = weights / left_open
-    mean = for_outcome.mean() if survey is None else survey.weighing.mean
+    mean = for_outcome.mean() if stats is None else stats.weighing.mean
     windows.importance = mean / for_outcome  # rewards are drawn more often; what happens must not look so
     return windows, weights
 
 
-def make_raw(model, processor, trajectories, args=None, survey=None):
+def make_raw(model, processor, trajectories, args=None, stats=None):
     """Windows of raw observations, drawn as often as the windows of their codes would be."""
     tensors, _ = read_rows(trajectories, processor)
-    encoded, weights = make_encoded(model, processor, trajectories, args, survey)
+    encoded, weights = make_encoded(model, processor, trajectories, args, stats)
     raw = Windows(trajectories, tensors, encoded.actions, encoded.num_steps, False, encoded.constant)
     raw.importance = encoded.importance
     return raw, weights
@@ -88,7 +88,7 @@ def window_weights(windows: Windows, left_open: Tensor, weighing: Weighing | Non
 
     Args:
         windows: encoded.
-        left_open `(len(windows),)`: see `openness`.
+        left_open `(len(windows),)`: see `outcome_entropy`.
         weighing (*optional*): of the recording that they are a part of; by default they are all of it.
     """
     weights, rows = change_weights(windows) * left_open, _transitions(windows)
@@ -120,7 +120,7 @@ def _moved(windows: Windows) -> Tensor:
     return moved
 
 
-def openness_by_kind(windows: Windows, trajectories: Trajectories) -> dict[tuple[str, int], float]:
+def outcome_entropy_by_kind(windows: Windows, trajectories: Trajectories) -> dict[tuple[str, int], float]:
     """How often windows that begin with each kind of transition are drawn, a kind being an environment and, where
     actions are discrete, an action: most where half of them change something, less the more surely it is known
     beforehand whether anything will. Most of a recording is walking about; a key is dropped or not in 4% of it. In
@@ -146,9 +146,9 @@ def openness_by_kind(windows: Windows, trajectories: Trajectories) -> dict[tuple
     return {kind: value for kind, value, times in values if times}  # only the end of an episode may be of a kind
 
 
-def openness(windows: Windows, trajectories: Trajectories, by_kind: dict[tuple[str, int], float]) -> Tensor:
+def outcome_entropy(windows: Windows, trajectories: Trajectories, by_kind: dict[tuple[str, int], float]) -> Tensor:
     """How often each window is drawn for the kind of its first transition, `(len(windows),)`; 1 for a kind that is not
-    known. Args: as for, and result of, `openness_by_kind`."""
+    known. Args: as for, and result of, `outcome_entropy_by_kind`."""
     kinds, of_row = _kinds(trajectories, windows.actions)
     return torch.tensor([by_kind.get(kind, 1.0) for kind in kinds])[of_row[windows.rows]]
 

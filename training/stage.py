@@ -22,9 +22,9 @@ from pan_hf.reporting.tracking import RolloutImages, check_trackers
 from pan_hf.tokenization import PanProcessor
 from pan_hf.training.arguments import Stage, StageArguments, last_checkpoint, parse
 from pan_hf.training.budget import Budget
-from pan_hf.training.datasets import Material, gather_material
+from pan_hf.training.datasets import StageData, make_stage_data
 from pan_hf.training.distributed import check_can_be_shared_out, check_needs_no_whole_weights
-from pan_hf.training.streaming import gather
+from pan_hf.training.streaming import collate
 from pan_hf.training.trainer import PanTrainer
 
 TRAINING_DATA = "training_data.json"
@@ -72,22 +72,22 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         model.set_attn_implementation("eager")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
-    material = gather_material(stage, args, model, processor, trajectories)
+    data = make_stage_data(stage, args, model, processor, trajectories)
     finish = stage.prepare(model)
     if last_checkpoint(folder):  # the vocabulary may have grown since the stage began; the weights come with `_train`
         processor = PanProcessor.from_pretrained(last_checkpoint(folder))
         model.config.vocabulary_digest = processor.vocabulary_digest
     processor.attach(model)
-    trainer = _trainer(stage, args, stage.wrap(model, args), processor, material)
+    trainer = _trainer(stage, args, stage.wrap(model, args), processor, data)
     _train(trainer, stage.name, folder)
     trained = trainer.whole_model()
-    finish(trained, material.dataset)
+    finish(trained, data.dataset)
     if trainer.is_world_process_zero():
-        stage.judge(trained, material.dataset)
+        stage.calibrate(trained, data.dataset)
         for parameter in trained.parameters():
             parameter.requires_grad_(True)
         write_text(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
-        trained_on = {TRAINING_DATA: json.dumps(training_data(args, *material.trained_on()), indent=1)}
+        trained_on = {TRAINING_DATA: json.dumps(training_data(args, *data.trained_on()), indent=1)}
         stage.save(final, trained, processor, trained_on)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -105,16 +105,16 @@ def _train(trainer: PanTrainer, name: str, folder: Path) -> None:
         raise KeyboardInterrupt(told) from None
 
 
-def _trainer(stage: Stage, args, model, processor, material: Material) -> PanTrainer:
+def _trainer(stage: Stage, args, model, processor, data: StageData) -> PanTrainer:
     trainer = PanTrainer(
         model=model,
         args=args,
-        train_dataset=material.dataset,
-        eval_dataset=material.held_out,
-        data_collator=gather,
+        train_dataset=data.dataset,
+        eval_dataset=data.held_out,
+        data_collator=collate,
         processing_class=processor,
         objective=stage.objective,
-        sampler=material.sampler,
+        sampler=data.sampler,
         budget=Budget(Path(args.output_dir), args.max_steps, args.seconds, args.averaged_share),
         slow=stage.slow,
     )
@@ -122,20 +122,20 @@ def _trainer(stage: Stage, args, model, processor, material: Material) -> PanTra
     if trainer.is_fsdp_enabled:
         check_can_be_shared_out(model)
     trainer.remove_callback(PrinterCallback)
-    for callback in [*stage.callbacks(model, material.dataset, args), *_watching(args, material)]:
+    for callback in [*stage.callbacks(model, data.dataset, args), *_watching(args, data)]:
         trainer.add_callback(callback)
     if args.progress:
         trainer.add_callback(_progress(stage.name))
     return trainer
 
 
-def _watching(args: StageArguments, material: Material) -> list[TrainerCallback]:
+def _watching(args: StageArguments, data: StageData) -> list[TrainerCallback]:
     """The callbacks that look at episodes held out."""
     found: list[TrainerCallback] = []
     if args.early_stopping_patience is not None:
         found.append(EarlyStoppingCallback(args.early_stopping_patience))
-    if args.rollout_every and material.rollouts is not None:
-        found.append(RolloutImages(*material.rollouts, every=args.rollout_every))
+    if args.rollout_every and data.rollouts is not None:
+        found.append(RolloutImages(*data.rollouts, every=args.rollout_every))
     return found
 
 

@@ -27,28 +27,37 @@ from torch.utils.data import Dataset, IterableDataset
 from pan_hf.data.episodes import episode_files
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.data.windows import read_rows
-from pan_hf.training.sampling import Weighing, change_weights, is_rare, openness, openness_by_kind, reward_boost
+from pan_hf.files import write_text
+from pan_hf.training.sampling import (
+    Weighing,
+    change_weights,
+    is_rare,
+    make_encoded,
+    outcome_entropy,
+    outcome_entropy_by_kind,
+    reward_boost,
+)
 from pan_hf.training.windows import Windows, usually_seen
 
 STATE = "stream.json"
-SURVEYED = 32  # episodes that are read to know what a recording is like
+SAMPLED = 32  # episodes that are read to know what a recording is like
 CHUNK = 1024  # random numbers made at once
 ORDER, COPIES, DRAW = range(3)  # of what a random number is; part of its seed
 
 
 @dataclass
-class Survey:
-    """What a stage must know of a whole recording, found without reading it all.
+class DatasetStats:
+    """What a stage must know of a whole recording, from reading a part of it.
 
     Args:
         usual: by sense, what is usually seen: the median over rows of some episodes.
         weighing: how often its windows are drawn: rewards and ends of all episodes, changes of some.
-        openness: see `openness_by_kind`, of some episodes.
+        outcome_entropy: see `outcome_entropy_by_kind`, of some episodes.
     """
 
     usual: dict[str, Tensor]
     weighing: Weighing
-    openness: dict[tuple[str, int], float]
+    outcome_entropy: dict[tuple[str, int], float]
 
 
 def some_episodes(root: str | Path, seed: int, most_rows: int, among: list[int] | None = None) -> list[int]:
@@ -64,12 +73,10 @@ def some_episodes(root: str | Path, seed: int, most_rows: int, among: list[int] 
     return chosen
 
 
-def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -> tuple[Survey, Windows]:
-    """Looks at a recording: some of the episodes whole, of which it also gives the encoded windows, of the others
-    rewards and ends alone."""
-    from pan_hf.training.sampling import make_encoded
-
-    chosen = np.random.default_rng(seed).permutation(episodes)[:SURVEYED]
+def dataset_stats(model, processor, root: str | Path, episodes: list[int], seed: int) -> tuple[DatasetStats, Windows]:
+    """Reads some of the episodes whole, of which it also gives the encoded windows, of the others rewards and ends
+    alone."""
+    chosen = np.random.default_rng(seed).permutation(episodes)[:SAMPLED]
     trajectories = load_trajectories(root, "train", episodes=chosen.tolist())
     tensors, _ = read_rows(trajectories, processor)
     steps, files = model.config.context_steps, episode_files(Path(root), "train")
@@ -84,17 +91,17 @@ def survey(model, processor, root: str | Path, episodes: list[int], seed: int) -
         raise ValueError(f"{root} has no episode with {steps} transitions; record longer episodes.")
     rare = torch.cat([is_rare(reward, done, usual) for reward, done in pairs])
     windows = make_encoded(model, processor, trajectories)[0]
-    by_kind = openness_by_kind(windows, trajectories)
-    weights = change_weights(windows) * openness(windows, trajectories, by_kind)
+    by_kind = outcome_entropy_by_kind(windows, trajectories)
+    weights = change_weights(windows) * outcome_entropy(windows, trajectories, by_kind)
     plain = float(weights.mean())
     boost, share = reward_boost(rare, plain), float(rare.float().mean())
     mean = plain if boost is None else share * boost + (1 - share) * plain
     seen = usually_seen({name: tensors[name] for name in model.config.place_senses})
-    return Survey(seen, Weighing(usual, boost, mean), by_kind), windows
+    return DatasetStats(seen, Weighing(usual, boost, mean), by_kind), windows
 
 
 class WindowStream(IterableDataset):
-    """Windows of a recording, without end, shuffled in a buffer; `Window`s to be gathered by [`gather`].
+    """Windows of a recording, without end, shuffled in a buffer; to be batched by [`collate`].
 
     Args:
         root (`str` or `Path`): the recording; its train split is read.
@@ -204,7 +211,7 @@ class WindowStream(IterableDataset):
         return np.random.default_rng([self.seed, what, number])
 
 
-def gather(windows: dict | list[tuple]) -> dict[str, Any]:
+def collate(windows: dict | list[tuple]) -> dict[str, Any]:
     """Collates what a [`WindowStream`] gives: one batch of windows of many episodes. A data set in memory has gathered
     its batch already."""
     if isinstance(windows, dict):
@@ -215,7 +222,7 @@ def gather(windows: dict | list[tuple]) -> dict[str, Any]:
 def some_windows(dataset: Dataset | WindowStream, count: int) -> dict:
     """A batch of so many windows, of a data set in memory drawn by a seed of its own, of a stream the next ones."""
     if isinstance(dataset, WindowStream):
-        return gather(list(itertools.islice(dataset, count)))
+        return collate(list(itertools.islice(dataset, count)))
     drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count]
     return dataset.__getitems__(drawn.tolist())
 
@@ -240,6 +247,4 @@ def as_they_are(model):
 
 def write_state(folder: Path, stream: WindowStream, drawn: int) -> None:
     """Writes where a stream was into a checkpoint."""
-    from pan_hf.files import write_text
-
     write_text(folder / STATE, json.dumps(stream.state_at(drawn)))
