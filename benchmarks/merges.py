@@ -36,13 +36,11 @@ from pan_hf.data.trajectories import load_trajectories  # noqa: E402
 from pan_hf.quickstart import RECORDING  # noqa: E402
 from pan_hf.reporting.results import Record, mean_stderr, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import select, table  # noqa: E402
-from pan_hf.training.datasets import in_last_episodes  # noqa: E402
-from pan_hf.training.merge import (
-    SentenceWindows,  # noqa: E402
-    held_out_bits,  # noqa: E402
-    merge,  # noqa: E402
-)
+from pan_hf.training.growth_callback import in_last_episodes  # noqa: E402
+from pan_hf.training.merge import merge  # noqa: E402
+from pan_hf.training.merge_callback import held_out_bits  # noqa: E402
 from pan_hf.training.pipeline import train  # noqa: E402
+from pan_hf.training.token_windows import SentenceWindows  # noqa: E402
 
 RESULTS = common.VOCABULARY / "merges.json"
 JUDGED = 512  # held-out windows

@@ -111,8 +111,8 @@ class TokenMerging:
 
         Merges stay if they make held-out sequences shorter to describe, each token at the cost of how often it occurs
         in `values`; if `count` of them do not, half of them are tried, and so on. Rows of merged tokens start as the
-        mean of their parts', so the language model has yet to learn to read them (`training/merge.py`, which tries
-        merges by the model's own bits).
+        mean of their parts', so the language model has yet to learn to read them (`training/merge_callback.py`, which
+        tries merges by the model's own bits).
 
         Args:
             part, values, chunk: as for `to_token_ids`; what to find pairs in.

@@ -20,9 +20,10 @@ from pan_hf.modeling.merging_pan import TokenMerging, bits_per_sequence
 from pan_hf.tokenization.merges_pan import Merges
 from pan_hf.training import merge as sentences
 from pan_hf.training.arguments import arguments
-from pan_hf.training.merge import SentenceWindows, merge
+from pan_hf.training.merge import merge
 from pan_hf.training.pipeline import SHARES, train
 from pan_hf.training.stage import run
+from pan_hf.training.token_windows import SentenceWindows
 from pan_hf.training.trainer import PanTrainer
 from pan_hf.vocabulary import double
 

@@ -180,7 +180,8 @@ class StageArguments(TrainingArguments):
         default=None, metadata={"help": "Folder that keeps what the senses make of the recording, for the next stage."}
     )
     optim: str = field(
-        default="adamw_torch", metadata={"help": "An optimizer by its name in Transformers, or `muon` (muon.py)."}
+        default="adamw_torch",
+        metadata={"help": "An optimizer by its name in Transformers, or `muon`."},
     )
     progress: bool = field(default=True, metadata={"help": "Show a progress bar."})
     eval_fraction: float = field(

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.hub import on_disk
 from pan_hf.training.arguments import last_checkpoint
+from pan_hf.training.rollouts import make_rollouts
 from pan_hf.training.sampling import WeightedRows
 from pan_hf.training.streaming import STATE, WindowStream, as_they_are, dataset_stats, some_episodes
 
@@ -139,8 +139,6 @@ def _held_out(stage: Stage, args: StageArguments, model, processor, kept: Trajec
 def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2) -> tuple[dict, object] | None:
     """Observation and actions of the first windows of some episodes: what the model sees first, and `SHOWN_STEPS`
     steps, or as many as the longest episode has. None for a model without image senses."""
-    from pan_hf.training.rollouts import make_rollouts
-
     if not any(sense.kind == "image" for sense in model.config.senses.values()):
         return None
     # no arguments of a Trainer: making some anew would forget which process this is
@@ -148,23 +146,3 @@ def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2
     spread = np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int).tolist()
     batch = windows.__getitems__(spread)
     return batch["observation"], batch["action"]
-
-
-HELD_OUT = 10  # one in so many episodes is held out of growth
-HELD_OUT_WINDOWS = 64  # of these episodes, by which growth is accepted
-
-
-def in_last_episodes(trajectories, rows: np.ndarray) -> torch.Tensor:
-    """Which rows are of the episodes that are held out of growth, the last tenth; `(len(rows),)` bool."""
-    first = int(len(trajectories.episode_starts) * (1 - 1 / HELD_OUT))
-    return torch.from_numpy(trajectories.episode[rows] >= max(first, 1))
-
-
-def candidates_and_held_out(windows, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of windows to grow from, and of held-out windows by which growth is accepted. Raises ValueError where
-    none is held out."""
-    candidates, held_out = ((windows.is_held_out == which).nonzero().squeeze(1).numpy() for which in (False, True))
-    if not len(held_out):
-        raise ValueError("Growth is accepted by episodes held out, and the recording has one alone; record more.")
-    count = min(HELD_OUT_WINDOWS, len(held_out))
-    return candidates, np.random.default_rng(seed).choice(held_out, count, replace=False)

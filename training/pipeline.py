@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -23,47 +25,41 @@ from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.hub import on_disk
 from pan_hf.reporting.results import write_text
 from pan_hf.reporting.timing import stage_timer
+from pan_hf.training import align, merge, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce
+from pan_hf.training.arguments import Stage, arguments
+from pan_hf.training.code_cache import forget
 from pan_hf.training.run_folder import keeping_settings, publish
+from pan_hf.training.stage import run as run_stage
 
-# share of the budget that each stage gets; one without runs when it is asked for
-SHARES = {"senses": 0.2, "backbone": 0.02, "sentences": 0.0, "dynamics": 0.61, "latent_head": 0.04, "joint": 0.07}
-SHARES |= {"switch": 0.02, "reinforce": 0.04}
-SCRIPTS = {
-    "senses": "pretrain_senses",
-    "backbone": "pretrain_backbone",
-    "sentences": "merge",
-    "dynamics": "align",
-    "latent_head": "pretrain_latent_head",
-    "joint": "align",
-    "switch": "reinforce",
-    "reinforce": "reinforce",
+
+@dataclass(frozen=True)
+class Part:
+    """A stage of `pan train`.
+
+    Args:
+        script: its module, whose command line runs it in several processes.
+        stage: one of the script's.
+        share (`float`): of the budget; one without runs when it is asked for.
+        flag: by which the script runs it; None where it is the script's own.
+    """
+
+    script: ModuleType
+    stage: Stage
+    share: float
+    flag: str | None = None
+
+
+PARTS = {
+    "senses": Part(pretrain_senses, pretrain_senses.STAGE, 0.2),
+    "backbone": Part(pretrain_backbone, pretrain_backbone.STAGE, 0.02),
+    "sentences": Part(merge, merge.STAGE, 0.0),
+    "dynamics": Part(align, align.DYNAMICS, 0.61),
+    "latent_head": Part(pretrain_latent_head, pretrain_latent_head.STAGE, 0.04),
+    "joint": Part(align, align.JOINT, 0.07, "--joint"),
+    "switch": Part(reinforce, reinforce.WARM_UP, 0.02, "--warm_up"),
+    "reinforce": Part(reinforce, reinforce.REINFORCE, 0.04),
 }
-FLAGS = {"joint": "--joint", "switch": "--warm_up"}  # where one script has two stages
-
-
-def stages() -> dict:
-    """The stages in order, by name."""
-    from pan_hf.training import (
-        align,
-        pretrain_backbone,
-        pretrain_latent_head,
-        pretrain_senses,
-        reinforce,
-    )
-    from pan_hf.training import (
-        merge as sentences,
-    )
-
-    return {
-        "senses": pretrain_senses.STAGE,
-        "backbone": pretrain_backbone.STAGE,
-        "sentences": sentences.STAGE,
-        "dynamics": align.DYNAMICS,
-        "latent_head": pretrain_latent_head.STAGE,
-        "joint": align.JOINT,
-        "switch": reinforce.WARM_UP,
-        "reinforce": reinforce.REINFORCE,
-    }
+SHARES = {name: part.share for name, part in PARTS.items()}
 
 
 def train(
@@ -108,8 +104,6 @@ def train(
         FileNotFoundError: there is no recording.
         ValueError: the run was begun with other settings, or a stage is unknown.
     """
-    from pan_hf.training.code_cache import forget
-
     run, overrides = Path(run), dict(overrides or {})
     data = on_disk(data, "dataset") if data is not None else run / "data"
     unknown = sorted({*overrides, *skip} - set(SHARES))
@@ -144,18 +138,15 @@ def train(
 
 
 def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes: int, launched_with) -> Path:
-    from pan_hf.training.arguments import arguments
-    from pan_hf.training.stage import run
-
-    stage = stages()[name]
+    part = PARTS[name]
     if num_processes == 1 and launched_with is None:
-        return run(stage, arguments(stage, **given), trajectories)
+        return run_stage(part.stage, arguments(part.stage, **given), trajectories)
     # `--cpu` would start one process only; the stages choose the CPU themselves where there is no accelerator
     how = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(num_processes)]
     how = how if launched_with is None else ["--config_file", str(launched_with)]
     told = Path(given["output_dir"]).with_suffix(".yaml")
     write_text(told, yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
-    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", f"pan_hf.training.{SCRIPTS[name]}"]
-    subprocess.run([*command, *([FLAGS[name]] if name in FLAGS else []), "--config", str(told)], check=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", part.script.__name__]
+    subprocess.run([*command, *([part.flag] if part.flag else []), "--config", str(told)], check=True)
     final = Path(given["output_dir"]) / "final"
     return final if final.exists() else Path(given["model"])

@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
 
 from pan_hf.data.trajectories import Trajectories
@@ -125,7 +126,7 @@ def _trainer(stage: Stage, args, model, processor, data: StageData) -> PanTraine
     for callback in [*stage.callbacks(model, data.dataset, args), *_watching(args, data)]:
         trainer.add_callback(callback)
     if args.progress:
-        trainer.add_callback(_progress(stage.name))
+        trainer.add_callback(ProgressBar(stage.name))
     return trainer
 
 
@@ -139,32 +140,28 @@ def _watching(args: StageArguments, data: StageData) -> list[TrainerCallback]:
     return found
 
 
-def _progress(name: str):
-    from transformers.trainer_callback import TrainerCallback
+class ProgressBar(TrainerCallback):
+    """One line a stage: steps, loss, time left."""
 
-    class Progress(TrainerCallback):
-        """One line a stage: steps, loss, time left."""
+    def __init__(self, name: str):
+        self.name = name
 
-        def on_train_begin(self, args, state, control, **kwargs):
-            from tqdm.auto import tqdm
+    def on_train_begin(self, args, state, control, **kwargs):
+        is_shown = state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, desc=self.name, unit="step", disable=not is_shown, mininterval=5)
+        self.bar.update(state.global_step)
 
-            is_shown = state.is_world_process_zero
-            self.bar = tqdm(total=state.max_steps, desc=name, unit="step", disable=not is_shown, mininterval=5)
-            self.bar.update(state.global_step)
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.total = state.max_steps
+        self.bar.update(state.global_step - self.bar.n)
 
-        def on_step_end(self, args, state, control, **kwargs):
-            self.bar.total = state.max_steps
-            self.bar.update(state.global_step - self.bar.n)
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if logs and "loss" in logs:
-                self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bar.total = state.global_step
-            self.bar.close()
-
-    return Progress()
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.total = state.global_step
+        self.bar.close()
 
 
 def training_data(args: StageArguments, fingerprints: list[str], environments: list[str]) -> dict:
