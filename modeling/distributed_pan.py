@@ -17,7 +17,7 @@ def are_several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over processes, without a gradient."""
     if not are_several():
         return tensor.detach()
@@ -29,7 +29,9 @@ def summed(tensor: Tensor) -> Tensor:
 def shared_mean(tensor: Tensor) -> Tensor:
     """The mean over processes, without a gradient: what a part of a loss is divided by, so that the mean of the parts
     is the whole. Outside of training, where processes may look at different things, it is this process's own."""
-    return summed(tensor) / dist.get_world_size() if are_several() and torch.is_grad_enabled() else tensor.detach()
+    if not (are_several() and torch.is_grad_enabled()):
+        return tensor.detach()
+    return all_reduce_sum(tensor) / dist.get_world_size()
 
 
 def log_of_mean(part: Tensor, least: float) -> Tensor:
@@ -41,12 +43,12 @@ def log_of_mean(part: Tensor, least: float) -> Tensor:
 
 def variance(rows: Tensor) -> Tensor:
     """Unbiased variance of each column of `rows` `(n, d)` over the rows of all processes, `(d,)`."""
-    count = summed(torch.tensor(float(len(rows)), device=rows.device))
-    mean = summed(rows.sum(0)) / count.clamp(min=1)
-    return summed((rows.detach() - mean).square().sum(0)) / (count - 1).clamp(min=1)
+    count = all_reduce_sum(torch.tensor(float(len(rows)), device=rows.device))
+    mean = all_reduce_sum(rows.sum(0)) / count.clamp(min=1)
+    return all_reduce_sum((rows.detach() - mean).square().sum(0)) / (count - 1).clamp(min=1)
 
 
-def gathered(rows: Tensor) -> Tensor:
+def all_gather_rows(rows: Tensor) -> Tensor:
     """The rows `(n, ...)` of all processes, n of each, in order."""
     if not are_several():
         return rows
@@ -55,19 +57,17 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def told_by_first(tensor: Tensor) -> None:
-    """Every process takes the first one's values, in place."""
-    if are_several():
-        dist.broadcast(tensor, src=0)
-
-
-def value_from_main(value: Any) -> Any:
-    """The first process's value, so that all processes go on alike; where there are several, tensors in it are on
-    CPU."""
+def broadcast_from_main(value: Any) -> Any:
+    """The first process's value, so that all processes go on alike: of a tensor, which has the same shape in each, a
+    copy on its device; of anything else a copy in which tensors of a tuple are on the CPU."""
     if not are_several():
         return value
-    parts = value if isinstance(value, tuple) else (value,)
-    parts = tuple(part.cpu() if isinstance(part, Tensor) else part for part in parts)
-    told = [parts if isinstance(value, tuple) else parts[0]]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+    if isinstance(value, Tensor):
+        value = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.broadcast(value, src=0)
+        return value
+    if isinstance(value, tuple):
+        value = tuple(part.cpu() if isinstance(part, Tensor) else part for part in value)
+    parts = [value]
+    dist.broadcast_object_list(parts, src=0)
+    return parts[0]

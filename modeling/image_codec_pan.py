@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .codecs_pan import Codec, register_sense
-from .distributed_pan import gathered, log_of_mean, shared_mean, summed, told_by_first, variance
+from .distributed_pan import all_gather_rows, all_reduce_sum, broadcast_from_main, log_of_mean, shared_mean, variance
 from .layout_pan import fold_cells, unfold_cells
 from .sense_configuration_pan import CodedPart, ImageSense
 
@@ -360,7 +360,7 @@ class CodebookCodec(Codec):
             grids = [grid.masked_scatter(is_mended.view(-1, 1, 1), o) for grid, o in zip(grids, others, strict=True)]
         latents = self._latents(features, found.detach())  # of all rows: in each of several processes they take part
         if update:
-            if summed(has_latents.sum()) > 0:
+            if all_reduce_sum(has_latents.sum()) > 0:
                 with torch.no_grad():
                     spread = variance(latents.detach()[has_latents].flatten(0, 2)).sqrt().clamp(min=1e-3)
                     self.latent_scale.lerp_(spread, 0.05)
@@ -377,9 +377,9 @@ class CodebookCodec(Codec):
     def _track_scales(self, error: Tensor, with_latents: Tensor) -> None:
         """Moving root mean square error without and with latents: the decoder's noise scale in `log_prob`."""
         for index, found in enumerate((error, with_latents)):
-            count = summed(error.new_tensor(found.numel()))
+            count = all_reduce_sum(error.new_tensor(found.numel()))
             if count > 0:
-                scale = (summed(found.sum()) / count).sqrt()
+                scale = (all_reduce_sum(found.sum()) / count).sqrt()
                 self.residual_scale[index].lerp_(scale.to(self.residual_scale.dtype), 0.02)
 
 
@@ -584,7 +584,7 @@ class Codebook(nn.Module):
     def _start(self, inputs: Tensor) -> None:
         """Places the live rows on inputs of the first batch, far from one another (k-means++ seeding); rows for which
         nothing different is left are parked far away until something is."""
-        inputs = gathered(inputs)
+        inputs = all_gather_rows(inputs)
         inputs = inputs[torch.randperm(len(inputs))[:8192]]
         chosen = [inputs[:1]]
         distance = torch.cdist(inputs, chosen[0]).squeeze(-1).square()
@@ -597,7 +597,7 @@ class Codebook(nn.Module):
             distance = torch.minimum(distance, torch.cdist(inputs, chosen[-1]).squeeze(-1).square())
         placed = torch.full_like(self.vectors[self.live], PARKED)
         placed[: len(chosen)] = torch.cat(chosen)
-        told_by_first(placed)
+        placed = broadcast_from_main(placed)
         self.vectors[self.live] = self.sums[self.live] = placed
         self.usage[self.live] = (placed[:, 0] < PARKED).float()
         self.started.fill_(True)
@@ -606,7 +606,7 @@ class Codebook(nn.Module):
     def _follow(self, inputs: Tensor, codes: Tensor, distance: Tensor) -> None:
         usage = torch.bincount(codes, minlength=len(self.usage)).to(self.usage.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, inputs)
-        usage, sums = summed(usage), summed(sums)
+        usage, sums = all_reduce_sum(usage), all_reduce_sum(sums)
         self.usage.lerp_(usage, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         used = self.usage >= FORGOTTEN
@@ -636,10 +636,10 @@ class Codebook(nn.Module):
         dead = torch.nonzero(self.live & (self.usage < self.revive_below)).squeeze(-1)
         if len(dead) == 0:
             return
-        inputs, distance = gathered(inputs), gathered(distance)
+        inputs, distance = all_gather_rows(inputs), all_gather_rows(distance)
         badly = torch.where(distance > least, distance, torch.zeros_like(distance))
         fresh = inputs[torch.multinomial(badly, 1)[0]] if badly.any() else torch.full_like(inputs[0], PARKED)
-        told_by_first(fresh)
+        fresh = broadcast_from_main(fresh)
         if bool(fresh[0] < PARKED):
             row = dead[self.usage[dead].argmin()]
             self.vectors[row], self.sums[row], self.usage[row] = fresh, fresh, 1.0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .distributed_pan import value_from_main
+from .distributed_pan import broadcast_from_main
 from .growth_pan import VocabularyGrowth
 from .image_codec_pan import LEAST_DISTANCE
 from .sense_configuration_pan import check_observation
@@ -117,7 +117,7 @@ class CodeLearning:
                 segment = f"{name}.{level}"
                 free = ledger.capacity(segment) - ledger.born(segment)
                 vectors, share = find_novelties(codec, frames, level, threshold, min(room, free))
-                vectors, share = value_from_main((vectors, share))
+                vectors, share = broadcast_from_main((vectors, share))
                 if share > TOO_MANY:
                     logger.warning(
                         f"{share:.0%} of {segment} is farther than threshold={threshold} from every code; "
@@ -161,9 +161,9 @@ class CodeLearning:
         for name, codec in self._learned_codecs().items():
             for level, book in enumerate(codec.codebooks):
                 used, _ = codec.encode(Observation(observation).seen(name))
-                for reason, codes, into in value_from_main(find_idle(book, used[level])):
+                for reason, codes, into in broadcast_from_main(find_idle(book, used[level])):
                     bits = self.held_out_bits(seen, held_out), self._bits_without(name, level, codes, seen, held_out)
-                    before, after = value_from_main(bits)
+                    before, after = broadcast_from_main(bits)
                     ids = ()
                     if after < before:
                         ids = tuple(self.model.table.segment_rows(name, level)[codes].tolist())
@@ -247,15 +247,15 @@ class CodeLearning:
         with self.growth.trial(name, level) as trial:
             self.growth.write_codes(name, level, codes, vectors)
             models = find_models(codec, frames, level, codes, persistence)
-            self.growth.copy_rows(name, level, codes, value_from_main(models))
-            codec.codebooks[level].corrections[codes.start : codes.stop] = value_from_main(
+            self.growth.copy_rows(name, level, codes, broadcast_from_main(models))
+            codec.codebooks[level].corrections[codes.start : codes.stop] = broadcast_from_main(
                 find_corrections(codec, frames, level, codes)
             )
             after = self.held_out_bits(seen, held_out)
             if held_out is None:
                 numbers = vectors.numel() + codec.codebooks[level].corrections[0].numel() * len(vectors)
                 after += BITS_A_NUMBER * numbers / len(frames)
-            before, after = value_from_main((before, after))
+            before, after = broadcast_from_main((before, after))
             ids = tuple(ledger.grow(segment, len(vectors), "novelty", step)) if after < before else ()
             trial.accepted = bool(ids)
         model.config.vocabulary_digest = ledger.digest()

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from pan_hf.files import write_text
-from pan_hf.modeling.distributed_pan import value_from_main
+from pan_hf.modeling.distributed_pan import broadcast_from_main
 
 MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
 CHECK_EVERY = 10  # steps between looks at the clock
@@ -60,12 +60,12 @@ class BudgetCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         # the first process's clock: processes that decide by their own part ways, and wait for each other for ever
-        self.started = self.saved = value_from_main(time.monotonic())
+        self.started = self.saved = broadcast_from_main(time.monotonic())
         self.first_step, self.mark = state.global_step, (self.started, state.global_step)
         state.max_steps = self.budget.max_steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = value_from_main(time.monotonic())
+        now = broadcast_from_main(time.monotonic())
         if not self.budget.is_final:
             self._measure(state, now)
         elif self.budget.seconds is not None and state.global_step % CHECK_EVERY == 0:

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from pan_hf.modeling import PanModel
-from pan_hf.modeling.distributed_pan import told_by_first, value_from_main
+from pan_hf.modeling.distributed_pan import broadcast_from_main
 from pan_hf.modeling.learning_pan import Growth, logged
 from pan_hf.modeling.merging_pan import TokenMerging
 from pan_hf.modeling.sense_configuration_pan import MERGES
@@ -145,7 +145,7 @@ class MergeCallback(TrainerCallback):
         old = self.model.processor.tokenizer.merges
         chosen = np.random.default_rng(self.args.seed).permutation(self.candidates)[:FIND_IN]
         free = TokenMerging(self.model).free_ids(part, count)
-        pairs = value_from_main(old.find(self.windows.seen(part, chosen), free))
+        pairs = broadcast_from_main(old.find(self.windows.seen(part, chosen), free))
         if pairs:
             growth, arms = self._try(segment, pairs, old, state.global_step)
             logged(growth)
@@ -170,14 +170,13 @@ class MergeCallback(TrainerCallback):
         _restore(model, before)
         TokenMerging(model).start_rows(pairs)
         arms["with"] = self._arm(new, tokens, step)
-        bits = {name: value_from_main(arm.bits) for name, arm in arms.items()}
+        bits = {name: broadcast_from_main(arm.bits) for name, arm in arms.items()}
         growth = Growth(segment, "merge", len(pairs), bits["with"] < bits["without"], bits["without"], bits["with"])
         after = _copy(model)
         _restore(model, before)
         if growth.accepted:
             growth.ids = TokenMerging(model).add(segment.rpartition(".")[0], pairs, step)
-            _restore(model, after)
-            _agree(model)
+            _restore(model, [broadcast_from_main(tensor) for tensor in after])
         return growth, arms
 
     def _arm(self, merges: Merges, tokens: int, step: int) -> Arm:
@@ -201,9 +200,3 @@ def _restore(model: PanModel, kept: list[torch.Tensor]) -> None:
 
 def _tensors(model: PanModel) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
-
-
-def _agree(model: PanModel) -> None:
-    """All processes take the first one's weights."""
-    for tensor in _tensors(model):
-        told_by_first(tensor.detach())
