@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.data.trajectories import Trajectories, load_trajectories
+from pan_hf.features import feature_of
 from pan_hf.hub import on_disk
 from pan_hf.training.arguments import last_checkpoint
 from pan_hf.training.rollouts import make_rollouts
@@ -139,7 +140,7 @@ def _held_out(stage: Stage, args: StageArguments, model, processor, kept: Trajec
 def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2) -> tuple[dict, object] | None:
     """Observation and actions of the first windows of some episodes: what the model sees first, and `SHOWN_STEPS`
     steps, or as many as the longest episode has. None for a model without image senses."""
-    if not any(sense.kind == "image" for sense in model.config.senses.values()):
+    if not any(feature_of(sense).is_picture for sense in model.config.senses.values()):
         return None
     # no arguments of a Trainer: making some anew would forget which process this is
     windows, _ = make_rollouts(model, processor, trajectories, SimpleNamespace(horizon=SHOWN_STEPS))

@@ -98,7 +98,7 @@ class CroppedFrames(Dataset):
             usual = self.usual[name].expand(len(rows), *self.usual[name].shape)
             triples = torch.stack([values[self.neighbour[rows]], values[rows], usual], 1)
             sense = self.senses[name]
-            observation[name] = self._crop(triples, sense, chance) if sense.kind == "image" else triples
+            observation[name] = self._crop(triples, sense, chance) if sense.is_grid else triples
         return {"observation": observation}
 
     def _crop(self, triples: Tensor, sense, chance: Tensor) -> Tensor:
