@@ -82,10 +82,10 @@ class _ModulatedLayer(nn.Module):
 
 
 def _denoiser_class(name: str):
-    found = PlaceDenoiser if name == "PlaceDenoiser" else getattr(diffusers, name, None)
-    if found is None:
+    kind = PlaceDenoiser if name == "PlaceDenoiser" else getattr(diffusers, name, None)
+    if kind is None:
         raise ValueError(f"`latent_head.denoiser` names {name!r}; diffusers {diffusers.__version__} has none.")
-    return found
+    return kind
 
 
 class LatentHead(nn.Module):
@@ -127,8 +127,8 @@ class LatentHead(nn.Module):
         if self.takes_places:
             return start + self.denoiser(noisy, timestep, hidden).sample
         grid = noisy.transpose(1, 2).unflatten(2, self.sense.place_grid)
-        found = self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample
-        return start + found.flatten(2).transpose(1, 2)
+        correction = self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample
+        return start + correction.flatten(2).transpose(1, 2)
 
     def loss(self, latents: Tensor, condition: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Flow matching. Args: clean latents `(B, P, D)`; condition and start as for `predict`. Returns: the scalar

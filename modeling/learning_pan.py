@@ -61,8 +61,11 @@ class Growth:
     ids: tuple[int, ...] = ()
 
     @property
-    def gain(self) -> float:
-        """Bits an observation that the tokens save, or would have saved; negative where they cost."""
+    def gain(self) -> float | None:
+        """Bits an observation that the tokens save, or would have saved; negative where they cost, None where nothing
+        was scored."""
+        if self.bits_before is None or self.bits_after is None:
+            return None
         return self.bits_before - self.bits_after
 
 
@@ -106,29 +109,16 @@ class CodeLearning:
         Raises:
             ValueError: no processor attached, an observation that does not fit, or a threshold not above 0.
         """
-        ledger = self.model.ledger()
+        self.model.ledger()
         check_observation(self.model.config, observation)
         if threshold <= 0 or max_new < 1:
             raise ValueError(f"`threshold` must be above 0 and `max_new` at least 1, got {threshold} and {max_new}.")
-        growths = []
+        growths, seen = [], (observation, action)
         for name, codec in self._learned_codecs().items():
             frames, room = Observation(observation).seen(name), max_new
             for level in range(len(codec.codebooks)):
-                segment = f"{name}.{level}"
-                free = ledger.capacity(segment) - ledger.born(segment)
-                vectors, share = find_novelties(codec, frames, level, threshold, min(room, free))
-                vectors, share = broadcast_from_main((vectors, share))
-                if share > TOO_MANY:
-                    logger.warning(
-                        f"{share:.0%} of {segment} is farther than threshold={threshold} from every code; "
-                        f"{len(vectors)} codes are tried (at most {min(room, free)}). If this is no new world, raise "
-                        "the threshold."
-                    )
-                if free == 0 and share > 0:
-                    fullness = f"{segment} is full, and {share:.1%} of what it should describe is novel."
-                    logger.warning(f"{fullness} {ledger.full_help(segment)}")
+                vectors = self._novel_vectors(name, level, frames, threshold, room)
                 if len(vectors):
-                    seen = observation, action
                     persistence = self.persistence(observation, name, level) if will_train else None
                     growths.append(self._try(name, level, vectors, frames, seen, held_out, step, persistence))
                     room -= len(growths[-1].ids)
@@ -212,7 +202,8 @@ class CodeLearning:
         last = Observation(observation, model.config.prefix_senses).frames(-1)
         last = last.rows(torch.arange(last.shape[0]).repeat(ACTIONS_TRIED))
         drawn = action.random((len(last[name]), 1), torch.Generator().manual_seed(0)).to(model.device)
-        size, stays, seen = len(model.table.active_codes(name, level)), 0.0, 0.0
+        size = len(model.table.active_codes(name, level))
+        stays, seen = torch.zeros(2, size, device=model.device)
         with evaluating(model):
             for rows in torch.arange(len(drawn), device=model.device).split(IMAGINED):
                 belief = model.perceive(last.rows(rows))
@@ -227,6 +218,23 @@ class CodeLearning:
 
     def _learned_codecs(self) -> dict[str, CodebookCodec]:
         return {name: codec for name, codec in self.model.senses.items() if codec.can_grow}
+
+    def _novel_vectors(self, name: str, level: int, frames: Tensor, threshold: float, room: int) -> Tensor:
+        """Vectors for what no code of a level describes, `room` of them at most; warns where they are suspiciously
+        many, or the level is full."""
+        ledger, segment = self.model.ledger(), f"{name}.{level}"
+        free = ledger.capacity(segment) - ledger.born(segment)
+        novelties = find_novelties(self.model.senses[name], frames, level, threshold, min(room, free))
+        vectors, share = broadcast_from_main(novelties)
+        if share > TOO_MANY:
+            logger.warning(
+                f"{share:.0%} of {segment} is farther than threshold={threshold} from every code; {len(vectors)} "
+                f"codes are tried (at most {min(room, free)}). If this is no new world, raise the threshold."
+            )
+        if free == 0 and share > 0:
+            fullness = f"{segment} is full, and {share:.1%} of what it should describe is novel."
+            logger.warning(f"{fullness} {ledger.full_help(segment)}")
+        return vectors
 
     def _try(
         self,
@@ -330,13 +338,13 @@ def find_novelties(
     share = len(novel) / len(inputs)
     if len(novel) > MANY:
         novel = novel[:: -(-len(novel) // MANY)]
-    found = []
-    while len(novel) and len(found) < max_new:
+    vectors = []
+    while len(novel) and len(vectors) < max_new:
         alike = torch.cdist(novel, novel).square() < ALIKE * least
         members = alike[alike.sum(1).argmax()]
-        found.append(novel[members].mean(0))
+        vectors.append(novel[members].mean(0))
         novel = novel[~members]
-    return torch.stack(found) if found else inputs.new_zeros(0, inputs.shape[1]), share
+    return torch.stack(vectors) if vectors else inputs.new_zeros(0, inputs.shape[1]), share
 
 
 def find_models(
@@ -385,7 +393,7 @@ def find_idle(book: Codebook, used: Tensor) -> list[tuple[str, list[int], int | 
     """
     seen = torch.bincount(used.flatten(), minlength=len(book.live)) > 0
     unused = book.live & ~seen & (book.usage < UNUSED)
-    found = [("unused", unused.nonzero().squeeze(1).tolist(), None)]
+    groups = [("unused", unused.nonzero().squeeze(1).tolist(), None)]
     rows = (book.describes() & ~unused).nonzero().squeeze(1)
     rows = rows[book.usage[rows].argsort(descending=True, stable=True)]
     twins = (torch.cdist(book.vectors[rows], book.vectors[rows]).square() < LEAST_DISTANCE * book.spread()).triu(1)
@@ -393,9 +401,9 @@ def find_idle(book: Codebook, used: Tensor) -> list[tuple[str, list[int], int | 
     for index, row in enumerate(rows.tolist()):
         group = [code for code in rows[twins[index]].tolist() if code not in gone]
         if row not in gone and group:
-            found.append(("indistinguishable", group, row))
+            groups.append(("indistinguishable", group, row))
             gone.update(group)
-    return [group for group in found if 0 < len(group[1]) < int(book.live.sum())]
+    return [group for group in groups if 0 < len(group[1]) < int(book.live.sum())]
 
 
 def find_corrections(codec: CodebookCodec, frames: Tensor, level: int, codes: range) -> Tensor:

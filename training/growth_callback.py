@@ -100,7 +100,7 @@ class GrowthCallback(TrainerCallback):
         meanings = [self.named[name] for name in fresh]
         ids = self.model.grow("text", names=fresh, descriptions=meanings, step=state.global_step)
         growth = Growth("text", "named", len(fresh), True, None, None, ids)  # bits that nobody has counted
-        state.log_history.append({"growth": asdict(growth), "gain": None, "step": state.global_step})
+        state.log_history.append({"growth": asdict(growth), "gain": growth.gain, "step": state.global_step})
 
     def _learn(self, seen: dict[str, torch.Tensor], room: int, common: dict[str, Any]) -> list[Growth]:
         return self.model.learn(seen, threshold=self.args.threshold, max_new=room, will_train=True, **common)
