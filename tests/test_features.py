@@ -6,11 +6,13 @@ import pyarrow as pa
 import pytest
 from datasets import Sequence, Value
 
+from pan_hf.build import build
 from pan_hf.data.episodes import read_info, write_info
 from pan_hf.data.importing import columns
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_environment
+from pan_hf.evaluation.evaluate import evaluate_model
 from pan_hf.features import Feature, Form, base, feature_of, kinds, register_feature
 from pan_hf.modeling import DiscreteAction, ImageSense, TextAction, TextSense, VectorAction, VectorSense
 
@@ -152,3 +154,43 @@ def test_a_recording_with_several_actions_is_of_a_newer_version(tmp_path):
     write_info(tmp_path, info)
     with pytest.raises(ValueError, match=r"the columns \['action.left'\] are of a newer pan_hf"):
         read_info(tmp_path)
+
+
+class Speaker(gymnasium.Env):
+    """Says what is done to it, or shows it as two numbers; there is no picture."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, says: bool):
+        self.says = says
+        words = gymnasium.spaces.Text(16, charset="abcdefghijklmnopqrstuvwxyz ")
+        self.observation_space = words if says else gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(0), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._observation(action), float(action), self.steps == 8, False, {}
+
+    def _observation(self, action):
+        return ("no", "yes")[action] if self.says else np.array([action, -action], np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sense, metric", [("text", "token_accuracy"), ("state", "rmse")])
+def test_a_model_of_one_sense_that_is_no_picture_is_evaluated(tmp_path, sense, metric):
+    gymnasium.register("TestPanSpeaker-v0", Speaker)
+    env = {"env_args": {"says": sense == "text"}}
+    record("TestPanSpeaker-v0", tmp_path, **env, episodes=6, test_fraction=0.5, progress=False)
+    del gymnasium.registry["TestPanSpeaker-v0"]
+    model, processor = build(load_trajectories(tmp_path, "train"), "debug")
+    assert list(model.config.senses) == [sense]
+    held_out = load_trajectories(tmp_path, "test")
+    records = evaluate_model(
+        model.eval(), processor, held_out, horizons=[1, 2], num_windows=4, strips=tmp_path / "strips", progress=False
+    )
+    assert {metric, "exact_state", "reward_mae"} <= {entry.metric for entry in records}
+    assert not (tmp_path / "strips").exists()
