@@ -159,7 +159,9 @@ class BackboneRun:
         self.ran: dict[str, Tensor | int] = {}
         self.length, self.index, self._seen = 0, None, 0
         self._next = 0  # where words go on behind queries that were run in part
-        keeps = belief.cache is not None or model.config.context_steps > 1 or len(self.layout.passes) > 1
+        passes = self.layout.passes  # that of a text runs once a word
+        once = len(passes) == 1 and bool(passes[0].levels)
+        keeps = belief.cache is not None or model.config.context_steps > 1 or not once
         self.cache = self._live = fork_cache(belief.cache) if keeps else None
         self.past, self._start = belief.num_cached, belief.next_position()
         # which of the first cached positions are words or steps of a row's own; nobody looks at padding
