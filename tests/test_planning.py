@@ -12,6 +12,7 @@ from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
 from pan_hf.agents.plan import Refuted
 from pan_hf.agents.shooting import CEM, RandomShooting
+from pan_hf.modeling import DiscreteAction, VectorAction
 
 # S start, G goal, # wall. The way from S to G is 11 steps: down, round the wall, and up again.
 MAZE = """
@@ -54,7 +55,7 @@ class GridWorld:
         self.start = torch.tensor([next((r, row.index("S")) for r, row in enumerate(rows) if "S" in row)])
         self.lies, self.calls = {tuple(cell) for cell in lies}, 0
         senses = {"camera": SimpleNamespace(kind="image")}
-        action = SimpleNamespace(kind="discrete", num_actions=len(MOVES))
+        action = DiscreteAction(len(MOVES))
         self.config = SimpleNamespace(action=action, senses=senses, context_steps=1)
         self.device = torch.device("cpu")
 
@@ -270,7 +271,7 @@ class PointWorld:
     target = torch.tensor([3.0, -1.0])
 
     def __init__(self):
-        action = SimpleNamespace(kind="vector", dim=2, low=[-1.0, -1.0], high=[1.0, 0.5])
+        action = VectorAction(dim=2, low=[-1.0, -1.0], high=[1.0, 0.5])
         self.config = SimpleNamespace(action=action, senses={"at": SimpleNamespace(kind="vector")}, context_steps=1)
         self.largest = 0.0
 

@@ -116,7 +116,7 @@ class FewerActions:
 class World(Protocol):
     """What planners ask of a world model ([`PanModel`] is one, an exact simulator can be another).
 
-    `config.action` says `kind`, and `num_actions` or `low` and `high`. `simulate` continues a belief of N rows by
+    `config.action` is a [`DiscreteAction`] or a [`VectorAction`]. `simulate` continues a belief of N rows by
     `actions` of shape `(N, H)` or `(N, H, D)` and returns futures with `reward` and `continue_prob` `(N, H)`,
     `belief` (after the last action) and `keys()` (by row and step). Beliefs have `keys()`, `select(index)`, `len()`
     and the class method `cat(list)`. `keys` takes `levels` for a planner with `key_levels`, and `steps` where
