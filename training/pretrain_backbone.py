@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from pan_hf.features import feature_class, feature_of
 from pan_hf.training.arguments import Stage, StageArguments
 from pan_hf.training.stage import main
 
@@ -56,8 +57,10 @@ class TextBlocks(Dataset):
 
 def recorded_texts(trajectories) -> list[str]:
     """Every different text of a recording: tasks, text observations and text actions."""
-    columns = [np.asarray(trajectories.tasks), *trajectories.observations.values(), trajectories.actions]
-    return sorted({str(text) for column in columns if column.dtype.kind == "U" for text in np.unique(column)} - {""})
+    columns = {f"observation.{name}": values for name, values in trajectories.observations.items()}
+    columns["action"] = trajectories.actions
+    said = [values for name, values in columns.items() if feature_of(trajectories.features[name]).is_text]
+    return sorted({str(text) for column in [trajectories.tasks, *said] for text in np.unique(column)} - {""})
 
 
 def read_texts(source: str) -> list[str]:
@@ -79,7 +82,7 @@ def read_texts(source: str) -> list[str]:
 
 def _speaks(config) -> bool:
     parts = [*config.senses.values(), *config.actions.values()]
-    return any(part.kind == "text" for part in parts)
+    return any(feature_class(part.kind).is_text for part in parts)
 
 
 @dataclass
