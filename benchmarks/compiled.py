@@ -20,7 +20,7 @@ from torch._inductor.utils import fresh_cache
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf import PanModel  # noqa: E402
-from pan_hf.modeling.focus_pan import LEAST_CHANGE  # noqa: E402
+from pan_hf.modeling.effort_pan import LEAST_CHANGE  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import table  # noqa: E402
 
@@ -78,11 +78,11 @@ def compare(model: PanModel, name: str, batch: int, horizon: int, seconds: float
     actions = torch.randint(0, 7, (batch, horizon), generator=torch.Generator().manual_seed(common.SEED))
     torch.compiler.reset()
     model.compile_step(**options)
-    compiled = model.pieces
+    compiled = model.compiled_step
 
     def imagine(is_compiled: bool):
         if is_compiled:
-            model.pieces = compiled
+            model.compiled_step = compiled
         else:
             model.compile_step(disable=True)
         return model.simulate(belief, actions, seed=common.SEED, effort=EFFORTS[name])

@@ -96,7 +96,7 @@ def imagined(reader: WindowReader, rows: np.ndarray, horizon: int) -> dict[str, 
             latents = {name: SenseLatents(model, name).sample(told, state, common.SEED)}
         return model.decode(type(state)(state.codes, latents), name, latents=True)
 
-    others = [block.name for block in model.blocks if block.sense != name and block.kind != "latents"]
+    others = [block.name for block in model.blocks if block.sense != name and block.is_discrete]
     alone = Effort((*others, f"{name}.latents"), least_change=None)
     found = {"copy_last": before, "codes": model.decode(state, name, latents=False)}
     found |= {f"codes and latents, {steps} steps": drawn(USUAL, steps) for steps in STEPS}

@@ -33,9 +33,16 @@ from pan_hf.data.windows import read_rows  # noqa: E402
 from pan_hf.evaluation.control import plan  # noqa: E402
 from pan_hf.evaluation.evaluate import across_seeds, load_for_evaluation  # noqa: E402
 from pan_hf.metrics import FORMULAS, changed_pixels, moving_error  # noqa: E402
-from pan_hf.modeling.effort_pan import Effort, as_effort  # noqa: E402
-from pan_hf.modeling.focus_pan import changed_places  # noqa: E402
-from pan_hf.modeling.step_pan import Spending  # noqa: E402
+from pan_hf.modeling.effort_pan import (
+    LEAST_CHANGE,
+    BlockPlan,
+    Effort,
+    SwitchPlan,
+    as_effort,
+    block_plan,
+    changed_places,
+)  # noqa: E402
+from pan_hf.modeling.simulation_pan import Simulator  # noqa: E402
 from pan_hf.modeling.switch_objective_pan import candidates, distortion, split_window  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY, PLANNER  # noqa: E402
 from pan_hf.reporting.figures import cost_plot  # noqa: E402
@@ -108,26 +115,26 @@ def _beginnings(model, processor, trajectories, count: int, steps: int = 1):
 # --------------------------------------------------------------------------------------------- quality against compute
 
 
-class _Random(Spending):
+class _Random(BlockPlan):
     """Looks at as many places as it would, but at any."""
 
-    def look(self, change):
+    def select(self, model, change):
         generator = torch.Generator().manual_seed(common.SEED)
         order = {name: torch.rand(logits.shape, generator=generator).argsort(1) for name, logits in change.items()}
-        return super().look({name: logits.gather(1, order[name]) for name, logits in change.items()})
+        return super().select(model, {name: logits.gather(1, order[name]) for name, logits in change.items()})
 
 
-class _Oracle(Spending):
+class _Oracle(BlockPlan):
     """Looks at the places that will change."""
 
-    def __init__(self, model, effort: Effort, now, after):
-        super().__init__(model, effort, seed=0)
+    def __init__(self, names, now, after):
+        super().__init__(names, LEAST_CHANGE)
         self.now, self.after = now, after
 
-    def look(self, change):
-        senses = self.model.config.senses
+    def select(self, model, change):
+        senses = model.config.senses
         will = {name: changed_places(senses[name], self.now[name], self.after[name]) for name in change}
-        return super().look({name: torch.where(found, 99.0, -99.0) for name, found in will.items()})
+        return super().select(model, {name: torch.where(found, 99.0, -99.0) for name, found in will.items()})
 
 
 @torch.no_grad()
@@ -136,18 +143,18 @@ def against_compute(model, processor, trajectories, task: str, count: int, seed:
     beginning, actions, later = _beginnings(model, processor, trajectories, count)
     following = {name: [level[:, 0] for level in levels] for name, levels in later.state.codes.items()}
 
-    def spend(spending) -> tuple[torch.Tensor, torch.Tensor]:
+    def spend(plan: BlockPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """By row its distortion, compute, squared error and number of moving pixels `(N, 4)`; what was chosen."""
-        futures = model.rollout(beginning, actions, temperature=0.0, seed=0, spending=spending)
+        futures = Simulator(model).rollout(beginning, actions, plan, temperature=0.0, seed=0)
         lost, paid = distortion(model, futures, later, task)[:, 0], futures.cost.compute[:, 0]
         return torch.cat([torch.stack([lost, paid], 1), _moving(model, futures, later)], 1), futures.switch[:, 0]
 
-    found = {name: spend(Spending(model, as_effort(name, model), seed=0))[0] for name in FIXED}
-    learned = {price: spend(Spending(model, Effort(price=price, task=task), seed=0)) for price in PRICES}
+    found = {name: spend(block_plan(as_effort(name, model), model))[0] for name in FIXED}
+    learned = {price: spend(SwitchPlan(Effort(price=price, task=task))) for price in PRICES}
     chosen = {price: _sets(model, used) for price, (_, used) in learned.items()}
     sets = list(dict.fromkeys([*candidates(model), *itertools.chain.from_iterable(chosen.values())]))
-    at_random = {blocks: spend(_Random(model, Effort(blocks), seed=0))[0] for blocks in sets}
-    knowing = [spend(_Oracle(model, Effort(blocks), beginning.codes, following))[0] for blocks in sets]
+    at_random = {blocks: spend(_Random(blocks, LEAST_CHANGE))[0] for blocks in sets}
+    knowing = [spend(_Oracle(blocks, beginning.codes, following))[0] for blocks in sets]
     knowing = torch.stack(knowing)
     dealing = torch.randperm(count, generator=torch.Generator().manual_seed(common.SEED)).tolist()
     for price in PRICES:

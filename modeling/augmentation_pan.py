@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .focus_pan import Focus, places_in_focus
-from .layout_pan import fold_places, unfold_places
+from .effort_pan import likely_changes
+from .layout_pan import TokenSelection, fold_places, unfold_places
 from .state_pan import ABSENT, State
 
 
@@ -138,14 +138,14 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index.view(*index.shape, *[1] * (values.dim() - 2)).expand(shape))
 
 
-def training_focus(config, change: dict[str, Tensor]) -> Focus | None:
+def training_focus(config, change: dict[str, Tensor]) -> TokenSelection | None:
     """What one batch of training looks at: everything, or, for a share `focus_share` of the batches, what the
     glance picks at a random threshold, and some more. It never depends on what did change, or being looked at would
     tell that something will."""
     if not change or torch.rand(()) >= config.training.focus_share:
         return None
     least = 10 ** float(torch.empty(()).uniform_(-2.3, -0.7))
-    return places_in_focus(config, {name: logits.detach() for name, logits in change.items()}, least, extra=0.05)
+    return likely_changes(config, {name: logits.detach() for name, logits in change.items()}, least, extra=0.05)
 
 
 def drop_blocks(state: State, config) -> State:

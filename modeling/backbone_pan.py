@@ -11,15 +11,18 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from .embedding_pan import tables_of
-from .focus_pan import Focus
-from .layout_pan import Tokens, additive
+from .embedding_pan import CodeTables, tables_of
+from .layout_pan import Pass, Tokens, TokenSelection, additive, at_least, hide_padding
 from .state_pan import Belief, fork_cache, select_cache
+
+if TYPE_CHECKING:
+    from .modeling_pan import PanModel
 
 # Of the spread of the hidden states: rounding, not another position. In float32 even untrained attention is above it.
 _TOLERANCE = {torch.float32: 1e-4}
@@ -128,12 +131,12 @@ def fill_new_rows(backbone: PreTrainedModel, first: int, std: float) -> None:
         table[first:].normal_(std=std)
 
 
-# ---- One step's runs of the backbone: pass by pass behind what is cached, whole or at the places in focus alone.
+# ---- One step's runs of the backbone: pass by pass behind what is cached, whole or for a selection of tokens.
 #
 # Shapes: N = rows of the belief, n = rows that are still run, H = backbone width.
 
 
-GROUP_ENDS = (0, 2, 4, 8, 16, 32, 64, 128)  # rows that look at so many places at most are run together
+GROUP_ENDS = (0, 2, 4, 8, 16, 32, 64, 128)  # rows with so many selected tokens at most are run together
 
 
 class BackboneRun:
@@ -143,21 +146,21 @@ class BackboneRun:
         model ([`PanModel`]): whose backbone.
         belief ([`Belief`]): of N rows, which it leaves as it is.
         trunk `(N, trunk_length, H)`: embeddings of the state and the action.
-        focus (`Focus`, *optional*): the places looked at; all by default.
+        selection ([`TokenSelection`], *optional*): the state tokens that are run; all by default.
 
     Attributes:
         hidden: by pass `(N, length, H)`, zero where nothing was run, and "action" `(N, H)`.
         cache: with the trunk's keys and values behind those of the belief; None where nothing is to be kept.
         length (`int`): positions of this step in `cache`.
         index `(n,)`: the rows that are still run; None for all.
-        ran: by pass, how many positions were run, of all rows alike or `(n,)`.
     """
 
-    def __init__(self, model, belief: Belief, trunk: Tensor, focus=None):
-        self.model, self.layout, self.trunk, self.focus = model, model.layout, trunk, focus
+    def __init__(self, model: PanModel, belief: Belief, trunk: Tensor, selection: TokenSelection | None = None):
+        self.model, self.layout, self.trunk, self.selection = model, model.layout, trunk, selection
         self.hidden: dict[str, Tensor] = {}
-        self.ran: dict[str, Tensor | int] = {}
-        self.length, self.index, self._seen = 0, None, 0
+        self.length, self._seen = 0, 0
+        self.index: Tensor | None = None
+        self._ran: list[tuple[Tensor | int, Tensor | None]] = []  # positions of a pass, of which rows
         self._next = 0  # where words go on behind queries that were run in part
         passes = self.layout.passes  # that of a text runs once a word
         once = len(passes) == 1 and bool(passes[0].levels)
@@ -167,6 +170,13 @@ class BackboneRun:
         # which of the first cached positions are words or steps of a row's own; nobody looks at padding
         self._visible = belief.visible(model.config.pad_token_id)
         self._keys: Tokens | None = None
+
+    def positions(self) -> Tensor:
+        """How many positions were run for each row, `(N,)` float."""
+        total = torch.zeros(len(self.trunk), device=self.trunk.device)
+        for count, rows in self._ran:
+            total[slice(None) if rows is None else rows] += count
+        return total
 
     @property
     def rows(self) -> int:
@@ -184,31 +194,31 @@ class BackboneRun:
             self._keys = Tokens(self._keys.position[inside], self._keys.valid[inside], self._keys.length)
         self.index = index
 
-    def queries(self, each, x: Tensor) -> None:
+    def queries(self, each: Pass, x: Tensor) -> None:
         """One pass of levels. Args: x, its queries `(N, each.length, H)`."""
         first = not self._seen
-        if self.focus is not None:
-            self._focused(each, x, first)
+        if self.selection is not None:
+            self._selected(each, x, first)
             return
         x = self._some(x)
         out = self._continue(torch.cat([self.trunk, x], 1) if first else x)
         if first:
             self.hidden["action"] = out[:, self.layout.trunk_length - 1]
         self.hidden[each.name] = self._all(out[:, -each.length :])
-        self.ran[each.name] = out.shape[1]
+        self._ran.append((out.shape[1], self.index))
 
-    def lead(self) -> int:
-        """Runs the trunk alone, for a choice to be made before there is anything to read. Returns: its length."""
+    def lead(self) -> None:
+        """Runs the trunk alone, for a choice to be made before there is anything to read, or nothing is read."""
         self.hidden["action"] = self._continue(self.trunk)[:, -1]
-        return self.layout.trunk_length
+        self._ran.append((self.layout.trunk_length, None))
 
-    def words(self, each, x: Tensor) -> Tensor:
+    def words(self, x: Tensor) -> Tensor:
         """The next word of a text. Args: x, the last one's embedding `(n, 1, H)`. Returns: `(n, H)`."""
         first = not self._seen
         out = self._continue(torch.cat([self.trunk, x], 1) if first else x)
         if first:
             self.hidden["action"] = out[:, self.layout.trunk_length - 1]
-        self.ran[each.name] = self.ran.get(each.name, 0) + out.shape[1]
+        self._ran.append((out.shape[1], self.index))
         return out[:, -1]
 
     def _some(self, x: Tensor) -> Tensor:
@@ -233,47 +243,51 @@ class BackboneRun:
             mask, positions = self.layout.focused_mask(self.past, tokens, self._keys), self._start + every
         return self._run(x, mask, positions)
 
-    def _focused(self, each, x: Tensor, first: bool) -> None:
+    def _selected(self, each: Pass, x: Tensor, first: bool) -> None:
         whole = self._whole(each, self._some(x))
         if len(self.layout.passes) == 1 and self.layout.focuses_trunk:
-            out, self.ran[each.name] = self._by_size(each, whole)
+            out, count = self._by_size(whole)
         else:
-            focus = self.focus if self.index is None else self.focus.rows(self.index)
-            tokens = self.layout.tokens(focus, [each], trunk=first)
+            selection = self.selection if self.index is None else self.selection.rows(self.index)
+            tokens = self.layout.tokens(selection, [each], trunk=first)
             self._keys = tokens if first else self._keys.and_then(tokens)
             self._next = self.layout.starts[each.name] + each.length
             mask = self.layout.focused_mask(self.past, tokens, self._keys)
             out = tokens.put_back(self._run(tokens.take(whole), mask, self._start + tokens.position))
-            self.ran[each.name] = tokens.valid.sum(1)
+            count = tokens.valid.sum(1)
+        self._ran.append((count, self.index))
         if first:
             self.hidden["action"] = out[:, self.layout.trunk_length - 1]
         start = self.layout.starts[each.name]
         self.hidden[each.name] = self._all(out[:, start : start + each.length])
 
-    def _by_size(self, each, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """The only pass of a Markov step, of which nothing is kept: rows that look at about as much run together, so
-        that few positions merely fill a row up. Returns: a step's hidden states `(N, step_length, H)`, and how many
-        positions each row ran."""
-        size = self.focus.valid.sum(1)
+    def _by_size(self, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """The only pass of a Markov step, of which nothing is kept: rows with about as many selected tokens run
+        together, so that few positions merely fill a row up. Returns: a step's hidden states `(N, step_length, H)`,
+        and how many positions each row ran."""
+        selection, least = self.selection, self.model.compiled_step.least_size
+        size = selection.valid.sum(1)
         if len(size) == 1:
-            return self._together(whole, self.focus, self._visible, self._live)
+            return self._together(whole, selection, self._visible, self._live)
         group = torch.bucketize(size, torch.tensor(GROUP_ENDS, device=size.device))
         out, ran = torch.zeros_like(whole), torch.zeros_like(size)
         for number in group.unique().tolist():
-            rows = self.model.pieces.at_least_two((group == number).nonzero().squeeze(1))
+            rows = at_least((group == number).nonzero().squeeze(1), least)
             most = int(size[rows].max())
-            most = most and max(most, self.model.pieces.least_size)
-            focus = Focus(self.focus.index[rows, :most], self.focus.valid[rows, :most])
+            most = most and max(most, least)
+            some = TokenSelection(selection.index[rows, :most], selection.valid[rows, :most])
             visible = None if self._visible is None else self._visible[rows]
-            out[rows], ran[rows] = self._together(whole[rows], focus, visible, select_cache(self._live, rows))
+            out[rows], ran[rows] = self._together(whole[rows], some, visible, select_cache(self._live, rows))
         return out, ran
 
-    def _together(self, whole: Tensor, focus: Focus, visible: Tensor | None, cache) -> tuple[Tensor, Tensor]:
+    def _together(
+        self, whole: Tensor, selection: TokenSelection, visible: Tensor | None, cache: DynamicCache | None
+    ) -> tuple[Tensor, Tensor]:
         self.layout.keep_tensors(whole.device)
-        given, sizes = (self.model, whole, focus, visible, cache), [(focus.index, 1), (focus.valid, 1)]
-        return self.model.pieces(run_in_focus, *given, rows=len(whole), sizes=sizes)
+        given, sizes = (self.model, whole, selection, visible, cache), [(selection.index, 1), (selection.valid, 1)]
+        return self.model.compiled_step(run_selected, *given, rows=len(whole), sizes=sizes)
 
-    def _whole(self, each, x: Tensor) -> Tensor:
+    def _whole(self, each: Pass, x: Tensor) -> Tensor:
         """A step's embeddings `(n, step_length, H)` with the trunk and one pass filled in."""
         start = self.layout.starts[each.name]
         whole = x.new_zeros(len(x), self.layout.step_length, x.shape[-1])
@@ -289,25 +303,54 @@ class BackboneRun:
         sizes = _growing(mask, self._live)
         if self._visible is not None and self._visible.shape[1] > self.layout.prefix_length:
             sizes.append((self._visible, 1))
-        return self.model.pieces(run, *given, rows=len(x), sizes=sizes)
+        return self.model.compiled_step(run, *given, rows=len(x), sizes=sizes)
 
 
-# ---- pieces of a step, see `compile_pan`
+def fill_cache(model: PanModel, belief: Belief, tables: CodeTables) -> Belief:
+    """Runs a belief's prefix and history into its cache; returns the belief. Args: tables, see
+    `EmbeddingTable.code_tables`."""
+    layout, parts = model.layout, []
+    if belief.prefix is not None:
+        parts.append(model.get_input_embeddings()(belief.prefix))
+    for state, action in belief.history:
+        embedded = model.embed_state(state, tables)
+        parts.append(model.embed_step(state, embedded, model.embed_action(action, tables), tables)[0])
+    if not parts:
+        belief.cache = None
+        return belief
+    x = torch.cat(parts, 1)
+    steps, total = len(belief.history), x.shape[1]
+    trunk = torch.arange(layout.prefix_length + steps * layout.step_length)
+    keep = (trunk - layout.prefix_length) % layout.step_length < layout.trunk_length
+    keep |= trunk < layout.prefix_length
+    mask = layout.window_mask(steps)[keep][:, keep].to(x.device).view(1, 1, total, total)
+    if belief.prefix is not None:
+        mask = hide_padding(mask, belief.prefix, model.config.pad_token_id)
+    belief.cache = DynamicCache()
+    model.run_backbone(x, mask, torch.arange(total, device=x.device), belief.cache)
+    return belief
 
 
-def run(model, x: Tensor, mask: Tensor, positions: Tensor, visible: Tensor | None, cache) -> Tensor:
+# ---- functions that are compiled, see `compile_pan`
+
+
+def run(
+    model: PanModel, x: Tensor, mask: Tensor, positions: Tensor, visible: Tensor | None, cache: DynamicCache | None
+) -> Tensor:
     """Positions of a step `(n, L, H)` behind what is cached."""
     return model.run_backbone(x, _without_padding(mask, visible), positions, cache)
 
 
-def run_in_focus(model, whole: Tensor, focus: Focus, visible: Tensor | None, cache) -> tuple[Tensor, Tensor]:
-    """A step of one pass `(n, step_length, H)` at the places in focus; zero elsewhere. And how many positions each row
-    ran."""
+def run_selected(
+    model: PanModel, whole: Tensor, selection: TokenSelection, visible: Tensor | None, cache: DynamicCache | None
+) -> tuple[Tensor, Tensor]:
+    """A step of one pass `(n, step_length, H)`, of which the selected tokens are run; zero elsewhere. And how many
+    positions each row ran."""
     layout, past = model.layout, 0 if cache is None else cache.get_seq_length()
-    tokens = layout.tokens(focus, layout.passes, trunk=True)
+    tokens = layout.tokens(selection, layout.passes, trunk=True)
     mask = _without_padding(layout.focused_mask(past, tokens, tokens), visible)
-    found = model.run_backbone(tokens.take(whole), mask, past + tokens.position, cache)
-    return tokens.put_back(found), tokens.valid.sum(1)
+    hidden = model.run_backbone(tokens.take(whole), mask, past + tokens.position, cache)
+    return tokens.put_back(hidden), tokens.valid.sum(1)
 
 
 def _without_padding(mask: Tensor, visible: Tensor | None) -> Tensor:

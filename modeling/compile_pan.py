@@ -1,10 +1,10 @@
-"""The pieces that an imagined step is made of, called as they are or compiled.
+"""An imagined step, called as it is or compiled.
 
 How a step goes on depends on what was found: how many places are looked at, which rows go on. Between these decisions
-lie pure functions of tensors: the glance, a run of the backbone, the readout of a level, the outcome. They are all of
-the arithmetic, and each of them is one graph without a break. What they are given is of two kinds: sizes of the model,
-which are fixed in a graph, and sizes of the moment (rows, places in focus, what is cached), which are symbols in it,
-so that a graph is made once for one row and once for several.
+lie pure functions of tensors: the change predictor, a run of the backbone, the readout of a level, the outcome. They
+are all of the arithmetic, and each of them is one graph without a break. What they are given is of two kinds: sizes of
+the model, which are fixed in a graph, and sizes of the moment (rows, selected tokens, what is cached), which are
+symbols in it, so that a graph is made once for one row and once for several.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .focus_pan import Focus
+from .layout_pan import TokenSelection
 from .state_pan import State
 
 LEAST_SIZE = 2  # compiled, one of something that varies is another graph than several
 
 
-class Pieces:
-    """Calls the pieces of a step, see [`PanModel.compile_step`].
+class CompiledStep:
+    """Calls the functions that a step is made of, see [`PanModel.compile_step`].
 
     Args:
-        options: of `torch.compile`; None to call every piece as it is.
+        options: of `torch.compile`; None to call every function as it is.
     """
 
     def __init__(self, options: dict | None = None):
@@ -33,15 +33,17 @@ class Pieces:
         self._compiled: dict[tuple, Callable] = {}
 
     @property
-    def are_compiled(self) -> bool:
+    def is_compiled(self) -> bool:
         return self.options is not None
 
     @property
     def least_size(self) -> int:
         """The least size that something of the moment is given: what it has, unless that costs a graph of its own."""
-        return LEAST_SIZE if self.are_compiled else 1
+        return LEAST_SIZE if self.is_compiled else 1
 
-    def __call__(self, function: Callable, *args, which: tuple = (), rows: int = 1, sizes: Iterable = ()):
+    def __call__(
+        self, function: Callable, *args, which: tuple = (), rows: int = 1, sizes: Iterable[tuple[Tensor, int]] = ()
+    ):
         """What `function(*args)` gives.
 
         Args:
@@ -58,10 +60,6 @@ class Pieces:
         varying = {id(tensor): dimension for tensor, dimension in sizes}
         return self._compiled[key](*(_as_wanted(given, rows, varying) for given in args))
 
-    def at_least_two(self, index: Tensor) -> Tensor:
-        """An index `(n,)` of a size of the moment; repeats its one entry where that keeps a graph from being made."""
-        return index.repeat(self.least_size) if len(index) == 1 else index
-
     def __getstate__(self) -> dict:
         return {"options": self.options, "_compiled": {}}  # graphs are made anew by whoever gets a copy
 
@@ -77,8 +75,8 @@ def _as_wanted(given, rows: int, varying: dict[int, int]):
         return type(given)(_as_wanted(part, rows, varying) for part in given)
     if isinstance(given, State):
         return given.map(lambda tensor: _as_wanted(tensor, rows, varying))
-    if isinstance(given, Focus):
-        return Focus(*_as_wanted((given.index, given.valid), rows, varying))
+    if isinstance(given, TokenSelection):
+        return TokenSelection(*_as_wanted((given.index, given.valid), rows, varying))
     if isinstance(given, DynamicCache):  # a fork of the belief's
         for layer in given.layers:
             layer.keys, layer.values = _as_wanted((layer.keys, layer.values), rows, varying)

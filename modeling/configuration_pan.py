@@ -86,7 +86,7 @@ class TrainingConfig:
         crop_places (`int`): side of the square of places around what changes that readouts of images are trained on in
             stage `dynamics`, see `augmentation_pan`; 0: whole frames.
         focus_share (`float`): share of the training batches that look only at the places a glance picks, see
-            `focus_pan`; nothing where level 0 is sampled as a sentence.
+            `effort_pan`; nothing where level 0 is sampled as a sentence.
         block_dropout (`float`): share of states whose finer levels are made absent, so that any prefix of blocks is a
             state to go on from.
         context_noise (`float`): share of the states that predictions are made from that are wrong in a few places,

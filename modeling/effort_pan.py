@@ -1,9 +1,10 @@
-"""How much of the next state is predicted, and what that costs: blocks, efforts, compute.
+"""How much of the next state is predicted, and what that costs: efforts, plans of blocks, compute.
 
 The next state is made of *blocks*: each sense's levels, changing texts, and the latents of each sense. Which of them
-are predicted, of which places, is the *effort*: fixed, capped, or left to the model's switch (`effort_pan`) at a
-price. What is not predicted is carried over where nothing coarser changes, and where something does it is what usually
-refines it, or absent where nothing is usual.
+are predicted, at which state tokens, is the *effort*: fixed, capped, or left to the model's switch at a price. A
+[`BlockPlan`] says so step by step; a [`ChangePredictor`] says which tokens are likely to change; a [`ComputeModel`]
+what it all costs. What is not predicted is carried over. If a coarser code changed, the finer code is replaced by its
+most frequent refinement, or marked absent if it has none.
 
 Shapes: N = rows, K = blocks.
 """
@@ -11,68 +12,26 @@ Shapes: N = rows, K = blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .focus_pan import LEAST_CHANGE
-from .latent_head_pan import hedged_senses
+from .blocks_pan import Block, StepDraft, may_follow
+from .embedding_pan import GlanceTables, ZeroInitLinear
+from .layout_pan import TokenSelection, fold_places, unfold_places, with_absent
 
+if TYPE_CHECKING:
+    from .configuration_pan import PanConfig
+    from .modeling_pan import PanModel
+    from .sense_configuration_pan import ImageSense
+
+SURE = 20.0  # logit of a change where a code is absent: whatever will be there is another one
+LEAST_CHANGE = 0.005  # state tokens whose probability of change is below this are not looked at
 TASKS = ("pixels", "moving", "outcome", "planning")
 NAMED = ("all", "focused", "coarsest", "auto")
-
-
-@dataclass(frozen=True)
-class Block:
-    """One part of a state that is predicted or not.
-
-    Args:
-        name (`str`): `<sense>.<level>`, `<sense>.latents`, or the name of a text sense.
-        sense (`str`), level (`int`, *optional*): whose; None for latents and texts.
-        kind (`str`): "codes", "text" or "latents".
-        number (`int`): of the last pass that it takes, in the layout.
-    """
-
-    name: str
-    sense: str
-    level: int | None
-    kind: str
-    number: int
-
-
-def state_blocks(config, passes) -> list[Block]:
-    """Every block, in the order in which they are predicted: pass by pass, numbers before pictures, latents last."""
-    blocks = []
-    in_order = [(name, config.senses[name]) for name in config.drawing_order]
-    for number, each in enumerate(passes):
-        if not each.levels:
-            blocks.append(Block(each.name, each.name, None, "text", number))
-        for name, sense in in_order if each.levels else ():
-            blocks += [
-                Block(f"{name}.{level}", name, level, "codes", number)
-                for level in each.levels
-                if level < sense.num_levels
-            ]
-    last = {block.sense: block.number for block in blocks}
-    return blocks + [
-        Block(f"{name}.latents", name, None, "latents", last[name]) for name, sense in in_order if sense.latent_dim
-    ]
-
-
-def may_follow(blocks: list[Block]) -> list[list[bool]]:
-    """Whether block `[row][column]` may come straight after block `row - 1`, row 0 being the beginning and the last
-    column the end: `(K + 1) x (K + 1)`. Blocks keep their order, and a finer one needs all coarser ones of its
-    sense."""
-
-    def may(row: int, column: int) -> bool:
-        # what lies between is left out, so nothing that is needed may lie there
-        left_out = blocks[row:column]
-        return row <= column and not any(_needs(blocks[column], other) for other in left_out)
-
-    count = len(blocks)
-    return [[may(row, column) for column in range(count)] + [True] for row in range(count + 1)]
 
 
 @dataclass(frozen=True)
@@ -80,19 +39,19 @@ class Effort:
     """What may be spent on a step of simulation.
 
     Args:
-        blocks (`Sequence[str]`, *optional*): exactly these are predicted.
+        blocks (`Collection[str]`, *optional*): exactly these are predicted.
         cap (`float`, *optional*): as many blocks, in their order, as this share of a whole step's compute allows.
         price (`float`, *optional*): of a whole step's compute, in units of distortion: the model's switch decides,
             told the price. With neither blocks, cap nor price it decides at a tenth.
         task (`str`, *optional*): what the switch is to spare: one of `TASKS`.
-        least_change (`float`, *optional*): places less likely to change than this stay as they are, and the backbone
-            does not look at them (`focus_pan`). None: everything is looked at.
+        least_change (`float`, *optional*): state tokens less likely to change than this stay as they are, and the
+            backbone does not look at them ([`ChangePredictor`]). None: everything is looked at.
 
     Raises:
         ValueError: blocks and cap or price at once, a price below zero, an unknown task, or a share that is none.
     """
 
-    blocks: Sequence[str] | None = None
+    blocks: Collection[str] | None = None
     cap: float | None = None
     price: float | None = None
     task: str = "pixels"
@@ -118,7 +77,7 @@ class Effort:
         return TASKS.index(self.task)
 
 
-def as_effort(given, model) -> Effort:
+def as_effort(given: Effort | str | Collection[str], model: PanModel) -> Effort:
     """An [`Effort`] from what `simulate` takes: one, names of blocks, or one of `NAMED`: "all" blocks everywhere;
     "focused", all codes where something is likely to change; "coarsest", the coarsest level there; "auto", the switch.
 
@@ -131,16 +90,17 @@ def as_effort(given, model) -> Effort:
             raise ValueError(f"`effort` must be one of {NAMED}, names of blocks, or an Effort; got {given!r}.")
         given = _named(given, model.blocks)
     elif not isinstance(given, Effort):
-        given = Effort(given)
+        given = Effort(tuple(given))
     if given.blocks is None:
         return given
     if unknown := sorted(set(given.blocks) - set(names)):
         raise ValueError(f"This model has no blocks {unknown}; it has {names}.")
     for block in model.blocks:
-        coarser = [other.name for other in model.blocks if _needs(block, other)]
-        if block.kind == "latents" and not set(coarser) & set(given.blocks):
-            continue  # latents alone: they mend the codes that were there
-        if block.name in given.blocks and not set(coarser) <= set(given.blocks):
+        needed = {other.name for other in model.blocks if block.needs(other)}
+        if block.stands_alone and not needed & set(given.blocks):
+            continue
+        if block.name in given.blocks and not needed <= set(given.blocks):
+            coarser = [name for name in names if name in needed]
             raise ValueError(f"Block {block.name!r} needs {coarser} too, got {list(given.blocks)}.")
     return given
 
@@ -150,15 +110,11 @@ def _named(name: str, blocks: list[Block]) -> Effort:
         return Effort()
     if name == "all":
         return Effort([block.name for block in blocks], least_change=None)
-    is_focused = name == "focused"
-    return Effort([block.name for block in blocks if block.kind == "codes" and (is_focused or block.level == 0)])
+    codes = [block for block in blocks if block.level is not None]
+    return Effort([block.name for block in codes if name == "focused" or block.level == 0])
 
 
-def _needs(block: Block, other: Block) -> bool:
-    """Whether a block stands on another: finer codes on coarser ones, latents on all codes of their sense."""
-    if other.sense != block.sense or other.kind != "codes":
-        return False
-    return block.kind == "latents" or other.level < block.level
+# ---- What imagined steps cost.
 
 
 @dataclass
@@ -178,118 +134,203 @@ class Cost:
     seconds: float
 
 
-class Meter:
-    """Counts what one step spends, row by row, at the model's `Prices`."""
-
-    def __init__(self, prices: Prices, rows: int, device: torch.device):
-        self.prices = prices
-        self.tokens = torch.zeros(rows, device=device)
-        self.denoiser_calls = torch.zeros(rows, device=device)
-        self.operations = torch.full((rows,), prices.fixed, device=device)
-
-    def run(self, count: Tensor | int, rows: Tensor | None = None) -> None:
-        """So many positions of the backbone: a number, or `(n,)` of `rows`."""
-        rows = slice(None) if rows is None else rows
-        self.tokens[rows] += count
-        self.operations[rows] += self.prices.token * count
-
-    def read(self, block: Block, share: Tensor | float, rows: Tensor | None = None) -> None:
-        """A block, of a share of its places."""
-        rows = slice(None) if rows is None else rows
-        self.operations[rows] += self.prices.blocks[block.name] * share
-        if block.kind == "latents":
-            self.denoiser_calls[rows] += self.prices.calls[block.name]
-
-    @property
-    def compute(self) -> Tensor:
-        return self.operations / self.prices.whole
-
-
 @dataclass(frozen=True)
-class Prices:
-    """Floating-point operations of one row, 2 a weight and position: of a position of the backbone, of each block read
-    out whole (the backbone aside) against every row reserved for its codes, of what a step takes in any case, and of a
-    whole step; `calls` of a denoiser by block. `PanModel.prices` keeps them: growth changes nothing in them."""
+class ComputeModel:
+    """Floating-point operations of one row of a step, counted while the model runs one: `PanModel.compute_model`.
+
+    Codes are read out against every row that is reserved for them, so growth changes nothing.
+
+    Args:
+        token (`float`): of one position of the backbone.
+        blocks (`dict[str, float]`): of each block everywhere, the backbone aside.
+        fixed (`float`): of what a step takes in any case: change predictors and outcome.
+        whole (`float`): of a whole step.
+        denoiser_calls (`dict[str, int]`): by block.
+    """
 
     token: float
     blocks: dict[str, float]
     fixed: float
     whole: float
-    calls: dict[str, int]
+    denoiser_calls: dict[str, int]
 
-    @staticmethod
-    def of(model) -> Prices:
-        backbone = model.language_model.base_model
-        embeddings = model.get_input_embeddings()
-        token = 2.0 * (_size(backbone) - _size(embeddings))
-        blocks = {block.name: _block_operations(model, block) for block in model.blocks}
-        fixed = sum(_glance_operations(model, name) for name in model.glances)
-        fixed += 2.0 * model.layout.num_places * _size(model.outcome.features)
-        whole = fixed + sum(blocks.values()) + token * model.layout.step_length
-        calls = {f"{name}.latents": head.num_calls for name, head in model.latent_heads.items()}
-        return Prices(token, blocks, fixed, whole, calls)
+    def cost(self, model: PanModel, chosen: Tensor, seen: Tensor | None, positions: Tensor) -> Cost:
+        """Of one step of N rows. Args: chosen `(N, K)` bool, the blocks predicted; seen `(N, P of all senses)` bool,
+        the state tokens predicted, all by default; positions `(N,)`, that the backbone ran."""
+        share = chosen.float() if seen is None else chosen * _shares(model, seen)
+        calls = chosen.float() @ positions.new_tensor([self.denoiser_calls.get(name, 0) for name in self.blocks])
+        operations = self.fixed + share @ positions.new_tensor(list(self.blocks.values())) + self.token * positions
+        return Cost(positions, calls, operations / self.whole, 0.0)
 
 
-def _size(module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _shares(model: PanModel, seen: Tensor) -> Tensor:
+    """By block which share of its tokens is seen, `(N, K)`; texts are always whole."""
+    shares, whole = {}, torch.ones(len(seen), device=seen.device)
+    for name, sense in model.config.place_senses.items():
+        start = model.layout.place_starts[name]
+        shares[name] = seen[:, start : start + sense.num_places].float().mean(1)
+    return torch.stack([shares.get(block.sense, whole) for block in model.blocks], 1)
 
 
-def _glance_operations(model, name: str) -> float:
-    glance = model.glances[name]
-    by_place, by_cell = (glance.norm, glance.place), (glance.around, glance.change)
-    everywhere = glance.sense.num_places * (
-        sum(map(_size, by_place)) + glance.sense.codes_per_place[0] * sum(map(_size, by_cell))
-    )
-    once = sum(map(_size, (glance.action_norm, glance.action, glance.gist)))
-    reserved = len(model.table.active_codes(name, 0))  # the inventory is read against every row
-    inventory = reserved * glance.inventory.out_features
-    return 2.0 * (everywhere + once + inventory)
-
-
-def _frame_operations(codec, sense) -> float:
-    """What it takes to decode a frame and to look at it again, as `SenseLatents.start` does."""
-    (rows, columns), places = sense.patch_grid, sense.num_places
-    by_cell = sum(map(_size, (codec.stem, codec.encoder, codec.decoder, codec.head)))
-    by_place = _size(codec.to_latent)
-    by_place += sum(count * _size(layer) for count, layer in zip(sense.codes_per_place, codec.from_code, strict=True))
-    return 2.0 * (rows * columns * by_cell + places * by_place)
-
-
-def _block_operations(model, block: Block) -> float:
-    if block.kind == "text":
-        return 2.0 * model.config.senses[block.sense].max_length * model.get_output_embeddings().weight.numel()
-    sense = model.config.senses[block.sense]
-    if block.kind == "latents":
-        head = model.latent_heads[block.sense]
-        is_hedged = block.sense in hedged_senses(model.config)
-        start = _frame_operations(model.senses[block.sense], sense) if is_hedged else 0.0
-        return start + 2.0 * head.num_calls * sense.num_places * _size(head)
-    readout = model.readouts[block.sense][block.level]
-    codes = sense.num_places * sense.codes_per_place[block.level]
-    width, size = readout.out.in_features, len(model.table.active_codes(block.sense, block.level))
-    around = _size(readout.blocks) + (_size(readout.sentence) if readout.sentence is not None else 0)
-    return 2.0 * (sense.num_places * _size(readout.places) + codes * (around + width * size))
-
-
-def capped_blocks(model, cap: float) -> tuple[str, ...]:
+def capped_blocks(model: PanModel, cap: float) -> tuple[str, ...]:
     """The blocks, in their order, whose whole compute stays within a share `cap` of a whole step's.
 
     Raises:
         ValueError: not even the first fits.
     """
-    prices, found, passes = model.prices, [], set()
-    spent = prices.fixed + prices.token * model.layout.trunk_length
+    compute, names, passes = model.compute_model, [], set()
+    spent = compute.fixed + compute.token * model.layout.trunk_length
     for block in model.blocks:
-        spent += prices.blocks[block.name]
+        spent += compute.blocks[block.name]
         if block.number not in passes:
-            spent += prices.token * model.layout.passes[block.number].length
+            spent += compute.token * model.layout.passes[block.number].length
             passes.add(block.number)
-        if spent > cap * prices.whole:
+        if spent > cap * compute.whole * (1 + 1e-9):  # sums in another order differ in their last digit
             break
-        found.append(block.name)
-    if not found:
+        names.append(block.name)
+    if not names:
         raise ValueError(f"A cap of {cap} is less than the first block, {model.blocks[0].name!r}, costs.")
-    return tuple(found)
+    return tuple(names)
+
+
+# ---- Which blocks of a step are predicted, in which rows, at which state tokens.
+
+
+class BlockPlan:
+    """The same blocks in every row. It is asked at each step, and a row that has ended takes no part in later passes,
+    readouts or denoiser calls.
+
+    Args:
+        names (names of blocks, *optional*): what is predicted. None: every discrete block; latents are drawn when
+            something is decoded.
+        least_change (`float`, *optional*): state tokens less likely to change stay as they are; None: all are
+            predicted.
+    """
+
+    def __init__(self, names: Collection[str] | None = None, least_change: float | None = None):
+        self.names, self.least_change = None if names is None else frozenset(names), least_change
+
+    is_asked = False  # whether rows decide anew after each block
+
+    @property
+    def leaves_latents(self) -> bool:
+        """Whether latents are left to whoever decodes."""
+        return self.names is None and not self.is_asked
+
+    def draws_latents(self, model: PanModel) -> bool:
+        """Whether latents may be drawn, in the step or later."""
+        return self.leaves_latents or any(self.wants(block) for block in model.blocks if not block.is_discrete)
+
+    def wants(self, block: Block) -> bool:
+        """Whether a block may be predicted at all."""
+        return block.is_discrete if self.names is None else block.name in self.names
+
+    def select(self, model: PanModel, change: dict[str, Tensor]) -> TokenSelection | None:
+        """The state tokens to predict, from the logits of a change at each, by sense `(N, P)`; None: all of them."""
+        if self.least_change is None or not change:
+            return None
+        fewest = model.compiled_step.least_size
+        return likely_changes(model.config, change, self.least_change, fewest=fewest)
+
+    def begin(self, draft: StepDraft) -> None:
+        """Takes up a step, of which the trunk is about to run."""
+
+    def goes_on(self, block: Block, draft: StepDraft) -> bool:
+        """Whether any row wants a block's pass or a later one; the others are not run any more."""
+        return any(other.number >= block.number for other in draft.model.blocks if self.wants(other))
+
+    def rows(self, number: int, draft: StepDraft) -> Tensor | None:
+        """The rows that predict block `number`, `(n,)`; None for all of them."""
+        return None if self.wants(draft.model.blocks[number]) else draft.nobody
+
+    def note(self, number: int, rows: Tensor | None, draft: StepDraft) -> None:
+        """Block `number` was predicted in these rows; -1: the trunk was run."""
+
+    def chosen(self, draft: StepDraft) -> Tensor:
+        """The blocks that each row predicted, `(N, K)` bool."""
+        wanted = torch.tensor([self.wants(block) for block in draft.model.blocks], device=draft.trunk.device)
+        return wanted.expand(draft.num_rows, -1)
+
+
+ALL = BlockPlan()  # every discrete block of every row, everywhere
+
+
+class SwitchPlan(BlockPlan):
+    """The model's switch decides after each block which one is next, row by row.
+
+    Args:
+        effort ([`Effort`]): whose price and task the switch is told.
+    """
+
+    is_asked = True
+
+    def __init__(self, effort: Effort):
+        super().__init__(None, effort.least_change)
+        self.effort = effort
+
+    def wants(self, block: Block) -> bool:
+        return True
+
+    def begin(self, draft: StepDraft) -> None:
+        count, device = len(draft.model.blocks), draft.trunk.device
+        self._chosen = torch.zeros(draft.num_rows, count, dtype=torch.bool, device=device)
+        self._changed = torch.zeros(draft.num_rows, count, device=device)
+        self._next = torch.full((draft.num_rows,), count, device=device)
+
+    def goes_on(self, block: Block, draft: StepDraft) -> bool:
+        numbers = torch.tensor([other.number for other in draft.model.blocks] + [-1], device=self._next.device)
+        index = (numbers[self._next] >= block.number).nonzero().squeeze(1)
+        if len(index):
+            draft.run.keep(index)
+        return len(index) > 0
+
+    def rows(self, number: int, draft: StepDraft) -> Tensor | None:
+        rows = (self._next == number).nonzero().squeeze(1)
+        return None if len(rows) == draft.num_rows else rows
+
+    def note(self, number: int, rows: Tensor | None, draft: StepDraft) -> None:
+        some = slice(None) if rows is None else rows
+        if number >= 0:
+            block = draft.model.blocks[number]
+            self._chosen[some, number] = True
+            if block.level is not None:
+                before, after = (state[block.sense][block.level] for state in (draft.current.codes, draft.codes))
+                self._changed[some, number] = (after != before).float().mean(1)[some]
+        self._next[some] = self.choose(number, rows, draft)
+
+    def choose(self, number: int, rows: Tensor | None, draft: StepDraft) -> Tensor:
+        """The number of the block after block `number` (-1: the first) in each of these rows, `(n,)`; as many as there
+        are blocks: the end."""
+        return draft.model.switch(self.told(rows, draft)).argmax(-1)
+
+    def told(self, rows: Tensor | None, draft: StepDraft) -> SwitchInput:
+        """What the switch decides on in these rows."""
+        some, device = slice(None) if rows is None else rows, draft.trunk.device
+        count = draft.num_rows if rows is None else len(rows)
+        price = USUAL_PRICE if self.effort.price is None else self.effort.price
+        seen = draft.seen
+        return SwitchInput(
+            trunk=draft.run.hidden["action"][some],
+            places=draft.pooled()[some],
+            chosen=self._chosen[some].clone(),
+            changed=self._changed[some].clone(),
+            focus=torch.ones(count, device=device) if seen is None else seen[some].float().mean(1),
+            price=torch.full((count,), price, device=device),
+            task=torch.full((count,), self.effort.task_number, device=device),
+        )
+
+    def chosen(self, draft: StepDraft) -> Tensor:
+        return self._chosen
+
+
+def block_plan(effort: Effort, model: PanModel) -> BlockPlan:
+    """The plan of an effort.
+
+    Raises:
+        ValueError: a cap below what the first block costs.
+    """
+    names = capped_blocks(model, effort.cap) if effort.cap is not None else effort.blocks
+    return SwitchPlan(effort) if names is None else BlockPlan(names, effort.least_change)
 
 
 # ---- The learned switch: which block of the next state is predicted next, or none (section 5.2).
@@ -316,7 +357,7 @@ class SwitchInput:
         changed `(N, K)`: which share of each block's codes has changed, 0 where it was not predicted.
         focus `(N,)`: share of the places that is looked at.
         price `(N,)`: of a whole step's compute, in units of distortion.
-        task `(N,)` int64: index into `effort_pan.TASKS`.
+        task `(N,)` int64: index into `TASKS`.
     """
 
     trunk: Tensor
@@ -332,7 +373,7 @@ class SwitchHead(nn.Module):
     """Logits over the next block.
 
     Args:
-        blocks (`list[effort_pan.Block]`): K of them.
+        blocks (`list[Block]`): K of them.
         hidden_size, width (`int`): H, and of the head.
     """
 
@@ -360,3 +401,90 @@ class SwitchHead(nn.Module):
         order = torch.arange(1, chosen.shape[1] + 1, device=chosen.device)
         last = (chosen * order).amax(1)  # 0: the beginning
         return torch.tensor(self.allowed, device=chosen.device)[last]
+
+
+# ---- The change predictor: what is worth looking at.
+#
+# Of a frame a few tokens change in a step and the rest stands still. A [`ChangePredictor`] is a small convolution over
+# the cells of level 0 and the action: it says at which state tokens something will change, and tells the action's
+# embedding the gist of the rest, with an inventory of it (whether there still is a key somewhere). The backbone then
+# reads, and is asked about, these tokens alone; all others stay as they are. In a Markov world that leaves 2 to 3 of
+# 33 positions of a MiniGrid step on average; where a prediction sees earlier steps the whole state stays in the trunk,
+# and queries alone are left out.
+#
+# Shapes: N = rows, P = state tokens of all senses.
+
+
+class ChangePredictor(nn.Module):
+    """Which state tokens of an image will change, and the gist of them all.
+
+    It looks at cells, several of which share a place: what is in front of something is the same anywhere, while a
+    place would have to learn it anew for each way in which its cells can stand to one another.
+
+    Args:
+        sense (`ImageSense`): whose places.
+        hidden_size, width (`int`): H, and of the two layers.
+    """
+
+    def __init__(self, sense: ImageSense, hidden_size: int, width: int):
+        super().__init__()
+        self.sense = sense
+        self.norm, self.action_norm = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.row_norm = nn.LayerNorm(hidden_size)
+        self.place, self.action = nn.Linear(hidden_size, width), nn.Linear(hidden_size, width)
+        self.cell = nn.Linear(hidden_size, width, bias=False)
+        self.around = nn.Conv2d(width, width, 3, padding=1)
+        self.change = nn.Linear(width, 1)
+        self.gist = ZeroInitLinear(2 * width, hidden_size, bias=False)
+        self.inventory = ZeroInitLinear(hidden_size, hidden_size, bias=False)
+
+    def tables(self, rows: Tensor) -> GlanceTables:
+        """What it makes of each code, worked out once for all of them: of the rows of level 0's segment, `(K, H)`."""
+        rows = self.row_norm(rows)
+        return GlanceTables(with_absent(self.cell(rows)), self.inventory(rows))
+
+    def forward(self, places: Tensor, codes: Tensor, tables: GlanceTables, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Args: places, embedded `(N, P, H)`; codes of level 0 `(N, n)`; action `(N, H)`. Returns: the logit of a
+        change at each place `(N, P)` float32; the gist, `(N, H)`."""
+        size = len(tables.cells)
+        x = self.place(self.norm(places)) + self.action(self.action_norm(action)).unsqueeze(1)
+        x = x.unsqueeze(2).expand(-1, -1, self.sense.codes_per_place[0], -1)
+        x = nn.functional.gelu(unfold_places(x, self.sense, 0) + nn.functional.embedding(codes % size, tables.cells))
+        grid = x.unflatten(1, self.sense.level_grid(0)).permute(0, 3, 1, 2)
+        x = x + nn.functional.gelu(self.around(grid)).flatten(2).transpose(1, 2)
+        gist = self.gist(torch.cat([x.amax(1), x.mean(1)], -1))
+        there = tables.anywhere.new_zeros(len(codes), size).scatter(1, codes % size, 1.0)
+        # a place changes if any of its cells does; of what is seldom, the odds add up
+        change = fold_places(self.change(x).squeeze(-1).float(), self.sense, 0).logsumexp(-1)
+        change = change.masked_fill((fold_places(codes, self.sense, 0) < 0).any(-1), SURE)
+        return change, gist + there[:, :-1] @ tables.anywhere
+
+
+def focusable(config: PanConfig) -> list[str]:
+    """The senses that can be looked at in part: those on a grid, unless their codes are drawn one after the other, all
+    of them."""
+    if config.level0_sampling == "autoregressive":
+        return []
+    return [name for name, sense in config.place_senses.items() if sense.is_grid and sense.num_places > 1]
+
+
+def changed_places(sense: ImageSense, now: list[Tensor], after: list[Tensor]) -> Tensor:
+    """Where any code changes, `(N, P)` bool, from codes `(N, n)` a level."""
+    pairs = enumerate(zip(now, after, strict=True))
+    found = [fold_places(one != other, sense, level).any(-1) for level, (one, other) in pairs]
+    return torch.stack(found).any(0)
+
+
+def likely_changes(
+    config: PanConfig, change: dict[str, Tensor], least: float, extra: float = 0.0, fewest: int = 1
+) -> TokenSelection:
+    """The state tokens whose probability of change is at least `least`, all of the senses that `change` has no logits
+    `(N, P)` of, and a random share `extra` of the others; with room for `fewest` at least."""
+    first = next(iter(change.values()))
+    parts = [
+        change[name].sigmoid() if name in change else first.new_ones(len(first), sense.num_places)
+        for name, sense in config.place_senses.items()
+    ]
+    chance = torch.cat(parts, 1)
+    wanted = chance >= least
+    return TokenSelection.of(wanted | (torch.rand_like(chance) < extra) if extra else wanted, fewest)

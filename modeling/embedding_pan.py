@@ -351,7 +351,7 @@ class CodeTables:
         sizes: by part, K of each level: rows up to the last that was ever active.
         places: by part, see `PlaceEmbedding.table`.
         levels: by sense, the tables of each level.
-        glances: by sense with a glance, see `Glance.tables`.
+        glances: by sense with a glance, see `ChangePredictor.tables`.
     """
 
     sizes: dict[str, list[int]]

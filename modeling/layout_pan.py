@@ -63,6 +63,69 @@ class Tokens:
         return x.new_zeros(len(x), self.length, x.shape[-1]).scatter_add(1, index, x)
 
 
+@dataclass
+class TokenSelection:
+    """State tokens that the backbone reads and predicts; all others stay as they are.
+
+    Args:
+        index `(N, M)` int64: tokens, counted over all senses as they stand in the state.
+        valid `(N, M)` bool: False where a row has fewer than M.
+    """
+
+    index: Tensor
+    valid: Tensor
+
+    def mask(self, num_tokens: int) -> Tensor:
+        """Which tokens are selected, `(N, num_tokens)` bool."""
+        mask = torch.zeros(len(self.index), num_tokens, dtype=torch.bool, device=self.index.device)
+        return mask.scatter(1, self.index, self.valid)
+
+    def rows(self, index: Tensor) -> TokenSelection:
+        """The rows `index` `(n,)` as a selection of their own."""
+        return TokenSelection(self.index[index], self.valid[index])
+
+    @staticmethod
+    def of(mask: Tensor, fewest: int = 1) -> TokenSelection:
+        """The tokens in a mask `(N, P)` bool, with room for `fewest` at least."""
+        most = max(min(fewest, mask.shape[1]), int(mask.sum(1).max()))
+        top = mask.to(torch.uint8).topk(most, 1)
+        return TokenSelection(top.indices, top.values.bool())
+
+
+@dataclass
+class PatchIndex:
+    """Single patches of an image, of several rows: F of them.
+
+    Args:
+        row, place `(F,)` int64: which.
+        rows `(n,)` int64: the rows that occur; inside `(F,)`: which of these each patch is of.
+        count (`int`): F, less what is there a second time.
+    """
+
+    row: Tensor
+    place: Tensor
+    rows: Tensor
+    inside: Tensor
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @staticmethod
+    def of(mask: Tensor, fewest: int = 1) -> PatchIndex:
+        """The patches in a mask `(N, P)` bool, with `fewest` entries at least if there is any."""
+        row, place = (index.clone() for index in mask.nonzero(as_tuple=True))  # else views
+        rows, inside = row.unique_consecutive(return_inverse=True)
+        rows = rows if len(mask) == 1 else at_least(rows, fewest)
+        padded = [at_least(index, fewest) for index in (row, place, inside)]
+        return PatchIndex(row=padded[0], place=padded[1], rows=rows, inside=padded[2], count=len(row))
+
+
+def at_least(index: Tensor, fewest: int) -> Tensor:
+    """An index `(n,)`; if it has one entry, that is repeated up to `fewest`."""
+    return index.repeat(fewest) if len(index) == 1 else index
+
+
 class StepLayout:
     """Lengths, positions and masks of one step and of a window of steps.
 
@@ -170,20 +233,19 @@ class StepLayout:
         rank = self._rank()
         return rank.unsqueeze(0) <= rank.unsqueeze(1)
 
-    def tokens(self, focus, passes: list[Pass], trunk: bool) -> Tokens:
-        """What is run of a step, the places of `focus` (a `focus_pan.Focus`) alone: its trunk, and the queries of
-        `passes`."""
-        rows, device, parts = len(focus.index), focus.index.device, []
+    def tokens(self, selection: TokenSelection, passes: list[Pass], trunk: bool) -> Tokens:
+        """What is run of a step, the tokens of a selection alone: its trunk, and the queries of `passes`."""
+        rows, device, parts = len(selection.index), selection.index.device, []
         if trunk:
             first = self.num_places if self.focuses_trunk else 0
-            parts += [(focus.index, focus.valid)] if self.focuses_trunk else []
+            parts += [(selection.index, selection.valid)] if self.focuses_trunk else []
             parts.append(_everyone(rows, first, self.trunk_length, device))
         for each in passes:
             start = self.starts[each.name]
             if each.levels:
                 position = self._keep(("queries", each.name, device), partial(self._query_of, each.name))
-                position = position[focus.index]
-                parts.append((position.clamp(min=0), focus.valid & (position >= 0)))
+                position = position[selection.index]
+                parts.append((position.clamp(min=0), selection.valid & (position >= 0)))
             else:
                 parts.append(_everyone(rows, start, start + each.length, device))
         position, valid = (torch.cat(column, 1) for column in zip(*parts, strict=True))

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
+from .blocks_pan import state_blocks
 from .codecs_pan import build_action_codec, build_codec
-from .compile_pan import Pieces
+from .compile_pan import CompiledStep
 from .configuration_pan import PanConfig, check_settings
-from .effort_pan import Prices, SwitchHead, state_blocks
+from .effort_pan import ChangePredictor, ComputeModel, Effort, SwitchHead, focusable
 from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room, part_codec
-from .focus_pan import Glance, focusable
 from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .latent_head_pan import LatentHead, shift_size
@@ -38,8 +38,9 @@ from .merging_pan import TokenMerging
 from .objectives_pan import OBJECTIVES, PanOutput, by_actor
 from .readout_pan import LevelReadout, drawn_numbers, num_readout_numbers
 from .sense_configuration_pan import ACTION, check_observation
-from .simulation_pan import SimulationMixin
-from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, as_action
+from .simulation_pan import Simulator
+from .state_pan import ABSENT, Actions, Belief, Futures, LogProb, Observation, State, action_tensors, as_action
+from .step_pan import measure_compute
 
 
 class PanPreTrainedModel(PreTrainedModel):
@@ -131,11 +132,7 @@ def _renamed(old: str, new: str) -> Callable:
     return forward
 
 
-class PanModel(
-    SimulationMixin,
-    PanPreTrainedModel,
-    GenerationMixin,
-):
+class PanModel(PanPreTrainedModel, GenerationMixin):
     """A world model around any causal language model.
 
     Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],
@@ -207,9 +204,12 @@ class PanModel(
             self.action_embedding = embeddings.pop(ACTION)
         self.action_codecs, self.action_embeddings = nn.ModuleDict(codecs), nn.ModuleDict(embeddings)
         self.glances = nn.ModuleDict(
-            {name: Glance(places[name], hidden_size, -(-config.adapter_dim // 2)) for name in focusable(config)}
+            {
+                name: ChangePredictor(places[name], hidden_size, -(-config.adapter_dim // 2))
+                for name in focusable(config)
+            }
         )
-        self.pieces = Pieces()
+        self.compiled_step = CompiledStep()
         self.blocks = state_blocks(config, self.layout.passes)
         self.switch = SwitchHead(self.blocks, hidden_size, config.adapter_dim)
         if config.text_senses:
@@ -432,6 +432,72 @@ class PanModel(
     def get_decoder(self) -> nn.Module:
         return self.language_model.base_model
 
+    # ---- imagining, see `simulation_pan`
+
+    def perceive(
+        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | None = None, **_
+    ) -> Belief:
+        """Encodes what was observed into a belief about now; see [`Simulator.perceive`]."""
+        return Simulator(self).perceive(observation, action)
+
+    def simulate(
+        self,
+        belief: Belief,
+        actions: Tensor | Mapping[str, Tensor],
+        num_rollouts: int = 1,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        expected: Collection[int] = (),
+        effort: Effort | str | Collection[str] | None = None,
+        reencode: int = 0,
+    ) -> Futures:
+        """Imagines what follows from actions; see [`Simulator.simulate`]."""
+        return Simulator(self).simulate(belief, actions, num_rollouts, temperature, seed, expected, effort, reencode)
+
+    def log_prob(
+        self,
+        belief: Belief,
+        actions: Tensor | Mapping[str, Tensor],
+        observations: Mapping[str, Tensor],
+        latents: bool | None = None,
+    ) -> LogProb:
+        """log p(o' | o, a) of true next observations; see [`Simulator.log_prob`]."""
+        return Simulator(self).log_prob(belief, actions, observations, latents)
+
+    def teacher_forced(
+        self,
+        observation: Mapping[str, Tensor],
+        action: Tensor | Mapping[str, Tensor],
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Futures:
+        """One-step predictions at every step of a window; see [`Simulator.teacher_forced`]."""
+        return Simulator(self).teacher_forced(observation, action, temperature, seed)
+
+    def compile_step(self, disable: bool = False, **options) -> None:
+        """Lets every step that is imagined or scored from now on run compiled: `simulate`, `log_prob`, planners.
+
+        Graphs are made by the first steps: for one row, for several, and where there are convolutions for sixteen and
+        more. Within these none is made anew when there are other rows, places that are looked at, steps that are
+        remembered, weights or tokens. They are neither saved nor copied with the model.
+
+        Args:
+            disable (`bool`): leave compiled steps again.
+            options: of `torch.compile`: backend, mode, options. Without any, and with the model on CPU, PyTorch's
+                compiler writes the calls between its kernels in C++. Each graph is whole (`fullgraph=True`), and what
+                is dynamic in it is known.
+
+        Raises:
+            ValueError: a model without senses, or an option that is not left to the caller.
+        """
+        if not self.is_world_model:
+            raise ValueError("This model has no senses, so it has no step to compile; see PanModel.from_backbone.")
+        if fixed := sorted({"fullgraph", "dynamic", "isolate_recompiles"} & set(options)):
+            raise ValueError(f"`compile_step` decides on {fixed} itself; give it backend, mode or options.")
+        if not options and self.device.type == "cpu":  # a small model's time goes to calls, and these cost less
+            options = {"options": {"cpp_wrapper": True}}
+        self.compiled_step = CompiledStep(None if disable else options)
+
     # ---- encoder h and decoder g
 
     def encode(self, observation: dict[str, Tensor]) -> State:
@@ -546,9 +612,9 @@ class PanModel(
         return torch.cat(parts, 1)
 
     @functools.cached_property
-    def prices(self) -> Prices:
-        """What each part of a step of simulation costs."""
-        return Prices.of(self)
+    def compute_model(self) -> ComputeModel:
+        """What each part of a step of simulation costs, counted once while one runs."""
+        return measure_compute(self)
 
     def run_backbone(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
         """The backbone without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions

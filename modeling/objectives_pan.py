@@ -22,14 +22,15 @@ from transformers.utils import ModelOutput
 
 from .augmentation_pan import ReadoutView, crop, disturb, drop_blocks, training_focus
 from .distributed_pan import log_of_mean, shared_mean
+from .effort_pan import changed_places
 from .embedding_pan import CodeTables, part_codec
-from .focus_pan import changed_places
 from .heads_pan import two_hot
 from .image_codec_pan import LEAST_ERROR
 from .latent_head_pan import SenseLatents, hedged_senses, mends
 from .layout_pan import hide_padding
 from .readout_pan import readout_numbers, window_numbers
 from .state_pan import Actions, Observation, State, action_tensors, as_action
+from .step_pan import StepPredictor, Transition
 from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _transitions(state: State, action: Tensor) -> tuple[State, State]:
 
 def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, may_focus: bool = False) -> _Window:
     """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once. `may_focus`: it
-    may look at a part of the places alone (`focus_pan`)."""
+    may look at a part of the places alone ([`ChangePredictor`])."""
     batch, steps = action.shape[:2]
     seen = disturb(model, state) if model.training else state
     current, following = _transitions(seen, action)[0], _transitions(state, action)[1]
@@ -519,17 +520,17 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
     action = as_action(action)
     nothing = torch.zeros(action.shape[:2], device=action.device)
     belief, actions, later = split_window(model, observation, action, nothing, nothing)
-    tables, examples = model.table.code_tables(), []
+    predictor, examples = StepPredictor(model, temperature=0.0), []
     for index in range(actions.shape[1]):
         true = later.state.map(itemgetter((slice(None), index)))
         now, target = belief.state, None if mends(model.config) else true
-        given = {"temperature": 0.0, "target": target, "tables": tables, "keeps_shifts": True}
-        step, belief = model._advance(belief, actions[:, index], **given)
+        step = predictor.step(belief, actions[:, index], target)
+        belief = step.belief
         state, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)
         frames, conditions, starts = {}, {}, {}
         for name in model.latent_heads:
             latents = SenseLatents(model, name)
-            conditions[name] = latents.condition(step.hidden, step.trunk, state, tables, shifts.get(name))
+            conditions[name] = latents.condition(step.hidden, step.trunk, state, predictor.tables, shifts.get(name))
             starts[name] = latents.start(conditions[name], state.codes[name])
             frames[name] = later.observation[name][:, index]
         coded = {"latents": latents_given(model, frames, state), "start": starts}
@@ -567,7 +568,7 @@ def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None
         codec.latents_help.fill_(bool(errors[0] < errors[1]))
 
 
-def _partly_carried(step, now: State) -> tuple[State, dict[str, list[Tensor]]]:
+def _partly_carried(step: Transition, now: State) -> tuple[State, dict[str, list[Tensor]]]:
     """The state `(B,)` of a step, in some rows as it was before; and its shifts, none there."""
     first = now.tensors()[0]
     stays = torch.rand(len(first), 1, device=first.device) < CARRIED

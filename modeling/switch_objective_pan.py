@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .blocks_pan import StepDraft
 from .distributed_pan import shared_mean
-from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput
+from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput, SwitchPlan
+from .simulation_pan import Simulator
 from .state_pan import Actions, Belief, Futures, Observation, State, as_action
-from .step_pan import Spending
+
+if TYPE_CHECKING:
+    from .modeling_pan import PanModel
 
 GROUP = 8  # rollouts of the same beginning that are compared
 MOST_CANDIDATES = 12  # sets of blocks that the warm-up chooses among
@@ -65,7 +70,7 @@ class Later:
 
 
 def split_window(
-    model, observation: Mapping[str, Tensor], action: Tensor | Actions, reward: Tensor, done: Tensor
+    model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions, reward: Tensor, done: Tensor
 ) -> tuple[Belief, Tensor | Actions, Later]:
     """A window as the belief after its first `context_steps` frames, the actions from there on, and what followed."""
     observation, action = Observation(observation, model.config.prefix_senses), as_action(action)
@@ -83,7 +88,7 @@ def split_window(
 
 
 @torch.no_grad()
-def distortion(model, futures: Futures, later: Later, task: str) -> Tensor:
+def distortion(model: PanModel, futures: Futures, later: Later, task: str) -> Tensor:
     """What imagined steps lack, `(N, H)`, by task; 1 is about as bad as standing still.
 
     `pixels`: squared error of every sense, over that of standing still in the batch. `moving`: the same of the pixels
@@ -110,7 +115,7 @@ def _share_wrong(found: State, true: State) -> Tensor:
     return torch.stack(wrong).float().mean(0)
 
 
-def _seen_error(model, name: str, futures: Futures, later: Later, is_moving: bool) -> Tensor:
+def _seen_error(model: PanModel, name: str, futures: Futures, later: Later, is_moving: bool) -> Tensor:
     codec = model.senses[name]
     true, before = later.observation[name].float(), later.before[name].float()
     found = futures.decode(name).float()
@@ -128,7 +133,7 @@ def _seen_error(model, name: str, futures: Futures, later: Later, is_moving: boo
     return ((error * where).sum(2) / against).clamp(max=MOST_DISTORTION)
 
 
-def candidates(model) -> list[tuple[str, ...]]:
+def candidates(model: PanModel) -> list[tuple[str, ...]]:
     """Sets of blocks to choose among: every prefix of every sense, combined; where these are too many, every prefix of
     all blocks in their order."""
     by_sense: dict[str, list[str]] = {}
@@ -146,18 +151,50 @@ def _drawn_effort() -> Effort:
     return Effort(price=price, task=TASKS[int(torch.randint(len(TASKS), ()))])
 
 
+class RecordedPlan(SwitchPlan):
+    """A plan that notes every choice, sampled from the switch or as it is told.
+
+    Args:
+        effort ([`Effort`]): whose price and task the switch is told.
+        follows (names of blocks, *optional*): what is chosen whatever the switch says.
+
+    Attributes:
+        decisions: by step, a list of what the switch was told, the rows `(n,)` and their choices `(n,)`.
+    """
+
+    def __init__(self, effort: Effort, follows: Collection[str] | None = None):
+        super().__init__(effort)
+        self.follows, self.decisions = follows, []
+
+    def begin(self, draft: StepDraft) -> None:
+        super().begin(draft)
+        self.decisions.append([])
+
+    def choose(self, number: int, rows: Tensor | None, draft: StepDraft) -> Tensor:
+        told, blocks = self.told(rows, draft), draft.model.blocks
+        if self.follows is None:
+            share = draft.model.switch(told).softmax(-1)
+            choice = torch.multinomial(share, 1, generator=draft.generator).squeeze(1)
+        else:
+            following = (k for k, block in enumerate(blocks) if k > number and block.name in self.follows)
+            choice = torch.full_like(told.task, next(following, len(blocks)))
+        rows = torch.arange(draft.num_rows, device=choice.device) if rows is None else rows
+        self.decisions[-1].append((told, rows, choice))
+        return choice
+
+
 @torch.no_grad()
 def imagine(
-    model, beginning: Belief, actions: Tensor, effort: Effort, blocks: tuple[str, ...] | None
-) -> tuple[Futures, Spending]:
+    model: PanModel, beginning: Belief, actions: Tensor | Actions, effort: Effort, blocks: tuple[str, ...] | None
+) -> tuple[Futures, RecordedPlan]:
     """Imagines with the switch's sampled choices, or with `blocks`, and what the switch was told at each choice."""
+    plan = RecordedPlan(effort, blocks)
     seed = int(torch.randint(2**31, ()))
-    spending = Spending(model, effort, seed, follows=blocks, records=True)
-    return model.rollout(beginning, actions, temperature=0.0, seed=seed, spending=spending), spending
+    return Simulator(model).rollout(beginning, actions, plan, temperature=0.0, seed=seed), plan
 
 
 @torch.no_grad()
-def switch_examples(model, beginning: Belief, actions: Tensor, later: Later) -> dict[str, Tensor]:
+def switch_examples(model: PanModel, beginning: Belief, actions: Tensor, later: Later) -> dict[str, Tensor]:
     """What the warm-up learns from, worked out once: every candidate, kept for all H steps.
 
     Returns:
@@ -167,8 +204,8 @@ def switch_examples(model, beginning: Belief, actions: Tensor, later: Later) -> 
     """
     parts: dict[str, list[Tensor]] = {}
     for blocks in candidates(model):
-        futures, spending = imagine(model, beginning, actions, Effort(), blocks)
-        told = _first_choices(spending, len(actions), len(model.blocks) + 1)
+        futures, plan = imagine(model, beginning, actions, Effort(), blocks)
+        told = _first_choices(plan, len(actions), len(model.blocks) + 1)
         lost = [distortion(model, futures, later, task).mean(1) for task in TASKS]
         told |= {"distortion": torch.stack(lost, 1), "compute": futures.cost.compute.mean(1)}
         for name, values in told.items():
@@ -176,11 +213,11 @@ def switch_examples(model, beginning: Belief, actions: Tensor, later: Later) -> 
     return {name: torch.stack(values, 1) for name, values in parts.items()}
 
 
-def _first_choices(spending: Spending, rows: int, most: int) -> dict[str, Tensor]:
+def _first_choices(plan: RecordedPlan, rows: int, most: int) -> dict[str, Tensor]:
     """The choices of the first step by row, `(B, D, ...)`."""
     found: dict[str, Tensor] = {}
-    count = torch.zeros(rows, dtype=torch.long, device=spending.decisions[0][0][1].device)
-    for given, row, choice in spending.decisions[0]:
+    count = torch.zeros(rows, dtype=torch.long, device=plan.decisions[0][0][1].device)
+    for given, row, choice in plan.decisions[0]:
         told = {name: getattr(given, name) for name in TOLD} | {"choice": choice}
         for name, values in told.items():
             empty = values.new_full((rows, most, *values.shape[1:]), -1 if name == "choice" else 0)
@@ -189,7 +226,7 @@ def _first_choices(spending: Spending, rows: int, most: int) -> dict[str, Tensor
     return found
 
 
-def switch_warm_up_losses(model, condition: dict[str, Tensor]) -> tuple[dict, dict]:
+def switch_warm_up_losses(model: PanModel, condition: dict[str, Tensor]) -> tuple[dict, dict]:
     """The expected cost of the switch's choice among the candidates, of which every cost is known, beyond that of the
     best, at a task and a price drawn for each row. condition: see `switch_examples`.
 
@@ -217,18 +254,20 @@ def switch_warm_up_losses(model, condition: dict[str, Tensor]) -> tuple[dict, di
     return {"switch": expected.mean() / shared_mean(regret.mean()).clamp(min=1e-6)}, metrics
 
 
-def switch_losses(model, observation, action, reward, done) -> tuple[dict, dict]:
+def switch_losses(
+    model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions, reward: Tensor, done: Tensor
+) -> tuple[dict, dict]:
     """The policy gradient. `observation` `(B, T + 1, ...)`: what follows the first `context_steps` frames is
     imagined."""
     beginning, actions, later = split_window(model, observation, action, reward, done)
     effort, beginning = _drawn_effort(), beginning.repeat(GROUP)
     actions, later = actions.repeat_interleave(GROUP, 0), later.repeat(GROUP)
-    futures, spending = imagine(model, beginning, actions, effort, None)
+    futures, plan = imagine(model, beginning, actions, effort, None)
     lost, paid = distortion(model, futures, later, effort.task), futures.cost.compute
     value = -(lost + effort.price * paid).mean(1).unflatten(0, (-1, GROUP))  # (B, G)
     advantage = (value - value.mean(1, keepdim=True)) / (value.std(1, keepdim=True) + 1e-3)
     log_prob, entropy, count = torch.zeros(len(lost), device=lost.device), 0.0, 0
-    for given, rows, choice in itertools.chain.from_iterable(spending.decisions):
+    for given, rows, choice in itertools.chain.from_iterable(plan.decisions):
         logits = model.switch(given)
         chosen = nn.functional.cross_entropy(logits, choice, reduction="none")
         log_prob = log_prob.index_add(0, rows, -chosen)

@@ -24,6 +24,7 @@ from pan_hf import (
 from pan_hf.build import make_processor
 from pan_hf.modeling.objectives_pan import _teacher_forced
 from pan_hf.modeling.state_pan import as_action
+from pan_hf.modeling.step_pan import StepPredictor
 
 SEVERAL = {
     "motion": VectorAction(dim=2, low=[-1, 0], high=[1, 4], base=4, num_levels=2),
@@ -113,7 +114,8 @@ def test_a_window_of_several_parts_equals_step_by_step():
         belief = model.perceive({name: o if name == "mission" else o[:, :1] for name, o in observation.items()})
         for index in range(2):
             target = state.map(lambda tensor, i=index: tensor[:, i + 1])
-            step, belief = model._advance(belief, action[:, index], target=target)
+            step = StepPredictor(model).step(belief, action[:, index], target)
+            belief = step.belief
             in_one = window.hidden["places"].unflatten(0, (2, 2))[:, index]
             torch.testing.assert_close(in_one, step.hidden["places"], atol=2e-5, rtol=2e-5)
     later = {name: values[:, 1:] for name, values in observation.items() if name != "mission"}

@@ -36,11 +36,11 @@ def glancing():
 
 
 def both(model, batch, steps, effort=None):
-    """Futures as they are, and those of compiled pieces."""
-    belief, actions, pieces = model.perceive(observe(model, batch)), acts(model, batch, steps), model.pieces
+    """Futures as they are, and those of a compiled step."""
+    belief, actions, compiled = model.perceive(observe(model, batch)), acts(model, batch, steps), model.compiled_step
     model.compile_step(disable=True)
     expected = model.simulate(belief, actions, seed=1, effort=effort)
-    model.pieces = pieces
+    model.compiled_step = compiled
     return expected, model.simulate(belief, actions, seed=1, effort=effort)
 
 
@@ -52,7 +52,7 @@ def assert_same(expected, found):
 
 @pytest.mark.slow
 def test_compiled_steps_imagine_the_same_and_nothing_is_compiled_again(glancing):
-    glancing.compile_step(backend="eager")  # every piece is captured whole, or it would raise
+    glancing.compile_step(backend="eager")  # every function is captured whole, or it would raise
     torch._dynamo.reset()
     for batch in (1, 16):
         expected, found = both(glancing, batch, 4, "coarsest")
@@ -83,16 +83,17 @@ def test_a_longer_memory_compiles_nothing_anew():
 def test_a_copy_compiles_for_itself_and_compiling_can_be_left(glancing):
     glancing.compile_step(backend="eager", mode="default")
     twin = copy.deepcopy(glancing)
-    assert twin.pieces.options == {"backend": "eager", "mode": "default"} and twin.pieces is not glancing.pieces
+    assert twin.compiled_step.options == {"backend": "eager", "mode": "default"}
+    assert twin.compiled_step is not glancing.compiled_step
     glancing.compile_step(disable=True)
-    assert not glancing.pieces.are_compiled and twin.pieces.are_compiled
+    assert not glancing.compiled_step.is_compiled and twin.compiled_step.is_compiled
 
 
 def test_calls_between_kernels_are_cpp_on_a_cpu_unless_something_else_is_asked_for(glancing):
     glancing.compile_step()
-    assert glancing.pieces.options == {"options": {"cpp_wrapper": True}}
+    assert glancing.compiled_step.options == {"options": {"cpp_wrapper": True}}
     glancing.compile_step(mode="default")
-    assert glancing.pieces.options == {"mode": "default"}
+    assert glancing.compiled_step.options == {"mode": "default"}
     glancing.compile_step(disable=True)
 
 

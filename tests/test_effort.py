@@ -10,9 +10,9 @@ from tiny_worlds import acts, observe, world_model
 from pan_hf import Belief, Effort, ImageSense
 from pan_hf.modeling.augmentation_pan import drop_blocks
 from pan_hf.modeling.backbone_pan import BackboneRun
-from pan_hf.modeling.effort_pan import Prices, as_effort, may_follow
-from pan_hf.modeling.focus_pan import Focus, Glance, changed_places, places_in_focus
-from pan_hf.modeling.layout_pan import fold_places, spread_codes
+from pan_hf.modeling.blocks_pan import may_follow
+from pan_hf.modeling.effort_pan import ChangePredictor, as_effort, changed_places, likely_changes
+from pan_hf.modeling.layout_pan import TokenSelection, fold_places, spread_codes
 from pan_hf.modeling.objectives_pan import _teacher_forced
 from pan_hf.modeling.state_pan import ABSENT, State
 
@@ -31,7 +31,7 @@ def beginning(model, batch=3, steps=1):
 
 
 def discrete(model):
-    return tuple(block.name for block in model.blocks if block.kind != "latents")
+    return tuple(block.name for block in model.blocks if block.is_discrete)
 
 
 def same_state(one, other):
@@ -135,7 +135,7 @@ def test_latents_that_begin_at_the_expected_image_cost_a_decoded_and_an_encoded_
     plain = world_model(("camera",), level0_sampling="autoregressive")
     codec, sense = hedged.senses["camera"], hedged.config.senses["camera"]
     wider, narrower = (model.latent_heads["camera"].condition.weight.numel() for model in (hedged, plain))
-    more = hedged.prices.blocks["camera.latents"] - plain.prices.blocks["camera.latents"]
+    more = hedged.compute_model.blocks["camera.latents"] - plain.compute_model.blocks["camera.latents"]
     cells = (sense.height // sense.patch_size) * (sense.width // sense.patch_size)
     once = sum(p.numel() for part in (codec.encoder, codec.decoder) for p in part.parameters())
     assert more - 2 * sense.num_places * (wider - narrower) > 2 * cells * once
@@ -242,7 +242,7 @@ def test_a_glance_knows_at_any_cell_what_it_has_learned_at_some():
     torch.manual_seed(0)
     books = {"codebook_size": [4], "codebook_capacity": [4]}
     sense = ImageSense(size=32, patch_size=4, level_strides=[1], place_stride=2, **books)
-    glance, rows = Glance(sense, 16, 16), torch.randn(4, 16)
+    glance, rows = ChangePredictor(sense, 16, 16), torch.randn(4, 16)
     torch.nn.init.zeros_(glance.place.weight)  # cells alone
     optimizer, action = torch.optim.Adam(glance.parameters(), 1e-2), torch.zeros(64, 16)
 
@@ -303,7 +303,7 @@ def test_a_focused_window_equals_a_focused_step():
         model.glances["camera"].change.weight.mul_(20)  # else all places are about as likely to change
         window = _teacher_forced(model, state, action, observation["mission"], may_focus=True)
     assert window.seen.any() and not window.seen.all()
-    wanted = Focus.of(window.seen)
+    wanted = TokenSelection.of(window.seen)
     belief = model.perceive({name: v if name == "mission" else v[:, :1] for name, v in observation.items()})
     with torch.no_grad():
         trunk, _ = model.embed_step(belief.state, model.embed_state(belief.state), model.embed_action(action[:, 0]))
@@ -329,7 +329,7 @@ def test_a_world_of_words_alone_is_imagined_at_any_effort(effort):
 def test_a_focus_holds_the_places_that_are_likely_to_change():
     model = world_model(EVERYTHING)
     logits = torch.tensor([[-9.0, 9.0, 0.0, -1.0], [-9.0, -9.0, -9.0, -9.0]])
-    mask = places_in_focus(model.config, {"camera": logits}, 0.4).mask(model.layout.num_places)
+    mask = likely_changes(model.config, {"camera": logits}, 0.4).mask(model.layout.num_places)
     assert mask[:, :4].tolist() == [[False, True, True, False], [False] * 4] and mask[:, 4:].all()
 
 
@@ -371,12 +371,25 @@ def test_latents_alone_leave_the_codes_as_they_were():
     assert futures.state.latents["camera"].isfinite().all()
 
 
-def test_prices_count_the_weights_that_work():
-    model = world_model(EVERYTHING)
-    prices = Prices.of(model)
-    backbone = sum(p.numel() for n, p in model.language_model.model.named_parameters() if "embed_tokens" not in n)
-    assert prices.token == 2 * backbone
-    assert prices.whole > prices.fixed + prices.token * model.layout.step_length > prices.token
+def test_compute_is_counted_while_the_model_runs():
+    model, random_state = world_model(EVERYTHING), torch.get_rng_state()
+    compute = model.compute_model
+    assert torch.equal(torch.get_rng_state(), random_state)
+    weights = sum(p.numel() for n, p in model.language_model.model.named_parameters() if "embed_tokens" not in n)
+    # two operations a weight, and attention over some sixty positions; norms are not counted
+    assert 1.0 < compute.token / (2 * weights) < 2.0
+    assert compute.whole > compute.fixed + compute.token * model.layout.step_length > compute.token
+    readout = model.readouts["camera"][1]
+    weights = sum(p.numel() for p in readout.blocks.parameters())
+    codes = model.config.senses["camera"].num_places * 4
+    assert compute.blocks["camera.1"] > 1.8 * codes * weights  # the local blocks are most of it
+
+
+def test_growth_changes_nothing_in_what_compute_is_counted():
+    model, grown = world_model(("camera", "mission")), world_model(("camera", "mission"))
+    new = grown.table.segment_rows("camera", 0)[~grown.table.active_codes("camera", 0)][:1]
+    grown.live_rows[new] = grown.born_rows[new] = True
+    assert model.compute_model == grown.compute_model
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pan_hf import PanConfig, PanModel
 from pan_hf.modeling import objectives_pan as objectives_pan
 from pan_hf.modeling.latent_head_pan import SCHEDULERS, SenseLatents, denoise, make_scheduler
 from pan_hf.modeling.objectives_pan import judge_latents, latent_examples
+from pan_hf.modeling.step_pan import StepPredictor
 
 UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
 UNET |= {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
@@ -166,9 +167,9 @@ def test_where_futures_branch_latents_are_given_the_true_codes():
 def test_latents_begin_as_those_that_lead_from_the_chosen_codes_to_what_is_expected():
     model = world_model(("camera", "touch"))
     belief, action = model.perceive(observe(model, 3, 1)), acts(model, 3, 1)[:, 0]
-    tables = model.table.code_tables()
-    step, _ = model._advance(belief, action, temperature=0.0, tables=tables, keeps_logits=True, keeps_shifts=True)
-    told = (step.hidden, step.trunk, step.state, tables, step.shifts["camera"])
+    predictor = StepPredictor(model, temperature=0.0)
+    step = predictor.step(belief, action, keeps_logits=True)
+    told = (step.hidden, step.trunk, step.state, predictor.tables, step.shifts["camera"])
     latents = SenseLatents(model, "camera")
     start = latents.start(latents.condition(*told), step.state.codes["camera"])
     codec, codes = model.senses["camera"], step.state.codes["camera"]

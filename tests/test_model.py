@@ -6,11 +6,13 @@ import pytest
 import torch
 from tiny_worlds import ACTIONS, CAMERA, PAD, SENSES, acts, language_model, observe, world_model
 
-import pan_hf.modeling.step_pan as choosing
 from pan_hf import Belief, DiscreteAction, ImageSense, PanConfig, PanModel, VectorSense
+from pan_hf.modeling.backbone_pan import fill_cache
+from pan_hf.modeling.blocks_pan import CodeSampler, LevelInputs, draw_together, log_prob_of, pick
 from pan_hf.modeling.objectives_pan import _code_losses, _teacher_forced, text_counts
 from pan_hf.modeling.readout_pan import SentenceHead
 from pan_hf.modeling.state_pan import State
+from pan_hf.modeling.step_pan import StepPredictor
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 # float32 attention over the same keys in another order of summation; measured 1e-6, a wrong mask gives 1e-2
@@ -53,7 +55,8 @@ def run_both_ways(model, batch=2):
     with torch.no_grad():
         for index in range(steps):
             target = state.map(lambda t, i=index: t[:, i + 1])
-            step, belief = model._advance(belief, action[:, index], 1.0, target=target)
+            step = StepPredictor(model).step(belief, action[:, index], target)
+            belief = step.belief
             found.append(step.hidden)
     pairs = []
     for name, values in window.hidden.items():
@@ -103,7 +106,7 @@ def test_log_prob_of_what_was_imagined_is_what_the_futures_say():
     belief, futures = futures_of(model, seed=0)
     target = futures.state.map(lambda tensor: tensor[:, 0])
     with torch.no_grad():
-        step, _ = model._advance(belief, acts(model, 2, 3, seed=7)[:, 0], 1.0, target=target)
+        step = StepPredictor(model).step(belief, acts(model, 2, 3, seed=7)[:, 0], target)
     torch.testing.assert_close(step.log_prob, futures.log_prob[:, 0], atol=1e-4, rtol=1e-5)
 
 
@@ -116,7 +119,7 @@ def test_perceiving_frames_equals_perceiving_one_and_being_told_the_rest():
     with torch.no_grad():
         for index in range(2):
             target = state.map(lambda t, i=index: t[:, i + 1])
-            _, belief = model._advance(belief, action[:, index], 1.0, target=target)
+            belief = StepPredictor(model).step(belief, action[:, index], target).belief
     assert whole.keys() == belief.keys()
     for one, other in zip(whole.cache.layers, belief.cache.layers, strict=True):
         torch.testing.assert_close(one.keys, other.keys, **CLOSE)
@@ -264,7 +267,7 @@ def test_a_slid_belief_equals_one_perceived_from_what_it_remembers():
     belief, futures = futures_of(model, horizon=5, temperature=0.0)
     assert len(futures.belief.history) == 1
     rebuilt = Belief(futures.belief.state, futures.belief.history, belief.prefix, None, model)
-    rebuilt = model._rebuild(rebuilt)
+    rebuilt = fill_cache(model, rebuilt, model.table.code_tables())
     actions = acts(model, 2, 1, seed=9)
     expected = model.simulate(rebuilt, actions, temperature=0.0).log_prob
     torch.testing.assert_close(model.simulate(futures.belief, actions, temperature=0.0).log_prob, expected, **CLOSE)
@@ -480,17 +483,18 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
         level, current = tables.levels["camera"][0], codes.codes["camera"]
         now = current[0]
         features = torch.randn(*now.shape, model.config.adapter_dim, generator=torch.Generator().manual_seed(0))
-        chooser = choosing.Chooser(model, codes, tables, 1.0, torch.Generator().manual_seed(1), None)
-        together = chooser._sentence("camera", features, current, None)
+        sampler = CodeSampler(1.0, torch.Generator().manual_seed(1), model.device)
+        inputs = LevelInputs(model, "camera", 0, features, current, [], level, None)
+        together, found_log_prob = draw_together(inputs, features, sampler)
         draws = torch.rand(now.shape, generator=torch.Generator().manual_seed(1))
         drawn, log_prob = torch.zeros_like(now), torch.zeros(len(now))
         for index in range(now.shape[1]):
             x = readout.sentence(features, drawn, level.drawn)
             logits = readout.logits(x, level, current, [], None)[:, index]
-            drawn[:, index] = choosing._pick(logits, draws[:, index], chooser.temperature)
-            log_prob += choosing._log_prob(logits, drawn[:, index])
+            drawn[:, index] = pick(logits, draws[:, index], sampler.temperature)
+            log_prob += log_prob_of(logits, drawn[:, index])
     assert torch.equal(together, drawn)
-    torch.testing.assert_close(chooser.log_prob, log_prob, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found_log_prob, log_prob, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampling", ["parallel", "autoregressive"])
@@ -535,11 +539,10 @@ def test_a_sentence_is_the_same_with_and_without_gradients():
 
 def test_codes_are_drawn_as_often_as_the_model_says_and_dead_rows_never():
     model = world_model(("camera",))
-    state = model.perceive(observe(model)).state
-    chooser = choosing.Chooser(model, state, None, 0.7, torch.Generator().manual_seed(0), None)
+    sampler = CodeSampler(0.7, torch.Generator().manual_seed(0), model.device)
     logits = torch.tensor([0.3, -1.0, -torch.inf, 2.0, 0.0, -torch.inf])
     many = logits.expand(100_000, -1)
-    counts = torch.bincount(choosing._pick(many, chooser._draws(many.shape[:1]), chooser.temperature), minlength=6)
+    counts = torch.bincount(pick(many, *sampler.picking(many.shape[:1])), minlength=6)
     p = (logits / 0.7).softmax(-1)
     assert counts[[2, 5]].sum() == 0
     error = (p * (1 - p) / len(many)).sqrt()

@@ -3,8 +3,8 @@
 import torch
 from tiny_worlds import acts, observe, world_model
 
-import pan_hf.modeling.simulation_pan as simulation
 from pan_hf import VectorAction
+from pan_hf.modeling.blocks_pan import LevelInputs
 from pan_hf.modeling.readout_pan import (
     Bearings,
     drawn_numbers,
@@ -57,14 +57,15 @@ def test_a_picture_is_told_where_the_vectors_of_its_own_future_are(monkeypatch):
     belief = model.perceive(observe(model, batch=2))
     told = []
 
-    class Spy(simulation.Chooser):
-        def _level(self, name, level, places, numbers, rows):
-            codes = super()._level(name, level, places, numbers, rows)
-            if name == "camera":
-                told.append((numbers, [drawn.clone() for drawn in self.codes["touch"]]))
-            return codes
+    original = LevelInputs.of
 
-    monkeypatch.setattr(simulation, "Chooser", Spy)
+    def of(block, draft, rows):
+        inputs = original(block, draft, rows)
+        if inputs.name == "camera":
+            told.append((inputs.numbers, [drawn.clone() for drawn in draft.codes["touch"]]))
+        return inputs
+
+    monkeypatch.setattr(LevelInputs, "of", of)
     model.simulate(belief, acts(model, 2, 1), seed=0)
     touch = model.senses["touch"]
     for numbers, drawn in told:

@@ -9,6 +9,7 @@ from tiny_worlds import PAD, acts, observe, outcomes, world_model
 from pan_hf import PanProcessor, PanTokenizer
 from pan_hf.modeling.objectives_pan import _teacher_forced, latent_examples
 from pan_hf.modeling.state_pan import ABSENT, Observation, State
+from pan_hf.modeling.step_pan import StepPredictor
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 
@@ -140,7 +141,8 @@ def test_a_window_with_gaps_equals_step_by_step():
         belief = model.perceive(Observation(values, model.config.prefix_senses).frames(0, 1))
         for index in range(3):
             target = state.map(lambda tensor, i=index: tensor[:, i + 1])
-            step, belief = model._advance(belief, action[:, index], target=target)
+            step = StepPredictor(model).step(belief, action[:, index], target)
+            belief = step.belief
             in_one = window.hidden["action"].unflatten(0, (2, 3))[:, index]
             torch.testing.assert_close(in_one, step.hidden["action"], atol=2e-5, rtol=2e-5)
 

@@ -6,7 +6,7 @@ from tiny_worlds import acts, observe, outcomes, world_model
 
 import pan_hf.modeling.switch_objective_pan as switching
 from pan_hf import Effort, PanModel, State
-from pan_hf.modeling.effort_pan import SwitchHead
+from pan_hf.modeling.effort_pan import SwitchHead, SwitchPlan
 from pan_hf.modeling.state_pan import ABSENT
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
@@ -29,14 +29,14 @@ def deciding(monkeypatch, model, choices):
             logits[index, min(left, default=len(names))] = 9.0
         return logits
 
-    original = switching.Spending._switch_input
+    original = SwitchPlan.told
 
-    def switch_input(spending, rows):
-        given = original(spending, rows)
-        given.task = spending._numbers(rows)
+    def told(plan, rows, draft):
+        given = original(plan, rows, draft)
+        given.task = torch.arange(draft.num_rows) if rows is None else rows
         return given
 
-    monkeypatch.setattr(switching.Spending, "_switch_input", switch_input)
+    monkeypatch.setattr(SwitchPlan, "told", told)
     monkeypatch.setattr(SwitchHead, "forward", forward)
 
 
@@ -91,6 +91,7 @@ def test_rows_that_have_stopped_are_not_run_again(monkeypatch):
     model = world_model(("camera", "mission"), fold_levels=False)
     choices = [("camera.0",)] * 5 + [("camera.0", "camera.1")] * 2
     deciding(monkeypatch, model, choices)
+    assert model.compute_model.whole > 0  # counted once, while a step runs
     ran, original = [], model.run_backbone
     monkeypatch.setattr(model, "run_backbone", lambda x, *rest: ran.append(len(x)) or original(x, *rest))
     belief = model.perceive(observe(model, 7))
@@ -115,8 +116,8 @@ def test_the_switch_is_told_task_and_price():
     model = world_model(EVERYTHING)
     belief, actions = model.perceive(observe(model, 8)), acts(model, 8, 2)
     efforts = [Effort(), Effort(task="planning"), Effort(price=3.0), Effort(price=0.003)]
-    spendings = [switching.imagine(model, belief, actions, effort, None)[1] for effort in efforts]
-    logits = [model.switch(spending.decisions[0][0][0]) for spending in spendings]
+    plans = [switching.imagine(model, belief, actions, effort, None)[1] for effort in efforts]
+    logits = [model.switch(plan.decisions[0][0][0]) for plan in plans]
     assert not any(torch.equal(logits[0], other) for other in logits[1:])
     for found in logits:
         assert found[:, -1].isfinite().all() and found[:, 1].isinf().all()  # touch.1 is no beginning

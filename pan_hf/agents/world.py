@@ -40,7 +40,7 @@ class AtEffort:
     @property
     def key_levels(self) -> int | None:
         """By how many levels states are to be compared: by the coarsest alone, unless every level is predicted."""
-        everything = {block.name for block in self._model.blocks if block.kind == "codes"}
+        everything = {block.name for block in self._model.blocks if block.level is not None}
         return None if self.effort.blocks is not None and everything <= set(self.effort.blocks) else 1
 
     @torch.no_grad()
