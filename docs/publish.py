@@ -1,6 +1,6 @@
-"""Publishes runs: result files into docs/results, and from those alone the tables of README and guide, and cards.
+"""Publishes runs: result files into docs/results, and from those alone every table of a page, and the cards.
 
-python docs/publish.py                                            the tables and cards anew
+python docs/publish.py                                            all tables and cards anew
 python docs/publish.py runs/quickstart runs/dynamic_obstacles
 python docs/publish.py runs/dynamic_obstacles/stages/4-latent_head=dynamic_obstacles_before_joint
 """
@@ -17,6 +17,7 @@ from pan_hf.reporting.results import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md")))
 
 
 def publish(run: Path, name: str) -> None:
@@ -32,7 +33,7 @@ def publish(run: Path, name: str) -> None:
     if strips:
         strip_picture(load_strip(strips[0]), folder / "strip.png", cell=64)
     if (run / "checkpoint").exists():
-        facts = checkpoint_facts(run, model_id=f"pan-{name}") | {"name": name}
+        facts = checkpoint_facts(run, model_id=f"pan-{name}") | {"name": name, "results": f"../docs/results/{name}"}
         write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
 
 
@@ -46,7 +47,7 @@ if __name__ == "__main__":
         run, _, name = given.partition("=")
         publish(Path(run), name or Path(run).name)
     folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))):
+    for page in PAGES:
         update_readme(page, folders)
     for measured in folders:
         if (measured / FACTS).exists():

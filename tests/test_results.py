@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -273,6 +274,15 @@ def test_readme_numbers_are_written_from_the_result_files(run):
     assert check_readme(path, [run]) == []
 
 
+def test_a_sentence_can_say_the_minutes_and_the_hardware_of_a_run(run):
+    records = [measured("seconds", seconds, model=stage) for stage, seconds in (("senses", 61.2), ("plan", 130.8))]
+    write_records(run / "timing.json", records)
+    spec = "<!-- results:quickstart/timing metric=seconds show={} -->?<!-- /results -->"
+    path = write_readme(run, " on ".join(spec.format(show) for show in ("minutes", "hardware")))
+    update_readme(path, [run])
+    assert re.findall("-->([^<]+)<", path.read_text()) == ["3.2 min", " on ", "a machine"]
+
+
 def test_updating_a_readme_twice_changes_nothing(run):
     path = write_readme(run, README)
     update_readme(path, [run])
@@ -303,6 +313,7 @@ def test_a_measurement_outside_of_the_markers_is_caught_with_its_line(run):
         ("quickstart/planning", FileNotFoundError, "Run the command that writes it"),
         ("quickstart/evaluation metric=ssim", ValueError, "no record"),
         ("quickstart/evaluation metrik=ssim", ValueError, "metrik"),
+        ("quickstart/evaluation show=hours", ValueError, "hours is none of minutes"),
         ("quickstart/evaluation", ValueError, "selects 3 records, expected one"),
     ],
 )

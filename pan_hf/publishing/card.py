@@ -1,8 +1,9 @@
-"""The model card of a run, written by the run: every number in it is read from the result files.
+"""The model card of a run: every number in it is read from the result files.
 
-The card is Markdown with the Hub's metadata on top (`model-index`), so that a published model shows its evaluation.
-What a card says of the checkpoint itself is in `checkpoint.json`, which goes with the result files wherever they are
-published, so that anyone can make the card anew from them and see that it is the same: `check_card`.
+A card is Markdown with the Hub's metadata on top: at most six headline metrics, rounded (`model-index`), and the tags
+that people search for. Its tables show the same metrics beside the baseline; all other figures stay in the result
+files, to which it links. What a card says of the checkpoint itself is in `checkpoint.json`, which is published with
+the result files, so that anyone can make the card anew from them and compare: `check_card`.
 """
 
 import difflib
@@ -10,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,24 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pan_hf.features import feature_class
 from pan_hf.hub import address, hub_id
-from pan_hf.reporting.figures import CURVE_METRICS, TEACHER_FORCED, series_name
-from pan_hf.reporting.report import (
-    by_environment,
-    origins,
-    read_results,
-    several_seeds,
-    success_interval,
-    template,
-    tidy_tables,
-    timing_table,
-)
+from pan_hf.reporting.figures import CURVE_METRICS, series_name
+from pan_hf.reporting.readme import origins as origin_lines
+from pan_hf.reporting.report import by_environment, origins, read_results, success_interval, template, timing_table
 from pan_hf.reporting.results import Record, write_text
-from pan_hf.reporting.tables import format_value, markdown_table, metric_label, seeds_text, select
+from pan_hf.reporting.tables import format_value, metric_label, seeds_text, select, table, unit_of
 
 FACTS = "checkpoint.json"
+RESULTS = "results"  # where `pan push` lays the result files, as seen from the card
 BASELINES = ("copy_last", "random_policy", "simulator")
 OWN_LICENSE = "apache-2.0"  # of a model that began with random weights
+TAGS = ("world-model", "pan", "model-based-reinforcement-learning", "planning")
+MAX_HEADLINES = 6  # metrics that the Hub shows beside a model
+# How well a model predicts, the most telling first; in _SAID_BY a metric -> the one that says the same better.
+_PREDICTED = ("exact_frame", "exact_state", "psnr_moving", "rmse_normalised", "psnr")
+_SAID_BY = {"exact_state": "exact_frame", "psnr_moving": "exact_frame", "psnr": "psnr_moving"}
+_SAMPLED = ("coherent_futures", "calibration_within_3se")
+_HORIZONS = (1, 10)
+_PLANNED = ("success", "success_low", "success_high", "episodes", "steps_to_success", "seconds_per_decision")
 _SMALLER_IS_BETTER = ("bits_per_observation", "rmse_normalised")  # of the CURVE_METRICS
 
 
@@ -94,6 +97,7 @@ def checkpoint_facts(
         "environments": list(dict.fromkeys(trained.get("environments", []))),
         "base_model": began_as,
         "dataset": None,
+        "results": RESULTS,
         "license": OWN_LICENSE if is_fresh and base_model is None else None,
     }
     return facts | told
@@ -136,11 +140,12 @@ def card_text(facts: dict[str, Any], results: str | os.PathLike) -> str:
         action=_action_words(facts["action"]),
         snippet=_snippet(facts),
         training=origins(records["timing"]),
-        timing=_markdown(timing_table(records["timing"])),
-        evaluation=_tables(records["evaluation"]),
-        futures=_tables(records["futures"]),
-        planning=_tables(records["planning"]),
-        measured={part: origins(records[part]) for part in ("evaluation", "futures", "planning")},
+        timing=timing_table(records["timing"]),
+        evaluation=_predicted(records["evaluation"]),
+        futures=_sampled(records["futures"]),
+        planning=_planned(records["planning"]),
+        measured={part: origin_lines(records[part]) for part in ("evaluation", "futures", "planning")},
+        files=[f"[{name}.json]({facts.get('results', RESULTS)}/{name}.json)" for name in records if records[name]],
         copy_last=series_name("copy_last"),
         failures=[*_not_better_than_copying(records["evaluation"]), *_unsolved(records["planning"])],
     )
@@ -179,27 +184,48 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _card_data(facts: dict[str, Any], records: dict[str, list[Record]]) -> ModelCardData:
-    results = [_eval_result(entry, "any-to-any") for entry in _shown(records["evaluation"])]
-    drawn_anew = several_seeds(records["futures"])
-    results += [_eval_result(entry, "any-to-any", drawn_anew) for entry in _shown(records["futures"])]
-    results += [_eval_result(entry, "reinforcement-learning") for entry in records["planning"]]
+    moves = facts["action"].get("kind") == "vector"
     return ModelCardData(
         license=facts["license"],
         library_name="transformers",
-        pipeline_tag="any-to-any",
-        tags=["world-model", "pan"],
+        pipeline_tag="robotics" if moves else "reinforcement-learning",
+        tags=[*TAGS, "reinforcement-learning" if moves else "gymnasium"],
         base_model=facts["base_model"],
         datasets=[facts["dataset"]] if facts["dataset"] else None,
         model_name=facts["name"],
-        eval_results=[result for result in results if result is not None] or None,
+        eval_results=_eval_results(records) or None,
     )
 
 
-def _eval_result(entry: Record, task: str, tell_seeds: bool = False) -> EvalResult | None:
-    """A record as an entry of the Hub's model-index, its seeds in its name where that tells it apart; None for a
-    baseline and for an undefined value."""
-    if entry.model in BASELINES or not math.isfinite(entry.value):
-        return None
+def _eval_results(records: dict[str, list[Record]]) -> list[EvalResult]:
+    """The headline metrics as entries of the Hub's model-index."""
+    sampled = select(records["futures"], metric=_SAMPLED, model="pan")
+    several_seeds = len({tuple(entry.seeds) for entry in sampled}) > 1
+    found = [_eval_result(entry, "reinforcement-learning") for entry in _best_plans(records["planning"])]
+    found += [_eval_result(entry, "any-to-any", several_seeds) for entry in _in_order(sampled, _SAMPLED)]
+    found += [_eval_result(entry, "any-to-any") for entry in _headline_predictions(records["evaluation"])]
+    return found[:MAX_HEADLINES]
+
+
+def _headline_predictions(records: Sequence[Record]) -> list[Record]:
+    """The model's own headline metrics, over all environments together where that was measured."""
+    ours = select(_shown(records), model="pan")
+    return _in_order(select(ours, environment="all") or ours, _PREDICTED)
+
+
+def _in_order(records: Iterable[Record], metrics: Sequence[str]) -> list[Record]:
+    return sorted(records, key=lambda entry: (metrics.index(entry.metric), entry.horizon or 0))
+
+
+def _best_plans(records: Sequence[Record]) -> list[Record]:
+    """The success rate of each environment's best planner."""
+    groups = [group for _, group in by_environment(select(records, metric="success"))]
+    ours = [[entry for entry in group if entry.model not in BASELINES] for group in groups]
+    return [max(group, key=lambda entry: entry.value) for group in ours if group]
+
+
+def _eval_result(entry: Record, task: str, tell_seeds: bool = False) -> EvalResult:
+    """A record as an entry of the Hub's model-index, its seeds in its name where they tell it apart."""
     name = metric_label(entry.metric)
     if entry.model != "pan":
         name += f", {series_name(entry.model)}"
@@ -214,28 +240,46 @@ def _eval_result(entry: Record, task: str, tell_seeds: bool = False) -> EvalResu
         dataset_split=entry.split,
         metric_type=entry.metric,
         metric_name=name,
-        metric_value=entry.value,
-        metric_args={name: getattr(entry, name) for name in ("horizon", "stderr") if getattr(entry, name) is not None}
-        or None,
+        metric_value=rounded(entry.value, entry.metric),
+        metric_args=None if entry.horizon is None else {"horizon": entry.horizon},
     )
+
+
+def rounded(value: float, metric: str) -> float:
+    """A value to the digits that a table shows of its metric: a share of 0.99432 is 0.994, as 99.4%."""
+    _, factor, digits = unit_of(metric)
+    return float(f"{value:.4g}") if digits is None else round(value, digits + round(math.log10(factor)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
 
 
 def _shown(records: Iterable[Record]) -> list[Record]:
-    """The records a card shows: not those with true frames shown, nor those of single levels or outcomes."""
-    hidden = (TEACHER_FORCED, "levels_", "outcome:", "exact_state_after:")
-    return [e for e in records if not e.metric.startswith(hidden) and "." not in e.metric]
+    """The headline metrics of the model and of its baseline, at the horizons that a card shows. A metric that is zero
+    throughout is none (in a continuous world no frame is exact)."""
+    found = select(records, metric=_PREDICTED, model=["pan", "copy_last"])
+    found = select(found, horizon=_HORIZONS) or found
+    measured = {entry.metric for entry in found if entry.model == "pan" and entry.value and math.isfinite(entry.value)}
+    telling = [metric for metric in measured if _SAID_BY.get(metric) not in measured]
+    return [entry for entry in select(found, metric=telling) if math.isfinite(entry.value)]
 
 
-def _tables(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    groups = by_environment(_shown(records))
-    return [(name, [markdown_table(*grid) for grid in tidy_tables(group)]) for name, group in groups]
+def _predicted(records: Sequence[Record]) -> str:
+    named = [replace(entry, model=series_name(entry.model)) for entry in _in_order(_shown(records), _PREDICTED)]
+    named = [entry for _, group in by_environment(named) for entry in group]
+    return table(named, ["environment", "metric"], ["horizon", "model"])
 
 
-def _markdown(grid: tuple[list[str], list[list[str]]] | None) -> str:
-    return "" if grid is None else markdown_table(*grid)
+def _sampled(records: Sequence[Record]) -> str:
+    metrics = (*_SAMPLED, "calibration_outcomes", "calibration_max_z")
+    shown = _in_order(select(records, metric=metrics, model=["pan", "simulator"]), metrics)
+    named = [replace(entry, model=series_name(entry.model)) for entry in shown]
+    return table(named, ["environment", "model", "seeds"], "metric")
+
+
+def _planned(records: Sequence[Record]) -> str:
+    named = [replace(entry, model=series_name(entry.model)) for entry in select(records, metric=_PLANNED)]
+    return table(_in_order(named, _PLANNED), ["environment", "model"], "metric")
 
 
 def _not_better_than_copying(records: Sequence[Record]) -> list[str]:
@@ -293,10 +337,9 @@ from transformers import AutoModel, AutoProcessor
 
 processor = AutoProcessor.from_pretrained("{model_id}", trust_remote_code=True)
 model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True).eval()
-
 observation = {{{", ".join(parts)}}}
 belief = model.perceive(**processor(observation=observation))
 actions = {actions}  # (batch, steps)
 futures = model.simulate(belief, actions, num_rollouts=4, seed=0)
-imagined = futures.decode("{seen}")  # (rollouts, steps, ...)
-print(imagined.shape, futures.reward.mean(0), futures.log_prob.sum(1))"""
+print(futures.decode("{seen}").shape)  # (rollouts, steps, ...)
+print(futures.reward.mean(0), futures.log_prob.sum(1))"""

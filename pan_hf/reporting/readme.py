@@ -10,7 +10,10 @@ A table stands between two markers, and so does a single number in a sentence:
 
 `quickstart/evaluation` is the file `evaluation.json` in the run folder of that name. Every other word selects records
 by a field (a comma means "any of these") or, as `rows` and `columns`, lays out the table. A marker whose two ends
-stand on one line takes exactly one record and shows its value only.
+stand on one line takes exactly one record and shows its value only. With `show=hardware` (or `command`, `commit`) it
+shows that field, in which all its records agree; with `show=minutes` it adds up records of seconds:
+
+    in <!-- results:quickstart/timing metric=seconds show=minutes -->6.9 min<!-- /results --> on ...
 """
 
 import os
@@ -89,32 +92,44 @@ def _generate(text: str, runs: dict[str, Path]) -> str:
 
 
 def _body(block: re.Match, runs: dict[str, Path]) -> str:
-    source, where, rows, columns = _parse(block["spec"])
+    source, where, layout = _parse(block["spec"])
     records = _chosen(source, where, runs)
     if "\n" in block["body"]:
-        return f"\n{table(records, rows, columns)}\n\n{origins(records)}\n"
-    if len(records) != 1:
+        return f"\n{table(records, layout['rows'], layout['columns'])}\n\n{origins(records)}\n"
+    shown = _shown(records, layout["show"])
+    if len(shown) != 1:
         raise ValueError(
             f"marker `{block['spec']}` selects {len(records)} records, expected one for a number in a sentence. "
             "Name more fields, or put the closing marker on a line of its own for a table."
         )
-    return format_value(records[0])
+    return shown[0]
 
 
-def _parse(spec: str) -> tuple[str, dict[str, Any], list[str], list[str]]:
-    """Splits a marker's words: (run/file, fields to select, rows, columns)."""
+def _shown(records: list[Record], show: list[str]) -> list[str]:
+    """What a marker on one line shows; it may show one thing only."""
+    if show == ["minutes"]:
+        return [f"{sum(entry.value for entry in records) / 60:.1f} min"]
+    if show:
+        return list(dict.fromkeys(getattr(entry, name) for entry in records for name in show))
+    return [format_value(entry) for entry in records]
+
+
+def _parse(spec: str) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
+    """Splits a marker's words: (run/file, fields to select, what is laid out and shown)."""
     source, *words = spec.split()
+    rows, columns = _LAYOUT.get(source.rpartition("/")[2], (["environment", "metric"], ["model", "horizon"]))
+    layout: dict[str, list[str]] = {"rows": rows, "columns": columns, "show": []}
     options: dict[str, list] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not equals or name not in (*FIELDS, "rows", "columns"):
+        if not equals or name not in (*FIELDS, *layout):
             raise ValueError(f"marker `{spec}`: {word!r} is not `field=value` with a field of {', '.join(FIELDS)}.")
-        options[name] = value.split(",")
-    rows, columns = _LAYOUT.get(source.rpartition("/")[2], (["environment", "metric"], ["model", "horizon"]))
-    rows, columns = options.pop("rows", rows), options.pop("columns", columns)
+        (layout if name in layout else options)[name] = value.split(",")
+    if unknown := set(layout["show"]) - {"minutes", "command", "commit", "hardware"}:
+        raise ValueError(f"marker `{spec}`: show={','.join(unknown)} is none of minutes, command, commit, hardware.")
     if "horizon" in options:
         options["horizon"] = [None if step == "none" else int(step) for step in options["horizon"]]
-    return source, options, rows, columns
+    return source, options, layout
 
 
 def _chosen(source: str, where: dict[str, Any], runs: dict[str, Path]) -> list[Record]:
