@@ -41,7 +41,9 @@ Effort = Annotated[
     str | None,
     Parameter(help="all, focused, coarsest, auto, blocks as camera.0,camera.1, or price=0.1,task=planning."),
 ]
-Recipe = Annotated[str | None, Parameter(name="--config", help="YAML file of these flags; flags come before it.")]
+Recipe = Annotated[
+    str | None, Parameter(name="--config", help="YAML file of these flags, or name of a recipe; flags come before it.")
+]
 
 FIELD, PART_FIELD = "NAME=VALUE", "NAME.FIELD=VALUE"  # how a flag that is given once or more makes a mapping
 DEPTHS = {FIELD: 1, PART_FIELD: 2}

@@ -87,9 +87,14 @@ def parse(stage: Stage, variants: dict[str, Stage], given: list[str] | None = No
 def read_config(path: str | Path) -> dict[str, Any]:
     """A YAML file's keys and values.
 
+    Args:
+        path: the file, or the name of a recipe in [`CONFIGS`], as "pusht".
+
     Raises:
+        FileNotFoundError: there is neither such a file nor such a recipe; the message lists the recipes.
         ValueError: it is no YAML, or no mapping of names to values.
     """
+    path = _recipe(path)
     try:
         told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -99,6 +104,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(told, dict) or not all(isinstance(name, str) for name in told):
         raise ValueError(f"--config {path}: expected lines of `name: value`, got {type(told).__name__}.")
     return told
+
+
+def _recipe(path: str | Path) -> Path:
+    """The file that is meant: a bare name without an ending is a recipe's."""
+    path = Path(path)
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        return path
+    recipes = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
+    if path.name not in recipes:
+        raise FileNotFoundError(f"--config {path}: no such file, and no recipe of {', '.join(recipes)}.")
+    return recipes[path.name]
 
 
 def _as_flags(told: dict[str, Any], parser: argparse.ArgumentParser, path: str | None) -> dict[str, Any]:
@@ -142,7 +158,7 @@ def _parser(stage: Stage, variants: dict[str, Stage]) -> HfArgumentParser:
         allow_abbrev=False,
         usage="%(prog)s [--config FILE.yaml] --model DIR --data DIR --output_dir DIR [--NAME VALUE ...]",
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these names; flags come before it.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or name of a recipe; flags come before it.")
     parser.set_defaults(**defaults(stage))
     inherited = {field.name for field in fields(TrainingArguments)}
     own, common, rest = (
