@@ -10,6 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from film import median_strip, write_film
+
 from pan_hf.publishing.card import FACTS, checkpoint_facts, write_card
 from pan_hf.reporting.figures import load_strip, strip_picture
 from pan_hf.reporting.readme import update_readme
@@ -17,21 +19,20 @@ from pan_hf.reporting.results import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md")))
+PAGES = (ROOT / "README.md", RESULTS / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md")))
 
 
 def publish(run: Path, name: str) -> None:
-    """Copies what a run, or a folder of results, measured, and pictures of its first strip of median error."""
+    """Copies what a run, or a folder of results, measured; draws its strip of median error, and a film of it."""
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
     for file in ("evaluation.json", "planning.json", "futures.json", "timing.json", "horizon.png"):
         if (run / file).exists():
             shutil.copy(run / file, folder / file)
-    strips = sorted((run / "report" / "strips").glob("*DoorKey*median.npz")) or sorted(
-        (run / "report" / "strips").glob("*median.npz")
-    )
-    if strips:
-        strip_picture(load_strip(strips[0]), folder / "strip.png", cell=64)
+    if (run / "report" / "strips").exists():
+        strip = load_strip(median_strip(run))
+        strip_picture(strip, folder / "strip.png", cell=64)
+        write_film(strip, folder / "dream.webp")
     if (run / "checkpoint").exists():
         facts = checkpoint_facts(run, model_id=f"pan-{name}") | {"name": name, "results": f"../docs/results/{name}"}
         write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import runpy
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from pan_hf.reporting.results import read_records, record, wilson, write_records
 from pan_hf.reporting.tables import format_value
 from pan_hf.reporting.timing import stage_timer
 
+ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ("MiniGrid-Empty-8x8-v0", "pan_hf/FourRooms-8x8-v0")
 EXACT = {"1 step": 0.98, "10 steps": 0.817}  # what `evaluation` says of both environments, rounded
 ORIGIN = {"command": "pan quickstart", "commit": "abc1234", "hardware": "a machine, 2 cores"}
@@ -356,3 +358,18 @@ def test_a_card_names_where_the_model_does_not_beat_copying(run):
 def test_a_card_of_an_unmeasured_run_says_so(tmp_path):
     text = write_card(tmp_path, tmp_path / "card.md").read_text()
     assert text.count("Not measured.") == 2 and "kept no record of its training" in text
+
+
+# --------------------------------------------------------------------------------------------------------------- film
+
+
+def test_the_film_of_the_readme_shows_world_and_dream_step_by_step(tmp_path):
+    write_film = runpy.run_path(str(ROOT / "docs" / "film.py"))["write_film"]
+    real, imagined = frames(3, size=64), frames(3, seed=1, size=64)
+    with Image.open(write_film(Strip(real, imagined, actions=["left", "right"]), tmp_path / "dream.webp")) as film:
+        assert (film.format, film.n_frames, film.info["loop"]) == ("WEBP", 3, 0)
+        for step in range(3):
+            film.seek(step)
+            shown = np.asarray(film.convert("RGB"))[36:356]
+            for start, side in ((16, real), (352, imagined)):
+                assert np.array_equal(shown[:, start : start + 320], side[step].repeat(5, 0).repeat(5, 1))
