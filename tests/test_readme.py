@@ -1,4 +1,4 @@
-"""The Python of the README and of the guide runs as it stands, and the README's figures come from result files."""
+"""The Python of README and guide runs as it stands, their figures come from result files, and their links lead on."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,7 @@ from pan_hf.reporting.readme import check_readme
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+RESULTS = ROOT / "docs" / "results" / "README.md"
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 
 
@@ -37,7 +38,33 @@ def test_a_page_of_the_guide_runs_from_top_to_bottom(page, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "page", [README, *(page for page in GUIDE if "<!-- results:" in page.read_text())], ids=lambda page: page.stem
+    "page",
+    [README, RESULTS, *(page for page in GUIDE if "<!-- results:" in page.read_text())],
+    ids=lambda page: f"{page.parent.name}/{page.name}",
 )
 def test_a_page_has_no_figure_without_a_result_file(page):
     assert check_readme(page, sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())) == []
+
+
+def test_the_readme_is_read_in_ten_minutes():
+    assert len(README.read_text().splitlines()) <= 160
+    assert len((ROOT / "docs" / "architecture.md").read_text().splitlines()) <= 200
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+PAGES = [README, RESULTS, *sorted((ROOT / "docs").glob("*.md")), *GUIDE, *sorted((ROOT / "model_cards").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_every_link_of_a_page_leads_to_a_file_and_to_a_heading(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for link in re.findall(r"\]\((?!https?:)([^)\s]*)\)", text):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
