@@ -22,7 +22,7 @@ from pan_hf.build import PRESETS
 from pan_hf.quickstart import MINIATURE, quickstart
 
 RESULTS = Path(__file__).resolve().parent / "results"
-VOCABULARY = Path(__file__).resolve().parent.parent / "docs" / "results" / "vocabulary"  # the README quotes these
+VOCABULARY = Path(__file__).resolve().parent.parent / "docs" / "results" / "vocabulary"  # quoted by docs/results
 ENVIRONMENT = "random 64x64 frames, 14 words, 7 actions"
 SEED = 0
 MISSION_LENGTH = 14
