@@ -1,6 +1,10 @@
 """The world model in use: one forward equals many small ones, futures branch from a belief and leave it alone."""
 
 import copy
+import re
+from functools import cached_property
+from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
@@ -547,3 +551,27 @@ def test_codes_are_drawn_as_often_as_the_model_says_and_dead_rows_never():
     assert counts[[2, 5]].sum() == 0
     error = (p * (1 - p) / len(many)).sqrt()
     assert ((counts / len(many) - p).abs() <= 4 * error).all()
+
+
+# what a model is made of
+
+
+def test_a_model_has_few_methods_of_its_own():
+    """What embeds, grows, learns, merges and imagines are objects that hold a model; it keeps what users call, and how
+    its parts are wired."""
+    kinds = (FunctionType, property, classmethod, staticmethod, cached_property)
+    ours = [kind for kind in PanModel.__mro__ if kind.__module__.startswith("pan_hf.")]
+    methods = [
+        f"{kind.__name__}.{name}" for kind in ours for name, value in vars(kind).items() if isinstance(value, kinds)
+    ]
+    assert len(methods) <= 45, methods
+
+
+def test_nothing_outside_a_model_reaches_into_it():
+    reaching = re.compile(r"\b(?:model|base|still)\._(?!modules\b)[a-z]\w*")  # `_modules` is torch's
+    root = Path(__file__).parent.parent
+    files = [
+        path for folder in ("modeling", "tokenization", "training", "pan_hf") for path in (root / folder).rglob("*.py")
+    ]
+    found = [f"{path.name}: {match}" for path in files for match in reaching.findall(path.read_text())]
+    assert found == []
