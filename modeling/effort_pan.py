@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -132,6 +132,10 @@ class Cost:
     denoiser_calls: Tensor
     compute: Tensor
     seconds: float
+
+    def rows(self, index: Tensor) -> Cost:
+        """The cost of some rows; `seconds` stays that of the whole call."""
+        return replace(self, **{name: getattr(self, name)[index] for name in ("tokens", "denoiser_calls", "compute")})
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,18 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .display_pan import Film, code_shapes, strip_html
 from .latent_head_pan import SenseLatents
 from .sense_configuration_pan import ACTION, PRESENT
+
+if TYPE_CHECKING:
+    from .modeling_pan import PanModel
 
 ABSENT = -1  # a code of which nothing is known but the coarser codes; latents that are absent are not a number
 
@@ -254,7 +259,7 @@ def _padded_from(values: Tensor | None, like: Tensor, rows: int, start: int) -> 
     return padded
 
 
-@dataclass
+@dataclass(repr=False)
 class Belief:
     """What the model holds of the present, for a batch of B.
 
@@ -282,6 +287,17 @@ class Belief:
 
     def __len__(self) -> int:
         return len(self.state.tensors()[0])
+
+    def __repr__(self) -> str:
+        texts = "".join(f", {name} in words" for name in self.state.text)
+        mission = "" if self.prefix is None else f", a constant text of {self.prefix.shape[1]} tokens"
+        return (
+            f"Belief({len(self)} rows: {code_shapes(self.codes)}{texts}{mission}; "
+            f"{len(self.history)} earlier steps in {self.num_cached} cached positions)"
+        )
+
+    def _repr_html_(self) -> str:
+        return strip_html({name: self.decode(name) for name in picture_senses(self.model)}, repr(self))
 
     @property
     def codes(self) -> dict[str, list[Tensor]]:
@@ -451,7 +467,25 @@ class Belief:
         return self.model.decode(self.state, sense, num_levels=num_levels, latents=latents)
 
 
-@dataclass
+def picture_senses(model: PanModel) -> list[str]:
+    """The senses whose observations are pictures `(C, H, W)`."""
+    return [name for name, sense in model.config.senses.items() if len(sense.shape) == 3]
+
+
+def _spread(values: Tensor) -> str:
+    """`0.4 (0.1 to 0.9)`: the mean, and the least and the largest of several."""
+    mean, least, largest = (float(value) for value in (values.mean(), values.min(), values.max()))
+    return f"{mean:.3g}" if len(values) == 1 else f"{mean:.3g} ({least:.3g} to {largest:.3g})"
+
+
+def _rows_of_past(past: tuple, index: Tensor) -> tuple:
+    """Some rows of the `history` and the `ages` of a belief."""
+    history, ages = past
+    chosen = [(state.map(lambda tensor: tensor[index]), action[index]) for state, action in history]
+    return chosen, None if ages is None else ages[index]
+
+
+@dataclass(repr=False)
 class Futures:
     """Imagined trajectories: N rows of H steps.
 
@@ -502,16 +536,95 @@ class Futures:
         state = self.state.map(lambda tensor: tensor[:, index])
         return replace(self.belief, state=state, history=history, cache=None, ages=ages)
 
+    def __repr__(self) -> str:
+        rows, steps = self.log_prob.shape
+        return (
+            f"Futures({rows} rows of {steps} steps: {code_shapes(self.codes)})\n"
+            f"  reward         {_spread(self.reward.reshape(rows, steps, -1).sum((1, 2)))} a row\n"
+            f"  continue_prob  {_spread(self.continue_prob.prod(1))} to the end\n"
+            f"  log_prob       {_spread(self.log_prob.mean(1))} nats a step"
+        )
+
+    def _repr_html_(self) -> str:
+        shown = picture_senses(self.belief.model)
+        return strip_html({f"{name}, row 0": self.decode(name)[0] for name in shown}, repr(self))
+
+    def __getitem__(self, rows: int | slice | Tensor) -> Futures:
+        """Some of the rows as futures of their own; of one row `N` is 1.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        index = torch.arange(len(self), device=self.log_prob.device)[rows].reshape(-1)
+        for sense in self.conditions:  # the noise of a row depends on the rows before it
+            self._draw_latents(sense)
+        return replace(
+            self,
+            state=self.state.map(lambda tensor: tensor[index]),
+            log_prob=self.log_prob[index],
+            reward=self.reward[index],
+            continue_prob=self.continue_prob[index],
+            belief=self.belief.select(index),
+            conditions={name: condition[index] for name, condition in self.conditions.items()},
+            switch=None if self.switch is None else self.switch[index],
+            focus=None if self.focus is None else self.focus[index],
+            cost=None if self.cost is None else self.cost.rows(index),
+            expected={name: images[index] for name, images in self.expected.items()},
+            pasts=None if self.pasts is None else [_rows_of_past(past, index) for past in self.pasts],
+        )
+
+    def _draw_latents(self, sense: str) -> None:
+        """Draws a sense's latents for all rows, once."""
+        if sense not in self.state.latents:
+            drawn = SenseLatents(self.belief.model, sense).sample(self.conditions[sense], self.state, self.seed)
+            self.state.latents[sense] = drawn
+
+    def film(self, sense: str | None = None, row: int = 0, fps: float = 4.0) -> Film:
+        """One imagined row as a film, which a notebook shows and `film.save(path)` writes.
+
+        Args:
+            sense (`str`, *optional*): whose pictures; the first sense that has any by default.
+            row (`int`): which future.
+            fps (`float`): frames a second.
+
+        Raises:
+            ValueError: the model has no such sense, or it has no pictures.
+        """
+        shown = picture_senses(self.belief.model)
+        if (sense or next(iter(shown), None)) not in shown:
+            known = f"one of {shown}" if shown else "and this model has none"
+            raise ValueError(f"A film needs a sense with pictures, {known}; got {sense!r}.")
+        return Film(self.decode(sense or shown[0])[row], fps)
+
+    def to_pandas(self) -> "pandas.DataFrame":  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
+        """What was imagined as a table, a line a row and step: `reward` (`reward.<actor>` where there are several),
+        `continue_prob`, `log_prob`, and each number of the senses that are vectors, `<sense>.<coordinate>`."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("`to_pandas` needs pandas, which is not installed: pip install pandas") from error
+        rows, steps = self.log_prob.shape
+        index = pandas.MultiIndex.from_product([range(rows), range(steps)], names=["row", "step"])
+        actors = self.belief.model.config.actors if self.reward.ndim == 3 else ()
+        rewards = {f"reward.{actor}": self.reward[..., number] for number, actor in enumerate(actors)}
+        columns = (rewards or {"reward": self.reward}) | {
+            "continue_prob": self.continue_prob,
+            "log_prob": self.log_prob,
+        }
+        for name, sense in self.belief.model.config.senses.items():
+            if name in self.codes and len(sense.shape) == 1:
+                decoded = self.decode(name)
+                columns |= {f"{name}.{number}": decoded[..., number] for number in range(decoded.shape[-1])}
+        return pandas.DataFrame({name: values.flatten().cpu().numpy() for name, values in columns.items()}, index)
+
     def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
         """The imagined observations in one sense, `(N, H, ...)`. `latents`: draw them, once, and use them; by default
         where they help (see [`PanModel.decode`]), and with an effort wherever it predicted them."""
         model = self.belief.model
         if latents is None and self.switch is not None:
             latents = True
-        is_open = sense in self.conditions and sense not in self.state.latents
-        if is_open and (model.senses[sense].latents_help if latents is None else latents):
-            drawn = SenseLatents(model, sense).sample(self.conditions[sense], self.state, self.seed)
-            self.state.latents[sense] = drawn
+        if sense in self.conditions and (model.senses[sense].latents_help if latents is None else latents):
+            self._draw_latents(sense)
         return model.decode(self.state, sense, num_levels=num_levels, latents=latents)
 
 

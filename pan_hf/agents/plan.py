@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Actions, and what the planner expects of them.
 
@@ -30,6 +30,15 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def __repr__(self) -> str:
+        shown = [[round(number, 3) for number in a] if isinstance(a, list) else a for a in self.actions.tolist()]
+        actions = ", ".join(map(str, shown[:12])) + (", ..." if len(shown) > 12 else "")
+        goal = "reaches the goal, " if self.reaches_goal else ""
+        return (
+            f"Plan({len(self)} actions: {actions}; {goal}expected return {self.expected_return:.3g}; "
+            f"{self.num_simulated} imagined steps in {self.seconds:.2g} s)"
+        )
 
 
 @dataclass

@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from pan_hf.data.episodes import SPLITS, Episode, episode_files, read_info
 from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays
 from pan_hf.features import Feature, feature_of
 from pan_hf.hub import on_disk
+from pan_hf.modeling.display_pan import strip_html
 
 # Decoding PNG leaves the lock of the interpreter for half of its time: more threads cost time (measured: 1, 2, 4).
 _READ_THREADS = 2
@@ -63,7 +65,7 @@ def read_episode(path: Path, index: int, features: dict[str, dict]) -> Episode:
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class Trajectories:
     """All frames of a split, as flat arrays over its N rows, episode after episode.
 
@@ -104,6 +106,27 @@ class Trajectories:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def __repr__(self) -> str:
+        senses = ", ".join(
+            f"{name} {values.dtype}{list(values.shape[1:])}" for name, values in self.observations.items()
+        )
+        worlds = ", ".join(sorted(set(self.environments)))
+        steps = len(self) - self.num_episodes
+        return (
+            f"Trajectories({self.num_episodes} episodes, {steps} transitions of {worlds}: {senses}; "
+            f"rewards {self.rewards.min():.3g} to {self.rewards.max():.3g})"
+        )
+
+    def _repr_html_(self) -> str:
+        first = {
+            name: torch.from_numpy(np.array(values[: self.episode_lengths[0]])) for name, values in self._pictures()
+        }
+        return strip_html({f"{name}, first episode": frames for name, frames in first.items()}, repr(self))
+
+    def _pictures(self) -> list[tuple[str, np.ndarray]]:
+        """The senses whose rows are pictures `(C, H, W)`."""
+        return [(name, values) for name, values in self.observations.items() if values.ndim == 4]
 
     @property
     def num_episodes(self) -> int:
