@@ -320,6 +320,7 @@ def _joined(transitions: list[Transition], belief: Belief, seed: int | None, sec
         parts = [getattr(transition, name) for transition in transitions]
         return None if parts[0] is None else torch.stack(parts, 1)
 
+    rows, durations = len(belief), torch.tensor([transition.duration for transition in transitions])
     costs, conditions = [t.cost for t in transitions if t.cost is not None], [t.conditions for t in transitions]
     cost = None
     if costs:
@@ -336,4 +337,5 @@ def _joined(transitions: list[Transition], belief: Belief, seed: int | None, sec
         switch=stack("switch"),
         focus=stack("focus"),
         cost=cost,
+        duration=durations.to(transitions[0].reward.device).expand(rows, -1),
     )

@@ -501,6 +501,7 @@ class Futures:
         switch: which blocks were predicted, `(N, H, len(model.blocks))` bool, where `simulate` was given an effort;
         focus, which places were looked at, `(N, H, places of all senses)` bool; cost, an `effort_pan.Cost`.
         pasts: by step, the `history` and the `ages` of the belief after each action; None where it holds no past.
+        duration: of each transition in steps, int64 `(N, H)`; one by default, several for a macro-action.
         expected: images that `simulate` was asked to expect, uint8 `(N, steps asked for, C, height, width)` a sense.
     """
 
@@ -516,6 +517,16 @@ class Futures:
     cost: object = None
     expected: dict[str, Tensor] = field(default_factory=dict)
     pasts: list[tuple[list[tuple[State, Tensor]], Tensor | None]] | None = field(repr=False, default=None)
+    duration: Tensor | None = None
+
+    def __post_init__(self):
+        if self.duration is None:
+            self.duration = torch.ones_like(self.log_prob, dtype=torch.long)
+
+    @property
+    def elapsed(self) -> Tensor:
+        """How many steps have gone by before each transition, `(N, H)`: what returns are discounted by."""
+        return self.duration.cumsum(1) - self.duration
 
     @property
     def codes(self) -> dict[str, list[Tensor]]:

@@ -431,3 +431,30 @@ def _with(simulate, continue_prob):
         return futures
 
     return changed
+
+
+# what takes several steps
+
+
+def test_returns_are_discounted_by_the_steps_that_have_gone_by():
+    scores = torch.tensor([[1.0, 0.0, 4.0], [0.0, 2.0, 0.0]])
+    futures = SimpleNamespace(reward=scores, continue_prob=torch.ones(2, 3))
+    critic = RewardCritic(discount=0.5)
+    assert critic.value(futures, scores).tolist() == [1 + 4 / 4, 2 / 2]
+    futures.elapsed = torch.tensor([[0, 3, 4], [0, 1, 2]])  # the first transition of row 0 took three steps
+    assert critic.value(futures, scores).tolist() == [1 + 4 / 16, 2 / 2]
+
+
+def test_a_search_discounts_a_goal_by_the_steps_that_lead_there():
+    class Slow(GridWorld):
+        """Every action takes two steps."""
+
+        def simulate(self, *args, **kwargs):
+            futures = super().simulate(*args, **kwargs)
+            futures.duration = torch.full(futures.reward.shape, 2)
+            return futures
+
+    plans = [GraphSearch().plan(world, world.root(), RewardCritic(discount=0.9)) for world in (GridWorld(), Slow())]
+    assert [len(plan) for plan in plans] == [11, 11]
+    assert plans[0].expected_return == pytest.approx(0.9**10)
+    assert plans[1].expected_return == pytest.approx(0.9**20)

@@ -35,7 +35,7 @@ class Critic:
         """What each future is worth as a whole, `(N,)`: discounted scores, each weighed by the chance to get there."""
         alive = torch.cumprod(futures.continue_prob, dim=1).roll(1, dims=1)
         alive[:, 0] = 1.0
-        return (_discounts(self.discount, scores) * alive * scores).sum(dim=1)
+        return (_discounts(self.discount, futures, scores) * alive * scores).sum(dim=1)
 
     def confirms(self, world, belief, actions: torch.Tensor) -> bool:
         """Whether a found plan, `actions` of shape `(H,)`, holds on a second look. Plain critics trust the first."""
@@ -126,7 +126,7 @@ class GoalCritic(Critic):
         return torch.stack(scores).mean(dim=0)
 
     def value(self, futures, scores: torch.Tensor) -> torch.Tensor:
-        return (_discounts(self.discount, scores) * scores).amax(dim=1)
+        return (_discounts(self.discount, futures, scores) * scores).amax(dim=1)
 
     @staticmethod
     def _matching(codes: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
@@ -173,5 +173,9 @@ def as_critic(critic) -> Critic:
     raise ValueError(f"Expected a Critic or a function futures -> (N, H) scores, got {type(critic).__name__}.")
 
 
-def _discounts(discount: float, scores: torch.Tensor) -> torch.Tensor:
-    return discount ** torch.arange(scores.shape[1], device=scores.device, dtype=torch.float32)
+def _discounts(discount: float, futures, scores: torch.Tensor) -> torch.Tensor:
+    """What a score counts for after the steps that have gone by, `(H,)` or `(N, H)`; transitions of a world that does
+    not say how long they take are of one step."""
+    elapsed = getattr(futures, "elapsed", None)
+    elapsed = torch.arange(scores.shape[1]) if elapsed is None else elapsed
+    return discount ** elapsed.to(scores.device, torch.float32)

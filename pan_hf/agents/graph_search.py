@@ -130,6 +130,7 @@ class _Successors:
     keys: list[bytes]  # of the beliefs, which fold if they are equal
     states: list[bytes]  # of what would be seen
     scores: list[float]
+    durations: list[int]  # in steps
     claims: list[bool]
     going_on: list[bool]
 
@@ -153,13 +154,14 @@ class _Search:
         self.folded_by = {} if config.key_levels is None else {"levels": config.key_levels}
         self.compared_by = compared_keys(world, config.key_levels)
         self.parents, self.actions, self.keys = [-1], [-1], [belief.keys(**self.compared_by)[0]]
+        self.elapsed = [0]  # steps from the root to each node
         self.seen = {belief.keys(**self.folded_by)[0]}
         self.best, self.best_score = 0, float("-inf")
         self.num_simulated = self.num_folded = self.num_unconfirmed = 0
 
     def run(self) -> Plan:
         frontier, nodes = self.root, [0]
-        for depth in range(self.config.max_depth):
+        for _ in range(self.config.max_depth):
             beliefs, children = [], []
             for first in range(0, len(nodes), self.config.batch_size):
                 found = self._expand(frontier, first, nodes[first : first + self.config.batch_size])
@@ -168,7 +170,8 @@ class _Search:
                 goal = self._goal(found)
                 if goal is not None:
                     row, node = goal
-                    return self._plan(node, self.critic.discount**depth * found.scores[row], reaches_goal=True)
+                    worth = self.critic.discount ** self.elapsed[self.parents[node]]
+                    return self._plan(node, worth * found.scores[row], reaches_goal=True)
                 fresh = self._fold(found)
                 if fresh:
                     beliefs.append(found.belief.select(torch.tensor(list(fresh))))
@@ -207,6 +210,7 @@ class _Search:
             keys=futures.belief.keys(**self.folded_by),
             states=futures.belief.keys(**self.compared_by),
             scores=scores[:, 0].tolist(),
+            durations=futures.duration[:, 0].tolist() if hasattr(futures, "duration") else [1] * len(moves),
             claims=self.critic.reached(futures, scores)[:, 0].tolist(),
             going_on=(futures.continue_prob[:, 0] >= 0.5).tolist(),
         )
@@ -217,7 +221,7 @@ class _Search:
         for row in sorted(claims, key=lambda row: -found.scores[row]):
             parent, action = found.edges[row]
             if (self.keys[parent], action) not in self.refuted.goals and self._confirmed(parent, action):
-                return row, self._add(parent, action, found.states[row])
+                return row, self._add(found, row)
             # The claim is dropped, the state is not: it is expanded like any other.
             self.num_unconfirmed += 1
         return None
@@ -236,7 +240,7 @@ class _Search:
             if key in self.seen:
                 self.num_folded += 1
                 continue
-            node = self._add(*found.edges[row], found.states[row])
+            node = self._add(found, row)
             if found.scores[row] > self.best_score and not found.claims[row]:  # a claim still here was not confirmed
                 self.best, self.best_score = node, found.scores[row]
             if found.going_on[row]:  # an ended state must not hide another, unended way to the same codes
@@ -244,10 +248,13 @@ class _Search:
                 fresh[row] = node
         return fresh
 
-    def _add(self, parent: int, action: int, key: bytes) -> int:
+    def _add(self, found: "_Successors", row: int) -> int:
+        """A node for one of the successors."""
+        parent, action = found.edges[row]
         self.parents.append(parent)
         self.actions.append(action)
-        self.keys.append(key)
+        self.keys.append(found.states[row])
+        self.elapsed.append(self.elapsed[parent] + found.durations[row])
         return len(self.keys) - 1
 
     def _path(self, node: int) -> list[tuple[int, bytes]]:
