@@ -359,7 +359,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
     ) -> Belief:
         """`perceive`, after growing codes for what no code describes if `learn`; the belief's `growths` say what was
         tried. Args: observation, action as for `perceive`; options as for `learn`."""
-        self._check_past(observation, action)
+        Simulator(self).check_past(observation, as_action(action))  # before anything grows
         growths = self.learn(observation, action, **options) if learn else []
         belief = self.perceive(observation, action)
         belief.growths = growths

@@ -61,7 +61,7 @@ class Simulator:
             ValueError: senses that do not fit the configuration, or frames without the actions between them.
         """
         action = as_action(action)
-        self._check_past(observation, action)
+        self.check_past(observation, action)
         model, state = self.model, self.model.encode(observation)
         steps = state.tensors()[0].shape[1]
         first = max(0, steps - model.config.context_steps)
@@ -69,7 +69,8 @@ class Simulator:
         belief = Belief(state.map(lambda t: t[:, -1]), history, model.prefix_ids(observation), None, model)
         return fill_cache(model, belief, model.table.code_tables())
 
-    def _check_past(self, observation: Mapping[str, Tensor], action: Tensor | Actions | None) -> None:
+    def check_past(self, observation: Mapping[str, Tensor], action: Tensor | Actions | None) -> None:
+        """Raises ValueError where senses do not fit the configuration, or frames come without the actions between."""
         config = self.model.config
         check_observation(config, observation, needs_prefix=True)
         rows, steps = Observation(observation, config.prefix_senses).shape
