@@ -217,15 +217,22 @@ def words():
     return PanTokenizer.from_backbone(tokenizer, Vocabulary.build(len(tokenizer), 512, {"camera.0": (8, 8)}))
 
 
-def built(trajectories, tokenizer, **options):
-    """The processor that belongs to a model built on a recording."""
+def configured(trajectories, tokenizer, **options):
+    """Senses and action of a model built on a recording."""
     senses = {}
     for name, values in trajectories.observations.items():
         feature, given = feature_of(trajectories.features[f"observation.{name}"]), options.get(name, {})
-        senses[name] = feature.make_sense(name, values, trajectories.episode, tokenizer, given).to_dict()
+        senses[name] = feature.make_sense(name, values, trajectories.episode, tokenizer, given)
     feature = feature_of(trajectories.features["action"])
     action = feature.make_action(trajectories.actions, tokenizer, options.get("action", {}))
-    return PanProcessor(tokenizer, senses=senses, action=action.to_dict())
+    return SimpleNamespace(senses=senses, action=action, context_steps=1)
+
+
+def built(trajectories, tokenizer, **options):
+    """The processor that belongs to such a model."""
+    config = configured(trajectories, tokenizer, **options)
+    senses = {name: sense.to_dict() for name, sense in config.senses.items()}
+    return PanProcessor(tokenizer, senses=senses, action=config.action.to_dict())
 
 
 def leaves(batch):
@@ -248,8 +255,7 @@ def test_a_batch_from_a_recording_is_the_processor_s_bit_for_bit(kind, words):
     }
     taken = trajectories.actions.reshape(2, 3, *trajectories.actions.shape[1:])[:, :2]
     expected = leaves(processor(observation=given, action=taken.tolist() if kind == "text" else taken))
-    senses = {name: SimpleNamespace(every_step=name != "mission") for name in observation}
-    config = SimpleNamespace(context_steps=1, senses=senses)
+    config = configured(trajectories, words)
     reader = WindowReader(trajectories, processor, SimpleNamespace(config=config, device="cpu"))
     for batch in (windows.__getitems__([0, 1]), reader.batch(np.array([0, 3]), 2)):
         for name, values in leaves(batch).items():

@@ -130,5 +130,5 @@ def usually_seen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def crop_chances(indices: list[int]) -> Tensor:
     """A number in [0, 1) for each row of a batch, `(B,)`: another when a row comes again in another batch, the same
-    when a run goes on."""
+    when a run goes on. A stream asks for its windows one by one, so there a frame keeps its crop."""
     return torch.from_numpy(np.random.default_rng(indices).random(len(indices)))

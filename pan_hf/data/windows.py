@@ -2,7 +2,8 @@
 batches for the model."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.features import feature_of
 from pan_hf.tokenization import PanProcessor
-from pan_hf.tokenization.processing_pan import PanBatch
 
 
 def read_rows(trajectories: Trajectories, processor: PanProcessor) -> tuple[dict[str, Tensor], Tensor]:
@@ -57,28 +57,28 @@ class WindowReader:
             model looks back on by default.
 
     Raises:
-        ValueError: as for `read_rows`, or `context` is below 1.
+        ValueError: the recording lacks a sense of the model, or `context` is below 1.
     """
 
-    def __init__(self, trajectories, processor, model, context: int | None = None):
+    def __init__(self, trajectories: Trajectories, processor: PanProcessor, model, context: int | None = None):
         self.trajectories, self.processor, self.model = trajectories, processor, model
         context = model.config.context_steps if context is None else context
         if context < 1:
             raise ValueError(f"`context` must be at least 1 frame, got {context}.")
         self.lead = context - 1
-        self._observation, self._actions = read_rows(trajectories, processor)
+        check_has_senses(trajectories, model.config.senses)
 
-    def batch(self, rows: np.ndarray, num_steps: int) -> PanBatch:
+    def batch(self, rows: np.ndarray, num_steps: int) -> Mapping[str, Any]:
         """`num_steps` transitions from each of `rows`, with the `lead` before them.
 
         Returns:
             What the processor gives for `lead + num_steps + 1` frames; frame `lead` is that of `rows`.
         """
         frames = rows[:, None] - self.lead + np.arange(self.lead + num_steps + 1)
-        observation = {
-            name: values[frames if self.changes(name) else frames[:, 0]] for name, values in self._observation.items()
-        }
-        return PanBatch({"observation": observation, "action": self._actions[frames[:, :-1]]}).to(self.model.device)
+        observation = {name: self._sense(name, frames) for name in self.model.config.senses}
+        taken = self.trajectories.actions[frames[:, :-1]]
+        actions = feature_of(self.model.config.action).to_processor(taken)
+        return self.processor(observation=observation, action=actions).to(self.model.device)
 
     def perceive(self, batch: dict, step: int = 0):
         """The model's belief at the true frame `step` steps after the start, with what it looks back on before it."""
@@ -86,6 +86,11 @@ class WindowReader:
         first = max(0, end - self.model.config.context_steps)
         seen = self.part(batch["observation"], slice(first, end))
         return self.model.perceive(observation=seen, action=batch["action"][:, first : end - 1])
+
+    def _sense(self, name: str, frames: np.ndarray) -> Any:
+        rows = frames if self.changes(name) else frames[:, 0]
+        feature = feature_of(self.model.config.senses[name])
+        return feature.to_processor(self.trajectories.observations[name][rows])
 
     def outcome(self, rows: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
         """Reward and end of the `step`-th action (from 1) after `rows`, on the model's device."""
