@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pan_hf.files import write_bytes
+from pan_hf.files import write_file
 from pan_hf.reporting.figures import Strip, load_strip
 
 SIDE = 320  # pixels of an enlarged frame: five times 64, so that each pixel of the model is one square
@@ -42,7 +42,7 @@ def write_film(strip: Strip, path: Path) -> Path:
     buffer = io.BytesIO()
     options = {"append_images": frames[1:], "duration": durations, "loop": 0, "lossless": True, "method": 6}
     frames[0].save(buffer, "WEBP", save_all=True, **options)
-    return write_bytes(path, buffer.getvalue())
+    return write_file(path, buffer.getvalue())
 
 
 def _frame(strip: Strip, step: int) -> Image.Image:

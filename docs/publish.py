@@ -12,10 +12,10 @@ from pathlib import Path
 
 from film import median_strip, write_film
 
+from pan_hf.files import write_file
 from pan_hf.publishing.card import FACTS, checkpoint_facts, write_card
 from pan_hf.reporting.figures import load_strip, strip_picture
 from pan_hf.reporting.readme import update_readme
-from pan_hf.reporting.results import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -35,7 +35,7 @@ def publish(run: Path, name: str) -> None:
         write_film(strip, folder / "dream.webp")
     if (run / "checkpoint").exists():
         facts = checkpoint_facts(run, model_id=f"pan-{name}") | {"name": name, "results": f"../docs/results/{name}"}
-        write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+        write_file(folder / FACTS, json.dumps(facts, indent=1) + "\n")
 
 
 def card_of(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from pan_hf.files import write_text
+from pan_hf.files import write_file
 from pan_hf.modeling.distributed_pan import broadcast_from_main
 
 MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
@@ -36,7 +36,7 @@ class Budget:
         if not is_written:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps({"max_steps": self.max_steps, "seconds": self.seconds}))
+        write_file(self.path, json.dumps({"max_steps": self.max_steps, "seconds": self.seconds}))
 
     def rate(self, step: int, warmup: int = 20) -> float:
         """Share of the peak learning rate at a step."""

@@ -4,7 +4,6 @@ and three stages in a row ask for the same."""
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pan_hf.data.trajectories import Trajectories
+from pan_hf.files import whole_file
 
 
 def encode_once(model, tensors: dict[str, Tensor], trajectories: Trajectories, folder: str | Path | None) -> dict:
@@ -26,19 +26,9 @@ def encode_once(model, tensors: dict[str, Tensor], trajectories: Trajectories, f
         return encode_all(model, tensors, latents=True)
     path = Path(folder) / f"encoded-{_digest(model, trajectories)}.safetensors"
     if not path.exists():
-        _write(path, encode_all(model, tensors, latents=True))
+        with whole_file(path) as temporary:
+            save_file(_pack(encode_all(model, tensors, latents=True)), temporary)
     return _unpack(load_file(path), model, tensors)  # mapped from the file: no copy in memory
-
-
-def _write(path: Path, encoded: dict) -> None:
-    """Writes what was encoded whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(_pack(encoded), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def forget(folder: str | Path) -> None:

@@ -22,8 +22,8 @@ import yaml
 from pan_hf.build import build
 from pan_hf.checkpoints import save_checkpoint
 from pan_hf.data.trajectories import Trajectories, load_trajectories
+from pan_hf.files import write_file
 from pan_hf.hub import on_disk
-from pan_hf.reporting.results import write_text
 from pan_hf.reporting.timing import stage_timer
 from pan_hf.training import align, merge, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce
 from pan_hf.training.arguments import Stage, arguments
@@ -145,7 +145,7 @@ def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes
     how = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(num_processes)]
     how = how if launched_with is None else ["--config_file", str(launched_with)]
     told = Path(given["output_dir"]).with_suffix(".yaml")
-    write_text(told, yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
+    write_file(told, yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
     command = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", part.script.__name__]
     subprocess.run([*command, *([part.flag] if part.flag else []), "--config", str(told)], check=True)
     final = Path(given["output_dir"]) / "final"

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from pan_hf.checkpoints import find_checkpoint
 from pan_hf.data.trajectories import load_trajectories
-from pan_hf.files import whole_folder
+from pan_hf.files import whole_folder, write_file
 from pan_hf.hub import address, on_disk
-from pan_hf.reporting.results import write_text
 from pan_hf.reporting.timing import stage_timer
 from pan_hf.training.arguments import Stage, arguments
 from pan_hf.training.code_cache import forget
@@ -75,7 +74,7 @@ def run_growing_stage(
         entry["growth"] | {key: entry[key] for key in ("gain", "step", "with", "without") if key in entry}
         for entry in attempts
     ]
-    write_text(run / "growth.json", json.dumps(growths, indent=1))
+    write_file(run / "growth.json", json.dumps(growths, indent=1))
     return publish(final, run / "checkpoint", data)
 
 
@@ -106,7 +105,7 @@ def _check_settings(path: Path, settings: dict) -> None:
             raise ValueError(f"{path.parent.parent} was begun with other settings ({told}); use another run folder.")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(settings, indent=1))
+    write_file(path, json.dumps(settings, indent=1))
 
 
 def publish(current: Path, checkpoint: Path, data: Path) -> Path:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
 
 from pan_hf.data.trajectories import Trajectories
-from pan_hf.files import write_text
+from pan_hf.files import write_file
 from pan_hf.modeling import PanModel
 from pan_hf.reporting.tracking import RolloutImages, check_trackers
 from pan_hf.tokenization import PanProcessor
@@ -87,7 +87,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         stage.calibrate(trained, data.dataset)
         for parameter in trained.parameters():
             parameter.requires_grad_(True)
-        write_text(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
+        write_file(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
         trained_on = {TRAINING_DATA: json.dumps(training_data(args, *data.trained_on()), indent=1)}
         stage.save(final, trained, processor, trained_on)
         for checkpoint in folder.glob("checkpoint-*"):

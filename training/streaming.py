@@ -27,7 +27,7 @@ from torch.utils.data import Dataset, IterableDataset
 from pan_hf.data.episodes import episode_files
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.data.windows import read_rows
-from pan_hf.files import write_text
+from pan_hf.files import write_file
 from pan_hf.training.sampling import (
     Weighing,
     change_weights,
@@ -247,4 +247,4 @@ def as_they_are(model):
 
 def write_state(folder: Path, stream: WindowStream, drawn: int) -> None:
     """Writes where a stream was into a checkpoint."""
-    write_text(folder / STATE, json.dumps(stream.state_at(drawn)))
+    write_file(folder / STATE, json.dumps(stream.state_at(drawn)))

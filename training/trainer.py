@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from pan_hf.files import write_text
+from pan_hf.files import write_file
 from pan_hf.training.arguments import COMPLETE
 from pan_hf.training.budget import Budget, BudgetCallback
 from pan_hf.training.distributed import (
@@ -196,7 +196,7 @@ class PanTrainer(Trainer):
                 write_state(saved, self.train_dataset, self.state.global_step * windows_a_step)
             if self.average is not None:
                 self.average.save(saved)
-            write_text(saved / COMPLETE, "")
+            write_file(saved / COMPLETE, "")
             best = Path(self.state.best_model_checkpoint or saved)
             for other in set(folder.glob("checkpoint-*")) - {saved, best}:
                 shutil.rmtree(other)

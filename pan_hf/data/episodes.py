@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pan_hf.features import feature_of, is_reserved
-from pan_hf.files import write_whole
+from pan_hf.files import write_file
 from pan_hf.hub import address, on_disk
 
 FORMAT = "pan-trajectories"
@@ -106,12 +106,12 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Writes a table to a parquet file that appears whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_statistics=False)
-    write_whole(path, sink.getvalue())
+    write_file(path, sink.getvalue())
 
 
 def write_info(root: Path, info: dict) -> None:
     """Writes `meta/info.json`."""
-    write_whole(root / "meta" / "info.json", (json.dumps(info, indent=2, allow_nan=False) + "\n").encode())
+    write_file(root / "meta" / "info.json", (json.dumps(info, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_info(root: str | Path) -> dict:

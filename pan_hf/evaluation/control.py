@@ -39,8 +39,8 @@ from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_fo
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.features import feature_class, feature_of
-from pan_hf.files import write_bytes
-from pan_hf.reporting.results import Record, mean_stderr, record, wilson, write_records, write_text
+from pan_hf.files import write_file
+from pan_hf.reporting.results import Record, mean_stderr, record, wilson, write_records
 from pan_hf.reporting.strips import shown_senses
 from pan_hf.specs import load_callable
 
@@ -390,14 +390,14 @@ def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
         imagined, carried_out = imagine_episode(model, processor, trace, shown[0])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, imagined=imagined, carried_out=carried_out)
-        write_bytes(path, buffer.getvalue())
+        write_file(path, buffer.getvalue())
         about = {
             "title": f"{trial.environment}: {trial.label.replace('_', ' ')}, first {ending}",
             "environment": trial.environment,
             "success": success,
             "actions": [action.label(value) for value in trace.actions[: len(carried_out) - 1]],
         }
-        write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+        write_file(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
         written.append(path)
     return written
 

@@ -18,11 +18,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pan_hf.features import feature_class
+from pan_hf.files import write_file
 from pan_hf.hub import address, hub_id
 from pan_hf.reporting.figures import CURVE_METRICS, series_name
 from pan_hf.reporting.readme import origins as origin_lines
 from pan_hf.reporting.report import by_environment, origins, read_results, success_interval, template, timing_table
-from pan_hf.reporting.results import Record, write_text
+from pan_hf.reporting.results import Record
 from pan_hf.reporting.tables import format_value, metric_label, seeds_text, select, table, unit_of
 
 FACTS = "checkpoint.json"
@@ -59,7 +60,7 @@ def write_card(run_dir: str | os.PathLike, path: str | os.PathLike | None = None
     run = Path(run_dir)
     if not run.is_dir():
         raise NotADirectoryError(f"{run} is not a run folder. Give the folder that `pan train` wrote.")
-    return write_text(path or run / "checkpoint" / "README.md", card_text(checkpoint_facts(run, **told), run))
+    return write_file(path or run / "checkpoint" / "README.md", card_text(checkpoint_facts(run, **told), run))
 
 
 def checkpoint_facts(

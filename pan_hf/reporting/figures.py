@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from pan_hf.files import write_bytes
+from pan_hf.files import write_file
 from pan_hf.metrics import EXACT_TOLERANCE
 from pan_hf.modeling.effort_pan import TASKS
 from pan_hf.reporting.results import Record
@@ -160,7 +160,7 @@ def strip_picture(strip: Strip, path: str | os.PathLike, cell: int = 96) -> Path
         for step, frame in enumerate(frames):
             enlarged = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(enlarged, (margin + step * (width + gap), y))
-    return write_bytes(path, _image_bytes(picture, "PNG"))
+    return write_file(path, _image_bytes(picture, "PNG"))
 
 
 # -------------------------------------------------------------------------------------------------------------- films
@@ -288,7 +288,7 @@ def horizon_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
     suffix = Path(path).suffix.lstrip(".") or "png"
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, dpi=120)
-    return write_bytes(path, buffer.getvalue())
+    return write_file(path, buffer.getvalue())
 
 
 def cost_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
@@ -326,7 +326,7 @@ def cost_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
     _legend(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=120)
-    return write_bytes(path, buffer.getvalue())
+    return write_file(path, buffer.getvalue())
 
 
 def curve_svg(records: Sequence[Record], metric: str, environment: str) -> str:

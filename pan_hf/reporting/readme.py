@@ -22,7 +22,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pan_hf.reporting.results import FIELDS, Record, read_records, write_text
+from pan_hf.files import write_file
+from pan_hf.reporting.results import FIELDS, Record, read_records
 from pan_hf.reporting.tables import distinct_origins, format_value, select, table
 
 _BLOCK = re.compile(r"(<!-- results:(?P<spec>[^>]*?) -->)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
@@ -51,7 +52,7 @@ def update_readme(readme_path: str | os.PathLike, run_dirs: Iterable[str | os.Pa
     before = path.read_text(encoding="utf-8")
     after = _generate(before, _by_name(run_dirs))
     if after != before:
-        write_text(path, after)
+        write_file(path, after)
     return after != before
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pan_hf.files import write_file
 from pan_hf.metrics import EXACT_TOLERANCE
 from pan_hf.reporting.figures import (
     CURVE_METRICS,
@@ -36,7 +37,7 @@ from pan_hf.reporting.figures import (
     row_png,
     series_name,
 )
-from pan_hf.reporting.results import Record, read_records, wilson, write_text
+from pan_hf.reporting.results import Record, read_records, wilson
 from pan_hf.reporting.tables import distinct_origins, format_value, metric_label, pivot, seeds_text, select
 
 # result file -> the command that writes it; None for what only some runs have
@@ -80,7 +81,7 @@ def write_report(run_dir: str | os.PathLike, path: str | os.PathLike | None = No
         timing=timing_table(records["timing"]),
         origins=[(f"{name}.json", origin) for name, entries in records.items() for origin in origins(entries)],
     )
-    return write_text(path or run / "report.html", content)
+    return write_file(path or run / "report.html", content)
 
 
 def read_results(run: Path) -> dict[str, list[Record]]:

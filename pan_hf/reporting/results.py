@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from pan_hf.files import write_bytes
+from pan_hf.files import write_file
 
 MISSING = "–"
 
@@ -167,7 +167,7 @@ def write_records(path: str | os.PathLike, records: Iterable[Record]) -> Path:
     for entry in records:
         row = asdict(entry) | {"value": _finite(entry.value), "stderr": _finite(entry.stderr)}
         lines.append(json.dumps(row, sort_keys=True, allow_nan=False, ensure_ascii=False))
-    return write_text(path, "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
+    return write_file(path, "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
 
 
 def read_records(path: str | os.PathLike) -> list[Record]:
@@ -189,11 +189,6 @@ def read_records(path: str | os.PathLike) -> list[Record]:
             got = sorted(row) if isinstance(row, dict) else row
             raise ValueError(f"{path}: entry {index} has {got}, expected exactly the fields {sorted(FIELDS)}.")
     return [Record(**(row | {"value": math.nan if row["value"] is None else row["value"]})) for row in rows]
-
-
-def write_text(path: str | os.PathLike, text: str) -> Path:
-    """`write_bytes` of UTF-8."""
-    return write_bytes(path, text.encode("utf-8"))
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,7 +1,6 @@
 """Strips of imagined against real frames for the report, chosen by rank of error and never by eye."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import numpy as np
 import torch
 
 from pan_hf.features import feature_class, feature_of
+from pan_hf.files import whole_file, write_file
 from pan_hf.images import to_rgb
 from pan_hf.modeling.effort_pan import Effort
-from pan_hf.reporting.results import write_text
 
 MAPPED_TASKS = ("planning", "pixels")  # of which the report shows what the switch spends
 
@@ -124,13 +123,8 @@ def _rank_words(rank: str, count: int) -> str:
 
 
 def _write(stem: Path, pictures: dict[str, np.ndarray], about: dict) -> Path:
-    stem.parent.mkdir(parents=True, exist_ok=True)
     path = stem.with_name(stem.name + ".npz")
-    temporary = stem.with_name(f".{stem.name}.{os.getpid()}.tmp.npz")
-    try:
-        np.savez_compressed(temporary, **pictures)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_text(stem.with_name(stem.name + ".json"), json.dumps(about, indent=2) + "\n")
+    with whole_file(path) as temporary, open(temporary, "wb") as file:  # savez adds a suffix to a name, not to a file
+        np.savez_compressed(file, **pictures)
+    write_file(stem.with_name(stem.name + ".json"), json.dumps(about, indent=2) + "\n")
     return path

@@ -1,0 +1,84 @@
+"""What commands and functions say while they work: one line on stderr for each thing that takes time.
+
+In a terminal the line is written over itself. In a file or a pipe it is written every ten seconds, and at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from transformers.utils import logging as transformers_logging
+
+Item = TypeVar("Item")
+
+IN_A_TERMINAL, ELSEWHERE = 0.2, 10.0  # seconds between two writes of a line
+
+
+class Progress:
+    """How far a task is: `task: 12 of 40 unit, 3.1 a second, note`.
+
+    Args:
+        task (`str`): what is done, as in "recording".
+        total (`int`): of how many it is done.
+        unit (`str`): what is counted, in the plural.
+        is_shown (`bool`): nothing is written otherwise.
+        done (`int`): what was done before.
+    """
+
+    def __init__(self, task: str, total: int, unit: str, is_shown: bool = True, done: int = 0):
+        self.task, self.total, self.unit, self.is_shown = task, total, unit, is_shown
+        self.first = self.done = done
+        self.note = ""
+        self.begun = self.written = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def update(self, done: int, note: str | None = None) -> None:
+        """Says how many are done, and what else is worth a word; writes it when it is time to."""
+        self.done, self.note = done, self.note if note is None else note
+        if time.monotonic() - self.written >= (IN_A_TERMINAL if sys.stderr.isatty() else ELSEWHERE):
+            self._write("\r" if sys.stderr.isatty() else "\n")
+
+    def close(self) -> None:
+        """Writes the line for the last time."""
+        self._write("\n")
+
+    def _write(self, end: str) -> None:
+        if not self.is_shown:
+            return
+        self.written = time.monotonic()
+        rate = (self.done - self.first) / max(self.written - self.begun, 1e-9)
+        line = f"{self.task}: {self.done} of {self.total} {self.unit}, {rate:.3g} a second"
+        line += f", {self.note}" if self.note else ""
+        if sys.stderr.isatty():
+            line = f"{line[: shutil.get_terminal_size().columns - 1]}\x1b[K"  # and clear what was longer before
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
+def track(items: Collection[Item], task: str, unit: str, is_shown: bool = True) -> Iterator[Item]:
+    """The items, with a line that counts them."""
+    with Progress(task, len(items), unit, is_shown) as progress:
+        for number, item in enumerate(items, start=1):
+            yield item
+            progress.update(number)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Transformers shows no bar inside: reading or writing a checkpoint takes a moment, and has no line of its own."""
+    is_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_on:
+            transformers_logging.enable_progress_bar()
