@@ -59,7 +59,7 @@ clean:
 # torch goes first: pip then keeps this build instead of choosing one for us.
 .venv/.installed: pyproject.toml | .venv/bin/python
 	$(PIP) install "$(TORCH)"
-	$(PIP) install -e ".[envs,agent]"
+	$(PIP) install -e ".[all]"
 	touch $@
 
 .venv/.installed-dev: pyproject.toml | .venv/.installed

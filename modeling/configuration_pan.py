@@ -5,10 +5,10 @@ checkpoint needs to be rebuilt is here, the table of vocabulary segments include
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from packaging.version import Version
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -320,12 +320,16 @@ class PanConfig(PreTrainedConfig):
 
 def newer_version(written_by: str) -> str:
     """What to do about a checkpoint that a newer version wrote, as a sentence; empty for one that none did."""
-    if Version(written_by) <= Version(VERSION):
+    if _release(written_by) <= _release(VERSION):
         return ""
     return (
         f" It was written by pan_hf {written_by}, and this is {VERSION}: update pan_hf, or load it with "
         "trust_remote_code=True where pan_hf is not imported, which runs the code it came with."
     )
+
+
+def _release(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def own_names() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from pan_hf.console import without_bars
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.deprecated import old_names
 from pan_hf.features import feature_of
@@ -26,6 +27,7 @@ PRESETS = {
 }
 
 
+@without_bars()
 def build(
     trajectories: Trajectories,
     backbone: str = "tiny",

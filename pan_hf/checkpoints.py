@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pan_hf.console import without_bars
 from pan_hf.files import whole_folder
 from pan_hf.hub import hub_id, on_disk
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
 
 
+@without_bars()
 def save_checkpoint(
     folder: str | Path, model: PanModel, processor: PanProcessor, files: dict[str, str] | None = None
 ) -> None:
@@ -112,6 +114,7 @@ def trained_fingerprints(checkpoint: Path) -> set[str]:
         ) from error
 
 
+@without_bars()
 def load(path: str | Path) -> tuple[PanModel, PanProcessor]:
     """Model and processor of a run or checkpoint, or of its Hub id, attached to one another; an adapter is
     merged into its base.

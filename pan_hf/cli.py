@@ -21,14 +21,16 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cyclopts import App, Parameter, Token
-from cyclopts.argument import ArgumentCollection
-from rich.console import Console
-from rich.text import Text
-
 from pan_hf import __path__ as roots
 from pan_hf import __version__
+from pan_hf.extras import extra
 from pan_hf.specs import literal
+
+with extra("cli", "The command `pan`"):
+    from cyclopts import App, Parameter, Token
+    from cyclopts.argument import ArgumentCollection
+    from rich.console import Console
+    from rich.text import Text
 
 RUN = Path("runs/default")
 Run = Annotated[Path, Parameter(help="folder of the run: a command finds there what it needs, and writes there.")]

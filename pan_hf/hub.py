@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import httpx2
 from huggingface_hub import HfApi, HfUri, parse_hf_uri, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -30,6 +29,8 @@ from huggingface_hub.errors import (
 )
 
 Answer = TypeVar("Answer")
+# what huggingface_hub's client raises, without naming which client that is
+_HTTPError, _ = HfHubHTTPError.__bases__
 
 WAITS = (1.0, 4.0)  # seconds before the second and the third attempt
 _PASSING = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # what another attempt can mend; 409, 412: another's commit
@@ -127,7 +128,7 @@ def patiently(task: str, work: Callable[[], Answer]) -> Answer:
 
 def _reason(error: Exception) -> Exception | None:
     """What went wrong between here and the Hub; None where something else did."""
-    asking = (httpx2.HTTPError, OfflineModeIsEnabled, json.JSONDecodeError)
+    asking = (_HTTPError, OfflineModeIsEnabled, json.JSONDecodeError)
     cause: BaseException | None = error
     while cause is not None:  # huggingface_hub wraps some: in RuntimeError (uploads), FileNotFoundError (downloads)
         if isinstance(cause, asking):
@@ -144,7 +145,11 @@ def _status(error: Exception) -> int | None:
 def _is_passing(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return _status(error) in _PASSING
-    return not isinstance(error, (httpx2.ConnectError, OfflineModeIsEnabled, LocalEntryNotFoundError))
+    return not isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)) and not _is_unreachable(error)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    return type(error).__name__ == "ConnectError"
 
 
 def _short(error: Exception) -> str:
@@ -175,6 +180,6 @@ def _advice(error: Exception) -> str:
         return "HF_HUB_OFFLINE is set; unset it to reach the Hub."
     if isinstance(error, json.JSONDecodeError):
         return "The answer is not a Hub's; check HF_ENDPOINT, and proxies on the way."
-    if isinstance(error, httpx2.ConnectError):
+    if _is_unreachable(error):
         return f"It cannot be reached ({said}). Check the network and HF_ENDPOINT; nothing here was changed."
     return f"The connection broke off ({said}). Run the same again: what arrived is not sent twice."

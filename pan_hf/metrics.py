@@ -15,7 +15,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+
+from pan_hf.extras import extra
 
 MSE_FLOOR = 1e-10
 """Smallest mean squared error told apart from zero, for pixels in [0, 1]: 100 dB."""
@@ -193,6 +194,8 @@ def ssim(predicted: Tensor, true: Tensor) -> tuple[str, Tensor] | None:
     """Mean over windows of torchmetrics' SSIM of uint8 frames; `None` for frames below `MIN_SSIM_SIDE` pixels."""
     if min(true.shape[-2:]) < MIN_SSIM_SIDE:
         return None
+    with extra("report", "SSIM"):
+        from torchmetrics.functional.image import structural_similarity_index_measure
     # As channels of one picture the frames take a third of the time on a CPU; SSIM sees each channel by itself.
     one, other = (_unit(frames).flatten(0, 1).unsqueeze(0) for frames in (predicted, true))
     _, everywhere = structural_similarity_index_measure(one, other, data_range=1.0, return_full_image=True)

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.table import Table
 
 from pan_hf.checkpoints import find_checkpoint, load, results_folder
+from pan_hf.console import without_bars
+from pan_hf.extras import extra
 from pan_hf.files import whole_folder
 from pan_hf.hub import hub_id
 from pan_hf.modeling import PanModel
@@ -25,6 +26,9 @@ from pan_hf.modeling.image_codec_pan import as_bytes
 from pan_hf.modeling.learning_pan import UNUSED
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization import PanProcessor
+
+with extra("cli", "A table of the vocabulary"):
+    from rich.table import Table
 
 NEWEST = 12  # births in the list
 TILE, COLUMNS = 36, 16  # of the picture: pixels of a tile, tiles a row
@@ -123,6 +127,7 @@ def show(path: str | Path, output: str | Path | None = None) -> tuple[list[Table
     return tables(model, processor), target
 
 
+@without_bars()
 def double(path: str | Path, segments: Iterable[str], output: str | Path | None = None) -> Path:
     """Doubles the rows of segments in a checkpoint; its tokens keep their ids, its predictions stay as they were.
 

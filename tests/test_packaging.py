@@ -220,4 +220,103 @@ def test_the_linter_refuses_imports_upwards_and_in_circles(wheel, tmp_path, file
 def test_every_dependency_has_a_lower_bound():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for group in project["optional-dependencies"].values() for name in group]
-    assert [name for name in project["dependencies"] + extras if ">=" not in name] == ["pan_hf[agent,data,envs]"]
+    assert [name for name in project["dependencies"] + extras if ">=" not in name] == [
+        "pan_hf[cli,data,envs,report]",
+        "pan_hf[all]",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- dependencies
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# distributions whose module has another name
+MODULES = {"pillow": "PIL", "pyyaml": "yaml", "gym-pusht": "gym_pusht"}
+
+
+def modules_of(requirements: list[str]) -> set[str]:
+    names = (re.match(r"[\w.-]+", requirement)[0] for requirement in requirements)
+    return {MODULES.get(name, name.replace("-", "_")) for name in names}
+
+
+CORE = modules_of(PROJECT["dependencies"])
+EXTRAS = {name: modules_of(group) - {"pan_hf"} for name, group in PROJECT["optional-dependencies"].items()}
+
+
+def test_the_core_has_at_most_12_dependencies_and_all_has_the_rest_but_what_few_ask_for():
+    assert len(CORE) == len(PROJECT["dependencies"]) <= 12
+    (everything,) = PROJECT["optional-dependencies"]["all"]
+    assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == set(EXTRAS) - {
+        "agent",
+        "all",
+        "dev",
+        "quantize",
+        "tracking",
+    }
+
+
+@pytest.mark.slow
+def test_whatever_is_imported_is_declared_and_travels_only_with_the_core():
+    for folder in FOLDERS:
+        for file in sources(folder):
+            known = CORE if folder in TRAVELLING else CORE.union(*(EXTRAS[name] for name in EXTRAS if name != "dev"))
+            for line, module, first in imports(file):
+                is_known = not first or first in known or first == "pan_hf" or first in sys.stdlib_module_names
+                assert is_known, f"{file}:{line} imports {module}, which pyproject.toml does not name"
+
+
+# With everything but the core blocked: loads a model, imagines and plans; then tells what the uses of extras say.
+CORE_ALONE = """
+import importlib, json, sys
+blocked, uses = json.loads(sys.argv[2]), json.loads(sys.argv[3])
+sys.modules |= dict.fromkeys(blocked)
+import pan_hf
+from transformers import AutoModel, AutoProcessor
+from old_data import ask, observation
+model, processor = AutoModel.from_pretrained(sys.argv[1]).eval(), AutoProcessor.from_pretrained(sys.argv[1])
+assert type(model) is pan_hf.PanModel
+processor.attach(model)
+assert ask("model", model, processor)["exact"]
+belief = model.perceive(**processor(observation=observation(list(model.config.senses), 2), action=[[1]]))
+assert len(pan_hf.CEM(num_samples=4, horizon=2, num_iterations=1).plan(model, belief, pan_hf.RewardCritic())) <= 2
+told = []
+for use in uses:
+    try:
+        exec(use)
+        told.append("nothing")
+    except ImportError as error:
+        told.append(str(error))
+print(json.dumps(told))
+"""
+USES = {
+    "import pan_hf.cli": ("cyclopts", "cli"),
+    "import pan_hf.vocabulary": ("rich", "cli"),
+    "from pan_hf.training.arguments import read_config; read_config('run.yaml')": ("yaml", "cli"),
+    "import pan_hf.reporting.figures": ("matplotlib", "report"),
+    "sys.modules.pop('matplotlib'); import pan_hf.reporting.report": ("jinja2", "report"),
+    "import pan_hf.reporting.timing": ("psutil", "report"),
+    "from pan_hf.metrics import ssim; ssim(*[pan_hf.metrics.torch.zeros(1, 3, 16, 16)] * 2)": (
+        "torchmetrics",
+        "report",
+    ),
+    "from pan_hf import RecordTrajectories": ("gymnasium", "envs"),
+    "import pan_hf.envs.minigrid_rooms": ("minigrid", "envs"),
+    "from pan_hf.data.importing.frames import frame_rate; frame_rate('a.mp4')": ("av", "data"),
+    "from pan_hf.reporting.tracking import check_trackers; check_trackers(['trackio'])": ("trackio", "tracking"),
+}
+
+
+@pytest.mark.slow
+def test_the_core_alone_imagines_and_plans_and_what_lacks_says_what_to_install():
+    """What libraries of the core bring with them (yaml, psutil, rich) is blocked when pan_hf uses it, not before."""
+    shared = {"yaml", "psutil", "rich"}
+    blocked = set().union(*EXTRAS.values()) - CORE - shared - EXTRAS["dev"]
+    command = [sys.executable, "-c", CORE_ALONE, str(ROOT / "tests/data/old/model"), json.dumps(sorted(blocked))]
+    uses = {use: lacks for use, lacks in USES.items() if lacks[0] not in shared}
+    uses |= {f"sys.modules[{lacks[0]!r}] = None; {use}": lacks for use, lacks in USES.items() if lacks[0] in shared}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        [*command, json.dumps(list(uses))], env=environment, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for (module, extra), told in zip(uses.values(), json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert f"needs {module}: pip install 'pan_hf[{extra}]'" in told

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.utils.data import Dataset
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
 from pan_hf.checkpoints import save_checkpoint
+from pan_hf.extras import extra
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.configuration_pan import check_loss_weights
 from pan_hf.tokenization import PanProcessor
@@ -95,6 +95,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ValueError: it is no YAML, or no mapping of names to values.
     """
     path = _recipe(path)
+    with extra("cli", "A file of settings"):
+        import yaml
     try:
         told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -17,11 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from pan_hf.build import build
 from pan_hf.checkpoints import save_checkpoint
 from pan_hf.data.trajectories import Trajectories, load_trajectories
+from pan_hf.extras import extra
 from pan_hf.files import write_file
 from pan_hf.hub import on_disk
 from pan_hf.reporting.timing import stage_timer
@@ -145,6 +144,8 @@ def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes
     how = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(num_processes)]
     how = how if launched_with is None else ["--config_file", str(launched_with)]
     told = Path(given["output_dir"]).with_suffix(".yaml")
+    with extra("cli", "A run of several processes"):
+        import yaml
     write_file(told, yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
     command = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", part.script.__name__]
     subprocess.run([*command, *([part.flag] if part.flag else []), "--config", str(told)], check=True)

@@ -13,9 +13,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
 
+from pan_hf.console import Progress, without_bars
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.files import write_file
 from pan_hf.modeling import PanModel
@@ -40,6 +40,7 @@ def main(stage: Stage, **variants: Stage) -> None:
         sys.exit(str(interruption) or "Interrupted.")
 
 
+@without_bars()
 def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = None) -> Path:
     """Runs a stage to its end and returns its `final` folder; a finished one returns at once.
 
@@ -126,7 +127,7 @@ def _trainer(stage: Stage, args, model, processor, data: StageData) -> PanTraine
     for callback in [*stage.callbacks(model, data.dataset, args), *_watching(args, data)]:
         trainer.add_callback(callback)
     if args.progress:
-        trainer.add_callback(ProgressBar(stage.name))
+        trainer.add_callback(ProgressLine(stage.name))
     return trainer
 
 
@@ -140,28 +141,27 @@ def _watching(args: StageArguments, data: StageData) -> list[TrainerCallback]:
     return found
 
 
-class ProgressBar(TrainerCallback):
-    """One line a stage: steps, loss, time left."""
+class ProgressLine(TrainerCallback):
+    """One line a stage: steps and loss."""
 
     def __init__(self, name: str):
         self.name = name
 
     def on_train_begin(self, args, state, control, **kwargs):
         is_shown = state.is_world_process_zero
-        self.bar = tqdm(total=state.max_steps, desc=self.name, unit="step", disable=not is_shown, mininterval=5)
-        self.bar.update(state.global_step)
+        self.line = Progress(f"training {self.name}", state.max_steps, "steps", is_shown, state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.bar.total = state.max_steps
-        self.bar.update(state.global_step - self.bar.n)
+        self.line.total = state.max_steps
+        self.line.update(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+            self.line.note = f"loss {float(logs['loss']):.4g}"
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.bar.total = state.global_step
-        self.bar.close()
+        self.line.total = state.global_step
+        self.line.close()
 
 
 def training_data(args: StageArguments, fingerprints: list[str], environments: list[str]) -> dict:

@@ -9,7 +9,6 @@ are.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pan_hf.console import track
 from pan_hf.data.episodes import (
     SPLITS,
     UNKNOWN_SEED,
@@ -116,13 +116,11 @@ def mirror(
 
 
 def _write(root: Path, output: Path, info: dict, mirrors: list[Mirror], progress: bool) -> None:
-    from tqdm.auto import tqdm
-
     files = {split: episode_files(root, split) for split in SPLITS}
     beyond = 1 + max(index for each in files.values() for index in each)
     schema, settings = episode_schema(info["features"]), info["source"]
     for split, paths in files.items():
-        for index, path in tqdm(paths.items(), split, disable=not progress, unit="episode", file=sys.stderr):
+        for index, path in track(paths.items(), f"mirroring for {split}", "episodes", progress):
             episodes = [read_episode(path, index, info["features"])]
             if split == "train":
                 order = np.random.default_rng([settings["seed"], index]).permutation(len(mirrors))

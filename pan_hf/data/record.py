@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pan_hf.console import Progress
 from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary, write_info
 from pan_hf.data.info import new_info, write_counted
 from pan_hf.data.recorder import RecordingJob, Stream, call_in_fork, is_forked, record_streams, recording_processes
@@ -323,7 +322,7 @@ def _remove_surplus(root: Path, streams: list[Stream]) -> None:
 
 @contextmanager
 def _shown_progress(streams: list[Stream], is_shown: bool) -> Iterator[Callable[[], None]]:
-    """A bar in a terminal, and a line every ten seconds elsewhere; yields what is to be called after every episode."""
+    """A line that counts frames, or episodes where those were asked for; yields what is to be called after each."""
     by_frames = any(stream.frames for stream in streams)
 
     def counted() -> int:
@@ -332,37 +331,5 @@ def _shown_progress(streams: list[Stream], is_shown: bool) -> Iterator[Callable[
         return sum(min(len(stream.rows), stream.episodes) for stream in streams)
 
     total = sum(stream.frames if by_frames else stream.episodes for stream in streams)
-    unit = "frames" if by_frames else "episodes"
-    if not is_shown:
-        yield lambda: None
-    elif sys.stderr.isatty():
-        with _bar(total, unit, counted) as report:
-            yield report
-    else:
-        yield _printer(total, unit, counted)
-
-
-@contextmanager
-def _bar(total: int, unit: str, counted: Callable[[], int]) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("recording", total=total, completed=counted())
-        yield lambda: bar.update(task, completed=counted())
-
-
-def _printer(total: int, unit: str, counted: Callable[[], int], seconds: float = 10.0) -> Callable[[], None]:
-    begun, before = time.monotonic(), counted()
-    printed = begun
-
-    def report() -> None:
-        nonlocal printed
-        now, done = time.monotonic(), counted()
-        if done >= total or now - printed >= seconds:
-            printed = now
-            rate = (done - before) / (now - begun)
-            print(f"recording: {done} of {total} {unit}, {rate:.0f} a second", file=sys.stderr, flush=True)
-
-    return report
+    with Progress("recording", total, "frames" if by_frames else "episodes", is_shown, counted()) as line:
+        yield lambda: line.update(counted())

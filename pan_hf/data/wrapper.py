@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-import gymnasium
-
 from pan_hf.data.episodes import (
     SPLITS,
     UNKNOWN_SEED,
@@ -32,7 +30,11 @@ from pan_hf.data.episodes import (
 )
 from pan_hf.data.info import Extremes, bounded, is_test_episode, joined, new_info
 from pan_hf.envs.environment import SenseEnvironment, spec_entry
+from pan_hf.extras import extra
 from pan_hf.features import task_of
+
+with extra("envs", "RecordTrajectories"):
+    import gymnasium
 
 
 class RecordTrajectories(gymnasium.Wrapper):

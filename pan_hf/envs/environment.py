@@ -21,17 +21,14 @@ from typing import Any
 import numpy as np
 
 from pan_hf.envs.spaces import action_form_of, leaves, sense_name, senses_of
+from pan_hf.extras import extra
 from pan_hf.features import ImageFeature, feature_of
 from pan_hf.images import fit
 from pan_hf.specs import import_object, literal, parse_spec
 
-try:
+with extra("envs", "An environment"):
     import gymnasium
     from gymnasium import spaces
-except ImportError as error:
-    raise ImportError(
-        "pan_hf.envs.environment needs gymnasium, which is not installed: pip install 'pan_hf[envs]'"
-    ) from error
 
 # Environments that are registered by a module that their id does not name.
 _PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py"}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-try:
+from pan_hf.extras import extra
+
+with extra("envs", "A world of MiniGrid"):
+    from minigrid.core.constants import COLOR_NAMES
     from minigrid.core.grid import Grid
     from minigrid.core.mission import MissionSpace
-    from minigrid.core.world_object import Goal
+    from minigrid.core.world_object import Ball, Box, Goal, Key
     from minigrid.minigrid_env import MiniGridEnv
-except ImportError as error:
-    raise ImportError("pan_hf/FourRooms-8x8-v0 needs minigrid: pip install 'pan_hf[envs]'") from error
 
 
 class FourRoomsEnv(MiniGridEnv):
@@ -48,15 +49,6 @@ class FourRoomsEnv(MiniGridEnv):
 
 # ---- `pan_hf/Scattered-8x8-v0`: a room with things in it. Imported when one is made, since minigrid is optional.
 
-
-try:
-    from minigrid.core.constants import COLOR_NAMES
-    from minigrid.core.grid import Grid
-    from minigrid.core.mission import MissionSpace
-    from minigrid.core.world_object import Ball, Box, Goal, Key
-    from minigrid.minigrid_env import MiniGridEnv
-except ImportError as error:
-    raise ImportError("pan_hf/Scattered-8x8-v0 needs minigrid: pip install 'pan_hf[envs]'") from error
 
 KINDS = {"ball": Ball, "box": Box, "key": Key}
 

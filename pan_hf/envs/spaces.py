@@ -10,14 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pan_hf.extras import extra
 from pan_hf.features import ActionForm, Feature, Form, View, check_sense_name, kinds
 
-try:
+with extra("envs", "A space"):
     from gymnasium import spaces
-except ImportError as error:
-    raise ImportError(
-        "pan_hf.envs.spaces needs gymnasium, which is not installed: pip install 'pan_hf[envs]'"
-    ) from error
 
 
 @dataclass(frozen=True)

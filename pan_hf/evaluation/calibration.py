@@ -32,9 +32,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder
+from pan_hf.console import track
 from pan_hf.data.episodes import read_info
 from pan_hf.data.windows import WindowReader
 from pan_hf.envs.environment import make_environment
@@ -270,7 +270,7 @@ def sample_futures(
     readable = is_recognised(states) & ((agents(states) > 0).sum((1, 2)) == 1)
     rows, states = rows[readable], states[readable]
     starts, at_once = [], max(1, batch_size // num_samples)
-    for first in track(range(0, len(rows), at_once), "sampling futures", disable=not progress, transient=True):
+    for first in track(range(0, len(rows), at_once), "sampling futures", "batches", progress):
         chosen = slice(first, first + at_once)
         imagined = _imagine(reader, world, image, rows[chosen], num_samples, temperature, seed + first)
         for row, state, sampled in zip(rows[chosen].tolist(), states[chosen], imagined, strict=True):

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pan_hf.agents.agent import PanAgent, perceive
 from pan_hf.agents.critics import RewardCritic
 from pan_hf.agents.registry import comparing, make_planners
 from pan_hf.agents.world import AtEffort, within
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
+from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.features import feature_class, feature_of
@@ -311,21 +311,21 @@ def run_trials(trials: list[_Trial], seeds: list[int], time_limit: float | None,
     """Plays until each trial has had every seed, or the time is up and each has had one; next is the trial that took
     least time so far."""
     start = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[result]}"), disable=not progress) as bars:
-        names = [f"{trial.environment} {trial.model}" for trial in trials]
-        tasks = [bars.add_task(name, total=len(seeds), result="") for name in names]
+    with Progress("planning", len(seeds) * len(trials), "episodes", progress) as line:
         while pending := [index for index, trial in enumerate(trials) if len(trial.outcomes) < len(seeds)]:
             is_late = time_limit is not None and time.perf_counter() - start >= time_limit
             if is_late and all(trial.outcomes for trial in trials):
-                if progress:
-                    bars.console.print(f"the time limit of {time_limit:g} s is reached; what was played is written")
+                line.update(line.done, f"the time limit of {time_limit:g} s is reached; what was played is written")
                 break
             index = min(pending, key=lambda index: trials[index].seconds)
             trial = trials[index]
             trial.play(seeds[len(trial.outcomes)])
-            won = sum(outcome.success for outcome in trial.outcomes)
-            bars.update(tasks[index], advance=1, result=f"{won / len(trial.outcomes):.0%} reached the goal")
+            line.update(line.done + 1, ", ".join(map(_success_so_far, trials)))
+
+
+def _success_so_far(trial: _Trial) -> str:
+    won = sum(outcome.success for outcome in trial.outcomes)
+    return f"{trial.model} {won} of {len(trial.outcomes)}"
 
 
 def trial_records(trial: _Trial) -> list[Record]:

@@ -41,12 +41,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from pan_hf import metrics
 from pan_hf.agents.world import AtEffort
 from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder, trained_fingerprints, trained_seeds
+from pan_hf.console import track
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
 from pan_hf.evaluation.comparison import Judge, Step
@@ -281,7 +281,7 @@ def evaluate_model(
         chosen = choose_windows(trajectories, environment, horizons, num_windows, seed, skip, reader.lead)
         windows[environment] = chosen
         batches += [(environment, *batch) for batch in _batches(chosen, batch_size)]
-    for environment, rows, wanted in track(batches, "evaluating", disable=not progress, transient=True):
+    for environment, rows, wanted in track(batches, "evaluating", "batches", progress):
         run.batch(environment, rows, wanted)
     if strips is not None:
         for environment, errors in run.errors.items():

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from pan_hf.extras import extra
 from pan_hf.files import write_file
 from pan_hf.metrics import EXACT_TOLERANCE
 from pan_hf.modeling.effort_pan import TASKS
 from pan_hf.reporting.results import Record
 from pan_hf.reporting.tables import metric_label, select, unit_of
+
+with extra("report", "A figure"):
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 GAP = 2  # transparent pixels between two frames of a row
 _SERIES_NAMES = {"pan": "PAN", "pan_expected": "PAN, expected image", "copy_last": "copy last frame"}

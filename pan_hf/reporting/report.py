@@ -20,9 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
+from pan_hf.extras import extra
 from pan_hf.files import write_file
 from pan_hf.metrics import EXACT_TOLERANCE
 from pan_hf.reporting.figures import (
@@ -39,6 +37,10 @@ from pan_hf.reporting.figures import (
 )
 from pan_hf.reporting.results import Record, read_records, wilson
 from pan_hf.reporting.tables import distinct_origins, format_value, metric_label, pivot, seeds_text, select
+
+with extra("report", "A report"):
+    import jinja2
+    from markupsafe import Markup
 
 # result file -> the command that writes it; None for what only some runs have
 RESULT_FILES = {"evaluation": "evaluate", "futures": None, "planning": "plan", "timing": "train"}

@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
-import psutil
-
+from pan_hf.extras import extra
 from pan_hf.files import write_file
+
+with extra("report", "A record of results"):
+    import psutil
 
 MISSING = "–"
 

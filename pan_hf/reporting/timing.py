@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from pan_hf.extras import extra
 from pan_hf.reporting.results import read_records, record, write_records
 from pan_hf.reporting.tables import select
+
+with extra("report", "Timing a stage"):
+    import psutil
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def check_trackers(report_to: list[str]) -> None:
     """Raises ImportError, with the line that installs it, for a tracker that is asked for and not installed."""
     missing = [name for name in report_to if name in TRACKERS and importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f'`report_to {missing[0]}` needs {missing[0]}: pip install "pan_hf[tracking]"')
+        raise ImportError(f"`report_to {missing[0]}` needs {missing[0]}: pip install 'pan_hf[tracking]'")
 
 
 class RolloutImages(TrainerCallback):

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pan_hf.extras import extra
+
 
 def read_frames(path: Path, begin: float = 0.0, count: int | None = None, fps: float | None = None) -> Iterator:
     """Frames of a video, uint8 `(height, width, 3)`, decoded as they are asked for.
@@ -57,10 +59,8 @@ def frame_rate(path: Path) -> float:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple]:
     """A container and its first stream of frames."""
-    try:
+    with extra("data", "Reading videos"):
         import av
-    except ImportError as error:
-        raise ImportError("reading videos needs PyAV: pip install 'pan_hf[data]'") from error
     try:
         with av.open(str(path)) as container:
             yield container, container.streams.video[0]

@@ -11,9 +11,8 @@ import numpy as np
 
 from pan_hf.data.episodes import UNKNOWN_SEED, Episode
 from pan_hf.data.importing.writing import make_episode, write_recording
+from pan_hf.extras import extra
 from pan_hf.features import task_of
-
-INSTALL = "importing Minari data sets needs minari and h5py: pip install 'pan_hf[data]'"
 
 
 def import_minari(
@@ -54,11 +53,9 @@ def import_minari(
 
 
 def _load(data: str | os.PathLike) -> Any:
-    try:
+    with extra("data", "Importing Minari data sets"):
         import h5py  # noqa: F401  (what Minari keeps most data sets in)
         import minari
-    except ImportError as error:
-        raise ImportError(INSTALL) from error
     folder = Path(data)
     if (folder / "data").is_dir():
         return minari.MinariDataset(folder / "data")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pan_hf.console import track
 from pan_hf.data.episodes import (
     SPLITS,
     UNKNOWN_SEED,
@@ -78,10 +78,8 @@ def _new_info(source: Source, test_fraction: float) -> dict:
 
 
 def _write_episodes(source: Source, root: Path, info: dict, progress: bool) -> None:
-    from tqdm.auto import tqdm
-
     schema = episode_schema(source.features)
-    for number in tqdm(range(len(source)), "importing", disable=not progress, unit="episode", file=sys.stderr):
+    for number in track(range(len(source)), "importing", "episodes", progress):
         path = episode_path(root, SPLITS[is_test_episode(number, info["test_fraction"])], number)
         if not path.exists():
             write_table(path, episode_table(source.episode(number), source.features, schema, source.fps))
