@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pan_hf import __path__ as roots
 from pan_hf import __version__
+from pan_hf.console import speak_to_users
 from pan_hf.extras import extra
 from pan_hf.specs import literal
 
@@ -489,12 +491,13 @@ def report(*, run: Run = RUN) -> None:
 
 def main() -> None:
     """Runs `pan`; what a user can do wrong ends in one line, not in a traceback."""
+    speak_to_users()
     try:
         app()
     except KeyboardInterrupt:
         print("Interrupted. What was finished is kept; run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, CalledProcessError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -5,9 +5,11 @@ In a terminal the line is written over itself. In a file or a pipe it is written
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,7 +22,7 @@ IN_A_TERMINAL, ELSEWHERE = 0.2, 10.0  # seconds between two writes of a line
 
 
 class Progress:
-    """How far a task is: `task: 12 of 40 unit, 3.1 a second, note`.
+    """How far a task is: `task: 12 of 40 unit, 3.1 a second, note`, or `..., 3.1 s each, note` where it is slow.
 
     Args:
         task (`str`): what is done, as in "recording".
@@ -57,7 +59,8 @@ class Progress:
             return
         self.written = time.monotonic()
         rate = (self.done - self.first) / max(self.written - self.begun, 1e-9)
-        line = f"{self.task}: {self.done} of {self.total} {self.unit}, {rate:.3g} a second"
+        pace = f"{1 / rate:.3g} s each" if 0 < rate < 1 else f"{rate:.3g} a second"
+        line = f"{self.task}: {self.done} of {self.total} {self.unit}, {pace}"
         line += f", {self.note}" if self.note else ""
         if sys.stderr.isatty():
             line = f"{line[: shutil.get_terminal_size().columns - 1]}\x1b[K"  # and clear what was longer before
@@ -82,3 +85,13 @@ def without_bars() -> Iterator[None]:
     finally:
         if is_on:
             transformers_logging.enable_progress_bar()
+
+
+def speak_to_users() -> None:
+    """Makes this process say what its user can act on: a warning is a line without the code that gave it, and what is
+    deprecated among libraries is between them and us. For commands, not for a library in another's process."""
+    warnings.showwarning = lambda message, *_where, **_how: print(f"Warning: {message}", file=sys.stderr, flush=True)
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    for handler in logging.getLogger("transformers").handlers:  # on the handler: its loggers hand their records up
+        handler.addFilter(lambda record: "deprecated" not in record.getMessage())
