@@ -100,9 +100,7 @@ app = App(
     name="pan",
     version=__version__,
     help="World models from any causal language model: record, train, evaluate, plan.",
-    default_parameter=Parameter(
-        negative_iterable=(), allow_repeating=True, show_default=_default_text, allow_leading_hyphen=True
-    ),
+    default_parameter=Parameter(negative_iterable=(), allow_repeating=True, show_default=_default_text),
     config=_read_recipe,
     error_console=Console(stderr=True, soft_wrap=True),
     error_formatter=lambda error: Text(f"Error: {error}"),
