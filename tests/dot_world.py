@@ -42,7 +42,12 @@ def record_dots(num_episodes=6, length=12, seed=0, environments=("dots", "more-d
     is_pad = np.zeros(len(actions), dtype=bool)
     is_pad[np.cumsum(lengths) - 1] = True
     return Trajectories(
-        features={},
+        features={
+            "observation.camera": {"kind": "image", "shape": [SIDE * PATCH, SIDE * PATCH, 3], "unit": "uint8 RGB"},
+            "observation.place": {"kind": "vector", "dim": 2, "low": [0, 0], "high": [2, 2]},
+            "observation.mission": {"kind": "text", "every_step": False},
+            "action": {"kind": "discrete", "n": 5},
+        },
         observations={
             "camera": draw(places).numpy(),
             "place": places.float().numpy(),
@@ -81,22 +86,15 @@ class DotProcessor:
     """The shapes of [`PanProcessor`], for arrays that are right already."""
 
     tokenizer = SimpleNamespace(pad_token_id=0)
+    senses = ("camera", "place", "mission")
 
-    def __call__(self, observation, action):
-        batch = {
-            "observation": {
-                "camera": torch.as_tensor(observation["camera"]).permute(0, 1, 4, 2, 3),
-                "place": torch.as_tensor(observation["place"]),
-                "mission": torch.ones(len(observation["mission"]), 2, dtype=torch.long),
-            },
-            "action": torch.as_tensor(action),
+    def read_columns(self, columns):
+        return {
+            "camera": torch.as_tensor(columns["camera"]).permute(0, 3, 1, 2),
+            "place": torch.as_tensor(columns["place"]),
+            "mission": torch.ones(len(columns["mission"]), 2, dtype=torch.long),
+            "action": torch.as_tensor(columns["action"]),
         }
-        return _Batch(batch)
-
-
-class _Batch(dict):
-    def to(self, device):
-        return self
 
 
 class DotModel:
