@@ -8,6 +8,7 @@ files may exist twice. Vectors use the lattice, whose remainder is the latent; `
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -299,8 +300,7 @@ ACTION_CODECS: dict[str, type[Codec]] = {}
 def register_sense(config: type[Part], codec: type[Codec] | None) -> None:
     """Makes a kind of sense known, under the name that its configuration has as `kind`.
 
-    A file of its own that calls this travels with the checkpoints of models that have such a sense, see
-    `custom_senses_pan.py`.
+    A file of its own that calls this travels with the checkpoints of models that have such a sense.
 
     Args:
         config: a frozen dataclass, a `CodedPart` with the field `kind`.
@@ -315,6 +315,13 @@ def register_action(config: type[Part], codec: type[Codec]) -> None:
     """As `register_sense`, of actions."""
     ACTIONS[config.kind] = config
     ACTION_CODECS[config.kind] = codec
+
+
+def classes_of(senses: Iterable[Part], actions: Iterable[Part]) -> list[type]:
+    """The classes, configurations and codecs, that the kinds of some senses and actions are registered with."""
+    kinds = [(SENSES[sense.kind], CODECS.get(sense.kind)) for sense in senses]
+    kinds += [(ACTIONS[action.kind], ACTION_CODECS[action.kind]) for action in actions]
+    return list(dict.fromkeys(found for pair in kinds for found in pair if found is not None))
 
 
 register_sense(VectorSense, VectorCodec)

@@ -6,16 +6,20 @@ checkpoint needs to be rebuilt is here, the table of vocabulary segments include
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .latent_head_pan import check_latent_head
+from .codecs_pan import classes_of
+from .latent_head_pan import check_latent_head  # through it all kinds of ours are registered
 from .sense_configuration_pan import ACTION, action_from_dict, sense_from_dict
 
 VERSION = "0.1.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
+
+# What saving calls with the folder, and with the classes of the kinds that are configured; see `pan_hf.custom_kinds`.
+ON_SAVE: list[Callable[[str, list[type]], None]] = []
 
 # What `PanConfig()` builds when no backbone is given: small enough for a laptop to make by accident.
 _TINY_BACKBONE = {
@@ -294,6 +298,12 @@ class PanConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, rows: int) -> None:
         self.text_config.vocab_size = rows
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As any configuration. Raises ValueError for a kind of sense or action whose file cannot travel."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for write in ON_SAVE:
+            write(save_directory, classes_of(self.senses.values(), self.actions.values()))
 
     def to_dict(self) -> dict:
         output = super().to_dict() | {"pan_version": VERSION}

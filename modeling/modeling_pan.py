@@ -111,7 +111,7 @@ class PanPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if hasattr(module, "reset_pan_parameters"):
             module.reset_pan_parameters(std)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)

@@ -16,6 +16,7 @@ from pan_hf.agents.critics import Critic, FunctionCritic, GoalCritic, RewardCrit
 from pan_hf.agents.graph_search import GraphSearch  # noqa: E402
 from pan_hf.agents.plan import Plan  # noqa: E402
 from pan_hf.agents.shooting import CEM, RandomShooting  # noqa: E402
+from pan_hf.custom_kinds import travel_with_checkpoints  # noqa: E402
 from pan_hf.deprecated import forward_old_modules  # noqa: E402
 from pan_hf.modeling import (  # noqa: E402
     Belief,
@@ -42,6 +43,7 @@ AutoModelForCausalLM.register(PanConfig, PanModel)
 AutoProcessor.register(PanConfig, PanProcessor)
 AutoTokenizer.register(PanConfig, fast_tokenizer_class=PanTokenizer)
 
+travel_with_checkpoints()
 forward_old_modules()
 
 __version__ = VERSION

@@ -8,7 +8,7 @@ nearly always a mistake upstream, and a model would answer it with plausible non
 B = batch, T = time, L = text tokens, D = coordinates, C, H, W = channels, height, width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from transformers.image_transforms import to_pil_image
 
 from .tokenization_pan import PanTokenizer
 from .vocabulary_pan import Vocabulary
+
+# What saving calls with the folder, and with the readers of the kinds that are read; see `pan_hf.custom_kinds`.
+ON_SAVE: list[Callable[[str, list[type]], None]] = []
 
 _PRESENT = ".present"  # behind the name of a sense: in which frames it is there
 _OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
@@ -75,10 +78,15 @@ class PanProcessor(ProcessorMixin):
         return PanTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in any processor. Raises ValueError, before anything is written, as `Vocabulary.check_replaces`."""
+        """As in any processor. Raises ValueError, before anything is written, as `Vocabulary.check_replaces`; and for
+        a kind whose file cannot travel."""
         if self.vocabulary is not None:
             self.vocabulary.check_replaces(save_directory)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        described = [*self.senses.values(), *([self.action] if self.action else [])]
+        for write in ON_SAVE:
+            write(save_directory, list({READERS[spec["kind"]] for spec in described}))
+        return files
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -322,7 +330,7 @@ READERS: dict[str, type[Reader]] = {}
 def register_reader(kind: str, reader: type[Reader]) -> None:
     """Makes the processor read senses or actions of a kind (`reader.roles` says which of them).
 
-    A file of its own that calls this travels with the processors that read such a kind, see `custom_readers_pan.py`.
+    A file of its own that calls this travels with the processors that read such a kind.
     """
     READERS[kind] = reader
 
