@@ -205,12 +205,22 @@ def test_a_wrong_frame_is_not_called_exact():
     assert Strip(frames(2), wrong, actions=["a", "b"]).verdicts() == ["exact", "34.8 dB"]  # 10 log10(768 (255/128)^2)
 
 
-def test_the_difference_row_is_black_only_where_nothing_differs():
+def test_the_difference_row_is_white_only_where_nothing_differs():
     wrong = frames(2).copy()
     wrong[1, 3, 4, 2] ^= 255
     label, difference = Strip(frames(2), wrong).rows()[-1]
     assert label == "difference"
-    assert np.argwhere(difference.any(-1)).tolist() == [[1, 3, 4]]
+    assert np.argwhere((difference < 255).any(-1)).tolist() == [[1, 3, 4]]
+
+
+def test_a_difference_that_is_nil_is_said_and_not_drawn(tmp_path):
+    same = Strip(frames(2), frames(2))
+    assert [label for label, _ in same.rows()] == ["real", "imagined"]
+    folder = tmp_path / "report" / "strips"
+    folder.mkdir(parents=True)
+    np.savez(folder / "same.npz", real=frames(2), imagined=frames(2))
+    page = write_report(tmp_path).read_text()
+    assert "no pixel differs" in page and 'alt="difference' not in page
 
 
 def test_a_film_shows_both_sides_and_waits_for_the_longer_one():
@@ -249,7 +259,7 @@ def test_frames_stored_as_pickled_objects_are_refused(tmp_path):
 
 
 def test_a_strip_can_be_kept_as_one_picture(tmp_path):
-    path = strip_picture(Strip(frames(5), frames(5), codes_only=frames(5)), tmp_path / "strip.png")
+    path = strip_picture(Strip(frames(5), frames(5, seed=1), codes_only=frames(5)), tmp_path / "strip.png")
     assert Image.open(path).size == (92 + 5 * (96 + 4), 3 * 16 + 4 * (96 + 4))
     assert len(row_png(frames(5))) > 0
 

@@ -76,12 +76,15 @@ class Strip:
         return len(self.real)
 
     def rows(self) -> list[tuple[str, np.ndarray]]:
-        """Label and frames `(T, H, W, 3)` of each row; the difference is last, black where nothing differs."""
+        """Label and frames `(T, H, W, 3)` of each row. The difference is white where nothing differs, and left out
+        where nothing differs anywhere."""
         rows = [(self.labels[0], self.real), (self.labels[1], self.imagined)]
         if self.codes_only is not None:
             rows.append(("codes only", self.codes_only))
         difference = np.abs(self.real.astype(np.int16) - self.imagined.astype(np.int16)).max(-1, keepdims=True)
-        return [*rows, ("difference", difference.astype(np.uint8).repeat(3, -1)), *self.spent.items()]
+        if difference.any():
+            rows.append(("difference", (255 - difference).astype(np.uint8).repeat(3, -1)))
+        return [*rows, *self.spent.items()]
 
     @property
     def starts_observed(self) -> bool:

@@ -45,6 +45,7 @@ with extra("report", "A report"):
 # result file -> the command that writes it; None for what only some runs have
 RESULT_FILES = {"evaluation": "evaluate", "futures": None, "planning": "plan", "timing": "train"}
 _HEADLINE_HORIZONS = (1, 10)
+_DRAWN_METRICS = ("exact_state", "psnr_moving", "rmse_normalised", "token_accuracy")  # others follow these closely
 _HEADLINE_FUTURES = ("coherent_futures", "calibration_max_z")
 
 
@@ -234,7 +235,8 @@ def _material(run: Path, kind: str, suffix: str) -> list[Path]:
 
 def _strip_view(strip: Strip) -> dict[str, Any]:
     rows = [(label, data_uri(row_png(frames), "image/png")) for label, frames in strip.rows()]
-    return {"strip": strip, "rows": rows, "steps": strip.steps(), "verdicts": strip.verdicts()}
+    is_same = bool((strip.real == strip.imagined).all())
+    return {"strip": strip, "rows": rows, "steps": strip.steps(), "verdicts": strip.verdicts(), "is_same": is_same}
 
 
 def _film_view(film: Film) -> dict[str, Any]:
@@ -263,9 +265,12 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 
 def _curve_groups(records: Sequence[Record]) -> list[tuple[str, list[tuple[str, Markup]]]]:
-    """(heading, [(caption, SVG)]) of every curve: a group for each metric; of one environment a single group."""
+    """(heading, [(caption, SVG)]) of the curves that say different things: a group for each metric; of one environment
+    a single group. Of several environments the curve of all of them together is drawn; tables have each."""
     groups: dict[str, list[tuple[str, Markup]]] = {}
-    pairs = curves(records)
+    pairs = [pair for pair in curves(records) if pair[0].endswith(_DRAWN_METRICS)] or curves(records)
+    together = [pair for pair in pairs if pair[1] == "all"]
+    pairs = together or pairs
     several = len({environment for _, environment in pairs}) > 1
     for metric, environment in pairs:
         svg = Markup(curve_svg(records, metric, environment))  # our own drawing; matplotlib escapes the text in it
