@@ -610,12 +610,11 @@ class Futures:
     def to_pandas(self) -> "pandas.DataFrame":  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
         """What was imagined as a table, a line a row and step: `reward` (`reward.<actor>` where there are several),
         `continue_prob`, `log_prob`, and each number of the senses that are vectors, `<sense>.<coordinate>`."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("`to_pandas` needs pandas, which is not installed: pip install pandas") from error
         rows, steps = self.log_prob.shape
-        index = pandas.MultiIndex.from_product([range(rows), range(steps)], names=["row", "step"])
+        index = {
+            "row": torch.arange(rows).repeat_interleave(steps),
+            "step": torch.arange(steps).repeat(rows),
+        }
         actors = self.belief.model.config.actors if self.reward.ndim == 3 else ()
         rewards = {f"reward.{actor}": self.reward[..., number] for number, actor in enumerate(actors)}
         columns = (rewards or {"reward": self.reward}) | {
@@ -626,7 +625,13 @@ class Futures:
             if name in self.codes and len(sense.shape) == 1:
                 decoded = self.decode(name)
                 columns |= {f"{name}.{number}": decoded[..., number] for number in range(decoded.shape[-1])}
-        return pandas.DataFrame({name: values.flatten().cpu().numpy() for name, values in columns.items()}, index)
+        values = {name: column.flatten().cpu().numpy() for name, column in (index | columns).items()}
+        try:
+            import pyarrow
+
+            return pyarrow.table(values).to_pandas().set_index(["row", "step"])
+        except ImportError as error:
+            raise ImportError(f"`to_pandas` needs pyarrow and pandas: pip install pyarrow pandas ({error})") from error
 
     def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
         """The imagined observations in one sense, `(N, H, ...)`. `latents`: draw them, once, and use them; by default

@@ -12,10 +12,6 @@ if (_ROOT / "pyproject.toml").exists():
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer  # noqa: E402
 
-from pan_hf.agents.critics import Critic, FunctionCritic, GoalCritic, RewardCritic  # noqa: E402
-from pan_hf.agents.graph_search import GraphSearch  # noqa: E402
-from pan_hf.agents.plan import Plan  # noqa: E402
-from pan_hf.agents.shooting import CEM, RandomShooting  # noqa: E402
 from pan_hf.custom_kinds import travel_with_checkpoints  # noqa: E402
 from pan_hf.deprecated import forward_old_modules  # noqa: E402
 from pan_hf.modeling import (  # noqa: E402
@@ -50,7 +46,15 @@ __version__ = VERSION
 
 # imported when first asked for, with what they need; commands are in modules of their own
 _LAZY = {
+    "CEM": "pan_hf.agents.shooting",
+    "Critic": "pan_hf.agents.critics",
+    "FunctionCritic": "pan_hf.agents.critics",
+    "GoalCritic": "pan_hf.agents.critics",
+    "GraphSearch": "pan_hf.agents.graph_search",
     "PanAgent": "pan_hf.agents.agent",
+    "Plan": "pan_hf.agents.plan",
+    "RandomShooting": "pan_hf.agents.shooting",
+    "RewardCritic": "pan_hf.agents.critics",
     "RecordTrajectories": "pan_hf.data.wrapper",
     "load_trajectories": "pan_hf.data.trajectories",
 }

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import pan_hf
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"pan_hf": "pan_hf", "modeling": "pan_hf/modeling", "tokenization": "pan_hf/tokenization"}
 FOLDERS["training"] = "pan_hf/training"
@@ -99,10 +101,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 begun = time.process_time()
 import pan_hf
 seconds = time.process_time() - begun
+read = [name for name, module in sys.modules.items() if name.split(".")[0] == "pan_hf" and hasattr(module, "__file__")]
 import importlib.util as util
 found = [util.find_spec(f"pan_hf.{name}").origin for name in sys.argv[2:]]
 lazy = [name for name in ("datasets", "gymnasium", "matplotlib", "pandas", "peft", "pyarrow") if name in sys.modules]
-open(sys.argv[1], "w").write(json.dumps({"seconds": seconds, "found": found, "lazy": lazy}))
+open(sys.argv[1], "w").write(json.dumps({"seconds": seconds, "read": read, "found": found, "lazy": lazy}))
 """
 
 
@@ -127,6 +130,18 @@ def test_importing_takes_less_than_a_second_beyond_torch_and_transformers(import
     """Measured at 0.5 to 0.75 CPU-seconds on a busy core, of which diffusers takes half."""
     assert imported["seconds"] < 1.0
     assert imported["lazy"] == []  # these wait until a command needs them
+
+
+@pytest.mark.slow
+def test_importing_reads_few_files(imported):
+    """What travels with a checkpoint, and what registers it; planners and critics are read when they are asked for."""
+    assert len(imported["read"]) <= 38, imported["read"]
+
+
+@pytest.mark.slow
+def test_a_name_of_the_package_is_there_when_it_is_asked_for():
+    for name in pan_hf.__all__:
+        assert getattr(pan_hf, name).__name__ == name
 
 
 @pytest.mark.slow
