@@ -19,6 +19,9 @@ from pan_hf.checkpoints import save_checkpoint
 from pan_hf.custom_kinds import travelling
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
+from pan_hf.evaluation.evaluate import evaluate
+from pan_hf.reporting.report import write_report
+from pan_hf.training.pipeline import train as train_run
 
 ROOT = Path(__file__).resolve().parent.parent
 KIND = Path(__file__).parent / "waveform_kind.py"
@@ -125,6 +128,14 @@ def test_it_grows_codes_for_what_none_describes(world, tmp_path):
     assert growths and all(growth.segment.startswith("sound.") and growth.gain > 0 for growth in growths)
     save_checkpoint(tmp_path / "after", model, processor)
     assert differing(all_tensors(model), all_tensors(PanModel.from_pretrained(tmp_path / "after"))) == []
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_trains_evaluates_and_reports_it(world, tmp_path):
+    train_run(tmp_path / "run", world[0] / "data", backbone="debug", seconds=20, progress=False)
+    records = evaluate(tmp_path / "run", world[0] / "data", horizons=(1, 2), num_windows=8, skip_trained=True)
+    assert {"rmse", "sound.0_code_accuracy", "reconstruction_rmse"} <= {record.metric for record in records}
+    assert write_report(tmp_path / "run").is_file()
 
 
 # it travels
