@@ -63,7 +63,7 @@ def language_model(name: str) -> PreTrainedModel:
 def world_model(
     name: str = "tiny",
     level_strides: tuple[int, ...] = LEVEL_STRIDES[2],
-    place_stride: int = 2,
+    spatial_merge_size: int = 2,
     dtype: str = "float32",
     **config,
 ) -> PanModel:
@@ -71,7 +71,7 @@ def world_model(
 
     Args:
         name (`str`): of the backbone, see `language_model`.
-        level_strides, place_stride: of the camera, see `ImageSense`; places are the positions of a state, 16 here.
+        level_strides, spatial_merge_size: of the camera, see `ImageSense`; a state has 16 tokens here.
         dtype (`str`): of the weights; senses and latent heads stay in float32, as after `from_pretrained`.
         config: any field of `PanConfig`.
     """
@@ -79,7 +79,7 @@ def world_model(
     camera = ImageSense(
         size=64,
         level_strides=list(level_strides),
-        place_stride=place_stride,
+        spatial_merge_size=spatial_merge_size,
         codebook_size=[128] * levels,
         codebook_capacity=[256] * levels,
     )

@@ -113,7 +113,7 @@ def _readout(model: PanModel, belief):
     """Tables and logits of level 0, given the places' hidden states."""
     generator = torch.Generator().manual_seed(common.SEED)
     width, sense = 3 * model.config.text_config.hidden_size, model.config.senses["camera"]
-    places = torch.randn(1, sense.num_places, width, generator=generator)
+    places = torch.randn(1, sense.num_state_tokens, width, generator=generator)
     current, readout = belief.codes["camera"], model.readouts["camera"][0]
 
     def run():

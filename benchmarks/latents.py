@@ -66,11 +66,11 @@ def measure(run: Path, data: Path, windows: int) -> list[Record]:
     records = []
     for environment in dict.fromkeys(trajectories.environments):
         chosen = choose_windows(trajectories, environment, HORIZONS, windows, common.SEED, skipped, reader.lead)
-        tallies: dict[tuple[str, int], metrics.Tally] = {}
+        tallies: dict[tuple[str, int], metrics.MetricAccumulator] = {}
         for horizon, rows in chosen.items():
             for part in np.array_split(rows, max(1, len(rows) // BATCH_SIZE)):
                 for name, measures in imagined(reader, part, horizon).items():
-                    tally = tallies.setdefault((name, horizon), metrics.Tally(seed=common.SEED))
+                    tally = tallies.setdefault((name, horizon), metrics.MetricAccumulator(seed=common.SEED))
                     tally.update(measures, trajectories.episode[part])
         where = {"environment": environment, "split": "test", "seeds": trained_seeds(run)}
         for (name, horizon), tally in tallies.items():

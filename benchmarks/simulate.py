@@ -131,26 +131,28 @@ def token_by_token(model: PanModel, batch: int) -> Callable[[], object]:
 
 
 def sweep_settings(quick: bool) -> list[tuple[str, int, int, str, int]]:
-    """(backbone, levels, place_stride, dtype, batch): one thing varied at a time around the default."""
+    """(backbone, levels, spatial_merge_size, dtype, batch): one thing varied at a time around the default."""
     if quick:
         return [("debug", 2, 2, "float32", 1), ("debug", 3, 4, "float32", 1), ("debug", 1, 2, "bfloat16", 4)]
     chosen = [("tiny", 2, 2, batch) for batch in (1, 8, 64, 256)]
     chosen += [("tiny", levels, 2, batch) for levels in (1, 3) for batch in (1, 64)]
-    chosen += [("tiny", 2, place_stride, batch) for place_stride in (1, 4) for batch in (1, 64)]
+    chosen += [("tiny", 2, spatial_merge_size, batch) for spatial_merge_size in (1, 4) for batch in (1, 64)]
     chosen += [(backbone, 2, 2, batch) for backbone in ("debug", "small") for batch in (1, 64)]
     chosen += [("llama-135m", 2, 2, batch) for batch in (1, 8)]
     return [(*shape, dtype, batch) for *shape, batch in chosen for dtype in common.DTYPES]
 
 
-def sweep(measure: Measure, backbone: str, num_levels: int, place_stride: int, dtype: str, batch: int) -> list[Record]:
+def sweep(
+    measure: Measure, backbone: str, num_levels: int, spatial_merge_size: int, dtype: str, batch: int
+) -> list[Record]:
     """Steps a second of one setting, and the share of the matmul rate that its floating-point operations reach."""
-    model = common.world_model(backbone, common.LEVEL_STRIDES[num_levels], place_stride, dtype)
+    model = common.world_model(backbone, common.LEVEL_STRIDES[num_levels], spatial_merge_size, dtype)
     run, steps = imagine(model, batch, measure.horizon), batch * measure.horizon
     flops = common.count_flops(run)
     times = measure.time({"simulate": run, "matmul": common.matmul(dtype)})
     limit = [2 * 1024**3 / each for each in times["matmul"]]
     shares = [flops / each / rate for each, rate in zip(times["simulate"], limit, strict=True)]
-    name = setting_name(backbone, num_levels, model.layout.num_places, dtype)
+    name = setting_name(backbone, num_levels, model.layout.num_state_tokens, dtype)
     return [
         _record("steps_per_second", *common.median_stderr([steps / each for each in times["simulate"]]), name, batch),
         _record("matmul_share", *common.median_stderr(shares), name, batch),
@@ -159,8 +161,8 @@ def sweep(measure: Measure, backbone: str, num_levels: int, place_stride: int, d
     ]
 
 
-def setting_name(backbone: str, num_levels: int, num_places: int, dtype: str) -> str:
-    return f"{backbone}, {num_levels} level{'s' * (num_levels > 1)}, {num_places} places, {dtype}"
+def setting_name(backbone: str, num_levels: int, num_state_tokens: int, dtype: str) -> str:
+    return f"{backbone}, {num_levels} level{'s' * (num_levels > 1)}, {num_state_tokens} places, {dtype}"
 
 
 def imagine_once(backbone: str, batch: int, horizon: int) -> None:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .effort_pan import likely_changes
-from .layout_pan import TokenSelection, fold_places, unfold_places
+from .layout_pan import TokenSelection, group_by_token, ungroup_tokens
 from .state_pan import ABSENT, State
 
 
-def disturb(model, state: State) -> State:
+def corrupt_context(model, state: State) -> State:
     """A share `context_noise` of states of any leading shape, disturbed. Their latents become absent."""
     config = model.config
     if not config.training.context_noise:
@@ -58,7 +58,7 @@ class ReadoutView:
 
     Args:
         sense: geometry of what is shown; the sense itself, or one the size of the square.
-        places `(N, p, C)`: see `StepLayout.split_places`.
+        places `(N, p, C)`: see `StepLayout.split_tokens`.
         current, following: codes `(N, n)` a level.
         corner `(N, 2)`: row and column of the first place that is shown; None where that is the first of the frame.
         weight `(N, p)`: of each place in the losses, mean 1 in expectation; None where all count alike.
@@ -75,14 +75,14 @@ class ReadoutView:
         """`weight` by code of a level, `(N, n)`."""
         if self.weight is None:
             return None
-        slots = self.weight.unsqueeze(-1).expand(-1, -1, self.sense.codes_per_place[level])
-        return unfold_places(slots, self.sense, level)
+        slots = self.weight.unsqueeze(-1).expand(-1, -1, self.sense.codes_per_token[level])
+        return ungroup_tokens(slots, self.sense, level)
 
 
 def crop(view: ReadoutView, side: int) -> ReadoutView:
     """A square of `side` by `side` places of a whole frame, drawn for each transition by itself; the whole frame where
     that is no larger."""
-    rows, columns = view.sense.place_grid
+    rows, columns = view.sense.token_grid
     if side >= min(rows, columns):
         return view
     changed = _changed_places(view).unflatten(1, (rows, columns))
@@ -90,8 +90,8 @@ def crop(view: ReadoutView, side: int) -> ReadoutView:
     sense = view.sense.crop(side, side)
 
     def cut(codes: Tensor, level: int) -> Tensor:
-        slots = fold_places(codes, view.sense, level)
-        return unfold_places(_at(slots, index), sense, level)
+        slots = group_by_token(codes, view.sense, level)
+        return ungroup_tokens(_at(slots, index), sense, level)
 
     return ReadoutView(
         sense=sense,
@@ -107,7 +107,9 @@ def _changed_places(view: ReadoutView) -> Tensor:
     """How many codes of each place change, `(N, P)` float."""
     counts: Tensor = 0.0
     for level, (now, after) in enumerate(zip(view.current, view.following, strict=True)):
-        counts = counts + fold_places(((now != after) & (now >= 0) & (after >= 0)).float(), view.sense, level).sum(-1)
+        counts = counts + group_by_token(((now != after) & (now >= 0) & (after >= 0)).float(), view.sense, level).sum(
+            -1
+        )
     return counts
 
 
@@ -148,23 +150,23 @@ def training_focus(config, change: dict[str, Tensor]) -> TokenSelection | None:
     return likely_changes(config, {name: logits.detach() for name, logits in change.items()}, least, extra=0.05)
 
 
-def drop_blocks(state: State, config) -> State:
+def nested_dropout(state: State, config) -> State:
     """Nested dropout (Rippel et al. 2014): of a share `block_dropout` of the rows, the finer levels of images
     are made absent from a random level on, everywhere or at random codes; so that any prefix of blocks is a state
     that the model can go on from. Args: state, of leading shape `(N,)`."""
     codes = dict(state.codes)
-    for name, sense in config.place_senses.items():
+    for name, sense in config.coded_senses.items():
         if sense.has_digits or sense.num_levels < 2 or not config.training.block_dropout:
             continue  # without its last digits a number is another number
         rows, device = len(codes[name][0]), codes[name][0].device
         is_dropped = torch.rand(rows, device=device) < config.training.block_dropout
         first = torch.randint(1, sense.num_levels, (rows,), device=device)  # the first level that is missing
         share = torch.rand(rows, 1, device=device).masked_fill(torch.rand(rows, 1, device=device) < 0.5, 1.0)
-        places = torch.rand(rows, sense.num_places, device=device) < share
+        places = torch.rand(rows, sense.num_state_tokens, device=device) < share
         levels = [codes[name][0]]
         for level in range(1, sense.num_levels):
-            slots = fold_places(codes[name][level], sense, level)
+            slots = group_by_token(codes[name][level], sense, level)
             gone = (is_dropped & (first <= level)).view(-1, 1) & places
-            levels.append(unfold_places(slots.masked_fill(gone.unsqueeze(-1), ABSENT), sense, level))
+            levels.append(ungroup_tokens(slots.masked_fill(gone.unsqueeze(-1), ABSENT), sense, level))
         codes[name] = levels
     return State(codes, state.latents, state.text)

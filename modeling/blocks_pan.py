@@ -24,8 +24,8 @@ from torch import Tensor
 from .backbone_pan import BackboneRun
 from .embedding_pan import CodeTables, LevelTables
 from .latent_head_pan import SenseLatents, hedged_senses
-from .layout_pan import Pass, PatchIndex, fold_places, spread_codes, unfold_places
-from .readout_pan import readout_numbers
+from .layout_pan import Pass, PatchIndex, group_by_token, spread_codes, ungroup_tokens
+from .readout_pan import readout_scalars
 from .state_pan import State
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class StepDraft:
         numbers `(N, V)`: see `readout_pan`; None where nothing is a number.
         keeps_logits, keeps_shifts (`bool`): fill in `logits` and `shifts`.
         seen `(N, P of all senses)` bool: the state tokens that are predicted; None: all of them.
-        places: by sense `(N, P, 3H)`, what readouts get of the last pass, see `StepLayout.split_places`.
+        places: by sense `(N, P, 3H)`, what readouts get of the last pass, see `StepLayout.split_tokens`.
         codes, text, latents: of the next state.
         log_prob `(N,)`: of its codes and words, at temperature 1.
         logits: by sense, a level `(N, n, K)`.
@@ -160,8 +160,8 @@ class StepDraft:
         """The part of `seen` that is a sense's, `(N, P)`."""
         if self.seen is None:
             return None
-        start = self.model.layout.place_starts[sense]
-        return self.seen[:, start : start + self.model.config.senses[sense].num_places]
+        start = self.model.layout.token_starts[sense]
+        return self.seen[:, start : start + self.model.config.senses[sense].num_state_tokens]
 
     def patches(self, sense: str, rows: Tensor | None) -> PatchIndex | None:
         """The patches of an image that are predicted, of `rows`; None where all of them are."""
@@ -405,7 +405,7 @@ def may_follow(blocks: list[Block]) -> list[list[bool]]:
     return [[may(row, column) for column in range(count)] + [True] for row in range(count + 1)]
 
 
-# ---- functions that are compiled, see `compile_pan`. Of a level: places `(n, P, 3H)`, see `StepLayout.split_places`;
+# ---- functions that are compiled, see `compile_pan`. Of a level: places `(n, P, 3H)`, see `StepLayout.split_tokens`;
 # the current codes of all levels, and the new ones of coarser levels; its `LevelTables`; numbers, see `readout_pan`
 
 
@@ -428,7 +428,7 @@ class LevelInputs:
         """Of `rows` `(n,)`, all by default."""
         name, level = block.sense, block.level
         places, current, coarser = draft.places[name], draft.current.codes[name], draft.codes[name][:level]
-        numbers = readout_numbers(draft.model, name, draft.numbers, draft.codes)
+        numbers = readout_scalars(draft.model, name, draft.numbers, draft.codes)
         if rows is not None:
             current, coarser = [c[rows] for c in current], [c[rows] for c in coarser]
             places, numbers = places[rows], None if numbers is None else numbers[rows]
@@ -505,19 +505,19 @@ def read_patches(
     sense, readout = model.config.senses[name], model.readouts[name][level]
     coarser, some = [c[rows] for c in coarser], None if numbers is None else numbers[rows]
     features = readout.features_at(places[rows], now[rows], coarser, tables, some, inside, place)
-    held = fold_places(now, sense, level)[row, place]  # (F, codes a patch)
+    held = group_by_token(now, sense, level)[row, place]  # (F, codes a patch)
     logits = readout.logits(features, tables, [held] * (level + 1), coarser, some)
     draws, temperature = picking
-    picked = pick(logits, None if draws is None else fold_places(draws, sense, level)[row, place], temperature)
-    slots = fold_places(codes, sense, level).clone()
+    picked = pick(logits, None if draws is None else group_by_token(draws, sense, level)[row, place], temperature)
+    slots = group_by_token(codes, sense, level).clone()
     slots[row, place] = picked
     shift = None
     if keeps_shift:
         there = model.senses[name].codebooks[level].shift(logits, picked)
         shifts = there.new_zeros(*slots.shape, there.shape[-1])
         shifts[row, place] = there
-        shift = unfold_places(shifts, sense, level)
-    return unfold_places(slots, sense, level), log_prob_of(logits, picked), shift
+        shift = ungroup_tokens(shifts, sense, level)
+    return ungroup_tokens(slots, sense, level), log_prob_of(logits, picked), shift
 
 
 def guess_codes(

@@ -232,7 +232,7 @@ class VectorCodec(Codec):
         return [codes.transpose(1, 2).flatten(1) for codes in digits]
 
     def from_sequence(self, codes: list[Tensor], chunk: int) -> Tensor:
-        missing = self.sense.num_places * self.sense.group - self.sense.dim
+        missing = self.sense.num_state_tokens * self.sense.group - self.sense.dim
         digits = [level.unflatten(1, (self.sense.dim, chunk)).transpose(1, 2) for level in codes]  # (N, chunk, dim)
         return self.decode([nn.functional.pad(level, (0, missing)) for level in digits])
 
@@ -374,12 +374,12 @@ class LatticeCodec(nn.Module):
         return low, high
 
     def _pad(self, values: Tensor) -> Tensor:
-        missing = self.sense.num_places * self.sense.group - self.sense.dim
+        missing = self.sense.num_state_tokens * self.sense.group - self.sense.dim
         return nn.functional.pad(values, (0, missing))
 
     def encode(self, vector: Tensor) -> tuple[list[Tensor], Tensor]:
         """Args: vector (`(..., dim)` float). Returns: digits, `num_levels` tensors `(..., num_codes)` int64 in
-        [0, base), most significant first; remainder `(..., num_places, group)` in [-1, 1]."""
+        [0, base), most significant first; remainder `(..., num_state_tokens, group)` in [-1, 1]."""
         low, high = self._bounds(vector)
         unit = ((vector.float() - low) / (high - low)).clamp(0, 1)
         digits = []
@@ -389,7 +389,7 @@ class LatticeCodec(nn.Module):
             digits.append(self._pad(digit.long()))
             unit = scaled - digit
         remainder = self._pad(2 * unit - 1)
-        return digits, remainder.unflatten(-1, (self.sense.num_places, self.sense.group))
+        return digits, remainder.unflatten(-1, (self.sense.num_state_tokens, self.sense.group))
 
     def remainder(self, vector: Tensor, digits: list[Tensor]) -> Tensor:
         """The remainder with which `digits`, all of them, come nearest to `vector`; args and result as for
@@ -398,7 +398,7 @@ class LatticeCodec(nn.Module):
         unit = ((vector.float() - low) / (high - low)).clamp(0, 1)
         lower = digits_to_unit(digits, self.base, 0.0)[..., : self.sense.dim]
         remainder = self._pad((2 * (unit - lower) * self.base**self.num_levels - 1).clamp(-1, 1))
-        return remainder.unflatten(-1, (self.sense.num_places, self.sense.group))
+        return remainder.unflatten(-1, (self.sense.num_state_tokens, self.sense.group))
 
     def decode(self, digits: list[Tensor], remainder: Tensor | None = None) -> Tensor:
         """Args: digits, any prefix of those of `encode`; remainder, only with all of them, not a number

@@ -270,7 +270,7 @@ class PanConfig(PreTrainedConfig):
         return {name if name == ACTION else f"{ACTION}.{name}": part for name, part in self.actions.items()}
 
     @property
-    def place_senses(self) -> dict:
+    def coded_senses(self) -> dict:
         """The senses that are coded at places (everything but text), in order."""
         return {name: sense for name, sense in self.senses.items() if sense.is_coded}
 
@@ -278,7 +278,7 @@ class PanConfig(PreTrainedConfig):
     def drawing_order(self) -> list[str]:
         """The place senses in the order in which they are predicted: those that are numbers come before the others,
         which are told them."""
-        return sorted(self.place_senses, key=lambda name: self.senses[name].num_scalars == 0)
+        return sorted(self.coded_senses, key=lambda name: self.senses[name].num_scalars == 0)
 
     @property
     def prefix_senses(self) -> dict:

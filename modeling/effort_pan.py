@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .blocks_pan import Block, StepDraft, may_follow
-from .embedding_pan import GlanceTables, ZeroInitLinear
-from .layout_pan import TokenSelection, fold_places, unfold_places, with_absent
+from .embedding_pan import ChangeTables, ZeroInitLinear
+from .layout_pan import TokenSelection, group_by_token, ungroup_tokens, with_absent
 
 if TYPE_CHECKING:
     from .configuration_pan import PanConfig
@@ -170,9 +170,9 @@ class ComputeModel:
 def _shares(model: PanModel, seen: Tensor) -> Tensor:
     """By block which share of its tokens is seen, `(N, K)`; texts are always whole."""
     shares, whole = {}, torch.ones(len(seen), device=seen.device)
-    for name, sense in model.config.place_senses.items():
-        start = model.layout.place_starts[name]
-        shares[name] = seen[:, start : start + sense.num_places].float().mean(1)
+    for name, sense in model.config.coded_senses.items():
+        start = model.layout.token_starts[name]
+        shares[name] = seen[:, start : start + sense.num_state_tokens].float().mean(1)
     return torch.stack([shares.get(block.sense, whole) for block in model.blocks], 1)
 
 
@@ -442,25 +442,25 @@ class ChangePredictor(nn.Module):
         self.gist = ZeroInitLinear(2 * width, hidden_size, bias=False)
         self.inventory = ZeroInitLinear(hidden_size, hidden_size, bias=False)
 
-    def tables(self, rows: Tensor) -> GlanceTables:
+    def tables(self, rows: Tensor) -> ChangeTables:
         """What it makes of each code, worked out once for all of them: of the rows of level 0's segment, `(K, H)`."""
         rows = self.row_norm(rows)
-        return GlanceTables(with_absent(self.cell(rows)), self.inventory(rows))
+        return ChangeTables(with_absent(self.cell(rows)), self.inventory(rows))
 
-    def forward(self, places: Tensor, codes: Tensor, tables: GlanceTables, action: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, places: Tensor, codes: Tensor, tables: ChangeTables, action: Tensor) -> tuple[Tensor, Tensor]:
         """Args: places, embedded `(N, P, H)`; codes of level 0 `(N, n)`; action `(N, H)`. Returns: the logit of a
         change at each place `(N, P)` float32; the gist, `(N, H)`."""
         size = len(tables.cells)
         x = self.place(self.norm(places)) + self.action(self.action_norm(action)).unsqueeze(1)
-        x = x.unsqueeze(2).expand(-1, -1, self.sense.codes_per_place[0], -1)
-        x = nn.functional.gelu(unfold_places(x, self.sense, 0) + nn.functional.embedding(codes % size, tables.cells))
+        x = x.unsqueeze(2).expand(-1, -1, self.sense.codes_per_token[0], -1)
+        x = nn.functional.gelu(ungroup_tokens(x, self.sense, 0) + nn.functional.embedding(codes % size, tables.cells))
         grid = x.unflatten(1, self.sense.level_grid(0)).permute(0, 3, 1, 2)
         x = x + nn.functional.gelu(self.around(grid)).flatten(2).transpose(1, 2)
         gist = self.gist(torch.cat([x.amax(1), x.mean(1)], -1))
         there = tables.anywhere.new_zeros(len(codes), size).scatter(1, codes % size, 1.0)
         # a place changes if any of its cells does; of what is seldom, the odds add up
-        change = fold_places(self.change(x).squeeze(-1).float(), self.sense, 0).logsumexp(-1)
-        change = change.masked_fill((fold_places(codes, self.sense, 0) < 0).any(-1), SURE)
+        change = group_by_token(self.change(x).squeeze(-1).float(), self.sense, 0).logsumexp(-1)
+        change = change.masked_fill((group_by_token(codes, self.sense, 0) < 0).any(-1), SURE)
         return change, gist + there[:, :-1] @ tables.anywhere
 
 
@@ -469,13 +469,13 @@ def focusable(config: PanConfig) -> list[str]:
     of them."""
     if config.level0_sampling == "autoregressive":
         return []
-    return [name for name, sense in config.place_senses.items() if sense.is_grid and sense.num_places > 1]
+    return [name for name, sense in config.coded_senses.items() if sense.is_grid and sense.num_state_tokens > 1]
 
 
 def changed_places(sense: ImageSense, now: list[Tensor], after: list[Tensor]) -> Tensor:
     """Where any code changes, `(N, P)` bool, from codes `(N, n)` a level."""
     pairs = enumerate(zip(now, after, strict=True))
-    found = [fold_places(one != other, sense, level).any(-1) for level, (one, other) in pairs]
+    found = [group_by_token(one != other, sense, level).any(-1) for level, (one, other) in pairs]
     return torch.stack(found).any(0)
 
 
@@ -486,8 +486,8 @@ def likely_changes(
     `(N, P)` of, and a random share `extra` of the others; with room for `fewest` at least."""
     first = next(iter(change.values()))
     parts = [
-        change[name].sigmoid() if name in change else first.new_ones(len(first), sense.num_places)
-        for name, sense in config.place_senses.items()
+        change[name].sigmoid() if name in change else first.new_ones(len(first), sense.num_state_tokens)
+        for name, sense in config.coded_senses.items()
     ]
     chance = torch.cat(parts, 1)
     wanted = chance >= least

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .layout_pan import fold_places, with_absent
+from .layout_pan import group_by_token, with_absent
 from .sense_configuration_pan import ACTION
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def part_codec(model: PanModel, part: str) -> Codec:
     return model.action_codec if part == ACTION else model.action_codecs[part.removeprefix(f"{ACTION}.")]
 
 
-def part_embedding(model: PanModel, part: str) -> PlaceEmbedding:
+def part_embedding(model: PanModel, part: str) -> StateTokenEmbedding:
     """What embeds the codes of a sense, or of a part of the action that is no token."""
     if part in model.state_embeddings:
         return model.state_embeddings[part]
@@ -267,7 +267,7 @@ def check_table(module: nn.Module) -> nn.Module:
 
 
 @dataclass
-class GlanceTables:
+class ChangeTables:
     """Level 0's segment of the vocabulary as a glance meets it, a row a code.
 
     Args:
@@ -279,15 +279,15 @@ class GlanceTables:
     anywhere: Tensor
 
 
-class PlaceEmbedding(nn.Module):
+class StateTokenEmbedding(nn.Module):
     """Adds up the vocabulary rows of the codes at each place, the projected latents, and the place's own embedding."""
 
     def __init__(self, sense, hidden_size: int):
         super().__init__()
         self.sense = sense
-        self.place = nn.Parameter(torch.empty(sense.num_places, hidden_size))
+        self.place = nn.Parameter(torch.empty(sense.num_state_tokens, hidden_size))
         self.fold = nn.ModuleList(
-            nn.Linear(per_place * hidden_size, hidden_size, bias=False) for per_place in sense.codes_per_place
+            nn.Linear(per_place * hidden_size, hidden_size, bias=False) for per_place in sense.codes_per_token
         )
         self.latent = nn.Linear(sense.latent_dim, hidden_size, bias=False) if sense.latent_dim else None
 
@@ -310,7 +310,7 @@ class PlaceEmbedding(nn.Module):
         Args: table, see `table`; sizes, K of each level in it."""
         places, first = [], 0
         for level, (level_codes, size) in enumerate(zip(codes, sizes, strict=False)):
-            slots = fold_places(level_codes, self.sense, level) % (size + 1)  # (B, P, r)
+            slots = group_by_token(level_codes, self.sense, level) % (size + 1)  # (B, P, r)
             end = first + (size + 1) * slots.shape[-1]
             places.append(slots + torch.arange(first, end, size + 1, device=slots.device))
             first = end
@@ -349,7 +349,7 @@ class CodeTables:
 
     Args:
         sizes: by part, K of each level: rows up to the last that was ever active.
-        places: by part, see `PlaceEmbedding.table`.
+        places: by part, see `StateTokenEmbedding.table`.
         levels: by sense, the tables of each level.
         glances: by sense with a glance, see `ChangePredictor.tables`.
     """
@@ -357,7 +357,7 @@ class CodeTables:
     sizes: dict[str, list[int]]
     places: dict[str, Tensor]
     levels: dict[str, list[LevelTables]]
-    glances: dict[str, GlanceTables]
+    glances: dict[str, ChangeTables]
 
 
 # ---- What a code's row of the vocabulary starts from: what the code stands for.

@@ -136,7 +136,7 @@ class CodebookCodec(Codec):
         return self._within(self.sense.level_grid(level))
 
     def _place_factor(self) -> tuple[int, int]:
-        return self._within(self.sense.place_grid)
+        return self._within(self.sense.token_grid)
 
     def _within(self, grid: tuple[int, int]) -> tuple[int, int]:
         rows, columns = self.sense.level_grid(self.sense.num_levels - 1)
@@ -260,8 +260,8 @@ class CodebookCodec(Codec):
         `(B, n, K)` they are the mean under; latents as for `decode`."""
         x = self._code_map(vectors, chosen)
         if latents is not None:
-            known = ~latents[..., :1].isnan().unflatten(1, self.sense.place_grid)
-            scaled = (latents.nan_to_num() * self.latent_scale).unflatten(1, self.sense.place_grid)
+            known = ~latents[..., :1].isnan().unflatten(1, self.sense.token_grid)
+            scaled = (latents.nan_to_num() * self.latent_scale).unflatten(1, self.sense.token_grid)
             x = x + self._latent_map(scaled, known)
         grids = [part.unflatten(1, self.sense.level_grid(level)) for level, part in enumerate(chosen)]
         return self.render(x, self._corrections(grids))

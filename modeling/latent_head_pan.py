@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from .embedding_pan import CodeTables, ZeroInitLinear
 from .image_codec_pan import LATENT_BLUR
-from .layout_pan import fold_places, unfold_places
+from .layout_pan import group_by_token, ungroup_tokens
 
 if TYPE_CHECKING:
     from .configuration_pan import PanConfig
@@ -108,7 +108,7 @@ class LatentHead(nn.Module):
         self.takes_places, kind = name == "PlaceDenoiser", _denoiser_class(name)
         known = inspect.signature(kind.__init__).parameters
         told = "caption_channels" if "caption_channels" in known else "cross_attention_dim"  # width of the condition
-        rows, columns = sense.place_grid
+        rows, columns = sense.token_grid
         shape = {"in_channels": sense.latent_dim, "out_channels": sense.latent_dim, told: given.get(told, WIDTH)}
         shape["sample_size"] = rows if rows == columns else [rows, columns]
         self.condition = nn.Linear(condition_size + sense.latent_dim, shape[told])
@@ -126,7 +126,7 @@ class LatentHead(nn.Module):
         timestep = time * NUM_TRAIN_TIMESTEPS
         if self.takes_places:
             return start + self.denoiser(noisy, timestep, hidden).sample
-        grid = noisy.transpose(1, 2).unflatten(2, self.sense.place_grid)
+        grid = noisy.transpose(1, 2).unflatten(2, self.sense.token_grid)
         correction = self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample
         return start + correction.flatten(2).transpose(1, 2)
 
@@ -143,7 +143,7 @@ class LatentHead(nn.Module):
     def sample(self, condition: Tensor, start: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws latents `(B, P, D)`, condition and start as for `predict`, by `num_inference_steps` steps of the
         scheduler."""
-        shape = (len(condition), self.sense.num_places, self.sense.latent_dim)
+        shape = (len(condition), self.sense.num_state_tokens, self.sense.latent_dim)
         noise = torch.randn(shape, generator=generator, device=condition.device)
         # built here: some schedulers keep plain tensors, which would die on the meta device
         scheduler = make_scheduler(self.settings["scheduler"], self.settings["num_inference_steps"], condition.device)
@@ -183,21 +183,21 @@ class LatentHead(nn.Module):
 # Shapes: N = rows, P = places of a sense, n = codes of a level, C = width of a condition.
 
 
-def mends(config: PanConfig) -> bool:
+def reconstructs_latents(config: PanConfig) -> bool:
     """Whether latents make up for codes that are not the true ones."""
     return config.level0_sampling == "parallel"
 
 
 def hedged_senses(config: PanConfig) -> list[str]:
     """The senses whose latents hedge: in deterministic worlds those of learned codes start from what is expected."""
-    senses = config.place_senses.items() if mends(config) else ()
+    senses = config.coded_senses.items() if reconstructs_latents(config) else ()
     return [name for name, sense in senses if sense.can_grow and sense.latent_dim]
 
 
 def shift_size(config: PanConfig, name: str) -> int:
     """How many numbers the shifts of a sense are at each place, all levels together; 0 where nothing is hedged."""
     sense = config.senses[name]
-    return sum(sense.codes_per_place) * sense.code_dim if name in hedged_senses(config) else 0
+    return sum(sense.codes_per_token) * sense.code_dim if name in hedged_senses(config) else 0
 
 
 class SenseLatents:
@@ -217,10 +217,10 @@ class SenseLatents:
         sense = self.sense
         if self.name not in hedged_senses(self.model.config):
             return condition.new_zeros(*condition.shape[:2], sense.latent_dim)
-        sizes = [count * sense.code_dim for count in sense.codes_per_place]
+        sizes = [count * sense.code_dim for count in sense.codes_per_token]
         parts = condition[..., -sum(sizes) :].split(sizes, -1)
         parts = [part.unflatten(2, (-1, sense.code_dim)) for part in parts]
-        shifts = [unfold_places(part, sense, level) for level, part in enumerate(parts)]
+        shifts = [ungroup_tokens(part, sense, level) for level, part in enumerate(parts)]
         return self.model.senses[self.name].latents_expected(codes, shifts)
 
     def condition(
@@ -237,11 +237,11 @@ class SenseLatents:
         expected ones."""
         model, name, sense = self.model, self.name, self.sense
         last = [each for each in model.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
-        places = model.layout.split_places(last, hidden[last.name], trunk)[name]
+        places = model.layout.split_tokens(last, hidden[last.name], trunk)[name]
         codes = model.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
         parts = [places, codes]
         if name in hedged_senses(model.config):
-            parts += [fold_places(shift, sense, level).flatten(2) for level, shift in enumerate(shifts)]
+            parts += [group_by_token(shift, sense, level).flatten(2) for level, shift in enumerate(shifts)]
         return torch.cat([part.float() for part in parts], -1)
 
     @torch.no_grad()

@@ -134,18 +134,18 @@ class StepLayout:
     """
 
     def __init__(self, config: PanConfig):
-        places = {name: sense.num_places for name, sense in config.place_senses.items()}
+        places = {name: sense.num_state_tokens for name, sense in config.coded_senses.items()}
         texts = {name: sense.max_length for name, sense in config.text_senses.items()}
         self.prefix_length = sum(sense.max_length for sense in config.prefix_senses.values())
         self.state_length = sum(places.values()) + sum(texts.values())
         actions = config.actions.values()
-        self.action_length = sum(part.num_places if part.is_coded else part.max_length for part in actions)
+        self.action_length = sum(part.num_state_tokens if part.is_coded else part.max_length for part in actions)
         self.num_action_codes = sum(part.num_codes if part.is_coded else part.max_length for part in actions)
-        self.num_places = sum(places.values())
+        self.num_state_tokens = sum(places.values())
         # where the places of each sense begin in the state
-        self.place_starts = dict(zip(places, itertools.accumulate(places.values(), initial=0), strict=False))
-        self._places, self._drawing_order = dict(config.place_senses), config.drawing_order
-        self.num_levels = max((sense.num_levels for sense in config.place_senses.values()), default=0)
+        self.token_starts = dict(zip(places, itertools.accumulate(places.values(), initial=0), strict=False))
+        self._places, self._drawing_order = dict(config.coded_senses), config.drawing_order
+        self.num_levels = max((sense.num_levels for sense in config.coded_senses.values()), default=0)
         self.passes = self._passes(config, texts)
         # earlier steps are kept whole in the cache, so what is in focus now can only save queries
         self.focuses_trunk = config.context_steps == 1
@@ -154,11 +154,11 @@ class StepLayout:
 
     def _passes(self, config, texts: dict[str, int]) -> list[Pass]:
         passes = []
-        if self.num_places and config.fold_levels:
-            passes.append(Pass("places", self.num_places, levels=tuple(range(self.num_levels))))
+        if self.num_state_tokens and config.fold_levels:
+            passes.append(Pass("places", self.num_state_tokens, levels=tuple(range(self.num_levels))))
         else:
             for level in range(self.num_levels):
-                length = sum(s.num_places for s in config.place_senses.values() if level < s.num_levels)
+                length = sum(s.num_state_tokens for s in config.coded_senses.values() if level < s.num_levels)
                 passes.append(Pass(f"level.{level}", length, levels=(level,)))
         return passes + [Pass(name, length, causal=True) for name, length in texts.items()]
 
@@ -169,9 +169,9 @@ class StepLayout:
         for each in self.passes:
             starts[each.name] = start
             where, free = [], itertools.count(start)
-            for sense in config.place_senses.values() if each.levels else ():
+            for sense in config.coded_senses.values() if each.levels else ():
                 has_level = each.levels[0] < sense.num_levels
-                where += [next(free) if has_level else -1 for _ in range(sense.num_places)]
+                where += [next(free) if has_level else -1 for _ in range(sense.num_state_tokens)]
             queries[each.name], start = where, start + each.length
         return starts, queries
 
@@ -185,7 +185,7 @@ class StepLayout:
                 f"needs {needed}. Use fewer context steps, larger patches or a backbone with more positions."
             )
 
-    def split_places(self, one_pass: Pass, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
+    def split_tokens(self, one_pass: Pass, hidden: Tensor, trunk: Tensor) -> dict[str, Tensor]:
         """What readouts get, by sense `(N, P, 3H)`: hidden states of a pass's queries, and beside each what its place
         holds now and what is done. So the backbone need not carry these through, and what happens locally is learned
         by the local adapter.
@@ -198,9 +198,11 @@ class StepLayout:
         action = trunk[:, self.state_length :].mean(1, keepdim=True)
         for name, sense in self._places.items():
             if one_pass.levels[0] < sense.num_levels:
-                now = trunk[:, self.place_starts[name] :][:, : sense.num_places]
-                parts[name] = torch.cat([hidden[:, start : start + sense.num_places], now, action.expand_as(now)], -1)
-                start += sense.num_places
+                now = trunk[:, self.token_starts[name] :][:, : sense.num_state_tokens]
+                parts[name] = torch.cat(
+                    [hidden[:, start : start + sense.num_state_tokens], now, action.expand_as(now)], -1
+                )
+                start += sense.num_state_tokens
         # numbers first: pictures are then told what was drawn, and agree with it
         return {name: parts[name] for name in self._drawing_order if name in parts}
 
@@ -237,7 +239,7 @@ class StepLayout:
         """What is run of a step, the tokens of a selection alone: its trunk, and the queries of `passes`."""
         rows, device, parts = len(selection.index), selection.index.device, []
         if trunk:
-            first = self.num_places if self.focuses_trunk else 0
+            first = self.num_state_tokens if self.focuses_trunk else 0
             parts += [(selection.index, selection.valid)] if self.focuses_trunk else []
             parts.append(_everyone(rows, first, self.trunk_length, device))
         for each in passes:
@@ -350,14 +352,14 @@ def with_absent(rows: Tensor) -> Tensor:
     return nn.functional.pad(rows, (0, 0, 0, 1))
 
 
-def fold_places(codes: Tensor, sense, level: int) -> Tensor:
-    """Codes of one level by place: `(B, num_codes, ...)` -> `(B, P, codes_per_place, ...)`, raster order inside."""
-    return fold_cells(codes, sense.level_grid(level), sense.place_grid)
+def group_by_token(codes: Tensor, sense, level: int) -> Tensor:
+    """Codes of one level by place: `(B, num_codes, ...)` -> `(B, P, codes_per_token, ...)`, raster order inside."""
+    return fold_cells(codes, sense.level_grid(level), sense.token_grid)
 
 
-def unfold_places(codes: Tensor, sense, level: int) -> Tensor:
-    """The inverse of `fold_places`: `(B, P, codes_per_place, ...)` -> `(B, num_codes, ...)`."""
-    return unfold_cells(codes, sense.level_grid(level), sense.place_grid)
+def ungroup_tokens(codes: Tensor, sense, level: int) -> Tensor:
+    """The inverse of `group_by_token`: `(B, P, codes_per_token, ...)` -> `(B, num_codes, ...)`."""
+    return unfold_cells(codes, sense.level_grid(level), sense.token_grid)
 
 
 def fold_cells(x: Tensor, fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:

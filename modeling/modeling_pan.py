@@ -27,7 +27,7 @@ from .codecs_pan import build_action_codec, build_codec
 from .compile_pan import CompiledStep
 from .configuration_pan import PanConfig, check_settings
 from .effort_pan import ChangePredictor, ComputeModel, Effort, SwitchHead, focusable
-from .embedding_pan import CodeTables, EmbeddingTable, PlaceEmbedding, check_room, part_codec
+from .embedding_pan import CodeTables, EmbeddingTable, StateTokenEmbedding, check_room, part_codec
 from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .latent_head_pan import LatentHead, shift_size
@@ -36,7 +36,7 @@ from .learning_pan import NOVEL, CodeLearning, Growth, HeldOut
 from .loading_pan import check_folder, check_is_whole, check_loaded, check_writable, explained, layers_alone
 from .merging_pan import TokenMerging
 from .objectives_pan import OBJECTIVES, PanOutput, by_actor
-from .readout_pan import LevelReadout, drawn_numbers, num_readout_numbers
+from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
 from .sense_configuration_pan import ACTION, check_observation
 from .simulation_pan import Simulator
 from .state_pan import ABSENT, Actions, Belief, Futures, LogProb, Observation, State, action_tensors, as_action
@@ -166,15 +166,15 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         hidden_size = config.text_config.hidden_size
         check_room(config)
         self.table.register_masks()
-        places = config.place_senses
+        places = config.coded_senses
         self.layout = StepLayout(config)
         self.layout.check_positions(config)
         with _in_float32():
             self.senses = nn.ModuleDict({name: build_codec(sense) for name, sense in places.items()})
-        self.state_embeddings = nn.ModuleDict({n: PlaceEmbedding(s, hidden_size) for n, s in places.items()})
+        self.state_embeddings = nn.ModuleDict({n: StateTokenEmbedding(s, hidden_size) for n, s in places.items()})
         slots = 1 if config.fold_levels else self.layout.num_levels
         self.queries = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(slots, s.num_places, hidden_size)) for name, s in places.items()}
+            {name: nn.Parameter(torch.zeros(slots, s.num_state_tokens, hidden_size)) for name, s in places.items()}
         )
         self.readouts = nn.ModuleDict(
             {
@@ -186,8 +186,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
                         config.adapter_dim,
                         config.copy_bias,
                         autoregressive=level == 0 and config.level0_sampling == "autoregressive",
-                        num_numbers=num_readout_numbers(config, name),
-                        drawn=drawn_numbers(config, name),
+                        num_numbers=num_readout_scalars(config, name),
+                        drawn=drawn_scalars(config, name),
                         num_blocks=config.adapter_blocks,
                     )
                     for level in range(sense.num_levels)
@@ -197,7 +197,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         )
         codecs = {name: build_action_codec(part) for name, part in config.actions.items()}
         at_places = [name for name, part in config.actions.items() if part.is_coded and not part.is_token]
-        embeddings = {name: PlaceEmbedding(config.actions[name], hidden_size) for name in at_places}
+        embeddings = {name: StateTokenEmbedding(config.actions[name], hidden_size) for name in at_places}
         if ACTION in codecs:  # the one that checkpoints name so
             self.action_codec = codecs.pop(ACTION)
         if ACTION in embeddings:
@@ -215,7 +215,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         if config.text_senses:
             self.text_start = nn.Parameter(torch.zeros(hidden_size))
         width = 2 * config.adapter_dim
-        grids = {self.layout.place_starts[n]: s.place_grid for n, s in places.items() if s.is_grid}
+        grids = {self.layout.token_starts[n]: s.token_grid for n, s in places.items() if s.is_grid}
         num_actors = None if config.actors is None else len(config.actors)
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids, num_actors)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self.layout.num_action_codes)
@@ -517,7 +517,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         """
         check_observation(self.config, observation)
         observation, state = Observation(observation, self.config.prefix_senses), State({})
-        for name in self.config.place_senses:
+        for name in self.config.coded_senses:
             codes, latents = self.senses[name].encode(observation[name])
             absent = _absent(observation, name)
             state.codes[name] = [_blank(level, absent, ABSENT) for level in codes]
@@ -587,8 +587,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         tables = tables or self.table.code_tables()
         change, gist = {}, 0.0
         for name, glance in self.glances.items():
-            start = self.layout.place_starts[name]
-            places = embedded_state[:, start : start + glance.sense.num_places]
+            start = self.layout.token_starts[name]
+            places = embedded_state[:, start : start + glance.sense.num_state_tokens]
             change[name], found = glance(places, state.codes[name][0], tables.glances[name], action.mean(1))
             gist = gist + found.unsqueeze(1)
         return torch.cat([embedded_state, action + gist if change else action], 1), change
@@ -599,9 +599,9 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         """Queries of a pass of levels, `(N, one_pass.length, hidden_size)`: what each place is, what it holds now, and
         the coarser codes already chosen for it (`chosen[name]`, `(N, n_l)` a level)."""
         parts, start, level = [], 0, one_pass.levels[0]
-        for name, sense in self.config.place_senses.items():
-            now = embedded_state[:, start : start + sense.num_places]
-            start += sense.num_places
+        for name, sense in self.config.coded_senses.items():
+            now = embedded_state[:, start : start + sense.num_state_tokens]
+            start += sense.num_state_tokens
             if level >= sense.num_levels:
                 continue
             query = now + self.queries[name][level]

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .augmentation_pan import ReadoutView, crop, disturb, drop_blocks, training_focus
+from .augmentation_pan import ReadoutView, corrupt_context, crop, nested_dropout, training_focus
 from .distributed_pan import log_of_mean, shared_mean
 from .effort_pan import changed_places
 from .embedding_pan import CodeTables, part_codec
 from .heads_pan import two_hot
 from .image_codec_pan import LEAST_ERROR
-from .latent_head_pan import SenseLatents, hedged_senses, mends
+from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
-from .readout_pan import readout_numbers, window_numbers
+from .readout_pan import readout_scalars, window_numbers
 from .state_pan import Actions, Observation, State, action_tensors, as_action
 from .step_pan import StepPredictor, Transition
 from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
@@ -154,7 +154,7 @@ def joint_objective(model, observation, action, reward=None, done=None, importan
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     true = {name: observation[name][:, 1:].flatten(0, 1) for name in model.senses}
     given = window.following
-    if mends(model.config):
+    if reconstructs_latents(model.config):
         chosen = {name: [level.argmax(-1) for level in logits[name]] for name in model.senses}
         given = State(chosen, latents_given(model, true, State(chosen)), window.following.text)
     for name, codec in model.senses.items():
@@ -235,14 +235,14 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, 
     """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once. `may_focus`: it
     may look at a part of the places alone ([`ChangePredictor`])."""
     batch, steps = action.shape[:2]
-    seen = disturb(model, state) if model.training else state
+    seen = corrupt_context(model, state) if model.training else state
     current, following = _transitions(seen, action)[0], _transitions(state, action)[1]
     changed = {
         name: changed_places(model.config.senses[name], current.codes[name], following.codes[name])
         for name in model.glances
     }
     if model.training:
-        current = drop_blocks(current, model.config)
+        current = nested_dropout(current, model.config)
     tables = model.table.code_tables()
     embedded = model.embed_state(_trunk_latents(model, current), tables)
     queries = _queries(model, embedded, following, tables)
@@ -265,7 +265,7 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, 
         trunk=trunk,
         change=change,
         changed=changed,
-        seen=None if focus is None else focus.mask(layout.num_places),
+        seen=None if focus is None else focus.mask(layout.num_state_tokens),
         hidden=_by_pass(layout, hidden),
         tables=tables,
         numbers=window_numbers(model, seen, action),
@@ -314,9 +314,9 @@ def _code_losses(
         if not each.levels:
             continue
         drawn = {name: levels[: each.levels[-1] + 1] for name, levels in window.following.codes.items()}
-        for name, places in model.layout.split_places(each, window.hidden[each.name], window.trunk).items():
+        for name, places in model.layout.split_tokens(each, window.hidden[each.name], window.trunk).items():
             sense = model.config.senses[name]
-            numbers = readout_numbers(model, name, window.numbers, drawn)
+            numbers = readout_scalars(model, name, window.numbers, drawn)
             seen = _seen_places(model, window, name)
             view = ReadoutView(sense, places, window.current.codes[name], window.following.codes[name], weight=seen)
             if crop_places and sense.is_grid:
@@ -394,8 +394,8 @@ def _seen_places(model, window: _Window, name: str) -> Tensor | None:
     """What was looked at of one sense as weights `(N, P)`, or None if all of it was."""
     if window.seen is None:
         return None
-    start = model.layout.place_starts[name]
-    return window.seen[:, start : start + model.config.senses[name].num_places].float()
+    start = model.layout.token_starts[name]
+    return window.seen[:, start : start + model.config.senses[name].num_state_tokens].float()
 
 
 def _change_losses(window: _Window, importance: Tensor | None) -> dict:
@@ -523,7 +523,7 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
     predictor, examples = StepPredictor(model, temperature=0.0), []
     for index in range(actions.shape[1]):
         true = later.state.map(itemgetter((slice(None), index)))
-        now, target = belief.state, None if mends(model.config) else true
+        now, target = belief.state, None if reconstructs_latents(model.config) else true
         step = predictor.step(belief, actions[:, index], target)
         belief = step.belief
         state, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)

@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 from .codecs_pan import digits_to_unit
 from .embedding_pan import LevelTables, affine
-from .layout_pan import unfold_places, with_absent
+from .layout_pan import ungroup_tokens, with_absent
 from .state_pan import Actions, State, action_tensors
 
 
@@ -30,9 +30,9 @@ class LevelReadout(nn.Module):
         hidden_size, width (`int`): H and A.
         copy_bias (`float`): initial value of the scalar added to the current code's logit; vectors start at 0, since
             their [`DigitDensity`] already lies where they are.
-        autoregressive (`bool`): sample the codes one after the other (see [`SentenceHead`]).
-        num_numbers (`int`): V, of `readout_pan.readout_numbers`.
-        drawn (`slice`): those of them that are where the vectors will be, see `readout_pan.Bearings`.
+        autoregressive (`bool`): sample the codes one after the other (see [`AutoregressiveHead`]).
+        num_numbers (`int`): V, of `readout_pan.readout_scalars`.
+        drawn (`slice`): those of them that are where the vectors will be, see `readout_pan.RelativePositionFeatures`.
         num_blocks (`int`): local blocks; each lets a code look one code farther around itself.
     """
 
@@ -50,9 +50,9 @@ class LevelReadout(nn.Module):
     ):
         super().__init__()
         self.drawn = drawn
-        self.bearings = Bearings(drawn.stop - drawn.start, width) if drawn.stop > drawn.start else None
+        self.bearings = RelativePositionFeatures(drawn.stop - drawn.start, width) if drawn.stop > drawn.start else None
         self.sense, self.level, self.initial_copy_bias = sense, level, copy_bias
-        self.places = nn.Linear(3 * hidden_size, sense.codes_per_place[level] * width)
+        self.places = nn.Linear(3 * hidden_size, sense.codes_per_token[level] * width)
         self.numbers = nn.Linear(num_numbers, self.places.out_features, bias=False) if num_numbers else None
         self.current = nn.Linear(hidden_size, width, bias=False)
         self.coarser = nn.ModuleList(nn.Linear(hidden_size, width, bias=False) for _ in range(level))
@@ -60,7 +60,7 @@ class LevelReadout(nn.Module):
         self.row_norm = nn.LayerNorm(hidden_size)
         grid = sense.level_grid(level)
         self.blocks = nn.ModuleList(_LocalBlock(grid[0] > 1, width) for _ in range(num_blocks))
-        self.sentence = SentenceHead(grid, hidden_size, width) if autoregressive else None
+        self.sentence = AutoregressiveHead(grid, hidden_size, width) if autoregressive else None
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, hidden_size)
         self.copy_bias = nn.Parameter(torch.empty(1))
@@ -93,7 +93,7 @@ class LevelReadout(nn.Module):
         shown=None,
         corner: Tensor | None = None,
     ) -> Tensor:
-        """Args: places `(B, P, 3H)`, see `StepLayout.split_places`; now, the current codes `(B, n)`; coarser, the new
+        """Args: places `(B, P, 3H)`, see `StepLayout.split_tokens`; now, the current codes `(B, n)`; coarser, the new
         codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `readout_pan`; shown, a sense of the size
         of what is shown, and corner, `(B, 2)` the row and column of its first place, if that is a part of the frame
         (`augmentation_pan`). Returns: `(B, n, A)`."""
@@ -118,7 +118,7 @@ class LevelReadout(nn.Module):
         blocks see. Args: as for `features`; row, place `(F,)`, which. Returns: `(F, codes a place, A)`."""
         x = self._inputs(places, now, coarser, tables, numbers, self.sense, None)
         (rows, columns), margin = self.sense.level_grid(self.level), len(self.blocks)
-        across = self.sense.place_grid[1]
+        across = self.sense.token_grid[1]
         high, wide = self._place_size()
         down = (high * (place // across)).unsqueeze(1) + torch.arange(-margin, high + margin, device=x.device)
         right = (wide * (place % across)).unsqueeze(1) + torch.arange(-margin, wide + margin, device=x.device)
@@ -140,7 +140,7 @@ class LevelReadout(nn.Module):
         corner: Tensor | None,
     ) -> Tensor:
         """What each code is told before it looks around itself, `(B, n, A)`; args as for `features`."""
-        per_place = self.sense.codes_per_place[self.level]
+        per_place = self.sense.codes_per_token[self.level]
         hidden, held, action = places.chunk(3, -1)
         weight, bias = affine(self.places)
         for_hidden, for_held, for_action = weight.chunk(3, 1)
@@ -149,7 +149,7 @@ class LevelReadout(nn.Module):
         x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # the same at every place
         if self.numbers is not None:
             x = x + self.numbers(numbers.to(x.dtype)).unsqueeze(1)  # the same at every place, too
-        x = unfold_places(x.unflatten(-1, (per_place, -1)), shown, self.level)
+        x = ungroup_tokens(x.unflatten(-1, (per_place, -1)), shown, self.level)
         if self.bearings is not None:
             x = x + self.bearings(numbers[:, self.drawn], *self._middles(shown, corner, numbers.device)).to(x.dtype)
         x = x + nn.functional.embedding(now % len(tables.current), tables.current)
@@ -169,7 +169,7 @@ class LevelReadout(nn.Module):
 
     def _place_size(self) -> tuple[int, int]:
         """Rows and columns of this level's codes that a place covers."""
-        codes, places = self.sense.level_grid(self.level), self.sense.place_grid
+        codes, places = self.sense.level_grid(self.level), self.sense.token_grid
         return codes[0] // places[0], codes[1] // places[1]
 
     def _spread(self, x: Tensor, level: int, shown) -> Tensor:
@@ -236,7 +236,7 @@ class _LocalBlock(nn.Module):
         return self.neighbours(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
-class SentenceHead(nn.Module):
+class AutoregressiveHead(nn.Module):
     """A small causal transformer over the codes of one level, in raster order.
 
     Codes sampled in parallel from their marginals would mix two futures into one (an obstacle in two cells, or in
@@ -365,7 +365,7 @@ class DigitDensity(nn.Module):
         self.narrowest = sense.base**-sense.num_levels / 8
         # parameters of this module, not layers: layers would be initialised at unit gain
         self.shape = nn.Parameter(torch.empty(3 * num_components, width))
-        self.linear = nn.Parameter(torch.empty(sense.num_places * sense.group, num_numbers))
+        self.linear = nn.Parameter(torch.empty(sense.num_state_tokens * sense.group, num_numbers))
 
     def reset_pan_parameters(self, std: float) -> None:
         """Nothing is displaced yet; the components differ a little, or they would stay the same for ever."""
@@ -409,29 +409,29 @@ OCTAVES = 6  # the highest has a period of a thirty-second of the range
 
 
 def _numeric_senses(config) -> dict:
-    return {name: sense for name, sense in config.place_senses.items() if sense.num_scalars}
+    return {name: sense for name, sense in config.coded_senses.items() if sense.num_scalars}
 
 
 def num_step_numbers(config) -> int:
-    """V, the width of `step_numbers`; 0 where nothing is a number."""
+    """V, the width of `scalar_features`; 0 where nothing is a number."""
     senses = sum(2 * sense.num_scalars for sense in _numeric_senses(config).values())
     return senses + bool(senses) + sum(part.num_scalars for part in config.actions.values())
 
 
-def num_readout_numbers(config, sense: str) -> int:
-    """Width of `readout_numbers` of one sense."""
-    told = drawn_numbers(config, sense)
+def num_readout_scalars(config, sense: str) -> int:
+    """Width of `readout_scalars` of one sense."""
+    told = drawn_scalars(config, sense)
     return num_step_numbers(config) + (told.stop - told.start) * (1 + 2 * OCTAVES)
 
 
-def drawn_numbers(config, sense: str) -> slice:
-    """Which of the `readout_numbers` of a sense say where the vectors will be, in [-1, 1]; none for a sense that is
+def drawn_scalars(config, sense: str) -> slice:
+    """Which of the `readout_scalars` of a sense say where the vectors will be, in [-1, 1]; none for a sense that is
     numbers itself, since these are drawn first."""
     first, is_told = num_step_numbers(config), not config.senses[sense].num_scalars
     return slice(first, first + is_told * sum(vector.num_scalars for vector in _numeric_senses(config).values()))
 
 
-def step_numbers(
+def scalar_features(
     model, now: State, before: State | None, action: Tensor, has_before: Tensor | None = None
 ) -> Tensor | None:
     """Every vector sense in [-1, 1], its change since the step before, whether that is known, and a vector action:
@@ -456,8 +456,8 @@ def step_numbers(
 
 
 def window_numbers(model, state: State, action: Tensor) -> Tensor | None:
-    """`step_numbers` of all transitions of windows, each window's first without a step before. Args: state, of leading
-    shape `(B, T + 1)`; action `(B, T, ...)`. Returns: `(B * T, V)` or None."""
+    """`scalar_features` of all transitions of windows, each window's first without a step before. Args: state, of
+    leading shape `(B, T + 1)`; action `(B, T, ...)`. Returns: `(B * T, V)` or None."""
     unit = _units(model, state.codes)
     if unit is None:
         return _joined(model.config, [], action.flatten(0, 1))
@@ -490,15 +490,15 @@ def _joined(config, parts: list[Tensor], action: Tensor | Actions) -> Tensor | N
     return torch.cat(parts, 1) if parts else None
 
 
-def readout_numbers(model, sense: str, numbers: Tensor | None, drawn: dict[str, list[Tensor]]) -> Tensor | None:
-    """What the readouts of one sense are told, `(N, num_readout_numbers)`: the step's numbers, and for an image also
+def readout_scalars(model, sense: str, numbers: Tensor | None, drawn: dict[str, list[Tensor]]) -> Tensor | None:
+    """What the readouts of one sense are told, `(N, num_readout_scalars)`: the step's numbers, and for an image also
     where the vectors will be.
 
     Args:
-        numbers: see `step_numbers`.
+        numbers: see `scalar_features`.
         drawn: the next state's codes `(N, n)` a level, of all vector senses as far as they are drawn.
     """
-    told = drawn_numbers(model.config, sense)
+    told = drawn_scalars(model.config, sense)
     if told.start == told.stop:
         return numbers
     return torch.cat([numbers, _waves(_units(model, drawn))], 1)
@@ -511,7 +511,7 @@ def _waves(unit: Tensor) -> Tensor:
     return torch.cat([unit, phases.sin(), phases.cos()], -1)
 
 
-class Bearings(nn.Module):
+class RelativePositionFeatures(nn.Module):
     """How far each number is from each row and each column of a picture's codes.
 
     Where a number is a coordinate of what the picture shows, something stands where it says. That is a matter of

@@ -92,9 +92,9 @@ class Part:
 class CodedPart(Part):
     """A part that is written in codes.
 
-    A subclass has, as fields or properties: `num_levels`, `num_places`, `codes_per_place` and `codebook_size` and
+    A subclass has, as fields or properties: `num_levels`, `num_state_tokens`, `codes_per_token`, `codebook_size` and
     `codebook_capacity` (an `int` a level each), `merge_capacity`, and `latent_dim`. The codes of a level stand in a
-    row unless `level_grid` and `place_grid` say otherwise.
+    row unless `level_grid` and `token_grid` say otherwise.
     """
 
     is_coded: ClassVar[bool] = True
@@ -115,16 +115,16 @@ class CodedPart(Part):
     @property
     def num_codes(self) -> int:
         """Of one observation or action, all levels together."""
-        return self.num_places * sum(self.codes_per_place)
+        return self.num_state_tokens * sum(self.codes_per_token)
 
     @property
-    def place_grid(self) -> tuple[int, int]:
+    def token_grid(self) -> tuple[int, int]:
         """Rows and columns of places."""
-        return 1, self.num_places
+        return 1, self.num_state_tokens
 
     def level_grid(self, level: int) -> tuple[int, int]:
         """Rows and columns of a level's codes; each place covers as many of both."""
-        return 1, self.num_places * self.codes_per_place[level]
+        return 1, self.num_state_tokens * self.codes_per_token[level]
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class ImageSense(CodedPart):
         level_strides (`list[int]`): cells of the finest grid on the side of one code, one entry a level, coarse
             first; each entry divides the one before it. `[1, 1]` refines every cell; `[2, 1]` on 64x64 pixels in
             patches of 8 is 16 + 64 codes.
-        place_stride (`int`): cells of the finest grid on the side of one place (one position in the backbone); a
-            multiple of `level_strides[0]`.
+        spatial_merge_size (`int`): cells of the finest grid on the side of one patch token (one position in the
+            backbone); a multiple of `level_strides[0]`.
         codebook_size (`list[int]`): live codes a level at birth.
         codebook_capacity (`list[int]`): rows reserved a level, so that growth changes no shape.
         merge_capacity (`int`): rows reserved for merged tokens, see `merging_pan.py`.
@@ -150,7 +150,7 @@ class ImageSense(CodedPart):
             shares context with the neighbours.
         decoder_kernel_size (`int`, *optional*): of the decoder, `kernel_size` if not given; 3 paints edges that run
             through several patches better, whatever the codes are.
-        latent_dim (`int`): continuous latents at each place; 0 turns the continuous pathway off.
+        latent_dim (`int`): continuous latents of each patch token; 0 turns the continuous pathway off.
         fps (`float`, *optional*): frames a second, for films and time stamps.
 
     Raises:
@@ -163,7 +163,7 @@ class ImageSense(CodedPart):
     channels: int = 3
     patch_size: int = 8
     level_strides: list[int] = field(default_factory=lambda: [1, 1])
-    place_stride: int = 2
+    spatial_merge_size: int = 2
     codebook_size: list[int] = field(default_factory=lambda: [128, 128])
     codebook_capacity: list[int] = field(default_factory=lambda: [256, 256])
     merge_capacity: int = 128
@@ -174,24 +174,28 @@ class ImageSense(CodedPart):
     decoder_kernel_size: int | None = None
     latent_dim: int = 16
     fps: float | None = None
+    place_stride: int | None = None  # what `spatial_merge_size` was called; goes in 0.3
     kind: str = "image"
 
     def __post_init__(self):
+        if self.place_stride is not None:
+            object.__setattr__(self, "spatial_merge_size", self.place_stride)
+            object.__setattr__(self, "place_stride", None)
         if self.size is not None:
             height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
             object.__setattr__(self, "height", int(height))
             object.__setattr__(self, "width", int(width))
             object.__setattr__(self, "size", None)
         name = f"ImageSense({self.height}x{self.width})"
-        step = self.patch_size * self.place_stride
+        step = self.patch_size * self.spatial_merge_size
         _require(
             self.height % step == 0 and self.width % step == 0,
-            f"{name}: height and width must be multiples of patch_size * place_stride = {step}; "
+            f"{name}: height and width must be multiples of patch_size * spatial_merge_size = {step}; "
             "resize the frames or choose another patch_size.",
         )
-        nested = [self.place_stride, *self.level_strides]
+        nested = [self.spatial_merge_size, *self.level_strides]
         for coarse, fine in zip(nested, nested[1:], strict=False):
-            _require(coarse % fine == 0, f"{name}: place_stride and level_strides must nest, got {nested}.")
+            _require(coarse % fine == 0, f"{name}: spatial_merge_size and level_strides must nest, got {nested}.")
         _require(nested[-1] == 1, f"{name}: the last of level_strides must be 1, got {self.level_strides}.")
         if self.decoder_kernel_size is None:
             object.__setattr__(self, "decoder_kernel_size", self.kernel_size)
@@ -222,21 +226,21 @@ class ImageSense(CodedPart):
         return rows // self.level_strides[level], columns // self.level_strides[level]
 
     @property
-    def place_grid(self) -> tuple[int, int]:
+    def token_grid(self) -> tuple[int, int]:
         rows, columns = self.patch_grid
-        return rows // self.place_stride, columns // self.place_stride
+        return rows // self.spatial_merge_size, columns // self.spatial_merge_size
 
     @property
-    def num_places(self) -> int:
-        return math.prod(self.place_grid)
+    def num_state_tokens(self) -> int:
+        return math.prod(self.token_grid)
 
     @property
-    def codes_per_place(self) -> list[int]:
-        return [(self.place_stride // stride) ** 2 for stride in self.level_strides]
+    def codes_per_token(self) -> list[int]:
+        return [(self.spatial_merge_size // stride) ** 2 for stride in self.level_strides]
 
     def crop(self, rows: int, columns: int) -> ImageSense:
         """The sense of a part of the frame, so many places high and wide."""
-        side = self.patch_size * self.place_stride
+        side = self.patch_size * self.spatial_merge_size
         return replace(self, height=rows * side, width=columns * side)
 
 
@@ -332,11 +336,11 @@ class _Vector(CodedPart):
         return math.ceil(self.dim / 8)
 
     @property
-    def num_places(self) -> int:
+    def num_state_tokens(self) -> int:
         return math.ceil(self.dim / self.group)
 
     @property
-    def codes_per_place(self) -> list[int]:
+    def codes_per_token(self) -> list[int]:
         return [self.group] * self.num_levels
 
     @property
@@ -436,7 +440,7 @@ class DiscreteAction(CodedPart):
     is_token = True
     joins_steps = True
     shape = ()
-    num_places = 1
+    num_state_tokens = 1
     num_levels = 1
     latent_dim = 0
 
@@ -453,7 +457,7 @@ class DiscreteAction(CodedPart):
         return torch.randint(self.num_actions, shape, generator=generator)
 
     @property
-    def codes_per_place(self) -> list[int]:
+    def codes_per_token(self) -> list[int]:
         return [1]
 
     @property

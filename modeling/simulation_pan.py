@@ -213,7 +213,7 @@ class Simulator:
         model, state = self.model, transition.state
         helpful = {name: told for name, told in transition.conditions.items() if model.senses[name].latents_help}
         whole = State(state.codes, draw_latents(model, helpful, state, generator) | state.latents, state.text)
-        seen = {name: model.decode(whole, name).unsqueeze(1) for name in model.config.place_senses}
+        seen = {name: model.decode(whole, name).unsqueeze(1) for name in model.config.coded_senses}
         seen |= {name: words.unsqueeze(1) for name, words in state.text.items()}
         return model.encode(seen).map(lambda tensor: tensor[:, 0])
 

@@ -170,7 +170,7 @@ class State:
 
     Args:
         codes: for each image or vector sense, a list over levels (coarse first) of int64 `(..., num_codes)`.
-        latents: for each sense that has them, float `(..., num_places, latent_dim)`; may be empty.
+        latents: for each sense that has them, float `(..., num_state_tokens, latent_dim)`; may be empty.
         text: for each text sense that changes with time, token ids `(..., max_length)`.
     """
 

@@ -21,7 +21,7 @@ from .blocks_pan import Block, CodeSampler, StepDraft
 from .compile_pan import CompiledStep
 from .effort_pan import ALL, BlockPlan, ComputeModel, Cost
 from .embedding_pan import CodeTables
-from .readout_pan import num_step_numbers, step_numbers
+from .readout_pan import num_step_numbers, scalar_features
 from .state_pan import Actions, Belief, State, action_tensors
 
 if TYPE_CHECKING:
@@ -137,10 +137,10 @@ class StepPredictor:
             run=BackboneRun(model, belief, trunk, selection),
             embedded=embedded,
             trunk=trunk,
-            numbers=step_numbers(model, state, history[-1][0] if history else None, action, has_before),
+            numbers=scalar_features(model, state, history[-1][0] if history else None, action, has_before),
             keeps_logits=keeps_logits,
             keeps_shifts=blocks.draws_latents(model),
-            seen=None if selection is None else selection.mask(model.layout.num_places),
+            seen=None if selection is None else selection.mask(model.layout.num_state_tokens),
         )
         blocks.begin(draft)
         return draft, before
@@ -163,7 +163,7 @@ class StepPredictor:
         draft.last_pass = block.number
         if each.levels:
             draft.run.queries(each, self.model.embed_queries(each, draft.embedded, draft.codes, self.tables))
-            draft.places = self.model.layout.split_places(each, draft.run.hidden[each.name], draft.trunk)
+            draft.places = self.model.layout.split_tokens(each, draft.run.hidden[each.name], draft.trunk)
         elif is_first and (blocks.is_asked or not blocks.wants(block)):
             draft.run.lead()
         if is_first:
@@ -196,7 +196,7 @@ class StepPredictor:
             transition.switch = blocks.chosen(draft)
             transition.focus = draft.seen
             if transition.focus is None:
-                everywhere = torch.ones(model.layout.num_places, dtype=torch.bool, device=draft.trunk.device)
+                everywhere = torch.ones(model.layout.num_state_tokens, dtype=torch.bool, device=draft.trunk.device)
                 transition.focus = everywhere.expand(draft.num_rows, -1)
             transition.cost = model.compute_model.cost(model, transition.switch, draft.seen, run.positions())
         return transition
@@ -277,8 +277,8 @@ def _blank_draft(model: PanModel) -> StepDraft:
         return torch.zeros(1, count, dtype=torch.long, device=device)
 
     codes = {
-        name: [zeros(sense.num_places * count) for count in sense.codes_per_place]
-        for name, sense in config.place_senses.items()
+        name: [zeros(sense.num_state_tokens * count) for count in sense.codes_per_token]
+        for name, sense in config.coded_senses.items()
     }
     state = State(codes, {}, {name: zeros(sense.max_length) for name, sense in config.text_senses.items()})
     tables, prefix = whole_tables(model), zeros(model.layout.prefix_length) if config.prefix_senses else None

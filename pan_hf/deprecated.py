@@ -66,11 +66,15 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 
 
+RENAMED = {"AtEffort": "FixedEffort", "Refuted": "Contradicted", "TileWorld": "MinigridOracle"}
+
+
 def old_names(module_name: str) -> Callable[[str], Any]:
     """`__getattr__` of an old module, or of one that has lost names: looks them up where they are now."""
     places = MOVED[module_name.removeprefix("pan_hf.")]
 
     def look_up(name: str) -> Any:
+        name = RENAMED.get(name, name)
         for place in () if name.startswith("__") else places:
             module = sys.modules.get(f"pan_hf.{place}") or importlib.import_module(f"pan_hf.{place}")
             if name in vars(module):

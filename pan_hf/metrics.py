@@ -1,7 +1,7 @@
 """Measures of predicted observations, each a sum over windows that is turned into a number at the very end.
 
-A [`Tally`] keeps, for every metric, a row of *components* for each window (a squared error and a pixel count, or true
-and false positives) and the episode that the window came from. A *formula* turns the summed components into the value:
+A [`MetricAccumulator`] keeps, for every metric, a row of *components* for each window (a squared error and a pixel
+count, or true and false positives) and the episode that the window came from. A *formula* turns the summed components into the value:
 the mean of anything, the PSNR of the mean squared error, an F1 score. So one resampling of episodes gives the standard
 error of every metric, and windows with more moving pixels weigh more where pixels are what is counted.
 
@@ -72,7 +72,7 @@ def _resampling_weights(num_episodes: int, num_resamples: int, seed: int) -> np.
     return np.random.default_rng(seed).multinomial(num_episodes, shares, size=num_resamples).astype(float)
 
 
-class Tally:
+class MetricAccumulator:
     """Sums of metrics over windows, with their spread over episodes.
 
     Args:

@@ -86,7 +86,7 @@ def code_pictures(model: PanModel, sense: str, level: int) -> np.ndarray:
 
 
 def _num_codes(sense, level: int) -> int:
-    return sense.num_places * sense.codes_per_place[level]
+    return sense.num_state_tokens * sense.codes_per_token[level]
 
 
 def _image_senses(model: PanModel) -> list[str]:

@@ -112,7 +112,7 @@ class DotModel:
         self.simulated = 0
         self.config = SimpleNamespace(
             senses={
-                "camera": ImageSense(size=SIDE * PATCH, level_strides=[1, 1], place_stride=1),
+                "camera": ImageSense(size=SIDE * PATCH, level_strides=[1, 1], spatial_merge_size=1),
                 "place": VectorSense(dim=2, low=0, high=2),
                 "mission": TextSense(),
             },

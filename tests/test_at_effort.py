@@ -6,7 +6,7 @@ import torch
 from tiny_worlds import acts, observe, world_model
 
 from pan_hf import Effort, GoalCritic, GraphSearch
-from pan_hf.agents.world import AtEffort, parse_effort
+from pan_hf.agents.world import FixedEffort, parse_effort
 from pan_hf.evaluation.comparison import Step
 from pan_hf.modeling.state_pan import ABSENT
 from pan_hf.reporting.figures import load_strip
@@ -15,7 +15,7 @@ from pan_hf.reporting.strips import _write, spending_map
 
 def test_a_world_at_an_effort_imagines_at_it_and_adds_up_what_it_costs():
     model = world_model(("camera", "mission"))
-    world = AtEffort(model, "coarsest")
+    world = FixedEffort(model, "coarsest")
     belief, actions = model.perceive(observe(model, 3)), acts(model, 3, 2)
     assert world.spent() == {} and world.config is model.config
     futures = world.simulate(belief, actions, temperature=0.0)
@@ -33,7 +33,7 @@ def test_a_world_at_an_effort_imagines_at_it_and_adds_up_what_it_costs():
     "effort, levels", [("all", None), ("focused", None), ("coarsest", 1), ("auto", 1), (Effort(cap=0.9), 1)]
 )
 def test_states_are_compared_by_the_coarsest_codes_unless_all_are_predicted(effort, levels):
-    assert AtEffort(world_model(("camera", "mission")), effort).key_levels == levels
+    assert FixedEffort(world_model(("camera", "mission")), effort).key_levels == levels
 
 
 def test_keys_of_coarse_levels_are_equal_where_these_are():
@@ -52,7 +52,7 @@ def test_a_planner_plans_at_an_effort_and_folds_coarse_states():
     codes = [level[0].clone() for level in belief.codes["camera"]]
     critic = GoalCritic(codes={"camera": codes}, threshold=2.0)  # never reached: the search goes on to its end
     search = GraphSearch(max_states=30, max_depth=3, key_levels=1)
-    world = AtEffort(model, "coarsest")
+    world = FixedEffort(model, "coarsest")
     plan = search.plan(world, belief, critic)
     assert plan.states and all(len(key) == 4 * (4 + 5) for key in plan.states)  # coarse codes and the mission, int32
     assert world.steps == plan.num_simulated

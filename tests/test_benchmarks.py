@@ -99,12 +99,12 @@ def test_token_by_token_writes_every_code_of_a_state_and_only_live_rows():
 
 
 @pytest.mark.parametrize(("num_levels", "codes"), [(1, [64]), (2, [64, 64]), (3, [16, 64, 64])])
-@pytest.mark.parametrize(("place_stride", "places"), [(2, 16), (4, 4)])
-def test_levels_and_places_vary_apart(num_levels, codes, place_stride, places):
-    model = common.world_model("debug", common.LEVEL_STRIDES[num_levels], place_stride)
+@pytest.mark.parametrize(("spatial_merge_size", "places"), [(2, 16), (4, 4)])
+def test_levels_and_places_vary_apart(num_levels, codes, spatial_merge_size, places):
+    model = common.world_model("debug", common.LEVEL_STRIDES[num_levels], spatial_merge_size)
     belief = model.perceive(common.observe(1))
     assert [level.shape[1] for level in belief.codes["camera"]] == codes
-    assert model.layout.num_places == places
+    assert model.layout.num_state_tokens == places
 
 
 def test_half_precision_leaves_senses_in_float32():

@@ -67,7 +67,7 @@ def imagined(model, steps=2):
     """What a model imagines of the same things, as text to compare."""
     belief = model.perceive(observe(model, 2, 1))
     futures = model.simulate(belief, acts(model, 2, steps), num_rollouts=2, seed=0)
-    return futures.keys(), futures.decode(next(iter(model.config.place_senses)))
+    return futures.keys(), futures.decode(next(iter(model.config.coded_senses)))
 
 
 # the same model comes back

@@ -11,7 +11,7 @@ from tiny_worlds import CAMERA
 from pan_hf import ImageSense, VectorSense
 from pan_hf.modeling.codecs_pan import LatticeCodec, build_codec
 from pan_hf.modeling.image_codec_pan import PARKED, Codebook, ImageCodec, fold_grid, unfold_grid
-from pan_hf.modeling.layout_pan import fold_places, unfold_places
+from pan_hf.modeling.layout_pan import group_by_token, ungroup_tokens
 
 
 def codebook(size, capacity=8, dim=2, seed=0):
@@ -195,11 +195,13 @@ def test_a_folded_cell_holds_its_own_pixels():
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("rest", [(), (5,)])
 def test_unfolding_places_undoes_folding_them(level, rest):
-    sense = ImageSense(**(CAMERA | {"size": [16, 32], "level_strides": [4, 2, 1], "place_stride": 4} | _books(3)))
-    codes = torch.randn(2, sense.num_places * sense.codes_per_place[level], *rest)
-    folded = fold_places(codes, sense, level)
-    assert folded.shape == (2, sense.num_places, sense.codes_per_place[level], *rest)
-    assert torch.equal(unfold_places(folded, sense, level), codes)
+    sense = ImageSense(
+        **(CAMERA | {"size": [16, 32], "level_strides": [4, 2, 1], "spatial_merge_size": 4} | _books(3))
+    )
+    codes = torch.randn(2, sense.num_state_tokens * sense.codes_per_token[level], *rest)
+    folded = group_by_token(codes, sense, level)
+    assert folded.shape == (2, sense.num_state_tokens, sense.codes_per_token[level], *rest)
+    assert torch.equal(ungroup_tokens(folded, sense, level), codes)
 
 
 def _books(levels):
@@ -209,14 +211,14 @@ def _books(levels):
 def test_a_place_holds_the_codes_of_its_own_block():
     sense = ImageSense(**CAMERA)
     codes = torch.arange(16).view(1, 16)  # raster order on 4x4
-    assert fold_places(codes, sense, 1)[0, 1].tolist() == [2, 3, 6, 7]
+    assert group_by_token(codes, sense, 1)[0, 1].tolist() == [2, 3, 6, 7]
 
 
 def test_vector_places_group_coordinates():
     sense = VectorSense(dim=11)
-    assert (sense.group, sense.num_places, sense.codes_per_place) == (2, 6, [2, 2])
+    assert (sense.group, sense.num_state_tokens, sense.codes_per_token) == (2, 6, [2, 2])
     codes = torch.arange(12).view(1, 12)
-    assert torch.equal(unfold_places(fold_places(codes, sense, 0), sense, 0), codes)
+    assert torch.equal(ungroup_tokens(group_by_token(codes, sense, 0), sense, 0), codes)
 
 
 # the image codec
@@ -227,7 +229,9 @@ def test_vector_places_group_coordinates():
     "places, levels", [(1, [1]), (2, [1, 1]), (2, [2, 1]), (2, [2, 1, 1]), (4, [2, 1]), (4, [4, 2, 1])]
 )
 def test_shapes_follow_the_levels(kernel_size, places, levels):
-    codec = image_codec(kernel_size=kernel_size, level_strides=levels, place_stride=places, **_books(len(levels)))
+    codec = image_codec(
+        kernel_size=kernel_size, level_strides=levels, spatial_merge_size=places, **_books(len(levels))
+    )
     frames = pictures(5)
     codes, latents = codec.encode(frames)
     assert [level.shape for level in codes] == [(5, (4 // stride) ** 2) for stride in levels]
@@ -249,7 +253,7 @@ def test_one_changed_patch_changes_codes_at_its_place_only(decoder_kernel_size):
     elsewhere = torch.arange(4) != place
     assert torch.equal(coarse[:, elsewhere], coarse_after[:, elsewhere])
     assert torch.equal(latents[:, elsewhere], latents_after[:, elsewhere])
-    fine, fine_after = (fold_places(level, codec.sense, 1) for level in (fine, fine_after))
+    fine, fine_after = (group_by_token(level, codec.sense, 1) for level in (fine, fine_after))
     assert torch.equal(fine[:, elsewhere], fine_after[:, elsewhere])
     assert not torch.equal(latents[:, place], latents_after[:, place])
 
@@ -271,7 +275,7 @@ def test_equal_patches_have_equal_codes_wherever_they_are():
     tile = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     (coarse, fine), latents = codec.encode(tile.repeat(1, 1, 2, 2))
     assert len(set(coarse.flatten().tolist())) == 1
-    assert (fold_places(fine, codec.sense, 1)[0] == fold_places(fine, codec.sense, 1)[0, :1]).all()
+    assert (group_by_token(fine, codec.sense, 1)[0] == group_by_token(fine, codec.sense, 1)[0, :1]).all()
     torch.testing.assert_close(latents[0], latents[0, :1].expand(4, -1))
 
 
@@ -447,7 +451,7 @@ def test_digits_and_remainder_are_the_vector_and_digits_alone_are_near(dim, base
     vectors[0], vectors[1] = low, high
     digits, remainder = lattice.encode(vectors)
     assert all(0 <= int(digit.min()) and int(digit.max()) < base for digit in digits)
-    assert digits[0].shape == (7, sense.num_places * sense.group)
+    assert digits[0].shape == (7, sense.num_state_tokens * sense.group)
     rounding = 1e-5 * (span + low.abs() + high.abs())
     assert ((lattice.decode(digits, remainder) - vectors).abs() <= rounding).all()
     for count in range(1, levels + 1):

@@ -6,14 +6,14 @@ from tiny_worlds import ACTIONS, SENSES, acts, observe, world_model
 
 from pan_hf import ImageSense, PanConfig
 from pan_hf.modeling.augmentation_pan import ReadoutView, crop
-from pan_hf.modeling.layout_pan import fold_places
+from pan_hf.modeling.layout_pan import group_by_token
 
-SENSE = ImageSense(size=48, patch_size=4, level_strides=[2, 1], place_stride=4, latent_dim=0)  # 3 by 3 places
+SENSE = ImageSense(size=48, patch_size=4, level_strides=[2, 1], spatial_merge_size=4, latent_dim=0)  # 3 by 3 places
 
 
 def view(rows: int, change: bool = True) -> ReadoutView:
     torch.manual_seed(0)
-    current = [torch.randint(9, (1, 9 * count)).expand(rows, -1) for count in SENSE.codes_per_place]
+    current = [torch.randint(9, (1, 9 * count)).expand(rows, -1) for count in SENSE.codes_per_token]
     following = [codes.clone() for codes in current]
     if change:
         following[1][:, 3] += 1  # a cell of the first row of cells, in the first place
@@ -24,13 +24,13 @@ def view(rows: int, change: bool = True) -> ReadoutView:
 def test_a_crop_shows_the_same_codes_at_the_same_places():
     whole = view(64)
     part = crop(whole, 2)
-    assert part.sense.place_grid == (2, 2)
+    assert part.sense.token_grid == (2, 2)
     number = part.places[:, :, 0].long()  # which place of the frame each place of the square is
     assert (number[:, 1:] - number[:, :1] == torch.tensor([1, 3, 4])).all()
     for level in range(2):
         for cut, full in ((part.current, whole.current), (part.following, whole.following)):
-            expected = fold_places(full[level], SENSE, level)[torch.arange(64).unsqueeze(1), number]
-            assert torch.equal(fold_places(cut[level], part.sense, level), expected)
+            expected = group_by_token(full[level], SENSE, level)[torch.arange(64).unsqueeze(1), number]
+            assert torch.equal(group_by_token(cut[level], part.sense, level), expected)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_worlds import acts, observe, world_model
 
-from pan_hf.modeling.augmentation_pan import disturb
+from pan_hf.modeling.augmentation_pan import corrupt_context
 from pan_hf.modeling.codecs_pan import MOST_CELLS
 from pan_hf.modeling.latent_head_pan import LatentHead
 from pan_hf.modeling.objectives_pan import _teacher_forced
@@ -28,7 +28,7 @@ def test_a_share_of_states_is_disturbed_in_a_few_places_and_loses_its_latents():
     model = world_model(EVERYTHING, context_noise=0.5)
     state = encoded(model, batch=300)
     torch.manual_seed(0)
-    found = disturb(model, state)
+    found = corrupt_context(model, state)
     is_disturbed = found.latents["camera"].isnan().flatten(2).all(2)
     assert 0.4 < is_disturbed.float().mean() < 0.6
     assert torch.equal(found.latents["touch"].isnan().flatten(2).all(2), is_disturbed)
@@ -46,7 +46,7 @@ def test_disturbed_vectors_are_a_little_off():
     model = world_model(("touch",), context_noise=1.0)
     state = encoded(model)
     before = model.decode(state, "touch", latents=False)
-    after = model.decode(disturb(model, state), "touch", latents=False)
+    after = model.decode(corrupt_context(model, state), "touch", latents=False)
     sense = model.config.senses["touch"]
     span = torch.tensor(sense.high) - torch.tensor(sense.low)
     off = ((after - before) / span).abs()
@@ -56,7 +56,7 @@ def test_disturbed_vectors_are_a_little_off():
 def test_without_noise_the_state_itself_is_seen():
     model = world_model(EVERYTHING, context_noise=0.0)
     state = encoded(model, batch=2)
-    assert disturb(model, state) is state
+    assert corrupt_context(model, state) is state
 
 
 def test_what_is_to_be_predicted_stays_true_and_what_is_wrong_will_change():
@@ -73,7 +73,7 @@ def test_what_is_to_be_predicted_stays_true_and_what_is_wrong_will_change():
 
 def test_encoding_anew_goes_on_from_what_the_decoded_state_looks_like(monkeypatch):
     def sample(self, condition, _start, _generator=None):
-        return torch.zeros(len(condition), self.sense.num_places, self.sense.latent_dim)
+        return torch.zeros(len(condition), self.sense.num_state_tokens, self.sense.latent_dim)
 
     monkeypatch.setattr(LatentHead, "sample", sample)
     model = world_model(EVERYTHING)

@@ -8,11 +8,11 @@ import torch
 from tiny_worlds import acts, observe, world_model
 
 from pan_hf import Belief, Effort, ImageSense
-from pan_hf.modeling.augmentation_pan import drop_blocks
+from pan_hf.modeling.augmentation_pan import nested_dropout
 from pan_hf.modeling.backbone_pan import BackboneRun
 from pan_hf.modeling.blocks_pan import may_follow
 from pan_hf.modeling.effort_pan import ChangePredictor, as_effort, changed_places, likely_changes
-from pan_hf.modeling.layout_pan import TokenSelection, fold_places, spread_codes
+from pan_hf.modeling.layout_pan import TokenSelection, group_by_token, spread_codes
 from pan_hf.modeling.objectives_pan import _teacher_forced
 from pan_hf.modeling.state_pan import ABSENT, State
 
@@ -103,7 +103,7 @@ def test_dropped_blocks_are_the_finer_levels_of_images_and_nothing_else():
     model = world_model(EVERYTHING, block_dropout=0.5)
     state = beginning(model, batch=200).state
     torch.manual_seed(0)
-    dropped = drop_blocks(state, model.config)
+    dropped = nested_dropout(state, model.config)
     assert torch.equal(dropped.codes["camera"][0], state.codes["camera"][0])
     assert all(torch.equal(a, b) for a, b in zip(dropped.codes["touch"], state.codes["touch"], strict=True))
     gone = dropped.codes["camera"][1] == ABSENT
@@ -138,7 +138,7 @@ def test_latents_that_begin_at_the_expected_image_cost_a_decoded_and_an_encoded_
     more = hedged.compute_model.blocks["camera.latents"] - plain.compute_model.blocks["camera.latents"]
     cells = (sense.height // sense.patch_size) * (sense.width // sense.patch_size)
     once = sum(p.numel() for part in (codec.encoder, codec.decoder) for p in part.parameters())
-    assert more - 2 * sense.num_places * (wider - narrower) > 2 * cells * once
+    assert more - 2 * sense.num_state_tokens * (wider - narrower) > 2 * cells * once
 
 
 def test_a_step_of_all_blocks_costs_one_and_draws_the_latents():
@@ -211,7 +211,7 @@ def test_places_out_of_focus_stay_as_they_are(architecture, config, monkeypatch)
     monkeypatch.setattr(first, "forward", picked)
     belief = beginning(model)
     futures = model.simulate(belief, acts(model, 3, 1), seed=2, effort=Effort(discrete(model), least_change=0.5))
-    camera = futures.focus[:, 0, : model.config.senses["camera"].num_places]
+    camera = futures.focus[:, 0, : model.config.senses["camera"].num_state_tokens]
     assert torch.equal(camera, _row_by_row(3) > 0) and futures.focus[:, 0, 4:].all()  # vectors are always seen
     now, after = belief.codes["camera"], [codes[:, 0] for codes in futures.codes["camera"]]
     changed = changed_places(model.config.senses["camera"], now, after)
@@ -241,7 +241,7 @@ def test_the_action_is_told_which_codes_stand_anywhere_and_not_where():
 def test_a_glance_knows_at_any_cell_what_it_has_learned_at_some():
     torch.manual_seed(0)
     books = {"codebook_size": [4], "codebook_capacity": [4]}
-    sense = ImageSense(size=32, patch_size=4, level_strides=[1], place_stride=2, **books)
+    sense = ImageSense(size=32, patch_size=4, level_strides=[1], spatial_merge_size=2, **books)
     glance, rows = ChangePredictor(sense, 16, 16), torch.randn(4, 16)
     torch.nn.init.zeros_(glance.place.weight)  # cells alone
     optimizer, action = torch.optim.Adam(glance.parameters(), 1e-2), torch.zeros(64, 16)
@@ -256,7 +256,7 @@ def test_a_glance_knows_at_any_cell_what_it_has_learned_at_some():
         codes[number, row, column] = 1
         goes, changed = codes[number, row, column + 1] == 0, torch.zeros(64, 8, 8, dtype=torch.bool)
         changed[number, row, column] = changed[number, row, column + 1] = goes
-        return codes.flatten(1), fold_places(changed.flatten(1), sense, 0).any(-1)
+        return codes.flatten(1), group_by_token(changed.flatten(1), sense, 0).any(-1)
 
     for _ in range(400):
         codes, changed = movers(torch.tensor([0, 3, 4, 6]))
@@ -329,7 +329,7 @@ def test_a_world_of_words_alone_is_imagined_at_any_effort(effort):
 def test_a_focus_holds_the_places_that_are_likely_to_change():
     model = world_model(EVERYTHING)
     logits = torch.tensor([[-9.0, 9.0, 0.0, -1.0], [-9.0, -9.0, -9.0, -9.0]])
-    mask = likely_changes(model.config, {"camera": logits}, 0.4).mask(model.layout.num_places)
+    mask = likely_changes(model.config, {"camera": logits}, 0.4).mask(model.layout.num_state_tokens)
     assert mask[:, :4].tolist() == [[False, True, True, False], [False] * 4] and mask[:, 4:].all()
 
 
@@ -381,7 +381,7 @@ def test_compute_is_counted_while_the_model_runs():
     assert compute.whole > compute.fixed + compute.token * model.layout.step_length > compute.token
     readout = model.readouts["camera"][1]
     weights = sum(p.numel() for p in readout.blocks.parameters())
-    codes = model.config.senses["camera"].num_places * 4
+    codes = model.config.senses["camera"].num_state_tokens * 4
     assert compute.blocks["camera.1"] > 1.8 * codes * weights  # the local blocks are most of it
 
 

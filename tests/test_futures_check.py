@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pan_hf.envs.minigrid_oracle import UNRECOGNISED, TileWorld, agents, things
+from pan_hf.envs.minigrid_oracle import UNRECOGNISED, MinigridOracle, agents, things
 from pan_hf.evaluation.calibration import (
     Outcomes,
     Start,
@@ -28,7 +28,7 @@ LEFT, FORWARD = 0, 2
 
 @pytest.fixture(scope="module")
 def world():
-    return TileWorld(gymnasium.make(ENVIRONMENT), (64, 64))
+    return MinigridOracle(gymnasium.make(ENVIRONMENT), (64, 64))
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +119,9 @@ def test_walking_into_a_ball_ends_the_episode(world, crowded):
 
 def test_another_kind_of_world_is_refused():
     with pytest.raises(ValueError, match="not a MiniGrid environment"):
-        TileWorld(gymnasium.make("CartPole-v1"), (64, 64))
+        MinigridOracle(gymnasium.make("CartPole-v1"), (64, 64))
     with pytest.raises(ValueError, match="Frames of 60x60 pixels"):
-        TileWorld(gymnasium.make(ENVIRONMENT), (60, 60))
+        MinigridOracle(gymnasium.make(ENVIRONMENT), (60, 60))
 
 
 def test_doubled_missing_and_unrecognised_objects_are_incoherent(world, crowded):

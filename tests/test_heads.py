@@ -46,6 +46,6 @@ def test_places_of_other_senses_are_compared_one_by_one():
 
 def test_the_head_of_a_model_knows_where_the_image_stands_in_a_state():
     model = world_model({"body": SENSES["touch"], "camera": SENSES["camera"]})
-    assert model.config.senses["body"].num_places == 3
+    assert model.config.senses["body"].num_state_tokens == 3
     assert model.outcome.features.grids == {3: (2, 2)}
     assert not model.inverse_dynamics.features.grids  # what the agent did shows in where it is

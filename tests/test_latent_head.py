@@ -59,8 +59,8 @@ def test_calls_of_the_denoiser_are_counted_as_they_are_made(name, steps, calls, 
     head = world_model(("camera",), latent_head=head).latent_heads["camera"]
     made = []
     monkeypatch.setattr(head.denoiser, "forward", lambda sample, *_: made.append(1) or SimpleNamespace(sample=sample))
-    start = torch.zeros(1, head.sense.num_places, head.sense.latent_dim)
-    head.sample(torch.zeros(1, head.sense.num_places, head.condition.in_features - head.sense.latent_dim), start)
+    start = torch.zeros(1, head.sense.num_state_tokens, head.sense.latent_dim)
+    head.sample(torch.zeros(1, head.sense.num_state_tokens, head.condition.in_features - head.sense.latent_dim), start)
     assert len(made) == head.num_calls == calls
 
 
@@ -81,8 +81,8 @@ def test_denoiser_and_scheduler_are_named_in_the_configuration(denoiser, schedul
 def test_a_head_that_was_never_trained_mends_nothing():
     model = PanModel.from_backbone(language_model("qwen3", 0), {"camera": SENSES["camera"]}, ACTIONS["discrete"])
     head = model.latent_heads["camera"]
-    start = torch.zeros(2, head.sense.num_places, head.sense.latent_dim)
-    condition = torch.randn(2, head.sense.num_places, head.condition.in_features - head.sense.latent_dim)
+    start = torch.zeros(2, head.sense.num_state_tokens, head.sense.latent_dim)
+    condition = torch.randn(2, head.sense.num_state_tokens, head.condition.in_features - head.sense.latent_dim)
     assert not head.sample(condition, start).any()
 
 

@@ -11,13 +11,13 @@ from torchmetrics.functional.classification import binary_f1_score
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pan_hf import metrics
-from pan_hf.metrics import Tally
+from pan_hf.metrics import MetricAccumulator
 
 
 def value_of(measure, episodes=None):
     """The value of one measure over its windows."""
     formula, components = measure
-    tally = Tally()
+    tally = MetricAccumulator()
     tally.add("it", formula, components, np.zeros(len(components)) if episodes is None else episodes)
     result = tally.result("it")
     return None if result is None else result[0]
@@ -132,7 +132,7 @@ def test_the_standard_error_is_over_episodes_not_windows():
     generator = np.random.default_rng(0)
     by_episode = generator.normal(size=10)
     episodes = np.repeat(np.arange(10), 20)
-    tally = Tally(num_resamples=4000)
+    tally = MetricAccumulator(num_resamples=4000)
     tally.add("it", *metrics.mean_of(torch.tensor(by_episode[episodes])), episodes)
     value, stderr = tally.result("it")
     assert value == pytest.approx(by_episode.mean())
@@ -140,14 +140,14 @@ def test_the_standard_error_is_over_episodes_not_windows():
 
 
 def test_one_episode_has_no_standard_error():
-    tally = Tally()
+    tally = MetricAccumulator()
     tally.add("it", *metrics.mean_of(torch.tensor([0.0, 1.0])), np.array([3, 3]))
     assert tally.result("it") == (0.5, None)
 
 
 def test_a_tally_is_the_same_however_windows_are_batched():
     values, episodes = torch.arange(12.0), np.arange(12) // 3
-    whole, parts = Tally(), Tally()
+    whole, parts = MetricAccumulator(), MetricAccumulator()
     whole.add("it", *metrics.mean_of(values), episodes)
     for start in range(0, 12, 5):
         parts.add("it", *metrics.mean_of(values[start : start + 5]), episodes[start : start + 5])

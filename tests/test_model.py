@@ -14,7 +14,7 @@ from pan_hf import Belief, DiscreteAction, ImageSense, PanConfig, PanModel, Vect
 from pan_hf.modeling.backbone_pan import fill_cache
 from pan_hf.modeling.blocks_pan import CodeSampler, LevelInputs, draw_together, log_prob_of, pick
 from pan_hf.modeling.objectives_pan import _code_losses, _teacher_forced, text_counts
-from pan_hf.modeling.readout_pan import SentenceHead
+from pan_hf.modeling.readout_pan import AutoregressiveHead
 from pan_hf.modeling.state_pan import State
 from pan_hf.modeling.step_pan import StepPredictor
 
@@ -445,7 +445,7 @@ def test_a_wrong_configuration_is_refused(config, message):
     "make, message",
     [
         (lambda: ImageSense(size=20), "multiples of patch_size"),
-        (lambda: ImageSense(level_strides=[2, 1], place_stride=3, size=144), "must nest"),
+        (lambda: ImageSense(level_strides=[2, 1], spatial_merge_size=3, size=144), "must nest"),
         (lambda: ImageSense(**(CAMERA | {"codebook_size": [9, 9]})), "<= codebook_capacity, got 9 and 8"),
         (lambda: ImageSense(kernel_size=2), "odd"),
         (lambda: ImageSense(decoder_kernel_size=4), "decoder_kernel_size must be odd"),
@@ -518,7 +518,7 @@ def test_where_one_future_is_certain_the_expected_image_is_its_image(sampling):
 @pytest.mark.parametrize("grid", [(4, 7), (1, 6)])
 def test_a_sentence_looks_at_every_code_before_and_at_none_from_there_on(grid):
     torch.manual_seed(0)
-    head = SentenceHead(grid, 32, 16)
+    head = AutoregressiveHead(grid, 32, 16)
     head.reset_pan_parameters(1.0)
     codes, table = torch.randint(8, (1, grid[0] * grid[1])), torch.randn(8, 16)
     features = torch.randn(1, codes.shape[1], 16)
@@ -533,7 +533,7 @@ def test_a_sentence_looks_at_every_code_before_and_at_none_from_there_on(grid):
 
 def test_a_sentence_is_the_same_with_and_without_gradients():
     torch.manual_seed(0)
-    head = SentenceHead((4, 7), 32, 16)
+    head = AutoregressiveHead((4, 7), 32, 16)
     head.reset_pan_parameters(1.0)
     given = (torch.randn(2, 28, 16), torch.randint(8, (2, 28)), torch.randn(8, 16))
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
-from pan_hf.agents.plan import Refuted
+from pan_hf.agents.plan import Contradicted
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.modeling import DiscreteAction, VectorAction
 
@@ -170,9 +170,9 @@ def test_a_reward_that_does_not_end_the_episode_is_no_goal_where_goals_end_it():
 def test_plans_keep_away_from_refuted_transitions_and_goals():
     world = GridWorld("S.G\n...")
     root = world.root().keys()[0]
-    around = GraphSearch().plan(world, world.root(), RewardCritic(), refuted=Refuted(transitions={(root, 3)}))
+    around = GraphSearch().plan(world, world.root(), RewardCritic(), refuted=Contradicted(transitions={(root, 3)}))
     assert len(around) == 4 and around.actions[0] == 1
-    claimed = Refuted(goals={(bytes([0, 1]), 3)})
+    claimed = Contradicted(goals={(bytes([0, 1]), 3)})
     other = GraphSearch().plan(world, world.root(), RewardCritic(), refuted=claimed)
     assert other.reaches_goal and other.actions.tolist()[-1] == 0  # from below instead
 

@@ -33,7 +33,7 @@ class LargeCodec(torch.nn.Module):
 
 def test_a_code_beyond_16_bits_is_kept():
     codes = torch.tensor([[0, 32_767, 32_768, 70_000]])
-    config = SimpleNamespace(place_senses={"s": SimpleNamespace(num_levels=1)}, prefix_senses={}, text_senses={})
+    config = SimpleNamespace(coded_senses={"s": SimpleNamespace(num_levels=1)}, prefix_senses={}, text_senses={})
     model = torch.nn.Module()
     model.senses, model.config, model.device = {"s": LargeCodec()}, config, torch.device("cpu")
     assert torch.equal(encode_all(model, {"s": codes}, latents=False)["codes"]["s"][0].long(), codes)

@@ -69,7 +69,7 @@ MORE_FAMILIES = {
 }
 WORDS, PAD = 90, 0  # words of a tiny backbone, and the one that pads
 
-CAMERA = {"size": 16, "patch_size": 4, "level_strides": [2, 1], "place_stride": 2}
+CAMERA = {"size": 16, "patch_size": 4, "level_strides": [2, 1], "spatial_merge_size": 2}
 CAMERA |= {"codebook_size": [6, 10], "codebook_capacity": [8, 12]}
 CAMERA |= {"code_dim": 4, "hidden_size": 16, "num_blocks": 1, "latent_dim": 3}
 SENSES = {

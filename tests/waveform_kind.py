@@ -47,11 +47,11 @@ class WaveformSense(CodedPart):
         return (self.samples,)
 
     @property
-    def num_places(self) -> int:
+    def num_state_tokens(self) -> int:
         return self.samples // (2 * self.stride)
 
     @property
-    def codes_per_place(self) -> list[int]:
+    def codes_per_token(self) -> list[int]:
         return [1, 2]
 
 

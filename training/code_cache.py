@@ -52,7 +52,7 @@ def _pack(encoded: dict) -> dict[str, Tensor]:
 
 
 def _unpack(packed: dict[str, Tensor], model, tensors: dict[str, Tensor]) -> dict:
-    senses = model.config.place_senses
+    senses = model.config.coded_senses
     codes = {n: [packed[f"codes.{n}.{level}"] for level in range(s.num_levels)] for n, s in senses.items()}
     latents = {name: packed[f"latents.{name}"] for name in senses if f"latents.{name}" in packed}
     return {"codes": codes, "latents": latents} | words_of(model, tensors)
@@ -67,7 +67,7 @@ def encode_all(model, tensors: dict[str, Tensor], latents: bool, batch_size: int
     found: dict[str, Tensor] = {}
     was_training = model.training
     model.eval()
-    for name in config.place_senses:
+    for name in config.coded_senses:
         num_rows = len(tensors[name])
         for start in range(0, num_rows, batch_size):
             rows = slice(start, start + batch_size)

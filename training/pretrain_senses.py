@@ -14,7 +14,7 @@ from pan_hf.training.windows import CroppedFrames
 def make_data(model, processor, trajectories, _args=None, stats=None):
     """Crops of frames, where something moves or is rare, with their neighbours in time."""
     tensors, _ = read_rows(trajectories, processor)
-    senses = model.config.place_senses
+    senses = model.config.coded_senses
     seen = {name: tensors[name] for name in senses}
     dataset = CroppedFrames(trajectories, seen, senses, usual=stats and stats.usual)
     return dataset, torch.ones(len(dataset))

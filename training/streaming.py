@@ -96,7 +96,7 @@ def dataset_stats(model, processor, root: str | Path, episodes: list[int], seed:
     plain = float(weights.mean())
     boost, share = reward_boost(rare, plain), float(rare.float().mean())
     mean = plain if boost is None else share * boost + (1 - share) * plain
-    seen = usually_seen({name: tensors[name] for name in model.config.place_senses})
+    seen = usually_seen({name: tensors[name] for name in model.config.coded_senses})
     return DatasetStats(seen, Weighing(usual, boost, mean), by_kind), windows
 
 

@@ -102,8 +102,8 @@ class CroppedFrames(Dataset):
         return {"observation": observation}
 
     def _crop(self, triples: Tensor, sense, chance: Tensor) -> Tensor:
-        rows, columns = sense.place_grid
-        size, side = min(self.crop_places, rows, columns), sense.patch_size * sense.place_stride
+        rows, columns = sense.token_grid
+        size, side = min(self.crop_places, rows, columns), sense.patch_size * sense.spatial_merge_size
         neighbour, frame, usual = triples.unbind(1)
         interest = 1.0 * (frame != neighbour).any(1) + 0.5 * (frame != usual).any(1)
         # (B, rows - size + 1, columns - size + 1); places first, then squares of them: few overlap

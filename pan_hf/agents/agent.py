@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pan_hf.agents.critics import as_critic
-from pan_hf.agents.plan import Plan, Refuted, compared_keys
+from pan_hf.agents.plan import Contradicted, Plan, compared_keys
 from pan_hf.features import feature_class
 
 REPLAN = ("on_surprise", "always", "at_end")
@@ -92,7 +92,7 @@ class PanAgent:
         self._last: tuple[bytes, int] | None = None  # (key of the state, action) of the last discrete action
         self._predicted: bytes | None = None
         self._surprises: Counter = Counter()
-        self._refuted = Refuted()
+        self._refuted = Contradicted()
 
     @torch.no_grad()
     def act(self, observation: dict, reward: float | None = None):

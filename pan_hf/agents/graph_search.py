@@ -17,8 +17,8 @@ import torch
 
 from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.plan import (
+    Contradicted,
     Plan,
-    Refuted,
     check_one_part,
     check_one_row,
     check_positive,
@@ -74,7 +74,7 @@ class GraphSearch:
             object.__setattr__(self, "actions", tuple(self.actions))
 
     @torch.no_grad()
-    def plan(self, world: World, belief, critic, *, generator=None, refuted: Refuted | None = None) -> Plan:
+    def plan(self, world: World, belief, critic, *, generator=None, refuted: Contradicted | None = None) -> Plan:
         """A shortest plan to the goal, or to the best scored state that was found.
 
         Args:
@@ -82,7 +82,7 @@ class GraphSearch:
             belief: where to start; one row.
             critic ([`Critic`] or function of futures): what is wanted.
             generator (`torch.Generator`, *optional*): on the CPU; of the sampled searches.
-            refuted ([`Refuted`], *optional*): what the real world has shown to be wrong.
+            refuted ([`Contradicted`], *optional*): what the real world has shown to be wrong.
 
         Raises:
             ValueError: a belief of more than one row, an action that is not discrete, or `actions` it has not.
@@ -97,7 +97,7 @@ class GraphSearch:
         everything = range(world.config.action.num_actions)
         if unknown := sorted(set(self.actions or ()) - set(everything)):
             raise ValueError(f"GraphSearch: this world has the actions 0..{everything[-1]}, got {unknown}.")
-        start, spent, critic, refuted = time.perf_counter(), 0, as_critic(critic), refuted or Refuted()
+        start, spent, critic, refuted = time.perf_counter(), 0, as_critic(critic), refuted or Contradicted()
         first = everything if self.actions is None else self.actions
         hopes = self.sampled_searches if math.isfinite(critic.threshold) else 0
         searches = [(first, None), *[(first, partial(draw_seed, generator))] * hopes]
@@ -144,7 +144,7 @@ class _Search:
         world: World,
         belief,
         critic: Critic,
-        refuted: Refuted,
+        refuted: Contradicted,
         allowed: Sequence[int],
         sample: Callable[[], int] | None,
     ):

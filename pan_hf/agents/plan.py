@@ -42,7 +42,7 @@ class Plan:
 
 
 @dataclass
-class Refuted:
+class Contradicted:
     """What the real world has shown to be wrong, as (key of the state, action): plans keep away from it.
 
     Args:

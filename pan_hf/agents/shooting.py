@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pan_hf.agents.critics import Critic, as_critic
-from pan_hf.agents.plan import Plan, Refuted, check_one_part, check_one_row, check_positive, device_of, draw_seed
+from pan_hf.agents.plan import Contradicted, Plan, check_one_part, check_one_row, check_positive, device_of, draw_seed
 from pan_hf.agents.world import World
 from pan_hf.features import feature_class
 
@@ -36,7 +36,7 @@ class RandomShooting:
         _check_rollouts(self)
 
     @torch.no_grad()
-    def plan(self, world: World, belief, critic, *, generator=None, refuted: Refuted | None = None) -> Plan:
+    def plan(self, world: World, belief, critic, *, generator=None, refuted: Contradicted | None = None) -> Plan:
         """The best of `num_samples` random plans.
 
         Args:
@@ -44,7 +44,7 @@ class RandomShooting:
             belief: where to start; one row.
             critic ([`Critic`] or function of futures): what is wanted.
             generator (`torch.Generator`, *optional*): on the CPU; the same state gives the same plan.
-            refuted ([`Refuted`], *optional*): no use to a planner that does not compare states.
+            refuted ([`Contradicted`], *optional*): no use to a planner that does not compare states.
 
         Raises:
             ValueError: a belief of more than one row, or an action kind that cannot be drawn at random.
@@ -94,7 +94,7 @@ class CEM:
             )
 
     @torch.no_grad()
-    def plan(self, world: World, belief, critic, *, generator=None, refuted: Refuted | None = None) -> Plan:
+    def plan(self, world: World, belief, critic, *, generator=None, refuted: Contradicted | None = None) -> Plan:
         """The best sequence seen in any iteration. Arguments and errors as for [`RandomShooting.plan`]."""
         start, critic = time.perf_counter(), as_critic(critic)
         check_one_row(belief)

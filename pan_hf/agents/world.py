@@ -15,7 +15,7 @@ from pan_hf.modeling import PanModel
 from pan_hf.modeling.effort_pan import Effort, as_effort
 
 
-class AtEffort:
+class FixedEffort:
     """A world model of which every `simulate` spends the same effort, unless another is given, and which adds up what
     its own effort costs.
 

@@ -13,7 +13,7 @@ AGENT_VIEWS = 5  # no agent, or the agent looking right, down, left, up
 UNRECOGNISED = -1
 
 
-class TileWorld:
+class MinigridOracle:
     """A MiniGrid environment in full view.
 
     A state is an int array `(rows, columns)`: each tile is `object * 5 + agent`, with `object` an index into `kinds`

@@ -22,7 +22,7 @@ of such outcomes, 99.7% lie within three even for the truth |
 samples differ by chance: what to compare with is model "simulator" |
 
 Beside the model stand "simulator", as many fresh samples of the truth in the model's place, and "copy_last". Standard
-errors of shares and distances are over episodes, see [`Tally`].
+errors of shares and distances are over episodes, see [`MetricAccumulator`].
 """
 
 import itertools
@@ -38,10 +38,10 @@ from pan_hf.console import track
 from pan_hf.data.episodes import read_info
 from pan_hf.data.windows import WindowReader
 from pan_hf.envs.environment import make_environment
-from pan_hf.envs.minigrid_oracle import UNRECOGNISED, TileWorld, agents, things
+from pan_hf.envs.minigrid_oracle import UNRECOGNISED, MinigridOracle, agents, things
 from pan_hf.evaluation.evaluate import load_for_evaluation
 from pan_hf.features import feature_class
-from pan_hf.metrics import Tally, mean_of
+from pan_hf.metrics import MetricAccumulator, mean_of
 from pan_hf.reporting.results import Record, record, write_records
 from pan_hf.reporting.strips import shown_senses
 
@@ -54,7 +54,7 @@ class Outcomes:
     """What followed one action in one state, many times.
 
     Args:
-        states (`np.ndarray` of shape `(count, rows, columns)`): see [`TileWorld`].
+        states (`np.ndarray` of shape `(count, rows, columns)`): see [`MinigridOracle`].
         ended (`np.ndarray` of shape `(count,)`): whether the episode ended, or how probable that is, 0 to 1.
     """
 
@@ -174,7 +174,7 @@ def judge_futures(
 
     Args:
         starts (`Sequence[Start]`): all with the same models.
-        kinds (`Sequence[str]`): names of objects, see [`TileWorld`].
+        kinds (`Sequence[str]`): names of objects, see [`MinigridOracle`].
         seed (`int`): of the bootstrap over episodes behind the standard errors.
     """
     moving = {kind: kinds[kind] for kind in moving_kinds(starts)}
@@ -190,7 +190,7 @@ def judge_futures(
 
 
 def _shares(starts: Sequence[Start], model: str, seed: int) -> list[tuple[str, float, float | None]]:
-    tally = Tally(seed=seed)
+    tally = MetricAccumulator(seed=seed)
     for start in starts:
         states, true = start.sampled[model].states, start.true.states
         values = {
@@ -257,7 +257,7 @@ def sample_futures(
 
     Args:
         reader (`WindowReader`): of the held-out episodes, with a context of one frame; its model samples.
-        world (`TileWorld`): anything with its `parse` and `outcomes`.
+        world (`MinigridOracle`): anything with its `parse` and `outcomes`.
         rows (`np.ndarray`): where to start.
         num_samples, num_true (`int`): futures of the model and of the simulator from each row.
         batch_size (`int`): futures simulated at once.
@@ -358,7 +358,7 @@ def evaluate_futures(
     settings = {"num_samples": num_samples, "num_true": num_true, "temperature": temperature}
     chosen = _entries(read_info(root)["environments"], environments)
     for seed, entry in itertools.product(seeds, chosen):
-        world = TileWorld(make_environment(**entry), (height, width), seed)
+        world = MinigridOracle(make_environment(**entry), (height, width), seed)
         rows = trajectories.windows(1, entry["id"])
         rows = rows[~np.isin(trajectories.episode[rows], skipped)]
         rows = np.random.default_rng(seed).permutation(rows)[:num_states]

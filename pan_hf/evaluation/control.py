@@ -33,7 +33,7 @@ import torch
 from pan_hf.agents.agent import PanAgent, perceive
 from pan_hf.agents.critics import RewardCritic
 from pan_hf.agents.registry import comparing, make_planners
-from pan_hf.agents.world import AtEffort, within
+from pan_hf.agents.world import FixedEffort, within
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_info
@@ -215,7 +215,9 @@ def plan(
         when = replan or ("on_surprise" if feature_class(model.config.action.kind).is_discrete else "at_end")
         agents = {}
         for name, planner in chosen.items():
-            imagined = world if effort is None else AtEffort(world, effort)  # each planner has an account of its own
+            imagined = (
+                world if effort is None else FixedEffort(world, effort)
+            )  # each planner has an account of its own
             agents[name] = PanAgent(imagined, processor, wants, comparing(planner, imagined), when)
         limits = (max_steps or _LONGEST_EPISODE, episode_time_limit or float("inf"))
         trials += [
@@ -354,7 +356,7 @@ def trial_records(trial: _Trial) -> list[Record]:
             "surprises_per_episode": [outcome.surprises for outcome in outcomes],
         }
     records = []
-    if trial.agent is not None and isinstance(trial.agent.model, AtEffort):
+    if trial.agent is not None and isinstance(trial.agent.model, FixedEffort):
         columns |= {metric: [value] for metric, value in trial.agent.model.spent().items()}
     for metric, values in columns.items():
         if values:

@@ -28,8 +28,8 @@ actions of other windows |
 `levels_<k>_` before it: through the first k levels; with `latents_`: latents too |
 
 Where a model has several senses of one kind, their names are put before the metric (`left_psnr`). Standard errors are
-cluster bootstraps over episodes, see [`Tally`]. A metric with nothing to measure (no reward in any window) has no
-record.
+cluster bootstraps over episodes, see [`MetricAccumulator`]. A metric with nothing to measure (no reward in any
+window) has no record.
 """
 
 import math
@@ -44,14 +44,14 @@ import torch
 from torch import Tensor
 
 from pan_hf import metrics
-from pan_hf.agents.world import AtEffort
+from pan_hf.agents.world import FixedEffort
 from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder, trained_fingerprints, trained_seeds
 from pan_hf.console import track
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
 from pan_hf.evaluation.comparison import Judge, Step
 from pan_hf.features import feature_of
-from pan_hf.metrics import Tally
+from pan_hf.metrics import MetricAccumulator
 from pan_hf.reporting.figures import curves, horizon_plot
 from pan_hf.reporting.results import Record, mean_stderr, read_records, record, write_records
 from pan_hf.reporting.strips import shown_senses, write_strips
@@ -75,7 +75,9 @@ class _Evaluation:
         self.reader, self.model, self.trajectories = reader, reader.model, reader.trajectories
         self.judge = Judge(dict(self.model.config.senses), self._references(), reward_threshold)
         self.seed, self.temperature, self.reencode = seed, temperature, reencode
-        self.tallies: dict[tuple[str, str, int | None], Tally] = defaultdict(lambda: Tally(seed=seed))
+        self.tallies: dict[tuple[str, str, int | None], MetricAccumulator] = defaultdict(
+            lambda: MetricAccumulator(seed=seed)
+        )
         self.errors: dict[str, dict[int, float]] = defaultdict(dict)
 
     def _references(self) -> dict[str, Any]:
@@ -122,7 +124,7 @@ class _Evaluation:
         settings = {"temperature": self.temperature, "seed": self.seed}
         if self.reencode:
             settings["reencode"] = self.reencode
-        if self.temperature == 0 and not isinstance(self.model, AtEffort):
+        if self.temperature == 0 and not isinstance(self.model, FixedEffort):
             settings["expected"] = [horizon - 1 for horizon in expected]
         return self.model.simulate(belief, actions, **settings)
 
@@ -413,7 +415,7 @@ def evaluate(
     output = results_folder(run, output)
     seeds = seeds or trained_seeds(run) or [seed]
     model, processor, trajectories, skipped = load_for_evaluation(run, data_root, skip_trained, device)
-    world = model if effort is None else AtEffort(model, effort)
+    world = model if effort is None else FixedEffort(model, effort)
     records = evaluate_model(
         world,
         processor,
@@ -432,7 +434,7 @@ def evaluate(
         strips=output / "report" / "strips",
         progress=progress,
     )
-    if isinstance(world, AtEffort):
+    if isinstance(world, FixedEffort):
         where = {"environment": "all", "split": "test", "seeds": list(seeds)}
         records += [record(metric, value, model="pan", **where) for metric, value in world.spent().items()]
     write_records(output / "evaluation.json", records)

@@ -105,8 +105,8 @@ def spending_map(model, futures, shown: str) -> torch.Tensor:
     """Imagined frames of the first row as a map of what was spent where: `(H, 3, height, width)` uint8. Places that
     were not looked at are dark; latents that were drawn show as a lighter place."""
     sense = model.config.senses[shown]
-    start, (rows, columns) = model.layout.place_starts[shown], sense.place_grid
-    seen = futures.focus[0, :, start : start + sense.num_places].unflatten(1, (1, rows, columns)).float()
+    start, (rows, columns) = model.layout.token_starts[shown], sense.token_grid
+    seen = futures.focus[0, :, start : start + sense.num_state_tokens].unflatten(1, (1, rows, columns)).float()
     frames = torch.from_numpy(feature_of(sense).to_frames(futures.decode(shown)[0])).to(seen)
     frames = frames.permute(0, 3, 1, 2)
     seen = torch.nn.functional.interpolate(seen, frames.shape[-2:])
