@@ -1,9 +1,10 @@
 """Measures of predicted observations, each a sum over windows that is turned into a number at the very end.
 
 A [`MetricAccumulator`] keeps, for every metric, a row of *components* for each window (a squared error and a pixel
-count, or true and false positives) and the episode that the window came from. A *formula* turns the summed components into the value:
-the mean of anything, the PSNR of the mean squared error, an F1 score. So one resampling of episodes gives the standard
-error of every metric, and windows with more moving pixels weigh more where pixels are what is counted.
+count, or true and false positives) and the episode that the window came from. A *formula* turns the summed components
+into the value: the mean of anything, the PSNR of the mean squared error, an F1 score. So one resampling of episodes
+gives the standard error of every metric, and windows with more moving pixels weigh more where pixels are what is
+counted.
 
 PSNR is that of the mean squared error over all windows, not the mean of the windows' PSNRs, which perfect frames would
 make infinite. Rounding to 8 bits alone makes an error of 58.9 dB, so no PSNR is above that: a larger one would say how
