@@ -16,7 +16,7 @@ from .codecs_pan import classes_of
 from .latent_head_pan import check_latent_head  # through it all kinds of ours are registered
 from .sense_configuration_pan import ACTION, action_from_dict, sense_from_dict
 
-VERSION = "0.1.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
+VERSION = "0.2.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
 
 # What saving calls with the folder, and with the classes of the kinds that are configured; see `pan_hf.custom_kinds`.
 ON_SAVE: list[Callable[[str, list[type]], None]] = []
