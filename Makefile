@@ -35,8 +35,8 @@ lint: wheel  ## style of the checkout; which package imports which, in the wheel
 	$(BIN)/ruff format --check .
 	cd build/site && ../../$(BIN)/lint-imports --no-cache --no-logo ../../pyproject.toml
 
-types: wheel
-	cd build/site && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+types: wheel  ## types of the wheel; the first run reads torch, too
+	cd build/site && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 wheel: .venv/.installed-dev  ## the wheel unpacked: checkers cannot follow the checkout's package-dir map
 	rm -rf build/lib build/bdist* build/wheel build/site

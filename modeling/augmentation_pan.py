@@ -105,7 +105,7 @@ def crop(view: ReadoutView, side: int) -> ReadoutView:
 
 def _changed_places(view: ReadoutView) -> Tensor:
     """How many codes of each place change, `(N, P)` float."""
-    counts: Tensor = 0.0
+    counts: Tensor = 0.0  # type: ignore[assignment]  # one level at least is added
     for level, (now, after) in enumerate(zip(view.current, view.following, strict=True)):
         counts = counts + group_by_token(((now != after) & (now >= 0) & (after >= 0)).float(), view.sense, level).sum(
             -1

@@ -30,7 +30,7 @@ _TOLERANCE_HALF = 0.05
 
 
 @functools.cache
-def cache_argument(kind: type) -> str:
+def cache_argument(kind: type[nn.Module]) -> str:
     """What a model's forward calls its cache: newer Transformers say `cache`, older ones and code from the Hub
     `past_key_values`."""
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
@@ -49,7 +49,7 @@ def trunk_call(language_model: PreTrainedModel) -> TrunkCall:
     """How a language model is called by `run_trunk`."""
     kinds = set(getattr(language_model.config, "layer_types", None) or [])
     mask_kinds = tuple(sorted(kinds)) if kinds - {"full_attention"} else ()
-    return TrunkCall(cache_argument(type(language_model.base_model)), mask_kinds)
+    return TrunkCall(cache_argument(type(language_model.base_model)), mask_kinds)  # type: ignore[arg-type]  # a class
 
 
 def run_trunk(
@@ -57,12 +57,11 @@ def run_trunk(
 ) -> Tensor:
     """A language model without its head. Args: embeddings `(B, L, H)`; mask bool `(1 or B, 1, L, keys)`; positions
     `(L,)`, or `(B, L)` if rows differ; cache, appended to if given. Returns: `(B, L, H)`."""
-    mask = additive(mask, embeddings.dtype).expand(len(embeddings), -1, -1, -1)
-    if call.mask_kinds:
-        mask = dict.fromkeys(call.mask_kinds, mask)
+    whole = additive(mask, embeddings.dtype).expand(len(embeddings), -1, -1, -1)
+    masks = dict.fromkeys(call.mask_kinds, whole) if call.mask_kinds else whole
     return language_model.base_model(
         inputs_embeds=embeddings,
-        attention_mask=mask,
+        attention_mask=masks,
         position_ids=positions.expand(len(embeddings), -1),
         use_cache=cache is not None,
         **{call.cache_argument: cache},
@@ -119,9 +118,9 @@ def _misfit(name: str, reason: str) -> str:
 def keep_weights(model: PreTrainedModel) -> None:
     """Marks a model as initialised, so that `post_init` of the model around it leaves its weights alone."""
     for module in model.modules():
-        module._is_hf_initialized = True
+        module._is_hf_initialized = True  # type: ignore[assignment]  # a mark of Transformers
     for parameter in model.parameters():
-        parameter._is_hf_initialized = True
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # the same
 
 
 @torch.no_grad()
@@ -199,7 +198,7 @@ class BackboneRun:
         """One pass of levels. Args: x, its queries `(N, each.length, H)`."""
         first = not self._seen
         if self.selection is not None:
-            self._selected(each, x, first)
+            self._selected(self.selection, each, x, first)
             return
         x = self._some(x)
         out = self._continue(torch.cat([self.trunk, x], 1) if first else x)
@@ -244,14 +243,14 @@ class BackboneRun:
             mask, positions = self.layout.focused_mask(self.past, tokens, self._keys), self._start + every
         return self._run(x, mask, positions)
 
-    def _selected(self, each: Pass, x: Tensor, first: bool) -> None:
+    def _selected(self, selection: TokenSelection, each: Pass, x: Tensor, first: bool) -> None:
         whole = self._whole(each, self._some(x))
         if len(self.layout.passes) == 1 and self.layout.focuses_trunk:
-            out, count = self._by_size(whole)
+            out, count = self._by_size(selection, whole)
         else:
-            selection = self.selection if self.index is None else self.selection.rows(self.index)
+            selection = selection if self.index is None else selection.rows(self.index)
             tokens = self.layout.tokens(selection, [each], trunk=first)
-            self._keys = tokens if first else self._keys.and_then(tokens)
+            self._keys = tokens if first or self._keys is None else self._keys.and_then(tokens)
             self._next = self.layout.starts[each.name] + each.length
             mask = self.layout.focused_mask(self.past, tokens, self._keys)
             out = tokens.put_back(self._run(tokens.take(whole), mask, self._start + tokens.position))
@@ -262,11 +261,11 @@ class BackboneRun:
         start = self.layout.starts[each.name]
         self.hidden[each.name] = self._all(out[:, start : start + each.length])
 
-    def _by_size(self, whole: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_size(self, selection: TokenSelection, whole: Tensor) -> tuple[Tensor, Tensor]:
         """The only pass of a Markov step, of which nothing is kept: rows with about as many selected tokens run
         together, so that few positions merely fill a row up. Returns: a step's hidden states `(N, step_length, H)`,
         and how many positions each row ran."""
-        selection, least = self.selection, self.model.compiled_step.least_size
+        least = self.model.compiled_step.least_size
         size = selection.valid.sum(1)
         if len(size) == 1:
             return self._together(whole, selection, self._visible, self._live)

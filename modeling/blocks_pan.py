@@ -66,7 +66,7 @@ def pick(logits: Tensor, draws: Tensor | None, temperature: Tensor | None) -> Te
     is not live. Without draws, the likeliest."""
     if draws is None:
         return logits.argmax(-1)
-    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+    cumulative = (logits / temperature).softmax(-1).cumsum(-1)  # type: ignore[operator]  # given with the draws
     level = draws.unsqueeze(-1) * (1 - 1e-6) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
 
@@ -236,9 +236,10 @@ class CodesBlock(Block):
         if patches is not None and len(patches):
             codes, shift = self._read_patches(draft, codes, patches)
         elif patches is None:
+            assert rows is not None  # neither all rows nor some patches
             read, moved = self._read(draft, rows)
             codes = codes.index_copy(0, rows, read)
-            shift = None if shift is None else shift.index_copy(0, rows, moved)
+            shift = None if shift is None or moved is None else shift.index_copy(0, rows, moved)
         self._append(draft, codes, shift)
 
     def carry(self, draft: StepDraft) -> None:
@@ -247,7 +248,7 @@ class CodesBlock(Block):
     def _append(self, draft: StepDraft, codes: Tensor, shift: Tensor | None) -> None:
         draft.codes[self.sense].append(codes)
         if self.sense in draft.shifts:
-            draft.shifts[self.sense].append(shift)
+            draft.shifts[self.sense].append(shift)  # type: ignore[arg-type]  # kept where it is asked for
 
     def _carried(self, draft: StepDraft) -> tuple[Tensor, Tensor | None]:
         """The level's codes `(N, n)` where they are not predicted, and their shift, nothing. They are as they were;
@@ -487,9 +488,10 @@ def read_level(
     readout = model.readouts[name][level]
     x = see_level(model, name, level, places, current, coarser, tables, numbers)
     if readout.sentence is not None:
+        assert target is not None  # or `guess_codes` reads the level
         x = readout.sentence(x, target.clamp(min=0), tables.drawn)
     logits = readout.logits(x, tables, current, coarser, numbers)
-    codes = pick(logits, *picking) if target is None else target
+    codes = pick(logits, *picking) if target is None else target  # type: ignore[misc]  # one of the two is given
     shift = model.senses[name].codebooks[level].shift(logits, codes) if keeps_shift else None
     return codes, log_prob_of(logits, codes), logits if keeps_logits else None, shift
 
@@ -526,6 +528,7 @@ def guess_codes(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Codes `(n, codes)` of level 0, each picked given the guesses before it, and their log probability `(n,)`."""
     readout = model.readouts[name][0]
+    assert readout.sentence is not None
     logits = readout.logits(readout.sentence(features, guess, tables.drawn), tables, current, [], numbers)
     drawn = pick(logits, *picking)
     return drawn, log_prob_of(logits, drawn)

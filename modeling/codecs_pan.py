@@ -30,6 +30,7 @@ from .sense_configuration_pan import (
 
 if TYPE_CHECKING:
     from .embedding_pan import CodeTables
+    from .image_codec_pan import Codebook
     from .modeling_pan import PanModel
 
 MOST_CELLS = 0.1  # of what is on a grid that are wrong in a disturbed state, at most
@@ -49,6 +50,8 @@ class Codec(nn.Module):
     """
 
     is_exact = False  # codes and latents say all there is, so nothing is counted beyond the codes
+    latents_help: bool | Tensor
+    codebooks: list[Codebook]  # where codes are learned
 
     def __init__(self, sense: CodedPart):
         super().__init__()
@@ -183,6 +186,7 @@ class Codec(nn.Module):
 class VectorCodec(Codec):
     """The lattice behind the interface of a codec; nothing to train."""
 
+    sense: VectorSense | VectorAction
     latents_help = True  # they are what digits leave over
     is_exact = True
 
@@ -306,15 +310,17 @@ def register_sense(config: type[Part], codec: type[Codec] | None) -> None:
         config: a frozen dataclass, a `CodedPart` with the field `kind`.
         codec: made from a `config` alone; None for texts, which are words already.
     """
-    SENSES[config.kind] = config
+    kind: str = config.kind  # type: ignore[assignment]  # the default of a field is found on its class
+    SENSES[kind] = config
     if codec is not None:
-        CODECS[config.kind] = codec
+        CODECS[kind] = codec
 
 
 def register_action(config: type[Part], codec: type[Codec]) -> None:
     """As `register_sense`, of actions."""
-    ACTIONS[config.kind] = config
-    ACTION_CODECS[config.kind] = codec
+    kind: str = config.kind  # type: ignore[assignment]  # the default of a field is found on its class
+    ACTIONS[kind] = config
+    ACTION_CODECS[kind] = codec
 
 
 def classes_of(senses: Iterable[Part], actions: Iterable[Part]) -> list[type]:
@@ -342,7 +348,7 @@ def build_action_codec(action: Part) -> Codec:
     """The same for an action."""
     if action.kind not in ACTION_CODECS:
         raise ValueError(f"No codec for actions of kind {action.kind!r}; known kinds are {sorted(ACTION_CODECS)}.")
-    return ACTION_CODECS[action.kind](action)
+    return ACTION_CODECS[action.kind](action)  # type: ignore[arg-type]  # a text is not coded, and its codec asks it nothing
 
 
 # ---- The lattice code: a bounded vector as digits, coarse first (Theorem 1 of "Critiques of World Models", scale
@@ -362,7 +368,7 @@ class LatticeCodec(nn.Module):
         sense (`VectorSense` or `VectorAction`): dimension, bounds, base and number of digits.
     """
 
-    def __init__(self, sense: VectorSense):
+    def __init__(self, sense: VectorSense | VectorAction):
         super().__init__()
         self.sense = sense
         self.base, self.num_levels = sense.base, sense.num_levels
@@ -405,7 +411,7 @@ class LatticeCodec(nn.Module):
         where it is absent. Returns: `(..., dim)` float, the middle of the cell or, with the remainder, the vector
         itself."""
         low, high = self._bounds(digits[0])
-        offset = 0.5
+        offset: float | Tensor = 0.5
         if remainder is not None:
             offset = ((remainder.flatten(-2).float().clamp(-1, 1) + 1) / 2).nan_to_num(0.5)
         unit = digits_to_unit(digits, self.base, offset)
@@ -416,7 +422,7 @@ class LatticeCodec(nn.Module):
         differentiable."""
         low, high = self._bounds(probabilities[0])
         values = torch.arange(self.base, device=low.device, dtype=torch.float32)
-        unit, scale = 0.0, 1.0
+        unit, scale = torch.zeros((), device=low.device), 1.0
         for distribution in probabilities:
             scale = scale / self.base
             unit = unit + scale * (distribution[..., : self.base].float() @ values)

@@ -8,13 +8,14 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .codecs_pan import classes_of
 from .latent_head_pan import check_latent_head  # through it all kinds of ours are registered
-from .sense_configuration_pan import ACTION, action_from_dict, sense_from_dict
+from .sense_configuration_pan import ACTION, Part, action_from_dict, sense_from_dict
 
 VERSION = "0.2.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
 
@@ -128,11 +129,12 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, values: "dict | TrainingConfig | None") -> "TrainingConfig":
         """Of settings by name; the object itself passes through. Raises ValueError for names that it does not have."""
-        if isinstance(values, cls):
+        if isinstance(values, TrainingConfig):
             return values
-        if unknown := set(values or {}) - set(TRAINING):
+        given = values or {}
+        if unknown := set(given) - set(TRAINING):
             raise ValueError(unknown_names("`training`", unknown, TRAINING))
-        return cls(**(values or {}))
+        return cls(**given)
 
 
 TRAINING = tuple(item.name for item in fields(TrainingConfig))
@@ -187,15 +189,30 @@ class PanConfig(PreTrainedConfig):
     sub_configs_defaults = {"text_config": SubConfigSpec(AutoConfig, model_type="qwen3", init_kwargs=_TINY_BACKBONE)}
     keys_to_ignore_at_inference = ["past_key_values", "losses"]
 
-    text_config: dict | PreTrainedConfig | None = None
-    senses: dict | None = None
-    action: dict | None = None
-    actions: dict | None = None
+    if TYPE_CHECKING:  # once `__post_init__` has filled them in
+        text_config: PreTrainedConfig
+        pad_token_id: int
+        senses: dict
+        actions: dict
+        segments: dict[str, list[int]]
+        extensions: dict[str, list[list[int]]]
+        text_size: int
+        text_capacity: int
+        latent_head: dict
+        training: TrainingConfig
+        action: Part | None
+    else:
+        text_config: dict | PreTrainedConfig | None = None
+        senses: dict | None = None
+        actions: dict | None = None
+        segments: dict | None = None
+        extensions: dict | None = None
+        text_size: int | None = None
+        text_capacity: int | None = None
+        latent_head: dict | None = None
+        training: dict | None = None
+        action: dict | None = None
     actors: list | None = None
-    segments: dict | None = None
-    extensions: dict | None = None
-    text_size: int | None = None
-    text_capacity: int | None = None
     code_capacity: int = 0
     vocabulary_digest: str | None = None
     context_steps: int = 1
@@ -204,10 +221,8 @@ class PanConfig(PreTrainedConfig):
     copy_bias: float = 2.0
     adapter_dim: int = 48
     adapter_blocks: int = 1
-    latent_head: dict | None = None
     latent_feedback: bool = False
     reward_bound: float = 10.0
-    training: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -314,10 +329,12 @@ class PanConfig(PreTrainedConfig):
         output["training"] = asdict(self.training)
         return output
 
-    def __getattr__(self, name: str):
-        if name in TRAINING:  # fields of this class until version 0.1
-            return getattr(self.training, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # a checker would let every name pass
+
+        def __getattr__(self, name: str):
+            if name in TRAINING:  # fields of this class until version 0.1
+                return getattr(self.training, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value) -> None:
         if name in TRAINING:

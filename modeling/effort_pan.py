@@ -395,8 +395,8 @@ class SwitchHead(nn.Module):
         price = 2 * (given.price.clamp(LEAST_PRICE, MOST_PRICE).log() - low) / (high - low) - 1
         task = nn.functional.one_hot(given.task, len(TASKS))
         told = [given.chosen, given.changed.sqrt(), given.focus.unsqueeze(1), price.unsqueeze(1), task]
-        told = torch.cat([part.to(given.trunk.dtype) for part in told], 1)
-        x = self.trunk(self.trunk_norm(given.trunk)) + self.places(self.places_norm(given.places)) + self.told(told)
+        joined = torch.cat([part.to(given.trunk.dtype) for part in told], 1)
+        x = self.trunk(self.trunk_norm(given.trunk)) + self.places(self.places_norm(given.places)) + self.told(joined)
         logits = self.out(nn.functional.gelu(x)).float()
         return logits.masked_fill(~self._allowed(given.chosen), -torch.inf)
 

@@ -6,9 +6,9 @@ Words come first, then a *segment* of rows for each level of each coded part, as
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .codecs_pan import Codec
     from .configuration_pan import PanConfig
     from .modeling_pan import PanModel
+
+M = TypeVar("M")
+T = TypeVar("T", nn.Embedding, nn.Linear)
 
 
 class EmbeddingTable:
@@ -222,7 +225,8 @@ def check_room(config: PanConfig) -> None:
 
 def tables_of(model: PreTrainedModel) -> list[Tensor]:
     """The embedding table and, where it is not the same, the one that is read out against."""
-    tables = [check_table(table).weight for table in (model.get_input_embeddings(), model.get_output_embeddings())]
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    tables: list[Tensor] = [check_table(read).weight, check_table(written).weight]
     return list({id(table): table for table in tables}.values())
 
 
@@ -230,6 +234,19 @@ def _extent(ever_active: Tensor) -> int:
     """Rows of a segment up to the last that was ever active; all of them in a compiled forward, which growth must not
     change."""
     return len(ever_active) if torch.compiler.is_compiling() else int(ever_active.nonzero()[-1]) + 1
+
+
+# ---- Modules by name or in a row, of one class each, which PyTorch's own containers do not say.
+
+
+def module_dict(modules: Mapping[str, M]) -> dict[str, M]:
+    """An `nn.ModuleDict`, which a checker takes for a dict of what is in it."""
+    return cast("dict[str, M]", nn.ModuleDict(cast("dict[str, nn.Module]", modules)))
+
+
+def module_list(modules: Iterable[M]) -> list[M]:
+    """An `nn.ModuleList`, which a checker takes for a list of what is in it."""
+    return cast("list[M]", nn.ModuleList(cast("Iterable[nn.Module]", modules)))
 
 
 # ---- Layers that are read and not called: their weights with whatever an adapter (PEFT) adds to them.
@@ -251,7 +268,7 @@ def affine(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return weight.T, bias.squeeze(0)
 
 
-def check_table(module: nn.Module) -> nn.Module:
+def check_table(module: T) -> T:
     """The module of a vocabulary's rows, which are read by segment.
 
     Raises:
@@ -286,7 +303,7 @@ class StateTokenEmbedding(nn.Module):
         super().__init__()
         self.sense = sense
         self.place = nn.Parameter(torch.empty(sense.num_state_tokens, hidden_size))
-        self.fold = nn.ModuleList(
+        self.fold = module_list(
             nn.Linear(per_place * hidden_size, hidden_size, bias=False) for per_place in sense.codes_per_token
         )
         self.latent = nn.Linear(sense.latent_dim, hidden_size, bias=False) if sense.latent_dim else None

@@ -72,14 +72,14 @@ class VocabularyGrowth:
         count = len(vectors) if vectors is not None else len(names or ())
         _check_given(segment, count, names, descriptions)
         if segment == "text":
-            return self._grow_words(list(names), descriptions)
+            return self._grow_words(list(names or ()), descriptions)
         part, level = segment.rsplit(".", 1)
         if level == MERGES:
             raise ValueError(f"{segment} holds merged tokens, which are made of others: see `PanModel.merge`.")
         if part in model.senses and model.senses[part].can_grow:
             return self.grow_codes(part, int(level), vectors, names, "named", step)
         if part in model.config.action_parts and model.config.action_parts[part].is_token:
-            return self._grow_actions(part, names, descriptions, step)
+            return self._grow_actions(part, names or (), descriptions, step)
         raise ValueError(
             f"{segment} holds the digits of a lattice, which are complete; give the vector a larger `base` or more "
             "levels, or merge its digits."
@@ -87,7 +87,7 @@ class VocabularyGrowth:
 
     @torch.no_grad()
     def grow_codes(
-        self, name: str, level: int, vectors: Tensor, names: Sequence[str] | None, reason: str, step: int
+        self, name: str, level: int, vectors: Tensor | None, names: Sequence[str] | None, reason: str, step: int
     ) -> tuple[int, ...]:
         """`grow` for a level of an image sense, whatever the ledger's `reason`; corrections are zero."""
         model, ledger, segment = self.model, self.model.ledger(), f"{name}.{level}"
@@ -171,6 +171,7 @@ class VocabularyGrowth:
     def trial(self, name: str, level: int) -> Iterator[Trial]:
         """What is changed of one level inside is undone, bit for bit, unless the trial is accepted."""
         table, rows = self.model.table, self.model.table.segment_rows(name, level)
+        changed: list[tuple[Tensor, Tensor | slice]]
         changed = [(each.detach(), rows) for each in [*table.weights(), table.active, table.ever_active]]
         changed += [(buffer, slice(None)) for buffer in self.model.senses[name].codebooks[level].buffers()]
         kept, trial = [tensor[where].clone() for tensor, where in changed], Trial()

@@ -19,6 +19,7 @@ from transformers import initialization as init
 
 from .codecs_pan import Codec, register_sense
 from .distributed_pan import all_gather_rows, all_reduce_sum, broadcast_from_main, log_of_mean, shared_mean, variance
+from .embedding_pan import module_list
 from .layout_pan import fold_cells, unfold_cells
 from .sense_configuration_pan import CodedPart, ImageSense
 
@@ -82,6 +83,9 @@ class CodebookCodec(Codec):
     """
 
     num_values = 256  # that one number of an observation can have, evenly over [-1, 1]; `log_prob` is of these
+    residual_scale: Tensor
+    latents_help: Tensor
+    latent_scale: Tensor
 
     def __init__(self, sense: CodedPart):
         super().__init__(sense)
@@ -100,12 +104,12 @@ class CodebookCodec(Codec):
         cells = [down * across for down, across in factors]
         finer = [cell // below for cell, below in zip(cells, cells[1:], strict=False)] + [0]
         books = zip(sense.codebook_size, sense.codebook_capacity, cells, finer, strict=True)
-        self.codebooks = nn.ModuleList(
+        self.codebooks = module_list(
             Codebook(size, capacity, sense.code_dim, piece * covered, below)
             for size, capacity, covered, below in books
         )
-        self.to_code = nn.ModuleList(nn.Linear(covered * width, sense.code_dim) for covered in cells)
-        self.from_code = nn.ModuleList(nn.Linear(sense.code_dim, covered * width) for covered in cells)
+        self.to_code = module_list(nn.Linear(covered * width, sense.code_dim) for covered in cells)
+        self.from_code = module_list(nn.Linear(sense.code_dim, covered * width) for covered in cells)
         if sense.latent_dim:
             fold = math.prod(self._place_factor())
             self.to_latent = nn.Linear(2 * fold * width, sense.latent_dim)
@@ -191,6 +195,7 @@ class CodebookCodec(Codec):
         levels `(N, n)`; what is known of a code that does not occur stays."""
         for level, book in enumerate(self.codebooks[:-1]):
             found = self.commonest_refinements(codes, level)
+            assert book.refinements is not None  # of every level but the last
             book.refinements.copy_(torch.where(found >= 0, found + 1, book.refinements))
 
     def commonest_refinements(self, codes: list[Tensor], level: int) -> Tensor:
@@ -208,14 +213,16 @@ class CodebookCodec(Codec):
         return found.masked_fill(most == 0, -1)
 
     def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
-        found = nn.functional.embedding(coarser.clamp(min=0), self.codebooks[level - 1].refinements) - 1
+        refinements = self.codebooks[level - 1].refinements
+        assert refinements is not None  # of every level but the last
+        found = nn.functional.embedding(coarser.clamp(min=0), refinements) - 1
         found = torch.where((coarser >= 0).unsqueeze(-1) & self.codebooks[level].live[found], found, -1)
         return unfold_cells(found, self.sense.level_grid(level), self.sense.level_grid(level - 1))
 
     def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
         """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each
         cell is what its own prefix says."""
-        total: Tensor = 0.0
+        total: Tensor = 0.0  # type: ignore[assignment]  # one level at least is added
         for level, level_vectors in enumerate(vectors):
             grid = self.from_code[level](level_vectors.unflatten(1, self.sense.level_grid(level)))
             if level and not chosen[level].is_floating_point():
@@ -319,7 +326,8 @@ class CodebookCodec(Codec):
         if self.training:
             self._track_scales(error, other_error[way == len(grids) - 1])
         full = self._summed((weight * error).mean(), update)
-        kinds, by_row = 0.0, (weight * other_error).flatten(1).mean(1)
+        kinds: float | Tensor = 0.0
+        by_row = (weight * other_error).flatten(1).mean(1)
         for kind in range(self._num_ways(len(grids))):
             is_kind = (way == kind).float()
             share = shared_mean(is_kind.mean())
@@ -403,14 +411,18 @@ class ImageCodec(CodebookCodec):
         sense (`ImageSense`): shape, levels and sizes.
     """
 
+    sense: ImageSense
+
     def __init__(self, sense: ImageSense):
         super().__init__(sense)
         width, pixels = sense.hidden_size, sense.channels * sense.patch_size**2
         self.stem = nn.Linear(pixels, width)
-        self.encoder = nn.ModuleList(PositionBlock(width, sense.kernel_size) for _ in range(sense.num_blocks))
+        self.encoder = module_list(PositionBlock(width, sense.kernel_size) for _ in range(sense.num_blocks))
         self.encoder_norm = nn.LayerNorm(width)
         self.build_codes(width, pixels)
-        self.decoder = nn.ModuleList(PositionBlock(width, sense.decoder_kernel_size) for _ in range(sense.num_blocks))
+        self.decoder = module_list(
+            PositionBlock(width, sense.decoder_kernel_size or sense.kernel_size) for _ in range(sense.num_blocks)
+        )
         self.decoder_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, pixels)
 
@@ -484,6 +496,12 @@ class Codebook(nn.Module):
     """
 
     vectors: Tensor
+    live: Tensor
+    usage: Tensor
+    sums: Tensor
+    corrections: Tensor
+    refinements: Tensor | None
+    started: Tensor
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .embedding_pan import CodeTables, ZeroInitLinear
+from .embedding_pan import CodeTables, ZeroInitLinear, module_list
 from .image_codec_pan import LATENT_BLUR
 from .layout_pan import group_by_token, ungroup_tokens
 
@@ -53,7 +53,7 @@ class PlaceDenoiser(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(64, hidden_size)
         self.condition = nn.Linear(cross_attention_dim, hidden_size)
         self.inputs = nn.Linear(in_channels, hidden_size)
-        self.layers = nn.ModuleList(_ModulatedLayer(hidden_size) for _ in range(num_layers))
+        self.layers = module_list(_ModulatedLayer(hidden_size) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
         self.out = ZeroInitLinear(hidden_size, in_channels)  # as in DiT; a head never trained then mends nothing
 
@@ -221,7 +221,7 @@ class SenseLatents:
         parts = condition[..., -sum(sizes) :].split(sizes, -1)
         parts = [part.unflatten(2, (-1, sense.code_dim)) for part in parts]
         shifts = [ungroup_tokens(part, sense, level) for level, part in enumerate(parts)]
-        return self.model.senses[self.name].latents_expected(codes, shifts)
+        return self.model.senses[self.name].latents_expected(codes, shifts)  # type: ignore[operator]  # of codecs with hedged codes
 
     def condition(
         self,
@@ -241,6 +241,7 @@ class SenseLatents:
         codes = model.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
         parts = [places, codes]
         if name in hedged_senses(model.config):
+            assert shifts is not None
             parts += [group_by_token(shift, sense, level).flatten(2) for level, shift in enumerate(shifts)]
         return torch.cat([part.float() for part in parts], -1)
 

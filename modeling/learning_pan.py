@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,13 +21,14 @@ from .distributed_pan import broadcast_from_main
 from .growth_pan import VocabularyGrowth
 from .image_codec_pan import LEAST_DISTANCE
 from .sense_configuration_pan import check_observation
-from .state_pan import Observation, as_action
+from .state_pan import Actions, Observation, as_action
 
 if TYPE_CHECKING:
     from .image_codec_pan import Codebook, CodebookCodec
     from .modeling_pan import PanModel
 
-HeldOut: TypeAlias = "tuple[dict[str, Tensor], Tensor | None]"  # an observation, and the actions between its frames
+# an observation, and the actions between its frames
+HeldOut: TypeAlias = "tuple[Mapping[str, Tensor], Tensor | Mapping[str, Tensor] | Actions | None]"
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ class CodeLearning:
     @torch.no_grad()
     def learn(
         self,
-        observation: dict[str, Tensor],
-        action: Tensor | None = None,
+        observation: Mapping[str, Tensor],
+        action: Tensor | Mapping[str, Tensor] | Actions | None = None,
         held_out: HeldOut | None = None,
         threshold: float = NOVEL,
         max_new: int = 32,
@@ -127,8 +128,8 @@ class CodeLearning:
     @torch.no_grad()
     def prune(
         self,
-        observation: dict[str, Tensor],
-        action: Tensor | None = None,
+        observation: Mapping[str, Tensor],
+        action: Tensor | Mapping[str, Tensor] | Actions | None = None,
         held_out: HeldOut | None = None,
         step: int = 0,
     ) -> list[Growth]:
@@ -163,7 +164,9 @@ class CodeLearning:
         return growths
 
     @torch.no_grad()
-    def description_length(self, observation: dict[str, Tensor], action: Tensor | None = None) -> float:
+    def description_length(
+        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None = None
+    ) -> float:
         """Bits an observation takes, code tokens included (minimum description length, Rissanen 1978).
 
         With actions: each frame after the first given those before it, by the model's own probabilities (`log_prob`
@@ -193,7 +196,7 @@ class CodeLearning:
         with evaluating(self.model):
             return self.model.description_length(*(held_out or seen))
 
-    def persistence(self, observation: dict[str, Tensor], name: str, level: int) -> Tensor | None:
+    def persistence(self, observation: Mapping[str, Tensor], name: str, level: int) -> Tensor | None:
         """For each code of a level the share of places where it is predicted to stay for one step, 0 where it is not
         seen; `(capacity,)`, or None where actions cannot be drawn at random."""
         model, action = self.model, self.model.config.action
@@ -217,14 +220,14 @@ class CodeLearning:
     # ---- inside
 
     def _learned_codecs(self) -> dict[str, CodebookCodec]:
-        return {name: codec for name, codec in self.model.senses.items() if codec.can_grow}
+        return {name: codec for name, codec in self.model.senses.items() if codec.can_grow}  # type: ignore[misc]  # see `can_grow`
 
     def _novel_vectors(self, name: str, level: int, frames: Tensor, threshold: float, room: int) -> Tensor:
         """Vectors for what no code of a level describes, `room` of them at most; warns where they are suspiciously
         many, or the level is full."""
         ledger, segment = self.model.ledger(), f"{name}.{level}"
         free = ledger.capacity(segment) - ledger.born(segment)
-        novelties = find_novelties(self.model.senses[name], frames, level, threshold, min(room, free))
+        novelties = find_novelties(self._learned_codecs()[name], frames, level, threshold, min(room, free))
         vectors, share = broadcast_from_main(novelties)
         if share > TOO_MANY:
             logger.warning(
@@ -249,7 +252,7 @@ class CodeLearning:
     ) -> Growth:
         """Codes for `vectors`, kept if they pay."""
         model, ledger, segment = self.model, self.model.ledger(), f"{name}.{level}"
-        codec, first = model.senses[name], ledger.born(segment)
+        codec, first = self._learned_codecs()[name], ledger.born(segment)
         codes = range(first, first + len(vectors))
         before = self.held_out_bits(seen, held_out)
         with self.growth.trial(name, level) as trial:
@@ -338,7 +341,7 @@ def find_novelties(
     share = len(novel) / len(inputs)
     if len(novel) > MANY:
         novel = novel[:: -(-len(novel) // MANY)]
-    vectors = []
+    vectors: list[Tensor] = []
     while len(novel) and len(vectors) < max_new:
         alike = torch.cdist(novel, novel).square() < ALIKE * least
         members = alike[alike.sum(1).argmax()]

@@ -13,6 +13,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,15 @@ from .codecs_pan import build_action_codec, build_codec
 from .compile_pan import CompiledStep
 from .configuration_pan import PanConfig, check_settings
 from .effort_pan import ChangePredictor, ComputeModel, Effort, SwitchHead, focusable
-from .embedding_pan import CodeTables, EmbeddingTable, StateTokenEmbedding, check_room, part_codec
+from .embedding_pan import (
+    CodeTables,
+    EmbeddingTable,
+    StateTokenEmbedding,
+    check_room,
+    module_dict,
+    module_list,
+    part_codec,
+)
 from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .latent_head_pan import LatentHead, shift_size
@@ -46,6 +55,7 @@ from .step_pan import measure_compute
 class PanPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by PAN models."""
 
+    config: PanConfig
     config_class = PanConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
@@ -54,8 +64,8 @@ class PanPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["senses", "latent_heads"]
-    processor = None  # that `attach` was given
+    _keep_in_fp32_modules_strict: Collection[str] = ["senses", "latent_heads"]
+    processor: Any = None  # that `attach` was given
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
@@ -110,7 +120,7 @@ class PanPreTrainedModel(PreTrainedModel):
         """Our own layers start at unit gain (a 0.02 normal, made for wide transformers, starves a 48-wide adapter)."""
         std = self.config.initializer_range
         if hasattr(module, "reset_pan_parameters"):
-            module.reset_pan_parameters(std)
+            module.reset_pan_parameters(std)  # type: ignore[operator]  # a method of ours
         elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             if module.bias is not None:
@@ -145,7 +155,10 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
 
     # losses here are means over the micro batch, so the Trainer must divide by the accumulation steps
     accepts_loss_kwargs = False
-    base_events, base_digest = 0, None  # of the ledger when it was attached
+    base_events: int = 0  # of the ledger when it was attached
+    base_digest: str | None = None
+    live_rows: Tensor  # see `EmbeddingTable`
+    born_rows: Tensor
 
     def __init__(self, config: PanConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
@@ -170,15 +183,15 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         self.layout = StepLayout(config)
         self.layout.check_positions(config)
         with _in_float32():
-            self.senses = nn.ModuleDict({name: build_codec(sense) for name, sense in places.items()})
-        self.state_embeddings = nn.ModuleDict({n: StateTokenEmbedding(s, hidden_size) for n, s in places.items()})
+            self.senses = module_dict({name: build_codec(sense) for name, sense in places.items()})
+        self.state_embeddings = module_dict({n: StateTokenEmbedding(s, hidden_size) for n, s in places.items()})
         slots = 1 if config.fold_levels else self.layout.num_levels
         self.queries = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(slots, s.num_state_tokens, hidden_size)) for name, s in places.items()}
         )
-        self.readouts = nn.ModuleDict(
+        self.readouts = module_dict(
             {
-                name: nn.ModuleList(
+                name: module_list(
                     LevelReadout(
                         sense,
                         level,
@@ -202,8 +215,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
             self.action_codec = codecs.pop(ACTION)
         if ACTION in embeddings:
             self.action_embedding = embeddings.pop(ACTION)
-        self.action_codecs, self.action_embeddings = nn.ModuleDict(codecs), nn.ModuleDict(embeddings)
-        self.glances = nn.ModuleDict(
+        self.action_codecs, self.action_embeddings = module_dict(codecs), module_dict(embeddings)
+        self.glances = module_dict(
             {
                 name: ChangePredictor(places[name], hidden_size, -(-config.adapter_dim // 2))
                 for name in focusable(config)
@@ -221,7 +234,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self.layout.num_action_codes)
         with _in_float32():
             told = {n: 4 * hidden_size + shift_size(config, n) for n, s in places.items() if s.latent_dim}
-            self.latent_heads = nn.ModuleDict(
+            self.latent_heads = module_dict(
                 {name: LatentHead(places[name], size, config.latent_head) for name, size in told.items()}
             )
 
@@ -257,7 +270,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         """
         check_settings(config)
         if isinstance(backbone, str):
-            backbone = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
+            backbone = _load_backbone(backbone, backbone_kwargs or {})
         check_is_whole(backbone)
         text_size = backbone.get_input_embeddings().weight.shape[0]
         text_capacity = -(-(text_size + text_reserve) // 64) * 64 if senses else text_size
@@ -335,7 +348,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Module:
+    ) -> nn.Embedding:
         """As Transformers' users call it after `tokenizer.add_tokens`: the words that the tokenizer has and the model
         has not become active. The table has their rows already, so nothing is resized and no id moves.
 
@@ -355,7 +368,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         return self.get_input_embeddings()
 
     def observe(
-        self, observation: dict[str, Tensor], action: Tensor | None = None, learn: bool = False, **options
+        self, observation: Mapping[str, Tensor], action: Tensor | None = None, learn: bool = False, **options
     ) -> Belief:
         """`perceive`, after growing codes for what no code describes if `learn`; the belief's `growths` say what was
         tried. Args: observation, action as for `perceive`; options as for `learn`."""
@@ -367,8 +380,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
 
     def learn(
         self,
-        observation: dict[str, Tensor],
-        action: Tensor | None = None,
+        observation: Mapping[str, Tensor],
+        action: Tensor | Mapping[str, Tensor] | Actions | None = None,
         held_out: HeldOut | None = None,
         threshold: float = NOVEL,
         max_new: int = 32,
@@ -380,15 +393,17 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
 
     def prune(
         self,
-        observation: dict[str, Tensor],
-        action: Tensor | None = None,
+        observation: Mapping[str, Tensor],
+        action: Tensor | Mapping[str, Tensor] | Actions | None = None,
         held_out: HeldOut | None = None,
         step: int = 0,
     ) -> list[Growth]:
         """Retires codes of images that nothing uses, and twins; see [`CodeLearning.prune`]."""
         return CodeLearning(self).prune(observation, action, held_out, step)
 
-    def description_length(self, observation: dict[str, Tensor], action: Tensor | None = None) -> float:
+    def description_length(
+        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None = None
+    ) -> float:
         """Bits an observation takes, code tokens included; see [`CodeLearning.description_length`]."""
         return CodeLearning(self).description_length(observation, action)
 
@@ -417,16 +432,16 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         """Merges tokens of a part that often stand side by side; see [`TokenMerging.merge`]."""
         return TokenMerging(self).merge(part, values, chunk, held_out, count, min_count, step)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.language_model.get_output_embeddings()
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.language_model.set_output_embeddings(value)
 
     def get_decoder(self) -> nn.Module:
@@ -435,7 +450,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
     # ---- imagining, see `simulation_pan`
 
     def perceive(
-        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | None = None, **_
+        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None = None, **_
     ) -> Belief:
         """Encodes what was observed into a belief about now; see [`Simulator.perceive`]."""
         return Simulator(self).perceive(observation, action)
@@ -443,7 +458,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
     def simulate(
         self,
         belief: Belief,
-        actions: Tensor | Mapping[str, Tensor],
+        actions: Tensor | Mapping[str, Tensor] | Actions,
         num_rollouts: int = 1,
         temperature: float = 1.0,
         seed: int | None = None,
@@ -457,7 +472,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
     def log_prob(
         self,
         belief: Belief,
-        actions: Tensor | Mapping[str, Tensor],
+        actions: Tensor | Mapping[str, Tensor] | Actions,
         observations: Mapping[str, Tensor],
         latents: bool | None = None,
     ) -> LogProb:
@@ -467,7 +482,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
     def teacher_forced(
         self,
         observation: Mapping[str, Tensor],
-        action: Tensor | Mapping[str, Tensor],
+        action: Tensor | Mapping[str, Tensor] | Actions,
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Futures:
@@ -500,7 +515,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
 
     # ---- encoder h and decoder g
 
-    def encode(self, observation: dict[str, Tensor]) -> State:
+    def encode(self, observation: Mapping[str, Tensor]) -> State:
         """The sensory encoder h: true observations as codes and latents.
 
         Args:
@@ -553,8 +568,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
             raise ValueError(f"{sense!r} has levels 1 to {len(levels)}; got num_levels={num_levels}.")
         leading = levels[0].shape[:-1]
         flat = [level.flatten(0, len(leading) - 1) for level in levels[:num_levels]]
-        latents = self.senses[sense].latents_help if latents is None else latents
-        use_latents = latents and num_levels == len(levels) and sense in state.latents
+        helps = self.senses[sense].latents_help if latents is None else latents
+        use_latents = helps and num_levels == len(levels) and sense in state.latents
         given = state.latents[sense].flatten(0, len(leading) - 1) if use_latents else None
         codec = self.senses[sense]
         return codec.as_output(codec.decode(flat, given)).unflatten(0, leading)
@@ -572,7 +587,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         parts += [self.table.word_rows(ids) for ids in state.text.values()]
         return torch.cat(parts, 1)
 
-    def embed_action(self, action: Tensor | Actions, tables: CodeTables | None = None) -> Tensor:
+    def embed_action(self, action: Tensor | Actions | list[Tensor], tables: CodeTables | None = None) -> Tensor:
         """Actions `(N,)` ints, `(N, dim)` floats or `(N, max_length)` ids, or their parts one after the other ->
         `(N, action_length, hidden_size)`."""
         parts = zip(self.config.action_parts, action_tensors(action), strict=True)
@@ -621,7 +636,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         `(L,)`, or `(B, L)` if rows differ; cache, appended to if given. Returns: `(B, L, H)`."""
         return run_trunk(self.language_model, self._trunk, embeddings, mask, positions, cache)
 
-    def prefix_ids(self, observation: dict[str, Tensor]) -> Tensor | None:
+    def prefix_ids(self, observation: Mapping[str, Tensor]) -> Tensor | None:
         """The constant text of an episode, `(B, prefix_length)`, or None where the model has none."""
         parts = [observation[name] for name in self.config.prefix_senses]
         return torch.cat(parts, 1) if parts else None
@@ -640,9 +655,9 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         objective: str | None = None,
-        observation: dict[str, Tensor] | None = None,
+        observation: Mapping[str, Tensor] | None = None,
         state: dict | None = None,
-        action: Tensor | None = None,
+        action: Tensor | Mapping[str, Tensor] | Actions | None = None,
         reward: Tensor | None = None,
         done: Tensor | None = None,
         condition: dict[str, Tensor] | None = None,
@@ -678,7 +693,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         if objective is not None:
             if objective not in OBJECTIVES:
                 raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")
-            given = {"observation": observation, "state": state, "done": done}
+            given: dict = {"observation": observation, "state": state, "done": done}
             given["action"] = None if action is None else as_action(action)
             given["reward"] = by_actor(self.config, reward)
             given |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
@@ -695,7 +710,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
-            **{cache_argument(type(self.language_model)): past_key_values if cache is None else cache},
+            **{cache_argument(type(self.language_model)): past_key_values if cache is None else cache},  # type: ignore[arg-type]  # a class
             **kwargs,
         )
         logits = self.table.mask_inactive(output.logits) if self.is_world_model else output.logits
@@ -733,6 +748,10 @@ def _in_float32():
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _load_backbone(name: str, options: dict) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(name, **options)
 
 
 def _first_given(*values):

@@ -11,7 +11,7 @@ Shapes: B = batch, T = transitions of a window, N = B * T.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -73,7 +73,7 @@ class _Window:
 
 def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
     weights = model.config.training.loss_weights
-    total = 0.0
+    total: Tensor = 0.0  # type: ignore[assignment]  # there is a loss at least
     for name, value in losses.items():
         last = name.rsplit(".", 1)[-1]
         total = total + value * weights["codes" if last.isdigit() else last]
@@ -87,7 +87,8 @@ def senses_objective(model, observation, **_) -> PanOutput:
 
 
 def _senses_losses(model, observation: Mapping[str, Tensor], update: bool) -> dict[str, Tensor]:
-    how, losses = model.config.training, {}
+    how = model.config.training
+    losses: dict[str, Tensor] = {}
     for name, codec in model.senses.items():
         frames = _whole_rows(observation, name)
         if len(frames) == 0:
@@ -309,7 +310,9 @@ def _code_losses(
     """Cross-entropy of every level, changed codes weighted by `change_weight`; also the logits, by sense and level.
     `crop_places`: side of the square of places that readouts of images are shown (`augmentation_pan`); 0: whole
     frames."""
-    losses, metrics, logits = {}, {}, {name: [] for name in window.current.codes}
+    losses: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
+    logits: dict[str, list[Tensor]] = {name: [] for name in window.current.codes}
     for each in model.layout.passes:
         if not each.levels:
             continue
@@ -335,7 +338,8 @@ def _level_losses(
     """Losses and metrics of one level; a code that was absent is new, not changed, and one that is absent counts for
     nothing. importance `(N,)`, of transitions."""
     now, target, change_weight = view.current[level], view.following[level], model.config.training.change_weight
-    share = torch.ones_like(now, dtype=logits.dtype) if view.weight is None else view.code_weight(level)
+    weight = view.code_weight(level)
+    share = torch.ones_like(now, dtype=logits.dtype) if weight is None else weight
     share = share if importance is None else share * importance.unsqueeze(1)
     share, changed = share * (target >= 0), (now != target) & (now >= 0) & (target >= 0)
     target = target.clamp(min=0)
@@ -479,7 +483,7 @@ def switch_warm_up_objective(model, condition, **_) -> PanOutput:
     return _sum_up(model, *switch_warm_up_losses(model, condition))
 
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, Callable[..., PanOutput]] = {
     "senses": senses_objective,
     "text": text_objective,
     "dynamics": dynamics_objective,
@@ -508,7 +512,7 @@ def latents_given(model, frames: dict[str, Tensor], state: State) -> dict[str, T
 
 
 @torch.no_grad()
-def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> list[dict]:
+def latent_examples(model, observation: Mapping[str, Tensor], action: Tensor | Actions) -> list[dict]:
     """Imagines from the beginning of windows: what latent heads learn from, a batch of B for each of H steps.
 
     Args: observation `(B, context_steps + H, ...)`, constant text `(B, max_length)`; action, those between its frames.
@@ -533,7 +537,7 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
             conditions[name] = latents.condition(step.hidden, step.trunk, state, predictor.tables, shifts.get(name))
             starts[name] = latents.start(conditions[name], state.codes[name])
             frames[name] = later.observation[name][:, index]
-        coded = {"latents": latents_given(model, frames, state), "start": starts}
+        coded: dict = {"latents": latents_given(model, frames, state), "start": starts}
         coded["codes"] = {name: state.codes[name] for name in frames}
         masks = {name: later.observation.present(name) for name in frames}
         if present := {name: mask[:, index] for name, mask in masks.items() if mask is not None}:
@@ -543,7 +547,7 @@ def latent_examples(model, observation: dict[str, Tensor], action: Tensor) -> li
 
 
 @torch.no_grad()
-def judge_latents(model, observation: dict[str, Tensor], action: Tensor) -> None:
+def judge_latents(model, observation: Mapping[str, Tensor], action: Tensor | Actions) -> None:
     """Notes, for each image sense, whether what is imagined comes closer to what was seen with latents than by codes
     alone: in decibels, frame by frame, with what moves counted as much as in training. Where codes say everything, the
     noise that latents bear is all that they add, and is not made up for by a few frames with a great error that they

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .codecs_pan import digits_to_unit
-from .embedding_pan import LevelTables, affine
+from .embedding_pan import LevelTables, affine, module_list
 from .layout_pan import ungroup_tokens, with_absent
 from .state_pan import Actions, State, action_tensors
 
@@ -55,11 +55,11 @@ class LevelReadout(nn.Module):
         self.places = nn.Linear(3 * hidden_size, sense.codes_per_token[level] * width)
         self.numbers = nn.Linear(num_numbers, self.places.out_features, bias=False) if num_numbers else None
         self.current = nn.Linear(hidden_size, width, bias=False)
-        self.coarser = nn.ModuleList(nn.Linear(hidden_size, width, bias=False) for _ in range(level))
+        self.coarser = module_list(nn.Linear(hidden_size, width, bias=False) for _ in range(level))
         # vocabulary rows are a fiftieth of the size of hidden states, and would otherwise hardly be seen beside them
         self.row_norm = nn.LayerNorm(hidden_size)
         grid = sense.level_grid(level)
-        self.blocks = nn.ModuleList(_LocalBlock(grid[0] > 1, width) for _ in range(num_blocks))
+        self.blocks = module_list(_LocalBlock(grid[0] > 1, width) for _ in range(num_blocks))
         self.sentence = AutoregressiveHead(grid, hidden_size, width) if autoregressive else None
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, hidden_size)
@@ -75,6 +75,7 @@ class LevelReadout(nn.Module):
         Args: rows, input rows `(K, H)` of every level's segment up to this one; out_rows `(K, H)`, which this level
         is read out against; live `(K,)` bool."""
         weight, bias = affine(self.out)
+        assert bias is not None  # as `out` is made
         return LevelTables(
             current=with_absent(self.current(self.row_norm(rows[self.level]))),
             coarser=[with_absent(layer(self.row_norm(part))) for layer, part in zip(self.coarser, rows, strict=False)],
@@ -148,9 +149,11 @@ class LevelReadout(nn.Module):
         x = x + nn.functional.linear(self.row_norm(held), for_held)
         x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # the same at every place
         if self.numbers is not None:
+            assert numbers is not None  # there are some where there is a layer for them
             x = x + self.numbers(numbers.to(x.dtype)).unsqueeze(1)  # the same at every place, too
         x = ungroup_tokens(x.unflatten(-1, (per_place, -1)), shown, self.level)
         if self.bearings is not None:
+            assert numbers is not None  # there are some where there is a layer for them
             x = x + self.bearings(numbers[:, self.drawn], *self._middles(shown, corner, numbers.device)).to(x.dtype)
         x = x + nn.functional.embedding(now % len(tables.current), tables.current)
         for level, (codes, table) in enumerate(zip(coarser, tables.coarser, strict=False)):
@@ -258,7 +261,7 @@ class AutoregressiveHead(nn.Module):
         self.previous = nn.Linear(2 * width, width, bias=False)
         self.close_by = _CausalNeighbours(grid, 2 * width, width)
         self.position = nn.Parameter(torch.empty(grid[0] * grid[1], width))
-        self.layers = nn.ModuleList(_CausalLayer(grid, width, num_heads) for _ in range(num_layers))
+        self.layers = module_list(_CausalLayer(grid, width, num_heads) for _ in range(num_layers))
 
     def reset_pan_parameters(self, std: float) -> None:
         init.normal_(self.position, std=std)
@@ -432,7 +435,7 @@ def drawn_scalars(config, sense: str) -> slice:
 
 
 def scalar_features(
-    model, now: State, before: State | None, action: Tensor, has_before: Tensor | None = None
+    model, now: State, before: State | None, action: Tensor | Actions, has_before: Tensor | None = None
 ) -> Tensor | None:
     """Every vector sense in [-1, 1], its change since the step before, whether that is known, and a vector action:
     `(N, V)` float32, or None where nothing is a number.
@@ -451,7 +454,9 @@ def scalar_features(
     change = torch.zeros_like(unit)
     if before is not None:
         both = _has_scalars(model, now.codes) & _has_scalars(model, before.codes)
-        change = known * both * (unit - _units(model, before.codes))
+        earlier = _units(model, before.codes)
+        assert earlier is not None  # as now
+        change = known * both * (unit - earlier)
     return _joined(model.config, [unit, change, known], action)
 
 
@@ -501,7 +506,9 @@ def readout_scalars(model, sense: str, numbers: Tensor | None, drawn: dict[str, 
     told = drawn_scalars(model.config, sense)
     if told.start == told.stop:
         return numbers
-    return torch.cat([numbers, _waves(_units(model, drawn))], 1)
+    units = _units(model, drawn)
+    assert numbers is not None and units is not None  # some are drawn
+    return torch.cat([numbers, _waves(units)], 1)
 
 
 def _waves(unit: Tensor) -> Tensor:

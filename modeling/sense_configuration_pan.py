@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,10 @@ class Part:
     is_coded: ClassVar[bool] = False  # written in codes, with rows of their own, rather than in words
     is_constant: ClassVar[bool] = False  # holds for a whole episode, and stands before its first state
     num_scalars: ClassVar[int] = 0  # coordinates that it says, and that readouts are told as numbers
+    if TYPE_CHECKING:  # a field of every subclass
+
+        @property
+        def kind(self) -> str: ...
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -103,6 +107,24 @@ class CodedPart(Part):
     is_grid: ClassVar[bool] = False  # codes have neighbours in two directions, which readouts look at and crops keep
     joins_steps: ClassVar[bool] = False  # the codes of several steps can stand together in one sequence of tokens
     has_digits: ClassVar[bool] = False  # codes are digits of coordinates, in order: readouts add a density over them
+    if TYPE_CHECKING:  # fields or properties of every subclass
+
+        @property
+        def num_levels(self) -> int: ...
+        @property
+        def num_state_tokens(self) -> int: ...
+        @property
+        def codes_per_token(self) -> list[int]: ...
+        @property
+        def codebook_size(self) -> list[int]: ...
+        @property
+        def codebook_capacity(self) -> list[int]: ...
+        @property
+        def merge_capacity(self) -> int: ...
+        @property
+        def latent_dim(self) -> int: ...
+        @property
+        def code_dim(self) -> int: ...  # of those that can grow
 
     @property
     def segments(self) -> dict[str, tuple[int, int]]:
@@ -293,7 +315,7 @@ class _Vector(CodedPart):
         _require(0 < epsilon < math.inf, f"`epsilon` must be positive and finite, got {epsilon}.")
         _require(base is None or base >= 2, f"`base` must be at least 2, got {base}.")
         sense = cls(dim=dim, low=low, high=high)
-        span = max(hi - lo for lo, hi in zip(sense.low, sense.high, strict=True))
+        span = max(hi - lo for lo, hi in zip(sense.low, sense.high, strict=True))  # type: ignore[arg-type]  # lists by now
         cells = max(2, cells_within(span, epsilon / math.sqrt(dim)))
         _require(cells <= 2**22, f"`epsilon` of {epsilon} is finer than float32 can tell within {span}.")
         digits = 1 if base is None else digits_for(cells, base)
@@ -319,7 +341,7 @@ class _Vector(CodedPart):
         if values.numel() == 0:
             return
         flat = values.float().flatten(0, -2)
-        for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+        for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):  # type: ignore[arg-type]  # lists by now
             margin = OUTSIDE * (high - low)
             least, most = float(flat[:, index].min()), float(flat[:, index].max())
             if not (low - margin <= least and most <= high + margin):  # NaN too
@@ -398,7 +420,7 @@ class TextSense(Part):
         _require(self.max_length >= 1, f"TextSense: max_length must be at least 1, got {self.max_length}.")
 
     @property
-    def is_constant(self) -> bool:
+    def is_constant(self) -> bool:  # type: ignore[override]  # of a configuration, not of its class
         return not self.every_step
 
     @property
@@ -466,7 +488,7 @@ class DiscreteAction(CodedPart):
 
     @property
     def codebook_capacity(self) -> list[int]:
-        return [self.capacity]
+        return [self.capacity]  # type: ignore[list-item]  # set when it was built
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,7 @@ class Simulator:
 
     @torch.no_grad()
     def perceive(
-        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | None = None
+        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None = None
     ) -> Belief:
         """Encodes what was observed into a belief about now.
 
@@ -65,7 +66,9 @@ class Simulator:
         model, state = self.model, self.model.encode(observation)
         steps = state.tensors()[0].shape[1]
         first = max(0, steps - model.config.context_steps)
-        history = [(state.map(lambda t, i=i: t[:, i]), action[:, i]) for i in range(first, steps - 1)]
+        history = []
+        if action is not None:
+            history = [(state.map(itemgetter((slice(None), i))), action[:, i]) for i in range(first, steps - 1)]
         belief = Belief(state.map(lambda t: t[:, -1]), history, model.prefix_ids(observation), None, model)
         return fill_cache(model, belief, model.table.code_tables())
 
@@ -77,7 +80,7 @@ class Simulator:
         given = 0 if action is None else action.shape[1]
         if given not in (steps - 1, steps):
             raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {given}.")
-        if given == 0:
+        if action is None or given == 0:
             return
         for what, described, part in self._named_parts("action", action):
             if not has_action_shape(described, part) or tuple(part.shape[:2]) != (rows, given):
@@ -89,7 +92,7 @@ class Simulator:
     def simulate(
         self,
         belief: Belief,
-        actions: Tensor | Mapping[str, Tensor],
+        actions: Tensor | Mapping[str, Tensor] | Actions,
         num_rollouts: int = 1,
         temperature: float = 1.0,
         seed: int | None = None,
@@ -148,7 +151,7 @@ class Simulator:
         names = [f"`{what}`" if set(parts) == {ACTION} else f"`{what}[{name!r}]`" for name in parts]
         return list(zip(names, actions.values(), parts.values(), strict=True))
 
-    def _checked_actions(self, belief: Belief, actions: Tensor | Mapping[str, Tensor]) -> Tensor | Actions:
+    def _checked_actions(self, belief: Belief, actions: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:
         actions = as_action(actions)
         on_device = partial(torch.as_tensor, device=self.model.device)
         actions = actions.map(on_device) if isinstance(actions, Actions) else on_device(actions)
@@ -221,7 +224,7 @@ class Simulator:
     def log_prob(
         self,
         belief: Belief,
-        actions: Tensor | Mapping[str, Tensor],
+        actions: Tensor | Mapping[str, Tensor] | Actions,
         observations: Mapping[str, Tensor],
         latents: bool | None = None,
     ) -> LogProb:
@@ -247,7 +250,7 @@ class Simulator:
         actions = self._checked_actions(belief, actions)
         following, predictor, parts = self.model.encode(observations), StepPredictor(self.model), []
         for index in range(actions.shape[1]):
-            target = following.map(lambda t, i=index: t[:, i])
+            target = following.map(itemgetter((slice(None), index)))
             transition = predictor.step(belief, actions[:, index], target)
             belief = transition.belief
             true = {name: observations[name][:, index] for name in self.model.senses}
@@ -281,7 +284,7 @@ class Simulator:
     def teacher_forced(
         self,
         observation: Mapping[str, Tensor],
-        action: Tensor | Mapping[str, Tensor],
+        action: Tensor | Mapping[str, Tensor] | Actions,
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Futures:
@@ -317,7 +320,7 @@ class Simulator:
 def _joined(transitions: list[Transition], belief: Belief, seed: int | None, seconds: float) -> Futures:
     """Transitions one after the other as futures that end in a belief."""
 
-    def stack(name: str) -> Tensor | None:
+    def stack(name: str) -> Any:
         parts = [getattr(transition, name) for transition in transitions]
         return None if parts[0] is None else torch.stack(parts, 1)
 
@@ -326,7 +329,8 @@ def _joined(transitions: list[Transition], belief: Belief, seed: int | None, sec
     cost = None
     if costs:
         fields = ("tokens", "denoiser_calls", "compute")
-        cost = Cost(*(torch.stack([getattr(each, name) for each in costs], 1) for name in fields), seconds)
+        tokens, calls, compute = (torch.stack([getattr(each, name) for each in costs], 1) for name in fields)
+        cost = Cost(tokens, calls, compute, seconds)
     return Futures(
         state=State.combine([transition.state for transition in transitions], lambda tensors: torch.stack(tensors, 1)),
         log_prob=stack("log_prob"),

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -21,7 +21,10 @@ from .latent_head_pan import SenseLatents
 from .sense_configuration_pan import ACTION, PRESENT
 
 if TYPE_CHECKING:
+    from .effort_pan import Cost
     from .modeling_pan import PanModel
+
+Rows = TypeVar("Rows", Tensor, "Actions")
 
 ABSENT = -1  # a code of which nothing is known but the coarser codes; latents that are absent are not a number
 
@@ -67,7 +70,8 @@ class Observation(Mapping):
     @property
     def shape(self) -> tuple[int, int]:
         """B and T, of the first sense that has frames."""
-        return tuple(next(self._values[name].shape[:2] for name in self.senses if name not in self.constant))
+        batch, time = next(self._values[name].shape[:2] for name in self.senses if name not in self.constant)
+        return batch, time
 
     def frames(self, start: int | None = None, stop: int | None = None) -> Observation:
         """The frames from `start` up to `stop`, as in a slice; constant text whole."""
@@ -121,7 +125,7 @@ class Actions:
         return len(next(iter(self.parts.values())))
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """B and T."""
         return tuple(next(iter(self.parts.values())).shape[:2])
 
@@ -139,7 +143,11 @@ class Actions:
         return self.map(lambda part: part.new_zeros(rows, *part.shape[1:]))
 
 
-def as_action(action: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:
+@overload
+def as_action(action: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions: ...
+@overload
+def as_action(action: None) -> None: ...
+def as_action(action: Tensor | Mapping[str, Tensor] | Actions | None) -> Tensor | Actions | None:
     """Parts by name as [`Actions`]; one part, by its name or not, as a tensor."""
     if not isinstance(action, Mapping):
         return action
@@ -157,8 +165,9 @@ def cat_actions(actions: list[Tensor | Actions]) -> Tensor | Actions:
     """Actions of several batches as one."""
     first = actions[0]
     if not isinstance(first, Actions):
-        return torch.cat(actions)
-    return Actions({name: torch.cat([action.parts[name] for action in actions]) for name in first.parts})
+        return torch.cat([action for action in actions if not isinstance(action, Actions)])
+    several = [action for action in actions if isinstance(action, Actions)]
+    return Actions({name: torch.cat([action.parts[name] for action in several]) for name in first.parts})
 
 
 @dataclass
@@ -244,7 +253,7 @@ def fork_cache(cache: DynamicCache | None) -> DynamicCache:
     return forked
 
 
-def _blank_rows(rows: int, like: Tensor) -> Tensor:
+def _blank_rows(rows: int, like: Rows) -> Rows:
     """Zeros of another number of rows."""
     return like.new_zeros(rows, *like.shape[1:])
 
@@ -278,10 +287,10 @@ class Belief:
     """
 
     state: State
-    history: list[tuple[State, Tensor]]
+    history: list[tuple[State, Tensor | Actions]]
     prefix: Tensor | None
     cache: DynamicCache | None
-    model: object = field(repr=False, default=None)
+    model: PanModel = field(repr=False, default=None)  # type: ignore[assignment]  # beliefs are made by models
     growths: list = field(repr=False, default_factory=list)
     ages: Tensor | None = None
 
@@ -358,8 +367,9 @@ class Belief:
 
     def _is_held(self) -> Tensor:
         """Which steps of the history each row holds, `(B, len(history))` bool."""
+        assert self.ages is not None  # or all rows hold all of them
         index = torch.arange(len(self.history), device=self.ages.device)
-        return index >= (len(self.history) - self.ages).unsqueeze(1)
+        return index >= len(self.history) - self.ages.unsqueeze(1)
 
     # ---- rows
 
@@ -431,7 +441,7 @@ class Belief:
         if longest.cache is not None:
             cache = DynamicCache()
             for number in range(len(longest.cache.layers)):
-                layers = [belief.cache.layers[number] for belief in padded]
+                layers = [belief.cache.layers[number] for belief in padded if belief.cache is not None]
                 cache.update(torch.cat([la.keys for la in layers]), torch.cat([la.values for la in layers]), number)
         history = [
             (State.combine([state for state, _ in steps], torch.cat), cat_actions([action for _, action in steps]))
@@ -439,7 +449,10 @@ class Belief:
         ]
         prefixes = [belief.prefix for belief in padded if belief.prefix is not None]
         state = State.combine([belief.state for belief in padded], torch.cat)
-        prefix, ages = torch.cat(prefixes) if prefixes else None, torch.cat([belief.ages for belief in padded])
+        prefix, ages = (
+            torch.cat(prefixes) if prefixes else None,
+            torch.cat([belief.ages for belief in padded if belief.ages is not None]),
+        )
         joined = replace(longest, state=state, history=history, prefix=prefix, cache=cache, ages=ages)
         return joined._without_what_nobody_holds()
 
@@ -452,7 +465,7 @@ class Belief:
         if missing == 0:
             return replace(self, ages=ages)
         fillers = [
-            (state.map(partial(_blank_rows, rows)), _blank_rows(rows, action))
+            (state.map(partial(_blank_rows, rows)), _blank_rows(rows, action))  # type: ignore[type-var]  # either of the two
             for state, action in longest.history[:missing]
         ]
         start, cache = self._prefix_length, fork_cache(longest.cache)
@@ -514,10 +527,10 @@ class Futures:
     seed: int | None = None
     switch: Tensor | None = None
     focus: Tensor | None = None
-    cost: object = None
+    cost: Cost | None = None
     expected: dict[str, Tensor] = field(default_factory=dict)
-    pasts: list[tuple[list[tuple[State, Tensor]], Tensor | None]] | None = field(repr=False, default=None)
-    duration: Tensor | None = None
+    pasts: list[tuple[list[tuple[State, Tensor | Actions]], Tensor | None]] | None = field(repr=False, default=None)
+    duration: Tensor = None  # type: ignore[assignment]  # filled in when it is built
 
     def __post_init__(self):
         if self.duration is None:
@@ -607,7 +620,7 @@ class Futures:
             raise ValueError(f"A film needs a sense with pictures, {known}; got {sense!r}.")
         return Film(self.decode(sense or shown[0])[row], fps)
 
-    def to_pandas(self) -> "pandas.DataFrame":  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
+    def to_pandas(self) -> "pandas.DataFrame":  # type: ignore[name-defined]  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
         """What was imagined as a table, a line a row and step: `reward` (`reward.<actor>` where there are several),
         `continue_prob`, `log_prob`, and each number of the senses that are vectors, `<sense>.<coordinate>`."""
         rows, steps = self.log_prob.shape
@@ -615,7 +628,7 @@ class Futures:
             "row": torch.arange(rows).repeat_interleave(steps),
             "step": torch.arange(steps).repeat(rows),
         }
-        actors = self.belief.model.config.actors if self.reward.ndim == 3 else ()
+        actors = (self.belief.model.config.actors or ()) if self.reward.ndim == 3 else ()
         rewards = {f"reward.{actor}": self.reward[..., number] for number, actor in enumerate(actors)}
         columns = (rewards or {"reward": self.reward}) | {
             "continue_prob": self.continue_prob,

@@ -211,11 +211,12 @@ class StepPredictor:
         after = Belief(state, history, belief.prefix, run.cache, self.model, ages=ages)
         if len(history) > room and ages is None:
             return self._renewed(after)
+        assert run.cache is not None  # there is room for one
         run.cache.crop(-(run.length - self.model.layout.trunk_length))
         if len(history) <= room:
             return after
-        full, others = ((ages > room) == wanted for wanted in (True, False))
-        full, others = full.nonzero().squeeze(1), others.nonzero().squeeze(1)
+        assert ages is not None  # or it is renewed
+        full, others = (((ages > room) == wanted).nonzero().squeeze(1) for wanted in (True, False))
         order = torch.cat([full, others]).argsort()
         return Belief.cat([self._renewed(after.select(full)), after.select(others)]).select(order)
 

@@ -164,7 +164,8 @@ class RecordedPlan(SwitchPlan):
 
     def __init__(self, effort: Effort, follows: Collection[str] | None = None):
         super().__init__(effort)
-        self.follows, self.decisions = follows, []
+        self.follows = follows
+        self.decisions: list = []
 
     def begin(self, draft: StepDraft) -> None:
         super().begin(draft)
@@ -194,7 +195,7 @@ def imagine(
 
 
 @torch.no_grad()
-def switch_examples(model: PanModel, beginning: Belief, actions: Tensor, later: Later) -> dict[str, Tensor]:
+def switch_examples(model: PanModel, beginning: Belief, actions: Tensor | Actions, later: Later) -> dict[str, Tensor]:
     """What the warm-up learns from, worked out once: every candidate, kept for all H steps.
 
     Returns:
@@ -207,6 +208,7 @@ def switch_examples(model: PanModel, beginning: Belief, actions: Tensor, later: 
         futures, plan = imagine(model, beginning, actions, Effort(), blocks)
         told = _first_choices(plan, len(actions), len(model.blocks) + 1)
         lost = [distortion(model, futures, later, task).mean(1) for task in TASKS]
+        assert futures.cost is not None  # an effort has one
         told |= {"distortion": torch.stack(lost, 1), "compute": futures.cost.compute.mean(1)}
         for name, values in told.items():
             parts.setdefault(name, []).append(values)
@@ -263,7 +265,9 @@ def switch_losses(
     effort, beginning = _drawn_effort(), beginning.repeat(GROUP)
     actions, later = actions.repeat_interleave(GROUP, 0), later.repeat(GROUP)
     futures, plan = imagine(model, beginning, actions, effort, None)
+    assert futures.cost is not None  # an effort has one
     lost, paid = distortion(model, futures, later, effort.task), futures.cost.compute
+    assert effort.price is not None  # it was drawn
     value = -(lost + effort.price * paid).mean(1).unflatten(0, (-1, GROUP))  # (B, G)
     advantage = (value - value.mean(1, keepdim=True)) / (value.std(1, keepdim=True) + 1e-3)
     log_prob, entropy, count = torch.zeros(len(lost), device=lost.device), 0.0, 0

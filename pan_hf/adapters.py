@@ -123,14 +123,14 @@ def _save_grown(model: PanModel, path: Path) -> None:
             tensors[f"{segment}.{name}"] = buffer[codes].contiguous()
     tensors |= {f"base.{name}": numbers for name, numbers in _marks(model).items()}
     about = {"ids": json.dumps(ids), "base_events": str(model.base_events), "base_digest": model.base_digest}
-    save_file(tensors, path, metadata=about)
+    save_file(tensors, path, metadata=about)  # type: ignore[arg-type]  # attached, or there is no ledger
 
 
 def _marks(model: PanModel) -> dict[str, torch.Tensor]:
     """A few numbers of a base that no adapter and no growth changes: two bases of one shape differ in them."""
     marked = {name: query for name, query in model.queries.items()} if model.is_world_model else {}
     for name, table in {"in": model.get_input_embeddings(), "out": model.get_output_embeddings()}.items():
-        marked[f"words_{name}"] = getattr(table, "original_module", table).weight[:_MARKED]
+        marked[f"words_{name}"] = getattr(table, "original_module", table).weight[:_MARKED]  # type: ignore[index]  # a matrix
     return {name: tensor.detach().flatten()[:_MARKED].float().cpu().clone() for name, tensor in marked.items()}
 
 

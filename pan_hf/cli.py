@@ -79,7 +79,7 @@ def _read_recipe(_app: App, _commands: tuple[str, ...], arguments: ArgumentColle
         raise ValueError(f"--config {path}: {unknown_names(unknown, 'keys', list(by_flag))}")
     for name, value in values.items():
         argument = by_flag[name]
-        depth = DEPTHS.get(argument.parameter.metavar, 0)
+        depth = DEPTHS.get(argument.parameter.metavar or "", 0)
         if depth or not argument.tokens:
             texts = [*_as_texts(value, depth), *(token.value for token in argument.tokens)]
             argument.tokens = [
@@ -155,7 +155,8 @@ def _docstring(target: str) -> str:
     module, _, name = target.partition(":")
     files = (Path(root, *module.split(".")[1:]).with_suffix(".py") for root in roots)
     tree = ast.parse(next(file for file in files if file.exists()).read_text(encoding="utf-8"))
-    return next(ast.get_docstring(node) for node in tree.body if getattr(node, "name", None) == name) or ""
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    return next(ast.get_docstring(node) for node in functions if node.name == name) or ""
 
 
 def _as_help(docstring: str, flags: dict[str, str]) -> str:
@@ -174,7 +175,7 @@ def _build(function: Callable, target: str, flags: dict[str, str]) -> Callable:
     hints = get_type_hints(library) | get_type_hints(function, include_extras=True)
     parameters = []
     for name in [*(name for name in own if name not in inherited), *inherited]:
-        parameter = own.get(name, inherited.get(name))
+        parameter = own[name] if name in own else inherited[name]
         is_place = parameter.kind == parameter.POSITIONAL_ONLY
         annotation = _annotation(hints.get(name), None if is_place else flags.get(name, name))
         if annotation is not None:
@@ -201,7 +202,7 @@ def _annotation(hint: Any, flag: str | None) -> Any:
     if mapping is not None:
         taken: Any = list[str]
     elif several is not None:
-        taken = list[_kinds(get_args(several)[0])[0][0]]
+        taken = list[_kinds(get_args(several)[0])[0][0]]  # type: ignore[misc]  # a type that is known when it runs
     else:
         taken = next(single, None)
     if taken is None:
@@ -280,7 +281,11 @@ def record(
 
 @command(
     "pan_hf.data.mirror:mirror",
-    **{"source": "from", "flips": "flip", "positions": "position", "directions": "direction", "swaps": "swap"},
+    flips="flip",
+    positions="position",
+    directions="direction",
+    swaps="swap",
+    source="from",
 )
 def mirror(function: Callable, run: Run = RUN, output: Output = None, **options: Any) -> None:
     output = output or run / "data"
@@ -313,7 +318,7 @@ for _source, _module in (
     command(f"pan_hf.data.importing.{_module}:import_{_source}", name=_source, group=import_app)(_import)
 
 
-TRAINED = {"sense_options": "sense", "config": "set", "overrides": "stage"}
+TRAINED: dict = {"sense_options": "sense", "config": "set", "overrides": "stage"}
 TRAINED |= {"num_processes": "processes", "accelerate_config": "accelerate", "recipe": "config"}
 
 
@@ -337,7 +342,7 @@ def merge(function: Callable, run: Run = RUN, **options: Any) -> None:
     print(f"Done. The model is in {function(run=run, **options)}")
 
 
-MEASURED = {"data_root": "data", "environments": "env"}
+MEASURED: dict = {"data_root": "data", "environments": "env"}
 
 
 @command("pan_hf.evaluation.evaluate:evaluate", horizons="horizon", num_windows="windows", **MEASURED)
@@ -358,7 +363,10 @@ def evaluate(
 @command(
     "pan_hf.evaluation.calibration:evaluate_futures",
     name="futures",
-    **{"num_states": "states", "num_samples": "samples", "num_true": "true", "seeds": "seed"},
+    num_states="states",
+    num_samples="samples",
+    num_true="true",
+    seeds="seed",
     **MEASURED,
 )
 def futures(
@@ -390,7 +398,7 @@ def plan(
     print(f"Done. See {where['output'] / 'planning.json'}")
 
 
-def _where(run: Path, model: str | None, data: str | None, output: Path | None) -> dict[str, Any]:
+def _where(run: Path, model: str | None, data: str | Path | None, output: Path | None) -> dict[str, Any]:
     """Checkpoint, recording and folder of results: the run's own, unless they are given. Of a model of elsewhere the
     recording is the one that it names, where the run has none."""
     from pan_hf.checkpoints import results_folder

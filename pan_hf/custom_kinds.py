@@ -84,7 +84,8 @@ def travelling(file: str, package: str, names: list[str]) -> str:
         ValueError: it imports something that is neither ours nor installed, or a class needs what does not travel.
     """
     source = Path(file).read_text(encoding="utf-8")
-    lines, tree, gone = source.splitlines(), ast.parse(source, file), {}
+    lines: list[str | None] = [*source.splitlines()]
+    tree, gone = ast.parse(source, file), dict[str, str]()
     kept = [node for node in tree.body if not _is_left_out(node, package, gone)]
     used = {each.id for node in kept for each in ast.walk(node) if isinstance(each, ast.Name)}
     defined = {name for node in kept for name in _defined(node)}
@@ -122,7 +123,7 @@ def _module_of(node: ast.Import | ast.ImportFrom) -> str | None:
 def _relative(node: ast.stmt, package: str) -> str | None:
     """An import from a file of `package`, as it is written inside of it; None for any other statement."""
     start = f"pan_hf.{package}."
-    if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(start):
+    if not isinstance(node, ast.ImportFrom) or node.module is None or not node.module.startswith(start):
         return None
     names = [alias.name if alias.asname is None else f"{alias.name} as {alias.asname}" for alias in node.names]
     return f"from .{node.module.removeprefix(start)} import {', '.join(names)}"
@@ -159,7 +160,7 @@ def _check_imports(node: ast.stmt, file: str) -> None:
         if isinstance(each, ast.ImportFrom) and each.level:
             modules = ["." * each.level + (each.module or "")]
         elif isinstance(each, ast.Import | ast.ImportFrom):
-            modules = [each.module] if isinstance(each, ast.ImportFrom) else [alias.name for alias in each.names]
+            modules = [each.module or ""] if isinstance(each, ast.ImportFrom) else [alias.name for alias in each.names]
         else:
             continue
         for module in modules:

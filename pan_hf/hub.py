@@ -90,7 +90,14 @@ def on_disk(
         raise ValueError(f"{path} names the revision {found.revision!r}, and `revision` is {revision!r}; give one.")
     at = revision or found.revision
     ask = f"download the {kind} {found.id}" + (f" at {at}" if at else "")
-    return Path(patiently(ask, lambda: snapshot_download(found.id, repo_type=kind, revision=at, allow_patterns=only)))
+    return Path(
+        patiently(
+            ask,
+            lambda: snapshot_download(
+                found.id, repo_type=kind, revision=at, allow_patterns=None if only is None else list(only)
+            ),
+        )
+    )
 
 
 def address(folder: str | Path) -> str | None:
@@ -132,7 +139,7 @@ def _reason(error: Exception) -> Exception | None:
     cause: BaseException | None = error
     while cause is not None:  # huggingface_hub wraps some: in RuntimeError (uploads), FileNotFoundError (downloads)
         if isinstance(cause, asking):
-            return cause
+            return cause  # type: ignore[return-value]  # all of them are
         cause = cause.__cause__
     is_other = isinstance(error, LocalEntryNotFoundError) or "Consistency check failed" in str(error)
     return error if is_other else None

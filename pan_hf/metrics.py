@@ -118,8 +118,8 @@ class MetricAccumulator:
             `(value, stderr)`; stderr is `None` with fewer than two episodes. `None` when there was nothing to measure
             (no window in which anything moved, no rewarded transition).
         """
-        formula, components, episodes = self.rows[metric]
-        components, episodes = np.concatenate(components), np.concatenate(episodes)
+        formula, *parts = self.rows[metric]
+        components, episodes = (np.concatenate(part) for part in parts)
         names, cluster = np.unique(episodes, return_inverse=True)
         sums = np.zeros((len(names), components.shape[1]))
         np.add.at(sums, cluster, components)

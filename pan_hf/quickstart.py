@@ -12,7 +12,7 @@ from pathlib import Path
 from pan_hf.reporting.timing import stage_timer
 
 EMPTY, FOUR_ROOMS, DOOR_KEY = "MiniGrid-Empty-8x8-v0", "pan_hf/FourRooms-8x8-v0", "MiniGrid-DoorKey-8x8-v0"
-RECORDING = {
+RECORDING: dict = {
     "policy": ["random:0.6", "pan_hf.envs.minigrid:minigrid_expert?epsilon=0.3:0.4"],
     "start": "pan_hf.envs.minigrid:minigrid_random_state",
     "env_args": {"highlight": False},

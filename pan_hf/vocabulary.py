@@ -21,7 +21,7 @@ from pan_hf.console import without_bars
 from pan_hf.extras import extra
 from pan_hf.files import whole_folder
 from pan_hf.hub import hub_id
-from pan_hf.modeling import PanModel
+from pan_hf.modeling import ImageSense, PanModel
 from pan_hf.modeling.image_codec_pan import as_bytes
 from pan_hf.modeling.learning_pan import UNUSED
 from pan_hf.modeling.sense_configuration_pan import MERGES
@@ -37,6 +37,7 @@ TILE, COLUMNS = 36, 16  # of the picture: pixels of a tile, tiles a row
 def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
     """How many tokens live, by segment, with their usage; and the newest births."""
     ledger, merges = processor.vocabulary, processor.tokenizer.merges
+    assert ledger is not None  # or there are no merges to ask for
     counts = Table("segment", "rows", "born", "retired", "live", "used", title=f"Vocabulary {ledger.digest()}")
     for segment in ["text", *ledger.segments]:
         born, live = ledger.born(segment), ledger.live(segment)
@@ -45,8 +46,8 @@ def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
         counts.add_row(segment, str(ledger.capacity(segment)), str(born), str(born - live), str(live), used)
     newest = Table("step", "segment", "count", "reason", "names or ids", title="Newest tokens")
     for birth in [birth for birth in ledger.births if birth["reason"] != "start"][: -NEWEST - 1 : -1]:
-        ids = ledger.ids_of(birth)
-        ids = f"{ids[0]}" + (f" to {ids[-1]}" if len(ids) > 1 else "")
+        first, *others = ledger.ids_of(birth)
+        ids = f"{first}" + (f" to {others[-1]}" if others else "")
         spelled = [" ".join(map(str, merges.split([item]))) for item in ledger.ids_of(birth)[:NEWEST]]
         names = ", ".join(birth.get("names", [])) or ids
         names += f" = {'; '.join(spelled)}" if birth["reason"] == "merge" else ""
@@ -73,9 +74,11 @@ def code_pictures(model: PanModel, sense: str, level: int) -> np.ndarray:
     if codec is None or not codec.can_grow or not 0 <= level < len(codec.codebooks):
         raise ValueError(f"No codes {sense}.{level} with pictures; image senses are {_image_senses(model)}.")
     codes = codec.codebooks[level].describes().nonzero().squeeze(1)
-    prefix = [int(_usage(model, f"{sense}.{coarser}").argmax()) for coarser in range(level)]
-    side = codec.sense.patch_size * codec.sense.level_strides[level]
-    top, left = (size // 2 // side * side for size in (codec.sense.height, codec.sense.width))
+    usages = (_usage(model, f"{sense}.{coarser}") for coarser in range(level))
+    prefix = [int(usage.argmax()) for usage in usages if usage is not None]
+    picture: ImageSense = codec.sense  # type: ignore[assignment]  # codes of other kinds have no pictures
+    side = picture.patch_size * picture.level_strides[level]
+    top, left = (size // 2 // side * side for size in (picture.height, picture.width))
     pictures = []
     for chunk in codes.split(64):
         grids = [torch.full((len(chunk), _num_codes(codec.sense, at)), code) for at, code in enumerate(prefix)]
@@ -152,9 +155,10 @@ def double(path: str | Path, segments: Iterable[str], output: str | Path | None 
     if target != source and target.exists():
         raise ValueError(f"{target} exists already; name a new folder for the larger checkpoint.")
     model, processor = load(source)
+    ledger = model.ledger()
     for segment in dict.fromkeys(segments):
-        extend(model, segment, processor.vocabulary.capacity(segment))
-    processor.vocabulary.check_replaces(target)
+        extend(model, segment, ledger.capacity(segment))
+    ledger.check_replaces(target)
     with whole_folder(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
         model.save_pretrained(temporary)

@@ -29,7 +29,9 @@ class Merges:
 
     def __init__(self, alphabet: Iterable[int], pairs: Sequence[tuple[int, int, int]] = ()):
         self.pairs = [(int(left), int(right), int(merged)) for left, right, merged in pairs]
-        self._parts = {int(item): (int(item),) for item in alphabet}  # what each id stands for
+        self._parts: dict[int, tuple[int, ...]] = {
+            int(item): (int(item),) for item in alphabet
+        }  # what each id stands for
         self._index = {item: number for number, item in enumerate(self._parts)}
         if len(self._index) > _ROOM:
             raise ValueError(f"Merging knows {_ROOM} different codes at most, got {len(self._index)}.")
@@ -88,7 +90,7 @@ class Merges:
         backend = Tokenizer(models.BPE())
         size = len(order) + len(new_ids)
         trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, special_tokens=[], show_progress=False)
-        backend.train_from_iterator(("".join(map(spelled.get, sentence)) for sentence in merged), trainer)
+        backend.train_from_iterator(("".join(map(spelled.__getitem__, sentence)) for sentence in merged), trainer)
         taken, pairs, free = set(self._parts.values()), [], list(reversed(new_ids))
         parts = dict(self._parts)
         for left, right in json.loads(backend.to_str())["model"]["merges"]:

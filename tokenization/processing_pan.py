@@ -149,7 +149,7 @@ class PanProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}.")
         if observation is None and action is None and text is None:
             raise ValueError("Nothing to process: give at least one of observation, action and text.")
-        arrays = {}
+        arrays: dict = {}
         if observation is not None:
             arrays["observation"] = self._read_observation(observation, partial)
         if action is not None:
@@ -181,7 +181,7 @@ class PanProcessor(ProcessorMixin):
         for name, values in columns.items():
             array = self._read_action(values) if name == ACTION else self._reader(name).read(values)
             is_constant = name != ACTION and self._reader(name).is_constant
-            rows[name] = torch.from_numpy(array if is_constant else array[0])
+            rows[name] = torch.from_numpy(array if is_constant else array[0])  # type: ignore[index]  # an array
         return rows
 
     def _read_observation(self, observation, partial: bool) -> dict[str, np.ndarray]:
@@ -417,7 +417,7 @@ class TextReader(Reader):
     compares = ("every_step",)
 
     @property
-    def is_constant(self) -> bool:
+    def is_constant(self) -> bool:  # type: ignore[override]  # of a reader, not of its class
         return self.role == SENSE and not self.spec.get("every_step", False)
 
     def read(self, value) -> np.ndarray:

@@ -45,7 +45,8 @@ class PanTokenizer(PreTrainedTokenizerFast):
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "vocabulary_file": FILE_NAME}
-    _vocabulary, _merges = None, (-1, None)
+    _vocabulary: Vocabulary | None = None
+    _merges: tuple[int, Merges | None] = (-1, None)
 
     def __init__(self, *args, vocabulary=None, vocabulary_file: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -126,6 +127,11 @@ class PanTokenizer(PreTrainedTokenizerFast):
         return self._vocabulary
 
     @property
+    def _ledger(self) -> Vocabulary:
+        assert self._vocabulary is not None  # there are codes to read or write
+        return self._vocabulary
+
+    @property
     def vocabulary_digest(self) -> str | None:
         """Digest of the ledger as it is now, or `None`."""
         return None if self._vocabulary is None else self._vocabulary.digest()
@@ -164,7 +170,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
                 + self._vocabulary.full_help(TEXT)
             )
         given = {str(token): token for token in reversed(new_tokens)}
-        for names in self._by_run(fresh, first):
+        for names in self._by_run(self._vocabulary, fresh, first):
             self._skip_to(self._vocabulary.row_of(TEXT, first + fresh.index(names[0])))
             super()._add_tokens([given.pop(name) for name in names], special_tokens=special_tokens)
         if given:  # words that may become special ones; each call, even without tokens, costs a look at all added ones
@@ -175,10 +181,10 @@ class PanTokenizer(PreTrainedTokenizerFast):
             self._vocabulary.grow(TEXT, len(unborn), "named", step=0, names=names)
         return len(fresh)
 
-    def _by_run(self, names: list[str], first: int) -> Iterator[list[str]]:
+    def _by_run(self, vocabulary: Vocabulary, names: list[str], first: int) -> Iterator[list[str]]:
         """New words, of which the first is word number `first`, by the run of rows that they fall into."""
         end = 0
-        for _, capacity in self._vocabulary.runs(TEXT):
+        for _, capacity in vocabulary.runs(TEXT):
             start, end = end, end + capacity
             within = names[max(start - first, 0) : max(end - first, 0)]
             if within:
@@ -235,7 +241,8 @@ class PanTokenizer(PreTrainedTokenizerFast):
     ):
         is_batched = isinstance(text, (list, tuple))
         before, after = self._ids_around() if add_special_tokens else ([], [])
-        ids = [self._mixed_ids(item) for item in (text if is_batched else [text])]
+        texts = [text] if isinstance(text, str) else text
+        ids = [self._mixed_ids(item) for item in texts]
         if max_length is not None and getattr(truncation_strategy, "value", "do_not_truncate") != "do_not_truncate":
             room = max(max_length - len(before) - len(after), 0)
             ids = [item[:room] if self.truncation_side == "right" else item[len(item) - room :] for item in ids]
@@ -256,7 +263,8 @@ class PanTokenizer(PreTrainedTokenizerFast):
 
     def is_code(self, text: str) -> bool:
         """Whether a text is spelled like a code, `<camera.0:17>`."""
-        return self._has_code(text) and self._code_pattern.fullmatch(text) is not None
+        codes = self._find_codes(text) if self._has_code(text) else []
+        return bool(codes) and codes[0][0] == text
 
     def _has_code(self, text) -> bool:
         return self._vocabulary is not None and isinstance(text, str) and bool(self._find_codes(text))
@@ -269,7 +277,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
         ids, start = [], 0
         for match in self._find_codes(text):
             ids += self.text_ids([text[start : match.start()]])[0]
-            ids.append(self._vocabulary.id_of(match[1], int(match[2])))
+            ids.append(self._ledger.id_of(match[1], int(match[2])))
             start = match.end()
         return ids + self.text_ids([text[start:]])[0]
 
@@ -281,7 +289,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
         return whole[:start], whole[start + len(bare) :]
 
     def _spell(self, token_id: int) -> str:
-        segment, code = self._vocabulary.segment_of(token_id)
+        segment, code = self._ledger.segment_of(token_id)
         return f"<{segment}:{code}>"
 
     def _is_code(self, token_id: int) -> bool:
@@ -307,7 +315,7 @@ class PanTokenizer(PreTrainedTokenizerFast):
         return [self.convert_ids_to_tokens(int(item)) for item in ids if int(item) not in skipped]
 
     def _convert_token_to_id_with_added_voc(self, token: str) -> int:
-        if self._has_code(token) and self._code_pattern.fullmatch(token):
+        if self.is_code(token):
             return self._mixed_ids(token)[0]
         return super()._convert_token_to_id_with_added_voc(token)
 

@@ -25,12 +25,17 @@ from pan_hf.checkpoints import save_checkpoint
 from pan_hf.extras import extra
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.configuration_pan import check_loss_weights
-from pan_hf.tokenization import PanProcessor
 from pan_hf.training.optimizers import MUON
 
 CONFIGS = Path(__file__).parent / "configs"  # examples, installed with the package
 # of `TrainingArguments`, what a run of a stage most often sets
-COMMON = ("output_dir", "max_steps", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
+COMMON: tuple[str, ...] = (
+    "output_dir",
+    "max_steps",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
 COMMON += ("seed", "logging_steps", "save_strategy", "save_steps", "eval_steps", "report_to", "run_name", "bf16")
 
 
@@ -126,12 +131,12 @@ def _as_flags(told: dict[str, Any], parser: argparse.ArgumentParser, path: str |
     unknown = [name for name in told if name not in actions]
     if unknown:
         raise ValueError(f"--config {path}: {unknown_names(unknown, 'keys', list(actions))}")
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in told.items():
         takes_many = actions[name].nargs == "+"
         if takes_many and value is not None:
             read = actions[name].type or str
-            found[name] = [read(str(one)) for one in (value if isinstance(value, list) else [value])]
+            found[name] = [read(str(one)) for one in (value if isinstance(value, list) else [value])]  # type: ignore[operator]  # a class
         elif isinstance(value, list):
             raise ValueError(f"--config {path}: {name} is one value, got the list {value}.")
         elif isinstance(value, dict):
@@ -347,11 +352,11 @@ class Stage:
     is_needed: Callable[[PanModel, StageArguments], bool] = lambda model, args: True
     prepare: Callable[[PanModel], Callable[[PanModel, Dataset], None]] = lambda model: lambda trained, dataset: None
     wrap: Callable[[PanModel, StageArguments], torch.nn.Module] = lambda model, args: model
-    save: Callable[[Path, torch.nn.Module, PanProcessor, dict[str, str]], None] = save_checkpoint
+    save: Callable[..., None] = save_checkpoint
     arguments: type[StageArguments] = StageArguments
-    callbacks: Callable[[PanModel, Dataset, StageArguments], list[TrainerCallback]] = lambda model, data, args: []
-    look: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
-    calibrate: Callable[[PanModel, Dataset], None] = lambda model, dataset: None
+    callbacks: Callable[..., list[TrainerCallback]] = lambda model, data, args: []
+    look: Callable[..., None] = lambda model, dataset: None
+    calibrate: Callable[..., None] = lambda model, dataset: None
     averages: bool = True
     streams: bool = False
 

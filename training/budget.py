@@ -79,13 +79,18 @@ class BudgetCallback(TrainerCallback):
     def _measure(self, state, now: float) -> None:
         """Turns seconds into steps once enough of this run's steps have been timed, or at once if time is up."""
         (first, last), done = MEASURED_STEPS, state.global_step - self.first_step
-        left = self.budget.seconds - (now - self.started)
+        left = self._left(now)
         if left <= 0:
             self._decide(state, state.global_step)
         elif done == last:
             self._decide(state, self._affordable(state, now))
         if done in (first, last):
             self.mark = now, state.global_step
+
+    def _left(self, now: float) -> float:
+        """Seconds left of the budget."""
+        assert self.budget.seconds is not None  # steps are counted by the clock only where there is a limit
+        return self.budget.seconds - (now - self.started)
 
     def _decide(self, state, max_steps: int) -> None:
         self.budget.decide(max_steps, is_written=state.is_world_process_zero)
@@ -94,7 +99,7 @@ class BudgetCallback(TrainerCallback):
     def _affordable(self, state, now: float) -> int:
         """Steps that the seconds are worth at the pace since the mark."""
         since, step = self.mark
-        left = self.budget.seconds - (now - self.started)
+        left = self._left(now)
         return state.global_step + int(max(0.0, left) * (state.global_step - step) / (now - since))
 
     def _keep_to_time(self, state, now: float) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from pan_hf.data.episodes import episode_files, read_info
@@ -46,7 +47,7 @@ class StageData:
     sampler: WeightedRows | None
     held_out: Dataset | None
     known: list[tuple[str, str]]
-    rollouts: tuple[dict, object] | None = None
+    rollouts: tuple[dict, Tensor] | None = None
 
     def trained_on(self) -> tuple[list[str], list[str]]:
         """Fingerprints and environments of every episode that training has looked at."""
@@ -102,11 +103,12 @@ def split(episodes: list[int], fraction: float, seed: int) -> tuple[list[int], l
 
 
 def _streamed(stage: Stage, args: StageArguments, model, processor) -> StageData:
-    episodes, kept, known = list(episode_files(Path(args.data), "train")), None, []
+    episodes, known = list(episode_files(Path(args.data), "train")), []
+    kept: Trajectories | None = None
     if args.eval_fraction:
         episodes, last = split(episodes, args.eval_fraction, args.seed)
-        kept = some_episodes(args.data, args.seed, ROWS_IN_MEMORY * args.stream_buffer, last)
-        kept = load_trajectories(args.data, "train", episodes=kept)
+        chosen = some_episodes(args.data, args.seed, ROWS_IN_MEMORY * args.stream_buffer, last)
+        kept = load_trajectories(args.data, "train", episodes=chosen)
         known = list(zip(kept.fingerprints, kept.environments, strict=True))
     still = as_they_are(model)
     stats, windows = dataset_stats(model, processor, args.data, episodes, args.seed)
@@ -132,12 +134,12 @@ def _held_out(stage: Stage, args: StageArguments, model, processor, kept: Trajec
     if kept is None:
         return None, None
     dataset, _ = stage.make_data(model, processor, kept, args)
-    drawn = np.random.default_rng(args.seed).permutation(len(dataset))[: args.eval_windows]
+    drawn = np.random.default_rng(args.seed).permutation(len(dataset))[: args.eval_windows]  # type: ignore[arg-type]  # of a map-style set
     rollouts = rollout_windows(model, processor, kept) if args.rollout_every else None
     return Subset(dataset, sorted(drawn.tolist())), rollouts
 
 
-def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2) -> tuple[dict, object] | None:
+def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2) -> tuple[dict, Tensor] | None:
     """Observation and actions of the first windows of some episodes: what the model sees first, and `SHOWN_STEPS`
     steps, or as many as the longest episode has. None for a model without image senses."""
     if not any(feature_of(sense).is_picture for sense in model.config.senses.values()):

@@ -61,7 +61,7 @@ def wrap(model: PanModel, args: FinetuneArguments) -> torch.nn.Module:
     return adapted
 
 
-def save(folder: Path, model: torch.nn.Module, processor, files: dict[str, str]) -> None:
+def save(folder: Path, model: PanModel | PeftModel, processor, files: dict[str, str]) -> None:
     """An adapter's folder, or a checkpoint's."""
     if isinstance(model, PeftModel):
         save_adapter(model, folder, files=files)

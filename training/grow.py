@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from pan_hf.data.trajectories import Trajectories
@@ -23,6 +22,7 @@ from pan_hf.training.rollouts import choose_latents
 from pan_hf.training.run_folder import run_growing_stage
 from pan_hf.training.sampling import make_raw
 from pan_hf.training.stage import main
+from pan_hf.training.windows import Windows
 
 
 def make_data(
@@ -34,7 +34,7 @@ def make_data(
     return windows, weights * ~windows.is_held_out
 
 
-def callbacks(model: PanModel, windows: Dataset, args: GrowthArguments) -> list[TrainerCallback]:
+def callbacks(model: PanModel, windows: Windows, args: GrowthArguments) -> list[TrainerCallback]:
     """The one that grows. Raises ValueError for names that are words already, unless this run gave them."""
     taken = [name for name in args.named() if model.processor.tokenizer.has_word(name)]
     if taken and not last_checkpoint(Path(args.output_dir)):

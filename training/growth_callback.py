@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.learning_pan import NOVEL, Growth
 from pan_hf.training.arguments import StageArguments
+from pan_hf.training.windows import Windows
 
 
 @dataclass
@@ -60,9 +59,9 @@ class GrowthCallback(TrainerCallback):
     def __init__(
         self,
         model: PanModel,
-        windows: Dataset,
-        candidates: Sequence[int],
-        held_out: Sequence[int],
+        windows: Windows,
+        candidates: np.ndarray,
+        held_out: np.ndarray,
         args: GrowthArguments,
     ):
         self.model, self.windows, self.candidates, self.held_out = model, windows, candidates, held_out

@@ -92,7 +92,7 @@ def merge(
     Raises:
         FileNotFoundError, ValueError: as for `grow`; or parts that have no codes, or windows that are too long.
     """
-    settings = {"parts": parts, "chunk": chunk, "window": window, "merge_every": every, "merge_count": count}
+    settings: dict = {"parts": parts, "chunk": chunk, "window": window, "merge_every": every, "merge_count": count}
     settings |= {"trial_steps": trial_steps, "seconds": seconds, "max_steps": max_steps, "seed": seed}
     return run_growing_stage(STAGE, Path(run), start, data, settings, progress)
 

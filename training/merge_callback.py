@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -46,7 +45,7 @@ class Arm:
 
 @torch.no_grad()
 def held_out_bits(
-    model: PanModel, windows: SentenceWindows, indices: Sequence[int], merges: Merges, batch_size: int = 32
+    model: PanModel, windows: SentenceWindows, indices: np.ndarray, merges: Merges, batch_size: int = 32
 ) -> Arm:
     """Bits and tokens of held-out windows as the model reads them now."""
     training, bits = model.training, 0.0
@@ -64,7 +63,7 @@ def held_out_bits(
 def train_arm(
     model: PanModel,
     windows: SentenceWindows,
-    candidates: Sequence[int],
+    candidates: np.ndarray,
     merges: Merges,
     tokens: int,
     args: SentenceArguments,
@@ -114,8 +113,8 @@ class MergeCallback(TrainerCallback):
         self,
         model: PanModel,
         windows: SentenceWindows,
-        candidates: Sequence[int],
-        held_out: Sequence[int],
+        candidates: np.ndarray,
+        held_out: np.ndarray,
         args: SentenceArguments,
     ):
         self.model, self.windows, self.candidates, self.held_out = model, windows, candidates, held_out

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
 MUON = "muon"
 
 
-def hidden_weights(model: nn.Module) -> set[str]:
+def hidden_weights(model: PreTrainedModel) -> set[str]:
     """Names of the matrices between the vocabulary and itself: weights of linear and convolutional layers."""
     words = model.get_output_embeddings()
     outside = set() if words is None else {id(words.weight)}
@@ -30,7 +30,9 @@ def hidden_weights(model: nn.Module) -> set[str]:
     }
 
 
-def build_optimizer(model: nn.Module, args: TrainingArguments, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: PreTrainedModel, args: TrainingArguments, groups: list[dict[str, Any]]
+) -> torch.optim.Optimizer:
     """The optimizer that `args.optim` names.
 
     Args:
@@ -47,7 +49,9 @@ def build_optimizer(model: nn.Module, args: TrainingArguments, groups: list[dict
     return kind([group | {"params": [*group["params"].values()]} for group in groups], **settings)
 
 
-def _build_muon(model: nn.Module, args: TrainingArguments, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _build_muon(
+    model: PreTrainedModel, args: TrainingArguments, groups: list[dict[str, Any]]
+) -> torch.optim.Optimizer:
     hidden, parts = hidden_weights(model), []
     for group in groups:
         for is_hidden in (True, False):

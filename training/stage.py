@@ -76,8 +76,10 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
     data = make_stage_data(stage, args, model, processor, trajectories)
     finish = stage.prepare(model)
-    if last_checkpoint(folder):  # the vocabulary may have grown since the stage began; the weights come with `_train`
-        processor = PanProcessor.from_pretrained(last_checkpoint(folder))
+    if checkpoint := last_checkpoint(
+        folder
+    ):  # the vocabulary may have grown since the stage began; the weights come with `_train`
+        processor = PanProcessor.from_pretrained(checkpoint)
         model.config.vocabulary_digest = processor.vocabulary_digest
     processor.attach(model)
     trainer = _trainer(stage, args, stage.wrap(model, args), processor, data)
@@ -91,8 +93,8 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         write_file(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
         trained_on = {TRAINING_DATA: json.dumps(training_data(args, *data.trained_on()), indent=1)}
         stage.save(final, trained, processor, trained_on)
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        for left in folder.glob("checkpoint-*"):
+            shutil.rmtree(left)
     trainer.accelerator.wait_for_everyone()
     return final
 
@@ -166,7 +168,7 @@ class ProgressLine(TrainerCallback):
 
 def training_data(args: StageArguments, fingerprints: list[str], environments: list[str]) -> dict:
     """The episodes trained on, with those the checkpoint was already trained on; evaluation refuses them all."""
-    known = {"fingerprints": [], "environments": []}
+    known: dict[str, list[str]] = {"fingerprints": [], "environments": []}
     path = Path(args.model) / TRAINING_DATA
     if path.exists():
         known = json.loads(path.read_text())

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 
 from pan_hf.data.episodes import episode_files
 from pan_hf.data.trajectories import load_trajectories
@@ -64,7 +64,8 @@ def some_episodes(root: str | Path, seed: int, most_rows: int, among: list[int] 
     """Numbers of episodes of the train split, in a random order, with `most_rows` rows together; at least one."""
     files = episode_files(Path(root), "train")
     numbers = sorted(files if among is None else among)
-    chosen, rows = [], 0
+    chosen: list[int] = []
+    rows = 0
     for number in np.random.default_rng(seed).permutation(numbers).tolist():
         rows += pq.read_metadata(files[number]).num_rows
         if chosen and rows > most_rows:
@@ -219,7 +220,7 @@ def collate(windows: dict | list[tuple]) -> dict[str, Any]:
     return _joined([dataset.__getitems__([index]) for dataset, index in windows])
 
 
-def some_windows(dataset: Dataset | WindowStream, count: int) -> dict:
+def some_windows(dataset: Windows | WindowStream, count: int) -> dict:
     """A batch of so many windows, of a data set in memory drawn by a seed of its own, of a stream the next ones."""
     if isinstance(dataset, WindowStream):
         return collate(list(itertools.islice(dataset, count)))

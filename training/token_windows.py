@@ -60,6 +60,8 @@ class SentenceWindows(Dataset):
             the backbone has positions.
     """
 
+    is_held_out: torch.Tensor  # by row, see `merge.py`
+
     def __init__(
         self,
         model: PanModel,
@@ -88,7 +90,7 @@ class SentenceWindows(Dataset):
             written = _write_all(model, part, tensors[part], chunk)
             different, number = written.unique(dim=0, return_inverse=True)
             self.sentences[part], self.number[part] = different.tolist(), number.numpy()
-        self._merged = (None, {})
+        self._merged: tuple[object, dict[str, list[list[int]]]] = (None, {})
         longest = max(map(len, self.goals)) + window * sum(len(found[0]) for found in self.sentences.values())
         positions = getattr(model.config.text_config, "max_position_embeddings", longest)
         if longest > positions:
@@ -103,13 +105,15 @@ class SentenceWindows(Dataset):
     def __getitems__(self, indices: list[int]) -> dict:
         return self.batch(indices, self.model.processor.tokenizer.merges)
 
-    def batch(self, indices: Sequence[int], merges: Merges, scored_only: bool = False) -> dict[str, torch.Tensor]:
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, merges: Merges, scored_only: bool = False
+    ) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and `labels` `(B, L)`, padded. Args: merges, a [`Merges`]; scored_only, labels
         are given from the second step of a window on."""
         merged, rows, starts = self.merged(merges), [], []
         for index in indices:
             goal, first = self.goals[index], int(self.rows[index])
-            steps = [[] for _ in range(self.window)]
+            steps: list[list[int]] = [[] for _ in range(self.window)]
             for step, ids in enumerate(steps):
                 for part in self.parts:
                     ids += merged[part][self.number[part][first + step * self.chunk]]
@@ -128,11 +132,11 @@ class SentenceWindows(Dataset):
             self._merged = (merges.pairs, {part: merges.merge(found) for part, found in self.sentences.items()})
         return self._merged[1]
 
-    def seen(self, part: str, indices: Sequence[int]) -> list[list[int]]:
+    def seen(self, part: str, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
         """The sentences of a part that windows begin with."""
         return [self.sentences[part][number] for number in self.number[part][self.rows[indices]]]
 
-    def tokens_per_step(self, indices: Sequence[int], merges: Merges) -> float:
+    def tokens_per_step(self, indices: Sequence[int] | np.ndarray, merges: Merges) -> float:
         """Tokens of a step, all parts together, on average."""
         merged, starts = self.merged(merges), self.rows[indices]
         lengths = [np.array([len(ids) for ids in merged[part]])[self.number[part][starts]] for part in self.parts]

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from pan_hf.files import write_file
+from pan_hf.modeling import PanModel
 from pan_hf.training.arguments import COMPLETE
 from pan_hf.training.budget import Budget, BudgetCallback
 from pan_hf.training.distributed import (
@@ -134,7 +135,7 @@ class PanTrainer(Trainer):
                 logs |= {f"{name}/{part}": value for part, value in means.take(self.accelerator).items()}
         super().log(logs, start_time)
 
-    def whole_model(self) -> torch.nn.Module:
+    def whole_model(self) -> PanModel:
         """The trained model with all of its weights; where processes share them out, a copy, in the first process."""
         model = self.accelerator.unwrap_model(self.model)
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):

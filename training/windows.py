@@ -22,6 +22,8 @@ class Windows(Dataset):
         constant (`set[str]`): senses that hold for the whole episode, given once a window.
     """
 
+    is_held_out: Tensor  # by row, where a stage learns from some windows and decides by the others
+
     def __init__(self, trajectories, tensors: dict, actions: Tensor, num_steps: int, is_encoded: bool, constant: set):
         self.rows = torch.from_numpy(trajectories.windows(num_steps))
         self.tensors, self.actions, self.num_steps = tensors, actions, num_steps

@@ -117,7 +117,8 @@ class PanAgent:
         surprised = self._compare(key, reward)
         if self._needs_plan(surprised) and not (surprised and self._repair(belief, key)):
             self.plan, self._position = self._new_plan(belief), 0
-        action = self._take(belief, key)
+        assert self.plan is not None  # one was needed until there was one
+        action = self._take(self.plan, belief, key)
         self.statistics.decisions += 1
         self.statistics.seconds += time.perf_counter() - start
         return action
@@ -129,8 +130,8 @@ class PanAgent:
             ValueError: a sense of the model is missing.
         """
         senses = self.model.config.senses
-        texts = [name for name, sense in senses.items() if feature_class(sense.kind).is_text]
-        texts = {} if self.task is None else dict.fromkeys(texts, self.task)
+        told = [name for name, sense in senses.items() if feature_class(sense.kind).is_text]
+        texts = {} if self.task is None else dict.fromkeys(told, self.task)
         observation = texts | {name: value for name, value in observation.items() if name in senses}
         missing = sorted(set(senses) - set(observation))
         if missing:
@@ -184,22 +185,22 @@ class PanAgent:
         self.statistics.num_simulated += plan.num_simulated
         return plan
 
-    def _take(self, belief, key: bytes):
-        action = self.plan.actions[self._position]
-        self._predicted = self._prediction(belief, action)
+    def _take(self, plan: Plan, belief, key: bytes):
+        action = plan.actions[self._position]
+        self._predicted = self._prediction(plan, belief, action)
         self._position += 1
         if feature_class(self.model.config.action.kind).is_discrete:
-            action = int(action)
-            self._last = (key, action)
+            taken: int | np.ndarray = int(action)
+            self._last = (key, int(action))
         else:
-            action = action.cpu().numpy().astype(np.float32)
-        self.actions.append(action)
-        return action
+            taken = action.cpu().numpy().astype(np.float32)
+        self.actions.append(taken)
+        return taken
 
-    def _prediction(self, belief, action: torch.Tensor) -> bytes | None:
+    def _prediction(self, plan: Plan, belief, action: torch.Tensor) -> bytes | None:
         """Key expected after the next action: the plan's own, or one imagined step for planners that keep none."""
-        if self.plan.states is not None:
-            return self.plan.states[self._position]
+        if plan.states is not None:
+            return plan.states[self._position]
         if self.replan != "on_surprise":
             return None
         self.statistics.num_simulated += 1

@@ -162,7 +162,8 @@ class _Search:
     def run(self) -> Plan:
         frontier, nodes = self.root, [0]
         for _ in range(self.config.max_depth):
-            beliefs, children = [], []
+            beliefs: list = []
+            children: list[int] = []
             for first in range(0, len(nodes), self.config.batch_size):
                 found = self._expand(frontier, first, nodes[first : first + self.config.batch_size])
                 if found is None:

@@ -1,7 +1,7 @@
 """Planners by name, as `pan plan --planner NAME?field=value` asks for them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from pan_hf.agents.graph_search import GraphSearch
@@ -9,7 +9,7 @@ from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.features import feature_class
 from pan_hf.specs import parse_spec
 
-PLANNERS = {"graph": GraphSearch, "cem": CEM, "random_shooting": RandomShooting}
+PLANNERS: dict[str, type] = {"graph": GraphSearch, "cem": CEM, "random_shooting": RandomShooting}
 
 
 def make_planners(specs: Sequence[str] | None, action) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def make_planners(specs: Sequence[str] | None, action) -> dict[str, Any]:
             label = name if names.count(name) == 1 else spec  # settings are in the record's command
             made[label] = PLANNERS[name](**settings)
         except TypeError as error:
-            known = sorted(PLANNERS[name].__dataclass_fields__)
+            known = sorted(field.name for field in fields(PLANNERS[name]))
             raise ValueError(f"Planner {spec!r}: {error}; its settings are {known}.") from error
     if not made:
         raise ValueError(f"No planner was asked for; expected some of {sorted(PLANNERS)}.")

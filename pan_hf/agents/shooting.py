@@ -109,6 +109,7 @@ class CEM:
             distribution.refit(actions[values.topk(num_elites).indices], self.smoothing)
             plan = _best_plan(actions, values, lengths, reached, spent, start)
             best = plan if best is None or plan.expected_return > best.expected_return else best
+        assert best is not None  # there is an iteration at least
         return Plan(best.actions, best.expected_return, None, spent, time.perf_counter() - start, best.reaches_goal)
 
 
@@ -148,7 +149,8 @@ class _Gaussian:
 def _proposal(action, horizon: int, initial_std: float):
     if feature_class(action.kind).is_discrete:
         return _Categorical(action.num_actions, horizon)
-    return _Gaussian(*action.bounds(), horizon, initial_std)
+    low, high = action.bounds()
+    return _Gaussian(low, high, horizon, initial_std)
 
 
 def _imagine(planner, world: World, belief, critic: Critic, actions: torch.Tensor, generator):

@@ -5,6 +5,7 @@ A [`PanModel`] is such a world; an exact simulator can be another."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -78,7 +79,7 @@ def parse_effort(text: str) -> Effort | str | tuple[str, ...]:
         parts = tuple(part.strip() for part in text.split(","))
         return parts if "." in text or len(parts) > 1 else text
     fields = dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
-    known = {"cap": float, "price": float, "least_change": _float_or_none, "task": str}
+    known: dict[str, Callable] = {"cap": float, "price": float, "least_change": _float_or_none, "task": str}
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(f"An effort has the fields {sorted(known)}, got {unknown} in {text!r}.")
     return Effort(**{name: known[name](value) for name, value in fields.items()})
@@ -91,7 +92,7 @@ def _float_or_none(text: str) -> float | None:
 def within(model: PanModel, id: str, feature: dict):
     """The model as a planner may use it in an environment: one that has grown actions does without them where the
     environment knows the first ones only. Raises ValueError where the two do not fit."""
-    action = model.config.action
+    action: Any = model.config.action
     taken, known = feature_of(feature), feature_of(action)
     if taken.kind != known.kind or not taken.is_playable(known):
         raise ValueError(f"{id} takes the action {feature}, and the model was built for {action}; train one for it.")
@@ -105,7 +106,7 @@ class FewerActions:
 
     def __init__(self, model: PanModel, num_actions: int):
         self._model, self.config = model, copy.copy(model.config)
-        action = model.config.action
+        action: Any = model.config.action
         names = None if action.names is None else action.names[:num_actions]
         self.config.action = replace(action, num_actions=num_actions, names=names)
 

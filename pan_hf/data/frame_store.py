@@ -60,7 +60,10 @@ class FrameArrays:
             self.arrays |= {name: _create(path, self._shapes[name]) for name, path in temporary.items()}
             yield self.arrays
             for name, path in temporary.items():
-                self.arrays.pop(name).flush()
+                filled = self.arrays.pop(name)
+                assert isinstance(filled, np.memmap)
+                filled.flush()
+                del filled
                 self._replace(name, path)
         finally:
             for path in temporary.values():

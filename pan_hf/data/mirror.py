@@ -183,12 +183,12 @@ def _pair(told: str, feature: dict, axes: list[int], is_position: bool, flips: l
     bounds = [(feature["low"][axis], feature["high"][axis]) for axis in axes]
     if "diagonal" in flips and bounds[0] != bounds[1]:
         raise ValueError(f"{told}: a diagonal flip needs the same bounds across and down, got {bounds}")
-    around = tuple(low + high if is_position else 0.0 for low, high in bounds)
+    first, second = (low + high if is_position else 0.0 for low, high in bounds)
     mirrored = zip(FLIPS, bounds, strict=False)
     if not is_position and any(low != -high for flip, (low, high) in mirrored if flip in flips):
         raise ValueError(f"{told}: a direction has the same bounds forwards and backwards, got {bounds}")
     across, down = axes
-    return Pair(across, down, around)
+    return Pair(across, down, (first, second))
 
 
 def _check_all_named(named: dict[str, Feature], mirrored: set[str], settings: dict) -> None:

@@ -159,11 +159,14 @@ def _start_worker(job: RecordingJob, stop: Any) -> None:
 
 def _end_with_parent() -> None:
     """A killed recording leaves no process behind."""
-    wait_for_sentinel([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
+    wait_for_sentinel([parent.sentinel])
     os._exit(1)
 
 
 def _record_in_worker(environment: int, number: int) -> int:
+    assert _recorder is not None  # made by `_start_worker`
     return _recorder.record(environment, number)
 
 

@@ -152,6 +152,7 @@ class Trajectories:
         rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
         by_row = ("actions", "rewards", "dones", "truncateds", "action_is_pad")
         by_episode = ("tasks", "environments", "seeds", "fingerprints")
+        of_episodes: dict = {name: [getattr(self, name)[episode] for episode in episodes] for name in by_episode}
         return Trajectories(
             features=self.features,
             observations={name: values[rows] for name, values in self.observations.items()},
@@ -160,7 +161,7 @@ class Trajectories:
             episode_starts=np.cumsum(lengths) - lengths,
             episode_lengths=lengths,
             episode_indices=self.episode_indices[episodes],
-            **{name: [getattr(self, name)[episode] for episode in episodes] for name in by_episode},
+            **of_episodes,
         )
 
     def windows(self, num_steps: int, environment: str | None = None) -> np.ndarray:

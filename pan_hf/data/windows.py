@@ -80,7 +80,7 @@ class WindowReader:
         actions = feature_of(self.model.config.action).to_processor(taken)
         return self.processor(observation=observation, action=actions).to(self.model.device)
 
-    def perceive(self, batch: dict, step: int = 0):
+    def perceive(self, batch: Mapping, step: int = 0):
         """The model's belief at the true frame `step` steps after the start, with what it looks back on before it."""
         end = self.lead + step + 1
         first = max(0, end - self.model.config.context_steps)
@@ -137,7 +137,7 @@ def choose_windows(
     if not horizons or horizons[0] < 1:
         raise ValueError(f"Expected horizons of 1 step or more, got {horizons}.")
     rank = np.random.default_rng(seed).permutation(len(trajectories.episode))
-    chosen = {}
+    chosen: dict[int, np.ndarray] = {}
     for horizon in horizons:
         try:
             rows = trajectories.windows(lead + horizon, environment) + lead
@@ -171,8 +171,8 @@ def check_held_out(trajectories, trained: Iterable[str], skip_trained: bool = Fa
     seen = [index for index, mark in enumerate(trajectories.fingerprints) if mark in trained]
     if not seen:
         return []
-    names = zip(trajectories.episode_indices, trajectories.environments, trajectories.fingerprints, strict=True)
-    names = [f"{number} ({environment}, {fingerprint})" for number, environment, fingerprint in names]
+    told = zip(trajectories.episode_indices, trajectories.environments, trajectories.fingerprints, strict=True)
+    names = [f"{number} ({environment}, {fingerprint})" for number, environment, fingerprint in told]
     shown = ", ".join(names[index] for index in seen[:10])
     what = f"{len(seen)} of {len(trajectories.fingerprints)} episodes to evaluate on were trained on: episode {shown}"
     what += ", ..." if len(seen) > 10 else ""

@@ -74,7 +74,7 @@ class RecordTrajectories(gymnasium.Wrapper):
         fps: float | None = None,
     ):
         super().__init__(env)
-        view = {"keep": list(keep), "rename": dict(rename or {}), "render": render}
+        view: dict = {"keep": list(keep), "rename": dict(rename or {}), "render": render}
         view |= {"image_size": image_size, "crop": crop}
         self._senses = SenseEnvironment(env, **view)
         made = spec_entry(env.spec) if env.spec is not None else {"id": type(env.unwrapped).__name__}
@@ -84,7 +84,8 @@ class RecordTrajectories(gymnasium.Wrapper):
         about = {"source": {"kind": "wrapper", "path": made["id"]}}
         self._info = new_info(frames_a_second, self.features, [{**made, **view}], test_fraction, **about)
         self._info["complete"] = True  # at any time: nobody knows how many are to come
-        self._number, self._extremes = 0, None
+        self._number = 0
+        self._extremes: Extremes | None = None
         self._go_on()
         self._episode: Episode | None = None
 
@@ -104,10 +105,12 @@ class RecordTrajectories(gymnasium.Wrapper):
                 self._count(split, *read_summary(path))
                 self._number = max(self._number, index + 1)
 
-    def _count(self, split: str, num_rows: int, extremes: Extremes) -> None:
+    def _count(self, split: str, num_rows: int, extremes: Extremes) -> Extremes:
+        """Counts an episode, and returns the extremes of all of them."""
         self._info["episodes"][split] += 1
         self._info["frames"] += num_rows
         self._extremes = joined(self.features, [extremes, self._extremes] if self._extremes else [extremes])
+        return self._extremes
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         self._write()
@@ -117,7 +120,7 @@ class RecordTrajectories(gymnasium.Wrapper):
             index=self._number,
             seed=UNKNOWN_SEED if seed is None else seed,
         )
-        self._see(observation)
+        self._see(self._episode, observation)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict]:
@@ -127,7 +130,7 @@ class RecordTrajectories(gymnasium.Wrapper):
             self._episode.actions.append(recorded)
             self._episode.rewards.append(float(reward))
             self._episode.is_done, self._episode.is_truncated = bool(terminated), bool(truncated)
-            self._see(observation)
+            self._see(self._episode, observation)
             if terminated or truncated:
                 self._write()
         return observation, reward, terminated, truncated, info
@@ -136,10 +139,10 @@ class RecordTrajectories(gymnasium.Wrapper):
         self._write()
         super().close()
 
-    def _see(self, observation: Any) -> None:
+    def _see(self, episode: Episode, observation: Any) -> None:
         for sense, value in self._senses.observe(observation).items():
             # copied: the environment, or whoever plays it, may write into it later
-            self._episode.observations.setdefault(sense, []).append(copy.copy(value))
+            episode.observations.setdefault(sense, []).append(copy.copy(value))
 
     def _write(self) -> None:
         """Writes the episode at hand, if anything was done in it."""
@@ -152,5 +155,5 @@ class RecordTrajectories(gymnasium.Wrapper):
         path = episode_path(self._root, split, self._number)
         write_table(path, episode_table(episode, self.features, self._schema, self._info["fps"]))
         self._number += 1
-        self._count(split, *read_summary(path))
-        write_info(self._root, {**self._info, "features": bounded(self.features, [self._extremes])})
+        extremes = self._count(split, *read_summary(path))
+        write_info(self._root, {**self._info, "features": bounded(self.features, [extremes])})

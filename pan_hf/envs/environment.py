@@ -175,7 +175,7 @@ def _action_names(env: gymnasium.Env, space: spaces.Space) -> list[str] | None:
     known = getattr(getattr(env, "actions", None), "__members__", {})
     found = {int(member): name for name, member in known.items() if isinstance(member, int)}
     if not found and callable(getattr(env, "get_action_meanings", None)):
-        found = dict(enumerate(map(str, env.get_action_meanings())))
+        found = dict(enumerate(map(str, env.get_action_meanings())))  # type: ignore[attr-defined]  # see the line above
     return list(found.values()) if list(found) == list(range(space.n)) else None
 
 

@@ -55,8 +55,9 @@ def _first_action_to_goal(grid_env: Any) -> int | None:
         if cell is not None
     }
     x, y = (int(number) for number in grid_env.agent_pos)
-    start = (x, y, int(grid_env.agent_dir), carried.color if carried else None, frozenset())
-    queue, seen = deque([(start, None)]), {start}
+    start: tuple = (x, y, int(grid_env.agent_dir), carried.color if carried else None, frozenset())
+    queue: deque[tuple[tuple, int | None]] = deque([(start, None)])
+    seen = {start}
     while queue:
         state, first = queue.popleft()
         for action, following in _successors(state, cells):

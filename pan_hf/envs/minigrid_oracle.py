@@ -52,7 +52,7 @@ class MinigridOracle:
         self.env.gen_obs = lambda: None
 
     def _objects(self, seed: int, num_resets: int = 5) -> list:
-        found = {}
+        found: dict[tuple, object] = {}
         for number in range(num_resets):
             self.env.reset(seed=seed + number)
             found |= {thing.encode(): thing for thing in self.env.grid.grid if thing is not None}

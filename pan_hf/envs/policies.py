@@ -73,7 +73,9 @@ def load_policies(policy: str | Policy | Sequence[str | Policy]) -> PolicyMixtur
 def _load_policy(policy: str | Policy) -> tuple[str, Policy, float]:
     if not isinstance(policy, str):
         return spelled(policy), policy, 1.0
-    spec, weight = re.fullmatch(r"(.+?)(?::(\d+(?:\.\d*)?|\.\d+))?", policy).groups()
+    match = re.fullmatch(r"(.+?)(?::(\d+(?:\.\d*)?|\.\d+))?", policy)
+    assert match is not None  # anything matches
+    spec, weight = match.groups()
     if weight is not None and float(weight) == 0:
         raise ValueError(f"policy {policy!r}: expected a weight above 0, got {weight}")
     return policy, random if spec == "random" else load_callable(spec, "policy"), float(weight or 1)

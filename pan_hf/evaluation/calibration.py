@@ -111,7 +111,7 @@ def named_outcomes(state: np.ndarray, outcomes: Outcomes, kinds: dict[int, str])
         kinds (`dict[int, str]`): index and name of the objects that move.
     """
     shown = things(outcomes.states)
-    found = {}
+    found: dict = {}
     for kind, name in kinds.items():
         found |= _neighbourhood(name, np.argwhere(things(state) == kind), shown == kind)
     agent = agents(outcomes.states)
@@ -355,7 +355,7 @@ def evaluate_futures(
     reader = WindowReader(trajectories, processor, model, context=1)  # the simulator knows one frame too
     height, width = trajectories.observations[_image_sense(model)].shape[-2:]
     records = []
-    settings = {"num_samples": num_samples, "num_true": num_true, "temperature": temperature}
+    settings: dict = {"num_samples": num_samples, "num_true": num_true, "temperature": temperature}
     chosen = _entries(read_info(root)["environments"], environments)
     for seed, entry in itertools.product(seeds, chosen):
         world = MinigridOracle(make_environment(**entry), (height, width), seed)

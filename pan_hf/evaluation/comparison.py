@@ -72,7 +72,7 @@ class Judge:
 
     def observed(self, predicted: dict[str, Tensor], true: Step, last_seen: Step) -> dict[str, tuple[str, Tensor]]:
         """What of `__call__` is about observations, of the senses in `predicted`."""
-        measures = {}
+        measures: dict[str, tuple[str, Tensor]] = {}
         for name in self.predicted():
             if name in predicted:
                 views = predicted[name], true.observations[name], last_seen.observations[name]
@@ -96,9 +96,9 @@ class Judge:
         """Components of `psnr_moving` with the pixels of all senses that have one pooled, `(n, 2)`."""
         errors = []
         for name in self.predicted():
-            views = (step.observations[name] for step in (predicted, true, last_seen))
-            errors.append(self.features[name].moving_error(*views, self.references[name]))
-        errors = [error for error in errors if error is not None]
+            views = predicted.observations[name], true.observations[name], last_seen.observations[name]
+            error = self.features[name].moving_error(*views, self.references[name])
+            errors += [] if error is None else [error]
         return torch.stack(errors).sum(0) if errors else None
 
     def _codes(self, predicted: Step, true: Step, last_seen: Step) -> dict[str, tuple[str, Tensor]]:
@@ -114,7 +114,7 @@ class Judge:
             for level, codes in enumerate(true.codes[name])
         }
         if levels:
-            measures["code_accuracy"] = ("mean", sum(levels.values()))
+            measures["code_accuracy"] = ("mean", torch.stack([*levels.values()]).sum(0))
         return measures | {f"{level}_code_accuracy": ("mean", counts) for level, counts in levels.items()}
 
     def _outcome(self, predicted: Step, true: Step) -> dict[str, tuple[str, Tensor]]:

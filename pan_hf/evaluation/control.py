@@ -38,7 +38,7 @@ from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_fo
 from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.envs.environment import describe_environment, make_environment
-from pan_hf.features import feature_class, feature_of
+from pan_hf.features import feature_of
 from pan_hf.files import write_file
 from pan_hf.reporting.results import Record, mean_stderr, record, wilson, write_records
 from pan_hf.reporting.strips import shown_senses
@@ -106,7 +106,7 @@ class _Trial:
             total, steps = total + float(reward), steps + 1
             # An episode that is given up is a failure: dropping it would count only the easy ones.
             truncated = truncated or steps >= self.max_steps or time.perf_counter() - start > self.max_seconds
-        success = bool(self.is_success(self.env, float(reward), bool(terminated), info))
+        success = bool(self.is_success(self.env, float(reward or 0.0), bool(terminated), info))
         outcome = Outcome(seed, success, steps, total, **self._statistics())
         self.outcomes.append(outcome)
         self.seconds += time.perf_counter() - start
@@ -212,7 +212,7 @@ def plan(
         env = make_environment(**entry, max_episode_steps=max_steps)
         world = within(model, entry["id"], describe_environment(env)["action"])
         wants = critic or reward_critic(facts.get(entry["id"]), reward_threshold)
-        when = replan or ("on_surprise" if feature_class(model.config.action.kind).is_discrete else "at_end")
+        when = replan or ("on_surprise" if feature_of(model.config.action).is_discrete else "at_end")
         agents = {}
         for name, planner in chosen.items():
             imagined = (
@@ -335,14 +335,14 @@ def trial_records(trial: _Trial) -> list[Record]:
     outcomes = trial.outcomes
     if not outcomes:
         return []
-    where = {
+    where: dict = {
         "model": trial.model,
         "environment": trial.environment,
         "split": "unseen_seeds",
         "seeds": [outcome.seed for outcome in outcomes],
     }
     won = [outcome for outcome in outcomes if outcome.success]
-    columns = {
+    columns: dict[str, list] = {
         "success": [outcome.success for outcome in outcomes],
         "steps": [outcome.steps for outcome in outcomes],
         "steps_to_success": [outcome.steps for outcome in won],

@@ -34,7 +34,7 @@ window) has no record.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class _Evaluation:
 
     def _simulate(self, belief, actions: Tensor, expected: Iterable[int] = ()):
         """Futures, and the expected images at these horizons where the most likely future is asked for, whole."""
-        settings = {"temperature": self.temperature, "seed": self.seed}
+        settings: dict = {"temperature": self.temperature, "seed": self.seed}
         if self.reencode:
             settings["reencode"] = self.reencode
         if self.temperature == 0 and not isinstance(self.model, FixedEffort):
@@ -146,12 +146,12 @@ class _Evaluation:
         for name in (environment, "all"):
             self.tallies[name, model, horizon].update(measures, episodes, prefix)
 
-    def _frames(self, batch: dict, times: Sequence[int]) -> dict[str, Tensor]:
+    def _frames(self, batch: Mapping, times: Sequence[int]) -> dict[str, Tensor]:
         """The true observations at steps after the start, of the senses that change with time."""
         shown = self.reader.part(batch["observation"], [self.reader.lead + time for time in times])
         return {name: shown[name] for name in self.judge.predicted()}
 
-    def _true_steps(self, rows: np.ndarray, batch: dict, wanted) -> dict[int, Step]:
+    def _true_steps(self, rows: np.ndarray, batch: Mapping, wanted) -> dict[int, Step]:
         times = sorted({0, *wanted, *(horizon - 1 for horizon in wanted)})
         shown = self._frames(batch, times)
         codes = self.model.encode(shown).codes
@@ -183,7 +183,7 @@ class _Evaluation:
             for index, horizon in enumerate(horizons)
         }
 
-    def _bits(self, belief, batch: dict, horizon: int, kept: Tensor) -> dict[str, tuple[str, Tensor]]:
+    def _bits(self, belief, batch: Mapping, horizon: int, kept: Tensor) -> dict[str, tuple[str, Tensor]]:
         """Bits of the frame at `horizon`, given the true ones before it."""
         taken = self.reader.lead + horizon - 1
         future = self._frames(batch, [horizon])
@@ -202,8 +202,8 @@ class _Evaluation:
             exact = [metrics.mean_of(self.judge.exact(case, target))[1] for case in pair]
             measures = {"action_sensitivity_exact_state": metrics.gain("mean", *exact)}
             moving = [self.judge.moving_error(case, target, start) for case in pair]
-            if None not in moving:
-                measures["action_sensitivity_psnr_moving"] = metrics.gain("psnr", *moving)
+            if len(there := [error for error in moving if error is not None]) == len(moving):
+                measures["action_sensitivity_psnr_moving"] = metrics.gain("psnr", *there)
             self._add(*where, model, measures)
 
     def _by_action(self, where: Where, kept: Tensor, action: Tensor, predicted: Step, true) -> None:
@@ -220,13 +220,15 @@ class _Evaluation:
             }
             self._add(*where, model, measures)
 
-    def _reconstruction(self, where: Where, kept: Tensor, batch: dict) -> None:
+    def _reconstruction(self, where: Where, kept: Tensor, batch: Mapping) -> None:
         """Frames through the codes and back; `where` and `kept` as in the other measures, without a horizon."""
         environment, rows, _ = where
         shown = {name: values[kept] for name, values in self._frames(batch, [1]).items()}
         state = self.model.encode(shown)
         for name, levels in state.codes.items():
-            variants = {f"levels_{k}_": {"num_levels": k, "latents": False} for k in range(1, len(levels) + 1)}
+            variants: dict[str, dict] = {
+                f"levels_{k}_": {"num_levels": k, "latents": False} for k in range(1, len(levels) + 1)
+            }
             variants |= {"": {"latents": False}} | ({"latents_": {"latents": True}} if name in state.latents else {})
             for prefix, options in variants.items():
                 rebuilt = self.model.decode(state, name, **options)[:, 0]
@@ -305,7 +307,7 @@ def _choose_environments(trajectories, environments: Sequence[str] | None) -> li
 
 def _batches(windows: dict[int, np.ndarray], batch_size: int) -> list[tuple[np.ndarray, dict[int, np.ndarray]]]:
     """Rows simulated together, all as far as the same horizon, and for each horizon which of them count for it."""
-    furthest = {}
+    furthest: dict[int, int] = {}
     for horizon in sorted(windows):
         furthest |= dict.fromkeys(windows[horizon].tolist(), horizon)
     batches = []
@@ -435,7 +437,7 @@ def evaluate(
         progress=progress,
     )
     if isinstance(world, FixedEffort):
-        where = {"environment": "all", "split": "test", "seeds": list(seeds)}
+        where: dict = {"environment": "all", "split": "test", "seeds": list(seeds)}
         records += [record(metric, value, model="pan", **where) for metric, value in world.spent().items()]
     write_records(output / "evaluation.json", records)
     plotted = [entry for entry in records if entry.metric.endswith(PLOTTED) and not entry.metric.startswith(UNPLOTTED)]
@@ -475,6 +477,6 @@ def across_seeds(runs: Sequence[Sequence[Record]]) -> list[Record]:
     for (metric, horizon, model, environment, split), entries in groups.items():
         value, stderr = mean_stderr([entry.value for entry in entries])
         seeds = sorted({seed for entry in entries for seed in entry.seeds})
-        where = {"model": model, "environment": environment, "split": split, "seeds": seeds}
+        where: dict = {"model": model, "environment": environment, "split": split, "seeds": seeds}
         pooled.append(record(metric, value, stderr=stderr, horizon=horizon, **where))
     return pooled

@@ -148,13 +148,19 @@ class Choices(ActionForm):
 
         self.raw_space, self._low = space, low
         self._sizes = tuple(int(size) for size in np.ravel(high - low + 1))
-        self.space = Discrete(int(np.prod(self._sizes)))
-        self.feature = {"kind": DiscreteFeature.kind, "n": int(self.space.n)}
+        self._num_choices = int(np.prod(self._sizes))
+        self.space = Discrete(self._num_choices)
+        self.feature = {"kind": DiscreteFeature.kind, "n": self._num_choices}
 
     def check(self, action: Any) -> int:
         value = np.asarray(action)
-        if value.size != 1 or value.dtype.kind not in "iufb" or not 0 <= value.item() < self.space.n or value % 1 != 0:
-            raise ValueError(f"Expected a whole action in 0..{self.space.n - 1}, got {action!r}")
+        if (
+            value.size != 1
+            or value.dtype.kind not in "iufb"
+            or not 0 <= value.item() < self._num_choices
+            or value % 1 != 0
+        ):
+            raise ValueError(f"Expected a whole action in 0..{self._num_choices - 1}, got {action!r}")
         return int(value.item())
 
     def to_environment(self, action: int) -> Any:

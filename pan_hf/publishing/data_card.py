@@ -62,7 +62,9 @@ def has_many(root: Path) -> bool:
 
 def _counts(root: Path) -> tuple[Counter, Counter, Counter]:
     """Episodes and frames by (environment, split), bytes by split."""
-    episodes, frames, sizes = Counter(), Counter(), Counter()
+    episodes: Counter[tuple[str, str]] = Counter()
+    frames: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[str] = Counter()
     for split in SPLITS:
         for path in episode_files(root, split).values():
             rows, _ = read_summary(path)

@@ -162,7 +162,7 @@ def push_recording(
             )
 
     patiently(f"push the data set {repo_id}", upload)
-    contents = {"meta/info.json": root / "meta" / "info.json", "README.md": card.encode()}
+    contents: dict[str, Path | bytes] = {"meta/info.json": root / "meta" / "info.json", "README.md": card.encode()}
     return _commit(repo_id, "dataset", contents, (), private, revision, "The recording is whole: its facts and card")
 
 

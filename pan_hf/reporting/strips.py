@@ -125,6 +125,6 @@ def _rank_words(rank: str, count: int) -> str:
 def _write(stem: Path, pictures: dict[str, np.ndarray], about: dict) -> Path:
     path = stem.with_name(stem.name + ".npz")
     with whole_file(path) as temporary, open(temporary, "wb") as file:  # savez adds a suffix to a name, not to a file
-        np.savez_compressed(file, **pictures)
+        np.savez_compressed(file, **pictures)  # type: ignore[arg-type]  # no sense is called allow_pickle
     write_file(stem.with_name(stem.name + ".json"), json.dumps(about, indent=2) + "\n")
     return path

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from pan_hf.features import feature_of
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 from pan_hf.modeling.state_pan import Observation
 from pan_hf.reporting.figures import Strip
 from pan_hf.reporting.strips import shown_senses
@@ -53,7 +57,7 @@ class RolloutImages(TrainerCallback):
         if every < 1:
             raise ValueError(f"`every` must be at least 1, got {every}.")
         self.observation, self.action, self.every, self.seed = observation, action, every, seed
-        self._writer = None
+        self._writer: SummaryWriter | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -81,12 +85,13 @@ class RolloutImages(TrainerCallback):
     def _to_tensorboard(self, found: dict[str, np.ndarray], args, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        if self._writer is None:
+        writer = self._writer
+        if writer is None:
             folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or Path(args.output_dir) / "runs"
-            self._writer = SummaryWriter(str(Path(folder) / "rollouts"))
+            writer = self._writer = SummaryWriter(str(Path(folder) / "rollouts"))
         for name, picture in found.items():
-            self._writer.add_image(name, picture, step, dataformats="HWC")
-        self._writer.flush()
+            writer.add_image(name, picture, step, dataformats="HWC")
+        writer.flush()
 
     def _to_trackio(self, found: dict[str, np.ndarray], step: int) -> None:
         import trackio

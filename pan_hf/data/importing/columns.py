@@ -31,9 +31,12 @@ class Table(Protocol):
         columns: their names.
     """
 
-    about: dict
-    fps: float
-    columns: Sequence[str]
+    @property
+    def about(self) -> dict: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def columns(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -207,15 +210,11 @@ class TableSource:
         actions = rows["action"]
         while len(actions) == max(lengths.values()) and actions[-1] is None:
             actions.pop()  # an empty last action is padding too
-        return make_episode(
-            where,
-            self.environment["id"],
-            number,
-            observations,
-            self._converted(where, "action", actions),
-            **{f"{name}s": rows[name][: len(actions)] for name in ("reward", "done", "truncated") if name in rows},
-            task=task or "",
-        )
+        told: dict = {
+            f"{name}s": rows[name][: len(actions)] for name in ("reward", "done", "truncated") if name in rows
+        }
+        actions = self._converted(where, "action", actions)
+        return make_episode(where, self.environment["id"], number, observations, actions, **told, task=task or "")
 
     def _read(self, number: int) -> dict[str, Iterable]:
         """By role or sense, the rows of an episode; several columns of one name side by side."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,7 +93,7 @@ def make_episode(
     where: str,
     environment: str,
     number: int,
-    observations: dict[str, Iterable],
+    observations: Mapping[str, Iterable],
     actions: Sequence,
     rewards: Sequence | None = None,
     dones: Sequence | None = None,
