@@ -167,8 +167,8 @@ class BackboneRun:
         self.cache = self._live = fork_cache(belief.cache) if keeps else None
         self.past, self._start = belief.num_cached, belief.next_position()
         # which of the first cached positions are words or steps of a row's own; nobody looks at padding
-        # a configuration that was made by hand, and a model without constant text, need no padding
-        self._visible = belief.visible(getattr(model.config, "pad_token_id", None))
+        # a configuration that was made by hand may name no padding, and then no id is
+        self._visible = belief.visible(getattr(model.config, "pad_token_id", -1))
         self._keys: Tokens | None = None
 
     def positions(self) -> Tensor:

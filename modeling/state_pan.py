@@ -350,7 +350,7 @@ class Belief:
         """Positions of an earlier step in the cache."""
         return (self.num_cached - self._prefix_length) // max(1, len(self.history))
 
-    def visible(self, pad_token_id: int | None) -> Tensor | None:
+    def visible(self, pad_token_id: int) -> Tensor | None:
         """Which of the first cached positions a row looks at, bool `(B, prefix_length)`, or `(B, num_cached)` where
         rows are of different age; the positions behind these are seen by all rows. None: every position is."""
         words = None if self.prefix is None else self.prefix != pad_token_id
