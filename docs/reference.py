@@ -13,13 +13,14 @@ import pan_hf
 
 ROOT = Path(__file__).resolve().parent.parent
 CURATED = {"pan_hf": "pan_hf", "modeling": "pan_hf.modeling", "tokenization": "pan_hf.tokenization"}
-CURATED |= {"pan_hf/importing": "pan_hf.data.importing"}
+CURATED |= {"pan_hf/data/importing": "pan_hf.data.importing"}
+FOUND = ["agents", "data", "envs", "evaluation", "features", "publishing", "reporting", "training"]
 
 
 def modules() -> list[str]:
     """What pdoc is asked for: a package, whose modules it finds by itself, and those with an `__all__`, beside which
     it finds none."""
-    names = ["pan_hf.training", *CURATED.values()]
+    names = [*(f"pan_hf.{name}" for name in FOUND), *CURATED.values()]
     for folder, package in CURATED.items():
         names += [f"{package}.{path.stem}" for path in sorted((ROOT / folder).glob("[!_]*.py"))]
     return names

@@ -232,6 +232,9 @@ def measure_compute(model: PanModel) -> ComputeModel:
     """Counts what one row of a whole step takes, while the model scores a state of zeros block by block."""
     device, base = model.device, model.language_model.base_model
     compiled, model.compiled_step = model.compiled_step, CompiledStep()  # what is compiled cannot be counted
+    attention = model.config.text_config._attn_implementation
+    if attention == "flex_attention":  # is always compiled
+        model.config.text_config._attn_implementation = "sdpa"
     try:
         draft = _blank_draft(model)
         with _flop_counter() as counter, torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -254,7 +257,7 @@ def measure_compute(model: PanModel) -> ComputeModel:
             judge_outcome(model, draft.embedded, draft.current.without_latents(), context, draft.tables)
             fixed = float(before + taken()[0] - start)
     finally:
-        model.compiled_step = compiled
+        model.compiled_step, model.config.text_config._attn_implementation = compiled, attention
     calls = {f"{name}.latents": head.num_calls for name, head in model.latent_heads.items()}
     token = backbone / model.layout.step_length
     return ComputeModel(token, blocks, fixed, fixed + sum(blocks.values()) + backbone, calls)

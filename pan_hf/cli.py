@@ -133,6 +133,7 @@ def command(target: str, name: str | None = None, group: App = app, **flags: str
         # without `help`, `pan --help` would import every module
         text = _as_help(_docstring(target), flags)
         group.command(f"{__name__}:{command_name}_command", name=command_name, help=text, sort_key=next(ORDER))
+        function.__doc__ = function.__doc__ or f"`pan {command_name}` calls `{target}`."
         return function
 
     return register

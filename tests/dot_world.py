@@ -88,13 +88,21 @@ class DotProcessor:
     tokenizer = SimpleNamespace(pad_token_id=0)
     senses = ("camera", "place", "mission")
 
-    def read_columns(self, columns):
-        return {
-            "camera": torch.as_tensor(columns["camera"]).permute(0, 3, 1, 2),
-            "place": torch.as_tensor(columns["place"]),
-            "mission": torch.ones(len(columns["mission"]), 2, dtype=torch.long),
-            "action": torch.as_tensor(columns["action"]),
+    def __call__(self, observation, action):
+        batch = {
+            "observation": {
+                "camera": torch.as_tensor(observation["camera"]).permute(0, 1, 4, 2, 3),
+                "place": torch.as_tensor(observation["place"]),
+                "mission": torch.ones(len(observation["mission"]), 2, dtype=torch.long),
+            },
+            "action": torch.as_tensor(action),
         }
+        return _Batch(batch)
+
+
+class _Batch(dict):
+    def to(self, device):
+        return self
 
 
 class DotModel:

@@ -336,6 +336,8 @@ def register_reader(kind: str, reader: type[Reader]) -> None:
 
 
 class ImageReader(Reader):
+    """Pictures: uint8, `(H, W, C)` and with batch and time in front; PIL images and torch tensors too."""
+
     needs = ("height", "width", "channels")
 
     def read(self, value) -> np.ndarray:
@@ -366,6 +368,8 @@ class ImageReader(Reader):
 
 
 class VectorReader(Reader):
+    """Numbers within their bounds, `(D,)` and with batch and time in front."""
+
     roles = (SENSE, ACTION)
     needs = ("dim", "low", "high")
 
@@ -392,6 +396,8 @@ class VectorReader(Reader):
 
 
 class DiscreteReader(Reader):
+    """One of several actions, by its number."""
+
     roles = (ACTION,)
     needs = ("num_actions",)
 
