@@ -174,16 +174,20 @@ def _build(function: Callable, target: str, flags: dict[str, str]) -> Callable:
     own = dict(list(inspect.signature(function).parameters.items())[1:-1])  # without the library's, and `options`
     inherited = inspect.signature(library).parameters
     hints = get_type_hints(library) | get_type_hints(function, include_extras=True)
-    parameters = []
+    parameters, alone = [], {}
     for name in [*(name for name in own if name not in inherited), *inherited]:
         parameter = own[name] if name in own else inherited[name]
         is_place = parameter.kind == parameter.POSITIONAL_ONLY
         annotation = _annotation(hints.get(name), None if is_place else flags.get(name, name))
         if annotation is not None:
+            if isinstance(parameter.default, str) and any(get_origin(kind) is list for kind in _kinds(annotation)[0]):
+                alone[name] = parameter.default  # where pydantic is imported, cyclopts checks defaults by their type
+                parameter = parameter.replace(default=(parameter.default,))
             kind = parameter.kind if is_place else parameter.KEYWORD_ONLY
             parameters.append(parameter.replace(annotation=annotation, kind=kind))
 
     def run(*places: str, **options: Any) -> None:
+        options |= {name: value for name, value in alone.items() if options.get(name) == (value,)}
         values = {name: _value(value, hints[name], flags.get(name, name)) for name, value in options.items()}
         function(_library(target), *places, **values)
 

@@ -49,8 +49,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("pan_hf.files.os.replace", full)
+    with pytest.raises(OSError, match="the disk is full"):
         write_records(path, [])
     assert path.read_text() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

@@ -131,6 +131,7 @@ def test_a_recipe_asks_for_what_the_published_run_was_asked_for(recipe, monkeypa
     given = []
     monkeypatch.setattr(train, "train", wraps(train.train)(lambda **options: given.append({"seed": 0} | options)))
     run = ["--run", f"runs/{recipe}", "--data", f"runs/{recipe}/data"]
+    flags = flags.replace("place_stride", "spatial_merge_size")  # as it was called then
     for words in (shlex.split(flags), ["--config", recipe]):
         app(["train", *words, *run])
     assert given[0] == given[1] and given[0]["overrides"]["dynamics"]
@@ -263,7 +264,7 @@ def test_a_tracker_that_is_not_installed_names_the_line_that_installs_it(monkeyp
     from pan_hf.reporting import tracking
 
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'needs trackio: pip install "pan_hf\[tracking\]"'):
+    with pytest.raises(ImportError, match=r"needs trackio: pip install 'pan_hf\[tracking\]'"):
         tracking.check_trackers(["trackio"])
 
 
