@@ -29,6 +29,7 @@ class _Saved:
 
 @dataclass(init=False)
 class PreTrainedConfig(_Saved):
+    _attn_implementation: str | None
     model_type: ClassVar[str]
     name_or_path: str
     vocab_size: int
