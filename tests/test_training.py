@@ -243,7 +243,7 @@ def test_ctrl_c_before_any_checkpoint_says_so(world, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(world, tmp_path, monkeypatch):
-    write = trainer.write_text
+    write = trainer.write_file
 
     def killed(path, text):
         if path == tmp_path / "checkpoint-4" / COMPLETE:
@@ -251,7 +251,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(world, tmp_p
         write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "write_text", killed)
+        patch.setattr(trainer, "write_file", killed)
         with pytest.raises(Stop):
             run_stage(world, "backbone", tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
