@@ -67,6 +67,7 @@ MOVED: dict[str, tuple[str, ...]] = {
 
 
 RENAMED = {"AtEffort": "FixedEffort", "Refuted": "Contradicted", "TileWorld": "MinigridOracle"}
+RENAMED |= dict.fromkeys(("write_text", "write_bytes", "write_whole"), "write_file")
 
 
 def old_names(module_name: str) -> Callable[[str], Any]:
