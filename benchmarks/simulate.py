@@ -10,18 +10,17 @@ prompt there is, the 17 positions of the trunk and no mission, and it is spared 
 
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf import PanModel  # noqa: E402
+from pan_hf.console import track  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import select, table  # noqa: E402
 
@@ -53,17 +52,21 @@ def main(
     measure = Measure(horizon, seconds, repeats)
     backbone, batches = ("debug", (1, 4)) if quick else ("tiny", (1, 64))
     pairs = [(mode, batch) for mode in MODES for batch in batches]
-    compared = [entry for mode, batch in _shown(pairs) for entry in compare(measure, backbone, mode, batch)]
-    swept = [entry for setting in _shown(sweep_settings(quick)) for entry in sweep(measure, *setting)]
+    compared = [
+        entry
+        for mode, batch in track(pairs, "comparing", "settings")
+        for entry in compare(measure, backbone, mode, batch)
+    ]
+    swept = [
+        entry
+        for setting in track(sweep_settings(quick), "measuring", "settings")
+        for entry in sweep(measure, *setting)
+    ]
     peak = common.peak_memory_gib(imagine_once, backbone, batches[-1], horizon, threads=threads)
     memory = [_record("peak_memory_gib", peak, None, setting_name(backbone, 2, 16, "float32"), batches[-1])]
     write_records(output, compared + swept + memory)
     show(compared, swept, memory)
     return compared + swept + memory
-
-
-def _shown(settings: list) -> Iterable:
-    return track(settings, description="measuring", console=Console(stderr=True))
 
 
 class Measure:

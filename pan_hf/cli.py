@@ -365,26 +365,13 @@ def evaluate(
     print(f"Done. See {where['output'] / 'evaluation.json'}")
 
 
-@command(
-    "pan_hf.evaluation.calibration:evaluate_futures",
-    name="futures",
-    num_states="states",
-    num_samples="samples",
-    num_true="true",
-    seeds="seed",
-    **MEASURED,
-)
-def futures(
-    function: Callable,
-    run: Run = RUN,
-    model: Model = None,
-    data_root: Data = None,
-    output: Output = None,
-    **options: Any,
-) -> None:
-    where = _where(run, model, data_root, output)
-    function(**where, **options)
-    print(f"Done. See {where['output'] / 'futures.json'}")
+@app.command(show=False)
+def futures(*_: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
+    """Moved to `benchmarks/moving_obstacles.py`."""
+    raise ValueError(
+        "`pan futures` is benchmarks/moving_obstacles.py of the repository now, with the same options: it checks one "
+        "environment's own rules, so it is no part of the package."
+    )
 
 
 @command("pan_hf.evaluation.control:plan", planners="planner", **MEASURED)

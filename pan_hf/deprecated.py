@@ -31,7 +31,6 @@ MOVED: dict[str, tuple[str, ...]] = {
     "fit": ("data.info",),
     "four_rooms": ("envs.minigrid_rooms",),
     "frame_store": ("data.frame_store",),
-    "futures_check": ("evaluation.calibration",),
     "grow": ("training.grow", "training.merge"),
     "importing": ("data.importing",),
     "judge": ("evaluation.comparison",),
@@ -57,7 +56,6 @@ MOVED: dict[str, tuple[str, ...]] = {
     "scattered": ("envs.minigrid_rooms",),
     "spaces": ("envs.spaces", "features"),
     "strips": ("reporting.strips",),
-    "tile_world": ("envs.minigrid_oracle",),
     "tracking": ("reporting.tracking",),
     "train": ("training.pipeline", "training.run_folder"),
     "trajectories": ("data.trajectories", "data.episodes", "files", "images"),
@@ -66,8 +64,15 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 
 
-RENAMED = {"AtEffort": "FixedEffort", "Refuted": "Contradicted", "TileWorld": "MinigridOracle"}
+RENAMED = {"AtEffort": "FixedEffort", "Refuted": "Contradicted"}
 RENAMED |= dict.fromkeys(("write_text", "write_bytes", "write_whole"), "write_file")
+
+
+# modules that the package has no longer, and where their content is
+REMOVED = dict.fromkeys(
+    ("evaluation.calibration", "envs.minigrid_oracle", "futures_check", "tile_world"),
+    "benchmarks/moving_obstacles.py of the repository",
+)
 
 
 def old_names(module_name: str) -> Callable[[str], Any]:
@@ -90,6 +95,8 @@ class _OldModules(MetaPathFinder, Loader):
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, old = name.rpartition(".")
+        if (removed := name.removeprefix("pan_hf.")) in REMOVED and name != removed:
+            raise ModuleNotFoundError(f"{name} is {REMOVED[removed]} now, and no part of the package.", name=name)
         return ModuleSpec(name, self) if package == "pan_hf" and old in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

@@ -1,5 +1,6 @@
 """`pan` in a shell: flags come from the signatures of the library, and those that people have written down stay."""
 
+import importlib
 from functools import reduce, wraps
 from pathlib import Path
 
@@ -25,7 +26,6 @@ FLAGS = {
     "grow": "from run data seconds max-steps every threshold max-new prune no-prune name seed",
     "merge": "from run data part chunk window seconds max-steps every count trial-steps seed",
     "evaluate": "run model data horizon windows temperature env seed effort reencode skip-trained no-skip-trained",
-    "futures": "run model data states samples true env seed skip-trained no-skip-trained output",
     "plan": "run model data planner env episodes seed max-steps time-limit episode-time-limit success effort output",
     "pool": "output",
     "vocabulary": "run model double output",
@@ -98,6 +98,14 @@ def test_a_field_without_a_value_is_named():
     for words, form in (("--set context_steps", "NAME=VALUE"), ("--stage max_steps=5", "NAME.FIELD=VALUE")):
         with pytest.raises(ValueError, match=f"must be {form}"):
             cli.app(f"train {words}")
+
+
+def test_what_has_left_the_package_says_where_it_went():
+    with pytest.raises(ValueError, match="benchmarks/moving_obstacles.py .* same options"):
+        cli.app("futures --run runs/x --seed 0 --seed 1")
+    for name in ("tile_world", "futures_check", "evaluation.calibration", "envs.minigrid_oracle"):
+        with pytest.raises(ModuleNotFoundError, match="is benchmarks/moving_obstacles.py of the repository now"):
+            importlib.import_module(f"pan_hf.{name}")
 
 
 def test_pan_tells_its_version(capsys):

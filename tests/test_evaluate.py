@@ -372,7 +372,7 @@ def test_a_real_checkpoint_refuses_the_episodes_it_was_trained_on(real_run):
 @pytest.mark.slow
 def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
     """Untrained: it must be found incoherent, where the simulator in its place is coherent."""
-    from pan_hf.evaluation.calibration import evaluate_futures
+    from benchmarks.moving_obstacles import evaluate_futures
 
     settings = {"num_states": 4, "num_samples": 16, "num_true": 100, "skip_trained": True, "progress": False}
     with warnings.catch_warnings():
@@ -397,7 +397,6 @@ def test_sampled_futures_of_a_real_checkpoint_are_checked(real_run):
     "command, function, file",
     [
         ("evaluate", "evaluation.evaluate.evaluate", "evaluation.json"),
-        ("futures", "evaluation.calibration.evaluate_futures", "futures.json"),
         ("plan", "evaluation.control.plan", "planning.json"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What measures: held-out predictions, calibration, success of plans."""
+"""What measures: held-out predictions, and success of plans."""

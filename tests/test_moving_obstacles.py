@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from pan_hf.envs.minigrid_oracle import UNRECOGNISED, MinigridOracle, agents, things
-from pan_hf.evaluation.calibration import (
+from benchmarks.moving_obstacles import (
+    UNRECOGNISED,
+    MinigridOracle,
     Outcomes,
     Start,
+    agents,
+    compare_futures,
     is_coherent,
     is_recognised,
-    judge_futures,
     moving_kinds,
     named_outcomes,
     sample_futures,
+    things,
     total_variation,
     z_score,
 )
@@ -161,7 +164,7 @@ def judged(world, played):
             "copied": Outcomes(np.repeat(state[None], 100, 0), fresh_ended),
         }
         starts.append(_start(state, true, ended, sampled, episode))
-    return {(model, metric): (value, stderr) for model, metric, value, stderr in judge_futures(starts, world.kinds)}
+    return {(model, metric): (value, stderr) for model, metric, value, stderr in compare_futures(starts, world.kinds)}
 
 
 def _ball_column(world, states):
@@ -260,7 +263,7 @@ def test_a_model_that_is_the_simulator_is_coherent_and_calibrated(world, played)
     settings = {"num_samples": 50, "num_true": 300, "batch_size": 400, "progress": False}
     starts = sample_futures(reader, world, rows, **settings)
     assert [start.row for start in starts] == rows.tolist()
-    found = {(model, metric): value for model, metric, value, _ in judge_futures(starts, world.kinds)}
+    found = {(model, metric): value for model, metric, value, _ in compare_futures(starts, world.kinds)}
     assert found["pan", "coherent_futures"] == found["simulator", "coherent_futures"] == 1
     assert found["pan", "calibration_within_3se"] == 1
 

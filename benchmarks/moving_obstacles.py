@@ -23,27 +23,40 @@ samples differ by chance: what to compare with is model "simulator" |
 
 Beside the model stand "simulator", as many fresh samples of the truth in the model's place, and "copy_last". Standard
 errors of shares and distances are over episodes, see [`MetricAccumulator`].
+
+MiniGrid is the ground truth: a frame is cut into tiles, and each is matched with the simulator's own drawing of every
+object, with and without the agent on it, seen and unseen. The grid of objects is a state that the simulator can be put
+into, which gives the true distribution of what an action does there.
+
+    python benchmarks/moving_obstacles.py --run runs/dynamic_obstacles --seed 0 --seed 1 --seed 2
 """
 
+import copy
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 
-from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder
-from pan_hf.console import track
-from pan_hf.data.episodes import read_info
-from pan_hf.data.windows import WindowReader
-from pan_hf.envs.environment import make_environment
-from pan_hf.envs.minigrid_oracle import UNRECOGNISED, MinigridOracle, agents, things
-from pan_hf.evaluation.evaluate import load_for_evaluation
-from pan_hf.features import feature_class
-from pan_hf.metrics import MetricAccumulator, mean_of
-from pan_hf.reporting.results import Record, record, write_records
-from pan_hf.reporting.strips import shown_senses
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
+from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder  # noqa: E402
+from pan_hf.console import track  # noqa: E402
+from pan_hf.data.episodes import read_info  # noqa: E402
+from pan_hf.data.windows import WindowReader  # noqa: E402
+from pan_hf.envs.environment import make_environment  # noqa: E402
+from pan_hf.evaluation.evaluate import load_for_evaluation  # noqa: E402
+from pan_hf.features import feature_class  # noqa: E402
+from pan_hf.metrics import MetricAccumulator, mean_of  # noqa: E402
+from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
+from pan_hf.reporting.strips import shown_senses  # noqa: E402
+
+AGENT_VIEWS = 5  # no agent, or the agent looking right, down, left, up
+UNRECOGNISED = -1
 
 MIN_EXPECTED = 5
 """Outcomes expected less often than this among the model's samples are not tested: their error is not normal."""
@@ -111,16 +124,16 @@ def named_outcomes(state: np.ndarray, outcomes: Outcomes, kinds: dict[int, str])
         kinds (`dict[int, str]`): index and name of the objects that move.
     """
     shown = things(outcomes.states)
-    found: dict = {}
+    shares: dict = {}
     for kind, name in kinds.items():
-        found |= _neighbourhood(name, np.argwhere(things(state) == kind), shown == kind)
+        shares |= _neighbourhood(name, np.argwhere(things(state) == kind), shown == kind)
     agent = agents(outcomes.states)
-    found |= _neighbourhood("agent", np.argwhere(agents(state) > 0), agent > 0)
+    shares |= _neighbourhood("agent", np.argwhere(agents(state) > 0), agent > 0)
     before = int(agents(state).max())
     for turn in range(4):
         after = (before - 1 + turn) % 4 + 1
-        found[f"agent turned {turn}"] = (agent == after).any((1, 2)).astype(float)
-    return found | {"end": outcomes.ended.astype(float)}
+        shares[f"agent turned {turn}"] = (agent == after).any((1, 2)).astype(float)
+    return shares | {"end": outcomes.ended.astype(float)}
 
 
 def _neighbourhood(name: str, origins: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:
@@ -167,7 +180,7 @@ def total_variation(sampled: np.ndarray, true: np.ndarray) -> float:
     return sum(abs(one - other) for one, other in shares.values()) / 2
 
 
-def judge_futures(
+def compare_futures(
     starts: Sequence[Start], kinds: Sequence[str], seed: int = 0
 ) -> list[tuple[str, str, float, float | None]]:
     """All metrics of all models: `(model, metric, value, stderr)`.
@@ -179,14 +192,14 @@ def judge_futures(
     """
     moving = {kind: kinds[kind] for kind in moving_kinds(starts)}
     true = [named_outcomes(start.state, start.true, moving) for start in starts]
-    found = []
+    results = []
     for model in starts[0].sampled:
         sampled = [named_outcomes(start.state, start.sampled[model], moving) for start in starts]
-        found += [(model, *entry) for entry in _shares(starts, model, seed)]
-        found += [(model, *entry) for entry in _frequencies(true if model == "simulator" else sampled)]
-        found += [(model, *entry) for entry in _calibration("", _by_name(sampled, true))]
-        found += [(model, *entry) for entry in _calibration("cell_", _by_cell(starts, model, moving))]
-    return found
+        results += [(model, *entry) for entry in _shares(starts, model, seed)]
+        results += [(model, *entry) for entry in _frequencies(true if model == "simulator" else sampled)]
+        results += [(model, *entry) for entry in _calibration("", _by_name(sampled, true))]
+        results += [(model, *entry) for entry in _calibration("cell_", _by_cell(starts, model, moving))]
+    return results
 
 
 def _shares(starts: Sequence[Start], model: str, seed: int) -> list[tuple[str, float, float | None]]:
@@ -205,12 +218,12 @@ def _shares(starts: Sequence[Start], model: str, seed: int) -> list[tuple[str, f
 
 
 def _frequencies(outcomes: list[dict[str, np.ndarray]]) -> list[tuple[str, float, float]]:
-    found = []
+    results = []
     for name in outcomes[0]:
         counts = [one[name] for one in outcomes]
         variance = sum(count.var() / len(count) for count in counts) / len(counts) ** 2
-        found.append((f"outcome:{name}", float(np.mean([count.mean() for count in counts])), float(variance**0.5)))
-    return found
+        results.append((f"outcome:{name}", float(np.mean([count.mean() for count in counts])), float(variance**0.5)))
+    return results
 
 
 def _by_name(sampled: list[dict[str, np.ndarray]], true: list[dict[str, np.ndarray]]) -> list[float | None]:
@@ -366,7 +379,7 @@ def evaluate_futures(
         if not starts:
             raise ValueError(f"None of {len(rows)} start frames of {entry['id']} can be read as MiniGrid tiles.")
         where = {"environment": entry["id"], "split": "test", "seeds": [seed]}
-        for name, metric, value, stderr in judge_futures(starts, world.kinds, seed):
+        for name, metric, value, stderr in compare_futures(starts, world.kinds, seed):
             records.append(record(metric, value, stderr=stderr, horizon=1, model=name, **where))
     write_records(output / "futures.json", records)
     return records
@@ -378,3 +391,180 @@ def _entries(recorded: list[dict], environments: Sequence[str] | None) -> list[d
     if unknown:
         raise ValueError(f"No recording of {unknown}; there are {known}. Name one of those.")
     return [entry for entry in recorded if not environments or entry["id"] in environments]
+
+
+# ---- the simulator
+
+
+class MinigridOracle:
+    """A MiniGrid environment in full view.
+
+    A state is an int array `(rows, columns)`: each tile is `object * 5 + agent`, with `object` an index into `kinds`
+    (0 is empty) and `agent` 0 where the agent is not, else 1 + its direction.
+
+    Args:
+        environment (`gymnasium.Env`): a MiniGrid environment, with any wrappers.
+        frame_size (`tuple[int, int]`): height and width of the frames to read, in pixels.
+        seed (`int`): of the resets that show which objects there are, and of every step taken.
+
+    Raises:
+        ValueError: not a MiniGrid environment, or the frames are not a whole number of pixels a tile.
+    """
+
+    def __init__(self, environment, frame_size: tuple[int, int], seed: int = 0):
+        self.env = environment.unwrapped
+        if not hasattr(self.env, "grid") or not hasattr(self.env, "agent_dir"):
+            raise ValueError(
+                f"{environment} is not a MiniGrid environment, so its frames cannot be read tile by tile. Pass a "
+                "`world` of your own with `parse` and `outcomes`."
+            )
+        self.objects = [None, *self._objects(seed)]
+        self.kinds = ["empty"] + ["-".join([thing.color, thing.type]) for thing in self.objects[1:]]
+        self._index = {thing.encode(): index for index, thing in enumerate(self.objects) if thing is not None}
+        grid = self.env.grid
+        self.tile_size = frame_size[0] // grid.height
+        if frame_size != (grid.height * self.tile_size, grid.width * self.tile_size):
+            raise ValueError(
+                f"Frames of {frame_size[0]}x{frame_size[1]} pixels do not show a grid of {grid.height}x{grid.width} "
+                "square tiles; record with minigrid.wrappers:RGBImgObsWrapper?tile_size=8."
+            )
+        self._tiles, self._templates = self._draw_templates()
+        self._reach = self._distance_to_others() / 3
+        self._rng = np.random.default_rng(seed)
+        # the simulator's own partial view is not looked at, and costs most of a step
+        self.env.gen_obs = lambda: None
+
+    def _objects(self, seed: int, num_resets: int = 5) -> list:
+        things_by_code: dict[tuple, object] = {}
+        for number in range(num_resets):
+            self.env.reset(seed=seed + number)
+            things_by_code |= {thing.encode(): thing for thing in self.env.grid.grid if thing is not None}
+        return [things_by_code[code] for code in sorted(things_by_code)]
+
+    def _draw_templates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tile numbers `(n,)` and drawings `(n, tile_size * tile_size * 3)`; a tile has several drawings."""
+        tiles, drawings = [], []
+        for index, thing in enumerate(self.objects):
+            stands_on = thing is None or thing.can_overlap()
+            for agent in range(AGENT_VIEWS if stands_on else 1):
+                for highlight in (False, True):
+                    direction = agent - 1 if agent else None
+                    drawing = self.env.grid.render_tile(thing, direction, highlight, self.tile_size)
+                    tiles.append(index * AGENT_VIEWS + agent)
+                    drawings.append(drawing.reshape(-1))
+        return np.array(tiles), np.array(drawings, dtype=np.float32)
+
+    def _distance_to_others(self) -> np.ndarray:
+        """For each drawing, the smallest root mean squared difference to one of another tile, `(n,)`."""
+        distances = _distances(self._templates, self._templates)
+        return np.where(self._tiles[:, None] != self._tiles[None], distances, np.inf).min(1)
+
+    def parse(self, frames: np.ndarray) -> np.ndarray:
+        """What uint8 frames `(N, 3, height, width)` show, as states `(N, rows, columns)`.
+
+        A tile is what the nearest drawing shows (in root mean squared difference), if that is nearer than a third of
+        the way to the nearest drawing of anything else; otherwise it is `UNRECOGNISED`: two objects that share a tile,
+        a faint one, half of one.
+        """
+        parts = [self._parse(frames[start : start + 256]) for start in range(0, len(frames), 256)]
+        return np.concatenate(parts)
+
+    def _parse(self, frames: np.ndarray) -> np.ndarray:
+        count, size = len(frames), self.tile_size
+        rows, columns = self.env.grid.height, self.env.grid.width
+        cells = frames.reshape(count, 3, rows, size, columns, size).transpose(0, 2, 4, 3, 5, 1)
+        distances = _distances(cells.reshape(count * rows * columns, -1).astype(np.float32), self._templates)
+        nearest = distances.argmin(1)
+        known = distances[np.arange(len(nearest)), nearest] <= self._reach[nearest]
+        return np.where(known, self._tiles[nearest], UNRECOGNISED).reshape(count, rows, columns)
+
+    def outcomes(self, state: np.ndarray, action: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the simulator does after `action` in `state`, `count` times with fresh randomness.
+
+        A frame does not show in which order obstacles move, so every step draws one.
+
+        Returns:
+            states `(count, rows, columns)`, and whether the episode ended `(count,)`.
+        """
+        after, ended = [], np.zeros(count, dtype=bool)
+        for number in range(count):
+            self._set_up(state)
+            _, _, ended[number], _, _ = self.env.step(action)
+            after.append(self._state())
+        return np.array(after), ended
+
+    def _set_up(self, state: np.ndarray) -> None:
+        env, obstacles = self.env, []
+        moving = {thing.type for thing in getattr(env, "obstacles", [])}
+        env.grid.grid = [self.objects[tile // AGENT_VIEWS] for tile in state.flat]
+        for cell, thing in enumerate(env.grid.grid):
+            if thing is not None and thing.type in moving:
+                env.grid.grid[cell] = thing = copy.copy(thing)
+                thing.init_pos = thing.cur_pos = (cell % env.grid.width, cell // env.grid.width)
+                obstacles.append(thing)
+        ((row, column),) = np.argwhere(state % AGENT_VIEWS > 0)
+        env.agent_pos, env.agent_dir = (int(column), int(row)), int(state[row, column] % AGENT_VIEWS) - 1
+        env.carrying, env.step_count = None, 0
+        if moving:
+            env.obstacles = [obstacles[index] for index in self._rng.permutation(len(obstacles))]
+
+    def _state(self) -> np.ndarray:
+        grid = self.env.grid
+        tiles = [0 if thing is None else self._index[thing.encode()] * AGENT_VIEWS for thing in grid.grid]
+        state = np.array(tiles).reshape(grid.height, grid.width)
+        column, row = self.env.agent_pos
+        state[row, column] += self.env.agent_dir + 1
+        return state
+
+
+def agents(states: np.ndarray) -> np.ndarray:
+    """0 where the agent is not, else 1 + its direction; the shape of `states`."""
+    return np.where(states == UNRECOGNISED, 0, states % AGENT_VIEWS)
+
+
+def things(states: np.ndarray) -> np.ndarray:
+    """The object at each tile, under the agent too, as an index of `kinds`; `UNRECOGNISED` where nothing is known."""
+    return np.where(states == UNRECOGNISED, UNRECOGNISED, states // AGENT_VIEWS)
+
+
+def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Root mean squared differences `(n, m)` of rows `(n, d)` and `(m, d)`."""
+    squares = np.square(one).sum(1)[:, None] + np.square(other).sum(1)[None] - 2 * one @ other.T
+    return np.sqrt(squares.clip(min=0) / one.shape[1])
+
+
+def main(
+    run: Annotated[str, typer.Option(help="Run folder, or a checkpoint or its Hub id.")] = "runs/default",
+    model: Annotated[str | None, typer.Option(help="Checkpoint, if not `<run>/checkpoint`.")] = None,
+    data: Annotated[str | None, typer.Option(help="Recording, a folder or a Hub id, if not the run's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for futures.json, if not the run.")] = None,
+    states: Annotated[int, typer.Option(help="Held-out states that each seed draws to start from.")] = 64,
+    samples: Annotated[int, typer.Option(help="Futures the model samples from each.")] = 128,
+    true: Annotated[int, typer.Option(help="Steps the simulator takes from each.")] = 1000,
+    temperature: Annotated[float, typer.Option(help="Of the model's sampling; 1 is its own distribution.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Futures simulated at once.")] = 1024,
+    seed: Annotated[list[int], typer.Option(help="Of states, samples and simulator; several say more.")] = [0],  # noqa: B006
+    env: Annotated[list[str] | None, typer.Option(help="Which of the recorded environments; all by default.")] = None,
+    skip_trained: Annotated[bool, typer.Option(help="Leave out episodes that were trained on.")] = False,
+    device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
+    progress: Annotated[bool, typer.Option(help="Show a line of progress.")] = True,
+) -> None:
+    """Writes `futures.json`."""
+    own_data = Path(run) / "data"  # of a run; a model of elsewhere names its own
+    settings = {"num_states": states, "num_samples": samples, "num_true": true, "batch_size": batch_size}
+    evaluate_futures(
+        model or run,
+        data or (own_data if own_data.exists() else None),
+        output or (None if model is None else Path(run)),
+        temperature=temperature,
+        seeds=seed,
+        environments=env,
+        skip_trained=skip_trained,
+        device=device,
+        progress=progress,
+        **settings,
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
