@@ -10,17 +10,103 @@ import contextlib
 import copy
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.quantizers import AutoQuantizationConfig
 
-from .configuration_pan import VERSION, newer_version
+from .configuration_pan import VERSION, PanConfig, newer_version
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MANY = 4  # names shown of a long list
 _RESTORE = "Restore config.json and every safetensors file from the same checkpoint, or save the model again."
+
+
+class PanPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by PAN models."""
+
+    config: PanConfig
+    config_class = PanConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict: Collection[str] = ["senses", "latent_heads"]
+    processor: Any = None  # that `attach` was given
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """As in Transformers, except that tensors which are missing, left over or of another shape are an error, that
+        pickles are not read, and that a `quantization_config` is for the backbone's layers alone.
+
+        Raises:
+            FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, tensors and
+                configuration that do not fit one another (see `check_loaded`), or a quantiser that would convert more
+                than layers (see `layers_alone`).
+        """
+        allowed = kwargs.pop("ignore_mismatched_sizes", False)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("`use_safetensors=False` would read a pickle; only safetensors are loaded. Leave it out.")
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = layers_alone(kwargs["quantization_config"])
+        check_folder(pretrained_model_name_or_path)
+        with explained(pretrained_model_name_or_path):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                **kwargs,
+            )
+        if pretrained_model_name_or_path is not None:
+            check_loaded(pretrained_model_name_or_path, info, allowed)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too.
+
+        Raises:
+            ValueError: quantised by torchao, see `check_writable`; or another process has grown the vocabulary in
+                `save_directory` otherwise than that of the attached processor. Nothing is written then.
+        """
+        check_writable(self)
+        if self.processor is not None and self.processor.vocabulary is not None:
+            self.processor.vocabulary.check_replaces(save_directory)
+        code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModelForCausalLM": code}
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
+        """Masks stay masks and codes whole numbers: the parts kept in float32 would otherwise load the codebooks' bool
+        and int buffers as floats."""
+        whole = {name: buffer.dtype for name, buffer in self.named_buffers() if not buffer.is_floating_point()}
+        return whole | super()._get_dtype_plan(dtype)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Our own layers start at unit gain (a 0.02 normal, made for wide transformers, starves a 48-wide adapter)."""
+        std = self.config.initializer_range
+        if hasattr(module, "reset_pan_parameters"):
+            module.reset_pan_parameters(std)  # type: ignore[operator]  # a method of ours
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.ParameterDict):  # queries
+            for parameter in module.values():
+                init.zeros_(parameter)
+        else:
+            super()._init_weights(module)
 
 
 def check_folder(folder: str | Path) -> None:

@@ -2,8 +2,9 @@
 
 The whole is one `PreTrainedModel`: sensory encoders h, the backbone f with its one vocabulary of words and learned
 codes, a diffusion head for what codes leave over, and decoders g ("Critiques of World Models", section 5.2). This file
-holds the parts and how they are wired; what a step of simulation does is in `simulation_pan.py`, what is minimised in
-`objectives_pan.py`, and where things stand in the sequence in `layout_pan.py`. Without senses it is its backbone.
+holds the parts and how they are wired. What a step of simulation does is in `simulation_pan.py`, what is minimised in
+`objectives_pan.py`, where things stand in the sequence in `layout_pan.py`, how it is loaded and saved in
+`loading_pan.py`. Without senses the model is its backbone.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from .blocks_pan import state_blocks
 from .codecs_pan import build_action_codec, build_codec
 from .compile_pan import CompiledStep
 from .configuration_pan import PanConfig, check_settings
-from .effort_pan import ChangePredictor, ComputeModel, Effort, SwitchHead, focusable
+from .effort_pan import ChangePredictor, ComputeModel, SwitchHead, focusable
 from .embedding_pan import (
     CodeTables,
     EmbeddingTable,
@@ -41,105 +41,32 @@ from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .latent_head_pan import LatentHead, shift_size
 from .layout_pan import StepLayout
-from .learning_pan import NOVEL, CodeLearning, Growth, HeldOut
-from .loading_pan import check_folder, check_is_whole, check_loaded, check_writable, explained, layers_alone
+from .learning_pan import CodeLearning
+from .loading_pan import PanPreTrainedModel, check_is_whole
 from .merging_pan import TokenMerging
 from .objectives_pan import OBJECTIVES, PanOutput, by_actor
 from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
 from .sense_configuration_pan import ACTION, check_observation
 from .simulation_pan import Simulator
-from .state_pan import ABSENT, Actions, Belief, Futures, LogProb, Observation, State, action_tensors, as_action
+from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, as_action
 from .step_pan import measure_compute
 
-
-class PanPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by PAN models."""
-
-    config: PanConfig
-    config_class = PanConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _keep_in_fp32_modules_strict: Collection[str] = ["senses", "latent_heads"]
-    processor: Any = None  # that `attach` was given
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """As in Transformers, except that tensors which are missing, left over or of another shape are an error, that
-        pickles are not read, and that a `quantization_config` is for the backbone's layers alone.
-
-        Raises:
-            FileNotFoundError, ValueError: no checkpoint, a damaged file, another kind of model, tensors and
-                configuration that do not fit one another (see `loading_pan`), or a quantiser that would convert more
-                than layers (see `loading_pan`).
-        """
-        allowed = kwargs.pop("ignore_mismatched_sizes", False)
-        if kwargs.pop("use_safetensors", None) is False:
-            raise ValueError("`use_safetensors=False` would read a pickle; only safetensors are loaded. Leave it out.")
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = layers_alone(kwargs["quantization_config"])
-        check_folder(pretrained_model_name_or_path)
-        with explained(pretrained_model_name_or_path):
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                **kwargs,
-            )
-        if pretrained_model_name_or_path is not None:
-            check_loaded(pretrained_model_name_or_path, info, allowed)
-        return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too.
-
-        Raises:
-            ValueError: quantised by torchao, see `loading_pan`; or another process has grown the vocabulary in
-                `save_directory` otherwise than that of the attached processor. Nothing is written then.
-        """
-        check_writable(self)
-        if self.processor is not None and self.processor.vocabulary is not None:
-            self.processor.vocabulary.check_replaces(save_directory)
-        code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
-        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModelForCausalLM": code}
-        return super().save_pretrained(save_directory, *args, **kwargs)
-
-    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
-        """Masks stay masks and codes whole numbers: the parts kept in float32 would otherwise load the codebooks' bool
-        and int buffers as floats."""
-        whole = {name: buffer.dtype for name, buffer in self.named_buffers() if not buffer.is_floating_point()}
-        return whole | super()._get_dtype_plan(dtype)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Our own layers start at unit gain (a 0.02 normal, made for wide transformers, starves a 48-wide adapter)."""
-        std = self.config.initializer_range
-        if hasattr(module, "reset_pan_parameters"):
-            module.reset_pan_parameters(std)  # type: ignore[operator]  # a method of ours
-        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.ParameterDict):  # queries
-            for parameter in module.values():
-                init.zeros_(parameter)
-        else:
-            super()._init_weights(module)
+P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
 
 
-def _renamed(old: str, new: str) -> Callable:
-    """A method's old name, for one release."""
+def _of(
+    kind: Callable[[PanModel], T], method: Callable[Concatenate[T, P], R]
+) -> Callable[Concatenate[PanModel, P], R]:
+    """A method of the model that an object of another class does; it has the signature and the docstring of that one.
 
-    def forward(self: PanModel, *args, **kwargs):
-        warnings.warn(f"PanModel.{old} is PanModel.{new} now; {old} goes in 0.3.", DeprecationWarning, stacklevel=2)
-        return getattr(self, new)(*args, **kwargs)
+    The object is made for each call: it holds the model alone, whose modules adapters and quantisers may replace.
+    """
 
-    return forward
+    @functools.wraps(method)
+    def call(self: PanModel, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(kind(self), *args, **kwargs)
+
+    return call
 
 
 class PanModel(PanPreTrainedModel, GenerationMixin):
@@ -171,23 +98,24 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         self.is_world_model = bool(config.senses)
         if self.is_world_model:
             self._build_world(config)
-        kept = {name for name in self._keep_in_fp32_modules_strict if len(getattr(self, name, []))}
-        self._keep_in_fp32_modules_strict = kept  # those that this model has
+        # Transformers warns of each name without a module
+        present = {name for name in self._keep_in_fp32_modules_strict if len(getattr(self, name, []))}
+        self._keep_in_fp32_modules_strict = present
         self.post_init()
 
     def _build_world(self, config: PanConfig) -> None:
         hidden_size = config.text_config.hidden_size
         check_room(config)
         self.table.register_masks()
-        places = config.coded_senses
+        senses = config.coded_senses
         self.layout = StepLayout(config)
         self.layout.check_positions(config)
         with _in_float32():
-            self.senses = module_dict({name: build_codec(sense) for name, sense in places.items()})
-        self.state_embeddings = module_dict({n: StateTokenEmbedding(s, hidden_size) for n, s in places.items()})
+            self.senses = module_dict({name: build_codec(sense) for name, sense in senses.items()})
+        self.state_embeddings = module_dict({n: StateTokenEmbedding(s, hidden_size) for n, s in senses.items()})
         slots = 1 if config.fold_levels else self.layout.num_levels
         self.queries = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(slots, s.num_state_tokens, hidden_size)) for name, s in places.items()}
+            {name: nn.Parameter(torch.zeros(slots, s.num_state_tokens, hidden_size)) for name, s in senses.items()}
         )
         self.readouts = module_dict(
             {
@@ -205,37 +133,40 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
                     )
                     for level in range(sense.num_levels)
                 )
-                for name, sense in places.items()
+                for name, sense in senses.items()
             }
         )
         codecs = {name: build_action_codec(part) for name, part in config.actions.items()}
-        at_places = [name for name, part in config.actions.items() if part.is_coded and not part.is_token]
-        embeddings = {name: StateTokenEmbedding(config.actions[name], hidden_size) for name in at_places}
-        if ACTION in codecs:  # the one that checkpoints name so
+        embeddings = {
+            name: StateTokenEmbedding(part, hidden_size)
+            for name, part in config.actions.items()
+            if part.is_coded and not part.is_token
+        }
+        # an action of one part has modules of its own: checkpoints older than actions of several name them so
+        if ACTION in codecs:
             self.action_codec = codecs.pop(ACTION)
         if ACTION in embeddings:
             self.action_embedding = embeddings.pop(ACTION)
         self.action_codecs, self.action_embeddings = module_dict(codecs), module_dict(embeddings)
-        self.glances = module_dict(
-            {
-                name: ChangePredictor(places[name], hidden_size, -(-config.adapter_dim // 2))
-                for name in focusable(config)
-            }
-        )
+        half = -(-config.adapter_dim // 2)
+        self.glances = module_dict({n: ChangePredictor(senses[n], hidden_size, half) for n in focusable(config)})
         self.compiled_step = CompiledStep()
         self.blocks = state_blocks(config, self.layout.passes)
         self.switch = SwitchHead(self.blocks, hidden_size, config.adapter_dim)
         if config.text_senses:
             self.text_start = nn.Parameter(torch.zeros(hidden_size))
         width = 2 * config.adapter_dim
-        grids = {self.layout.token_starts[n]: s.token_grid for n, s in places.items() if s.is_grid}
+        grids = {self.layout.token_starts[n]: s.token_grid for n, s in senses.items() if s.is_grid}
         num_actors = None if config.actors is None else len(config.actors)
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids, num_actors)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self.layout.num_action_codes)
         with _in_float32():
-            told = {n: 4 * hidden_size + shift_size(config, n) for n, s in places.items() if s.latent_dim}
             self.latent_heads = module_dict(
-                {name: LatentHead(places[name], size, config.latent_head) for name, size in told.items()}
+                {
+                    name: LatentHead(sense, 4 * hidden_size + shift_size(config, name), config.latent_head)
+                    for name, sense in senses.items()
+                    if sense.latent_dim
+                }
             )
 
     @classmethod
@@ -270,7 +201,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         """
         check_settings(config)
         if isinstance(backbone, str):
-            backbone = _load_backbone(backbone, backbone_kwargs or {})
+            backbone = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
         check_is_whole(backbone)
         text_size = backbone.get_input_embeddings().weight.shape[0]
         text_capacity = -(-(text_size + text_reserve) // 64) * 64 if senses else text_size
@@ -283,7 +214,9 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
             attn_implementation=backbone.config._attn_implementation,
             **({"backbone_is_pretrained": bool(backbone.name_or_path)} | config),
         )
-        pan_config.pad_token_id = _first_given(pad_token_id, backbone.config.pad_token_id, _eos(backbone.config), 0)
+        eos = backbone.config.eos_token_id
+        candidates = (pad_token_id, backbone.config.pad_token_id, eos[0] if isinstance(eos, list) else eos, 0)
+        pan_config.pad_token_id = next(token for token in candidates if token is not None)
         if senses:
             check_backbone(backbone)
             rows = -(-(text_capacity + pan_config.code_capacity) // 64) * 64
@@ -329,22 +262,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
             )
         return self.processor.vocabulary
 
-    def grow(
-        self,
-        segment: str,
-        names: Sequence[str] | None = None,
-        descriptions: Sequence[str] | None = None,
-        vectors: Tensor | None = None,
-        step: int = 0,
-    ) -> tuple[int, ...]:
-        """Makes tokens active, words, actions or codes that a person names; see [`VocabularyGrowth.grow`]."""
-        return VocabularyGrowth(self).grow(segment, names, descriptions, vectors, step)
-
-    def retire(
-        self, segment: str, codes: Sequence[int], reason: str = "unused", into: int | None = None, step: int = 0
-    ) -> None:
-        """Retires codes, which are never chosen or predicted again; see [`VocabularyGrowth.retire`]."""
-        VocabularyGrowth(self).retire(segment, codes, reason, into, step)
+    grow = _of(VocabularyGrowth, VocabularyGrowth.grow)
+    retire = _of(VocabularyGrowth, VocabularyGrowth.retire)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -378,59 +297,12 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         belief.growths = growths
         return belief
 
-    def learn(
-        self,
-        observation: Mapping[str, Tensor],
-        action: Tensor | Mapping[str, Tensor] | Actions | None = None,
-        held_out: HeldOut | None = None,
-        threshold: float = NOVEL,
-        max_new: int = 32,
-        step: int = 0,
-        will_train: bool = False,
-    ) -> list[Growth]:
-        """Grows codes for what an observation holds and no code describes; see [`CodeLearning.learn`]."""
-        return CodeLearning(self).learn(observation, action, held_out, threshold, max_new, step, will_train)
-
-    def prune(
-        self,
-        observation: Mapping[str, Tensor],
-        action: Tensor | Mapping[str, Tensor] | Actions | None = None,
-        held_out: HeldOut | None = None,
-        step: int = 0,
-    ) -> list[Growth]:
-        """Retires codes of images that nothing uses, and twins; see [`CodeLearning.prune`]."""
-        return CodeLearning(self).prune(observation, action, held_out, step)
-
-    def description_length(
-        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None = None
-    ) -> float:
-        """Bits an observation takes, code tokens included; see [`CodeLearning.description_length`]."""
-        return CodeLearning(self).description_length(observation, action)
-
-    def to_token_ids(self, part: str, values: Tensor, chunk: int = 1) -> Tensor:
-        """Observations or actions `(B, T, ...)` as ids of codes `(B, T // chunk, length)`; see
-        [`TokenMerging.to_token_ids`]."""
-        return TokenMerging(self).to_token_ids(part, values, chunk)
-
-    def from_token_ids(self, part: str, ids: Tensor, chunk: int = 1) -> Tensor:
-        """The inverse of `to_token_ids`; see [`TokenMerging.from_token_ids`]."""
-        return TokenMerging(self).from_token_ids(part, ids, chunk)
-
-    write_sentences = _renamed("write_sentences", "to_token_ids")
-    read_sentences = _renamed("read_sentences", "from_token_ids")
-
-    def merge(
-        self,
-        part: str,
-        values: Tensor,
-        chunk: int = 1,
-        held_out: Tensor | None = None,
-        count: int = 64,
-        min_count: int = 2,
-        step: int = 0,
-    ) -> list[Growth]:
-        """Merges tokens of a part that often stand side by side; see [`TokenMerging.merge`]."""
-        return TokenMerging(self).merge(part, values, chunk, held_out, count, min_count, step)
+    learn = _of(CodeLearning, CodeLearning.learn)
+    prune = _of(CodeLearning, CodeLearning.prune)
+    description_length = _of(CodeLearning, CodeLearning.description_length)
+    to_token_ids = _of(TokenMerging, TokenMerging.to_token_ids)
+    from_token_ids = _of(TokenMerging, TokenMerging.from_token_ids)
+    merge = _of(TokenMerging, TokenMerging.merge)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.get_input_embeddings()
@@ -455,39 +327,9 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         """Encodes what was observed into a belief about now; see [`Simulator.perceive`]."""
         return Simulator(self).perceive(observation, action)
 
-    def simulate(
-        self,
-        belief: Belief,
-        actions: Tensor | Mapping[str, Tensor] | Actions,
-        num_rollouts: int = 1,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        expected: Collection[int] = (),
-        effort: Effort | str | Collection[str] | None = None,
-        reencode: int = 0,
-    ) -> Futures:
-        """Imagines what follows from actions; see [`Simulator.simulate`]."""
-        return Simulator(self).simulate(belief, actions, num_rollouts, temperature, seed, expected, effort, reencode)
-
-    def log_prob(
-        self,
-        belief: Belief,
-        actions: Tensor | Mapping[str, Tensor] | Actions,
-        observations: Mapping[str, Tensor],
-        latents: bool | None = None,
-    ) -> LogProb:
-        """log p(o' | o, a) of true next observations; see [`Simulator.log_prob`]."""
-        return Simulator(self).log_prob(belief, actions, observations, latents)
-
-    def teacher_forced(
-        self,
-        observation: Mapping[str, Tensor],
-        action: Tensor | Mapping[str, Tensor] | Actions,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Futures:
-        """One-step predictions at every step of a window; see [`Simulator.teacher_forced`]."""
-        return Simulator(self).teacher_forced(observation, action, temperature, seed)
+    simulate = _of(Simulator, Simulator.simulate)
+    log_prob = _of(Simulator, Simulator.log_prob)
+    teacher_forced = _of(Simulator, Simulator.teacher_forced)
 
     def compile_step(self, disable: bool = False, **options) -> None:
         """Lets every step that is imagined or scored from now on run compiled: `simulate`, `log_prob`, planners.
@@ -570,9 +412,9 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         flat = [level.flatten(0, len(leading) - 1) for level in levels[:num_levels]]
         helps = self.senses[sense].latents_help if latents is None else latents
         use_latents = helps and num_levels == len(levels) and sense in state.latents
-        given = state.latents[sense].flatten(0, len(leading) - 1) if use_latents else None
+        flat_latents = state.latents[sense].flatten(0, len(leading) - 1) if use_latents else None
         codec = self.senses[sense]
-        return codec.as_output(codec.decode(flat, given)).unflatten(0, leading)
+        return codec.as_output(codec.decode(flat, flat_latents)).unflatten(0, leading)
 
     # ---- into the backbone
 
@@ -603,9 +445,9 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         change, gist = {}, 0.0
         for name, glance in self.glances.items():
             start = self.layout.token_starts[name]
-            places = embedded_state[:, start : start + glance.sense.num_state_tokens]
-            change[name], found = glance(places, state.codes[name][0], tables.glances[name], action.mean(1))
-            gist = gist + found.unsqueeze(1)
+            tokens = embedded_state[:, start : start + glance.sense.num_state_tokens]
+            change[name], part = glance(tokens, state.codes[name][0], tables.glances[name], action.mean(1))
+            gist = gist + part.unsqueeze(1)
         return torch.cat([embedded_state, action + gist if change else action], 1), change
 
     def embed_queries(
@@ -693,11 +535,11 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         if objective is not None:
             if objective not in OBJECTIVES:
                 raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")
-            given: dict = {"observation": observation, "state": state, "done": done}
-            given["action"] = None if action is None else as_action(action)
-            given["reward"] = by_actor(self.config, reward)
-            given |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-            return OBJECTIVES[objective](self, condition=condition, importance=importance, **given)
+            inputs: dict = {"observation": observation, "state": state, "done": done}
+            inputs["action"] = None if action is None else as_action(action)
+            inputs["reward"] = by_actor(self.config, reward)
+            inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+            return OBJECTIVES[objective](self, condition=condition, importance=importance, **inputs)
         if input_ids is None and inputs_embeds is None:
             raise ValueError(
                 "Give `input_ids` (or `inputs_embeds`) to run the language model, or `objective` with an observation "
@@ -741,26 +583,13 @@ def _blank(values: Tensor, absent: Tensor | None, with_what: float) -> Tensor:
 
 @contextlib.contextmanager
 def _in_float32():
-    """What stays in float32 is made in it, whatever the model around it is made in."""
+    """Makes modules in float32, whatever the model around them is made in (`_keep_in_fp32_modules_strict`)."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _load_backbone(name: str, options: dict) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(name, **options)
-
-
-def _first_given(*values):
-    return next(value for value in values if value is not None)
-
-
-def _eos(config) -> int | None:
-    eos = config.eos_token_id
-    return eos[0] if isinstance(eos, list) else eos
 
 
 PanModel.register_for_auto_class("AutoModel")

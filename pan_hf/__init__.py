@@ -13,7 +13,7 @@ if (_ROOT / "pyproject.toml").exists():
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer  # noqa: E402
 
 from pan_hf.custom_kinds import travel_with_checkpoints  # noqa: E402
-from pan_hf.deprecated import forward_old_modules  # noqa: E402
+from pan_hf.deprecated import forward_old_methods, forward_old_modules  # noqa: E402
 from pan_hf.modeling import (  # noqa: E402
     Belief,
     DiscreteAction,
@@ -41,6 +41,7 @@ AutoTokenizer.register(PanConfig, fast_tokenizer_class=PanTokenizer)
 
 travel_with_checkpoints()
 forward_old_modules()
+forward_old_methods(PanModel)
 
 __version__ = VERSION
 

@@ -1,4 +1,4 @@
-"""Old names of modules, for one release: `from pan_hf.record import record` still works, and warns.
+"""Old names of modules and methods, for one release: `from pan_hf.record import record` still works, and warns.
 
 Modules were sorted into packages in 0.2. Users' scripts, and recordings that name a policy as
 `pan_hf.policies:minigrid_expert`, may still ask for the old names. Nothing of ours does.
@@ -34,6 +34,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "grow": ("training.grow", "training.merge"),
     "importing": ("data.importing",),
     "judge": ("evaluation.comparison",),
+    "metrics": ("metrics",),
     "mirror": ("data.mirror",),
     "pictures": ("images",),
     "plan": ("evaluation.control", "agents.registry", "agents.world"),
@@ -63,9 +64,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "windows": ("data.windows",),
 }
 
-
-RENAMED = {"AtEffort": "FixedEffort", "Refuted": "Contradicted"}
+RENAMED = {"AtEffort": "FixedEffort", "Refuted": "Contradicted", "Tally": "MetricAccumulator"}
 RENAMED |= dict.fromkeys(("write_text", "write_bytes", "write_whole"), "write_file")
+METHODS = {"write_sentences": "to_token_ids", "read_sentences": "from_token_ids"}  # of PanModel
 
 
 # modules that the package has no longer, and where their content is
@@ -115,3 +116,18 @@ def forward_old_modules() -> None:
     """Lets old module names be imported; those that are still files are found first."""
     if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
         sys.meta_path.append(_OldModules())
+
+
+def forward_old_methods(kind: type) -> None:
+    """Gives [`PanModel`] its methods under their old names, too."""
+    for old, new in METHODS.items():
+        setattr(kind, old, _old_method(kind, old, new))
+
+
+def _old_method(kind: type, old: str, new: str) -> Callable:
+    def forward(self, *args, **kwargs):
+        said = f"{kind.__name__}.{old} is {kind.__name__}.{new} now; {old} goes in 0.3."
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        return getattr(self, new)(*args, **kwargs)
+
+    return forward

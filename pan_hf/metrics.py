@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pan_hf.deprecated import old_names
 from pan_hf.extras import extra
+
+__getattr__ = old_names(__name__)  # `MetricAccumulator` was `Tally`
 
 MSE_FLOOR = 1 / 12 / 255**2
 """Mean squared error of rounding pixels in [0, 1] to 8 bits, the least that is told apart from zero: 58.9 dB."""
