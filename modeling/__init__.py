@@ -4,7 +4,8 @@ from .configuration_pan import PanConfig, TrainingConfig
 from .effort_pan import Effort
 from .modeling_pan import PanModel
 from .sense_configuration_pan import DiscreteAction, ImageSense, TextAction, TextSense, VectorAction, VectorSense
-from .state_pan import Actions, Belief, Futures, LogProb, Observation, State
+from .simulation_pan import Futures, LogProb
+from .state_pan import Actions, Belief, Observation, State
 
 __all__ = [
     "Actions",

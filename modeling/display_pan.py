@@ -11,10 +11,14 @@ import html
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .modeling_pan import PanModel
 
 SHOWN_STEPS = 16  # frames of a strip; a longer future is thinned
 SIDE = 96  # pixels of a frame's shorter side on the screen, at least
@@ -110,3 +114,8 @@ def _data_uri(image: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture_senses(model: PanModel) -> list[str]:
+    """The senses whose observations are pictures `(C, H, W)`."""
+    return [name for name, sense in model.config.senses.items() if len(sense.shape) == 3]

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from .distributed_pan import broadcast_from_main
 from .growth_pan import VocabularyGrowth
 from .image_codec_pan import LEAST_DISTANCE
-from .sense_configuration_pan import check_observation
-from .state_pan import Actions, Observation, as_action
+from .state_pan import Actions, Observation, as_action, check_observation
 
 if TYPE_CHECKING:
     from .image_codec_pan import Codebook, CodebookCodec

@@ -46,9 +46,9 @@ from .loading_pan import PanPreTrainedModel, check_is_whole
 from .merging_pan import TokenMerging
 from .objectives_pan import OBJECTIVES, PanOutput, by_actor
 from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
-from .sense_configuration_pan import ACTION, check_observation
+from .sense_configuration_pan import ACTION
 from .simulation_pan import Simulator
-from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, as_action
+from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, as_action, check_observation
 from .step_pan import measure_compute
 
 P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")

@@ -10,7 +10,6 @@ asks for the kind itself, so a new kind is a dataclass and a codec of its own, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -551,62 +550,3 @@ def _check_name(what: str, name: str, taken: tuple[str, ...] = ()) -> None:
     _require(name.isidentifier(), f"{what.capitalize()} name {name!r} must be a Python identifier, such as 'camera'.")
     taken_too = name in taken or hasattr(nn.ModuleDict, name)  # they are attributes of a ModuleDict
     _require(not taken_too, f"A {what} cannot be called {name!r}, which means something else here; rename it.")
-
-
-# ---- What a model refuses: observations and actions that do not fit its configuration, with what was expected
-# instead.
-#
-# The processor says more, and sooner; these checks are for tensors that did not come from one. They look at shapes,
-# and at the values of actions, because an action out of range would quietly read another token's row.
-
-
-def _told_shape(sense: Part) -> str:
-    leading = ("B",) if sense.is_constant else ("B", "T")
-    return f"({', '.join(map(str, (*leading, *sense.shape)))})"
-
-
-def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: bool = False) -> None:
-    """Raises ValueError unless every sense is there, in its shape and with equally many frames, and with masks
-    (`<sense>.present`) that fit.
-
-    Args:
-        config (`PanConfig`): its senses.
-        observation: by sense, with leading shape `(B, T)`, constant text `(B,)`.
-        needs_prefix (`bool`): whether constant text must be there too.
-    """
-    masks = {name: values for name, values in observation.items() if name.endswith(PRESENT)}
-    observation = {name: values for name, values in observation.items() if name not in masks}
-    known = set(config.senses)
-    missing = sorted((known if needs_prefix else known - set(config.prefix_senses)) - set(observation))
-    unknown = sorted(set(observation) - known)
-    if missing or unknown:
-        raise ValueError(
-            f"The observation must hold the senses {sorted(known)}; missing {missing}, unknown {unknown}."
-        )
-    for name, values in observation.items():
-        sense = config.senses[name]
-        if values.shape[1 if sense.is_constant else 2 :] != sense.shape:
-            raise ValueError(f"Sense {name!r}: expected a tensor {_told_shape(sense)}, got {tuple(values.shape)}.")
-    leading = {n: tuple(v.shape[:2]) for n, v in observation.items() if n not in config.prefix_senses}
-    if len(set(leading.values())) > 1:
-        raise ValueError(f"Every sense needs equally many rows and frames, got (B, T) of {leading}.")
-    for name, mask in masks.items():
-        shape = leading.get(name.removesuffix(PRESENT))
-        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-            raise ValueError(
-                f"{name!r} says in which frames a sense that changes is there: bool (B, T) of {shape}, got "
-                f"{mask.dtype} of {tuple(mask.shape)}; the senses that change are {sorted(leading)}."
-            )
-    rows = {len(values) for values in observation.values()}
-    if len(rows) > 1:
-        raise ValueError(f"Constant text needs a row for each of the batch, got batches of {sorted(rows)}.")
-
-
-def action_shape(action: Part, second: str = "H") -> str:
-    """How a tensor of actions looks, for messages; `second` names the axis of time."""
-    return f"({', '.join(map(str, ('B', second, *action.shape)))})"
-
-
-def has_action_shape(action: Part, actions: Tensor) -> bool:
-    """Whether actions are `(B, T, *action.shape)`."""
-    return actions.dim() == 2 + len(action.shape) and actions.shape[2:] == action.shape

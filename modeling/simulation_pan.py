@@ -1,4 +1,5 @@
-"""Using the world model: perceive, simulate, log_prob (the belief, world model and decoder of equation 6).
+"""Using the world model: perceive, simulate, log_prob (the belief, world model and decoder of equation 6), and what
+comes back: `Futures`, `LogProb`.
 
 All of it goes step by step through a [`StepPredictor`]; [`PanModel`] passes its calls on to a [`Simulator`] made for
 each of them, which asks the model for its parts when they are needed.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,21 @@ import torch
 from torch import Tensor
 
 from .backbone_pan import fill_cache
+from .display_pan import Film, code_shapes, picture_senses, strip_html
 from .effort_pan import ALL, BlockPlan, Cost, Effort, as_effort, block_plan
 from .image_codec_pan import LATENT_BLUR
 from .latent_head_pan import SenseLatents, draw_latents
-from .sense_configuration_pan import ACTION, action_shape, check_observation, has_action_shape
-from .state_pan import Actions, Belief, Futures, LogProb, Observation, State, as_action
+from .sense_configuration_pan import ACTION
+from .state_pan import (
+    Actions,
+    Belief,
+    Observation,
+    State,
+    action_shape,
+    as_action,
+    check_observation,
+    has_action_shape,
+)
 from .step_pan import StepPredictor, Transition
 
 if TYPE_CHECKING:
@@ -344,3 +355,193 @@ def _joined(transitions: list[Transition], belief: Belief, seed: int | None, sec
         cost=cost,
         duration=durations.to(transitions[0].reward.device).expand(rows, -1),
     )
+
+
+def _spread(values: Tensor) -> str:
+    """`0.4 (0.1 to 0.9)`: the mean, and the least and the largest of several."""
+    mean, least, largest = (float(value) for value in (values.mean(), values.min(), values.max()))
+    return f"{mean:.3g}" if len(values) == 1 else f"{mean:.3g} ({least:.3g} to {largest:.3g})"
+
+
+def _rows_of_past(past: tuple, index: Tensor) -> tuple:
+    """Some rows of the `history` and the `ages` of a belief."""
+    history, ages = past
+    chosen = [(state.map(lambda tensor: tensor[index]), action[index]) for state, action in history]
+    return chosen, None if ages is None else ages[index]
+
+
+@dataclass(repr=False)
+class Futures:
+    """Imagined trajectories: N rows of H steps.
+
+    Args:
+        state: the states after each action, leading shape `(N, H)`.
+        log_prob: log probability of each step's discrete blocks under the model, nats `(N, H)`.
+        reward: expected reward of each transition, `(N, H)`; by actor `(N, H, A)` where there are several, in the
+            order of `config.actors`.
+        continue_prob: probability that the episode goes on after it, `(N, H)`.
+        belief: the belief after the last action, batch N.
+        conditions: what the latent head needs to fill in each sense's latents, `(N, H, P, C)`.
+        seed: of the latents, drawn only when something is decoded.
+        switch: which blocks were predicted, `(N, H, len(model.blocks))` bool, where `simulate` was given an effort;
+        focus, which places were looked at, `(N, H, places of all senses)` bool; cost, an `effort_pan.Cost`.
+        pasts: by step, the `history` and the `ages` of the belief after each action; None where it holds no past.
+        duration: of each transition in steps, int64 `(N, H)`; one by default, several for a macro-action.
+        expected: images that `simulate` was asked to expect, uint8 `(N, steps asked for, C, height, width)` a sense.
+    """
+
+    state: State
+    log_prob: Tensor
+    reward: Tensor
+    continue_prob: Tensor
+    belief: Belief
+    conditions: dict[str, Tensor]
+    seed: int | None = None
+    switch: Tensor | None = None
+    focus: Tensor | None = None
+    cost: Cost | None = None
+    expected: dict[str, Tensor] = field(default_factory=dict)
+    pasts: list[tuple[list[tuple[State, Tensor | Actions]], Tensor | None]] | None = field(repr=False, default=None)
+    duration: Tensor = None  # type: ignore[assignment]  # filled in when it is built
+
+    def __post_init__(self):
+        if self.duration is None:
+            self.duration = torch.ones_like(self.log_prob, dtype=torch.long)
+
+    @property
+    def elapsed(self) -> Tensor:
+        """How many steps have gone by before each transition, `(N, H)`: what returns are discounted by."""
+        return self.duration.cumsum(1) - self.duration
+
+    @property
+    def codes(self) -> dict[str, list[Tensor]]:
+        return self.state.codes
+
+    def __len__(self) -> int:
+        return len(self.log_prob)
+
+    def keys(self, levels: int | None = None, steps: int | None = None) -> list[list[bytes]]:
+        """The key of the belief after each action, `[row][step]`; levels, steps and what a key says as for
+        [`Belief.keys`]."""
+        columns = [self._belief_after(index).keys(levels, steps) for index in range(self.log_prob.shape[1])]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def _belief_after(self, index: int) -> Belief:
+        """The belief after action `index`, without its cache."""
+        history, ages = self.pasts[index] if self.pasts else ([], None)
+        state = self.state.map(lambda tensor: tensor[:, index])
+        return replace(self.belief, state=state, history=history, cache=None, ages=ages)
+
+    def __repr__(self) -> str:
+        rows, steps = self.log_prob.shape
+        return (
+            f"Futures({rows} rows of {steps} steps: {code_shapes(self.codes)})\n"
+            f"  reward         {_spread(self.reward.reshape(rows, steps, -1).sum((1, 2)))} a row\n"
+            f"  continue_prob  {_spread(self.continue_prob.prod(1))} to the end\n"
+            f"  log_prob       {_spread(self.log_prob.mean(1))} nats a step"
+        )
+
+    def _repr_html_(self) -> str:
+        shown = picture_senses(self.belief.model)
+        return strip_html({f"{name}, row 0": self.decode(name)[0] for name in shown}, repr(self))
+
+    def __getitem__(self, rows: int | slice | Tensor) -> Futures:
+        """Some of the rows as futures of their own; of one row `N` is 1.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        index = torch.arange(len(self), device=self.log_prob.device)[rows].reshape(-1)
+        for sense in self.conditions:  # the noise of a row depends on the rows before it
+            self._draw_latents(sense)
+        return replace(
+            self,
+            state=self.state.map(lambda tensor: tensor[index]),
+            log_prob=self.log_prob[index],
+            reward=self.reward[index],
+            continue_prob=self.continue_prob[index],
+            belief=self.belief.select(index),
+            conditions={name: condition[index] for name, condition in self.conditions.items()},
+            switch=None if self.switch is None else self.switch[index],
+            focus=None if self.focus is None else self.focus[index],
+            cost=None if self.cost is None else self.cost.rows(index),
+            expected={name: images[index] for name, images in self.expected.items()},
+            pasts=None if self.pasts is None else [_rows_of_past(past, index) for past in self.pasts],
+        )
+
+    def _draw_latents(self, sense: str) -> None:
+        """Draws a sense's latents for all rows, once."""
+        if sense not in self.state.latents:
+            drawn = SenseLatents(self.belief.model, sense).sample(self.conditions[sense], self.state, self.seed)
+            self.state.latents[sense] = drawn
+
+    def film(self, sense: str | None = None, row: int = 0, fps: float = 4.0) -> Film:
+        """One imagined row as a film, which a notebook shows and `film.save(path)` writes.
+
+        Args:
+            sense (`str`, *optional*): whose pictures; the first sense that has any by default.
+            row (`int`): which future.
+            fps (`float`): frames a second.
+
+        Raises:
+            ValueError: the model has no such sense, or it has no pictures.
+        """
+        shown = picture_senses(self.belief.model)
+        if (sense or next(iter(shown), None)) not in shown:
+            known = f"one of {shown}" if shown else "and this model has none"
+            raise ValueError(f"A film needs a sense with pictures, {known}; got {sense!r}.")
+        return Film(self.decode(sense or shown[0])[row], fps)
+
+    def to_pandas(self) -> "pandas.DataFrame":  # type: ignore[name-defined]  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
+        """What was imagined as a table, a line a row and step: `reward` (`reward.<actor>` where there are several),
+        `continue_prob`, `log_prob`, and each number of the senses that are vectors, `<sense>.<coordinate>`."""
+        rows, steps = self.log_prob.shape
+        index = {
+            "row": torch.arange(rows).repeat_interleave(steps),
+            "step": torch.arange(steps).repeat(rows),
+        }
+        actors = (self.belief.model.config.actors or ()) if self.reward.ndim == 3 else ()
+        rewards = {f"reward.{actor}": self.reward[..., number] for number, actor in enumerate(actors)}
+        columns = (rewards or {"reward": self.reward}) | {
+            "continue_prob": self.continue_prob,
+            "log_prob": self.log_prob,
+        }
+        for name, sense in self.belief.model.config.senses.items():
+            if name in self.codes and len(sense.shape) == 1:
+                decoded = self.decode(name)
+                columns |= {f"{name}.{number}": decoded[..., number] for number in range(decoded.shape[-1])}
+        values = {name: column.flatten().cpu().numpy() for name, column in (index | columns).items()}
+        try:
+            import pyarrow
+
+            return pyarrow.table(values).to_pandas().set_index(["row", "step"])
+        except ImportError as error:
+            raise ImportError(f"`to_pandas` needs pyarrow and pandas: pip install pyarrow pandas ({error})") from error
+
+    def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
+        """The imagined observations in one sense, `(N, H, ...)`. `latents`: draw them, once, and use them; by default
+        where they help (see [`PanModel.decode`]), and with an effort wherever it predicted them."""
+        model = self.belief.model
+        if latents is None and self.switch is not None:
+            latents = True
+        if sense in self.conditions and (model.senses[sense].latents_help if latents is None else latents):
+            self._draw_latents(sense)
+        return model.decode(self.state, sense, num_levels=num_levels, latents=latents)
+
+
+@dataclass
+class LogProb:
+    """log p(o' | o, a) of true next observations, nats `(B, H)` a part: exact for the discrete codes, lower bounds for
+    latents and observation (see [`PanModel.log_prob`])."""
+
+    codes: Tensor
+    latents: Tensor
+    observation: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.codes + self.latents + self.observation
+
+    @property
+    def bits_per_observation(self) -> Tensor:
+        return -self.total / torch.log(torch.tensor(2.0))

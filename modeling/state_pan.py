@@ -1,4 +1,4 @@
-"""What the model sees, believes and imagines: `Observation`, `State`, `Belief`, `Futures`, `LogProb`.
+"""What the model sees, does and believes: `Observation`, `Actions`, `State`, `Belief`.
 
 A belief is the encoded current state plus the backbone's cache of what came before it; it is cheap to branch, because
 the cache holds the trunk of earlier steps and never the current state itself, which enters together with an action.
@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .display_pan import Film, code_shapes, strip_html
-from .latent_head_pan import SenseLatents
+from .display_pan import code_shapes, picture_senses, strip_html
 from .sense_configuration_pan import ACTION, PRESENT
 
 if TYPE_CHECKING:
-    from .effort_pan import Cost
     from .modeling_pan import PanModel
+    from .sense_configuration_pan import Part
 
 Rows = TypeVar("Rows", Tensor, "Actions")
 
@@ -480,196 +479,60 @@ class Belief:
         return self.model.decode(self.state, sense, num_levels=num_levels, latents=latents)
 
 
-def picture_senses(model: PanModel) -> list[str]:
-    """The senses whose observations are pictures `(C, H, W)`."""
-    return [name for name, sense in model.config.senses.items() if len(sense.shape) == 3]
+# ---- What a model refuses: observations and actions that do not fit its configuration, with what was expected
+# instead.
+#
+# The processor says more, and sooner; these checks are for tensors that did not come from one. They look at shapes,
+# and at the values of actions, because an action out of range would quietly read another token's row.
 
 
-def _spread(values: Tensor) -> str:
-    """`0.4 (0.1 to 0.9)`: the mean, and the least and the largest of several."""
-    mean, least, largest = (float(value) for value in (values.mean(), values.min(), values.max()))
-    return f"{mean:.3g}" if len(values) == 1 else f"{mean:.3g} ({least:.3g} to {largest:.3g})"
+def _told_shape(sense: Part) -> str:
+    leading = ("B",) if sense.is_constant else ("B", "T")
+    return f"({', '.join(map(str, (*leading, *sense.shape)))})"
 
 
-def _rows_of_past(past: tuple, index: Tensor) -> tuple:
-    """Some rows of the `history` and the `ages` of a belief."""
-    history, ages = past
-    chosen = [(state.map(lambda tensor: tensor[index]), action[index]) for state, action in history]
-    return chosen, None if ages is None else ages[index]
-
-
-@dataclass(repr=False)
-class Futures:
-    """Imagined trajectories: N rows of H steps.
+def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: bool = False) -> None:
+    """Raises ValueError unless every sense is there, in its shape and with equally many frames, and with masks
+    (`<sense>.present`) that fit.
 
     Args:
-        state: the states after each action, leading shape `(N, H)`.
-        log_prob: log probability of each step's discrete blocks under the model, nats `(N, H)`.
-        reward: expected reward of each transition, `(N, H)`; by actor `(N, H, A)` where there are several, in the
-            order of `config.actors`.
-        continue_prob: probability that the episode goes on after it, `(N, H)`.
-        belief: the belief after the last action, batch N.
-        conditions: what the latent head needs to fill in each sense's latents, `(N, H, P, C)`.
-        seed: of the latents, drawn only when something is decoded.
-        switch: which blocks were predicted, `(N, H, len(model.blocks))` bool, where `simulate` was given an effort;
-        focus, which places were looked at, `(N, H, places of all senses)` bool; cost, an `effort_pan.Cost`.
-        pasts: by step, the `history` and the `ages` of the belief after each action; None where it holds no past.
-        duration: of each transition in steps, int64 `(N, H)`; one by default, several for a macro-action.
-        expected: images that `simulate` was asked to expect, uint8 `(N, steps asked for, C, height, width)` a sense.
+        config (`PanConfig`): its senses.
+        observation: by sense, with leading shape `(B, T)`, constant text `(B,)`.
+        needs_prefix (`bool`): whether constant text must be there too.
     """
-
-    state: State
-    log_prob: Tensor
-    reward: Tensor
-    continue_prob: Tensor
-    belief: Belief
-    conditions: dict[str, Tensor]
-    seed: int | None = None
-    switch: Tensor | None = None
-    focus: Tensor | None = None
-    cost: Cost | None = None
-    expected: dict[str, Tensor] = field(default_factory=dict)
-    pasts: list[tuple[list[tuple[State, Tensor | Actions]], Tensor | None]] | None = field(repr=False, default=None)
-    duration: Tensor = None  # type: ignore[assignment]  # filled in when it is built
-
-    def __post_init__(self):
-        if self.duration is None:
-            self.duration = torch.ones_like(self.log_prob, dtype=torch.long)
-
-    @property
-    def elapsed(self) -> Tensor:
-        """How many steps have gone by before each transition, `(N, H)`: what returns are discounted by."""
-        return self.duration.cumsum(1) - self.duration
-
-    @property
-    def codes(self) -> dict[str, list[Tensor]]:
-        return self.state.codes
-
-    def __len__(self) -> int:
-        return len(self.log_prob)
-
-    def keys(self, levels: int | None = None, steps: int | None = None) -> list[list[bytes]]:
-        """The key of the belief after each action, `[row][step]`; levels, steps and what a key says as for
-        [`Belief.keys`]."""
-        columns = [self._belief_after(index).keys(levels, steps) for index in range(self.log_prob.shape[1])]
-        return [list(row) for row in zip(*columns, strict=True)]
-
-    def _belief_after(self, index: int) -> Belief:
-        """The belief after action `index`, without its cache."""
-        history, ages = self.pasts[index] if self.pasts else ([], None)
-        state = self.state.map(lambda tensor: tensor[:, index])
-        return replace(self.belief, state=state, history=history, cache=None, ages=ages)
-
-    def __repr__(self) -> str:
-        rows, steps = self.log_prob.shape
-        return (
-            f"Futures({rows} rows of {steps} steps: {code_shapes(self.codes)})\n"
-            f"  reward         {_spread(self.reward.reshape(rows, steps, -1).sum((1, 2)))} a row\n"
-            f"  continue_prob  {_spread(self.continue_prob.prod(1))} to the end\n"
-            f"  log_prob       {_spread(self.log_prob.mean(1))} nats a step"
+    masks = {name: values for name, values in observation.items() if name.endswith(PRESENT)}
+    observation = {name: values for name, values in observation.items() if name not in masks}
+    known = set(config.senses)
+    missing = sorted((known if needs_prefix else known - set(config.prefix_senses)) - set(observation))
+    unknown = sorted(set(observation) - known)
+    if missing or unknown:
+        raise ValueError(
+            f"The observation must hold the senses {sorted(known)}; missing {missing}, unknown {unknown}."
         )
-
-    def _repr_html_(self) -> str:
-        shown = picture_senses(self.belief.model)
-        return strip_html({f"{name}, row 0": self.decode(name)[0] for name in shown}, repr(self))
-
-    def __getitem__(self, rows: int | slice | Tensor) -> Futures:
-        """Some of the rows as futures of their own; of one row `N` is 1.
-
-        Raises:
-            IndexError: there is no such row.
-        """
-        index = torch.arange(len(self), device=self.log_prob.device)[rows].reshape(-1)
-        for sense in self.conditions:  # the noise of a row depends on the rows before it
-            self._draw_latents(sense)
-        return replace(
-            self,
-            state=self.state.map(lambda tensor: tensor[index]),
-            log_prob=self.log_prob[index],
-            reward=self.reward[index],
-            continue_prob=self.continue_prob[index],
-            belief=self.belief.select(index),
-            conditions={name: condition[index] for name, condition in self.conditions.items()},
-            switch=None if self.switch is None else self.switch[index],
-            focus=None if self.focus is None else self.focus[index],
-            cost=None if self.cost is None else self.cost.rows(index),
-            expected={name: images[index] for name, images in self.expected.items()},
-            pasts=None if self.pasts is None else [_rows_of_past(past, index) for past in self.pasts],
-        )
-
-    def _draw_latents(self, sense: str) -> None:
-        """Draws a sense's latents for all rows, once."""
-        if sense not in self.state.latents:
-            drawn = SenseLatents(self.belief.model, sense).sample(self.conditions[sense], self.state, self.seed)
-            self.state.latents[sense] = drawn
-
-    def film(self, sense: str | None = None, row: int = 0, fps: float = 4.0) -> Film:
-        """One imagined row as a film, which a notebook shows and `film.save(path)` writes.
-
-        Args:
-            sense (`str`, *optional*): whose pictures; the first sense that has any by default.
-            row (`int`): which future.
-            fps (`float`): frames a second.
-
-        Raises:
-            ValueError: the model has no such sense, or it has no pictures.
-        """
-        shown = picture_senses(self.belief.model)
-        if (sense or next(iter(shown), None)) not in shown:
-            known = f"one of {shown}" if shown else "and this model has none"
-            raise ValueError(f"A film needs a sense with pictures, {known}; got {sense!r}.")
-        return Film(self.decode(sense or shown[0])[row], fps)
-
-    def to_pandas(self) -> "pandas.DataFrame":  # type: ignore[name-defined]  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
-        """What was imagined as a table, a line a row and step: `reward` (`reward.<actor>` where there are several),
-        `continue_prob`, `log_prob`, and each number of the senses that are vectors, `<sense>.<coordinate>`."""
-        rows, steps = self.log_prob.shape
-        index = {
-            "row": torch.arange(rows).repeat_interleave(steps),
-            "step": torch.arange(steps).repeat(rows),
-        }
-        actors = (self.belief.model.config.actors or ()) if self.reward.ndim == 3 else ()
-        rewards = {f"reward.{actor}": self.reward[..., number] for number, actor in enumerate(actors)}
-        columns = (rewards or {"reward": self.reward}) | {
-            "continue_prob": self.continue_prob,
-            "log_prob": self.log_prob,
-        }
-        for name, sense in self.belief.model.config.senses.items():
-            if name in self.codes and len(sense.shape) == 1:
-                decoded = self.decode(name)
-                columns |= {f"{name}.{number}": decoded[..., number] for number in range(decoded.shape[-1])}
-        values = {name: column.flatten().cpu().numpy() for name, column in (index | columns).items()}
-        try:
-            import pyarrow
-
-            return pyarrow.table(values).to_pandas().set_index(["row", "step"])
-        except ImportError as error:
-            raise ImportError(f"`to_pandas` needs pyarrow and pandas: pip install pyarrow pandas ({error})") from error
-
-    def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
-        """The imagined observations in one sense, `(N, H, ...)`. `latents`: draw them, once, and use them; by default
-        where they help (see [`PanModel.decode`]), and with an effort wherever it predicted them."""
-        model = self.belief.model
-        if latents is None and self.switch is not None:
-            latents = True
-        if sense in self.conditions and (model.senses[sense].latents_help if latents is None else latents):
-            self._draw_latents(sense)
-        return model.decode(self.state, sense, num_levels=num_levels, latents=latents)
+    for name, values in observation.items():
+        sense = config.senses[name]
+        if values.shape[1 if sense.is_constant else 2 :] != sense.shape:
+            raise ValueError(f"Sense {name!r}: expected a tensor {_told_shape(sense)}, got {tuple(values.shape)}.")
+    leading = {n: tuple(v.shape[:2]) for n, v in observation.items() if n not in config.prefix_senses}
+    if len(set(leading.values())) > 1:
+        raise ValueError(f"Every sense needs equally many rows and frames, got (B, T) of {leading}.")
+    for name, mask in masks.items():
+        shape = leading.get(name.removesuffix(PRESENT))
+        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            raise ValueError(
+                f"{name!r} says in which frames a sense that changes is there: bool (B, T) of {shape}, got "
+                f"{mask.dtype} of {tuple(mask.shape)}; the senses that change are {sorted(leading)}."
+            )
+    rows = {len(values) for values in observation.values()}
+    if len(rows) > 1:
+        raise ValueError(f"Constant text needs a row for each of the batch, got batches of {sorted(rows)}.")
 
 
-@dataclass
-class LogProb:
-    """log p(o' | o, a) of true next observations, nats `(B, H)` a part: exact for the discrete codes, lower bounds for
-    latents and observation (see [`PanModel.log_prob`])."""
+def action_shape(action: Part, second: str = "H") -> str:
+    """How a tensor of actions looks, for messages; `second` names the axis of time."""
+    return f"({', '.join(map(str, ('B', second, *action.shape)))})"
 
-    codes: Tensor
-    latents: Tensor
-    observation: Tensor
 
-    @property
-    def total(self) -> Tensor:
-        return self.codes + self.latents + self.observation
-
-    @property
-    def bits_per_observation(self) -> Tensor:
-        return -self.total / torch.log(torch.tensor(2.0))
+def has_action_shape(action: Part, actions: Tensor) -> bool:
+    """Whether actions are `(B, T, *action.shape)`."""
+    return actions.dim() == 2 + len(action.shape) and actions.shape[2:] == action.shape

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from .blocks_pan import StepDraft
 from .distributed_pan import shared_mean
 from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput, SwitchPlan
-from .simulation_pan import Simulator
-from .state_pan import Actions, Belief, Futures, Observation, State, as_action
+from .simulation_pan import Futures, Simulator
+from .state_pan import Actions, Belief, Observation, State, as_action
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel

@@ -12,7 +12,8 @@ import torch
 
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.modeling.sense_configuration_pan import DiscreteAction, ImageSense, TextSense, VectorSense
-from pan_hf.modeling.state_pan import Belief, Futures, LogProb, State
+from pan_hf.modeling.simulation_pan import Futures, LogProb
+from pan_hf.modeling.state_pan import Belief, State
 
 SIDE, PATCH = 3, 8
 MOVES = torch.tensor([[0, 0], [0, 1], [0, -1], [1, 0], [-1, 0]])

@@ -17,7 +17,7 @@ from pan_hf.build import make_processor
 from pan_hf.checkpoints import save_checkpoint
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.modeling.merging_pan import TokenMerging, bits_per_sequence
-from pan_hf.tokenization.merges_pan import Merges
+from pan_hf.tokenization.tokenization_pan import Merges
 from pan_hf.training import merge as sentences
 from pan_hf.training.arguments import arguments
 from pan_hf.training.merge import merge

@@ -266,11 +266,13 @@ def test_an_observation_that_does_not_fit_its_sense_is_refused(processor, change
         processor(observation=observe(**changes))
 
 
-def test_a_missing_sense_is_refused_unless_the_observation_is_partial(processor):
+def test_a_goal_may_be_about_some_senses_and_a_whole_observation_is_refused_without_one(processor):
     goal = {"camera": FRAME}
+    assert set(processor(observation=goal)["observation"]) == {"camera"}
     with pytest.raises(ValueError, match="missing: arm, mission"):
-        processor(observation=goal)
-    assert set(processor(observation=goal, partial=True)["observation"]) == {"camera"}
+        processor(observation=goal, partial=False)
+    with pytest.raises(ValueError, match="observation has nothing"):
+        processor(observation={})
     with pytest.raises(ValueError, match="must be a dict.*got ndarray"):
         processor(observation=FRAME)
     with pytest.raises(ValueError, match="Nothing to process"):
@@ -420,7 +422,7 @@ def test_a_saved_processor_loads_equal_and_keeps_one_ledger(processor, tmp_path)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     loaded.save_pretrained(tmp_path / "again")
     names = {item.name for item in (tmp_path / "again").iterdir()}
-    code = {"processing_pan.py", "tokenization_pan.py", "vocabulary_pan.py"}
+    code = {"processing_pan.py", "readers_pan.py", "tokenization_pan.py", "vocabulary_pan.py"}
     assert code | {"vocabulary.json", "processor_config.json", "tokenizer.json"} <= names
 
 

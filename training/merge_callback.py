@@ -16,7 +16,7 @@ from pan_hf.modeling.distributed_pan import broadcast_from_main
 from pan_hf.modeling.learning_pan import Growth, logged
 from pan_hf.modeling.merging_pan import TokenMerging
 from pan_hf.modeling.sense_configuration_pan import MERGES
-from pan_hf.tokenization.merges_pan import Merges
+from pan_hf.tokenization.tokenization_pan import Merges
 from pan_hf.training.optimizers import build_optimizer
 from pan_hf.training.token_windows import SentenceArguments, SentenceWindows
 

@@ -17,7 +17,7 @@ from pan_hf.data.trajectories import Trajectories
 from pan_hf.data.windows import read_rows
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
-from pan_hf.tokenization.merges_pan import Merges
+from pan_hf.tokenization.tokenization_pan import Merges
 from pan_hf.training.arguments import StageArguments
 
 ENCODED = 256  # rows that are written as sentences at once
