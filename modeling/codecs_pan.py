@@ -171,7 +171,7 @@ class Codec(nn.Module):
         from `EmbeddingTable.code_tables`, if they are at hand."""
         codes, latents = self.encode(values)
         tables = tables or model.table.code_tables()
-        return part_embedding(model, part)(codes, tables.places[part], tables.sizes[part], latents)
+        return part_embedding(model, part)(codes, tables.embeddings[part], tables.sizes[part], latents)
 
     def tokens(self, values: Tensor, model: PanModel, part: str) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Values `(N, *shape)` as tokens, a tuple a level: codes `(N, n)`, the rows they are read out against, which

@@ -251,7 +251,7 @@ class PanConfig(PreTrainedConfig):
                 f"frame; got {self.training.crop_places}."
             )
         self.latent_head = {
-            "denoiser": {"_class_name": "PlaceDenoiser"},
+            "denoiser": {"_class_name": "TokenDenoiser"},
             "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
             "num_inference_steps": 1,
         } | (self.latent_head or {})

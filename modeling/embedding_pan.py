@@ -7,7 +7,7 @@ Words come first, then a *segment* of rows for each level of each coded part, as
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
@@ -177,26 +177,23 @@ class EmbeddingTable:
 
         A forward of training and a call of `simulate` make them once and look codes up, instead of multiplying the row
         of each code they meet."""
-        model, sizes, rows, places, levels, glances = self.model, {}, {}, {}, {}, {}
+        model, tables = self.model, CodeTables()
         for part, described in model.config.coded_parts().items():
             if described.is_token:
                 continue
-            active = [self.active_codes(part, level) for level in range(described.num_levels)]
             ever = [self._segment_of(self.ever_active, part, level) for level in range(described.num_levels)]
-            sizes[part] = [len(each) if whole else _extent(each) for each in ever]
-            rows[part] = [
-                self.code_rows(part, level, torch.arange(size, device=model.device))
-                for level, size in enumerate(sizes[part])
-            ]
-            places[part] = part_embedding(model, part).table(rows[part])
+            sizes = tables.sizes[part] = [len(each) if whole else _extent(each) for each in ever]
+            codes = [torch.arange(size, device=model.device) for size in sizes]
+            rows = [self.code_rows(part, level, each) for level, each in enumerate(codes)]
+            tables.embeddings[part] = part_embedding(model, part).table(rows)
             if part in model.senses:
-                levels[part] = [
-                    readout.tables(rows[part], self.code_table(part, level)[:size], active[level][:size])
-                    for level, (readout, size) in enumerate(zip(model.readouts[part], sizes[part], strict=True))
+                tables.levels[part] = [
+                    readout.tables(rows, self.code_table(part, level)[:size], self.active_codes(part, level)[:size])
+                    for level, (readout, size) in enumerate(zip(model.readouts[part], sizes, strict=True))
                 ]
             if part in model.glances:
-                glances[part] = model.glances[part].tables(rows[part][0])
-        return CodeTables(sizes, places, levels, glances)
+                tables.change[part] = model.glances[part].tables(rows[0])
+        return tables
 
 
 def part_codec(model: PanModel, part: str) -> Codec:
@@ -285,7 +282,7 @@ def check_table(module: T) -> T:
 
 @dataclass
 class ChangeTables:
-    """Level 0's segment of the vocabulary as a glance meets it, a row a code.
+    """Level 0's segment of the vocabulary as a change predictor meets it, a row a code.
 
     Args:
         cells `(K + 1, A)`: what a code is at its cell, the last row if it is absent.
@@ -297,14 +294,14 @@ class ChangeTables:
 
 
 class StateTokenEmbedding(nn.Module):
-    """Adds up the vocabulary rows of the codes at each place, the projected latents, and the place's own embedding."""
+    """Adds up the vocabulary rows of the codes of each state token, its projected latents, and what the token is."""
 
     def __init__(self, sense, hidden_size: int):
         super().__init__()
         self.sense = sense
-        self.place = nn.Parameter(torch.empty(sense.num_state_tokens, hidden_size))
+        self.place = nn.Parameter(torch.empty(sense.num_state_tokens, hidden_size))  # checkpoints name it so
         self.fold = module_list(
-            nn.Linear(per_place * hidden_size, hidden_size, bias=False) for per_place in sense.codes_per_token
+            nn.Linear(count * hidden_size, hidden_size, bias=False) for count in sense.codes_per_token
         )
         self.latent = nn.Linear(sense.latent_dim, hidden_size, bias=False) if sense.latent_dim else None
 
@@ -312,8 +309,8 @@ class StateTokenEmbedding(nn.Module):
         init.normal_(self.place, std=std)
 
     def table(self, rows: list[Tensor]) -> Tensor:
-        """What each code adds to its place, worked out once for all of them: rows of each level's segment `(K, H)` ->
-        `(sum of r * (K + 1), H)`, level by level, a run of K + 1 for each slot of a place; the last of a run is for
+        """What each code adds to its token, worked out once for all of them: rows of each level's segment `(K, H)` ->
+        `(sum of r * (K + 1), H)`, level by level, a run of K + 1 for each slot of a token; the last of a run is for
         what is absent, and adds nothing."""
         parts = []
         for fold, level_rows in zip(self.fold, (with_absent(part) for part in rows), strict=True):
@@ -322,16 +319,16 @@ class StateTokenEmbedding(nn.Module):
         return torch.cat(parts)
 
     def codes(self, codes: list[Tensor], table: Tensor, sizes: list[int]) -> Tensor:
-        """Codes of a prefix of levels, one `(B, n)` a level -> `(B, P, H)`, without the place's own embedding.
+        """Codes of a prefix of levels, one `(B, n)` a level -> `(B, P, H)`, without what the tokens are.
 
         Args: table, see `table`; sizes, K of each level in it."""
-        places, first = [], 0
+        indices, first = [], 0
         for level, (level_codes, size) in enumerate(zip(codes, sizes, strict=False)):
             slots = group_by_token(level_codes, self.sense, level) % (size + 1)  # (B, P, r)
             end = first + (size + 1) * slots.shape[-1]
-            places.append(slots + torch.arange(first, end, size + 1, device=slots.device))
+            indices.append(slots + torch.arange(first, end, size + 1, device=slots.device))
             first = end
-        index = torch.cat(places, -1)
+        index = torch.cat(indices, -1)
         return nn.functional.embedding_bag(index.flatten(0, 1), table, mode="sum").unflatten(0, index.shape[:2])
 
     def forward(self, codes: list[Tensor], table: Tensor, sizes: list[int], latents: Tensor | None = None) -> Tensor:
@@ -366,15 +363,15 @@ class CodeTables:
 
     Args:
         sizes: by part, K of each level: rows up to the last that was ever active.
-        places: by part, see `StateTokenEmbedding.table`.
+        embeddings: by part, see `StateTokenEmbedding.table`.
         levels: by sense, the tables of each level.
-        glances: by sense with a glance, see `ChangePredictor.tables`.
+        change: by sense with a change predictor, see `ChangePredictor.tables`.
     """
 
-    sizes: dict[str, list[int]]
-    places: dict[str, Tensor]
-    levels: dict[str, list[LevelTables]]
-    glances: dict[str, ChangeTables]
+    sizes: dict[str, list[int]] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    levels: dict[str, list[LevelTables]] = field(default_factory=dict)
+    change: dict[str, ChangeTables] = field(default_factory=dict)
 
 
 # ---- What a code's row of the vocabulary starts from: what the code stands for.

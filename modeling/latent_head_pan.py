@@ -2,7 +2,7 @@
 
 Flow matching along the straight path x_t = (1 - t) x + t noise, with the network predicting the clean latents x
 (x-prediction): the levels leave little to say, so one step is enough (`docs/results/latents`). The denoiser is any of
-diffusers, the scheduler one of its flow matching ones, both named in the configuration; `PlaceDenoiser`, the default,
+diffusers, the scheduler one of its flow matching ones, both named in the configuration; `TokenDenoiser`, the default,
 is our own small denoiser with the same interface.
 """
 
@@ -35,11 +35,11 @@ NUM_TRAIN_TIMESTEPS = 1000
 WIDTH = 128  # of the condition, unless the denoiser's configuration says otherwise
 
 
-class PlaceDenoiser(ModelMixin, ConfigMixin):
-    """An MLP a place, modulated by the time and by the condition at that place (AdaLN, as in DiT).
+class TokenDenoiser(ModelMixin, ConfigMixin):
+    """An MLP a state token, modulated by the time and by the condition of that token (AdaLN, as in DiT).
 
     Args:
-        in_channels (`int`): latents a place.
+        in_channels (`int`): latents a state token.
         cross_attention_dim (`int`): width of the condition.
         hidden_size (`int`), num_layers (`int`): of the network.
     """
@@ -55,7 +55,7 @@ class PlaceDenoiser(ModelMixin, ConfigMixin):
         self.inputs = nn.Linear(in_channels, hidden_size)
         self.layers = module_list(_ModulatedLayer(hidden_size) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
-        self.out = ZeroInitLinear(hidden_size, in_channels)  # as in DiT; a head never trained then mends nothing
+        self.out = ZeroInitLinear(hidden_size, in_channels)  # as in DiT; so a head never trained changes nothing
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> ModelOutput:
         """Args: sample `(B, P, in_channels)`; timestep `(B,)` in [0, 1000]; encoder_hidden_states
@@ -81,19 +81,12 @@ class _ModulatedLayer(nn.Module):
         return x + gate * self.contract(nn.functional.silu(self.expand(hidden)))
 
 
-def _denoiser_class(name: str):
-    kind = PlaceDenoiser if name == "PlaceDenoiser" else getattr(diffusers, name, None)
-    if kind is None:
-        raise ValueError(f"`latent_head.denoiser` names {name!r}; diffusers {diffusers.__version__} has none.")
-    return kind
-
-
 class LatentHead(nn.Module):
     """Trains and samples the latents of one sense.
 
     Args:
         sense: an image or vector sense with `latent_dim` > 0.
-        condition_size (`int`): width of what `condition` gets a place.
+        condition_size (`int`): width of what `condition` gets a state token.
         settings (`dict`): `config.latent_head`.
 
     Raises:
@@ -103,16 +96,20 @@ class LatentHead(nn.Module):
     def __init__(self, sense, condition_size: int, settings: dict):
         super().__init__()
         self.sense, self.settings = sense, settings
-        given = dict(settings["denoiser"])
-        name = given.pop("_class_name")
-        self.takes_places, kind = name == "PlaceDenoiser", _denoiser_class(name)
-        known = inspect.signature(kind.__init__).parameters
-        told = "caption_channels" if "caption_channels" in known else "cross_attention_dim"  # width of the condition
+        options = dict(settings["denoiser"])
+        name = options.pop("_class_name")
+        self.takes_tokens = name in ("TokenDenoiser", "PlaceDenoiser")  # the latter in configurations before 0.2
+        kind = TokenDenoiser if self.takes_tokens else getattr(diffusers, name, None)
+        if kind is None:
+            raise ValueError(f"`latent_head.denoiser` names {name!r}; diffusers {diffusers.__version__} has none.")
+        parameters = inspect.signature(kind.__init__).parameters
+        # diffusers' transformers and UNets call the width of the condition differently
+        width = "caption_channels" if "caption_channels" in parameters else "cross_attention_dim"
         rows, columns = sense.token_grid
-        shape = {"in_channels": sense.latent_dim, "out_channels": sense.latent_dim, told: given.get(told, WIDTH)}
+        shape = {"in_channels": sense.latent_dim, "out_channels": sense.latent_dim, width: options.get(width, WIDTH)}
         shape["sample_size"] = rows if rows == columns else [rows, columns]
-        self.condition = nn.Linear(condition_size + sense.latent_dim, shape[told])
-        self.denoiser = kind(**({key: value for key, value in shape.items() if key in known} | given))
+        self.condition = nn.Linear(condition_size + sense.latent_dim, shape[width])
+        self.denoiser = kind(**({key: value for key, value in shape.items() if key in parameters} | options))
 
     @functools.cached_property
     def num_calls(self) -> int:
@@ -124,7 +121,7 @@ class LatentHead(nn.Module):
         they are before the head corrects them, `(B, P, D)`, see `SenseLatents.start`."""
         hidden = self.condition(torch.cat([condition.to(start.dtype), start], -1))
         timestep = time * NUM_TRAIN_TIMESTEPS
-        if self.takes_places:
+        if self.takes_tokens:
             return start + self.denoiser(noisy, timestep, hidden).sample
         grid = noisy.transpose(1, 2).unflatten(2, self.sense.token_grid)
         correction = self.denoiser(grid, timestep=timestep, encoder_hidden_states=hidden).sample
@@ -180,7 +177,7 @@ class LatentHead(nn.Module):
 # futures branch, a code that was drawn otherwise is another future, and latents must not pull it back: they start from
 # nothing.
 #
-# Shapes: N = rows, P = places of a sense, n = codes of a level, C = width of a condition.
+# Shapes: N = rows, P = state tokens of a sense, n = codes of a level, C = width of a condition.
 
 
 def reconstructs_latents(config: PanConfig) -> bool:
@@ -195,7 +192,7 @@ def hedged_senses(config: PanConfig) -> list[str]:
 
 
 def shift_size(config: PanConfig, name: str) -> int:
-    """How many numbers the shifts of a sense are at each place, all levels together; 0 where nothing is hedged."""
+    """Numbers in the shifts of a sense, a state token, all levels together; 0 where nothing is hedged."""
     sense = config.senses[name]
     return sum(sense.codes_per_token) * sense.code_dim if name in hedged_senses(config) else 0
 
@@ -232,14 +229,14 @@ class SenseLatents:
         shifts: list[Tensor] | None = None,
     ) -> Tensor:
         """What the head is told, `(N, P, 4 * hidden_size + shift_size)`: the hidden states of the sense's last pass,
-        what its places hold now, and the next state's codes, so that latents are predicted *given the levels*; where
+        what its tokens hold now, and the next state's codes, so that latents are predicted *given the levels*; where
         codes are hedged, also the `shifts` of each level `(N, n, code_dim)` from the vectors of these codes to the
         expected ones."""
         model, name, sense = self.model, self.name, self.sense
         last = [each for each in model.layout.passes if each.levels and each.levels[0] < sense.num_levels][-1]
-        places = model.layout.split_tokens(last, hidden[last.name], trunk)[name]
-        codes = model.state_embeddings[name].codes(following.codes[name], tables.places[name], tables.sizes[name])
-        parts = [places, codes]
+        tokens = model.layout.split_tokens(last, hidden[last.name], trunk)[name]
+        codes = model.state_embeddings[name].codes(following.codes[name], tables.embeddings[name], tables.sizes[name])
+        parts = [tokens, codes]
         if name in hedged_senses(model.config):
             assert shifts is not None
             parts += [group_by_token(shift, sense, level).flatten(2) for level, shift in enumerate(shifts)]
@@ -265,7 +262,8 @@ def draw_latents(
 ) -> dict[str, Tensor]:
     """Latents `(N, P, latent_dim)` that go with the codes of a state `(N,)`, of each sense that has a condition."""
     return {
-        name: SenseLatents(model, name).draw(told, state.codes[name], generator) for name, told in conditions.items()
+        name: SenseLatents(model, name).draw(condition, state.codes[name], generator)
+        for name, condition in conditions.items()
     }
 
 
@@ -283,14 +281,14 @@ def make_scheduler(settings: dict, num_steps: int, device: torch.device | str = 
     Raises:
         ValueError: it is none of `SCHEDULERS`.
     """
-    given = dict(settings)
-    name = given.pop("_class_name")
+    options = dict(settings)
+    name = options.pop("_class_name")
     if name not in SCHEDULERS:
         raise ValueError(
             f"`latent_head.scheduler` names {name!r}; expected a diffusers scheduler of flow matching, "
             f"{' or '.join(SCHEDULERS)}. Name one of these in the configuration; nothing has to be trained again."
         )
-    scheduler = getattr(diffusers, name)(**given)
+    scheduler = getattr(diffusers, name)(**options)
     if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
         # `set_timesteps(n)` would spend its last step at a noise level of almost nothing
         scheduler.set_timesteps(sigmas=[1 - step / num_steps for step in range(num_steps)], device=device)

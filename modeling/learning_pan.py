@@ -196,7 +196,7 @@ class CodeLearning:
             return self.model.description_length(*(held_out or seen))
 
     def persistence(self, observation: Mapping[str, Tensor], name: str, level: int) -> Tensor | None:
-        """For each code of a level the share of places where it is predicted to stay for one step, 0 where it is not
+        """For each code of a level the share of cells where it is predicted to stay for one step, 0 where it is not
         seen; `(capacity,)`, or None where actions cannot be drawn at random."""
         model, action = self.model, self.model.config.action
         if action is None or len(model.config.actions) > 1 or not action.is_coded:
@@ -303,15 +303,15 @@ def logged(growth: Growth) -> Growth:
 #
 # Nothing here takes a gradient. A new code's vector is where the encoder puts the new thing; since the decoder never
 # learned to paint from there, the code also keeps what the decoder's picture of it lacks (`Codebook.corrections`), the
-# mean over all places where it was seen.
+# mean over all cells where it was seen.
 #
 # Shapes: B = frames, n = codes of a level in a frame, D = `code_dim`, M = new codes.
 
 
 UNUSED = 0.01  # times a batch, on average, below which a code counts as unused
 MANY = 4096  # novel pieces that are compared with one another at most
-COMMON = 0.1  # share of all places from which a code is no thing but what things stand on
-PERSISTENT = 0.9  # share of places where a thing is still there a step later
+COMMON = 0.1  # share of all cells from which a code is a background, not a thing
+PERSISTENT = 0.9  # share of cells where a thing is still there a step later
 ALIKE = 0.1  # pieces closer than this share of the threshold (squared distances) become one code
 
 
@@ -366,7 +366,7 @@ def find_models(
     Args:
         frames `(B, C, height, width)`: what was observed, the new codes in it.
         level (`int`), codes: of the new codes, which are active already.
-        persistence (`(capacity,)`, *optional*): share of places where a code is predicted to be still there one step
+        persistence (`(capacity,)`, *optional*): share of cells where a code is predicted to be still there one step
             later, 0 where it was not seen.
     """
     book = codec.codebooks[level]
@@ -412,8 +412,8 @@ def find_corrections(codec: CodebookCodec, frames: Tensor, level: int, codes: ra
     """What the pictures of some codes of a level lack, `(len(codes), picture_dim)`: the mean of (frame - decoded) over
     where they are used in `frames`, zero where they are not."""
     used, _ = codec.encode(frames)
-    pieces, places = codec.lacking(frames, used, level).flatten(0, 1), used[level].flatten()
-    is_new = (places >= codes.start) & (places < codes.stop)
-    places = places[is_new] - codes.start
-    total = pieces.new_zeros(len(codes), pieces.shape[1]).index_add_(0, places, pieces[is_new])
-    return total / torch.bincount(places, minlength=len(codes)).clamp(min=1).unsqueeze(1)
+    pieces, index = codec.lacking(frames, used, level).flatten(0, 1), used[level].flatten() - codes.start
+    is_new = (index >= 0) & (index < len(codes))
+    pieces, index = pieces[is_new], index[is_new]
+    total = pieces.new_zeros(len(codes), pieces.shape[1]).index_add_(0, index, pieces)
+    return total / torch.bincount(index, minlength=len(codes)).clamp(min=1).unsqueeze(1)

@@ -76,7 +76,7 @@ class TokenMerging:
     def _codes_of(self, part: str, ids: Tensor, lengths: list[int]) -> list[Tensor]:
         """Codes `(B * S, length)` of each level that stands in sequences `(B, S, sum of lengths)` of a part."""
         if ids.shape[2] != sum(lengths):
-            expected = f"A sentence of {part!r} has {sum(lengths)} codes"
+            expected = f"A sequence of {part!r} has {sum(lengths)} codes"
             raise ValueError(f"{expected}, got {ids.shape[2]}; split merged tokens first.")
         codes_by_id = torch.full((self.model.config.vocab_size,), -1, device=ids.device)
         levels = []
@@ -86,7 +86,7 @@ class TokenMerging:
             levels.append(codes_by_id[level_ids])
             codes_by_id[rows] = -1
         if any(bool((codes < 0).any()) for codes in levels):
-            raise ValueError(f"No sentences of {part!r}: some ids are not codes of it, or stand in another's place.")
+            raise ValueError(f"Some ids are not codes of {part!r}, or stand where codes of another level belong.")
         return levels
 
     def _codec(self, part: str, chunk: int) -> Codec:
@@ -94,7 +94,7 @@ class TokenMerging:
         if part not in parts:
             raise ValueError(f"No part {part!r} is written in codes; expected one of {', '.join(parts)}.")
         if chunk < 1 or (chunk > 1 and not parts[part].joins_steps):
-            raise ValueError(f"Frames of {part!r} are sentences each; `chunk` must be 1 for them, got {chunk}.")
+            raise ValueError(f"Each frame of {part!r} is a sequence; `chunk` must be 1 for it, got {chunk}.")
         return part_codec(self.model, part)
 
     def merge(

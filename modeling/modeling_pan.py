@@ -335,7 +335,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         """Lets every step that is imagined or scored from now on run compiled: `simulate`, `log_prob`, planners.
 
         Graphs are made by the first steps: for one row, for several, and where there are convolutions for sixteen and
-        more. Within these none is made anew when there are other rows, places that are looked at, steps that are
+        more. Within these none is made anew when there are other rows, tokens that are looked at, steps that are
         remembered, weights or tokens. They are neither saved nor copied with the model.
 
         Args:
@@ -423,7 +423,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         `code_tables`, if they are at hand."""
         tables = tables or self.table.code_tables()
         parts = [
-            self.state_embeddings[name](codes, tables.places[name], tables.sizes[name], state.latents.get(name))
+            self.state_embeddings[name](codes, tables.embeddings[name], tables.sizes[name], state.latents.get(name))
             for name, codes in state.codes.items()
         ]
         parts += [self.table.word_rows(ids) for ids in state.text.values()]
@@ -439,21 +439,21 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         self, state: State, embedded_state: Tensor, action: Tensor, tables: CodeTables | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The trunk of one step, from a state `(N,)`, the same embedded, and actions that are rows of the vocabulary
-        by now, `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change at each place
+        by now, `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change of each token
         `(N, P)`. The action is told the gist of the state. Args: tables, from `code_tables`, if they are at hand."""
         tables = tables or self.table.code_tables()
         change, gist = {}, 0.0
-        for name, glance in self.glances.items():
+        for name, predictor in self.glances.items():
             start = self.layout.token_starts[name]
-            tokens = embedded_state[:, start : start + glance.sense.num_state_tokens]
-            change[name], part = glance(tokens, state.codes[name][0], tables.glances[name], action.mean(1))
+            tokens = embedded_state[:, start : start + predictor.sense.num_state_tokens]
+            change[name], part = predictor(tokens, state.codes[name][0], tables.change[name], action.mean(1))
             gist = gist + part.unsqueeze(1)
         return torch.cat([embedded_state, action + gist if change else action], 1), change
 
     def embed_queries(
         self, one_pass, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
     ) -> Tensor:
-        """Queries of a pass of levels, `(N, one_pass.length, hidden_size)`: what each place is, what it holds now, and
+        """Queries of a pass of levels, `(N, one_pass.length, hidden_size)`: what each token is, what it holds now, and
         the coarser codes already chosen for it (`chosen[name]`, `(N, n_l)` a level)."""
         parts, start, level = [], 0, one_pass.levels[0]
         for name, sense in self.config.coded_senses.items():
@@ -464,7 +464,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
             query = now + self.queries[name][level]
             coarser = chosen.get(name, [])[:level]
             if coarser:
-                query = query + self.state_embeddings[name].codes(coarser, tables.places[name], tables.sizes[name])
+                query = query + self.state_embeddings[name].codes(coarser, tables.embeddings[name], tables.sizes[name])
             parts.append(query)
         return torch.cat(parts, 1)
 

@@ -1,8 +1,8 @@
 """Adapters of a world model that may have grown: what PEFT saves, and beside it rows that were born and the ledger.
 
     adapter_config.json, adapter_model.safetensors    PEFT's own
-    grown.safetensors                                 rows of both tables, codebook rows, of every token born since;
-                                                      and a few numbers by which the base is known again
+    grown.safetensors                                 rows of both tables and of codebooks, of every token born since;
+                                                      and a fingerprint of the base's weights
     vocabulary.json                                   the ledger; the base's must be its ancestor
 
 PEFT saves what it wraps, and the vocabulary is not wrapped: growth changes no shape, so the tables stay the base's,
@@ -47,7 +47,7 @@ __all__ = ["base_of", "ia3_config", "load_adapter", "lora_config", "save_adapter
 
 CONFIG, WEIGHTS, GROWN = "adapter_config.json", "adapter_model.safetensors", "grown.safetensors"
 _BOOK = ("vectors", "sums", "usage", "corrections", "refinements")
-_MARKED = 256  # numbers kept of a tensor by which a base is known again
+_MARKED = 256  # numbers of a tensor in the fingerprint of a base
 _CLOSE = 2**-6  # of their size: a base may be loaded in half precision
 _MANY = 4  # names shown of a long list
 
@@ -67,11 +67,7 @@ def train_grown_rows(model: PanModel) -> list:
         kept[ids] = gradient[ids]
         return kept
 
-    handles = []
-    for table in model.table.weights():
-        table.requires_grad_(True)
-        handles.append(table.register_hook(only_grown))
-    return handles
+    return [table.requires_grad_(True).register_hook(only_grown) for table in model.table.weights()]
 
 
 # saving
@@ -92,26 +88,21 @@ def save_adapter(
         ValueError: no processor attached, no such adapter or several active ones, or a folder that holds other things.
     """
     model, folder = adapted.get_base_model(), Path(folder)
-    ledger, name = model.ledger(), _name_of(adapted, adapter_name)
+    ledger, names = model.ledger(), [adapter_name] if adapter_name is not None else list(adapted.active_adapters)
+    if len(names) != 1 or names[0] not in adapted.peft_config:
+        raise ValueError(f"Name one adapter to save; got {names}, the model has {list(adapted.peft_config)}.")
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds other things than an adapter; name a new folder for it.")
     with whole_folder(folder) as temporary:
-        adapted.save_pretrained(temporary, selected_adapters=[name], save_embedding_layers=False)
-        if name != "default":  # which PEFT puts into a folder of its own
-            for path in (temporary / name).iterdir():
+        adapted.save_pretrained(temporary, selected_adapters=names, save_embedding_layers=False)
+        if names != ["default"]:  # PEFT puts any other into a folder of its own
+            for path in (temporary / names[0]).iterdir():
                 path.rename(temporary / path.name)
-            (temporary / name).rmdir()
+            (temporary / names[0]).rmdir()
         _save_grown(model, temporary / GROWN)
         ledger.save(temporary)
         for file, text in (files or {}).items():
             (temporary / file).write_text(text)
-
-
-def _name_of(adapted: PeftModel, given: str | None) -> str:
-    names = [given] if given is not None else list(adapted.active_adapters)
-    if len(names) == 1 and names[0] in adapted.peft_config:
-        return names[0]
-    raise ValueError(f"Name one adapter to save; got {names}, the model has {list(adapted.peft_config)}.")
 
 
 def _save_grown(model: PanModel, path: Path) -> None:
@@ -121,14 +112,14 @@ def _save_grown(model: PanModel, path: Path) -> None:
         codes = torch.tensor([code for name, code in map(ledger.segment_of, ids) if name == segment], dtype=torch.long)
         for name, buffer in _book_of(model, segment).items() if len(codes) else ():
             tensors[f"{segment}.{name}"] = buffer[codes].contiguous()
-    tensors |= {f"base.{name}": numbers for name, numbers in _marks(model).items()}
+    tensors |= {f"base.{name}": numbers for name, numbers in _fingerprint(model).items()}
     about = {"ids": json.dumps(ids), "base_events": str(model.base_events), "base_digest": model.base_digest}
     save_file(tensors, path, metadata=about)  # type: ignore[arg-type]  # attached, or there is no ledger
 
 
-def _marks(model: PanModel) -> dict[str, torch.Tensor]:
-    """A few numbers of a base that no adapter and no growth changes: two bases of one shape differ in them."""
-    marked = {name: query for name, query in model.queries.items()} if model.is_world_model else {}
+def _fingerprint(model: PanModel) -> dict[str, torch.Tensor]:
+    """Weights of a base that no adapter and no growth changes, and in which two bases of one shape differ."""
+    marked = dict(model.queries.items()) if model.is_world_model else {}
     for name, table in {"in": model.get_input_embeddings(), "out": model.get_output_embeddings()}.items():
         marked[f"words_{name}"] = getattr(table, "original_module", table).weight[:_MARKED]  # type: ignore[index]  # a matrix
     return {name: tensor.detach().flatten()[:_MARKED].float().cpu().clone() for name, tensor in marked.items()}
@@ -144,7 +135,7 @@ class _Saved:
     folder: Path
     config: PeftConfig
     shapes: dict[str, tuple[int, ...]]  # of PEFT's tensors
-    tensors: dict[str, torch.Tensor]  # of the rows that were born, and marks of the base
+    tensors: dict[str, torch.Tensor]  # of the rows that were born, and the fingerprint of the base
     ids: list[int]
     about: dict[str, str]
     ledger: Vocabulary
@@ -280,14 +271,14 @@ def _new_events(model: PanModel, saved: _Saved) -> tuple[dict, ...]:
 
 
 def _check_rows(model: PanModel, saved: _Saved) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items() if name.startswith("table.")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items() if name.startswith("table.")}
     expected = {f"table.{n}": (len(saved.ids), table.shape[1]) for n, table in enumerate(model.table.weights())}
-    if found != expected:
-        raise ValueError(f"{saved.folder / GROWN} has rows {found}, this base needs {expected}: of another model.")
+    if shapes != expected:
+        raise ValueError(f"{saved.folder / GROWN} has rows {shapes}, this base needs {expected}: of another model.")
 
 
 def _check_base(model: PanModel, saved: _Saved) -> None:
-    for name, mine in _marks(model).items():
+    for name, mine in _fingerprint(model).items():
         theirs = saved.tensors.get(f"base.{name}")
         if theirs is None or theirs.shape != mine.shape or not torch.allclose(mine, theirs, rtol=_CLOSE, atol=1e-6):
             made_on = saved.config.base_model_name_or_path or "another model"
@@ -311,9 +302,9 @@ def _check_layers(model: PanModel, saved: _Saved) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     differing = sorted(name for name in {*expected, *saved.shapes} if expected.get(name) != saved.shapes.get(name))
     if differing:
-        told = [f"{name} is {saved.shapes.get(name)}, here {expected.get(name)}" for name in differing[:_MANY]]
+        shown = [f"{name} is {saved.shapes.get(name)}, here {expected.get(name)}" for name in differing[:_MANY]]
         raise ValueError(
-            f"The adapter at {saved.folder} was made for other layers or another backbone: {'; '.join(told)}"
+            f"The adapter at {saved.folder} was made for other layers or another backbone: {'; '.join(shown)}"
             f"{f'; and {len(differing) - _MANY} more' if len(differing) > _MANY else ''}."
         )
 
@@ -359,21 +350,19 @@ def _book_of(model: PanModel, segment: str) -> dict[str, torch.Tensor]:
 
 
 def _replay(model: PanModel, event: dict) -> None:
-    """Lets what happened to the adapter's vocabulary happen to the base's; rows are written afterwards."""
-    ledger = model.ledger()
+    """Lets an event of the adapter's vocabulary happen to the base's; rows are written afterwards."""
+    ledger, segment = model.ledger(), event.get("segment", "")
+    part, _, level = segment.rpartition(".")
     if event["event"] == "retirement":
         codes = [ledger.segment_of(item) for item in event["ids"]]
         into = ledger.segment_of(event["into"])[1] if "into" in event else None
         model.retire(codes[0][0], [code for _, code in codes], event["reason"], into, event["step"])
-    elif event["segment"] == TEXT:
-        model.grow(TEXT, names=event["names"])
-    elif event["segment"] == "action.0":
-        model.grow("action.0", names=event["names"], step=event["step"])
+    elif segment == TEXT or part in model.config.action_parts and level != MERGES:
+        model.grow(segment, names=event["names"], step=event["step"])
     elif event["reason"] == "merge":
         pairs = [(*parents, item) for parents, item in zip(event["parents"], ledger.ids_of(event), strict=True)]
-        TokenMerging(model).add(event["segment"].rpartition(".")[0], pairs, event["step"])
+        TokenMerging(model).add(part, pairs, event["step"])
     else:
-        part, _, level = event["segment"].rpartition(".")
         vectors = torch.zeros(event["count"], model.config.senses[part].code_dim)
         VocabularyGrowth(model).grow_codes(
             part, int(level), vectors, event.get("names"), event["reason"], event["step"]
@@ -410,11 +399,12 @@ def targets(model: PanModel, head: str | None = "full", latents: bool = False, *
     if head not in HEADS:
         raise ValueError(f"`head` must be one of {HEADS}, got {head!r}.")
     parts = [*(_HEAD if head else ()), *(["latent_heads"] if latents else [])]
-    patterns = [_backbone_pattern(model)]
+    parts = [part for part in parts if hasattr(model, part)]  # a model without senses has none
+    patterns, saved = [_backbone_pattern(model)], []
     if head == "lora":
-        patterns += [re.escape(name) for part in parts if hasattr(model, part) for name in _layers(model, part)]
-        parts = []
-    saved = [name for part in parts if hasattr(model, part) for name in _modules(model, part, by_layer)]
+        patterns += [re.escape(path) for part in parts for path, _ in _linear(getattr(model, part), f"{part}.")]
+    else:
+        saved = [name for part in parts for name in _modules(model, part, by_layer)]
     return {"target_modules": "|".join(patterns), "modules_to_save": saved or None}
 
 
@@ -458,7 +448,9 @@ def check_family(config: PanConfig, kind: str) -> None:
 
 
 def _backbone_pattern(model: PanModel) -> str:
-    names = sorted(set(_backbone_layers(model)))
+    table = model.get_output_embeddings()  # linear, but of words
+    paths = [path for path, layer in _linear(model.language_model) if layer is not table]
+    names = sorted({path.rpartition(".")[2] for path in paths})
     if not names:
         raise ValueError(f"The backbone {type(model.language_model).__name__} has no linear layers to adapt.")
     return _in_language_model(names)
@@ -466,18 +458,6 @@ def _backbone_pattern(model: PanModel) -> str:
 
 def _in_language_model(names) -> str:
     return rf"language_model\.(?:.+\.)?(?:{'|'.join(map(re.escape, names))})"
-
-
-def _backbone_layers(model: PanModel) -> Iterator[str]:
-    """Last names of the linear layers of the language model, one for each layer, without its output table."""
-    table = model.get_output_embeddings()
-    for path, layer in _linear(model.language_model):
-        if layer is not table:
-            yield path.rpartition(".")[2]
-
-
-def _layers(model: PanModel, part: str) -> list[str]:
-    return [f"{part}.{path}" for path, _ in _linear(getattr(model, part))]
 
 
 def _linear(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -491,13 +471,13 @@ def _linear(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 def _modules(model: PanModel, part: str, by_layer: bool) -> Iterator[str]:
     """What PEFT is to save whole of a part: containers it cannot."""
-    found = [(part, getattr(model, part))]
-    while found:
-        name, module = found.pop(0)
+    queue = [(part, getattr(model, part))]
+    while queue:
+        name, module = queue.pop(0)
         if hasattr(module, "weight") or not (by_layer or isinstance(module, (nn.ModuleDict, nn.ModuleList))):
             yield name
         else:
-            found += [(f"{name}.{key}", child) for key, child in module.named_children()]
+            queue += [(f"{name}.{key}", child) for key, child in module.named_children()]
 
 
 def _has_conv1d(model: PanModel) -> bool:

@@ -46,9 +46,9 @@ def _copy(folder: Path, classes: Iterable[type], package: str, entry: str) -> No
         ValueError: a class has no file, or its file needs something that cannot travel.
     """
     by_file: dict[str, list[str]] = {}
-    for found in classes:
-        if not found.__module__.startswith(f"pan_hf.{package}."):
-            by_file.setdefault(_file_of(found), []).append(found.__name__)
+    for kind in classes:
+        if not kind.__module__.startswith(f"pan_hf.{package}."):
+            by_file.setdefault(_file_of(kind), []).append(kind.__name__)
     lines = []
     for file, names in by_file.items():
         text = travelling(file, package, names)
@@ -61,11 +61,11 @@ def _copy(folder: Path, classes: Iterable[type], package: str, entry: str) -> No
             code.write("\n# the kinds of this checkpoint that pan_hf does not have\n" + "".join(lines))
 
 
-def _file_of(found: type) -> str:
-    file = None if found.__module__ == "__main__" else inspect.getsourcefile(found)
+def _file_of(kind: type) -> str:
+    file = None if kind.__module__ == "__main__" else inspect.getsourcefile(kind)
     if file is None:
         raise ValueError(
-            f"{found.__name__} is defined in {found.__module__}, which no checkpoint can carry; put it into a file of "
+            f"{kind.__name__} is defined in {kind.__module__}, which no checkpoint can carry; put it into a file of "
             "its own and import it."
         )
     return file
@@ -93,7 +93,7 @@ def travelling(file: str, package: str, names: list[str]) -> str:
         if name not in defined:
             raise ValueError(f"{file}: {name} {gone.get(name, 'is not defined at the top of the file')}.")
     for node in tree.body:
-        is_import = isinstance(node, ast.Import | ast.ImportFrom) and _module_of(node) != "__future__"
+        is_import = isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__"
         if node not in kept or (is_import and not used & set(_defined(node))):
             _replace(lines, node, None)
         elif (relative := _relative(node, package)) is not None:
@@ -114,10 +114,6 @@ def _is_left_out(node: ast.stmt, package: str, gone: dict[str, str]) -> bool:
     reason = None if _relative(node, package) else _reason(node, gone)
     gone |= dict.fromkeys(_defined(node), reason) if reason is not None else {}
     return reason is not None
-
-
-def _module_of(node: ast.Import | ast.ImportFrom) -> str | None:
-    return node.module if isinstance(node, ast.ImportFrom) else None
 
 
 def _relative(node: ast.stmt, package: str) -> str | None:

@@ -60,10 +60,10 @@ def hub_id(path: str | Path, kind: str = "model") -> HfUri | None:
         if not _PLAIN_ID.fullmatch(text) or Path(path).exists() or Path(text.partition("/")[0]).exists():
             return None
         text = f"hf://{prefix}{text}"
-    found = parse_hf_uri(text)
-    if found.type != kind or found.path_in_repo:
+    uri = parse_hf_uri(text)
+    if uri.type != kind or uri.path_in_repo:
         raise ValueError(f"{path!r} is not the address of a {kind}; expected hf://{prefix}user/name@revision.")
-    return found
+    return uri
 
 
 def on_disk(
@@ -81,22 +81,17 @@ def on_disk(
         ValueError: a revision of a folder, or two that differ.
         HubError: the Hub did not give it; files that were there before are as they were.
     """
-    found = hub_id(path, kind)
-    if found is None:
+    uri = hub_id(path, kind)
+    if uri is None:
         if revision is not None:
             raise ValueError(f"{path} is a folder, which has no revision {revision!r}; leave `revision` out.")
         return Path(path)
-    if revision is not None and found.revision not in (None, revision):
-        raise ValueError(f"{path} names the revision {found.revision!r}, and `revision` is {revision!r}; give one.")
-    at = revision or found.revision
-    ask = f"download the {kind} {found.id}" + (f" at {at}" if at else "")
+    if revision is not None and uri.revision not in (None, revision):
+        raise ValueError(f"{path} names the revision {uri.revision!r}, and `revision` is {revision!r}; give one.")
+    at, patterns = revision or uri.revision, None if only is None else list(only)
+    task = f"download the {kind} {uri.id}" + (f" at {at}" if at else "")
     return Path(
-        patiently(
-            ask,
-            lambda: snapshot_download(
-                found.id, repo_type=kind, revision=at, allow_patterns=None if only is None else list(only)
-            ),
-        )
+        patiently(task, lambda: snapshot_download(uri.id, repo_type=kind, revision=at, allow_patterns=patterns))
     )
 
 

@@ -64,7 +64,7 @@ def test_calls_of_the_denoiser_are_counted_as_they_are_made(name, steps, calls, 
     assert len(made) == head.num_calls == calls
 
 
-@pytest.mark.parametrize("denoiser", [{"_class_name": "PlaceDenoiser"}, UNET, SANA], ids=lambda d: d["_class_name"])
+@pytest.mark.parametrize("denoiser", [{"_class_name": "TokenDenoiser"}, UNET, SANA], ids=lambda d: d["_class_name"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_denoiser_and_scheduler_are_named_in_the_configuration(denoiser, scheduler):
     head = {"denoiser": denoiser, "scheduler": {"_class_name": scheduler}, "num_inference_steps": 3}

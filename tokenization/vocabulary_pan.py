@@ -101,7 +101,7 @@ class Vocabulary:
 
     def offset(self, segment: str) -> int:
         """First row of `segment` ("text" included). Raises ValueError for an unknown name, as all methods do."""
-        return self._place(segment)[0]
+        return self._run_of(segment)[0]
 
     def capacity(self, segment: str) -> int:
         """Rows reserved for `segment`, extensions included."""
@@ -109,11 +109,11 @@ class Vocabulary:
 
     def runs(self, segment: str) -> list[tuple[int, int]]:
         """The (offset, capacity) of each run of rows that `segment` has: its own, and its extensions behind it."""
-        return [self._place(segment), *self._extensions.get(segment, [])]
+        return [self._run_of(segment), *self._extensions.get(segment, [])]
 
     def born(self, segment: str) -> int:
         """Tokens of `segment` that were ever born, retired ones included; the next one is code `born(segment)`."""
-        self._place(segment)
+        self._run_of(segment)
         return self._born[segment]
 
     def live(self, segment: str) -> int:
@@ -398,7 +398,7 @@ class Vocabulary:
                 )
             expected += capacity
 
-    def _place(self, segment: str) -> tuple[int, int]:
+    def _run_of(self, segment: str) -> tuple[int, int]:
         if segment == TEXT:
             return 0, self.text_capacity
         if segment not in self.segments:
