@@ -296,8 +296,8 @@ def test_a_text_action_must_be_a_text_of_the_space():
 
 
 def test_an_unsupported_action_space_is_named():
-    with pytest.raises(ValueError, match="Dict.*not supported"):
-        sensed(action_space=spaces.Dict({"a": spaces.Discrete(2)}))
+    with pytest.raises(ValueError, match="Graph.*not supported"):
+        sensed(action_space=spaces.Dict({"a": spaces.Graph(spaces.Discrete(2), None)}))
 
 
 # starts and policies

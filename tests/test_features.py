@@ -7,7 +7,6 @@ import pytest
 from datasets import Sequence, Value
 
 from pan_hf.build import build
-from pan_hf.data.episodes import read_info, write_info
 from pan_hf.data.importing import columns
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
@@ -151,13 +150,6 @@ def test_a_reserved_name_is_refused(tmp_path):
 
 
 LEFT_RIGHT = ["action.left", "action.right"]
-
-
-def test_a_recording_with_several_actions_is_of_a_newer_version(tmp_path):
-    info = {"format": "pan-trajectories", "version": 1, "features": {"action.left": {"kind": "discrete", "n": 2}}}
-    write_info(tmp_path, info)
-    with pytest.raises(ValueError, match=r"the columns \['action.left'\] are of a newer pan_hf"):
-        read_info(tmp_path)
 
 
 class Speaker(gymnasium.Env):

@@ -194,11 +194,11 @@ class PanProcessor(ProcessorMixin):
         rows = {}
         for name, values in columns.items():
             if name == ACTION:
-                array = self._read_action(values)[0]  # type: ignore[index]  # an array: recordings have one action
-            else:
-                reader = self._reader(name)
-                array = reader.read(values) if reader.is_constant else reader.read(values)[0]
-            rows[name] = torch.from_numpy(array)
+                rows |= _convert({name: self._read_action(values)}, lambda array: torch.from_numpy(array[0]))
+                continue
+            reader = self._reader(name)
+            array = reader.read(values)
+            rows[name] = torch.from_numpy(array if reader.is_constant else array[0])
         return rows
 
     def _read_observation(self, observation, partial: bool) -> dict[str, np.ndarray]:

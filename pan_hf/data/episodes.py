@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pan_hf.features import feature_of, is_reserved
+from pan_hf.features import ACTION, action_column, action_parts, feature_of
 from pan_hf.files import write_file
 from pan_hf.hub import address, on_disk
 
@@ -19,6 +22,7 @@ FORMAT = "pan-trajectories"
 VERSION = 1
 SPLITS = ("train", "test")
 UNKNOWN_SEED = -1
+_CHECKSUM = b"pan.checksum"  # of a file's metadata: what its checksums are of
 
 
 @dataclass
@@ -30,11 +34,15 @@ class Episode:
         index: number of the episode in its recording.
         seed: what the environment was reset with, or `UNKNOWN_SEED`.
         task: the text that holds for the whole episode, or "".
-        observations: by sense, a list of uint8 `(H, W, 3)` images, float32 `(D,)` vectors or strings.
-        actions: ints, float32 `(D,)` vectors or strings.
-        rewards: reward after each action.
+        observations: by sense, a list of uint8 `(H, W, 3)` images, float32 `(D,)` vectors or strings; None where an
+            optional sense is absent.
+        actions: ints, float32 `(D,)` vectors or strings; dicts of these where an action has several parts.
+        rewards: reward after each action, of all actors together.
         is_done: whether the last action ended the episode in the world.
         is_truncated: whether the episode was cut short by a limit.
+        action_masks: by part of the action, bool `(n,)` at each observation: the choices that are allowed there.
+        actor_rewards: by actor, the reward after each action.
+        actor_dones: by actor, whether its part of the episode has ended in the world.
     """
 
     environment: str
@@ -46,16 +54,39 @@ class Episode:
     rewards: list[float] = field(default_factory=list)
     is_done: bool = False
     is_truncated: bool = False
+    action_masks: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    actor_rewards: dict[str, list[float]] = field(default_factory=dict)
+    actor_dones: dict[str, list[bool]] = field(default_factory=dict)
+
+    def column(self, name: str) -> list:
+        """The recorded values of `observation.<sense>`, `action` or `action.<part>`."""
+        if name.startswith("observation."):
+            return self.observations[name.removeprefix("observation.")]
+        part = name.removeprefix(f"{ACTION}.")
+        return self.actions if part == ACTION else [action[part] for action in self.actions]
 
 
-def episode_schema(features: dict[str, dict]) -> pa.Schema:
-    """The columns of an episode's file, with the metadata by which `datasets` knows images as images."""
+def mask_columns(features: dict[str, dict]) -> dict[str, str]:
+    """By column of masks, the column of the action that they are of. Args: features, as in `meta/info.json`."""
+    columns = (action_column(part) for part, action in action_parts(features).items() if action.is_masked)
+    return {name.replace(ACTION, "action_mask", 1): name for name in columns}
+
+
+def episode_schema(features: dict[str, dict], actors: Sequence[str] = ()) -> pa.Schema:
+    """The columns of an episode's file, with the metadata by which `datasets` knows images as images.
+
+    Args:
+        features: as in `meta/info.json`.
+        actors: those who have a reward and an end of their own.
+    """
     import datasets
 
     columns = {name: feature_of(described).column_type() for name, described in features.items()}
+    for name, action in mask_columns(features).items():
+        columns[name] = datasets.Sequence(datasets.Value("bool"), length=features[action]["n"])
     for names, kind in (
-        (("next.reward", "timestamp"), "float32"),
-        (("next.done", "next.truncated", "action_is_pad"), "bool"),
+        (("next.reward", "timestamp", *(f"next.reward.{actor}" for actor in actors)), "float32"),
+        (("next.done", *(f"next.done.{actor}" for actor in actors), "next.truncated", "action_is_pad"), "bool"),
         (("episode_index", "frame_index", "seed"), "int64"),
         (("task", "environment"), "string"),
     ):
@@ -67,14 +98,19 @@ def episode_table(episode: Episode, features: dict[str, dict], schema: pa.Schema
     """An episode as `(T + 1)` rows of `schema`."""
     num_rows = len(episode.actions) + 1
     last = [False] * (num_rows - 2)
-    kinds = {name: feature_of(described) for name, described in features.items()}
-    columns: dict[str, Any] = {
-        f"observation.{sense}": [kinds[f"observation.{sense}"].stored(value) for value in values]
-        for sense, values in episode.observations.items()
-    }
-    action = kinds["action"]
+    columns: dict[str, Any] = {}
+    for name, feature in ((name, feature_of(described)) for name, described in features.items()):
+        # after the last observation nothing is done
+        values = episode.column(name) + ([] if name.startswith("observation.") else [feature.blank()])
+        columns[name] = [None if value is None else feature.stored(value) for value in values]
+    for name, action in mask_columns(features).items():
+        masks = episode.action_masks.get(action.removeprefix(f"{ACTION}."))
+        # one environment of several may allow everything
+        columns[name] = masks or [np.ones(features[action]["n"], bool)] * num_rows
+    for actor, rewards in episode.actor_rewards.items():
+        columns |= {f"next.reward.{actor}": [*rewards, 0.0]}
+        columns |= {f"next.done.{actor}": [*episode.actor_dones[actor], False]}
     columns |= {
-        "action": [*(action.stored(value) for value in episode.actions), action.stored(action.blank())],
         "next.reward": [*episode.rewards, 0.0],
         "next.done": [*last, episode.is_done, False],
         "next.truncated": [*last, episode.is_truncated, False],
@@ -86,27 +122,45 @@ def episode_table(episode: Episode, features: dict[str, dict], schema: pa.Schema
         "environment": [episode.environment] * num_rows,
         "seed": [episode.seed] * num_rows,
     }
-    metadata = {**schema.metadata, b"pan": json.dumps(extremes(episode, features)).encode()}
+    metadata = {**schema.metadata, b"pan": json.dumps(extremes(episode, features)).encode(), _CHECKSUM: b"page"}
     table = pa.table({column.name: pa.array(columns[column.name], column.type) for column in schema})
     return table.replace_schema_metadata(metadata)
 
 
 def extremes(episode: Episode, features: dict[str, dict]) -> dict[str, list]:
     """What is known of each column without its rows, by name: of vectors the smallest and largest of each number."""
-    summaries = {
-        name: feature_of(described).summary(
-            episode.actions if name == "action" else episode.observations[name.removeprefix("observation.")]
-        )
-        for name, described in features.items()
-    }
+    columns = {name: [value for value in episode.column(name) if value is not None] for name in features}
+    summaries = {name: feature_of(features[name]).summary(values) for name, values in columns.items() if values}
     return {name: summary for name, summary in summaries.items() if summary is not None}
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a table to a parquet file that appears whole or not at all."""
+    """Writes a table to a parquet file that appears whole or not at all. Each page has a checksum: a flipped bit would
+    else be read as other data."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_statistics=False)
+    pq.write_table(table, sink, write_statistics=False, write_page_checksum=True)
     write_file(path, sink.getvalue())
+
+
+def open_table(path: Path) -> pq.ParquetFile:
+    """A parquet file whose pages are verified as they are read. Files of before have no checksums; that is said once.
+
+    Raises:
+        OSError, pyarrow.ArrowException: the file is damaged, here or when it is read.
+    """
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    if _CHECKSUM not in (file.metadata.metadata or {}):
+        _warn_of_no_checksums(path.parents[2])
+    return file
+
+
+@cache
+def _warn_of_no_checksums(root: Path) -> None:
+    warnings.warn(
+        f"{root} was written before episodes had checksums: a flipped bit in it would not be noticed. "
+        "Record or import it again to have them",
+        stacklevel=4,
+    )
 
 
 def write_info(root: Path, info: dict) -> None:
@@ -130,19 +184,17 @@ def read_info(root: str | Path) -> dict:
         info = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or record again into another folder") from error
-    found = (info.get("format"), info.get("version")) if isinstance(info, dict) else type(info).__name__
-    if found != (FORMAT, VERSION):
-        raise ValueError(f"{path}: expected format {FORMAT!r} version {VERSION}, got {found}")
-    if reserved := [name for name in info.get("features", ()) if is_reserved(name)]:
-        raise ValueError(f"{path}: the columns {reserved} are of a newer pan_hf; install it to read this recording")
+    version = (info.get("format"), info.get("version")) if isinstance(info, dict) else type(info).__name__
+    if version != (FORMAT, VERSION):
+        raise ValueError(f"{path}: expected format {FORMAT!r} version {VERSION}, got {version}")
     return info
 
 
 def recording_folder(data: str | Path) -> Path:
     """The folder of a recording: `data` itself, or `data/` in it; what a Hub holds under that id, downloaded."""
-    found = on_disk(data, "dataset")
-    inside = found / "data"
-    return inside if (inside / "meta" / "info.json").is_file() else found
+    folder = on_disk(data, "dataset")
+    inside = folder / "data"
+    return inside if (inside / "meta" / "info.json").is_file() else folder
 
 
 def episode_path(root: Path, split: str, index: int) -> Path:
@@ -165,5 +217,5 @@ def read_summary(path: Path) -> tuple[int, dict[str, list[list[float]]]]:
     try:
         metadata = pq.read_metadata(path)
         return metadata.num_rows, json.loads(metadata.metadata[b"pan"])
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error

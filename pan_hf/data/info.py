@@ -54,10 +54,9 @@ def is_test_episode(number: int, test_fraction: float) -> bool:
 
 def joined(features: dict[str, dict], extremes: Sequence[Extremes]) -> Extremes:
     """The extremes of several episodes together. Args: features, as in `meta/info.json`."""
-    return {
-        name: feature_of(features[name]).joined([one[name] for one in extremes])
-        for name in (extremes[0] if extremes else ())
-    }
+    # an optional sense may be absent from a whole episode
+    names = dict.fromkeys(name for one in extremes for name in one)
+    return {name: feature_of(features[name]).joined([one[name] for one in extremes if name in one]) for name in names}
 
 
 def bounded(features: dict[str, dict], extremes: Sequence[Extremes]) -> dict[str, dict]:

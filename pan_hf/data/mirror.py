@@ -32,7 +32,7 @@ from pan_hf.data.episodes import (
 )
 from pan_hf.data.info import write_counted, write_whole
 from pan_hf.data.trajectories import read_episode
-from pan_hf.features import Feature, feature_of
+from pan_hf.features import ACTION, Feature, action_column, feature_of
 from pan_hf.features.vector import FLIPS, Pair
 
 
@@ -43,7 +43,7 @@ class Mirror:
     Args:
         flips (`tuple[str, ...]`): of `FLIPS`, in this order: left and right change places, up and down, rows and
             columns.
-        features: by sense, and of `action`.
+        features: by sense, and of `action` or every `action.<part>`.
         rules: by name, what `Feature.mirrored` needs beside them: the pairs of numbers of a vector that are mirrored,
             what becomes of each discrete action.
     """
@@ -54,12 +54,28 @@ class Mirror:
 
     def episode(self, episode: Episode, index: int) -> Episode:
         """The mirror image of an episode, under a number of its own and without a seed: no reset leads to it."""
-        observations = {name: self._values(name, values) for name, values in episode.observations.items()}
-        actions = self._values("action", episode.actions)
-        return replace(episode, index=index, seed=UNKNOWN_SEED, observations=observations, actions=actions)
+        columns = [name for name in self.features if name not in episode.observations]
+        parts = {name.removeprefix(f"{ACTION}."): self._values(name, episode.column(name)) for name in columns}
+        steps = [dict(zip(parts, step, strict=True)) for step in zip(*parts.values(), strict=True)]
+        return replace(
+            episode,
+            index=index,
+            seed=UNKNOWN_SEED,
+            observations={name: self._values(name, values) for name, values in episode.observations.items()},
+            actions=parts.get(ACTION, steps),
+            action_masks={part: self._masks(part, rows) for part, rows in episode.action_masks.items()},
+        )
 
     def _values(self, name: str, values: list) -> list:
-        return self.features[name].mirrored(values, self.flips, self.rules.get(name))
+        """Mirrored values; what is absent stays absent."""
+        present = [value for value in values if value is not None]
+        mirrored = iter(self.features[name].mirrored(present, self.flips, self.rules.get(name)))
+        return [None if value is None else next(mirrored) for value in values]
+
+    def _masks(self, part: str, rows: list[np.ndarray]) -> list[np.ndarray]:
+        """What is allowed of a choice, as what is allowed of its mirror image."""
+        becomes = self.rules.get(action_column(part))
+        return rows if becomes is None else [row[np.argsort(becomes)] for row in rows]
 
 
 def mirror(
@@ -88,7 +104,8 @@ def mirror(
         directions: the same of two numbers that are a motion.
         same: vector senses, or `"action"`, of which no mirror changes anything, as a temperature. There is no way to
             mirror an angle.
-        swaps: `"horizontal:left=right"` for discrete actions that change places, by name or number.
+        swaps: `"horizontal:left=right"` for discrete actions that change places, by name or number. Where several
+            parts of an action are discrete, the part comes first: `"action.legs:horizontal:left=right"`.
         copies: images of each episode, drawn without repetition from all there are.
         seed: of these draws.
         progress: show it, on stderr.
@@ -118,10 +135,11 @@ def mirror(
 def _write(root: Path, output: Path, info: dict, mirrors: list[Mirror], progress: bool) -> None:
     files = {split: episode_files(root, split) for split in SPLITS}
     beyond = 1 + max(index for each in files.values() for index in each)
-    schema, settings = episode_schema(info["features"]), info["source"]
+    actors = info.get("actors", ())
+    schema, settings = episode_schema(info["features"], actors), info["source"]
     for split, paths in files.items():
         for index, path in track(paths.items(), f"mirroring for {split}", "episodes", progress):
-            episodes = [read_episode(path, index, info["features"])]
+            episodes = [read_episode(path, index, info["features"], actors)]
             if split == "train":
                 order = np.random.default_rng([settings["seed"], index]).permutation(len(mirrors))
                 drawn = [mirrors[one] for one in order[: settings["copies"]]]
@@ -149,51 +167,53 @@ def _mirrors(features: dict[str, dict], settings: dict) -> list[Mirror]:
     for name, feature in named.items():
         feature.check_mirror(name, flips)
     pairs = _pairs(named, settings, flips)
-    swaps = _swaps(named["action"], settings["swaps"], flips)
-    _check_all_named(named, set(pairs), settings)
+    swaps = _swaps(named, settings["swaps"], flips)
+    _check_all_named(named, {*pairs, *swaps}, settings)
     chosen = [part for size in range(1, len(flips) + 1) for part in itertools.combinations(flips, size)]
     if not 1 <= settings["copies"] <= len(chosen):
         raise ValueError(f"copies: {flips} make 1 to {len(chosen)} images, got {settings['copies']}")
-    count = named["action"].description.get("n", 0)
-    return [Mirror(part, named, pairs | _becomes(count, part, swaps)) for part in chosen]
+    return [
+        Mirror(part, named, pairs | {name: _becomes(named[name], part, each) for name, each in swaps.items()})
+        for part in chosen
+    ]
 
 
 def _pairs(named: dict[str, Feature], settings: dict, flips: list[str]) -> dict[str, list[Pair]]:
-    found: dict[str, list[Pair]] = {}
+    pairs: dict[str, list[Pair]] = {}
     vectors = sorted(name for name, feature in named.items() if feature.is_numeric)
     for what in ("positions", "directions"):
-        for told in settings[what]:
-            name, _, numbers = told.partition("=")
+        for text in settings[what]:
+            name, _, numbers = text.partition("=")
             if name not in vectors:
                 raise ValueError(f"{what}: {name!r} is no vector of this recording, which has {vectors}")
             described = named[name].description
             dim = described["dim"]
             axes = [int(one) if one.isdigit() else dim for one in (numbers or "0,1").split(",")]
             if len(set(axes)) != 2 or max(axes) >= dim:
-                raise ValueError(f"{what}: expected NAME or NAME=ACROSS,DOWN, two of the {dim} numbers, got {told!r}")
-            found.setdefault(name, []).append(_pair(told, described, axes, what == "positions", flips))
-    for name, pairs in found.items():
-        used = [axis for pair in pairs for axis in (pair.across, pair.down)]
-        if len(set(used)) < len(used):
+                raise ValueError(f"{what}: expected NAME or NAME=ACROSS,DOWN, two of the {dim} numbers, got {text!r}")
+            pairs.setdefault(name, []).append(_pair(text, described, axes, what == "positions", flips))
+    for name, named_pairs in pairs.items():
+        axes = [axis for pair in named_pairs for axis in (pair.across, pair.down)]
+        if len(set(axes)) < len(axes):
             raise ValueError(f"A number of {name!r} is told to be two things in positions and directions")
-    return found
+    return pairs
 
 
-def _pair(told: str, feature: dict, axes: list[int], is_position: bool, flips: list[str]) -> Pair:
+def _pair(text: str, feature: dict, axes: list[int], is_position: bool, flips: list[str]) -> Pair:
     bounds = [(feature["low"][axis], feature["high"][axis]) for axis in axes]
     if "diagonal" in flips and bounds[0] != bounds[1]:
-        raise ValueError(f"{told}: a diagonal flip needs the same bounds across and down, got {bounds}")
+        raise ValueError(f"{text}: a diagonal flip needs the same bounds across and down, got {bounds}")
     first, second = (low + high if is_position else 0.0 for low, high in bounds)
     mirrored = zip(FLIPS, bounds, strict=False)
     if not is_position and any(low != -high for flip, (low, high) in mirrored if flip in flips):
-        raise ValueError(f"{told}: a direction has the same bounds forwards and backwards, got {bounds}")
+        raise ValueError(f"{text}: a direction has the same bounds forwards and backwards, got {bounds}")
     across, down = axes
     return Pair(across, down, (first, second))
 
 
 def _check_all_named(named: dict[str, Feature], mirrored: set[str], settings: dict) -> None:
     """What is left out by mistake would be told wrongly in every image."""
-    asked = {name for name, feature in named.items() if feature.needs_mirror_rule(bool(settings["swaps"]))}
+    asked = {name for name, feature in named.items() if feature.needs_mirror_rule(has_swaps=name in mirrored)}
     if wrong := sorted(set(settings["same"]) - (asked - mirrored)):
         raise ValueError(f"same: expected some of {sorted(asked - mirrored)}, got {wrong}")
     if missing := sorted(asked - mirrored - set(settings["same"])):
@@ -203,25 +223,30 @@ def _check_all_named(named: dict[str, Feature], mirrored: set[str], settings: di
         )
 
 
-def _swaps(action: Feature, told: Sequence[str], flips: list[str]) -> dict[str, list[tuple[int, int]]]:
-    """`["horizontal:left=right"]` as `{"horizontal": [(0, 1)]}`."""
-    if told and not action.is_discrete:
-        raise ValueError(f"swaps are of discrete actions, and this recording's are {action.kind}")
-    names, count = action.description.get("names") or [], action.description.get("n", 0)
-    found: dict[str, list[tuple[int, int]]] = {}
-    for each in told:
-        flip, _, pair = each.partition(":")
+def _swaps(named: dict[str, Feature], texts: Sequence[str], flips: list[str]) -> dict[str, dict[str, list[tuple]]]:
+    """`["horizontal:left=right"]` as `{"action": {"horizontal": [(0, 1)]}}`."""
+    discrete = [name for name, feature in named.items() if feature.is_discrete]
+    if texts and not discrete:
+        kinds = sorted({feature.kind for name, feature in named.items() if name.partition(".")[0] == ACTION})
+        raise ValueError(f"swaps are of discrete actions, and this recording's are {', '.join(kinds)}")
+    swaps: dict[str, dict[str, list[tuple]]] = {}
+    for text in texts:
+        *column, flip, pair = text.split(":") if text.count(":") in (1, 2) else ("", "")
+        name = column[0] if column else discrete[0]
+        if name not in discrete or (not column and len(discrete) > 1):
+            raise ValueError(f"swaps: expected PART:FLIP:ONE=OTHER with a part of {discrete}, got {text!r}")
+        names, count = named[name].description.get("names") or [], named[name].description["n"]
         numbers = [names.index(one) if one in names else int(one) if one.isdigit() else -1 for one in pair.split("=")]
         if flip not in flips or len(numbers) != 2 or not all(0 <= one < count for one in numbers):
-            known = names or f"0 to {count - 1}"
-            raise ValueError(f"swaps: expected FLIP:ONE=OTHER of flips {flips} and actions {known}, got {each!r}")
-        found.setdefault(flip, []).append((numbers[0], numbers[1]))
-    return found
+            choices = names or f"0 to {count - 1}"
+            raise ValueError(f"swaps: expected FLIP:ONE=OTHER of flips {flips} and actions {choices}, got {text!r}")
+        swaps.setdefault(name, {}).setdefault(flip, []).append(tuple(numbers))
+    return swaps
 
 
-def _becomes(count: int, flips: tuple[str, ...], swaps: dict[str, list[tuple[int, int]]]) -> dict[str, np.ndarray]:
-    """What becomes of each of `count` discrete actions by these flips, as the rule of `action`; none without swaps."""
-    becomes = np.arange(count)
+def _becomes(action: Feature, flips: tuple[str, ...], swaps: dict[str, list[tuple]]) -> np.ndarray:
+    """What becomes of each discrete action by these flips, int64 `(n,)`."""
+    becomes = np.arange(action.description["n"])
     for one, other in (pair for flip in flips for pair in swaps.get(flip, ())):
         becomes = np.where(becomes == one, other, np.where(becomes == other, one, becomes))
-    return {"action": becomes} if swaps else {}
+    return becomes

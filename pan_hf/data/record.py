@@ -46,6 +46,7 @@ def record(
     rename: Mapping[str, str] | Sequence[str] = (),
     render: bool = False,
     image_size: int | None = None,
+    optional: Sequence[str] = (),
     seed: int = 0,
     test_fraction: float = 0.1,
     fps: float | None = None,
@@ -73,6 +74,7 @@ def record(
         rename: sense name by observation name, or `"observation=sense"` texts.
         render: record `env.render()` as the sense `camera` when no observation is an image.
         image_size: side in pixels that images are averaged to.
+        optional: observations that may be None or missing at some steps.
         seed: of the whole recording.
         test_fraction: share of each environment's episodes that is kept for testing, in [0, 0.5], or 1.
         fps: frames a second, for timestamps; what the environment says, or 10, when None.
@@ -97,6 +99,7 @@ def record(
         "keep": list(keep or ()),
         "rename": _rename(rename),
         "image_size": image_size,
+        **({"optional": list(optional)} if optional else {}),
     }
     ids = [env_ids] if isinstance(env_ids, str) else list(env_ids)
     _check_amounts(ids, frames, episodes, test_fraction, fps)
@@ -109,12 +112,14 @@ def record(
     set_start = load_callable(start, "start") if start else None
     look = partial(_look_at, environments, set_start)
     # What drawing sets up (EGL contexts) does not survive a fork, so it is not set up here.
-    features, env_fps, bytes_per_frame = call_in_fork(look) if workers > 1 and is_forked() else look()
+    seen = call_in_fork(look) if workers > 1 and is_forked() else look()
+    features, actors, env_fps, bytes_per_frame = seen
     job = RecordingJob(
         root=root,
         environments=environments,
         features=features,
-        schema=episode_schema(features),
+        schema=episode_schema(features, actors),
+        actors=actors,
         policies=policies,
         start=set_start,
         seed=seed,
@@ -186,22 +191,26 @@ def _check_least(least: int, **settings: int | None) -> None:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
-def _look_at(environments: list[dict], start: Callable | None) -> tuple[dict[str, dict], float, int]:
-    """Makes every environment once: their shared features, frames a second and about how many bytes a frame takes."""
+def _look_at(environments: list[dict], start: Callable | None) -> tuple[dict[str, dict], list[str], float, int]:
+    """Makes every environment once: their shared features, their actors, frames a second and about how many bytes a
+    frame takes."""
     features: dict[str, dict] = {}
-    size = 0
+    actors, size = [], 0
     for entry in environments:
         env = make_environment(**entry, start=start)
         try:
+            observation, _ = env.reset(seed=0)
             described = describe_environment(env)
             features = _merged(features, described, environments[0]["id"], entry["id"]) if features else described
-            observation, _ = env.reset(seed=0)
+            actors.append(env.actors)
             fps = env.metadata.get("render_fps") or 10
         finally:
             env.close()
-        stored = {name: feature_of(described[f"observation.{name}"]) for name in observation}
-        size = max(size, sum(feature.num_bytes(observation[name]) for name, feature in stored.items()))
-    return features, fps, size + 100  # the other columns
+        seen = {name: value for name, value in observation.items() if value is not None}
+        size = max(size, sum(feature_of(described[f"observation.{n}"]).num_bytes(v) for n, v in seen.items()))
+    if any(names != actors[0] for names in actors):
+        raise ValueError(f"Environments of one recording need the same actors, got {actors}. Record them apart")
+    return features, actors[0], fps, size + 100  # the other columns
 
 
 def _merged(features: dict[str, dict], others: dict[str, dict], id: str, other_id: str) -> dict[str, dict]:
@@ -225,6 +234,7 @@ def _new_info(job: RecordingJob, start: str | Callable | None, requested: dict[s
         "max_episode_steps": job.max_episode_steps,
     }
     about = {"seed": job.seed, "recording": settings, "requested": requested}
+    about |= {"actors": job.actors} if job.actors else {}
     return new_info(job.fps, job.features, job.environments, job.test_fraction, **about)
 
 

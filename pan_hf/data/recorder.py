@@ -7,6 +7,7 @@ Several processes play ahead of each other; what they played past the last one n
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -26,7 +27,7 @@ import pyarrow as pa
 
 from pan_hf.data.episodes import SPLITS, Episode, episode_path, episode_table, write_table
 from pan_hf.data.info import is_test_episode
-from pan_hf.envs.environment import SenseEnvironment, make_environment
+from pan_hf.envs.environment import Outcome, SenseEnvironment, make_environment
 from pan_hf.envs.policies import PolicyMixture
 from pan_hf.features import task_of
 
@@ -42,6 +43,7 @@ class RecordingJob:
     environments: list[dict]  # arguments of make_environment, as in meta/info.json
     features: dict[str, dict]
     schema: pa.Schema
+    actors: list[str]
     policies: PolicyMixture
     start: Callable | None
     seed: int
@@ -95,36 +97,53 @@ class Recorder:
         rng = np.random.default_rng(sequence.spawn(1)[0])
         try:
             self._play(self._environments[environment], episode, rng)
-        except ValueError as error:
-            place = f"{episode.environment}, episode {index} (seed {episode.seed})"
-            raise ValueError(f"{place}, step {len(episode.actions)}: {error}") from error
+        except ValueError as error:  # an environment's own errors are among them, see `EnvironmentFailure`
+            where = f"{episode.environment}, episode {index} (seed {episode.seed}), step {len(episode.actions)}"
+            raise ValueError(f"{where}: {error}") from error
         write_table(job.path(environment, number), episode_table(episode, job.features, job.schema, job.fps))
         return len(episode.actions) + 1
 
     def _play(self, env: SenseEnvironment, episode: Episode, rng: np.random.Generator) -> None:
         env.action_space.seed(episode.seed)
         observation, _ = env.reset(seed=episode.seed)
-        observation = _explore(env, observation, int(rng.integers(self._job.explore_steps + 1)))
+        observation = _explore(env, observation, int(rng.integers(self._job.explore_steps + 1)), rng)
         act = self._job.policies.for_episode(env, rng)
         episode.task = task_of(observation, self._job.features)
-        episode.observations = {sense: [value] for sense, value in observation.items()}
+        see(episode, observation, env)
         limit = self._job.max_episode_steps or (env.spec and env.spec.max_episode_steps) or _DEFAULT_MAX_STEPS
         while not (episode.is_done or episode.is_truncated):
             if self._is_stopped():
                 raise _Stopped
             action = env.check_action(act(observation, rng))
-            observation, reward, episode.is_done, episode.is_truncated, _ = env.step(action)
-            episode.actions.append(action)
-            episode.rewards.append(reward)
-            for sense, value in observation.items():
-                episode.observations[sense].append(value)
+            observation, *_ = env.step(action)
+            follow(episode, action, env.outcome)
+            see(episode, observation, env)
             episode.is_truncated |= len(episode.actions) >= limit and not episode.is_done
 
 
-def _explore(env: SenseEnvironment, observation: dict, num_steps: int) -> dict:
+def see(episode: Episode, observation: dict, env: SenseEnvironment) -> None:
+    """Adds an observation, and what `env` allows there."""
+    for sense, value in observation.items():
+        # copied: the environment, or whoever plays it, may write into it later
+        episode.observations.setdefault(sense, []).append(copy.copy(value))
+    for part, mask in env.action_masks.items():
+        episode.action_masks.setdefault(part, []).append(mask)
+
+
+def follow(episode: Episode, action: Any, outcome: Outcome) -> None:
+    """Adds an action and what followed it."""
+    episode.actions.append(action)
+    episode.rewards.append(outcome.reward)
+    episode.is_done, episode.is_truncated = outcome.is_done, outcome.is_truncated
+    for actor, reward in outcome.actor_rewards.items():
+        episode.actor_rewards.setdefault(actor, []).append(reward)
+        episode.actor_dones.setdefault(actor, []).append(outcome.actor_dones[actor])
+
+
+def _explore(env: SenseEnvironment, observation: dict, num_steps: int, rng: np.random.Generator) -> dict:
     """Takes random steps that are not recorded; an episode that ends under them begins anew where it would have."""
     for _ in range(num_steps):
-        observation, _, is_done, is_truncated, _ = env.step(env.action_space.sample())
+        observation, _, is_done, is_truncated, _ = env.step(env.sample_action(rng))
         if is_done or is_truncated:
             return env.reset()[0]
     return observation

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pan_hf.data.episodes import SPLITS, Episode, episode_files, read_info
+from pan_hf.data.episodes import SPLITS, Episode, episode_files, mask_columns, open_table, read_info
 from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays
-from pan_hf.features import Feature, feature_of
+from pan_hf.features import ACTION, Feature, action_column, action_parts, feature_of
 from pan_hf.hub import on_disk
 from pan_hf.modeling.display_pan import strip_html
 
@@ -35,33 +35,47 @@ from pan_hf.modeling.display_pan import strip_html
 _READ_THREADS = 2
 
 
-def read_episode(path: Path, index: int, features: dict[str, dict]) -> Episode:
+def read_episode(path: Path, index: int, features: dict[str, dict], actors: Sequence[str] = ()) -> Episode:
     """The episode number `index` of a recording, as it was played.
 
     Args:
-        features: as in `meta/info.json`.
+        features, actors: as in `meta/info.json`.
 
     Raises:
         ValueError: the file is damaged or does not fit the features.
     """
-    table = _read_table(path, features)
+    table = _read_table(path, features, actors)
     columns = {}
     for name, described in features.items():
         feature, rows = feature_of(described), table[name]
         if feature.row_shape is not None:
             rows = np.empty((len(table[name]), *feature.row_shape), np.uint8)
             _decode(table[name], rows, feature, index)
-        columns[name] = feature.recorded(rows)
+        is_present = table.get(_present(name), np.ones(len(rows), bool))
+        columns[name] = [
+            value if here else None for value, here in zip(feature.recorded(rows), is_present, strict=True)
+        ]
+    parts = {part: columns[action_column(part)][:-1] for part in action_parts(features)}
+    steps = [dict(zip(parts, step, strict=True)) for step in zip(*parts.values(), strict=True)]
     return Episode(
         environment=table["environment"],
         index=index,
         seed=table["seed"],
         task=table["task"],
-        observations={name.removeprefix("observation."): v for name, v in columns.items() if name != "action"},
-        actions=columns["action"][:-1],
+        observations={
+            name.removeprefix("observation."): values
+            for name, values in columns.items()
+            if name.startswith("observation.")
+        },
+        actions=parts.get(ACTION, steps),
         rewards=table["next.reward"][:-1].tolist(),
         is_done=bool(table["next.done"].any()),
         is_truncated=bool(table["next.truncated"].any()),
+        action_masks={
+            column.removeprefix(f"{ACTION}."): list(table[name]) for name, column in mask_columns(features).items()
+        },
+        actor_rewards={actor: table[f"next.reward.{actor}"][:-1].tolist() for actor in actors},
+        actor_dones={actor: table[f"next.done.{actor}"][:-1].tolist() for actor in actors},
     )
 
 
@@ -70,11 +84,12 @@ class Trajectories:
     """All frames of a split, as flat arrays over its N rows, episode after episode.
 
     Args:
-        features: `observation.<sense>` and `action`, described as in `meta/info.json`.
+        features: `observation.<sense>` and `action` (or `action.<part>`), described as in `meta/info.json`.
         observations: by sense: images uint8 `(N, 3, H, W)` (in memory or mapped, see `frame_store`), vectors float32
-            `(N, D)`, texts str `(N,)`.
-        actions: int64 `(N,)`, float32 `(N, D)` or str `(N,)`; empty where `action_is_pad`.
-        rewards: float32 `(N,)`, after the action of the row.
+            `(N, D)`, texts str `(N,)`. Where an optional sense is absent stands what was seen of it last.
+        actions: int64 `(N,)`, float32 `(N, D)` or str `(N,)`; empty where `action_is_pad`. A dict of these by part
+            where an action has several.
+        rewards: float32 `(N,)`, after the action of the row, of all actors together.
         dones: bool `(N,)`, the row's action ended the episode in the world.
         truncateds: bool `(N,)`, the episode was cut short after the row's action.
         action_is_pad: bool `(N,)`, the last row of every episode.
@@ -86,11 +101,14 @@ class Trajectories:
         environments: `(E,)` environment ids.
         seeds: `(E,)` seeds the environment was reset with.
         fingerprints: `(E,)` 16 hex digits each, equal exactly when actions, first and last frame are.
+        present: by optional sense, bool `(N,)`: the rows in which it is there.
+        action_masks: by part of the action, bool `(N, n)`: the choices that are allowed at the row's observation.
+        actor_rewards, actor_dones: by actor, float32 and bool `(N,)`.
     """
 
     features: dict[str, dict]
     observations: dict[str, np.ndarray]
-    actions: np.ndarray
+    actions: Any  # an array, or arrays by part
     rewards: np.ndarray
     dones: np.ndarray
     truncateds: np.ndarray
@@ -103,9 +121,13 @@ class Trajectories:
     environments: list[str]
     seeds: list[int]
     fingerprints: list[str]
+    present: dict[str, np.ndarray] = field(default_factory=dict)
+    action_masks: dict[str, np.ndarray] = field(default_factory=dict)
+    actor_rewards: dict[str, np.ndarray] = field(default_factory=dict)
+    actor_dones: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.actions)
+        return len(self.rewards)
 
     def __repr__(self) -> str:
         senses = ", ".join(
@@ -140,23 +162,24 @@ class Trajectories:
         """
         if environment is None:
             return np.arange(self.num_episodes)
-        found = np.flatnonzero(np.array(self.environments) == environment)
-        if not len(found):
+        episodes = np.flatnonzero(np.array(self.environments) == environment)
+        if not len(episodes):
             raise ValueError(f"No episode of {environment!r}; there are episodes of {sorted(set(self.environments))}")
-        return found
+        return episodes
 
     def select(self, episodes: Sequence[int]) -> Trajectories:
         """Some of the episodes (0 to E - 1), in the order given, as trajectories of their own."""
         starts, lengths = self.episode_starts[episodes], self.episode_lengths[episodes]
         spans = zip(starts, lengths, strict=True)
         rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
-        by_row = ("actions", "rewards", "dones", "truncateds", "action_is_pad")
+        names = ("observations", "actions", "rewards", "dones", "truncateds", "action_is_pad")
+        names += ("present", "action_masks", "actor_rewards", "actor_dones")
+        by_row: dict = {name: map_columns(getattr(self, name), lambda column: column[rows]) for name in names}
         by_episode = ("tasks", "environments", "seeds", "fingerprints")
         of_episodes: dict = {name: [getattr(self, name)[episode] for episode in episodes] for name in by_episode}
         return Trajectories(
             features=self.features,
-            observations={name: values[rows] for name, values in self.observations.items()},
-            **{name: getattr(self, name)[rows] for name in by_row},
+            **by_row,
             episode=np.repeat(np.arange(len(lengths)), lengths),
             episode_starts=np.cumsum(lengths) - lengths,
             episode_lengths=lengths,
@@ -183,6 +206,11 @@ class Trajectories:
             )
         starts = zip(self.episode_starts[episodes], counts, strict=True)
         return np.concatenate([np.arange(start, start + max(count, 0)) for start, count in starts])
+
+
+def map_columns(columns: Any, function: Callable) -> Any:
+    """`function` of a column; by name where there are several."""
+    return {name: function(one) for name, one in columns.items()} if isinstance(columns, dict) else function(columns)
 
 
 def load_trajectories(
@@ -214,7 +242,7 @@ def load_trajectories(
         raise ValueError(f"Expected the split 'train' or 'test', got {split!r}")
     root = on_disk(root, "dataset", revision, only=("meta/*", f"data/{split}/*"))
     info = read_info(root)
-    features = info["features"]
+    features, actors = info["features"], info.get("actors", ())
     files = episode_files(root, split)
     if not files:
         raise ValueError(f"{root} has no {split} episode; run the same `pan record` again, or with more episodes")
@@ -232,37 +260,60 @@ def load_trajectories(
     }
     frames = FrameArrays(root, split, files.values(), shapes, in_memory)
     with ThreadPoolExecutor(_READ_THREADS) as pool, frames.filling() as missing:
-        ready = {f"observation.{sense}" for sense in set(shapes) - set(missing)}
+        # an optional picture is read all the same: its column says where it is there
+        ready = {
+            f"observation.{sense}"
+            for sense in set(shapes) - set(missing)
+            if not kinds[f"observation.{sense}"].is_optional
+        }
         wanted = {name: one for name, one in features.items() if name not in ready}
 
         def read(index: int, path: Path, start: int) -> dict[str, Any]:
-            table = _read_table(path, wanted)
-            for sense, array in missing.items():
-                _decode(table.pop(f"observation.{sense}"), array[start:], kinds[f"observation.{sense}"], index)
+            table = _read_table(path, wanted, actors)
+            for sense in shapes:
+                cells = table.pop(f"observation.{sense}", None)
+                if sense in missing:
+                    _decode(cells, missing[sense][start:], kinds[f"observation.{sense}"], index)
             return table
 
         tables = list(pool.map(read, files, files.values(), starts))
-    return _assemble(list(files), tables, features, frames.arrays)
+    return _assemble(list(files), tables, features, frames.arrays, actors)
 
 
 _COLUMNS = ("next.reward", "next.done", "next.truncated", "action_is_pad")
 _CONSTANT = ("task", "environment", "seed")
 
 
-def _read_table(path: Path, features: dict[str, dict]) -> dict[str, Any]:
-    """The columns of a file, see `Feature.read`, what is constant as one value."""
+def _present(column: str) -> str:
+    """Where `_read_table` says in which rows an optional sense is there."""
+    return f"{column}.present"
+
+
+def _read_table(path: Path, features: dict[str, dict], actors: Sequence[str] = ()) -> dict[str, Any]:
+    """The columns of a file, see `Feature.read`, what is constant as one value. Of an optional sense the gaps are
+    filled, see [`Trajectories`], and `<column>.present` says where they were."""
+    plain = [*_COLUMNS, *(f"next.{what}.{actor}" for actor in actors for what in ("reward", "done"))]
+    masks = mask_columns(features)
     try:
         # One thread a file: files are many and small.
-        names = [*features, *_COLUMNS, *_CONSTANT]
-        table = pq.ParquetFile(path).read(names, use_threads=False).combine_chunks()
-        columns = {name: feature_of(one).read(table[name]) for name, one in features.items()}
-        columns |= {name: table[name].to_numpy() for name in _COLUMNS}
+        table = open_table(path).read([*features, *masks, *plain, *_CONSTANT], use_threads=False).combine_chunks()
+        columns: dict[str, Any] = {}
+        for name, described in features.items():
+            feature, column = feature_of(described), table[name]
+            if feature.is_optional:
+                columns[_present(name)] = column.is_valid().to_numpy()
+                column = feature.filled(column)
+            columns[name] = feature.read(column)
+        columns |= {name: table[name].to_numpy() for name in plain}
+        columns |= {name: np.array(table[name].to_pylist(), bool) for name in masks}
         columns |= {name: table[name][0].as_py() for name in _CONSTANT}
     except (pa.ArrowException, KeyError, IndexError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged or does not fit meta/info.json ({error}); record it again") from error
     is_pad = columns["action_is_pad"]
     if len(is_pad) < 2 or not is_pad[-1] or is_pad[:-1].any():
         raise ValueError(f"{path} is not one whole episode: action_is_pad marks rows {np.flatnonzero(is_pad)}")
+    if not np.isfinite(columns["next.reward"]).all():
+        raise ValueError(f"{path}: rewards that are no finite numbers; delete the episode and record it again")
     return columns
 
 
@@ -273,18 +324,20 @@ def _num_rows(path: Path) -> int:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error
 
 
-def _assemble(indices: list[int], tables: list[dict], features: dict, frames: dict[str, np.ndarray]) -> Trajectories:
+def _assemble(
+    indices: list[int], tables: list[dict], features: dict, frames: dict[str, np.ndarray], actors: Sequence[str]
+) -> Trajectories:
     lengths = np.array([len(table["action_is_pad"]) for table in tables])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    senses = [name.removeprefix("observation.") for name in features if name != "action"]
-    observations = {
-        sense: frames[sense]
-        if sense in frames
-        else np.concatenate([table[f"observation.{sense}"] for table in tables])
-        for sense in senses
-    }
-    rewards, dones, truncateds, action_is_pad = (np.concatenate([one[name] for one in tables]) for name in _COLUMNS)
-    actions = np.concatenate([table["action"] for table in tables])
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([table[name] for table in tables])
+
+    senses = {name.removeprefix("observation."): name for name in features if name.startswith("observation.")}
+    observations = {sense: frames[sense] if sense in frames else joined(column) for sense, column in senses.items()}
+    rewards, dones, truncateds, action_is_pad = map(joined, _COLUMNS)
+    parts = {part: joined(action_column(part)) for part in action_parts(features)}
+    actions: Any = parts.get(ACTION, parts)
     spans = [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
     return Trajectories(
         features=features,
@@ -301,7 +354,11 @@ def _assemble(indices: list[int], tables: list[dict], features: dict, frames: di
         tasks=[table["task"] for table in tables],
         environments=[table["environment"] for table in tables],
         seeds=[table["seed"] for table in tables],
-        fingerprints=[_fingerprint(actions[span], observations, span) for span in spans],
+        fingerprints=[_fingerprint(parts, observations, span) for span in spans],
+        present={sense: joined(_present(name)) for sense, name in senses.items() if _present(name) in tables[0]},
+        action_masks={column.removeprefix(f"{ACTION}."): joined(n) for n, column in mask_columns(features).items()},
+        actor_rewards={actor: joined(f"next.reward.{actor}") for actor in actors},
+        actor_dones={actor: joined(f"next.done.{actor}") for actor in actors},
     )
 
 
@@ -317,9 +374,11 @@ def _decode(cells: list, frames: np.ndarray, feature: Feature, index: int) -> No
             ) from error
 
 
-def _fingerprint(actions: np.ndarray, observations: dict[str, np.ndarray], span: slice) -> str:
+def _fingerprint(parts: dict[str, np.ndarray], observations: dict[str, np.ndarray], span: slice) -> str:
     """16 hex digits of SHA-256 over an episode's actions, first and last frame."""
-    digest = hashlib.sha256(_bytes(actions))
+    digest = hashlib.sha256()
+    for part in sorted(parts):
+        digest.update(_bytes(parts[part][span]))
     for sense in sorted(observations):
         digest.update(_bytes(observations[sense][[span.start, span.stop - 1]]))
     return digest.hexdigest()[:16]

@@ -9,32 +9,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pan_hf.data.trajectories import Trajectories
-from pan_hf.features import feature_of
+from pan_hf.data.trajectories import Trajectories, map_columns
+from pan_hf.features import ACTION, action_parts, feature_of
 from pan_hf.tokenization import PanProcessor
 
 
-def read_rows(trajectories: Trajectories, processor: PanProcessor) -> tuple[dict[str, Tensor], Tensor]:
+def read_rows(
+    trajectories: Trajectories, processor: PanProcessor
+) -> tuple[dict[str, Tensor], Tensor | dict[str, Tensor]]:
     """Every row of a recording as the processor gives it (see [`PanProcessor.read_columns`]).
 
     Returns:
-        `(N, ...)` by sense; and the actions `(N, ...)`, of which the last of an episode, where nothing was done,
+        `(N, ...)` by sense, and under `<sense>.present` bool `(N,)` for a sense that is absent in some rows; and the
+        actions `(N, ...)`, by part where there are several, of which the last of an episode, where nothing was done,
         repeats the one before it.
 
     Raises:
         ValueError: the recording lacks a sense of the processor's model, or holds something that does not fit.
     """
     check_has_senses(trajectories, processor.senses)
-    taken = np.arange(len(trajectories)) - trajectories.action_is_pad
-    columns = {f"observation.{name}": trajectories.observations[name] for name in processor.senses}
-    columns["action"] = trajectories.actions[taken]
-    given = {
-        name.removeprefix("observation."): feature_of(trajectories.features[name]).to_processor(values)
-        for name, values in columns.items()
+    columns: dict[str, Any] = {
+        name: feature_of(trajectories.features[f"observation.{name}"]).to_processor(trajectories.observations[name])
+        for name in processor.senses
     }
-    rows = processor.read_columns(given)
-    actions = rows.pop("action")
-    return rows, actions
+    columns[ACTION] = actions_of(trajectories, np.arange(len(trajectories)) - trajectories.action_is_pad)
+    rows = processor.read_columns(columns)
+    actions = rows.pop(ACTION)
+    present = {name: mask for name, mask in trajectories.present.items() if name in processor.senses}
+    return rows | {f"{name}.present": torch.from_numpy(mask) for name, mask in present.items()}, actions
+
+
+def actions_of(trajectories: Trajectories, rows: np.ndarray) -> Any:
+    """The actions of some rows, as the processor takes them; by part where there are several."""
+    parts = action_parts(trajectories.features)
+    if ACTION in parts:
+        return parts[ACTION].to_processor(trajectories.actions[rows])
+    return {name: part.to_processor(trajectories.actions[name][rows]) for name, part in parts.items()}
 
 
 def check_has_senses(trajectories: Trajectories, senses: Iterable[str]) -> None:
@@ -76,8 +86,9 @@ class WindowReader:
         """
         frames = rows[:, None] - self.lead + np.arange(self.lead + num_steps + 1)
         observation = {name: self._sense(name, frames) for name in self.model.config.senses}
-        taken = self.trajectories.actions[frames[:, :-1]]
-        actions = feature_of(self.model.config.action).to_processor(taken)
+        present = {name: mask for name, mask in self.trajectories.present.items() if name in observation}
+        observation |= {f"{name}.present": mask[frames] for name, mask in present.items() if self.changes(name)}
+        actions = actions_of(self.trajectories, frames[:, :-1])
         return self.processor(observation=observation, action=actions).to(self.model.device)
 
     def perceive(self, batch: Mapping, step: int = 0):
@@ -85,7 +96,8 @@ class WindowReader:
         end = self.lead + step + 1
         first = max(0, end - self.model.config.context_steps)
         seen = self.part(batch["observation"], slice(first, end))
-        return self.model.perceive(observation=seen, action=batch["action"][:, first : end - 1])
+        actions = map_columns(batch["action"], lambda part: part[:, first : end - 1])
+        return self.model.perceive(observation=seen, action=actions)
 
     def _sense(self, name: str, frames: np.ndarray) -> Any:
         rows = frames if self.changes(name) else frames[:, 0]
@@ -105,7 +117,8 @@ class WindowReader:
 
     def changes(self, sense: str) -> bool:
         """Whether a sense is observed at every step, unlike a text that holds for the whole episode."""
-        return getattr(self.model.config.senses[sense], "every_step", True)
+        # `<sense>.present` changes with its sense
+        return getattr(self.model.config.senses[sense.removesuffix(".present")], "every_step", True)
 
 
 def choose_windows(

@@ -9,7 +9,6 @@ Observations and actions pass through unchanged; what is written is what `pan re
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from pan_hf.data.episodes import (
     write_table,
 )
 from pan_hf.data.info import Extremes, bounded, is_test_episode, joined, new_info
+from pan_hf.data.recorder import follow, see
 from pan_hf.envs.environment import SenseEnvironment, spec_entry
 from pan_hf.extras import extra
 from pan_hf.features import task_of
@@ -51,6 +51,7 @@ class RecordTrajectories(gymnasium.Wrapper):
         render: write the rendered frame as the sense `camera`, unless an image is among the observations already.
         image_size: side in pixels that images are averaged to.
         crop: cut images to their middle square before that.
+        optional: observations that may be None or missing at some steps, by their own names.
         test_fraction: share of the episodes that is kept for testing, in [0, 0.5], or 1.
         fps: frames a second, for timestamps; what the environment says, or 10, when None.
 
@@ -70,18 +71,20 @@ class RecordTrajectories(gymnasium.Wrapper):
         render: bool = False,
         image_size: int | None = None,
         crop: bool = False,
+        optional: Sequence[str] = (),
         test_fraction: float = 0.1,
         fps: float | None = None,
     ):
         super().__init__(env)
         view: dict = {"keep": list(keep), "rename": dict(rename or {}), "render": render}
-        view |= {"image_size": image_size, "crop": crop}
+        view |= {"image_size": image_size, "crop": crop} | ({"optional": list(optional)} if optional else {})
         self._senses = SenseEnvironment(env, **view)
         made = spec_entry(env.spec) if env.spec is not None else {"id": type(env.unwrapped).__name__}
         self._root, self.features = Path(folder), self._senses.features
-        self._schema = episode_schema(self.features)
         frames_a_second = float(fps or env.metadata.get("render_fps") or 10)
-        about = {"source": {"kind": "wrapper", "path": made["id"]}}
+        about: dict = {"source": {"kind": "wrapper", "path": made["id"]}}
+        if self._senses.actors:
+            about["actors"] = self._senses.actors
         self._info = new_info(frames_a_second, self.features, [{**made, **view}], test_fraction, **about)
         self._info["complete"] = True  # at any time: nobody knows how many are to come
         self._number = 0
@@ -120,29 +123,33 @@ class RecordTrajectories(gymnasium.Wrapper):
             index=self._number,
             seed=UNKNOWN_SEED if seed is None else seed,
         )
-        self._see(self._episode, observation)
+        see(self._episode, self._senses.observe(observation, info), self._senses)
+        self.features = self._senses.features  # which now know whether actions are masked
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict]:
         recorded = self._senses.recorded_action(action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self._episode is not None:
-            self._episode.actions.append(recorded)
-            self._episode.rewards.append(float(reward))
-            self._episode.is_done, self._episode.is_truncated = bool(terminated), bool(truncated)
-            self._see(self._episode, observation)
-            if terminated or truncated:
-                self._write()
+            self._append(self._episode, recorded, (reward, terminated, truncated), observation, info)
         return observation, reward, terminated, truncated, info
+
+    def _append(self, episode: Episode, action: Any, told: tuple, observation: Any, info: dict) -> None:
+        try:
+            outcome = self._senses.read_outcome(*told)
+            seen = self._senses.observe(observation, info)
+        except ValueError as error:
+            self._episode = None  # what cannot be recorded whole is not recorded
+            where = f"{episode.environment}, episode {episode.index} (seed {episode.seed})"
+            raise ValueError(f"{where}, step {len(episode.actions)}: {error}") from error
+        follow(episode, action, outcome)
+        see(episode, seen, self._senses)
+        if outcome.is_done or outcome.is_truncated:
+            self._write()
 
     def close(self) -> None:
         self._write()
         super().close()
-
-    def _see(self, episode: Episode, observation: Any) -> None:
-        for sense, value in self._senses.observe(observation).items():
-            # copied: the environment, or whoever plays it, may write into it later
-            episode.observations.setdefault(sense, []).append(copy.copy(value))
 
     def _write(self) -> None:
         """Writes the episode at hand, if anything was done in it."""
@@ -153,7 +160,8 @@ class RecordTrajectories(gymnasium.Wrapper):
         episode.task = task_of({sense: values[0] for sense, values in episode.observations.items()}, self.features)
         split = SPLITS[is_test_episode(self._number, self._info["test_fraction"])]
         path = episode_path(self._root, split, self._number)
-        write_table(path, episode_table(episode, self.features, self._schema, self._info["fps"]))
+        schema = episode_schema(self.features, self._senses.actors)
+        write_table(path, episode_table(episode, self.features, schema, self._info["fps"]))
         self._number += 1
         extremes = self._count(split, *read_summary(path))
         write_info(self._root, {**self._info, "features": bounded(self.features, [extremes])})

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pan_hf.envs.spaces import action_form_of, leaves, sense_name, senses_of
 from pan_hf.extras import extra
-from pan_hf.features import ImageFeature, feature_of
+from pan_hf.features import ACTION, ImageFeature, View, action_column, feature_of
 from pan_hf.images import fit
 from pan_hf.specs import import_object, literal, parse_spec
 
@@ -63,18 +66,49 @@ class StartingState(gymnasium.Wrapper):
         raise ValueError(f"start returned None, and {self.unwrapped} has no get_obs(): return the observation instead")
 
 
+class EnvironmentFailure(ValueError):
+    """An environment, or a wrapper around it, raised an error of its own."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What followed an action.
+
+    Args:
+        reward: of all actors together.
+        is_done: the episode ended in the world.
+        is_truncated: the episode was cut short by a limit.
+        actor_rewards, actor_dones: the same by actor, empty where an environment has none.
+    """
+
+    reward: float
+    is_done: bool
+    is_truncated: bool
+    actor_rewards: dict[str, float] = field(default_factory=dict)
+    actor_dones: dict[str, bool] = field(default_factory=dict)
+
+
 class SenseEnvironment(gymnasium.Wrapper):
     """An environment whose observations are flat dicts of senses and whose actions are numbers, vectors or text.
 
     Every observation and action is checked on its way through: a `ValueError` says what was expected and what came.
+    An error that the environment raises itself is an [`EnvironmentFailure`].
 
     Args:
-        env: any gymnasium environment.
+        env: any gymnasium environment. With an attribute `actors`, a list of names, it gives rewards (and, if it
+            likes, ends) as dicts by actor.
         keep: the observations to keep, by their own names, and `camera` for the rendered frame; all when empty.
         rename: sense names by observation name.
         render: add the rendered frame as the sense `camera`, unless an image is among the observations already.
         image_size: side in pixels that every image is averaged to; None leaves them as they are.
         crop: cut every image to its middle square before that.
+        optional: observations that may be None or missing at some steps.
+
+    Attributes:
+        action_masks (`dict[str, np.ndarray]`): by part of the action, the choices that are allowed now, bool `(n,)`;
+            read off `action_mask` in what `reset` and `step` tell, or in the observation. Empty where all are.
+        commands (`list[str]`): what may be said now, where `admissible_commands` is told; of text actions.
+        outcome ([`Outcome`]): of the last step.
     """
 
     def __init__(
@@ -85,13 +119,15 @@ class SenseEnvironment(gymnasium.Wrapper):
         render: bool = False,
         image_size: int | None = None,
         crop: bool = False,
+        optional: Sequence[str] = (),
     ):
         super().__init__(env)
         self._action = action_form_of(env.action_space)
-        self._image_size, self._crop = image_size, crop
+        self._view = View(image_size, crop)
+        self.actors = list(getattr(env.unwrapped, "actors", None) or ())
         own = {sense_name(*leaf) for leaf in leaves(env.observation_space)}
         kept = [name for name in keep if name in own or not (render and name == "camera")] if keep else None
-        self.senses = senses_of(env.observation_space, kept, rename or {}, image_size, crop)
+        self.senses = senses_of(env.observation_space, kept, rename or {}, self._view, optional)
         if render and self._has_image():
             warnings.warn(f"render adds nothing: {env.observation_space} has an image already", stacklevel=3)
         self._camera = self._camera_feature() if render and not self._has_image() else None
@@ -102,6 +138,9 @@ class SenseEnvironment(gymnasium.Wrapper):
                 for name, described in self._observation_features()
             }
         )
+        self.action_masks: dict[str, np.ndarray] = {}
+        self.commands: list[str] = []
+        self.outcome: Outcome | None = None
 
     def _has_image(self) -> bool:
         return any(feature_of(sense.feature).is_picture for sense in self.senses)
@@ -110,8 +149,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         if any(sense.name == "camera" for sense in self.senses):
             raise ValueError("render adds the sense 'camera', and an observation has that name: rename that one")
         self.env.reset(seed=0)  # nothing can be drawn before a reset
-        frame = fit(self._rendered(), self._image_size, self._crop)
-        return ImageFeature.of_shape(frame.shape).description
+        return ImageFeature.of_shape(self._rendered().shape).description
 
     def _rendered(self) -> np.ndarray:
         try:
@@ -121,7 +159,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
             what = getattr(frame, "shape", type(frame).__name__)
             raise ValueError(f"render() of {self.env} gave {what}; expected a (height, width, 3) uint8 frame")
-        return frame
+        return fit(frame, self._view.image_size, self._view.crop)
 
     def _observation_features(self) -> list[tuple[str, dict]]:
         camera = [("observation.camera", self._camera)] if self._camera else []
@@ -129,54 +167,111 @@ class SenseEnvironment(gymnasium.Wrapper):
 
     @property
     def features(self) -> dict[str, dict]:
-        """`observation.<sense>` and `action`, described as in `meta/info.json`."""
-        names = _action_names(self.unwrapped, self._action.raw_space)
-        action = self._action.feature | ({"names": names} if names else {})
-        return {**dict(self._observation_features()), "action": action}
+        """`observation.<sense>` and `action`, described as in `meta/info.json`. Whether an environment says which
+        actions it allows is known after a reset."""
+        actions = self._action.features
+        if ACTION in actions and (names := _action_names(self.unwrapped, self._action.raw_space)):
+            actions = {ACTION: actions[ACTION] | {"names": names}}
+        for part in self.action_masks:
+            actions[action_column(part)] = actions[action_column(part)] | {"masked": True}
+        return {**dict(self._observation_features()), **actions}
 
-    def observe(self, observation: Any) -> dict[str, np.ndarray | str]:
-        """An observation of the environment within, as senses; ValueError where one is not as its space says."""
-        seen: dict[str, np.ndarray | str] = (
-            {"camera": fit(self._rendered(), self._image_size, self._crop)} if self._camera else {}
+    def observe(self, observation: Any, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """An observation of the environment within, as senses; None for an optional one that is absent.
+
+        Args:
+            info: what `reset` or `step` told beside it; what is allowed now is read off both.
+
+        Raises:
+            ValueError: an observation is not as its space says, or a mask does not fit the actions.
+        """
+        mask, commands = (
+            next((where[key] for where in (info, observation) if isinstance(where, Mapping) and key in where), None)
+            for key in ("action_mask", "admissible_commands")
         )
-        for sense in self.senses:
-            seen[sense.name] = sense.read(observation)
-        return seen
+        self.action_masks = {} if mask is None else self._action.masks(mask)
+        self.commands = [] if commands is None else list(commands)
+        seen: dict[str, Any] = {"camera": self._rendered()} if self._camera else {}
+        return seen | {sense.name: sense.read(observation) for sense in self.senses}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        observation, info = self.env.reset(seed=seed, options=options)
-        return self.observe(observation), info
+        with _named_failure("reset()"):
+            observation, info = self.env.reset(seed=seed, options=options)
+        return self.observe(observation, info), info
 
-    def check_action(self, action: Any) -> int | np.ndarray | str:
-        """The action as it is recorded: an int from 0, a `(dim,)` float32 vector or a string.
+    def check_action(self, action: Any) -> Any:
+        """The action as it is recorded: an int from 0, a `(dim,)` float32 vector or a string; a dict of these where it
+        has several parts.
 
         Raises:
             ValueError: it has another kind or shape, is not finite, or lies out of range.
         """
         return self._action.check(action)
 
-    def recorded_action(self, action: Any) -> int | np.ndarray | str:
+    def recorded_action(self, action: Any) -> Any:
         """An action as the environment within takes it, in the form in which it is recorded; ValueError as above."""
         return self._action.from_environment(action)
 
+    def sample_action(self, rng: np.random.Generator) -> Any:
+        """A random action among those that are allowed now. Draws from `action_space`, which has a seed of its own;
+        what is said is drawn by `rng` among `commands`."""
+        if self.commands:
+            return self.commands[rng.integers(len(self.commands))]
+        return self._action.sample(self.action_masks)
+
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
         raw_action = self._action.to_environment(self._action.check(action))
-        observation, reward, terminated, truncated, info = self.env.step(raw_action)
-        reward = float(reward)
-        if not np.isfinite(reward):
+        with _named_failure("step()"):
+            observation, reward, terminated, truncated, info = self.env.step(raw_action)
+        self.outcome = self.read_outcome(reward, terminated, truncated)
+        seen = self.observe(observation, info)
+        return seen, self.outcome.reward, self.outcome.is_done, self.outcome.is_truncated, info
+
+    def read_outcome(self, reward: Any, terminated: Any, truncated: Any) -> Outcome:
+        """What `step` of the environment within told, checked; an episode ends when it has ended for every actor.
+
+        Raises:
+            ValueError: a reward is no finite number, or rewards by actor of an environment that names no actors.
+        """
+        by_actor = isinstance(reward, Mapping)
+        if by_actor != bool(self.actors) or (by_actor and not set(reward) <= set(self.actors)):
+            raise ValueError(
+                f"{self.env} gave the reward {reward!r:.80}; expected "
+                + (f"a dict by actor of {self.actors}" if self.actors else "a number")
+                + ". An environment of several actors lists their names in its attribute `actors`"
+            )
+        # an actor that has left the world is named no more
+        rewards = {actor: float(reward.get(actor, 0.0)) for actor in self.actors}
+        total = sum(rewards.values()) if by_actor else float(reward)
+        # recorded as float32; NaN is not below anything
+        if not all(abs(value) <= np.finfo(np.float32).max for value in (total, *rewards.values())):
             raise ValueError(f"{self.env} gave the reward {reward}; expected a finite number")
-        return self.observe(observation), reward, bool(terminated), bool(truncated), info
+        ends = terminated if isinstance(terminated, Mapping) else dict.fromkeys(self.actors, terminated)
+        dones = {actor: bool(ends.get(actor, True)) for actor in self.actors}
+        is_done = all(dones.values()) if by_actor else bool(terminated)
+        is_cut = any(truncated.values()) if isinstance(truncated, Mapping) else bool(truncated)
+        return Outcome(total, is_done, is_cut, rewards, dones)
+
+
+@contextmanager
+def _named_failure(what: str) -> Iterator[None]:
+    """An error that an environment raises itself is said to be the environment's."""
+    try:
+        yield
+    except Exception as error:
+        message = f"{what} of the environment raised {type(error).__name__}: {error}"
+        raise EnvironmentFailure(message) from error
 
 
 def _action_names(env: gymnasium.Env, space: spaces.Space) -> list[str] | None:
     """What an environment calls its discrete actions: by an enumeration, as MiniGrid does, or a list, as Atari's."""
     if not isinstance(space, spaces.Discrete) or space.start != 0:
         return None
-    known = getattr(getattr(env, "actions", None), "__members__", {})
-    found = {int(member): name for name, member in known.items() if isinstance(member, int)}
-    if not found and callable(getattr(env, "get_action_meanings", None)):
-        found = dict(enumerate(map(str, env.get_action_meanings())))  # type: ignore[attr-defined]  # see the line above
-    return list(found.values()) if list(found) == list(range(space.n)) else None
+    members = getattr(getattr(env, "actions", None), "__members__", {})
+    names = {int(member): name for name, member in members.items() if isinstance(member, int)}
+    if not names and callable(getattr(env, "get_action_meanings", None)):
+        names = dict(enumerate(map(str, env.get_action_meanings())))  # type: ignore[attr-defined]  # see the line above
+    return list(names.values()) if list(names) == list(range(space.n)) else None
 
 
 def describe_environment(env: SenseEnvironment) -> dict[str, dict]:
@@ -186,7 +281,7 @@ def describe_environment(env: SenseEnvironment) -> dict[str, dict]:
         `observation.<sense>` and `action` to `{"kind": "image", "shape": [H, W, 3], "unit": ...}`,
         `{"kind": "vector", "dim", "low", "high"}` (a bound is None where the environment states none),
         `{"kind": "text", "every_step": bool}` or, for actions, `{"kind": "discrete", "n"}`, with `names` where the
-        environment has some.
+        environment has some. An action of several parts has `action.<part>` in place of `action`.
     """
     return env.features
 
@@ -201,6 +296,7 @@ def make_environment(
     rename: Mapping[str, str] | None = None,
     image_size: int | None = None,
     crop: bool = False,
+    optional: Sequence[str] = (),
     max_episode_steps: int | None = None,
     start: Callable[[gymnasium.Env, np.random.Generator], Any] | None = None,
 ) -> SenseEnvironment:
@@ -215,6 +311,7 @@ def make_environment(
         rename: sense names by observation name.
         image_size: side in pixels that images are averaged to.
         crop: cut images to their middle square before that.
+        optional: observations that may be None or missing at some steps, by their own names.
         max_episode_steps: replaces the time limit the environment was registered with.
         start: sets a starting state after every reset; see `StartingState`.
 
@@ -227,12 +324,75 @@ def make_environment(
             env = StartingState(env, start)
         for spec in wrappers or ():
             env = _wrap(env, spec)
-        return SenseEnvironment(env, keep, rename, render, image_size, crop)
+        return SenseEnvironment(env, keep, rename, render, image_size, crop, optional)
     except Exception as error:
         env.close()
         if isinstance(error, ValueError):
             raise ValueError(f"Environment {id!r}: {error}") from error
         raise
+
+
+# Packages whose modules a recording may name: they hold environments and wrappers, and do nothing when imported.
+_TRUSTED = {*_PROVIDERS.values(), "gymnasium", "gymnasium_robotics", "gym_pusht", "gym_aloha", "gym_xarm"}
+_TRUSTED |= {"highway_env", "miniworld", "pan_hf"}
+# These write files where their arguments say.
+_WRITING_WRAPPERS = {"RecordVideo", "RecordTrajectories"}
+
+
+def make_recorded_environment(
+    entry: Mapping[str, Any], trust_recording: bool = False, max_episode_steps: int | None = None
+) -> SenseEnvironment:
+    """Makes an environment that a recording names, which somebody else may have written.
+
+    Only what cannot run a stranger's code is made: an environment that is registered, or that a known package
+    registers, in wrappers of known packages or of modules that are imported already.
+
+    Args:
+        entry: of `environments` in `meta/info.json`.
+        trust_recording: make whatever the recording names. Each import and its arguments are shown first, on stderr.
+        max_episode_steps: replaces the time limit the environment was registered with.
+
+    Raises:
+        ValueError: the recording names something else, and is not trusted; or as [`make_environment`].
+    """
+    if not isinstance(entry.get("id"), str) or set(entry) - _ENTRY:
+        raise ValueError(
+            f"An environment of the recording has {sorted(entry)}; expected `id` and some of {sorted(_ENTRY)}."
+        )
+    imports = [*_foreign_environment(entry["id"]), *filter(_is_foreign_wrapper, entry.get("wrappers") or ())]
+    if imports and not trust_recording:
+        raise ValueError(
+            f"The recording's environment {entry['id']!r} asks to import and run {imports}. If you trust who made the "
+            "recording, pass --trust-recording (trust_recording=True); or import the modules that you know yourself."
+        )
+    for text in imports:
+        print(f"trusting the recording: imports and runs {text} {entry.get('env_args') or ''}", file=sys.stderr)
+    return make_environment(**entry, max_episode_steps=max_episode_steps)
+
+
+_ENTRY = {"id", "env_args", "wrappers", "render", "keep", "rename", "image_size", "crop", "optional"}
+
+
+def _foreign_environment(id: str) -> list[str]:
+    """The import that an environment's id asks for, where it is of no known package."""
+    module, colon, name = id.rpartition(":")
+    if name.startswith("GymV2"):  # makes an environment of the older `gym`, by an id among its arguments
+        return [id]
+    if name in gymnasium.registry:
+        entry_point = gymnasium.registry[name].entry_point
+        is_known = not colon or module in sys.modules or callable(entry_point)
+        return [] if is_known else [id]
+    provider = module if colon else _provider(name)
+    return [] if provider is None or provider.partition(".")[0] in _TRUSTED or provider in sys.modules else [id]
+
+
+def _is_foreign_wrapper(spec: str) -> bool:
+    module, _, name = parse_spec(spec)[0].partition(":")
+    if module not in sys.modules and module.partition(".")[0] not in _TRUSTED:
+        return True
+    wrapper = import_object(f"{module}:{name}", "wrapper")
+    is_wrapper = isinstance(wrapper, type) and issubclass(wrapper, gymnasium.Wrapper)
+    return not is_wrapper or wrapper.__name__ in _WRITING_WRAPPERS
 
 
 def spec_entry(spec: Any) -> dict:
@@ -282,14 +442,17 @@ def _make(id: str, env_args: dict, render: bool, max_episode_steps: int | None) 
         raise ValueError(f"Environment {id!r} cannot be made with {options}: {error}") from error
 
 
-def _import_provider(id: str) -> None:
-    """Imports the package that registers `id`, when its name can be told from the id and it is installed."""
-    name = id.rpartition(":")[2]
-    if ":" in id or name in gymnasium.registry:
-        return
+def _provider(name: str) -> str | None:
+    """The package that registers an environment of that name, as far as the name tells."""
     namespace, slash, _ = name.partition("/")
     provider = _PROVIDERS.get(namespace if slash else name.partition("-")[0], namespace if slash else None)
-    if provider is None or not provider.isidentifier() or provider == "pan_hf":
+    return provider if provider is not None and provider.isidentifier() and provider != "pan_hf" else None
+
+
+def _import_provider(id: str) -> None:
+    """Imports the package that registers `id`, when its name can be told from the id and it is installed."""
+    provider = _provider(id)
+    if ":" in id or id in gymnasium.registry or provider is None:
         return
     try:
         importlib.import_module(provider)

@@ -27,8 +27,8 @@ Policy = Callable[..., Any]
 
 
 def random(env: Any, observation: Any, rng: np.random.Generator) -> Any:
-    """An action drawn from `env.action_space`, which the recorder seeds for every episode."""
-    return env.action_space.sample()
+    """An action drawn among those that are allowed now, see [`SenseEnvironment.sample_action`]."""
+    return env.sample_action(rng)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What gymnasium spaces hold, as senses and actions.
 
-Each leaf of an observation space is a sense that reads itself out of a raw observation. The kinds themselves say which
-spaces are theirs, see `pan_hf.features`.
+Each leaf of an observation space is a sense that reads itself out of a raw observation. Each leaf of an action space
+is a part of the action. The kinds themselves say which spaces are theirs, see `pan_hf.features`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pan_hf.extras import extra
-from pan_hf.features import ActionForm, Feature, Form, View, check_sense_name, kinds
+from pan_hf.features import ACTION, ActionForm, Feature, Form, View, action_column, check_sense_name, kinds
 
 with extra("envs", "A space"):
     from gymnasium import spaces
@@ -27,10 +29,21 @@ class Sense:
     convert: Callable[[Any], Any]
 
     def read(self, observation: Any) -> Any:
+        """The recorded value; None where an optional sense is None or missing. ValueError for one that is not as its
+        space says."""
+        value = observation
         for key in self.path:
-            observation = observation[key]
+            # `Tuple` observations have no `get`; what is missing there is an error of the environment
+            value = value.get(key) if isinstance(value, Mapping) else value[key]
+        if value is None:
+            if self.feature.get("optional"):
+                return None
+            raise ValueError(
+                f"sense {self.name!r}: the observation has no value for it; name a sense that comes seldom in "
+                "optional (--optional), or leave it out with keep"
+            )
         try:
-            return self.convert(observation)
+            return self.convert(value)
         except ValueError as error:
             raise ValueError(f"sense {self.name!r}: {error}") from error
 
@@ -50,26 +63,20 @@ def _kind_of(space: spaces.Space, view: View) -> tuple[type[Feature], Form] | No
     return next(((kind, form) for kind, form in forms if form is not None), None)
 
 
-def _bare_name(space: spaces.Space) -> str:
-    held = _kind_of(space, View())
-    return held[0].bare_name if held else Feature.bare_name
-
-
 def sense_name(path: tuple, space: spaces.Space) -> str:
     """The name of the sense at a path of keys, for one that has none by itself as well."""
-    if not path:
-        return _bare_name(space)
-    if all(isinstance(key, int) for key in path):
-        return "_".join([_bare_name(space), *map(str, path)])
-    return "_".join(map(str, path))
+    if any(isinstance(key, str) for key in path):
+        return "_".join(map(str, path))
+    form = _kind_of(space, View())
+    return "_".join([form[0].bare_name if form else Feature.bare_name, *map(str, path)])
 
 
 def senses_of(
     space: spaces.Space,
     keep: Sequence[str] | None,
     rename: Mapping[str, str],
-    image_size: int | None,
-    crop: bool = False,
+    view: View,
+    optional: Sequence[str] = (),
 ) -> list[Sense]:
     """The senses of an observation space.
 
@@ -77,53 +84,123 @@ def senses_of(
         space: Box, Discrete, MultiDiscrete, MultiBinary, Text, or a Dict or Tuple of these.
         keep: the observations to keep, by their own names; all when None.
         rename: sense names by observation name.
-        image_size: side in pixels that images are averaged to.
-        crop: whether images are cut to their middle square before that.
+        view: how images are brought to size.
+        optional: observations that may be None or missing, by their own names.
 
     Raises:
         ValueError: a space that no sense can hold, or a name that is unknown, taken twice or cannot name a sense.
     """
-    found = {}
+    named: dict[str, tuple[tuple, spaces.Space]] = {}
     for path, leaf in leaves(space):
         name = sense_name(path, leaf)
-        if name in found:
+        if name in named:
             raise ValueError(f"Two observations of {space} are called {name!r}; wrap the environment to rename one")
-        found[name] = (path, leaf)
-    for option, names in (("keep", keep or ()), ("rename", rename)):
-        unknown = [name for name in names if name not in found]
-        if unknown:
-            raise ValueError(f"{option} names {unknown}, which the environment has not; it has {sorted(found)}")
-    chosen = [name for name in found if keep is None or name in keep]
-    final = [rename.get(name, name) for name in chosen]
+        named[name] = (path, leaf)
+    for option, names in (("keep", keep or ()), ("rename", rename), ("optional", optional)):
+        if unknown := [name for name in names if name not in named]:
+            raise ValueError(f"{option} names {unknown}, which the environment has not; it has {sorted(named)}")
+    kept = [name for name in named if keep is None or name in keep]
+    final = [rename.get(name, name) for name in kept]
     if len(set(final)) < len(final):
         raise ValueError(f"rename {dict(rename)} gives two senses one name: {final}")
     for name in final:
         check_sense_name(name, "give it another with rename")
-    return [_sense(rename.get(name, name), *found[name], View(image_size, crop)) for name in chosen]
+    return [_sense(rename.get(name, name), *named[name], view, name in optional) for name in kept]
 
 
-def _sense(name: str, path: tuple, space: spaces.Space, view: View) -> Sense:
-    held = _kind_of(space, view)
-    if held is None:
+def _sense(name: str, path: tuple, space: spaces.Space, view: View, is_optional: bool) -> Sense:
+    try:
+        kind = _kind_of(space, view)
+    except ValueError as error:
+        raise ValueError(f"Observation {name!r}: {error}") from error
+    if kind is None:
         raise ValueError(
             f"Observation {name!r} has the space {space}, which no sense can hold: expected Box, Discrete, "
             "MultiDiscrete, MultiBinary, Text, or a Dict or Tuple of these. Leave it out with keep, or convert it "
             "with a wrapper."
         )
-    return Sense(name, path, held[1].feature, held[1].convert)
+    form = kind[1]
+    return Sense(name, path, form.feature | ({"optional": True} if is_optional else {}), form.convert)
+
+
+# ---- Actions
 
 
 def action_form_of(space: spaces.Space) -> ActionForm:
-    """How actions of a gymnasium space are recorded: as the first kind that takes it.
+    """How actions of a gymnasium space are recorded: as the first kind that takes it, or as parts of these.
 
     Raises:
         ValueError: no kind does.
     """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return ActionParts(space)
     forms = (kind.action_from_space(space) for kind in kinds())
     form = next((form for form in forms if form is not None), None)
     if form is None:
         raise ValueError(
-            f"The action space {space} is not supported: expected Discrete, MultiDiscrete, MultiBinary, Box or Text. "
-            "Convert it with a wrapper."
+            f"The action space {space} is not supported: expected Discrete, MultiDiscrete, MultiBinary, Box, Text, or "
+            "a Dict or Tuple of these. Convert it with a wrapper."
         )
     return form
+
+
+class ActionParts(ActionForm):
+    """Actions of several named parts: a dict by part is recorded, each part in a column of its own.
+
+    Args:
+        space: a Dict or Tuple space, nested or not. A part has the name of its keys, joined by `_`.
+    """
+
+    def __init__(self, space: spaces.Space):
+        self.raw_space = space
+        self._parts = {_part_name(path): action_form_of(leaf) for path, leaf in leaves(space)}
+        self.space = spaces.Dict({name: form.space for name, form in self._parts.items()})
+        for name in self._parts:
+            check_sense_name(name, "an action's part needs such a name too; rename it with a wrapper")
+
+    @property
+    def features(self) -> dict[str, dict]:
+        return {action_column(name): form.features[ACTION] for name, form in self._parts.items()}
+
+    def check(self, action: Any) -> dict[str, Any]:
+        if not isinstance(action, Mapping) or set(action) != set(self._parts):
+            raise ValueError(f"Expected an action of the parts {list(self._parts)}, got {action!r:.80}")
+        return {name: form.check(action[name]) for name, form in self._parts.items()}
+
+    def to_environment(self, action: dict[str, Any]) -> Any:
+        raw = {name: form.to_environment(action[name]) for name, form in self._parts.items()}
+        return self._nested(self.raw_space, (), raw)
+
+    def _nested(self, space: spaces.Space, path: tuple, raw: dict[str, Any]) -> Any:
+        if isinstance(space, spaces.Dict):
+            return {key: self._nested(child, (*path, key), raw) for key, child in space.spaces.items()}
+        if isinstance(space, spaces.Tuple):
+            return tuple(self._nested(child, (*path, key), raw) for key, child in enumerate(space.spaces))
+        return raw[_part_name(path)]
+
+    def from_environment(self, action: Any) -> dict[str, Any]:
+        recorded = {}
+        for path, _ in leaves(self.raw_space):
+            value, name = action, _part_name(path)
+            try:
+                for key in path:
+                    value = value[key]
+            except (LookupError, TypeError) as error:
+                raise ValueError(f"Expected an action within {self.raw_space}, got {action!r:.80}") from error
+            recorded[name] = self._parts[name].from_environment(value)
+        return recorded
+
+    def masks(self, told: Any) -> dict[str, np.ndarray]:
+        if not isinstance(told, Mapping):
+            raise ValueError(f"action_mask: expected a dict by part of {list(self._parts)}, got {told!r:.80}")
+        parts = {name: form.masks(told[name]) for name, form in self._parts.items() if told.get(name) is not None}
+        return {name: mask[ACTION] for name, mask in parts.items() if mask}
+
+    def sample(self, masks: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            name: form.sample({ACTION: masks[name]} if name in masks else {}) for name, form in self._parts.items()
+        }
+
+
+def _part_name(path: tuple) -> str:
+    return "_".join(map(str, path)) if isinstance(path[0], str) else "_".join(["part", *map(str, path)])

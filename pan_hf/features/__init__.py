@@ -3,10 +3,13 @@
 # The last kind to be registered is asked first what a space or a value is; a vector takes what nobody else does, so it
 # is registered before the others: `discrete` imports it.
 from pan_hf.features.base import (
+    ACTION,
     ActionForm,
     Feature,
     Form,
     View,
+    action_column,
+    action_parts,
     check_sense_name,
     feature_class,
     feature_of,
@@ -21,6 +24,7 @@ from pan_hf.features.text import TextFeature
 from pan_hf.features.vector import VectorFeature
 
 __all__ = [
+    "ACTION",
     "ActionForm",
     "DiscreteFeature",
     "Feature",
@@ -29,6 +33,8 @@ __all__ = [
     "TextFeature",
     "VectorFeature",
     "View",
+    "action_column",
+    "action_parts",
     "check_sense_name",
     "feature_class",
     "feature_of",

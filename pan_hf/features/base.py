@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
     from pan_hf.tokenization import PanProcessor, PanTokenizer
 
+ACTION = "action"  # the column of an action of one part, and what that part is called
+
 Measures = dict[str, "tuple[str, Tensor]"]
 """By metric, its formula and its components `(n, k)`, see `pan_hf.metrics`."""
 
-# Columns that the format keeps for several actions a step, and for the reward and the end of each actor.
+# Columns of several actions a step, and of the reward and the end of each actor.
 _RESERVED = re.compile(r"action\..+|next\.(reward|done)\..+")
 
 
@@ -63,19 +65,40 @@ class Form:
 
 
 class ActionForm:
-    """Between the action that is recorded (an integer, a float vector or a text) and the one an environment takes.
+    """Between the action that is recorded (an integer, a float vector, a text, or a dict of these by part) and the one
+    an environment takes.
 
     Args:
         raw_space: the environment's own action space.
 
     Attributes:
         space: gymnasium space of recorded actions.
-        feature (`dict`): as in `meta/info.json`.
+        feature (`dict`): of an action of one part, as in `meta/info.json`.
     """
 
     raw_space: spaces.Space
     space: spaces.Space
     feature: dict
+
+    @property
+    def features(self) -> dict[str, dict]:
+        """By column, what is recorded of an action."""
+        return {ACTION: self.feature}
+
+    def masks(self, told: Any) -> dict[str, np.ndarray]:
+        """By part, which choices are allowed now, bool `(n,)`; a part that is no choice is left out.
+
+        Args:
+            told: what the environment gives as `action_mask`.
+
+        Raises:
+            ValueError: it does not fit the choices there are.
+        """
+        return {}
+
+    def sample(self, masks: Mapping[str, np.ndarray]) -> Any:
+        """A random action of `space` that `masks` allow."""
+        return self.space.sample(masks[ACTION].astype(np.int8)) if ACTION in masks else self.space.sample()
 
     def check(self, action: Any) -> Any:
         """The recorded form of an action that may be of another type; ValueError where it does not lie in `space`."""
@@ -176,6 +199,22 @@ class Feature:
         raise NotImplementedError(f"{type(self).__name__} has no read()")
 
     @property
+    def is_optional(self) -> bool:
+        """Whether a sense may be absent at some steps: missing cells of its column."""
+        return bool(self.description.get("optional"))
+
+    def filled(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """A column with its missing cells filled: by the cell before, or the first there is; by `blank` where there is
+        none. So what stands there lies within the bounds."""
+        import pyarrow.compute as pc
+
+        is_valid = column.is_valid().to_numpy()
+        if not is_valid.any():
+            return pa.chunked_array([pa.array([self.stored(self.blank())] * len(column), column.type)])
+        rows = np.maximum.accumulate(np.where(is_valid, np.arange(len(column)), -1))
+        return pc.take(column, pa.array(np.where(rows < 0, np.argmax(is_valid), rows)))
+
+    @property
     def row_shape(self) -> tuple[int, ...] | None:
         """Shape of a row, uint8, where cells are compressed one by one and there may be more than memory holds."""
         return None
@@ -221,6 +260,11 @@ class Feature:
         return self.description
 
     @property
+    def is_masked(self) -> bool:
+        """Whether an action's recording says at every step which choices are allowed."""
+        return False
+
+    @property
     def is_task(self) -> bool:
         """Whether it is a text that holds for a whole episode."""
         return False
@@ -253,6 +297,8 @@ class Feature:
     def sequence(cls, part: Any, values: Sequence) -> Any:
         """Recorded values of T steps of a model's sense or action, as the processor takes a batch of one:
         `(1, T, ...)`, of a text that holds for the whole episode the last one."""
+        if any(value is None for value in values):
+            return [list(values)]  # absent at some steps, which the processor reads off the list
         return np.stack([np.asarray(value) for value in values])[None]
 
     def check_sense(self, name: str, sense: Any, values: np.ndarray, processor: PanProcessor) -> None:
@@ -388,6 +434,20 @@ def feature_of(described: Any) -> Feature:
         return feature_class(described["kind"])(described)
     kind = feature_class(described.kind)
     return kind(kind.describe(described))
+
+
+def action_column(part: str) -> str:
+    """The column of a part of the action: `action` for the one of an action of one part, else `action.<part>`."""
+    return part if part == ACTION else f"{ACTION}.{part}"
+
+
+def action_parts(features: Mapping[str, dict]) -> dict[str, Feature]:
+    """By part of the action, what its column holds. Args: features, as in `meta/info.json`."""
+    return {
+        name.removeprefix(f"{ACTION}."): feature_of(described)
+        for name, described in features.items()
+        if name == ACTION or name.startswith(f"{ACTION}.")
+    }
 
 
 def task_of(observation: Mapping[str, Any], features: Mapping[str, dict]) -> str:

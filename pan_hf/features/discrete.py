@@ -1,14 +1,15 @@
-"""Discrete actions: one of `n` choices, numbered from 0."""
+"""Discrete actions: one of `n` choices, numbered from 0, of which some may not be allowed now."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pan_hf.features.base import ActionForm, Feature, Form, register_feature
+from pan_hf.features.base import ACTION, ActionForm, Feature, Form, register_feature
 from pan_hf.features.vector import whole_bounds
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ _MAX_JOINT_CHOICES = 256
 
 @register_feature
 class DiscreteFeature(Feature):
-    """`{"kind": "discrete", "n": N}`, with `names` where the choices have some."""
+    """`{"kind": "discrete", "n": N}`, with `names` where the choices have some, and `masked` where the environment
+    says at every step which of them it allows."""
 
     kind = "discrete"
     is_discrete = True
@@ -76,13 +78,18 @@ class DiscreteFeature(Feature):
     # ---- What a recording says of a column as a whole
 
     @property
+    def is_masked(self) -> bool:
+        return bool(self.description.get("masked"))
+
+    @property
     def common(self) -> dict[str, Any]:
-        return {key: value for key, value in self.description.items() if key != "names"}
+        return {"kind": self.kind, "n": self.description["n"]}
 
     def merged(self, other: Feature) -> dict[str, Any]:
-        """Names of actions are left out where they differ."""
-        is_same = self.description.get("names") == other.description.get("names")
-        return self.description if is_same else self.common
+        """Names of actions are left out where they differ; a world without a mask allows all."""
+        both = self.description, other.description
+        names = {"names": both[0]["names"]} if both[0].get("names") == both[1].get("names") is not None else {}
+        return self.common | names | ({"masked": True} if any(one.get("masked") for one in both) else {})
 
     # ---- To a model
 
@@ -152,14 +159,21 @@ class Choices(ActionForm):
         self.space = Discrete(self._num_choices)
         self.feature = {"kind": DiscreteFeature.kind, "n": self._num_choices}
 
+    def masks(self, told: Any) -> dict[str, np.ndarray]:
+        """One mask for all choices; or one for each of several that are counted as one, as a tuple."""
+        several = [np.ravel(one) for one in told] if isinstance(told, tuple | list) and len(self._sizes) > 1 else []
+        if [len(one) for one in several] == list(self._sizes):
+            mask = reduce(np.multiply.outer, several).ravel()
+        else:
+            mask = np.asarray(told)
+        if mask.shape != (self._num_choices,) or mask.dtype.kind not in "iufb" or not np.isin(mask, (0, 1)).all():
+            raise ValueError(f"action_mask: expected {self._num_choices} numbers of 0 or 1, got {told!r:.200}")
+        return {ACTION: mask.astype(bool)}
+
     def check(self, action: Any) -> int:
         value = np.asarray(action)
-        if (
-            value.size != 1
-            or value.dtype.kind not in "iufb"
-            or not 0 <= value.item() < self._num_choices
-            or value % 1 != 0
-        ):
+        is_number = value.size == 1 and value.dtype.kind in "iufb"
+        if not is_number or not 0 <= value.item() < self._num_choices or value % 1 != 0:
             raise ValueError(f"Expected a whole action in 0..{self._num_choices - 1}, got {action!r}")
         return int(value.item())
 

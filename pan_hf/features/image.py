@@ -102,6 +102,9 @@ class ImageFeature(Feature):
     def stored(self, value: Any) -> Any:
         return {"bytes": encode_png(value), "path": None}
 
+    def blank(self) -> np.ndarray:
+        return np.zeros(self.description["shape"], np.uint8)
+
     def num_bytes(self, value: Any) -> int:
         return len(encode_png(value))
 

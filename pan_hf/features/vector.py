@@ -122,9 +122,15 @@ class VectorFeature(Feature):
     def space(self) -> spaces.Space:
         from gymnasium.spaces import Box
 
-        low = np.array([-np.inf if bound is None else bound for bound in self.description["low"]], np.float32)
-        high = np.array([np.inf if bound is None else bound for bound in self.description["high"]], np.float32)
-        return Box(low, high, dtype=np.float32)
+        return Box(*self._limits(), dtype=np.float32)
+
+    def _limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds, infinite where none is known; float32 `(D,)` each."""
+        low, high = (
+            np.array([unknown if bound is None else bound for bound in self.description[side]], np.float32)
+            for side, unknown in (("low", -np.inf), ("high", np.inf))
+        )
+        return low, high
 
     # ---- To and from parquet
 
@@ -134,7 +140,7 @@ class VectorFeature(Feature):
         return datasets.Sequence(datasets.Value("float32"), length=self.description["dim"])
 
     def blank(self) -> np.ndarray:
-        return np.zeros(self.description["dim"], np.float32)
+        return np.clip(np.zeros(self.description["dim"], np.float32), *self._limits())
 
     def read(self, column: pa.ChunkedArray) -> np.ndarray:
         dim = self.description["dim"]

@@ -94,7 +94,7 @@ def _card_data(
     )
     counted = [datasets.SplitInfo(split, num_bytes=sizes[split], num_examples=rows[split]) for split in splits]
     about = datasets.DatasetInfo(
-        features=datasets.Features.from_arrow_schema(episode_schema(info["features"])),
+        features=datasets.Features.from_arrow_schema(episode_schema(info["features"], info.get("actors", ()))),
         splits=datasets.SplitDict({split.name: split for split in counted}),
     )
     DatasetInfosDict({"default": about}).to_dataset_card_data(data)
