@@ -3,47 +3,26 @@
 Importing registers the classes with Transformers' Auto classes and pipelines; it downloads and prints nothing.
 """
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # In a checkout the sub-packages are folders of its root (see [tool.setuptools.package-dir]): it runs uninstalled.
 _ROOT = Path(__file__).resolve().parent.parent
 if (_ROOT / "pyproject.toml").exists():
     __path__.append(str(_ROOT))
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer  # noqa: E402
+from pan_hf.deprecated import forward_old_modules  # noqa: E402
 
-from pan_hf.custom_kinds import travel_with_checkpoints  # noqa: E402
-from pan_hf.deprecated import forward_old_methods, forward_old_modules  # noqa: E402
-from pan_hf.modeling import (  # noqa: E402
-    Belief,
-    DiscreteAction,
-    Effort,
-    Futures,
-    ImageSense,
-    LogProb,
-    PanConfig,
-    PanModel,
-    State,
-    TextAction,
-    TextSense,
-    VectorAction,
-    VectorSense,
-)
-from pan_hf.modeling.configuration_pan import VERSION  # noqa: E402
-from pan_hf.pipelines import SimulationPipeline  # noqa: E402
-from pan_hf.tokenization import PanProcessor, PanTokenizer  # noqa: E402
-
-AutoConfig.register(PanConfig.model_type, PanConfig)
-AutoModel.register(PanConfig, PanModel)
-AutoModelForCausalLM.register(PanConfig, PanModel)
-AutoProcessor.register(PanConfig, PanProcessor)
-AutoTokenizer.register(PanConfig, fast_tokenizer_class=PanTokenizer)
-
-travel_with_checkpoints()
 forward_old_modules()
-forward_old_methods(PanModel)
 
-__version__ = VERSION
+# `pan --help` would take seconds with torch, so the command line registers when a command runs. `orig_argv` tells: the
+# processes that a command starts do not inherit it, and need the classes from the start.
+_STARTED_AS = [*sys.orig_argv[1:3], ""]
+_IS_COMMAND_LINE = _STARTED_AS[:2] == ["-m", "pan_hf"] or Path(_STARTED_AS[0]).name in ("pan", "pan.exe")
+if TYPE_CHECKING or not _IS_COMMAND_LINE:
+    from pan_hf.registration import *  # noqa: F403
+    from pan_hf.registration import __version__ as __version__
 
 # imported when first asked for, with what they need; commands are in modules of their own
 _LAZY = {
@@ -59,7 +38,7 @@ _LAZY = {
     "RecordTrajectories": "pan_hf.data.wrapper",
     "load_trajectories": "pan_hf.data.trajectories",
 }
-__all__ = [
+__all__ = [  # noqa: F405  # star imports
     "CEM",
     "Belief",
     "Critic",
@@ -91,8 +70,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name not in _LAZY:
+    if name not in (*__all__, "__version__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(importlib.import_module(_LAZY.get(name, "pan_hf.registration")), name)

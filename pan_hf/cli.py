@@ -4,18 +4,21 @@ is the help.
     pan train --stage dynamics.max_steps=5    train(..., overrides={"dynamics": {"max_steps": 5}})
 
 What is written down here is what a shell adds: names of flags that differ from their parameter's, and `--run`, the
-folder that a command reads from and writes to where it is told nothing else.
+folder that a command reads from and writes to by default. Signatures and docstrings are read from the library's files,
+so that `pan --help` and a mistyped flag are answered without importing torch.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -23,7 +26,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pan_hf import __path__ as roots
-from pan_hf import __version__
 from pan_hf.console import speak_to_users
 from pan_hf.extras import extra
 from pan_hf.specs import literal
@@ -37,16 +39,16 @@ with extra("cli", "The command `pan`"):
 RUN = Path("runs/default")
 Run = Annotated[Path, Parameter(help="folder of the run: a command finds there what it needs, and writes there.")]
 Data = Annotated[
-    str | None, Parameter(help="recording, if not `<run>/data`: a folder, or a Hub id, user/name@revision.")
+    str | None, Parameter(help="recording: a folder, or a Hub id, user/name@revision. `<run>/data` by default.")
 ]
-Model = Annotated[str | None, Parameter(help="checkpoint, if not `<run>/checkpoint`: a folder, or a Hub id.")]
-Output = Annotated[Path | None, Parameter(help="folder to write to, if not into the run.")]
+Model = Annotated[str | None, Parameter(help="checkpoint: a folder, or a Hub id. `<run>/checkpoint` by default.")]
+Output = Annotated[Path | None, Parameter(help="folder to write to. The run by default.")]
 Effort = Annotated[
     str | None,
     Parameter(help="all, focused, coarsest, auto, blocks as camera.0,camera.1, or price=0.1,task=planning."),
 ]
 Recipe = Annotated[
-    str | None, Parameter(name="--config", help="YAML file of these flags, or name of a recipe; flags come before it.")
+    str | None, Parameter(name="--config", help="YAML file of these flags, or name of a recipe. Flags override it.")
 ]
 
 FIELD, PART_FIELD = "NAME=VALUE", "NAME.FIELD=VALUE"  # how a flag that is given once or more makes a mapping
@@ -96,9 +98,77 @@ def _as_texts(value: Any, depth: int) -> list[str]:
     return [f"{name}.{text}" for name, inner in value.items() for text in _as_texts(inner, depth - 1)]
 
 
+# ---- what the library declares
+
+
+class Declarations(dict):
+    """Names that the signatures of a module mention, read from its file: constants, and types of the standard library.
+
+    A name that is neither is missing, so a parameter of such a type is no flag.
+    """
+
+    def __init__(self, module: str):
+        super().__init__()
+        files = (Path(root, *module.split(".")[1:]).with_suffix(".py") for root in roots)
+        source = next(file for file in files if file.exists()).read_text(encoding="utf-8")
+        self.functions: dict[str, ast.FunctionDef] = {}
+        self.nodes: dict[str, ast.stmt] = {}
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef):
+                self.functions[node.name] = node
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                self.nodes |= {alias.asname or alias.name: node for alias in node.names}
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self.nodes[node.targets[0].id] = node
+
+    def __missing__(self, name: str) -> Any:
+        node = self.nodes.get(name)
+        if isinstance(node, ast.Assign):
+            value = ast.literal_eval(node.value)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pan_hf."):
+            value = declarations(node.module)[name]
+        elif isinstance(node, ast.ImportFrom) and node.module in ("collections.abc", "pathlib", "typing"):
+            value = getattr(importlib.import_module(node.module), name)
+        elif isinstance(node, ast.Import) and name in sys.stdlib_module_names:
+            value = importlib.import_module(name)
+        else:
+            value = vars(builtins)[name]
+        self[name] = value
+        return value
+
+    def evaluate(self, node: ast.expr) -> Any:
+        """The value of an annotation or a default; `None` of one that mentions what only an import would tell."""
+        try:
+            return eval(compile(ast.Expression(node), "<signature>", "eval"), {}, self)
+        except (NameError, KeyError, ValueError, AttributeError):
+            return None
+
+    def signature(self, name: str) -> inspect.Signature:
+        """The signature of a function, with the annotations and defaults that its file declares."""
+        declared = self.functions[name].args
+        positional = [*declared.posonlyargs, *declared.args]
+        defaults = [None] * (len(positional) - len(declared.defaults)) + [*declared.defaults, *declared.kw_defaults]
+        kinds = [inspect.Parameter.POSITIONAL_OR_KEYWORD] * len(positional)
+        kinds += [inspect.Parameter.KEYWORD_ONLY] * len(declared.kwonlyargs)
+        return inspect.Signature(
+            [
+                inspect.Parameter(
+                    argument.arg,
+                    kind,
+                    default=inspect.Parameter.empty if default is None else self.evaluate(default),
+                    annotation=None if argument.annotation is None else self.evaluate(argument.annotation),
+                )
+                for argument, kind, default in zip([*positional, *declared.kwonlyargs], kinds, defaults, strict=True)
+            ]
+        )
+
+
+declarations = cache(Declarations)  # of a module, by its name
+
+
 app = App(
     name="pan",
-    version=__version__,
+    version=declarations("pan_hf.modeling.configuration_pan")["VERSION"],
     help="World models from any causal language model: record, train, evaluate, plan.",
     default_parameter=Parameter(negative_iterable=(), allow_repeating=True, show_default=_default_text),
     config=_read_recipe,
@@ -111,8 +181,6 @@ ORDER = count()  # in which `pan --help` lists commands: that of this file
 
 # ---- how a function of the library becomes a command
 
-_BUILDERS: dict[str, Callable[[], Callable]] = {}
-
 
 def command(target: str, name: str | None = None, group: App = app, **flags: str) -> Callable[[Callable], Callable]:
     """Makes a command of the function below it, which calls a function of the library.
@@ -121,7 +189,7 @@ def command(target: str, name: str | None = None, group: App = app, **flags: str
     library's that it does not name are flags too, and come to it as `**options`.
 
     Args:
-        target (`str`): the library's function, "module:name". Its module is imported when the command is asked for.
+        target (`str`): the library's function, "module:name". Its module is imported when the command runs.
         name (`str`, *optional*): of the command; that of the function below by default.
         group: what the command is below.
         flags: the flag of a parameter, where it is not the parameter's name.
@@ -129,35 +197,49 @@ def command(target: str, name: str | None = None, group: App = app, **flags: str
 
     def register(function: Callable) -> Callable:
         command_name = name or function.__name__
-        _BUILDERS[f"{command_name}_command"] = lambda: _build(function, target, flags)
-        # without `help`, `pan --help` would import every module
-        text = _as_help(_docstring(target), flags)
-        group.command(f"{__name__}:{command_name}_command", name=command_name, help=text, sort_key=next(ORDER))
+        group.command(_build(function, target, flags), name=command_name, sort_key=next(ORDER))
         function.__doc__ = function.__doc__ or f"`pan {command_name}` calls `{target}`."
         return function
 
     return register
 
 
-def __getattr__(name: str) -> Callable:
-    """`train_command` and the like, which cyclopts asks for when the command is used."""
-    if name not in _BUILDERS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _BUILDERS[name]()
-
-
-def _library(target: str) -> Callable:
+def library(target: str) -> Any:
+    """What a command calls, "module:name"."""
+    if "pan_hf.registration" not in sys.modules:  # this is the command line, and its first use of the library
+        importlib.import_module("pan_hf.registration")
+        speak_to_users()
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-def _docstring(target: str) -> str:
-    """A library function's docstring, read from its file."""
-    module, _, name = target.partition(":")
-    files = (Path(root, *module.split(".")[1:]).with_suffix(".py") for root in roots)
-    tree = ast.parse(next(file for file in files if file.exists()).read_text(encoding="utf-8"))
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    return next(ast.get_docstring(node) for node in functions if node.name == name) or ""
+def _build(function: Callable, target: str, flags: dict[str, str]) -> Callable:
+    """A function with the parameters of both as flags, and the library's docstring."""
+    module, _, library_name = target.partition(":")
+    inherited = declarations(module).signature(library_name).parameters
+    own = dict(list(inspect.signature(function).parameters.items())[1:-1])  # without the library's, and `options`
+    hints = {name: parameter.annotation for name, parameter in inherited.items()}
+    hints |= get_type_hints(function, include_extras=True)
+    parameters = []
+    for name in [*(name for name in own if name not in inherited), *inherited]:
+        parameter = own[name] if name in own else inherited[name]
+        is_place = parameter.kind == parameter.POSITIONAL_ONLY
+        annotation = _annotation(hints.get(name), None if is_place else flags.get(name, name))
+        if annotation is not None:
+            if isinstance(parameter.default, str) and any(get_origin(kind) is list for kind in _kinds(annotation)[0]):
+                parameter = parameter.replace(default=(parameter.default,))  # its help shows a list's items
+            kind = parameter.kind if is_place else parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=annotation, kind=kind))
+
+    def run(*places: str, **options: Any) -> None:
+        values = {name: _value(value, hints[name], flags.get(name, name)) for name, value in options.items()}
+        function(library(target), *places, **values)
+
+    signature = inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
+    run.__signature__ = signature  # type: ignore[attr-defined]  # a function's own, which `inspect` asks for
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = _as_help(ast.get_docstring(declarations(module).functions[library_name]) or "", flags)
+    return run
 
 
 def _as_help(docstring: str, flags: dict[str, str]) -> str:
@@ -166,36 +248,6 @@ def _as_help(docstring: str, flags: dict[str, str]) -> str:
     for name, flag in flags.items():
         plain = plain.replace(f"`{name}`", f"`--{flag}`")
     return plain
-
-
-def _build(function: Callable, target: str, flags: dict[str, str]) -> Callable:
-    """A function with the parameters of both as flags, and the library's docstring."""
-    library = _library(target)
-    own = dict(list(inspect.signature(function).parameters.items())[1:-1])  # without the library's, and `options`
-    inherited = inspect.signature(library).parameters
-    hints = get_type_hints(library) | get_type_hints(function, include_extras=True)
-    parameters, alone = [], {}
-    for name in [*(name for name in own if name not in inherited), *inherited]:
-        parameter = own[name] if name in own else inherited[name]
-        is_place = parameter.kind == parameter.POSITIONAL_ONLY
-        annotation = _annotation(hints.get(name), None if is_place else flags.get(name, name))
-        if annotation is not None:
-            if isinstance(parameter.default, str) and any(get_origin(kind) is list for kind in _kinds(annotation)[0]):
-                alone[name] = parameter.default  # where pydantic is imported, cyclopts checks defaults by their type
-                parameter = parameter.replace(default=(parameter.default,))
-            kind = parameter.kind if is_place else parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(annotation=annotation, kind=kind))
-
-    def run(*places: str, **options: Any) -> None:
-        options |= {name: value for name, value in alone.items() if options.get(name) == (value,)}
-        values = {name: _value(value, hints[name], flags.get(name, name)) for name, value in options.items()}
-        function(_library(target), *places, **values)
-
-    signature = inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
-    run.__signature__ = signature  # type: ignore[attr-defined]  # a function's own, which `inspect` asks for
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__ = _as_help(library.__doc__ or "", flags)
-    return run
 
 
 def _annotation(hint: Any, flag: str | None) -> Any:
@@ -263,9 +315,7 @@ def quickstart(
     miniature: Annotated[bool, Parameter(help="seconds instead of minutes: shows that everything works.")] = False,
     **options: Any,
 ) -> None:
-    from pan_hf.quickstart import MINIATURE, Budget
-
-    budget = MINIATURE if miniature else Budget()
+    budget = library(f"pan_hf.quickstart:{'MINIATURE' if miniature else 'FULL'}")
     budget = budget if seconds is None else replace(budget, seconds=seconds)
     print(f"Done. Open {function(run, budget, **options)}")
 
@@ -393,18 +443,14 @@ def plan(
 def _where(run: Path, model: str | None, data: str | Path | None, output: Path | None) -> dict[str, Any]:
     """Checkpoint, recording and folder of results: the run's own, unless they are given. Of a model of elsewhere the
     recording is the one that it names, where the run has none."""
-    from pan_hf.checkpoints import results_folder
-
     if data is None and (model is None or (run / "data").exists()):
         data = run / "data"
-    output = output or results_folder(run, None if model is None else run)
+    output = output or library("pan_hf.checkpoints:results_folder")(run, None if model is None else run)
     return {"run": model or run, "data_root": data, "output": output}
 
 
 def _effort(text: str | None) -> Any:
-    from pan_hf.agents.world import parse_effort
-
-    return None if text is None else parse_effort(text)
+    return None if text is None else library("pan_hf.agents.world:parse_effort")(text)
 
 
 @app.command(sort_key=next(ORDER))
@@ -415,9 +461,7 @@ def pool(runs: list[Path], /, *, output: Path) -> None:
         runs: run folders, each evaluated and trained with another seed.
         output: folder for the pooled evaluation.json.
     """
-    from pan_hf.evaluation.evaluate import pool as pool_runs
-
-    pool_runs(runs, output)
+    library("pan_hf.evaluation.evaluate:pool")(runs, output)
     print(f"Done. See {output / 'evaluation.json'}")
 
 
@@ -431,12 +475,11 @@ def vocabulary(
         double: give this segment twice the rows, e.g. camera.0; ids stay.
         output: where the picture, or the larger checkpoint, goes, if not into the run.
     """
-    from pan_hf import vocabulary as vocabularies
-
     if double:
-        print(f"Done. The larger checkpoint is in {vocabularies.double(model or run, double, output)}")
+        larger = library("pan_hf.vocabulary:double")(model or run, double, output)
+        print(f"Done. The larger checkpoint is in {larger}")
         return
-    tables, picture = vocabularies.show(model or run, output or (run if model else None))
+    tables, picture = library("pan_hf.vocabulary:show")(model or run, output or (run if model else None))
     console = Console()
     for table in tables:
         console.print(table)
@@ -454,14 +497,12 @@ def push(
     base_model: str | None = None,
     **options: Any,
 ) -> None:
-    from pan_hf.publishing import push as pushing
-
     if data and adapter:
         raise ValueError("--data and --adapter go to repositories of their own; push them one after the other.")
     if data:
-        commit = pushing.push_recording(run, **options)
+        commit = library("pan_hf.publishing.push:push_recording")(run, **options)
     elif adapter:
-        commit = pushing.push_adapter(run, base_model=base_model, **options)
+        commit = library("pan_hf.publishing.push:push_adapter")(run, base_model=base_model, **options)
     else:
         commit = function(run, dataset=dataset, base_model=base_model, **options)
     print(f"Done. {commit.repo_url} at {commit.oid}")
@@ -470,21 +511,16 @@ def push(
 @app.command(sort_key=next(ORDER))
 def configs() -> None:
     """Shows where the recipes for `--config` and the example files for `accelerate launch --config_file` are."""
-    from pan_hf.training.arguments import CONFIGS
-
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in sorted(library("pan_hf.training.arguments:CONFIGS").glob("*.yaml")):
         print(path)
 
 
 @app.command(sort_key=next(ORDER))
 def report(*, run: Run = RUN) -> None:
     """Writes report.html and the model card from what the run holds."""
-    from pan_hf.publishing.card import write_card
-    from pan_hf.reporting.report import write_report
-
     if (run / "checkpoint").exists():
-        write_card(run)
-    print(f"Done. Open {write_report(run)}")
+        library("pan_hf.publishing.card:write_card")(run)
+    print(f"Done. Open {library('pan_hf.reporting.report:write_report')(run)}")
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from transformers.utils import logging as transformers_logging
-
 Item = TypeVar("Item")
 
 IN_A_TERMINAL, ELSEWHERE = 0.2, 10.0  # seconds between two writes of a line
@@ -78,6 +76,8 @@ def track(items: Collection[Item], task: str, unit: str, is_shown: bool = True) 
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Transformers shows no bar inside: reading or writing a checkpoint takes a moment, and has no line of its own."""
+    from transformers.utils import logging as transformers_logging  # with torch, which `pan --help` does without
+
     is_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

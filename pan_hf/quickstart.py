@@ -46,6 +46,7 @@ class Budget:
     plan_seconds: float = 50.0
 
 
+FULL = Budget()
 MINIATURE = Budget(frames=600, seconds=6.0, windows=4, episodes=((EMPTY, 2),), plan_seconds=5.0)
 
 

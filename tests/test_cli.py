@@ -1,8 +1,13 @@
 """`pan` in a shell: flags come from the signatures of the library, and those that people have written down stay."""
 
 import importlib
+import inspect
+import os
+import subprocess
+import sys
 from functools import reduce, wraps
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -111,3 +116,29 @@ def test_what_has_left_the_package_says_where_it_went():
 def test_pan_tells_its_version(capsys):
     cli.app("--version")
     assert capsys.readouterr().out.strip() == pan_hf.__version__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["--help", "--version", "train --help", "plan --help", "train --secnds 5"])
+def test_help_and_a_mistyped_flag_are_answered_without_torch(words, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(pan_hf.__file__).parents[1]), "PYTHONPROFILEIMPORTTIME": "1"}
+    command = [sys.executable, "-m", "pan_hf", *words.split()]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, text=True, capture_output=True, check=False)
+    read = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "pan_hf.cli" in read and not {"torch", "transformers", "numpy"} & read
+    assert done.stdout or "Did you mean --seconds?" in done.stderr
+
+
+TARGETS = [("quickstart", "quickstart"), ("data.record", "record"), ("data.mirror", "mirror")]
+TARGETS += [("data.importing.minari", "import_minari"), ("data.importing.videos", "import_videos")]
+TARGETS += [("training.pipeline", "train"), ("training.grow", "grow"), ("evaluation.evaluate", "evaluate")]
+TARGETS += [("evaluation.control", "plan"), ("publishing.push", "push_checkpoint")]
+
+
+@pytest.mark.parametrize(("module", "name"), TARGETS)
+def test_a_signature_read_from_a_file_is_that_of_the_function(module, name):
+    function = cli.library(f"pan_hf.{module}:{name}")
+    declared, hints = cli.declarations(f"pan_hf.{module}").signature(name).parameters, get_type_hints(function)
+    for parameter, true in zip(declared.values(), inspect.signature(function).parameters.values(), strict=True):
+        assert (parameter.name, parameter.kind, parameter.default) == (true.name, true.kind, true.default)
+        assert parameter.annotation in (None, hints.get(true.name))

@@ -1,0 +1,57 @@
+"""The public classes, and what importing `pan_hf` does: Transformers' Auto classes and pipelines know them.
+
+It downloads and prints nothing.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+
+from pan_hf.custom_kinds import travel_with_checkpoints
+from pan_hf.deprecated import forward_old_methods
+from pan_hf.modeling import (
+    Belief,
+    DiscreteAction,
+    Effort,
+    Futures,
+    ImageSense,
+    LogProb,
+    PanConfig,
+    PanModel,
+    State,
+    TextAction,
+    TextSense,
+    VectorAction,
+    VectorSense,
+)
+from pan_hf.modeling.configuration_pan import VERSION
+from pan_hf.pipelines import SimulationPipeline
+from pan_hf.tokenization import PanProcessor, PanTokenizer
+
+__version__ = VERSION
+__all__ = [
+    "Belief",
+    "DiscreteAction",
+    "Effort",
+    "Futures",
+    "ImageSense",
+    "LogProb",
+    "PanConfig",
+    "PanModel",
+    "PanProcessor",
+    "PanTokenizer",
+    "SimulationPipeline",
+    "State",
+    "TextAction",
+    "TextSense",
+    "VectorAction",
+    "VectorSense",
+    "__version__",
+]
+
+AutoConfig.register(PanConfig.model_type, PanConfig)
+AutoModel.register(PanConfig, PanModel)
+AutoModelForCausalLM.register(PanConfig, PanModel)
+AutoProcessor.register(PanConfig, PanProcessor)
+AutoTokenizer.register(PanConfig, fast_tokenizer_class=PanTokenizer)
+
+travel_with_checkpoints()
+forward_old_methods(PanModel)
