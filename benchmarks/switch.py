@@ -18,12 +18,16 @@ timed side by side on one thread.
 """
 
 import itertools
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
@@ -45,9 +49,9 @@ from pan_hf.modeling.effort_pan import (
 from pan_hf.modeling.simulation_pan import Simulator  # noqa: E402
 from pan_hf.modeling.switch_objective_pan import candidates, distortion, split_window  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY, PLANNER  # noqa: E402
-from pan_hf.reporting.figures import cost_plot  # noqa: E402
+from pan_hf.reporting.figures import OTHER_COLOURS, SERIES_COLOURS, write_figure  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
-from pan_hf.reporting.tables import table  # noqa: E402
+from pan_hf.reporting.tables import select, table  # noqa: E402
 from pan_hf.training.windows import Windows  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "switch"
@@ -88,6 +92,41 @@ def main(
         show(name, records)
         found += records
     return found
+
+
+def cost_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
+    """Quality against compute, a panel a task, written in the format of `path`'s ending.
+
+    Args:
+        records: metrics "distortion" and "compute" by model and task (in `environment`); models "<name> at <price>"
+            are points of one line, "<name>".
+
+    Raises:
+        ValueError: no model has both.
+    """
+    both = {(entry.environment, entry.model) for entry in select(records, metric="compute")}
+    both &= {(entry.environment, entry.model) for entry in select(records, metric="distortion")}
+    tasks = list(dict.fromkeys(entry.environment for entry in records if (entry.environment, entry.model) in both))
+    if not tasks:
+        raise ValueError(f"none of {len(records)} records is of a model with a distortion and a compute.")
+    figure = Figure(figsize=(4.6 * len(tasks), 3.6), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        lines: dict[str, list[tuple[Record, Record]]] = {}
+        for entry in select(records, metric="compute", environment=task):
+            lost = select(records, metric="distortion", environment=task, model=entry.model)
+            if lost:
+                lines.setdefault(entry.model.split(" at ")[0], []).append((entry, lost[0]))
+        for (name, points), colour in zip(lines.items(), (*OTHER_COLOURS, *SERIES_COLOURS.values()), strict=False):
+            points = sorted(points, key=lambda pair: pair[0].value)
+            x, y = (np.array([pair[side].value for pair in points]) for side in (0, 1))
+            dx, dy = (np.array([pair[side].stderr or 0.0 for pair in points]) for side in (0, 1))
+            axes.errorbar(100 * x, y, dy, 100 * dx, "o-", color=colour, label=name, markersize=4, linewidth=1.4)
+        axes.set_title(task, fontsize=9)
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel("compute (% of a whole step)")
+        axes.set_ylabel("distortion (1: about as standing still)")
+        axes.spines[["top", "right"]].set_visible(False)
+    return write_figure(figure, path)
 
 
 def measure(run: Path, part: str, windows: int, episodes: int, plan_seconds: float, seconds: float) -> list[Record]:

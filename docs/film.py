@@ -8,6 +8,7 @@ frame and the true actions; every later frame on its side is imagined.
 
 import argparse
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,40 @@ def _frame(strip: Strip, step: int) -> Image.Image:
 
 def _enlarged(frame: np.ndarray) -> Image.Image:
     return Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+def strip_picture(strip: Strip, path: str | os.PathLike, cell: int = 96) -> Path:
+    """Writes a strip as one labelled PNG, for a README.
+
+    Args:
+        cell (`int`): width of a frame in the picture; frames are enlarged by the largest whole factor that fits.
+    """
+    scale = max(1, cell // strip.real.shape[2])
+    height, width = scale * strip.real.shape[1], scale * strip.real.shape[2]
+    rows, margin, line, gap = strip.rows(), 92, 16, 4
+    size = (margin + len(strip) * (width + gap), 2 * line + len(rows) * (height + gap) + line)
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+
+    def write(x: int, y: int, text: str, colour: str = "#222222") -> None:
+        while text and draw.textlength(text, font=font) > width and x >= margin:
+            text = text[:-1]
+        draw.text((x, y), text, fill=colour, font=font)
+
+    for index, ((number, action), verdict) in enumerate(zip(strip.steps(), strip.verdicts(), strict=True)):
+        x = margin + index * (width + gap)
+        write(x, 0, number)
+        write(x, line, action, "#777777")
+        write(x, size[1] - line, verdict, "#777777")
+    for index, (label, frames) in enumerate(rows):
+        y = 2 * line + index * (height + gap)
+        write(0, y + height // 2 - line // 2, label)
+        for step, frame in enumerate(frames):
+            enlarged = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(enlarged, (margin + step * (width + gap), y))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return write_file(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from film import median_strip, write_film
+from film import median_strip, strip_picture, write_film
+from measured import update_page
 
 from pan_hf.files import write_file
 from pan_hf.publishing.card import FACTS, checkpoint_facts, write_card
-from pan_hf.reporting.figures import load_strip, strip_picture
-from pan_hf.reporting.readme import update_readme
+from pan_hf.reporting.figures import load_strip
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -49,7 +49,7 @@ if __name__ == "__main__":
         publish(Path(run), name or Path(run).name)
     folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
     for page in PAGES:
-        update_readme(page, folders)
+        update_page(page, folders)
     for measured in folders:
         if (measured / FACTS).exists():
             write_card(measured, card_of(measured))

@@ -47,7 +47,6 @@ MOVED: dict[str, tuple[str, ...]] = {
     ),
     "policies": ("envs.policies", "envs.minigrid", "envs.pusht", "specs"),
     "push": ("publishing.push",),
-    "readme": ("reporting.readme",),
     "record": ("data.record",),
     "record_wrapper": ("data.wrapper",),
     "recorder": ("data.recorder",),
@@ -74,6 +73,7 @@ REMOVED = dict.fromkeys(
     ("evaluation.calibration", "envs.minigrid_oracle", "futures_check", "tile_world"),
     "benchmarks/moving_obstacles.py of the repository",
 )
+REMOVED |= dict.fromkeys(("reporting.readme", "readme"), "docs/measured.py of the repository")
 
 
 def old_names(module_name: str) -> Callable[[str], Any]:

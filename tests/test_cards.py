@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from docs.measured import check_page
 from pan_hf.publishing.card import FACTS, MAX_HEADLINES, check_card, rounded
-from pan_hf.reporting.readme import check_readme
 from pan_hf.reporting.report import RESULT_FILES, timing_table
 from pan_hf.reporting.results import MISSING, read_records
 from pan_hf.reporting.tables import format_value
@@ -96,4 +96,4 @@ def test_a_changed_result_file_is_caught(tmp_path):
 
 @pytest.mark.parametrize("name", ["model_card", "adapter_card", "dataset_card"])
 def test_a_template_holds_no_figure_of_its_own(name):
-    assert check_readme(ROOT / "pan_hf" / "templates" / f"{name}.md.jinja", []) == []
+    assert check_page(ROOT / "pan_hf" / "templates" / f"{name}.md.jinja", []) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from forked import run_forked
 
-from pan_hf.reporting.readme import check_readme
+from docs.measured import check_page
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -43,7 +43,7 @@ def test_a_page_of_the_guide_runs_from_top_to_bottom(page, tmp_path):
     ids=lambda page: f"{page.parent.name}/{page.name}",
 )
 def test_a_page_has_no_figure_without_a_result_file(page):
-    assert check_readme(page, sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())) == []
+    assert check_page(page, sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())) == []
 
 
 def test_the_readme_is_read_in_ten_minutes():

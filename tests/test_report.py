@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import runpy
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from docs.film import strip_picture, write_film
 from pan_hf.publishing.card import write_card
 from pan_hf.reporting.figures import (
     Film,
@@ -23,7 +23,6 @@ from pan_hf.reporting.figures import (
     load_film,
     load_strip,
     row_png,
-    strip_picture,
 )
 from pan_hf.reporting.report import success_interval, tidy_tables, write_report
 from pan_hf.reporting.results import read_records, record, wilson, write_records
@@ -242,7 +241,7 @@ def test_the_strip_of_a_film_has_the_steps_that_both_have():
     ("arrays", "said"),
     [
         ({"real": frames(2)}, "has no \\['imagined'\\]"),
-        ({"real": frames(2), "imagined": frames(3)}, "different shapes"),
+        ({"real": frames(2), "imagined": frames(3)}, "different lengths"),
         ({"real": frames(2), "imagined": frames(2).astype(np.float32)}, "float32 .* expected uint8"),
     ],
 )
@@ -374,7 +373,6 @@ def test_a_card_of_an_unmeasured_run_says_so(tmp_path):
 
 
 def test_the_film_of_the_readme_shows_world_and_dream_step_by_step(tmp_path):
-    write_film = runpy.run_path(str(ROOT / "docs" / "film.py"))["write_film"]
     real, imagined = frames(3, size=64), frames(3, seed=1, size=64)
     with Image.open(write_film(Strip(real, imagined, actions=["left", "right"]), tmp_path / "dream.webp")) as film:
         assert (film.format, film.n_frames, film.info["loop"]) == ("WEBP", 3, 0)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.measured import check_page, update_page
 from pan_hf.reporting import results
-from pan_hf.reporting.readme import check_readme, update_readme
 from pan_hf.reporting.results import mean_stderr, read_records, record, wilson, write_records
 from pan_hf.reporting.tables import distinct_origins, format_value, metric_label, select, table
 from pan_hf.reporting.timing import stage_timer
@@ -266,12 +266,12 @@ def write_readme(run: Path, text: str) -> Path:
 
 def test_readme_numbers_are_written_from_the_result_files(run):
     path = write_readme(run, README)
-    assert update_readme(path, [run])
+    assert update_page(path, [run])
     text = path.read_text()
     assert "-->98.3 ± 0.4%<!-- /results --> of the time" in text
     assert "| environment | pan | copy_last |" in text and "| Env-v0 | 98.3 ± 0.4% | 27.0 ± 0.4% |" in text
     assert "`pan evaluate --run runs/x` at abc1234 on a machine; seeds 0, 1, 2." in text
-    assert check_readme(path, [run]) == []
+    assert check_page(path, [run]) == []
 
 
 def test_a_sentence_can_say_the_minutes_and_the_hardware_of_a_run(run):
@@ -279,30 +279,30 @@ def test_a_sentence_can_say_the_minutes_and_the_hardware_of_a_run(run):
     write_records(run / "timing.json", records)
     spec = "<!-- results:quickstart/timing metric=seconds show={} -->?<!-- /results -->"
     path = write_readme(run, " on ".join(spec.format(show) for show in ("minutes", "hardware")))
-    update_readme(path, [run])
+    update_page(path, [run])
     assert re.findall("-->([^<]+)<", path.read_text()) == ["3.2 min", " on ", "a machine"]
 
 
 def test_updating_a_readme_twice_changes_nothing(run):
     path = write_readme(run, README)
-    update_readme(path, [run])
+    update_page(path, [run])
     once = path.read_text()
-    assert not update_readme(path, [run])
+    assert not update_page(path, [run])
     assert path.read_text() == once
 
 
 @pytest.mark.parametrize(("true", "edited"), [("98.3 ± 0.4%<", "99.9 ± 0.1%<"), ("| 27.0 ± 0.4% |", "| 7.0 ± 0.4% |")])
 def test_a_readme_number_that_is_in_no_result_file_is_caught(run, true, edited):
     path = write_readme(run, README)
-    update_readme(path, [run])
+    update_page(path, [run])
     path.write_text(path.read_text().replace(true, edited))
-    (problem,) = check_readme(path, [run])
+    (problem,) = check_page(path, [run])
     assert "not what its result file says" in problem
 
 
 def test_a_measurement_outside_of_the_markers_is_caught_with_its_line(run):
     path = write_readme(run, "# Title\n\nIt reaches 52.1 dB.\n\n```\n99% in code is not a claim\n```\nVersion 5.23.\n")
-    (problem,) = check_readme(path, [run])
+    (problem,) = check_page(path, [run])
     assert problem.startswith("line 3: '52.1 dB'")
 
 
@@ -320,5 +320,5 @@ def test_a_measurement_outside_of_the_markers_is_caught_with_its_line(run):
 def test_a_marker_that_cannot_be_filled_is_named(run, spec, error, said):
     path = write_readme(run, f"<!-- results:{spec} -->?<!-- /results -->")
     with pytest.raises(error, match=said):
-        update_readme(path, [run])
+        update_page(path, [run])
     assert "?" in path.read_text()

@@ -21,10 +21,9 @@ from pan_hf.features import feature_class
 from pan_hf.files import write_file
 from pan_hf.hub import address, hub_id
 from pan_hf.reporting.figures import CURVE_METRICS, series_name
-from pan_hf.reporting.readme import origins as origin_lines
 from pan_hf.reporting.report import by_environment, origins, read_results, success_interval, template, timing_table
 from pan_hf.reporting.results import Record
-from pan_hf.reporting.tables import format_value, metric_label, seeds_text, select, table, unit_of
+from pan_hf.reporting.tables import format_value, metric_label, origin_lines, seeds_text, select, table, unit_of
 
 FACTS = "checkpoint.json"
 RESULTS = "results"  # where `pan push` lays the result files, as seen from the card

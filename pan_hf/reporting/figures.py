@@ -8,12 +8,12 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from pan_hf.extras import extra
 from pan_hf.files import write_file
@@ -40,8 +40,8 @@ CURVE_METRICS = (
     "rmse_normalised",
     "bits_per_observation",
 )
-_SERIES_COLOURS = {"pan": "#3b82f6", "pan_expected": "#8b5cf6", "copy_last": "#9a8c7c"}
-_OTHER_COLOURS = ("#e07b39", "#2f9e6e", "#b45fc4", "#c9a227")
+SERIES_COLOURS = {"pan": "#3b82f6", "pan_expected": "#8b5cf6", "copy_last": "#9a8c7c"}
+OTHER_COLOURS = ("#e07b39", "#2f9e6e", "#b45fc4", "#c9a227")
 
 
 def series_name(model: str) -> str:
@@ -115,18 +115,16 @@ def load_strip(path: str | os.PathLike) -> Strip:
         ValueError: an array is missing, is not uint8 `(T, H, W, 3)`, or the shapes differ.
     """
     arrays, about = _load(path, ("real", "imagined"), ("codes_only", *(f"spent_{task}" for task in TASKS)))
-    shapes = {name: array.shape for name, array in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"{path}: the arrays have different shapes {shapes}, expected one shape (T, H, W, 3).")
-    title, environment = about.get("title", Path(path).stem), about.get("environment", "")
-    actions = list(map(str, about.get("actions", [])))
-    compute = about.get("compute", {})
+    if len({len(frames) for frames in arrays.values()}) > 1:
+        lengths = {name: len(frames) for name, frames in arrays.items()}
+        raise ValueError(f"{path}: the arrays have different lengths {lengths}, expected one.")
+    compute = about.pop("compute", {})
     spent = {
         f"{task}: {100 * compute.get(task, float('nan')):.0f}%": arrays.pop(f"spent_{task}")
         for task in TASKS
         if f"spent_{task}" in arrays
     }
-    return Strip(**arrays, actions=actions, title=title, environment=environment, spent=spent)
+    return Strip(**arrays, **_known_fields(Strip, about), spent=spent)
 
 
 def row_png(frames: np.ndarray) -> bytes:
@@ -135,38 +133,6 @@ def row_png(frames: np.ndarray) -> bytes:
     cells = np.concatenate([frames, opaque], -1)
     cells = np.pad(cells, ((0, 0), (0, 0), (GAP // 2, GAP - GAP // 2), (0, 0)))
     return _image_bytes(Image.fromarray(np.concatenate(list(cells), 1)), "PNG")
-
-
-def strip_picture(strip: Strip, path: str | os.PathLike, cell: int = 96) -> Path:
-    """Writes a strip as one labelled PNG, for a README.
-
-    Args:
-        cell (`int`): width of a frame in the picture; frames are enlarged by the largest whole factor that fits.
-    """
-    scale = max(1, cell // strip.real.shape[2])
-    height, width = scale * strip.real.shape[1], scale * strip.real.shape[2]
-    rows, margin, line, gap = strip.rows(), 92, 16, 4
-    size = (margin + len(strip) * (width + gap), 2 * line + len(rows) * (height + gap) + line)
-    picture = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
-
-    def write(x: int, y: int, text: str, colour: str = "#222222") -> None:
-        while text and draw.textlength(text, font=font) > width and x >= margin:
-            text = text[:-1]
-        draw.text((x, y), text, fill=colour, font=font)
-
-    for index, ((number, action), verdict) in enumerate(zip(strip.steps(), strip.verdicts(), strict=True)):
-        x = margin + index * (width + gap)
-        write(x, 0, number)
-        write(x, line, action, "#777777")
-        write(x, size[1] - line, verdict, "#777777")
-    for index, (label, frames) in enumerate(rows):
-        y = 2 * line + index * (height + gap)
-        write(0, y + height // 2 - line // 2, label)
-        for step, frame in enumerate(frames):
-            enlarged = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
-            picture.paste(enlarged, (margin + step * (width + gap), y))
-    return write_file(path, _image_bytes(picture, "PNG"))
 
 
 # -------------------------------------------------------------------------------------------------------------- films
@@ -227,21 +193,20 @@ def load_film(path: str | os.PathLike) -> Film:
     Raises:
         ValueError: an array is missing or is not uint8 `(T, H, W, 3)`, or the frames differ in size.
     """
-    arrays, about = _load(path, ("imagined", "carried_out"), ())
-    if arrays["imagined"].shape[1:] != arrays["carried_out"].shape[1:]:
-        shapes = {name: array.shape for name, array in arrays.items()}
-        raise ValueError(f"{path}: frames of different sizes {shapes}, expected one (H, W, 3).")
-    return Film(
-        **arrays,
-        actions=list(map(str, about.get("actions", []))),
-        title=about.get("title", Path(path).stem),
-        environment=about.get("environment", ""),
-        success=about.get("success"),
-    )
+    arrays, about = _load(path, ("imagined", "carried_out"))
+    return Film(**arrays, **_known_fields(Film, about))
 
 
-def _load(path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str]) -> tuple[dict, dict]:
-    """Arrays of an .npz (never pickled ones) and its sidecar's content, empty if there is none."""
+def _known_fields(kind: type, about: dict[str, Any]) -> dict[str, Any]:
+    """What a sidecar says that a strip or a film has a field for."""
+    named = {name: value for name, value in about.items() if name in {field.name for field in fields(kind)}}
+    return named | {"actions": list(map(str, about.get("actions", [])))}
+
+
+def _load(
+    path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str], alike: Callable
+) -> tuple[dict, dict]:
+    """Arrays of an .npz (never pickled ones) that agree in what `alike` tells of them, and its sidecar's content."""
     path = Path(path)
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in (*needed, *optional) if name in stored}
@@ -250,8 +215,11 @@ def _load(path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str
     for name, array in arrays.items():
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or len(array) == 0:
             raise ValueError(f"{path}: `{name}` is {array.dtype} {array.shape}, expected uint8 (T, H, W, 3), T > 0.")
+    if len({array.shape[1:] for array in arrays.values()}) > 1:
+        shapes = {name: array.shape for name, array in arrays.items()}
+        raise ValueError(f"{path}: frames of different sizes {shapes}, expected one (H, W, 3).")
     sidecar = path.with_suffix(".json")
-    return arrays, json.loads(sidecar.read_text()) if sidecar.exists() else {}
+    return arrays, {"title": path.stem} | (json.loads(sidecar.read_text()) if sidecar.exists() else {})
 
 
 # ------------------------------------------------------------------------------------------------------------- curves
@@ -290,45 +258,11 @@ def horizon_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
                 continue
             _draw_curve(axes[row][column], records, metric, environment)
             axes[row][column].set_title(environment, fontsize=9)
-    _legend(figure)
-    suffix = Path(path).suffix.lstrip(".") or "png"
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix, dpi=120)
-    return write_file(path, buffer.getvalue())
+    return write_figure(figure, path)
 
 
-def cost_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
-    """Quality against compute, a panel a task, written in the format of `path`'s ending.
-
-    Args:
-        records: metrics "distortion" and "compute" by model and task (in `environment`); models "<name> at <price>"
-            are points of one line, "<name>".
-
-    Raises:
-        ValueError: no model has both.
-    """
-    both = {(entry.environment, entry.model) for entry in select(records, metric="compute")}
-    both &= {(entry.environment, entry.model) for entry in select(records, metric="distortion")}
-    tasks = list(dict.fromkeys(entry.environment for entry in records if (entry.environment, entry.model) in both))
-    if not tasks:
-        raise ValueError(f"none of {len(records)} records is of a model with a distortion and a compute.")
-    figure = Figure(figsize=(4.6 * len(tasks), 3.6), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        lines: dict[str, list[tuple[Record, Record]]] = {}
-        for entry in select(records, metric="compute", environment=task):
-            lost = select(records, metric="distortion", environment=task, model=entry.model)
-            if lost:
-                lines.setdefault(entry.model.split(" at ")[0], []).append((entry, lost[0]))
-        for (name, points), colour in zip(lines.items(), (*_OTHER_COLOURS, *_SERIES_COLOURS.values()), strict=False):
-            points = sorted(points, key=lambda pair: pair[0].value)
-            x, y = (np.array([pair[side].value for pair in points]) for side in (0, 1))
-            dx, dy = (np.array([pair[side].stderr or 0.0 for pair in points]) for side in (0, 1))
-            axes.errorbar(100 * x, y, dy, 100 * dx, "o-", color=colour, label=name, markersize=4, linewidth=1.4)
-        axes.set_title(task, fontsize=9)
-        axes.set(xscale="log", yscale="log")
-        axes.set_xlabel("compute (% of a whole step)")
-        axes.set_ylabel("distortion (1: about as standing still)")
-        axes.spines[["top", "right"]].set_visible(False)
+def write_figure(figure: Figure, path: str | os.PathLike) -> Path:
+    """Writes a drawing with one legend, in the format of `path`'s ending."""
     _legend(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=120)
@@ -357,10 +291,10 @@ def calibration_svg(records: Sequence[Record], environment: str) -> str:
     pairs = calibration_pairs([entry for entry in records if entry.environment == environment])
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, 100], [0, 100], color=_SERIES_COLOURS["copy_last"], linewidth=1)
+        axes.plot([0, 100], [0, 100], color=SERIES_COLOURS["copy_last"], linewidth=1)
         x, y = (np.array([100 * pair[side].value for pair in pairs]) for side in (0, 1))
         dx, dy = (np.array([300 * (pair[side].stderr or 0.0) for pair in pairs]) for side in (0, 1))
-        axes.errorbar(x, y, dy, dx, "o", color=_SERIES_COLOURS["pan"], markersize=3.5, elinewidth=1)
+        axes.errorbar(x, y, dy, dx, "o", color=SERIES_COLOURS["pan"], markersize=3.5, elinewidth=1)
         axes.set(xlim=(-2, 104), ylim=(-2, 104))
         axes.set_xlabel("true frequency of an outcome (%)")
         axes.set_ylabel("among imagined futures (%)")
@@ -395,7 +329,7 @@ def _draw_curve(axes: Axes, records: Sequence[Record], metric: str, environment:
     """Lines of one metric in one environment, one for each model; dashed where every true frame was shown."""
     unit, factor, _ = unit_of(metric)
     ticks: set[int] = set()
-    spare = iter(_OTHER_COLOURS * 4)
+    spare = iter(OTHER_COLOURS * 4)
     colours: dict[str, str] = {}
     for prefix, style in (("", "o-"), (TEACHER_FORCED, "o--")):
         drawn = select(records, metric=prefix + metric, environment=environment)
@@ -405,7 +339,7 @@ def _draw_curve(axes: Axes, records: Sequence[Record], metric: str, environment:
             line = sorted(select(drawn, model=model, split=split), key=lambda entry: entry.horizon or 0)
             label = "_" * bool(prefix) + series_name(model) + (f" ({split})" if len(splits) > 1 else "")
             name = model if split == next(iter(splits)) else f"{model} {split}"
-            colour = colours.setdefault(name, _SERIES_COLOURS.get(name) or next(spare))
+            colour = colours.setdefault(name, SERIES_COLOURS.get(name) or next(spare))
             steps = [entry.horizon or 0 for entry in line]
             values = np.array([entry.value for entry in line]) * factor
             spread = np.array([entry.stderr or 0.0 for entry in line]) * factor

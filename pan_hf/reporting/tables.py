@@ -99,6 +99,14 @@ def distinct_origins(records: Iterable[Record]) -> list[tuple[str, str, str, str
     return origins
 
 
+def origin_lines(records: Sequence[Record]) -> str:
+    """One line of Markdown a distinct origin: the command, the commit, the hardware and the seeds."""
+    return "\n".join(
+        f"`{command}` at {commit} on {hardware}; {seeds}."
+        for command, commit, hardware, seeds in distinct_origins(records)
+    )
+
+
 def pivot(
     records: Sequence[Record], rows: str | Sequence[str], columns: str | Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:

@@ -18,13 +18,13 @@ shows that field, in which all its records agree; with `show=minutes` it adds up
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pan_hf.files import write_file
 from pan_hf.reporting.results import FIELDS, Record, read_records
-from pan_hf.reporting.tables import distinct_origins, format_value, select, table
+from pan_hf.reporting.tables import format_value, origin_lines, select, table
 
 _BLOCK = re.compile(r"(<!-- results:(?P<spec>[^>]*?) -->)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
@@ -38,8 +38,8 @@ _LAYOUT: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-def update_readme(readme_path: str | os.PathLike, run_dirs: Iterable[str | os.PathLike]) -> bool:
-    """Writes every marked table and number of `readme_path` anew from the result files of `run_dirs`.
+def update_page(page: str | os.PathLike, run_dirs: Iterable[str | os.PathLike]) -> bool:
+    """Writes every marked table and number of `page` anew from the result files of `run_dirs`.
 
     Returns:
         `bool`: whether the file changed; a second call never changes it.
@@ -48,7 +48,7 @@ def update_readme(readme_path: str | os.PathLike, run_dirs: Iterable[str | os.Pa
         FileNotFoundError: a marker names a run folder that is not in `run_dirs`, or a file that is not there.
         ValueError: a marker cannot be read, selects no record, or (on one line) more than one.
     """
-    path = Path(readme_path)
+    path = Path(page)
     before = path.read_text(encoding="utf-8")
     after = _generate(before, _by_name(run_dirs))
     if after != before:
@@ -56,19 +56,19 @@ def update_readme(readme_path: str | os.PathLike, run_dirs: Iterable[str | os.Pa
     return after != before
 
 
-def check_readme(readme_path: str | os.PathLike, run_dirs: Iterable[str | os.PathLike]) -> list[str]:
-    """What in `readme_path` does not come from the result files of `run_dirs`; an empty list if all does.
+def check_page(page: str | os.PathLike, run_dirs: Iterable[str | os.PathLike]) -> list[str]:
+    """What in `page` does not come from the result files of `run_dirs`; an empty list if all does.
 
     Two kinds are found: a marked block that differs from what its file says, and a number with a unit of measurement
-    (%, dB, GiB, bits, /s) outside of markers and code. Raises what `update_readme` raises.
+    (%, dB, GiB, bits, /s) outside of markers and code. Raises what `update_page` raises.
     """
-    text = Path(readme_path).read_text(encoding="utf-8")
+    text = Path(page).read_text(encoding="utf-8")
     runs = _by_name(run_dirs)
     problems = []
     for block in _BLOCK.finditer(text):
         if block["body"] != _body(block, runs):
             line = text.count("\n", 0, block.start()) + 1
-            problems.append(f"line {line}: `{block['spec']}` is not what its result file says; run update_readme.")
+            problems.append(f"line {line}: `{block['spec']}` is not what its result file says; run update_page.")
     for line, number in _unmarked(text):
         problems.append(f"line {line}: {number!r} stands outside of a results marker; put it between markers.")
     return problems
@@ -96,7 +96,7 @@ def _body(block: re.Match, runs: dict[str, Path]) -> str:
     source, where, layout = _parse(block["spec"])
     records = _chosen(source, where, runs)
     if "\n" in block["body"]:
-        return f"\n{table(records, layout['rows'], layout['columns'])}\n\n{origins(records)}\n"
+        return f"\n{table(records, layout['rows'], layout['columns'])}\n\n{origin_lines(records)}\n"
     shown = _shown(records, layout["show"])
     if len(shown) != 1:
         raise ValueError(
@@ -153,9 +153,3 @@ def _in_order(records: list[Record], where: dict[str, Any]) -> list[Record]:
         return tuple(values.index(getattr(entry, name)) for name, values in where.items() if name != "seeds")
 
     return sorted(records, key=place)
-
-
-def origins(records: Sequence[Record]) -> str:
-    """One line a distinct origin: the command, the commit, the hardware and the number of seeds."""
-    found = distinct_origins(records)
-    return "\n".join(f"`{command}` at {commit} on {hardware}; {seeds}." for command, commit, hardware, seeds in found)
