@@ -203,10 +203,8 @@ def _known_fields(kind: type, about: dict[str, Any]) -> dict[str, Any]:
     return named | {"actions": list(map(str, about.get("actions", [])))}
 
 
-def _load(
-    path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str], alike: Callable
-) -> tuple[dict, dict]:
-    """Arrays of an .npz (never pickled ones) that agree in what `alike` tells of them, and its sidecar's content."""
+def _load(path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str] = ()) -> tuple[dict, dict]:
+    """Arrays of an .npz (never pickled ones) with frames of one size, and what its sidecar says."""
     path = Path(path)
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in (*needed, *optional) if name in stored}
