@@ -58,7 +58,10 @@ def build(
             f"Options for unknown senses {unknown}; the recording has {sorted(trajectories.observations)}."
         )
     set_seed(seed)
-    tokenizer = _tokenizer(backbone, _texts(trajectories))
+    if backbone in PRESETS:
+        tokenizer = PanTokenizer.train(recorded_texts(trajectories), vocab_size=512)
+    else:
+        tokenizer = PanTokenizer.from_backbone(AutoTokenizer.from_pretrained(backbone))
     senses = {
         name: _sense(name, values, trajectories, tokenizer, options.get(name, {}))
         for name, values in trajectories.observations.items()
@@ -98,12 +101,6 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
     )
 
 
-def _tokenizer(backbone: str, texts: list[str]) -> PanTokenizer:
-    if backbone in PRESETS:
-        return PanTokenizer.train(sorted(set(texts)), vocab_size=512)
-    return PanTokenizer.from_backbone(AutoTokenizer.from_pretrained(backbone))
-
-
 def _language_model(backbone: str, tokenizer: PanTokenizer):
     if backbone not in PRESETS:
         return AutoModelForCausalLM.from_pretrained(backbone)
@@ -123,11 +120,12 @@ def _language_model(backbone: str, tokenizer: PanTokenizer):
     return AutoModelForCausalLM.from_config(config)
 
 
-def _texts(trajectories: Trajectories) -> list[str]:
-    """What is said in a recording: its tasks, and every text of its senses."""
-    columns = trajectories.observations.items()
-    said = [values for name, values in columns if feature_of(trajectories.features[f"observation.{name}"]).is_text]
-    return [*trajectories.tasks, *(text for values in said for text in np.unique(values).tolist())]
+def recorded_texts(trajectories: Trajectories) -> list[str]:
+    """Every different text of a recording: tasks, text observations and text actions."""
+    columns = {f"observation.{name}": values for name, values in trajectories.observations.items()}
+    columns["action"] = trajectories.actions
+    texts = [values for name, values in columns.items() if feature_of(trajectories.features[name]).is_text]
+    return sorted({str(text) for column in [trajectories.tasks, *texts] for text in np.unique(column)} - {""})
 
 
 def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer, options: dict):

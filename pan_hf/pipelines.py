@@ -67,10 +67,10 @@ class SimulationPipeline(Pipeline):
         return {}, simulate, {} if output_type is None else {"output_type": output_type}
 
     def preprocess(self, inputs):
-        known = {"observation", "actions", "past_actions"}
-        if not isinstance(inputs, Mapping) or not {"observation", "actions"} <= set(inputs) <= known:
-            given = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
-            raise ValueError(f"Expected a dict with observation, actions and maybe past_actions, got {given}.")
+        names = {"observation", "actions", "past_actions"}
+        if not isinstance(inputs, Mapping) or not {"observation", "actions"} <= set(inputs) <= names:
+            got = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise ValueError(f"Expected a dict with observation, actions and maybe past_actions, got {got}.")
         seen = self.processor(observation=inputs["observation"], action=inputs.get("past_actions"))
         return {"seen": seen.data, "actions": self.processor(action=inputs["actions"])["action"]}
 
@@ -89,9 +89,9 @@ class SimulationPipeline(Pipeline):
             "log_prob": futures.log_prob,
         }
 
-    def postprocess(self, found, output_type: str = "np"):
-        observation = self.processor.decode_observation(found.pop("observation"), output_type=output_type)
-        return {"observation": observation} | {name: value.float().numpy() for name, value in found.items()}
+    def postprocess(self, futures, output_type: str = "np"):
+        observation = self.processor.decode_observation(futures.pop("observation"), output_type=output_type)
+        return {"observation": observation} | {name: value.float().numpy() for name, value in futures.items()}
 
 
 if TASK not in PIPELINE_REGISTRY.supported_tasks:  # a reload would be told off

@@ -27,7 +27,7 @@ def note_refinements(model, windows: Windows) -> None:
             model.senses[name].note_refinements(levels)
 
 
-CODED = 256  # windows of which the codes are looked at
+CODED = 256  # windows whose codes are compared
 
 
 def keep_codes(model):

@@ -29,27 +29,21 @@ from pan_hf.training.optimizers import MUON
 
 CONFIGS = Path(__file__).parent / "configs"  # examples, installed with the package
 # of `TrainingArguments`, what a run of a stage most often sets
-COMMON: tuple[str, ...] = (
-    "output_dir",
-    "max_steps",
-    "learning_rate",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)
-COMMON += ("seed", "logging_steps", "save_strategy", "save_steps", "eval_steps", "report_to", "run_name", "bf16")
+COMMON = """output_dir max_steps learning_rate per_device_train_batch_size gradient_accumulation_steps seed
+logging_steps save_strategy save_steps eval_steps report_to run_name bf16""".split()
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Descriptions as they are written, and every default behind its flag."""
 
 
-def parse(stage: Stage, variants: dict[str, Stage], given: list[str] | None = None) -> tuple[Stage, StageArguments]:
+def parse(stage: Stage, variants: dict[str, Stage], command: list[str] | None = None) -> tuple[Stage, StageArguments]:
     """Reads a stage's command line.
 
     Args:
         stage: what the script runs.
         variants: other stages of the same script, by the flag (and key of a file) that asks for them.
-        given (`list[str]`, *optional*): the command line; that of the process by default.
+        command (`list[str]`, *optional*): the command line; that of the process by default.
 
     Returns:
         the stage that is asked for, and its arguments.
@@ -58,35 +52,28 @@ def parse(stage: Stage, variants: dict[str, Stage], given: list[str] | None = No
         SystemExit: help was asked for, or the file or a flag says something that the stage does not know; the message
             names it, and what comes near.
     """
-    given = sys.argv[1:] if given is None else given
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     for name in variants:
         first.add_argument(f"--{name}", action="store_true")
-    chosen, rest = first.parse_known_args(given)
-    try:
-        told = {} if chosen.config is None else read_config(chosen.config)
-    except (OSError, ValueError) as error:
-        _parser(stage, variants).error(str(error))
-    for name, other in variants.items():
-        if told.pop(name, False) or getattr(chosen, name):
-            stage = other
+    chosen, flags = first.parse_known_args(sys.argv[1:] if command is None else command)
     parser = _parser(stage, variants)
     try:
-        parser.set_defaults(**_as_flags(told, parser, chosen.config))
-    except ValueError as error:
+        settings = {} if chosen.config is None else read_config(chosen.config)
+        for name, other in variants.items():
+            if settings.pop(name, False) or getattr(chosen, name):
+                stage = other
+        parser = _parser(stage, variants)
+        # the file's come first, because the last flag of a name is the one that counts
+        values, unknown = parser.parse_known_args([*_as_flags(settings, parser, chosen.config), *flags])
+        if unknown:
+            raise ValueError(unknown_names(unknown, "flags", [field.name for field in fields(stage.arguments)]))
+        for name in ("model", "data", "output_dir"):
+            if not getattr(values, name):
+                raise ValueError(f"--{name} is required")
+        return stage, stage.arguments(**{name: value for name, value in vars(values).items() if name != "config"})
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    known, unknown = parser.parse_known_args(rest)
-    if unknown:
-        parser.error(unknown_names(unknown, "flags", [field.name for field in fields(stage.arguments)]))
-    for name in ("model", "data", "output_dir"):
-        if not getattr(known, name):
-            parser.error(f"--{name} is required")
-    try:
-        arguments = stage.arguments(**{name: v for name, v in vars(known).items() if name != "config"})
-    except ValueError as error:
-        parser.error(str(error))
-    return stage, arguments
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -99,95 +86,78 @@ def read_config(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is neither such a file nor such a recipe; the message lists the recipes.
         ValueError: it is no YAML, or no mapping of names to values.
     """
-    path = _recipe(path)
+    path = Path(path)
+    if not (path.suffix or len(path.parts) > 1 or path.exists()):  # a bare name
+        recipes = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
+        if path.name not in recipes:
+            raise FileNotFoundError(f"--config {path}: no such file, and no recipe of {', '.join(recipes)}.")
+        path = recipes[path.name]
     with extra("cli", "A file of settings"):
         import yaml
     try:
-        told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
-    if told is None:
-        return {}
-    if not isinstance(told, dict) or not all(isinstance(name, str) for name in told):
-        raise ValueError(f"--config {path}: expected lines of `name: value`, got {type(told).__name__}.")
-    return told
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise ValueError(f"--config {path}: expected lines of `name: value`, got {type(settings).__name__}.")
+    return settings
 
 
-def _recipe(path: str | Path) -> Path:
-    """The file that is meant: a bare name without an ending is a recipe's."""
-    path = Path(path)
-    if path.suffix or len(path.parts) > 1 or path.exists():
-        return path
-    recipes = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
-    if path.name not in recipes:
-        raise FileNotFoundError(f"--config {path}: no such file, and no recipe of {', '.join(recipes)}.")
-    return recipes[path.name]
-
-
-def _as_flags(told: dict[str, Any], parser: argparse.ArgumentParser, path: str | None) -> dict[str, Any]:
-    """A file's values as defaults of the parser: numbers as text, so that they are read just as flags are. YAML takes
-    `1e-3` for text, and a flag would take `2.5` for no number of steps; both are then right."""
+def _as_flags(settings: dict[str, Any], parser: argparse.ArgumentParser, path: str | None) -> list[str]:
+    """A file's values as flags, so that they are read just as flags are: YAML takes `1e-3` for text, and a flag would
+    take `2.5` for no number of steps; both are then right."""
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    unknown = [name for name in told if name not in actions]
-    if unknown:
+    if unknown := [name for name in settings if name not in actions]:
         raise ValueError(f"--config {path}: {unknown_names(unknown, 'keys', list(actions))}")
-    found: dict[str, Any] = {}
-    for name, value in told.items():
-        takes_many = actions[name].nargs == "+"
-        if takes_many and value is not None:
-            read = actions[name].type or str
-            found[name] = [read(str(one)) for one in (value if isinstance(value, list) else [value])]  # type: ignore[operator]  # a class
+    flags: list[str] = []
+    for name, value in settings.items():
+        if actions[name].nargs == "+" and value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         elif isinstance(value, list):
             raise ValueError(f"--config {path}: {name} is one value, got the list {value}.")
-        elif isinstance(value, dict):
-            found[name] = json.dumps(value)
-        else:
-            found[name] = value if value is None or isinstance(value, bool) else str(value)
-    return found
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
 
 
-def unknown_names(names: list[str], what: str, known: list[str]) -> str:
-    """Says which names are unknown, and which known ones each is like."""
-    told = []
+def unknown_names(names: list[str], what: str, expected: list[str]) -> str:
+    """Says which names are unknown, and which of the expected ones each is like."""
+    texts = []
     for name in names:
-        near = difflib.get_close_matches(name.lstrip("-").split("=")[0].replace("-", "_"), known, 3)
-        told.append(f"{name!r} (near: {', '.join(near)})" if near else repr(name))
-    return f"unknown {what}: {', '.join(told)}. `--help` shows all there are."
+        near = difflib.get_close_matches(name.lstrip("-").split("=")[0].replace("-", "_"), expected, 3)
+        texts.append(f"{name!r} (near: {', '.join(near)})" if near else repr(name))
+    return f"unknown {what}: {', '.join(texts)}. `--help` shows all there are."
 
 
 def _parser(stage: Stage, variants: dict[str, Stage]) -> HfArgumentParser:
-    """The parser of a stage, whose help begins with what is the stage's own."""
-
+    """The parser of a stage, whose help begins with what the stage trains, on what, and with its own flags."""
+    module = sys.modules[stage.make_data.__module__]
     parser = HfArgumentParser(
         stage.arguments,
-        description=_description(stage, variants),
+        description="\n".join(
+            [
+                f"Stage {stage.name!r} trains the parameters that match {stage.trains!r}, on:",
+                f"  {(stage.make_data.__doc__ or '').strip()}\n\n{(module.__doc__ or '').strip()}\n",
+                *(f"--{name}: the stage {other.name!r} instead." for name, other in variants.items()),
+                f"Example files: {CONFIGS}",
+            ]
+        ),
         formatter_class=_Help,
         allow_abbrev=False,
         usage="%(prog)s [--config FILE.yaml] --model DIR --data DIR --output_dir DIR [--NAME VALUE ...]",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file, or name of a recipe; flags come before it.")
     parser.set_defaults(**defaults(stage))
-    inherited = {field.name for field in fields(TrainingArguments)}
+    inherited = {field.name for field in fields(TrainingArguments)} | {"help"}
     own, common, rest = (
         parser.add_argument_group(title)
         for title in ("this stage", "the Trainer, most used", "the Trainer, all else (transformers.TrainingArguments)")
     )
     for action in parser._actions:
-        is_common = action.dest in COMMON
-        group = own if action.dest not in inherited and action.dest != "help" else common if is_common else rest
+        group = common if action.dest in COMMON else rest if action.dest in inherited else own
         group._group_actions.append(action)
     parser._action_groups = [own, common, rest]
     return parser
-
-
-def _description(stage: Stage, variants: dict[str, Stage]) -> str:
-    """What the stage trains and on what, its script's own words, and an example."""
-    module = sys.modules[stage.make_data.__module__]
-    told = [f"Stage {stage.name!r} trains the parameters that match {stage.trains!r}, on:"]
-    told += [f"  {(stage.make_data.__doc__ or '').strip()}", "", (module.__doc__ or "").strip(), ""]
-    told += [f"--{name}: the stage {other.name!r} instead." for name, other in variants.items()]
-    told += [f"Example files: {CONFIGS}"]
-    return "\n".join(told)
 
 
 @dataclass
@@ -244,7 +214,11 @@ class StageArguments(TrainingArguments):
         super().__post_init__()
         if with_muon:
             self.optim = MUON
-        self.loss_weights = read_loss_weights(self.loss_weights)
+        try:
+            weights = json.loads(self.loss_weights) if isinstance(self.loss_weights, str) else self.loss_weights
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`loss_weights` is not JSON ({error}): {self.loss_weights!r}.") from error
+        self.loss_weights = check_loss_weights(weights or {})
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must be at least 0 and below 1, got {self.eval_fraction}.")
         if not 0 <= self.averaged_share <= 1:
@@ -257,12 +231,15 @@ class StageArguments(TrainingArguments):
             raise ValueError(
                 "Early stopping and pictures of rollouts need episodes held out; give `eval_fraction`, e.g. 0.1."
             )
-        least = {"eval_windows": 1, "early_stopping_patience": 1, "stream_buffer": 1, "rollout_every": 0}
+        self.check_least(eval_windows=1, early_stopping_patience=1, stream_buffer=1, rollout_every=0)
+        if self.streaming and self.dataloader_num_workers:
+            raise ValueError("A stream is read where its place is known; leave `dataloader_num_workers` at 0.")
+
+    def check_least(self, **least: int) -> None:
+        """Raises ValueError where an argument is below its least value."""
         for name, smallest in least.items():
             if getattr(self, name) is not None and getattr(self, name) < smallest:
                 raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
-        if self.streaming and self.dataloader_num_workers:
-            raise ValueError("A stream is read where its place is known; leave `dataloader_num_workers` at 0.")
 
 
 @dataclass
@@ -271,13 +248,9 @@ class RolloutArguments(StageArguments):
 
     horizon: int = field(default=8, metadata={"help": "Steps imagined in a rollout, where episodes are as long."})
 
-
-def read_loss_weights(given: dict | str | None) -> dict[str, float]:
-    """Weights by name of the loss, from JSON where they come from a shell. Raises ValueError: no such weights."""
-    try:
-        return check_loss_weights(json.loads(given) if isinstance(given, str) else given or {})
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`loss_weights` is not JSON ({error}): {given!r}.") from error
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_least(horizon=1)
 
 
 # what differs from Transformers' defaults, for every stage
@@ -309,7 +282,12 @@ def arguments(stage: Stage, **given) -> StageArguments:
 
 def defaults(stage: Stage) -> dict:
     """What a stage's arguments are unless they are given: its own, every stage's, this machine's."""
-    return DEFAULTS | _machine(stage) | stage.defaults
+    if torch.cuda.is_available():
+        machine = {"bf16": stage.half and torch.cuda.is_bf16_supported()}
+    else:  # a CPU that only emulates bfloat16 is slower in it
+        multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        machine = {"use_cpu": True, "bf16": stage.half and multiplies}
+    return DEFAULTS | machine | stage.defaults
 
 
 @dataclass(frozen=True)
@@ -359,14 +337,6 @@ class Stage:
     calibrate: Callable[..., None] = lambda model, dataset: None
     averages: bool = True
     streams: bool = False
-
-
-def _machine(stage: Stage) -> dict:
-    """`use_cpu` where there is no accelerator; bfloat16 where the stage bears it and the machine multiplies in it."""
-    if torch.cuda.is_available():
-        return {"bf16": stage.half and torch.cuda.is_bf16_supported()}
-    multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return {"use_cpu": True, "bf16": stage.half and multiplies}
 
 
 COMPLETE = "complete"

@@ -64,27 +64,24 @@ def encode_all(model, tensors: dict[str, Tensor], latents: bool, batch_size: int
     gathers."""
     config = model.config
     codes: dict[str, list[Tensor]] = {}
-    found: dict[str, Tensor] = {}
+    all_latents: dict[str, Tensor] = {}
     was_training = model.training
     model.eval()
     for name in config.coded_senses:
         num_rows = len(tensors[name])
         for start in range(0, num_rows, batch_size):
             rows = slice(start, start + batch_size)
-            levels, remainder = model.senses[name].encode(tensors[name][rows].to(model.device))
+            levels, sense_latents = model.senses[name].encode(tensors[name][rows].to(model.device))
             if start == 0:  # whole at once: small parts would lie between what batches need and hold freed memory
                 codes[name] = [torch.empty(num_rows, level.shape[1], dtype=torch.int32) for level in levels]
-                if latents and remainder is not None:
-                    found[name] = torch.empty(num_rows, *remainder.shape[1:])
+                if latents and sense_latents is not None:
+                    all_latents[name] = torch.empty(num_rows, *sense_latents.shape[1:])
             for store, level in zip(codes[name], levels, strict=True):
                 store[rows] = level
-            if name in found:
-                found[name][rows] = remainder
+            if name in all_latents:
+                all_latents[name][rows] = sense_latents
     model.train(was_training)
-    return {
-        "codes": codes,
-        "latents": found,
-    } | words_of(model, tensors)
+    return {"codes": codes, "latents": all_latents} | words_of(model, tensors)
 
 
 def words_of(model, tensors: dict[str, Tensor]) -> dict:

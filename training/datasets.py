@@ -39,20 +39,20 @@ class StageData:
     Args:
         dataset: of training, map-style with a `sampler`, or a [`WindowStream`].
         held_out (*optional*): windows of episodes that are not trained on.
-        known (`list[tuple[str, str]]`): fingerprint and environment of the episodes in memory.
+        in_memory (`list[tuple[str, str]]`): fingerprint and environment of the episodes in memory.
         rollouts (*optional*): observation and actions of windows held out, for [`RolloutImages`].
     """
 
     dataset: Dataset | IterableDataset
     sampler: WeightedRows | None
     held_out: Dataset | None
-    known: list[tuple[str, str]]
+    in_memory: list[tuple[str, str]]
     rollouts: tuple[dict, Tensor] | None = None
 
     def trained_on(self) -> tuple[list[str], list[str]]:
         """Fingerprints and environments of every episode that training has looked at."""
         streamed = self.dataset.seen.values() if isinstance(self.dataset, WindowStream) else []
-        fingerprints, environments = zip(*self.known, *streamed, strict=True)
+        fingerprints, environments = zip(*self.in_memory, *streamed, strict=True)
         return list(fingerprints), list(environments)
 
 
@@ -78,7 +78,7 @@ def make_stage_data(
         logger.warning(f"Stage {stage.name!r} reads {len(chosen)} episodes, drawn at random, into memory.")
         trajectories = load_trajectories(args.data, "train", episodes=chosen)
     trajectories = trajectories or load_trajectories(args.data, "train")
-    known = list(zip(trajectories.fingerprints, trajectories.environments, strict=True))
+    in_memory = list(zip(trajectories.fingerprints, trajectories.environments, strict=True))
     trained, kept = trajectories, None
     if args.eval_fraction:
         first, last = split(list(range(trajectories.num_episodes)), args.eval_fraction, args.seed)
@@ -86,7 +86,7 @@ def make_stage_data(
     dataset, weights = stage.make_data(model, processor, trained, args)
     stage.look(model, dataset)
     held_out, rollouts = _held_out(stage, args, model, processor, kept)
-    return StageData(dataset, WeightedRows(weights, args.seed), held_out, known, rollouts)
+    return StageData(dataset, WeightedRows(weights, args.seed), held_out, in_memory, rollouts)
 
 
 def split(episodes: list[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -103,13 +103,13 @@ def split(episodes: list[int], fraction: float, seed: int) -> tuple[list[int], l
 
 
 def _streamed(stage: Stage, args: StageArguments, model, processor) -> StageData:
-    episodes, known = list(episode_files(Path(args.data), "train")), []
+    episodes, in_memory = list(episode_files(Path(args.data), "train")), []
     kept: Trajectories | None = None
     if args.eval_fraction:
         episodes, last = split(episodes, args.eval_fraction, args.seed)
         chosen = some_episodes(args.data, args.seed, ROWS_IN_MEMORY * args.stream_buffer, last)
         kept = load_trajectories(args.data, "train", episodes=chosen)
-        known = list(zip(kept.fingerprints, kept.environments, strict=True))
+        in_memory = list(zip(kept.fingerprints, kept.environments, strict=True))
     still = as_they_are(model)
     stats, windows = dataset_stats(model, processor, args.data, episodes, args.seed)
     stage.look(model, windows)
@@ -126,7 +126,7 @@ def _streamed(stage: Stage, args: StageArguments, model, processor) -> StageData
         stream.resume(json.loads((Path(checkpoint) / STATE).read_text()))
         args.ignore_data_skip = True  # the stream begins where the checkpoint was
     held_out, rollouts = _held_out(stage, args, model, processor, kept)
-    return StageData(stream, None, held_out, known, rollouts)
+    return StageData(stream, None, held_out, in_memory, rollouts)
 
 
 def _held_out(stage: Stage, args: StageArguments, model, processor, kept: Trajectories | None):

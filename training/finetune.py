@@ -32,8 +32,8 @@ ADAPTERS = {
     "lora": lambda model, rank: lora_config(model, r=rank),
     "dora": lambda model, rank: lora_config(model, r=rank, use_dora=True),
     "ia3": lambda model, rank: ia3_config(model),
+    "none": None,
 }
-NONE = "none"
 
 
 @dataclass
@@ -46,17 +46,17 @@ class FinetuneArguments(StageArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.adapter not in (*ADAPTERS, NONE):
-            raise ValueError(f"`adapter` must be one of {[*ADAPTERS, NONE]}, got {self.adapter!r}.")
-        if self.rank < 1:
-            raise ValueError(f"`rank` must be at least 1, got {self.rank}.")
+        if self.adapter not in ADAPTERS:
+            raise ValueError(f"`adapter` must be one of {[*ADAPTERS]}, got {self.adapter!r}.")
+        self.check_least(rank=1)
 
 
 def wrap(model: PanModel, args: FinetuneArguments) -> torch.nn.Module:
     """The model with a new adapter on it, or as it is."""
-    if args.adapter == NONE:
+    configure = ADAPTERS[args.adapter]
+    if configure is None:
         return model
-    adapted = get_peft_model(model, ADAPTERS[args.adapter](model, args.rank))
+    adapted = get_peft_model(model, configure(model, args.rank))
     adapted.active_peft_config.base_model_name_or_path = args.base or args.model
     return adapted
 
@@ -137,17 +137,13 @@ def finetune(
     settings = {"base": address(source) or str(source.resolve()), "adapter": adapter, "rank": rank, "seed": seed}
     settings |= {"seconds": seconds, "max_steps": max_steps, "learning_rate": learning_rate}
     final = run_one_stage(STAGE, run, source, recording, settings, progress, encoded=True)
-    if adapter == NONE:
-        return publish(final, run / "checkpoint", recording)
-    found = publish(final, run / "adapter", recording)
-    return _merge(found, run / "checkpoint") if merge else found
-
-
-def _merge(adapter: Path, checkpoint: Path) -> Path:
-    """Writes the checkpoint that an adapter and its base make together."""
-    model, processor = load(adapter)
-    save_checkpoint(checkpoint, model, processor, {TRAINING_DATA: (adapter / TRAINING_DATA).read_text()})
-    return checkpoint
+    published = publish(final, run / ("checkpoint" if ADAPTERS[adapter] is None else "adapter"), recording)
+    if not merge or ADAPTERS[adapter] is None:
+        return published
+    model, processor = load(published)  # the base, with the adapter on it
+    training_data = (published / TRAINING_DATA).read_text()
+    save_checkpoint(run / "checkpoint", model, processor, {TRAINING_DATA: training_data})
+    return run / "checkpoint"
 
 
 if __name__ == "__main__":

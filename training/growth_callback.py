@@ -32,15 +32,13 @@ class GrowthArguments(StageArguments):
         super().__post_init__()
         if not all(self.named()):
             raise ValueError(f"`names` must be words, or 'WORD=what it means', got {self.names}.")
-        for name in ("grow_every", "grow_windows", "max_new"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        self.check_least(grow_every=1, grow_windows=1, max_new=1)
         if not self.threshold > 0:
             raise ValueError(f"`threshold` must be above 0, got {self.threshold}.")
 
     def named(self) -> dict[str, str]:
         """What `names` says: word -> what it means, in words that are known; the word's own pieces if it says none."""
-        return {name: meaning or name for name, _, meaning in (given.partition("=") for given in self.names or [])}
+        return {name: meaning or name for name, _, meaning in (text.partition("=") for text in self.names or [])}
 
 
 class GrowthCallback(TrainerCallback):
@@ -74,18 +72,24 @@ class GrowthCallback(TrainerCallback):
     def grow(self, state) -> None:
         """One attempt."""
         self._name(state)
-        room = self.args.max_new - self._grown(state)
+        # counted in the log, which outlives a kill
+        tried = [entry["growth"] for entry in state.log_history if "growth" in entry]
+        room = self.args.max_new - sum(len(growth["ids"]) for growth in tried if growth["reason"] == "novelty")
         if room < 1 and not self.args.prune:
             return
         generator = np.random.default_rng([self.args.seed, state.global_step])
         chosen = generator.choice(self.candidates, min(self.args.grow_windows, len(self.candidates)), replace=False)
         seen, held_out = (self.windows.__getitems__(list(rows)) for rows in (chosen, self.held_out))
         seen = self._on_device(seen["observation"])
-        common = {
+        common: dict[str, Any] = {
             "held_out": (self._on_device(held_out["observation"]), held_out["action"].to(self.model.device)),
             "step": state.global_step,
         }
-        growths = self._learn(seen, room, common) if room else []
+        growths = (
+            self.model.learn(seen, threshold=self.args.threshold, max_new=room, will_train=True, **common)
+            if room
+            else []
+        )
         growths += self.model.prune(seen, **common) if self.args.prune else []
         state.log_history += [
             {"growth": asdict(growth), "gain": growth.gain, "step": state.global_step} for growth in growths
@@ -100,14 +104,6 @@ class GrowthCallback(TrainerCallback):
         ids = self.model.grow("text", names=fresh, descriptions=meanings, step=state.global_step)
         growth = Growth("text", "named", len(fresh), True, None, None, ids)  # bits that nobody has counted
         state.log_history.append({"growth": asdict(growth), "gain": growth.gain, "step": state.global_step})
-
-    def _learn(self, seen: dict[str, torch.Tensor], room: int, common: dict[str, Any]) -> list[Growth]:
-        return self.model.learn(seen, threshold=self.args.threshold, max_new=room, will_train=True, **common)
-
-    def _grown(self, state) -> int:
-        """Codes that this run has grown so far; the log outlives a kill."""
-        growths = [entry["growth"] for entry in state.log_history if "growth" in entry]
-        return sum(len(growth["ids"]) for growth in growths if growth["reason"] == "novelty")
 
     def _on_device(self, observation: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: values.to(self.model.device) for name, values in observation.items()}

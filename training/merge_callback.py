@@ -48,7 +48,7 @@ def held_out_bits(
     model: PanModel, windows: SentenceWindows, indices: np.ndarray, merges: Merges, batch_size: int = 32
 ) -> Arm:
     """Bits and tokens of held-out windows as the model reads them now."""
-    training, bits = model.training, 0.0
+    was_training, bits = model.training, 0.0
     model.eval()
     for some in np.array_split(indices, max(1, len(indices) // batch_size)):
         batch = {n: v.to(model.device) for n, v in windows.batch(some, merges, scored_only=True).items()}
@@ -56,7 +56,7 @@ def held_out_bits(
         labels = batch["labels"][:, 1:].flatten()
         nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, reduction="sum")
         bits += float(nll) / math.log(2)
-    model.train(training)
+    model.train(was_training)
     return Arm(bits / len(indices) / (windows.window - 1), windows.tokens_per_step(indices, merges))
 
 
@@ -75,7 +75,7 @@ def train_arm(
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     group = {"params": trained, "lr": args.learning_rate, "weight_decay": args.weight_decay}
     optimizer = build_optimizer(model, args, [group])
-    training, start, done, seen = model.training, time.perf_counter(), 0, 0
+    was_training, start, done, seen = model.training, time.perf_counter(), 0, 0
     model.train()
     with torch.random.fork_rng():
         torch.manual_seed(int(generator.integers(2**31)))
@@ -91,7 +91,7 @@ def train_arm(
             optimizer.step()
             done, seen = done + int(batch["attention_mask"].sum()), seen + len(drawn)
     optimizer.zero_grad()
-    model.train(training)
+    model.train(was_training)
     return seen, time.perf_counter() - start
 
 
@@ -136,25 +136,23 @@ class MergeCallback(TrainerCallback):
         if segment not in ledger.segments:
             return
         free = ledger.capacity(segment) - ledger.born(segment)
-        count = min(free, self.args.merge_count >> self._rejections(segment, state))
+        # counted in the log, which outlives a kill
+        tried = [entry["growth"] for entry in state.log_history if "growth" in entry]
+        rejections = sum(not growth["accepted"] for growth in tried if growth["segment"] == segment)
+        count = min(free, self.args.merge_count >> rejections)
         if not free:
             logger.warning(f"{segment} is full. {ledger.full_help(segment)}")
         if count < 1:
             return
         old = self.model.processor.tokenizer.merges
         chosen = np.random.default_rng(self.args.seed).permutation(self.candidates)[:FIND_IN]
-        free = TokenMerging(self.model).free_ids(part, count)
-        pairs = broadcast_from_main(old.find(self.windows.seen(part, chosen), free))
+        ids = TokenMerging(self.model).free_ids(part, count)
+        pairs = broadcast_from_main(old.find(self.windows.seen(part, chosen), ids))
         if pairs:
             growth, arms = self._try(segment, pairs, old, state.global_step)
             logged(growth)
             entry = {"growth": asdict(growth), "gain": growth.gain, "step": state.global_step}
             state.log_history.append(entry | {name: asdict(arm) for name, arm in arms.items()})
-
-    def _rejections(self, segment: str, state) -> int:
-        """Of this run so far; the log outlives a kill."""
-        tried = [entry["growth"] for entry in state.log_history if "growth" in entry]
-        return sum(not growth["accepted"] for growth in tried if growth["segment"] == segment)
 
     def _try(
         self, segment: str, pairs: list[tuple[int, int, int]], old: Merges, step: int
@@ -188,14 +186,10 @@ class MergeCallback(TrainerCallback):
 
 
 def _copy(model: PanModel) -> list[torch.Tensor]:
-    return [tensor.detach().clone() for tensor in _tensors(model)]
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *model.buffers())]
 
 
 @torch.no_grad()
 def _restore(model: PanModel, kept: list[torch.Tensor]) -> None:
-    for tensor, old in zip(_tensors(model), kept, strict=True):
+    for tensor, old in zip((*model.parameters(), *model.buffers()), kept, strict=True):
         tensor.copy_(old)
-
-
-def _tensors(model: PanModel) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]

@@ -42,23 +42,17 @@ def build_optimizer(
         ValueError: one of Transformers' that chooses its parameters itself.
     """
     if args.optim == MUON:
-        return _build_muon(model, args, groups)
+        hidden, parts = hidden_weights(model), []
+        for group in groups:
+            for is_hidden in (True, False):
+                chosen = [parameter for name, parameter in group["params"].items() if (name in hidden) == is_hidden]
+                if chosen:
+                    parts.append(group | {"params": chosen, "use_muon": is_hidden})
+        return Muon(parts, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     if {"params", "model", "optimizer_dict"} & set(settings):
         raise ValueError(f"A stage chooses what it trains, and `optim={args.optim}` does too; take another optimizer.")
     return kind([group | {"params": [*group["params"].values()]} for group in groups], **settings)
-
-
-def _build_muon(
-    model: PreTrainedModel, args: TrainingArguments, groups: list[dict[str, Any]]
-) -> torch.optim.Optimizer:
-    hidden, parts = hidden_weights(model), []
-    for group in groups:
-        for is_hidden in (True, False):
-            chosen = [parameter for name, parameter in group["params"].items() if (name in hidden) == is_hidden]
-            if chosen:
-                parts.append(group | {"params": chosen, "use_muon": is_hidden})
-    return Muon(parts, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
 
 
 # ---- The mean of the weights of many steps (Polyak and Juditsky 1992; Izmailov et al. 2018), instead of the last

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pan_hf.features import feature_class, feature_of
+from pan_hf.build import recorded_texts
+from pan_hf.features import feature_class
 from pan_hf.training.arguments import Stage, StageArguments
 from pan_hf.training.stage import main
 
@@ -55,14 +55,6 @@ class TextBlocks(Dataset):
         return {"input_ids": self.ids[rows], "labels": self.labels[rows]}
 
 
-def recorded_texts(trajectories) -> list[str]:
-    """Every different text of a recording: tasks, text observations and text actions."""
-    columns = {f"observation.{name}": values for name, values in trajectories.observations.items()}
-    columns["action"] = trajectories.actions
-    said = [values for name, values in columns.items() if feature_of(trajectories.features[name]).is_text]
-    return sorted({str(text) for column in [trajectories.tasks, *said] for text in np.unique(column)} - {""})
-
-
 def read_texts(source: str) -> list[str]:
     """Texts of a file, one a line, or of a data set's train split.
 
@@ -80,11 +72,6 @@ def read_texts(source: str) -> list[str]:
     return list(rows[column])
 
 
-def _speaks(config) -> bool:
-    parts = [*config.senses.values(), *config.actions.values()]
-    return any(feature_class(part.kind).is_text for part in parts)
-
-
 @dataclass
 class TextArguments(StageArguments):
     """What the stage of the language model takes beside what every stage takes."""
@@ -99,13 +86,15 @@ def make_data(model, processor, trajectories, args):
     """The texts of the recording (or of `--text FILE_OR_DATASET`) as blocks of words."""
     texts = recorded_texts(trajectories) if args.text is None else read_texts(args.text)
     positions = getattr(model.config.text_config, "max_position_embeddings", BLOCK)
-    dataset = TextBlocks(texts, processor.tokenizer, min(BLOCK, positions))
-    return dataset, torch.ones(len(dataset))
+    blocks = TextBlocks(texts, processor.tokenizer, min(BLOCK, positions))
+    return blocks, torch.ones(len(blocks))
 
 
 def is_needed(model, args) -> bool:
     """Whether there is a language model to train, and text to train it on."""
-    return not model.config.training.backbone_is_pretrained and (args.text is not None or _speaks(model.config))
+    parts = [*model.config.senses.values(), *model.config.actions.values()]
+    has_text = args.text is not None or any(feature_class(part.kind).is_text for part in parts)
+    return has_text and not model.config.training.backbone_is_pretrained
 
 
 STAGE = Stage(

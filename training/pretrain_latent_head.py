@@ -4,29 +4,13 @@ python -m pan_hf.training.pretrain_latent_head --model DIR --data DIR --output_d
 """
 
 import torch
-from accelerate.utils import concatenate, recursively_apply
-from torch.utils.data import Dataset
 
 from pan_hf.modeling.objectives_pan import latent_examples
 from pan_hf.training.arguments import RolloutArguments, Stage
-from pan_hf.training.rollouts import choose_latents, make_rollouts
+from pan_hf.training.rollouts import Examples, choose_latents, make_rollouts
 from pan_hf.training.stage import main
 
-MOST_CONDITIONS = 4_096  # transitions kept: 16 places x 256 numbers in bfloat16 are 8 KiB each
-
-
-class Examples(Dataset):
-    """Batches of `latent_examples` as one, to draw from; `windows`, what they are of."""
-
-    def __init__(self, batches: list[dict], windows: Dataset):
-        self.examples, self.windows = concatenate(batches), windows
-
-    def __len__(self) -> int:
-        return len(next(iter(self.examples["condition"].values())))
-
-    def __getitems__(self, indices: list[int]) -> dict:
-        rows = torch.as_tensor(indices)
-        return recursively_apply(lambda values: values[rows], self.examples)
+MOST_CONDITIONS = 4_096  # transitions kept: 16 patch tokens x 256 numbers in bfloat16 are 8 KiB each
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ def make_data(model, processor, trajectories, _args=None, stats=None):
     tensors, _ = read_rows(trajectories, processor)
     senses = model.config.coded_senses
     seen = {name: tensors[name] for name in senses}
-    dataset = CroppedFrames(trajectories, seen, senses, usual=stats and stats.usual)
+    dataset = CroppedFrames(trajectories, seen, senses, median=stats and stats.median)
     return dataset, torch.ones(len(dataset))
 
 

@@ -9,28 +9,13 @@ trained.
 """
 
 import torch
-from torch.utils.data import Dataset
 
 from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
 from pan_hf.training.arguments import RolloutArguments, Stage
-from pan_hf.training.rollouts import make_rollouts
+from pan_hf.training.rollouts import Examples, make_rollouts
 from pan_hf.training.stage import main
 
 MOST_BEGINNINGS = 256  # of which every candidate is imagined for the warm-up
-
-
-class Examples(Dataset):
-    """What the warm-up learns from, see `switch_objective_pan.switch_examples`."""
-
-    def __init__(self, examples: dict[str, torch.Tensor]):
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples["compute"])
-
-    def __getitems__(self, indices: list[int]) -> dict:
-        rows = torch.as_tensor(indices)
-        return {"condition": {name: values[rows] for name, values in self.examples.items()}}
 
 
 @torch.no_grad()
@@ -39,14 +24,14 @@ def make_examples(model, processor, trajectories, args, batch_size: int = 64):
     windows, weights = make_rollouts(model, processor, trajectories, args)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial(weights.double(), min(MOST_BEGINNINGS, len(windows)), generator=generator)
-    was_training, parts = model.training, []
+    was_training, batches = model.training, []
     model.eval()
     for rows in drawn.split(batch_size):
         batch = windows.__getitems__(rows.tolist())
         batch.pop("importance")
-        parts.append(switch_examples(model, *split_window(model, **batch)))
+        batches.append({"condition": switch_examples(model, *split_window(model, **batch))})
     model.train(was_training)
-    examples = Examples({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    examples = Examples(batches, windows)
     return examples, torch.ones(len(examples))
 
 

@@ -1,6 +1,8 @@
 """Windows that are imagined from in training: a beginning to look at, and some steps to imagine."""
 
 import torch
+from accelerate.utils import concatenate, recursively_apply
+from torch.utils.data import Dataset
 
 from pan_hf.data.windows import read_rows
 from pan_hf.modeling.objectives_pan import judge_latents
@@ -13,13 +15,30 @@ CALIBRATION_WINDOWS = 128
 def make_rollouts(model, processor, trajectories, args):
     """Windows of raw observations: a beginning to look at, and `horizon` steps to imagine, or as many as the longest
     episode has."""
-    if args.horizon < 1:
-        raise ValueError(f"`horizon` must be at least 1, got {args.horizon}.")
     tensors, actions = read_rows(trajectories, processor)
     before, longest = model.config.context_steps - 1, int(trajectories.episode_lengths.max()) - 1
     steps = before + max(1, min(args.horizon, longest - before))
     windows = Windows(trajectories, tensors, actions, steps, False, set(model.config.prefix_senses))
     return windows, torch.ones(len(windows))
+
+
+class Examples(Dataset):
+    """What was imagined once and is learned from many times.
+
+    Args:
+        batches: nested dicts of tensors, the arguments of an objective; all rows of `condition` are examples.
+        windows: what was imagined from.
+    """
+
+    def __init__(self, batches: list[dict], windows: Dataset):
+        self.examples, self.windows = concatenate(batches), windows
+
+    def __len__(self) -> int:
+        return len(next(iter(self.examples["condition"].values())))
+
+    def __getitems__(self, indices: list[int]) -> dict:
+        rows = torch.as_tensor(indices)
+        return recursively_apply(lambda values: values[rows], self.examples)
 
 
 def choose_latents(model, windows) -> None:

@@ -69,10 +69,10 @@ def run_growing_stage(
     start = find_start(run, start)
     data = on_disk(data, "dataset") if data is not None else run / "data"
     final = run_one_stage(stage, run, start, data, settings, progress)
-    attempts = [entry for entry in json.loads((final.parent / "log.json").read_text()) if "growth" in entry]
     growths = [
         entry["growth"] | {key: entry[key] for key in ("gain", "step", "with", "without") if key in entry}
-        for entry in attempts
+        for entry in json.loads((final.parent / "log.json").read_text())
+        if "growth" in entry
     ]
     write_file(run / "growth.json", json.dumps(growths, indent=1))
     return publish(final, run / "checkpoint", data)
@@ -87,25 +87,22 @@ def keeping_settings(path: Path, settings: dict, begun: Path) -> Iterator[None]:
         ValueError: other settings stand in `path`.
     """
     is_new = not path.exists()
-    _check_settings(path, settings)
+    if is_new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(settings, indent=1))
+    before = json.loads(path.read_text())
+    if changes := [
+        f"{key} was {before.get(key)!r}, is {value!r}" for key, value in settings.items() if before.get(key) != value
+    ]:
+        raise ValueError(
+            f"{path.parent.parent} was begun with other settings ({'; '.join(changes)}); use another run folder."
+        )
     try:
         yield
     except BaseException:
         if is_new and not begun.exists():
             path.unlink()
         raise
-
-
-def _check_settings(path: Path, settings: dict) -> None:
-    if path.exists():
-        known = json.loads(path.read_text())
-        differing = {key: (known.get(key), value) for key, value in settings.items() if known.get(key) != value}
-        if differing:
-            told = "; ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in differing.items())
-            raise ValueError(f"{path.parent.parent} was begun with other settings ({told}); use another run folder.")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(settings, indent=1))
 
 
 def publish(current: Path, checkpoint: Path, data: Path) -> Path:

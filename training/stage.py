@@ -67,8 +67,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         )
     if not stage.is_needed(model, args):
         return Path(args.model)
-    how = model.config.training
-    how.loss_weights = how.loss_weights | args.loss_weights
+    model.config.training.loss_weights = model.config.training.loss_weights | args.loss_weights
     if args.use_cpu:
         # at a few hundred positions the fused kernel is slower backwards than plain products
         model.set_attn_implementation("eager")
@@ -76,9 +75,8 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
     data = make_stage_data(stage, args, model, processor, trajectories)
     finish = stage.prepare(model)
-    if checkpoint := last_checkpoint(
-        folder
-    ):  # the vocabulary may have grown since the stage began; the weights come with `_train`
+    if checkpoint := last_checkpoint(folder):
+        # the vocabulary may have grown since the stage began; the weights come with `_train`
         processor = PanProcessor.from_pretrained(checkpoint)
         model.config.vocabulary_digest = processor.vocabulary_digest
     processor.attach(model)
@@ -105,8 +103,9 @@ def _train(trainer: PanTrainer, name: str, folder: Path) -> None:
     except KeyboardInterrupt:
         kept = last_checkpoint(folder)
         kept = f"{Path(kept).name} is kept" if kept else "it had not been saved yet"
-        told = f"Stage {name!r} was interrupted at step {trainer.state.global_step}; {kept}. Run it again to go on."
-        raise KeyboardInterrupt(told) from None
+        raise KeyboardInterrupt(
+            f"Stage {name!r} was interrupted at step {trainer.state.global_step}; {kept}. Run it again to go on."
+        ) from None
 
 
 def _trainer(stage: Stage, args, model, processor, data: StageData) -> PanTrainer:
@@ -126,21 +125,16 @@ def _trainer(stage: Stage, args, model, processor, data: StageData) -> PanTraine
     if trainer.is_fsdp_enabled:
         check_can_be_shared_out(model)
     trainer.remove_callback(PrinterCallback)
-    for callback in [*stage.callbacks(model, data.dataset, args), *_watching(args, data)]:
-        trainer.add_callback(callback)
-    if args.progress:
-        trainer.add_callback(ProgressLine(stage.name))
-    return trainer
-
-
-def _watching(args: StageArguments, data: StageData) -> list[TrainerCallback]:
-    """The callbacks that look at episodes held out."""
-    found: list[TrainerCallback] = []
+    callbacks: list[TrainerCallback] = [*stage.callbacks(model, data.dataset, args)]
     if args.early_stopping_patience is not None:
-        found.append(EarlyStoppingCallback(args.early_stopping_patience))
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     if args.rollout_every and data.rollouts is not None:
-        found.append(RolloutImages(*data.rollouts, every=args.rollout_every))
-    return found
+        callbacks.append(RolloutImages(*data.rollouts, every=args.rollout_every))
+    if args.progress:
+        callbacks.append(ProgressLine(stage.name))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return trainer
 
 
 class ProgressLine(TrainerCallback):
@@ -168,11 +162,9 @@ class ProgressLine(TrainerCallback):
 
 def training_data(args: StageArguments, fingerprints: list[str], environments: list[str]) -> dict:
     """The episodes trained on, with those the checkpoint was already trained on; evaluation refuses them all."""
-    known: dict[str, list[str]] = {"fingerprints": [], "environments": []}
     path = Path(args.model) / TRAINING_DATA
-    if path.exists():
-        known = json.loads(path.read_text())
+    before = json.loads(path.read_text()) if path.exists() else {"fingerprints": [], "environments": []}
     return {
-        "fingerprints": sorted({*known["fingerprints"], *fingerprints}),
-        "environments": sorted({*known["environments"], *environments}),
+        "fingerprints": sorted({*before["fingerprints"], *fingerprints}),
+        "environments": sorted({*before["environments"], *environments}),
     }

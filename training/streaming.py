@@ -37,7 +37,7 @@ from pan_hf.training.sampling import (
     outcome_entropy_by_kind,
     reward_boost,
 )
-from pan_hf.training.windows import Windows, usually_seen
+from pan_hf.training.windows import Windows, median_frames
 
 STATE = "stream.json"
 SAMPLED = 32  # episodes that are read to know what a recording is like
@@ -50,12 +50,12 @@ class DatasetStats:
     """What a stage must know of a whole recording, from reading a part of it.
 
     Args:
-        usual: by sense, what is usually seen: the median over rows of some episodes.
+        median: by sense, what is usually seen: the median over rows of some episodes.
         weighing: how often its windows are drawn: rewards and ends of all episodes, changes of some.
         outcome_entropy: see `outcome_entropy_by_kind`, of some episodes.
     """
 
-    usual: dict[str, Tensor]
+    median: dict[str, Tensor]
     weighing: Weighing
     outcome_entropy: dict[tuple[str, int], float]
 
@@ -97,8 +97,8 @@ def dataset_stats(model, processor, root: str | Path, episodes: list[int], seed:
     plain = float(weights.mean())
     boost, share = reward_boost(rare, plain), float(rare.float().mean())
     mean = plain if boost is None else share * boost + (1 - share) * plain
-    seen = usually_seen({name: tensors[name] for name in model.config.coded_senses})
-    return DatasetStats(seen, Weighing(usual, boost, mean), by_kind), windows
+    median = median_frames({name: tensors[name] for name in model.config.coded_senses})
+    return DatasetStats(median, Weighing(usual, boost, mean), by_kind), windows
 
 
 class WindowStream(IterableDataset):
@@ -143,45 +143,41 @@ class WindowStream(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple]:
         while True:
-            self._fill()
+            while len(self.buffer) < self.size:
+                self._take_in()
             if self.drawn % self.keep_every == 0:
                 self._kept.append(self._state())
-            place = int(self._chance() * len(self.buffer))
-            episode, window = self.buffer[place]
-            self.buffer[place] = self.buffer[-1]
+            index = int(self._chance() * len(self.buffer))
+            episode, window = self.buffer[index]
+            self.buffer[index] = self.buffer[-1]  # a hole in the middle of a list would be expensive to close
             self.buffer.pop()
             dataset = self._open[episode]
-            self._leave(episode)
+            self._left[episode] -= 1
+            if not self._left[episode]:
+                del self._left[episode], self._open[episode]
             self.drawn += 1
             yield dataset, window
 
     def state_at(self, drawn: int) -> dict:
         """Where the stream was when so many windows had been drawn, a step or two ago."""
-        found = [state for state in [*self._kept, self._state()] if state["drawn"] == drawn]
-        assert found, f"no state was kept at {drawn}, only at {[state['drawn'] for state in self._kept]}"
-        return found[0] | {"seen": {str(number): told for number, told in self.seen.items()}}
+        state = next(state for state in [*self._kept, self._state()] if state["drawn"] == drawn)
+        return state | {"seen": {str(number): names for number, names in self.seen.items()}}
 
     def resume(self, state: dict) -> None:
         """Goes on from where `state_at` says."""
         self.drawn, self.num_read = state["drawn"], state["num_read"]
         self.buffer = [tuple(pair) for pair in state["buffer"]]
-        self.seen = {int(number): tuple(told) for number, told in state["seen"].items()}
+        self.seen = {int(number): tuple(names) for number, names in state["seen"].items()}
         self._left = Counter(episode for episode, _ in self.buffer)
         self._open = {episode: self._read(episode)[0] for episode in self._left}
 
     def _state(self) -> dict:
         return {"drawn": self.drawn, "num_read": self.num_read, "buffer": list(self.buffer)}
 
-    def _fill(self) -> None:
-        while len(self.buffer) < self.size:
-            self._take_in(self._next())
-
-    def _next(self) -> int:
-        epoch, place = divmod(self.num_read, len(self.episodes))
-        return self.episodes[self._random(ORDER, epoch).permutation(len(self.episodes))[place]]
-
-    def _take_in(self, episode: int) -> None:
-        """The windows of an episode, each as often as its weight says, a fraction by chance."""
+    def _take_in(self) -> None:
+        """Takes in the windows of the next episode, each as often as its weight says, a fraction by chance."""
+        epoch, index = divmod(self.num_read, len(self.episodes))
+        episode = self.episodes[self._random(ORDER, epoch).permutation(len(self.episodes))[index]]
         random = self._random(COPIES, self.num_read)
         self.num_read += 1
         dataset, weights = self._read(episode)
@@ -196,17 +192,12 @@ class WindowStream(IterableDataset):
         self.seen[episode] = (trajectories.fingerprints[0], trajectories.environments[0])
         return self.make_data(trajectories)
 
-    def _leave(self, episode: int) -> None:
-        self._left[episode] -= 1
-        if not self._left[episode]:
-            del self._left[episode], self._open[episode]
-
     def _chance(self) -> float:
         """In [0, 1), of the next draw."""
-        chunk, place = divmod(self.drawn, CHUNK)
+        chunk, index = divmod(self.drawn, CHUNK)
         if self._chances[0] != chunk:
             self._chances = chunk, self._random(DRAW, chunk).random(CHUNK)
-        return self._chances[1][place]
+        return self._chances[1][index]
 
     def _random(self, what: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, what, number])

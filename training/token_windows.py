@@ -40,10 +40,7 @@ class SentenceArguments(StageArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        least = {"chunk": 1, "window": 2, "merge_every": 1, "merge_count": 0, "trial_steps": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
+        self.check_least(chunk=1, window=2, merge_every=1, merge_count=0, trial_steps=1)
 
 
 class SentenceWindows(Dataset):
@@ -72,10 +69,10 @@ class SentenceWindows(Dataset):
         window: int = 2,
     ):
         self.model, self.chunk, self.window = model, chunk, window
-        known = model.config.coded_parts()
-        self.parts = list(known if parts is None else parts)
-        if not self.parts or set(self.parts) - set(known):
-            raise ValueError(f"Sentences of {self.parts}: expected parts that have codes, {', '.join(known)}.")
+        coded = model.config.coded_parts()
+        self.parts = list(coded if parts is None else parts)
+        if not self.parts or set(self.parts) - set(coded):
+            raise ValueError(f"Sentences of {self.parts}: expected parts that have codes, {', '.join(coded)}.")
         self.rows = trajectories.windows(window * chunk)
         tensors, actions = read_rows(trajectories, processor)
         tensors["action"] = actions
@@ -91,7 +88,7 @@ class SentenceWindows(Dataset):
             different, number = written.unique(dim=0, return_inverse=True)
             self.sentences[part], self.number[part] = different.tolist(), number.numpy()
         self._merged: tuple[object, dict[str, list[list[int]]]] = (None, {})
-        longest = max(map(len, self.goals)) + window * sum(len(found[0]) for found in self.sentences.values())
+        longest = max(map(len, self.goals)) + window * sum(len(sentences[0]) for sentences in self.sentences.values())
         positions = getattr(model.config.text_config, "max_position_embeddings", longest)
         if longest > positions:
             raise ValueError(
@@ -120,16 +117,16 @@ class SentenceWindows(Dataset):
             rows.append([*goal, *(item for ids in steps for item in ids)])
             starts.append(len(goal) + len(steps[0]))
         length = torch.tensor([len(row) for row in rows])
-        place = torch.arange(int(length.max()))
-        mask = place < length.unsqueeze(1)
-        input_ids = torch.tensor([row + [self.pad] * (len(place) - len(row)) for row in rows])
-        scored = mask & (place >= torch.tensor(starts).unsqueeze(1)) if scored_only else mask
+        position = torch.arange(int(length.max()))
+        mask = position < length.unsqueeze(1)
+        input_ids = torch.tensor([row + [self.pad] * (len(position) - len(row)) for row in rows])
+        scored = mask & (position >= torch.tensor(starts).unsqueeze(1)) if scored_only else mask
         return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": input_ids.masked_fill(~scored, -100)}
 
     def merged(self, merges: Merges) -> dict[str, list[list[int]]]:
         """By part, its different sentences as `merges` shortens them."""
         if self._merged[0] != merges.pairs:
-            self._merged = (merges.pairs, {part: merges.merge(found) for part, found in self.sentences.items()})
+            self._merged = (merges.pairs, {part: merges.merge(each) for part, each in self.sentences.items()})
         return self._merged[1]
 
     def seen(self, part: str, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
@@ -140,7 +137,7 @@ class SentenceWindows(Dataset):
         """Tokens of a step, all parts together, on average."""
         merged, starts = self.merged(merges), self.rows[indices]
         lengths = [np.array([len(ids) for ids in merged[part]])[self.number[part][starts]] for part in self.parts]
-        return float(sum(found.mean() for found in lengths))
+        return float(sum(each.mean() for each in lengths))
 
 
 @torch.no_grad()

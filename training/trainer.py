@@ -42,9 +42,9 @@ class NamedMeans:
             return {}
         sums = torch.stack([*self._sums.values()]) / self._count
         means = accelerator.reduce(sums, "mean").tolist()
-        found = {name: round(mean, 6) for name, mean in zip(self._sums, means, strict=True)}
+        rounded = {name: round(mean, 6) for name, mean in zip(self._sums, means, strict=True)}
         self._sums, self._count = {}, 0
-        return found
+        return rounded
 
 
 def noise_seed(seed: int, step: int, micro: int, process: int) -> int:
@@ -140,17 +140,16 @@ class PanTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return model
-        tensors = self._whole_tensors()
+        # every process takes part in gathering the weights, or the others would wait for ever
+        of_all = (
+            self.accelerator.get_state_dict(self.model_wrapped)
+            if self.is_deepspeed_enabled
+            else whole_tensors(self.model)
+        )
         whole = type(model)._from_config(model.config)
         if self.is_world_process_zero():
-            whole.load_state_dict(tensors)
+            whole.load_state_dict(of_all)
         return whole
-
-    def _whole_tensors(self) -> dict[str, torch.Tensor]:
-        """All weights; every process takes part in gathering them, or the others would wait for ever."""
-        if self.is_deepspeed_enabled:
-            return self.accelerator.get_state_dict(self.model_wrapped)
-        return whole_tensors(self.model)
 
     def save_model(self, output_dir=None, _internal_call=False) -> None:
         if not self.is_fsdp_enabled:

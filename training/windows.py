@@ -61,6 +61,9 @@ class Windows(Dataset):
         return {name: values[first if name in self.constant else frames] for name, values in tensors.items()}
 
 
+CROP_PATCHES = 2  # side of a crop, in patches
+
+
 class CroppedFrames(Dataset):
     """Crops of frames for the senses, `(B, 3, ...)`: the neighbour in time, the frame, and what is usually seen there.
 
@@ -71,8 +74,7 @@ class CroppedFrames(Dataset):
         trajectories: a split.
         tensors: by sense, every row's observation.
         senses: their configurations.
-        crop_places (`int`): side of a crop, in places.
-        usual (*optional*): by sense, what is usually seen; the median over these rows by default.
+        median (*optional*): by sense, what is usually seen; the median over these rows by default.
     """
 
     def __init__(
@@ -80,14 +82,13 @@ class CroppedFrames(Dataset):
         trajectories: Trajectories,
         tensors: dict[str, Tensor],
         senses: dict,
-        crop_places: int = 2,
-        usual: dict[str, Tensor] | None = None,
+        median: dict[str, Tensor] | None = None,
     ):
         rows = np.arange(len(trajectories))
         is_first = np.isin(rows, trajectories.episode_starts)
         self.neighbour = torch.from_numpy(np.where(is_first, rows + 1, rows - 1))
-        self.tensors, self.senses, self.crop_places = tensors, senses, crop_places
-        self.usual = usual or usually_seen(tensors)
+        self.tensors, self.senses = tensors, senses
+        self.median = median or median_frames(tensors)
 
     def __len__(self) -> int:
         return len(self.neighbour)
@@ -97,37 +98,40 @@ class CroppedFrames(Dataset):
         chance = crop_chances(indices)
         observation = {}
         for name, values in self.tensors.items():
-            usual = self.usual[name].expand(len(rows), *self.usual[name].shape)
-            triples = torch.stack([values[self.neighbour[rows]], values[rows], usual], 1)
+            median = self.median[name].expand(len(rows), *self.median[name].shape)
+            triples = torch.stack([values[self.neighbour[rows]], values[rows], median], 1)
             sense = self.senses[name]
-            observation[name] = self._crop(triples, sense, chance) if sense.is_grid else triples
+            observation[name] = _crop(triples, sense, chance) if sense.is_grid else triples
         return {"observation": observation}
 
-    def _crop(self, triples: Tensor, sense, chance: Tensor) -> Tensor:
-        rows, columns = sense.token_grid
-        size, side = min(self.crop_places, rows, columns), sense.patch_size * sense.spatial_merge_size
-        neighbour, frame, usual = triples.unbind(1)
-        interest = 1.0 * (frame != neighbour).any(1) + 0.5 * (frame != usual).any(1)
-        # (B, rows - size + 1, columns - size + 1); places first, then squares of them: few overlap
-        interest = torch.nn.functional.avg_pool2d(torch.nn.functional.avg_pool2d(interest, side), size, 1)
-        mass = (interest.flatten(1) + 0.02).double().cumsum(1)
-        place = torch.searchsorted(mass, chance.unsqueeze(1) * mass[:, -1:]).squeeze(1).clamp(max=mass.shape[1] - 1)
-        span = torch.arange(size)
-        down = (place // interest.shape[2]).unsqueeze(1) + span
-        across = (place % interest.shape[2]).unsqueeze(1) + span
-        # (B, rows, columns, 3, C, side, side), of which each crop takes some rows and columns
-        places = triples.unflatten(3, (rows, side)).unflatten(5, (columns, side)).permute(0, 3, 5, 1, 2, 4, 6)
-        crops = places[torch.arange(len(triples))[:, None, None], down.unsqueeze(2), across.unsqueeze(1)]
-        return crops.permute(0, 3, 4, 1, 5, 2, 6).reshape(*triples.shape[:3], size * side, size * side)
+
+def _crop(triples: Tensor, sense, chance: Tensor) -> Tensor:
+    """Squares of `CROP_PATCHES` patches a side, cut at one place from the three frames `(B, 3, C, height, width)`."""
+    rows, columns = sense.token_grid
+    size, side = min(CROP_PATCHES, rows, columns), sense.patch_size * sense.spatial_merge_size
+    neighbour, frame, median = triples.unbind(1)
+    interest = 1.0 * (frame != neighbour).any(1) + 0.5 * (frame != median).any(1)
+    # (B, rows - size + 1, columns - size + 1); patches first, then squares of them: few overlap
+    interest = torch.nn.functional.avg_pool2d(torch.nn.functional.avg_pool2d(interest, side), size, 1)
+    # not zero anywhere, or what never moves would never be learned
+    mass = (interest.flatten(1) + 0.02).double().cumsum(1)
+    corner = torch.searchsorted(mass, chance.unsqueeze(1) * mass[:, -1:]).squeeze(1).clamp(max=mass.shape[1] - 1)
+    down, across = (
+        part.unsqueeze(1) + torch.arange(size) for part in (corner // interest.shape[2], corner % interest.shape[2])
+    )
+    # (B, rows, columns, 3, C, side, side), of which each crop takes some rows and columns
+    patches = triples.unflatten(3, (rows, side)).unflatten(5, (columns, side)).permute(0, 3, 5, 1, 2, 4, 6)
+    crops = patches[torch.arange(len(triples))[:, None, None], down.unsqueeze(2), across.unsqueeze(1)]
+    return crops.permute(0, 3, 4, 1, 5, 2, 6).reshape(*triples.shape[:3], size * side, size * side)
 
 
-def usually_seen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def median_frames(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """By sense, the median over 501 rows: what is usually seen."""
-    found = {}
+    medians = {}
     for name, values in tensors.items():
         rows = torch.randint(len(values), (min(501, len(values)),), generator=torch.Generator().manual_seed(0))
-        found[name] = values[rows].median(0).values
-    return found
+        medians[name] = values[rows].median(0).values
+    return medians
 
 
 def crop_chances(indices: list[int]) -> Tensor:

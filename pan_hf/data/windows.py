@@ -181,15 +181,14 @@ def check_held_out(trajectories, trained: Iterable[str], skip_trained: bool = Fa
         ValueError: names the episodes that were trained on.
     """
     trained = set(trained)
-    seen = [index for index, mark in enumerate(trajectories.fingerprints) if mark in trained]
+    seen = [index for index, fingerprint in enumerate(trajectories.fingerprints) if fingerprint in trained]
     if not seen:
         return []
-    told = zip(trajectories.episode_indices, trajectories.environments, trajectories.fingerprints, strict=True)
-    names = [f"{number} ({environment}, {fingerprint})" for number, environment, fingerprint in told]
-    shown = ", ".join(names[index] for index in seen[:10])
-    what = f"{len(seen)} of {len(trajectories.fingerprints)} episodes to evaluate on were trained on: episode {shown}"
+    columns = (trajectories.episode_indices, trajectories.environments, trajectories.fingerprints)
+    names = [f"{columns[0][index]} ({columns[1][index]}, {columns[2][index]})" for index in seen[:10]]
+    what = f"{len(seen)} of {len(columns[2])} episodes to evaluate on were trained on: episode {', '.join(names)}"
     what += ", ..." if len(seen) > 10 else ""
-    if not skip_trained or len(seen) == len(trajectories.fingerprints):
+    if not skip_trained or len(seen) == len(columns[2]):
         raise ValueError(f"{what}. Evaluate on episodes recorded for testing, or skip those that were trained on.")
     warnings.warn(f"{what}; they are left out.", stacklevel=2)
     return seen
