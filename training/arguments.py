@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -25,6 +26,7 @@ from pan_hf.checkpoints import save_checkpoint
 from pan_hf.extras import extra
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.configuration_pan import check_loss_weights
+from pan_hf.training.budget import now
 from pan_hf.training.optimizers import MUON
 
 CONFIGS = Path(__file__).parent / "configs"  # examples, installed with the package
@@ -167,7 +169,10 @@ class StageArguments(TrainingArguments):
     model: str = field(default="", metadata={"help": "Checkpoint to start from."})
     data: str = field(default="", metadata={"help": "Recording (`pan record`); only its train split is read."})
     seconds: float | None = field(
-        default=None, metadata={"help": "Wall-clock budget; turned into a number of steps after the first 30."}
+        default=None,
+        metadata={
+            "help": "Wall-clock budget, from reading to saving; turned into a number of steps after the first 30."
+        },
     )
     encoded: str | None = field(
         default=None, metadata={"help": "Folder that keeps what the senses make of the recording, for the next stage."}
@@ -201,8 +206,12 @@ class StageArguments(TrainingArguments):
         default=None,
         metadata={"help": 'Weights of losses from this stage on, as JSON: {"reward": 0.5}. Others stay as they are.'},
     )
+    started: float = field(
+        default=0.0, init=False, metadata={"help": "When the stage began; `seconds` count from it."}
+    )
 
     def __post_init__(self):
+        self.started = now()
         if self.early_stopping_patience is not None or self.eval_fraction:
             self.eval_strategy = "steps"
         if self.early_stopping_patience is not None:  # the best weights so far are the last whole checkpoint
@@ -234,6 +243,10 @@ class StageArguments(TrainingArguments):
         self.check_least(eval_windows=1, early_stopping_patience=1, stream_buffer=1, rollout_every=0)
         if self.streaming and self.dataloader_num_workers:
             raise ValueError("A stream is read where its place is known; leave `dataloader_num_workers` at 0.")
+
+    def seconds_left(self, share: float = 1.0) -> float:
+        """Seconds until a share of the time budget is spent, by this process's clock; infinite without a budget."""
+        return math.inf if self.seconds is None else share * self.seconds - (now() - self.started)
 
     def check_least(self, **least: int) -> None:
         """Raises ValueError where an argument is below its least value."""
@@ -312,8 +325,8 @@ class Stage:
         callbacks: `(model, dataset, arguments) -> callbacks` of the Trainer.
         look: `(model, dataset) -> None`, what the model notes of a recording before it trains on it: of all windows,
             or, of a stream, of those that its `stats` are of.
-        calibrate: `(model, dataset) -> None`, what the trained model sets by how it does on some windows, before it is
-            saved.
+        calibrate (*optional*): `(model, dataset, arguments) -> None`, what the trained model sets by how it does on
+            some windows, before it is saved.
         averages: whether the mean of its weights over many steps is a model: not where something beside the weights
             changes with them, codebooks or vocabulary.
         streams: whether it can go through a recording window by window. Other stages need few windows; with
@@ -334,7 +347,7 @@ class Stage:
     arguments: type[StageArguments] = StageArguments
     callbacks: Callable[..., list[TrainerCallback]] = lambda model, data, args: []
     look: Callable[..., None] = lambda model, dataset: None
-    calibrate: Callable[..., None] = lambda model, dataset: None
+    calibrate: Callable[..., None] | None = None
     averages: bool = True
     streams: bool = False
 

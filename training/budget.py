@@ -12,7 +12,12 @@ from pan_hf.files import write_file
 from pan_hf.modeling.distributed_pan import broadcast_from_main
 
 MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
-CHECK_EVERY = 10  # steps between looks at the clock
+CHECK_EVERY = 10  # steps between corrections of their number
+
+
+def now() -> float:
+    """Seconds on a clock that is never set."""
+    return time.monotonic()
 
 
 class Budget:
@@ -22,21 +27,38 @@ class Budget:
     need not be known while it is being measured, and may grow during the first half. It stays where weights are
     averaged: those of the last steps, `averaged_share` of all. What was decided is written down, and a resumed run
     never takes more.
+
+    Args:
+        folder: of the stage; holds `budget.json`.
+        max_steps (`int`): steps at most.
+        seconds (`float`, *optional*): of the whole stage, from `started` on: what is read and encoded before the first
+            step counts, too.
+        averaged_share (`float`): see above.
+        started (`float`, *optional*): when the stage began, as `now` says; when training begins by default.
+        reserve (`float`): seconds of them that are kept for what comes after the last step: calibrating and saving.
     """
 
-    def __init__(self, folder: Path, max_steps: int, seconds: float | None, averaged_share: float = 0.0):
+    def __init__(
+        self,
+        folder: Path,
+        max_steps: int,
+        seconds: float | None,
+        averaged_share: float = 0.0,
+        started: float | None = None,
+        reserve: float = 0.0,
+    ):
         self.path, self.averaged_share = folder / "budget.json", averaged_share
         self.most, self.max_steps, self.seconds, self.is_final = max_steps, max_steps, seconds, seconds is None
+        self.started, self.reserve = started, reserve
         if seconds is not None and self.path.exists():
             self.max_steps, self.is_final = json.loads(self.path.read_text())["max_steps"], True
 
     def decide(self, max_steps: int, is_written: bool = True) -> None:
         """Fixes the number of steps and, in one process of several, writes it down."""
         self.max_steps, self.is_final = min(self.most, max_steps), True
-        if not is_written:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, json.dumps({"max_steps": self.max_steps, "seconds": self.seconds}))
+        if is_written:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self.path, json.dumps({"max_steps": self.max_steps, "seconds": self.seconds}))
 
     def rate(self, step: int, warmup: int = 20) -> float:
         """Share of the peak learning rate at a step."""
@@ -55,57 +77,41 @@ class BudgetCallback(TrainerCallback):
 
     def __init__(self, budget: Budget, save_seconds: float = 60.0):
         self.budget, self.save_seconds = budget, save_seconds
-        self.started = self.saved = time.monotonic()
-        self.mark, self.first_step = (self.started, 0), 0  # time and step that the pace is counted from
 
     def on_train_begin(self, args, state, control, **kwargs):
         # the first process's clock: processes that decide by their own part ways, and wait for each other for ever
-        self.started = self.saved = broadcast_from_main(time.monotonic())
-        self.first_step, self.mark = state.global_step, (self.started, state.global_step)
+        begun = self.saved = broadcast_from_main(now())
+        started = self.budget.started
+        self.started = begun if started is None else broadcast_from_main(started)
+        self.first_step, self.mark = state.global_step, (begun, state.global_step)  # that the pace is counted from
         state.max_steps = self.budget.max_steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = broadcast_from_main(time.monotonic())
-        if not self.budget.is_final:
-            self._measure(state, now)
-        elif self.budget.seconds is not None and state.global_step % CHECK_EVERY == 0:
-            self._keep_to_time(state, now)
-        if now - self.saved > self.save_seconds:
-            control.should_save, self.saved = True, now
-        if state.global_step >= self.budget.max_steps:
+        moment, step, budget = broadcast_from_main(now()), state.global_step, self.budget
+        if budget.seconds is not None:
+            left = budget.seconds - budget.reserve - (moment - self.started)
+            pace = (moment - self.mark[0]) / max(1, step - self.mark[1])  # seconds a step
+            if left < pace and step < budget.max_steps:
+                self._decide(state, step)  # there is no time for another step
+            elif not budget.is_final and step - self.first_step == MEASURED_STEPS[1]:
+                self._decide(state, step + int(left / pace))
+            elif budget.is_final and step % CHECK_EVERY == 0:
+                self._correct(state, step + int(left / pace))
+            if step - self.first_step in MEASURED_STEPS:
+                self.mark = moment, step
+        if moment - self.saved > self.save_seconds:
+            control.should_save, self.saved = True, moment
+        if step >= budget.max_steps:
             control.should_training_stop = True
         return control
-
-    def _measure(self, state, now: float) -> None:
-        """Turns seconds into steps once enough of this run's steps have been timed, or at once if time is up."""
-        (first, last), done = MEASURED_STEPS, state.global_step - self.first_step
-        left = self._left(now)
-        if left <= 0:
-            self._decide(state, state.global_step)
-        elif done == last:
-            self._decide(state, self._affordable(state, now))
-        if done in (first, last):
-            self.mark = now, state.global_step
-
-    def _left(self, now: float) -> float:
-        """Seconds left of the budget."""
-        assert self.budget.seconds is not None  # steps are counted by the clock only where there is a limit
-        return self.budget.seconds - (now - self.started)
 
     def _decide(self, state, max_steps: int) -> None:
         self.budget.decide(max_steps, is_written=state.is_world_process_zero)
         state.max_steps = self.budget.max_steps
 
-    def _affordable(self, state, now: float) -> int:
-        """Steps that the seconds are worth at the pace since the mark."""
-        since, step = self.mark
-        left = self._left(now)
-        return state.global_step + int(max(0.0, left) * (state.global_step - step) / (now - since))
-
-    def _keep_to_time(self, state, now: float) -> None:
+    def _correct(self, state, affordable: int) -> None:
         """Takes steps away where the machine has become slower than it was when they were counted, and adds some
         where it has become faster, while the learning rate does not depend on their number yet."""
-        affordable = self._affordable(state, now)
         is_open = self.first_step == 0 and state.global_step < self.budget.max_steps / 2
         if affordable < 0.97 * self.budget.max_steps or (is_open and affordable > 1.03 * self.budget.max_steps):
             self._decide(state, affordable)

@@ -10,8 +10,10 @@ A finished stage is not run again and an interrupted one goes on, so the same co
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +22,16 @@ from typing import Any
 from pan_hf.build import build
 from pan_hf.checkpoints import save_checkpoint
 from pan_hf.data.trajectories import Trajectories, load_trajectories
+from pan_hf.data.windows import WindowReader
 from pan_hf.extras import extra
 from pan_hf.files import write_file
 from pan_hf.hub import on_disk
+from pan_hf.reporting.results import read_records
+from pan_hf.reporting.tables import select
 from pan_hf.reporting.timing import stage_timer
 from pan_hf.training import align, merge, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce
 from pan_hf.training.arguments import Stage, arguments
+from pan_hf.training.budget import now
 from pan_hf.training.code_cache import forget
 from pan_hf.training.run_folder import keeping_settings, publish
 from pan_hf.training.stage import run as run_stage
@@ -39,24 +45,27 @@ class Part:
         script: its module, whose command line runs it in several processes.
         stage: one of the script's.
         share (`float`): of the budget; one without runs when it is asked for.
+        windows (`int`): how many windows' worth of work its shortest run is: a step, and what it learns from.
         flag: by which the script runs it; None where it is the script's own.
     """
 
     script: ModuleType
     stage: Stage
     share: float
+    windows: int
     flag: str | None = None
 
 
+# a window of `dynamics` is codes, and costs a fraction of one of pictures
 PARTS = {
-    "senses": Part(pretrain_senses, pretrain_senses.STAGE, 0.2),
-    "backbone": Part(pretrain_backbone, pretrain_backbone.STAGE, 0.02),
-    "sentences": Part(merge, merge.STAGE, 0.0),
-    "dynamics": Part(align, align.DYNAMICS, 0.61),
-    "latent_head": Part(pretrain_latent_head, pretrain_latent_head.STAGE, 0.04),
-    "joint": Part(align, align.JOINT, 0.07, "--joint"),
-    "switch": Part(reinforce, reinforce.WARM_UP, 0.02, "--warm_up"),
-    "reinforce": Part(reinforce, reinforce.REINFORCE, 0.04),
+    "senses": Part(pretrain_senses, pretrain_senses.STAGE, 0.2, 16),
+    "backbone": Part(pretrain_backbone, pretrain_backbone.STAGE, 0.02, 0),
+    "sentences": Part(merge, merge.STAGE, 0.0, 0),
+    "dynamics": Part(align, align.DYNAMICS, 0.61, 8),
+    "latent_head": Part(pretrain_latent_head, pretrain_latent_head.STAGE, 0.04, 16),
+    "joint": Part(align, align.JOINT, 0.07, 16, "--joint"),
+    "switch": Part(reinforce, reinforce.WARM_UP, 0.02, 16, "--warm_up"),
+    "reinforce": Part(reinforce, reinforce.REINFORCE, 0.04, 32),
 }
 SHARES = {name: part.share for name, part in PARTS.items()}
 
@@ -82,8 +91,9 @@ def train(
         run: folder of the run; holds everything afterwards.
         data: the recording, a folder or a Hub id; `<run>/data` by default.
         backbone (`str`): a preset (debug, tiny, small), or a name or folder of any causal language model.
-        seconds (`float`): budget of all stages together, shared out as in `SHARES`. It bounds wall-clock time, so the
-            number of steps depends on the machine; `overrides` with `max_steps` makes a run independent of it.
+        seconds (`float`): budget of all stages together, shared out as in `SHARES`; stages that `overrides` give
+            `seconds` or `max_steps` have their own. It bounds wall-clock time, reading and saving included, so the
+            number of steps depends on the machine; `max_steps` makes a run independent of it.
         sense_options (`dict`, *optional*): fields of senses and action, as `camera.patch_size`; see
             [`pan_hf.build.build`].
         config (`dict`, *optional*): fields of [`PanConfig`].
@@ -101,17 +111,21 @@ def train(
 
     Raises:
         FileNotFoundError: there is no recording.
-        ValueError: the run was begun with other settings, or a stage is unknown.
+        ValueError: the run was begun with other settings, a stage is unknown, or there are too few seconds for a step
+            of each stage. Nothing has been written then.
     """
-    run, overrides = Path(run), dict(overrides or {})
+    begun, run, overrides = now(), Path(run), dict(overrides or {})
     data = on_disk(data, "dataset") if data is not None else run / "data"
     unknown = sorted({*overrides, *skip} - set(SHARES))
     if unknown:
         raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
-    shareless = {name: set(given) for name, given in overrides.items() if not SHARES[name]}
-    endless = [name for name, given in shareless.items() if not given & {"seconds", "max_steps"}]
-    if endless:
+    own = {name for name, fields in overrides.items() if {"seconds", "max_steps"} & set(fields)}
+    if endless := [name for name in overrides if not SHARES[name] and name not in own]:
         raise ValueError(f"{endless} have no share of the time; give them `seconds` or `max_steps`.")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"`seconds` must be a number above 0, got {seconds}.")
+    chosen = [name for name in SHARES if name not in skip and (SHARES[name] or overrides.get(name))]
+    shared = [name for name in chosen if name not in own]
     settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
     settings |= {"seconds": seconds, "overrides": overrides, "skip": list(skip)}
     trajectories = load_trajectories(data, "train")
@@ -119,21 +133,101 @@ def train(
     with keeping_settings(run / "stages" / "settings.json", settings, begun=current):
         if not current.exists():
             model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
+            check_seconds(model, processor, trajectories, shared, seconds)
             save_checkpoint(current, model, processor)
+    # what is left for the stages that share the seconds; those with a budget of their own do not count
+    left = seconds * sum(SHARES[name] for name in shared) - (now() - begun)
     for number, name in enumerate(SHARES, start=1):
-        if name in skip or not (SHARES[name] or overrides.get(name)):
-            continue
         folder = run / "stages" / f"{number}-{name}"
+        if name not in chosen:
+            continue
         if (folder / "final").exists():
             current = folder / "final"
+            left -= _seconds_spent(run, name) if name in shared else 0.0
             continue
-        given: dict[str, Any] = {"seconds": seconds * SHARES[name] or None, "seed": seed, "progress": progress}
+        given: dict[str, Any] = {"seed": seed, "progress": progress}
+        if name in shared:
+            given["seconds"] = _seconds_of(name, shared, seconds, left)
         given |= overrides.get(name, {})
         given |= {"model": str(current), "data": str(data), "output_dir": str(folder), "encoded": str(folder.parent)}
+        before = now()
         with stage_timer(run / "timing.json", name, seeds=[seed], resume=folder.exists()):
             current = _run_stage(name, given, trajectories, num_processes, accelerate_config)
+        left -= now() - before if name in shared else 0.0
     forget(run / "stages")
     return publish(current, run / "checkpoint", data)
+
+
+SAVING = 0.7  # seconds that a stage takes to start, to load and to save
+FEW_WINDOWS = 8  # that are timed
+ENCODED_FRAMES = 10  # that are encoded in the time in which the model learns from a window, about
+LARGE = 128 * 128  # pixels of a picture from which on its size is what makes a step slow
+FEW_STEPS = 50
+TOLERANCE = 1.1, 10.0  # a budget is kept within a tenth or ten seconds
+
+
+def _seconds_of(stage: str, shared: list[str], seconds: float, left: float) -> float:
+    """The time budget of a stage: its share, or less where the stages before it took longer than theirs.
+
+    Args:
+        shared: the stages that share `seconds`, of which `left` are left for this one and those behind it.
+    """
+    later = shared[shared.index(stage) :]
+    share = SHARES[stage] / sum(SHARES[name] for name in later)
+    # what every stage needs comes first, or short stages would only load and save
+    return SAVING + max(0.0, min(seconds * SHARES[stage], share * (left - SAVING * len(later))))
+
+
+def check_seconds(model, processor, trajectories: Trajectories, stages: list[str], seconds: float) -> None:
+    """Raises ValueError where each of the stages could not take a step in so many seconds, and warns where there will
+    be few steps. What a window costs is measured."""
+    if not stages:
+        return
+    cost = _window_seconds(model, processor, trajectories)
+    frames = len(trajectories) * cost / ENCODED_FRAMES if model.senses else 0.0
+    least = frames + sum(SAVING + cost * PARTS[name].windows for name in stages)
+    pictures = [
+        f"{name!r} is {sense.height}x{sense.width} pixels"
+        for name, sense in model.config.coded_senses.items()
+        if sense.is_grid and sense.height * sense.width > LARGE
+    ]
+    smaller = f" {', '.join(pictures)}: `pan record --image-size 64` makes it smaller." if pictures else ""
+    if least > max(TOLERANCE[0] * seconds, seconds + TOLERANCE[1]):
+        raise ValueError(
+            f"{seconds:g} seconds are too few for this world: a step of each stage takes about {least:.0f} seconds. "
+            f"Give more (`--seconds {5 * least:.0f}`), or leave stages out (`--skip`).{smaller}"
+        )
+    steps = seconds * SHARES["dynamics"] / (cost * PARTS["dynamics"].windows)
+    if steps < FEW_STEPS and "dynamics" in stages:
+        warnings.warn(
+            f"{seconds:g} seconds are worth about {steps:.0f} steps of the stage 'dynamics' in this world; some "
+            f"hundreds are the least that teaches anything. Give more (`--seconds`).{smaller}",
+            stacklevel=3,
+        )
+
+
+def _window_seconds(model, processor, trajectories: Trajectories) -> float:
+    """Seconds that a window takes forwards and backwards, in a batch of a few; the model is left as it was."""
+    reader, steps = WindowReader(trajectories, processor, model), model.config.context_steps
+    rows = trajectories.windows(steps)[:FEW_WINDOWS] + reader.lead
+    batch, was_training = reader.batch(rows, 1), model.training
+    model.eval()  # codebooks stay
+    for _ in range(2):  # the first one warms up
+        before = now()
+        model(objective="joint", observation=batch["observation"], action=batch["action"]).loss.backward()
+        model.zero_grad()
+    model.train(was_training)
+    return (now() - before) / len(rows)
+
+
+def _seconds_spent(run: Path, stage: str) -> float:
+    """What `timing.json` says of a stage."""
+    path = run / "timing.json"
+    return (
+        sum(entry.value for entry in select(read_records(path), model=stage, metric="seconds"))
+        if path.exists()
+        else 0.0
+    )
 
 
 def _run_stage(name: str, given: dict, trajectories: Trajectories, num_processes: int, launched_with) -> Path:

@@ -12,21 +12,21 @@ import torch
 
 from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
 from pan_hf.training.arguments import RolloutArguments, Stage
-from pan_hf.training.rollouts import Examples, make_rollouts
+from pan_hf.training.rollouts import Examples, affordable, make_rollouts
 from pan_hf.training.stage import main
 
 MOST_BEGINNINGS = 256  # of which every candidate is imagined for the warm-up
 
 
 @torch.no_grad()
-def make_examples(model, processor, trajectories, args, batch_size: int = 64):
+def make_examples(model, processor, trajectories, args):
     """Every candidate set of blocks imagined from some beginnings, once."""
     windows, weights = make_rollouts(model, processor, trajectories, args)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial(weights.double(), min(MOST_BEGINNINGS, len(windows)), generator=generator)
     was_training, batches = model.training, []
     model.eval()
-    for rows in drawn.split(batch_size):
+    for rows in affordable(drawn, args):
         batch = windows.__getitems__(rows.tolist())
         batch.pop("importance")
         batches.append({"condition": switch_examples(model, *split_window(model, **batch))})

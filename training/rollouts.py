@@ -1,15 +1,20 @@
 """Windows that are imagined from in training: a beginning to look at, and some steps to imagine."""
 
+from collections.abc import Iterator
+
 import torch
 from accelerate.utils import concatenate, recursively_apply
 from torch.utils.data import Dataset
 
 from pan_hf.data.windows import read_rows
+from pan_hf.modeling.distributed_pan import broadcast_from_main
 from pan_hf.modeling.objectives_pan import judge_latents
 from pan_hf.training.streaming import some_windows
 from pan_hf.training.windows import Windows
 
 CALIBRATION_WINDOWS = 128
+FEW = 4  # windows that are imagined first, to see what one costs
+PREPARATION = 0.4  # share of a time budget that examples to learn from may take
 
 
 def make_rollouts(model, processor, trajectories, args):
@@ -41,10 +46,37 @@ class Examples(Dataset):
         return recursively_apply(lambda values: values[rows], self.examples)
 
 
-def choose_latents(model, windows) -> None:
-    """Lets a trained model note whether latents help, see [`judge_latents`], by some windows of its training."""
-    batch, was_training = some_windows(windows, CALIBRATION_WINDOWS), model.training
-    observation = {name: values.to(model.device) for name, values in batch["observation"].items()}
+def affordable(rows: torch.Tensor, args, batch_size: int = 64) -> Iterator[torch.Tensor]:
+    """Rows in batches. With a time budget, there are no more than are done within `PREPARATION` of it, but one batch
+    at least; batches then grow from `FEW` rows on, because nobody knows yet what a row costs."""
+    if args.seconds is None:
+        yield from rows.split(batch_size)
+        return
+    first, size = 0, FEW
+    while first < len(rows):
+        before = args.seconds_left(PREPARATION)
+        yield rows[first : first + size]
+        first, grown, left = first + size, min(2 * size, batch_size), args.seconds_left(PREPARATION)
+        # all processes stop at the same batch, since each trains on what all have made
+        if broadcast_from_main(left < (before - left) * grown / size):
+            return
+        size = grown
+
+
+def choose_latents(model, windows, args) -> None:
+    """Lets a trained model note whether latents help, see [`judge_latents`], by some windows of its training: as many
+    as there is time for."""
+    was_training, count, before = model.training, CALIBRATION_WINDOWS, args.seconds_left()
     model.eval()
-    judge_latents(model, observation, batch["action"].to(model.device))
+    if args.seconds is not None:
+        _judge(model, some_windows(windows, FEW))
+        left = args.seconds_left(0.98)
+        count = min(count, int(FEW * left / (before - args.seconds_left() + 1e-6)))
+    if count > FEW:
+        _judge(model, some_windows(windows, count))
     model.train(was_training)
+
+
+def _judge(model, batch: dict) -> None:
+    observation = {name: values.to(model.device) for name, values in batch["observation"].items()}
+    judge_latents(model, observation, batch["action"].to(model.device))

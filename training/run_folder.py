@@ -15,6 +15,7 @@ from pan_hf.files import whole_folder, write_file
 from pan_hf.hub import address, on_disk
 from pan_hf.reporting.timing import stage_timer
 from pan_hf.training.arguments import Stage, arguments
+from pan_hf.training.budget import now
 from pan_hf.training.code_cache import forget
 from pan_hf.training.stage import TRAINING_DATA
 from pan_hf.training.stage import run as run_stage
@@ -49,12 +50,13 @@ def run_one_stage(
     Returns:
         the stage's `final` folder.
     """
-    folder, trajectories = run / "stages" / stage.name, load_trajectories(data, "train")
+    started, folder, trajectories = now(), run / "stages" / stage.name, load_trajectories(data, "train")
     given = {"model": str(start), "data": str(data), "output_dir": str(folder)} | settings
     given = {name: value for name, value in given.items() if value is not None}
     if "max_steps" in given:
         given.pop("seconds", None)
     args = arguments(stage, progress=progress, encoded=str(folder) if encoded else None, **given)
+    args.started = started
     kept = keeping_settings(folder.with_name(f"{stage.name}.settings.json"), given, begun=folder)
     with kept, stage_timer(run / "timing.json", stage.name, seeds=[args.seed], resume=folder.exists()):
         final = run_stage(stage, args, trajectories)

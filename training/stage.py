@@ -22,13 +22,14 @@ from pan_hf.modeling import PanModel
 from pan_hf.reporting.tracking import RolloutImages, check_trackers
 from pan_hf.tokenization import PanProcessor
 from pan_hf.training.arguments import Stage, StageArguments, last_checkpoint, parse
-from pan_hf.training.budget import Budget
+from pan_hf.training.budget import Budget, now
 from pan_hf.training.datasets import StageData, make_stage_data
 from pan_hf.training.distributed import check_can_be_shared_out, check_needs_no_whole_weights
 from pan_hf.training.streaming import collate
 from pan_hf.training.trainer import PanTrainer
 
 TRAINING_DATA = "training_data.json"
+CALIBRATION = 0.05  # share of a time budget that is kept for it
 
 
 def main(stage: Stage, **variants: Stage) -> None:
@@ -59,7 +60,9 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         )
     check_trackers(args.report_to)
     set_seed(args.seed)
+    before = now()
     model, processor = PanModel.from_pretrained(args.model), PanProcessor.from_pretrained(args.model)
+    reserve = now() - before  # saving takes about as long as loading
     processor.check_model(model)
     if getattr(model, "is_quantized", False):
         raise ValueError(
@@ -80,12 +83,16 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
         processor = PanProcessor.from_pretrained(checkpoint)
         model.config.vocabulary_digest = processor.vocabulary_digest
     processor.attach(model)
-    trainer = _trainer(stage, args, stage.wrap(model, args), processor, data)
+    if stage.calibrate is not None and args.seconds is not None:
+        reserve += CALIBRATION * args.seconds
+    budget = Budget(folder, args.max_steps, args.seconds, args.averaged_share, args.started, reserve)
+    trainer = _trainer(stage, args, stage.wrap(model, args), processor, data, budget)
     _train(trainer, stage.name, folder)
     trained = trainer.whole_model()
     finish(trained, data.dataset)
     if trainer.is_world_process_zero():
-        stage.calibrate(trained, data.dataset)
+        if stage.calibrate is not None:
+            stage.calibrate(trained, data.dataset, args)
         for parameter in trained.parameters():
             parameter.requires_grad_(True)
         write_file(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
@@ -108,7 +115,7 @@ def _train(trainer: PanTrainer, name: str, folder: Path) -> None:
         ) from None
 
 
-def _trainer(stage: Stage, args, model, processor, data: StageData) -> PanTrainer:
+def _trainer(stage: Stage, args, model, processor, data: StageData, budget: Budget) -> PanTrainer:
     trainer = PanTrainer(
         model=model,
         args=args,
@@ -118,7 +125,7 @@ def _trainer(stage: Stage, args, model, processor, data: StageData) -> PanTraine
         processing_class=processor,
         objective=stage.objective,
         sampler=data.sampler,
-        budget=Budget(Path(args.output_dir), args.max_steps, args.seconds, args.averaged_share),
+        budget=budget,
         slow=stage.slow,
     )
     check_needs_no_whole_weights(trainer)

@@ -105,6 +105,12 @@ class PanTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _run_epoch(self, **kwargs) -> None:
+        if self.state.global_step >= self.budget.max_steps:  # killed between the last checkpoint and the end
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """What is drawn at random in a step depends on the seed, the step and the process alone."""
         step, micro = self._micro_step
