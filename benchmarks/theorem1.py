@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf import VectorSense  # noqa: E402
-from pan_hf.modeling.codecs_pan import LatticeCodec  # noqa: E402
+from pan_hf.modeling.codecs_pan import VectorCodec  # noqa: E402
 from pan_hf.modeling.sense_configuration_pan import cells_within, digits_for  # noqa: E402
 from pan_hf.reporting.results import Record, mean_stderr, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import table  # noqa: E402
@@ -96,7 +96,7 @@ def simulate_pendulum(episodes: int) -> torch.Tensor:
 def encode(vectors: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Bits `(episodes, T, 12)`, coarse ones first, and the root mean squared error of decoding, as a share of the
     range."""
-    lattice = LatticeCodec(SENSE)
+    lattice = VectorCodec(SENSE)
     digits, _ = lattice.encode(vectors)
     span = torch.tensor(SENSE.high) - torch.tensor(SENSE.low)
     error = (lattice.decode(digits) - vectors) / span

@@ -331,7 +331,7 @@ def fill_cache(model: PanModel, belief: Belief, tables: CodeTables) -> Belief:
     return belief
 
 
-# ---- functions that are compiled, see `compile_pan`
+# ---- functions that are compiled, see `CompiledStep`
 
 
 def run(

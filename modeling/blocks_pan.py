@@ -406,7 +406,7 @@ def may_follow(blocks: list[Block]) -> list[list[bool]]:
     return [[may(row, column) for column in range(count)] + [True] for row in range(count + 1)]
 
 
-# ---- functions that are compiled, see `compile_pan`. Of a level: places `(n, P, 3H)`, see `StepLayout.split_tokens`;
+# ---- functions that are compiled, see `CompiledStep`. Of a level: places `(n, P, 3H)`, see `StepLayout.split_tokens`;
 # the current codes of all levels, and the new ones of coarser levels; its `LevelTables`; numbers, see `readout_pan`
 
 

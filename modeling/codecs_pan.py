@@ -1,15 +1,17 @@
-"""The codec of each kind of sense and action: what is made of an observation, and back.
+"""The codec of each kind of sense and action: observations into codes and latents, and back.
 
-A [`Codec`] encodes and decodes, and says of its kind what needs more than the configuration. Codecs are looked up by
-the kind's name (`register_sense`, `register_action`), never by class: where a checkpoint's own code runs, each of its
-files may exist twice. Vectors use the lattice, whose remainder is the latent; `image_codec_pan.py` has learned codes.
+A [`Codec`] encodes and decodes, and answers for its kind whatever needs more than the configuration. Codecs are found
+by the kind's name (`register_sense`, `register_action`), never by class: where a checkpoint's own code runs, each of
+its files may exist twice. Vectors use a lattice, whose remainder is the latent; the codes of images are learned
+(`image_codec_pan.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,7 @@ from torch import Tensor, nn
 from .embedding_pan import part_embedding
 from .layout_pan import fold_cells, unfold_cells
 from .sense_configuration_pan import (
-    ACTIONS,
-    SENSES,
+    ACTION,
     CodedPart,
     DiscreteAction,
     Part,
@@ -27,29 +28,30 @@ from .sense_configuration_pan import (
     VectorAction,
     VectorSense,
 )
+from .validation_pan import check_fields, require
 
 if TYPE_CHECKING:
     from .embedding_pan import CodeTables
     from .image_codec_pan import Codebook
     from .modeling_pan import PanModel
 
-MOST_CELLS = 0.1  # of what is on a grid that are wrong in a disturbed state, at most
+MOST_CELLS = 0.1  # share of the cells of a grid that are wrong in a corrupted state, at most
 VECTOR_NOISE = 0.01  # standard deviation, as a share of a coordinate's range
 
 
 class Codec(nn.Module):
     """How one sense, or a coded action, is encoded and decoded.
 
-    A subclass has `encode` and `decode`, and `latents_help`, whether what is decoded comes closer with latents; the
-    rest as far as it is not what stands here.
+    A subclass has `encode` and `decode`, and `latents_help`, whether decoding comes closer with latents; and overrides
+    whatever else differs for its kind.
 
-    Shapes: B = batch, n = codes of a level, P = places, `shape` = that of the sense or action.
+    Shapes: B = batch, n = codes of a level, P = state tokens, `shape` = that of the sense or action.
 
     Args:
         sense (`CodedPart`): shape, levels and sizes.
     """
 
-    is_exact = False  # codes and latents say all there is, so nothing is counted beyond the codes
+    is_exact = False  # codes and latents say all there is, so `log_prob` counts nothing beyond the codes
     latents_help: bool | Tensor
     codebooks: list[Codebook]  # where codes are learned
 
@@ -63,8 +65,8 @@ class Codec(nn.Module):
         return self.sense.can_grow
 
     def encode(self, values: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Observations `(B, T, *shape)`, or of any leading shape. What is made of step `t` may depend on the steps up
-        to `t`.
+        """Observations `(B, T, *shape)`, or of any leading shape. The code of step `t` may depend on the steps up to
+        `t`.
 
         Returns:
             codes, one `(B, T, n)` int64 a level in raster order, coarse first; latents `(B, T, P, latent_dim)` at unit
@@ -83,8 +85,8 @@ class Codec(nn.Module):
         raise NotImplementedError
 
     def latents_given(self, values: Tensor, codes: list[Tensor]) -> Tensor:
-        """What codes lack of observations `(B, *shape)`, `(B, P, latent_dim)` at unit scale: with codes of other
-        observations, as imagined ones are, latents mend them. Args: codes as for `decode`, of all levels."""
+        """The latents `(B, P, latent_dim)`, at unit scale, with which codes decode to observations `(B, *shape)`. The
+        codes may be those of other observations, as imagined ones are. Args: codes as for `decode`, of all levels."""
         raise NotImplementedError
 
     def describe(self) -> list[tuple[Tensor, Tensor]]:
@@ -93,7 +95,7 @@ class Codec(nn.Module):
 
     def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
         """The codes of a level that usually stand under codes of the level before it, `(B, n')` -> `(B, n)`; below 0
-        where that is not known, or the usual code lives no more."""
+        where none is known, or the usual code has been retired."""
         raise NotImplementedError
 
     def losses(
@@ -113,16 +115,20 @@ class Codec(nn.Module):
         return values
 
     def as_output(self, decoded: Tensor) -> Tensor:
-        """What was decoded as it would be observed."""
+        """Decoded values in the type and range of observations."""
         return decoded
+
+    def to_picture(self, values: Tensor) -> Tensor:
+        """Observations `(..., C, H, W)` as uint8 to look at, of a sense that has pictures."""
+        return values
 
     def span(self, device: torch.device) -> Tensor:
         """From the least to the greatest value of an observation, broadcast to `shape`."""
         return torch.tensor(2.0, device=device)
 
     def error(self, imagined: Tensor, true: Tensor) -> Tensor:
-        """What is decoded, less the observation, `(B, *shape)`, in halves of the range."""
-        raise NotImplementedError
+        """Decoded values less observations, `(B, *shape)`, in halves of the range."""
+        return imagined - self.to_float(true)
 
     def log_prob(self, true: Tensor, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
         """Log probability `(B,)` in nats of observations `(B, *shape)`, given their codes and latents."""
@@ -144,12 +150,12 @@ class Codec(nn.Module):
         other = torch.randint(shape[0], shape, device=device)
         is_beside = torch.rand(shape, device=device) < 0.5
         frame = torch.where(is_beside, torch.arange(shape[0], device=device).unsqueeze(1), other)
-        place = torch.where(is_beside, down * columns + right, cell)
+        source = torch.where(is_beside, down * columns + right, cell)
         corrupted = []
         for level, level_codes in enumerate(codes):
             grid = self.sense.level_grid(level)
             slots = fold_cells(level_codes, grid, (rows, columns))  # (B, cells, codes a cell)
-            slots = torch.where(is_wrong.unsqueeze(-1), slots[frame, place], slots)
+            slots = torch.where(is_wrong.unsqueeze(-1), slots[frame, source], slots)
             corrupted.append(unfold_cells(slots, grid, (rows, columns)))
         return corrupted
 
@@ -184,42 +190,80 @@ class Codec(nn.Module):
 
 
 class VectorCodec(Codec):
-    """The lattice behind the interface of a codec; nothing to train."""
+    """The lattice code: a bounded vector as digits, coarse first (Theorem 1 of "Critiques of World Models").
+
+    Coordinate `x` in [low, high] is written in base `b` with `N` digits: digit `l` says in which of `b` equal parts of
+    the interval left by the digits before it `x` lies. Any prefix of digits decodes to the middle of its cell, so the
+    error after `n` digits is at most (high - low) / b**n / 2, and two vectors farther apart than a cell get different
+    digits. The last digit leaves a remainder in [-1, 1]: digits and remainder together are exact. Nothing is learned;
+    `VectorSense.within` chooses digits for a precision.
+    """
 
     sense: VectorSense | VectorAction
-    latents_help = True  # they are what digits leave over
+    latents_help = True  # the remainder
     is_exact = True
 
-    def __init__(self, sense: VectorSense | VectorAction):
-        super().__init__(sense)
-        self.lattice = LatticeCodec(sense)
+    def _unit(self, vector: Tensor) -> Tensor:
+        """Vectors `(..., dim)` in [0, 1], float32; values beyond the bounds count as the bounds."""
+        # bounds are made on the spot: a plain tensor attribute would stay on the meta device under from_pretrained
+        low, high = self.sense.bounds(vector.device)
+        return ((vector.float() - low) / (high - low)).clamp(0, 1)
+
+    def _vector(self, unit: Tensor) -> Tensor:
+        low, high = self.sense.bounds(unit.device)
+        return low + unit[..., : self.sense.dim] * (high - low)
+
+    def _pad(self, values: Tensor) -> Tensor:
+        return nn.functional.pad(values, (0, self.sense.num_state_tokens * self.sense.group - self.sense.dim))
+
+    def _by_token(self, remainder: Tensor) -> Tensor:
+        return self._pad(remainder).unflatten(-1, (self.sense.num_state_tokens, self.sense.group))
 
     def encode(self, values: Tensor) -> tuple[list[Tensor], Tensor]:
-        """`(..., dim)` float -> digits, one `(..., n)` a level, and the remainder `(..., P, group)` in [-1, 1]."""
-        return self.lattice.encode(values)
+        """`(..., dim)` float -> digits, one `(..., n)` int64 in [0, base) a level, most significant first, and the
+        remainder `(..., P, group)` in [-1, 1]."""
+        unit, digits = self._unit(values), []
+        for _ in range(self.sense.num_levels):
+            scaled = unit * self.sense.base
+            digit = scaled.floor().clamp(max=self.sense.base - 1)
+            digits.append(self._pad(digit.long()))
+            unit = scaled - digit
+        return digits, self._by_token(2 * unit - 1)
 
     def latents_given(self, values: Tensor, codes: list[Tensor]) -> Tensor:
-        """What digits lack of vectors `(B, dim)`: the remainder that is nearest, `(B, P, group)` in [-1, 1]."""
-        return self.lattice.remainder(values, codes)
+        """The remainder `(..., P, group)` in [-1, 1] with which digits of all levels come nearest to vectors."""
+        lower = digits_to_unit(codes, self.sense.base, 0.0)[..., : self.sense.dim]
+        cells = self.sense.base**self.sense.num_levels
+        return self._by_token((2 * (self._unit(values) - lower) * cells - 1).clamp(-1, 1))
+
+    def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Any prefix of digits -> `(..., dim)` float, the middle of the cell. With all digits, the remainder, not a
+        number where it is absent, makes it exact."""
+        offset: float | Tensor = 0.5
+        if latents is not None and len(codes) == self.sense.num_levels:
+            offset = ((latents.flatten(-2).float().clamp(-1, 1) + 1) / 2).nan_to_num(0.5)
+        return self._vector(digits_to_unit(codes, self.sense.base, offset))
+
+    def decode_probabilities(self, probabilities: list[Tensor], latents: Tensor | None = None) -> Tensor:
+        """Expected vector `(..., dim)` under independent distributions `(..., n, base)` of the digits; differentiable.
+        The latents' share of the last cell is added."""
+        values = torch.arange(self.sense.base, device=probabilities[0].device, dtype=torch.float32)
+        unit, scale = torch.zeros((), device=values.device), 1.0
+        for distribution in probabilities:
+            scale = scale / self.sense.base
+            unit = unit + scale * (distribution[..., : self.sense.base].float() @ values)
+        vector = self._vector(unit + 0.5 * scale)
+        if latents is None:
+            return vector
+        cell = self.span(vector.device) / self.sense.base**self.sense.num_levels
+        return vector + latents.flatten(1)[:, : self.sense.dim] * cell / 2
 
     def scalars(self, codes: list[Tensor]) -> Tensor:
         return (2 * digits_to_unit(codes, self.sense.base) - 1)[..., : self.sense.dim]
 
     def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
-        """No digit is usual below 0: the middle of a cell, what its digits alone decode to, is the better guess."""
+        """No digit is usual below 0: the middle of a cell, which its digits alone decode to, is the better guess."""
         return torch.full_like(coarser, -1)
-
-    def decode(self, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
-        """Any prefix of digits -> `(B, dim)` float; with all of them, latents make it exact."""
-        return self.lattice.decode(codes, latents if len(codes) == self.sense.num_levels else None)
-
-    def decode_probabilities(self, probabilities: list[Tensor], latents: Tensor | None = None) -> Tensor:
-        """Expected vector `(B, dim)`, the latents' share of the last cell added."""
-        vector = self.lattice.decode_probabilities(probabilities)
-        if latents is None:
-            return vector
-        cell = self.span(vector.device) / self.sense.base**self.sense.num_levels
-        return vector + latents.flatten(1)[:, : self.sense.dim] * cell / 2
 
     def describe(self) -> list[tuple[Tensor, Tensor]]:
         """For each level `(base, base)` and `(base,)` bool: what each digit stands for, and that it does."""
@@ -230,15 +274,14 @@ class VectorCodec(Codec):
         return [self.sense.dim * chunk] * self.sense.num_levels
 
     def to_sequence(self, values: Tensor) -> list[Tensor]:
-        """All digits; those of one coordinate side by side, so that what changes slowly repeats."""
+        """All digits; those of one coordinate side by side, so that slow changes repeat."""
         levels, _ = self.encode(values.flatten(0, 1))
         digits = [codes[:, : self.sense.dim].unflatten(0, values.shape[:2]) for codes in levels]  # (N, chunk, dim)
         return [codes.transpose(1, 2).flatten(1) for codes in digits]
 
     def from_sequence(self, codes: list[Tensor], chunk: int) -> Tensor:
-        missing = self.sense.num_state_tokens * self.sense.group - self.sense.dim
         digits = [level.unflatten(1, (self.sense.dim, chunk)).transpose(1, 2) for level in codes]  # (N, chunk, dim)
-        return self.decode([nn.functional.pad(level, (0, missing)) for level in digits])
+        return self.decode([self._pad(level) for level in digits])
 
     def span(self, device: torch.device) -> Tensor:
         low, high = self.sense.bounds(device)
@@ -256,7 +299,7 @@ class VectorCodec(Codec):
         vectors = self.decode(codes)
         low, high = self.sense.bounds(vectors.device)
         moved = vectors + VECTOR_NOISE * (high - low) * torch.randn_like(vectors)
-        digits, _ = self.encode(moved.clamp(low, high))
+        digits, _ = self.encode(moved)
         pairs = zip(digits, codes, strict=True)
         return [torch.where(is_corrupt.unsqueeze(1) & (old >= 0), new, old) for new, old in pairs]
 
@@ -297,6 +340,11 @@ class TextCodec(Codec):
         return [(values, model.get_output_embeddings().weight[: len(active)], active)]
 
 
+# ---- Kinds by their names
+
+
+SENSES: dict[str, type[Part]] = {}
+ACTIONS: dict[str, type[Part]] = {}
 CODECS: dict[str, type[Codec]] = {}
 ACTION_CODECS: dict[str, type[Codec]] = {}
 
@@ -327,7 +375,7 @@ def classes_of(senses: Iterable[Part], actions: Iterable[Part]) -> list[type]:
     """The classes, configurations and codecs, that the kinds of some senses and actions are registered with."""
     kinds = [(SENSES[sense.kind], CODECS.get(sense.kind)) for sense in senses]
     kinds += [(ACTIONS[action.kind], ACTION_CODECS[action.kind]) for action in actions]
-    return list(dict.fromkeys(found for pair in kinds for found in pair if found is not None))
+    return list(dict.fromkeys(each for pair in kinds for each in pair if each is not None))
 
 
 register_sense(VectorSense, VectorCodec)
@@ -335,6 +383,46 @@ register_sense(TextSense, None)
 register_action(DiscreteAction, TokenCodec)
 register_action(VectorAction, VectorCodec)
 register_action(TextAction, TextCodec)
+
+
+def _from_dict(kinds: dict[str, type[Part]], what: str, values: Any) -> Any:
+    """Builds the dataclass named by `values["kind"]`; an object that already is one passes through."""
+    if is_dataclass(values) and not isinstance(values, type) and hasattr(values, "kind"):
+        check_fields(values)  # those of a user's kind, which need not check themselves
+        return values
+    expected = f"expected one of the kinds {sorted(kinds)}"
+    require(isinstance(values, dict), f"{what}: {expected} or a dict with `kind`, got {values!r}.")
+    kind = values.get("kind")
+    require(
+        isinstance(kind, str) and kind in kinds,
+        f"{what}: unknown kind {kind!r}; {expected}. Import the file that registers it first, or load the checkpoint "
+        "with trust_remote_code=True where pan_hf is not imported, to run the code it came with.",
+    )
+    names = {item.name for item in fields(kinds[kind])}
+    unknown = sorted(map(str, set(values) - names))
+    require(not unknown, f"{what}: a {kind} has no field {unknown}; its fields are {sorted(names)}.")
+    part = kinds[kind](**values)
+    check_fields(part)
+    return part
+
+
+def sense_from_dict(name: str, values):
+    """The sense that `values` (a dict with `kind`, or a sense) describes. Raises ValueError for an unknown kind."""
+    _check_name("sense", name, taken=("action", "places"))
+    return _from_dict(SENSES, f"Sense {name!r}", values)
+
+
+def action_from_dict(values, name: str = ACTION):
+    """The action that `values` (a dict with `kind`, or an action) describes. Raises ValueError for an unknown kind."""
+    _check_name("action", name)
+    return _from_dict(ACTIONS, "Action" if name == ACTION else f"Action {name!r}", values)
+
+
+def _check_name(what: str, name: str, taken: tuple[str, ...] = ()) -> None:
+    is_name = isinstance(name, str) and name.isidentifier()
+    require(is_name, f"{what.capitalize()} name {name!r} must be a Python identifier, such as 'camera'.")
+    taken_too = name in taken or hasattr(nn.ModuleDict, name)  # they are attributes of a ModuleDict
+    require(not taken_too, f"A {what} cannot be called {name!r}, which means something else here; rename it.")
 
 
 def build_codec(sense: CodedPart) -> Codec:
@@ -351,82 +439,7 @@ def build_action_codec(action: Part) -> Codec:
     return ACTION_CODECS[action.kind](action)  # type: ignore[arg-type]  # a text is not coded, and its codec asks it nothing
 
 
-# ---- The lattice code: a bounded vector as digits, coarse first (Theorem 1 of "Critiques of World Models", scale
-# out).
-#
-# Coordinate `x` in [low, high] is written in base `b` with `N` digits: digit `l` says in which of `b` equal parts of
-# the interval left by the digits before it `x` lies. Any prefix of digits decodes to the middle of its cell, so the
-# error after `n` digits is at most (high - low) / b**n / 2, and two vectors farther apart than a cell get different
-# digits. What the last digit leaves over is returned as a remainder in [-1, 1]: digits and remainder together are
-# exact. `VectorSense.within` chooses digits for a precision.
-
-
-class LatticeCodec(nn.Module):
-    """Encodes and decodes vectors; nothing in it is learned.
-
-    Args:
-        sense (`VectorSense` or `VectorAction`): dimension, bounds, base and number of digits.
-    """
-
-    def __init__(self, sense: VectorSense | VectorAction):
-        super().__init__()
-        self.sense = sense
-        self.base, self.num_levels = sense.base, sense.num_levels
-
-    def _bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        # made on the spot: a plain tensor attribute would stay on the meta device under from_pretrained
-        low = torch.tensor(self.sense.low, device=like.device, dtype=torch.float32)
-        high = torch.tensor(self.sense.high, device=like.device, dtype=torch.float32)
-        return low, high
-
-    def _pad(self, values: Tensor) -> Tensor:
-        missing = self.sense.num_state_tokens * self.sense.group - self.sense.dim
-        return nn.functional.pad(values, (0, missing))
-
-    def encode(self, vector: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Args: vector (`(..., dim)` float). Returns: digits, `num_levels` tensors `(..., num_codes)` int64 in
-        [0, base), most significant first; remainder `(..., num_state_tokens, group)` in [-1, 1]."""
-        low, high = self._bounds(vector)
-        unit = ((vector.float() - low) / (high - low)).clamp(0, 1)
-        digits = []
-        for _ in range(self.num_levels):
-            scaled = unit * self.base
-            digit = scaled.floor().clamp(max=self.base - 1)
-            digits.append(self._pad(digit.long()))
-            unit = scaled - digit
-        remainder = self._pad(2 * unit - 1)
-        return digits, remainder.unflatten(-1, (self.sense.num_state_tokens, self.sense.group))
-
-    def remainder(self, vector: Tensor, digits: list[Tensor]) -> Tensor:
-        """The remainder with which `digits`, all of them, come nearest to `vector`; args and result as for
-        `encode`."""
-        low, high = self._bounds(vector)
-        unit = ((vector.float() - low) / (high - low)).clamp(0, 1)
-        lower = digits_to_unit(digits, self.base, 0.0)[..., : self.sense.dim]
-        remainder = self._pad((2 * (unit - lower) * self.base**self.num_levels - 1).clamp(-1, 1))
-        return remainder.unflatten(-1, (self.sense.num_state_tokens, self.sense.group))
-
-    def decode(self, digits: list[Tensor], remainder: Tensor | None = None) -> Tensor:
-        """Args: digits, any prefix of those of `encode`; remainder, only with all of them, not a number
-        where it is absent. Returns: `(..., dim)` float, the middle of the cell or, with the remainder, the vector
-        itself."""
-        low, high = self._bounds(digits[0])
-        offset: float | Tensor = 0.5
-        if remainder is not None:
-            offset = ((remainder.flatten(-2).float().clamp(-1, 1) + 1) / 2).nan_to_num(0.5)
-        unit = digits_to_unit(digits, self.base, offset)
-        return low + unit[..., : self.sense.dim] * (high - low)
-
-    def decode_probabilities(self, probabilities: list[Tensor]) -> Tensor:
-        """Expected vector under independent digit distributions `(..., num_codes, base)`, a level each;
-        differentiable."""
-        low, high = self._bounds(probabilities[0])
-        values = torch.arange(self.base, device=low.device, dtype=torch.float32)
-        unit, scale = torch.zeros((), device=low.device), 1.0
-        for distribution in probabilities:
-            scale = scale / self.base
-            unit = unit + scale * (distribution[..., : self.base].float() @ values)
-        return low + (unit[..., : self.sense.dim] + 0.5 * scale) * (high - low)
+# ---- Digits
 
 
 def digits_to_unit(digits: list[Tensor], base: int, inside: float | Tensor = 0.5) -> Tensor:
@@ -445,3 +458,62 @@ def describe_digits(base: int) -> Tensor:
     """`(base, base)`: each digit of a lattice as a bump over the digits around it."""
     digits = torch.arange(base, dtype=torch.float32)
     return torch.exp(-((digits - digits.unsqueeze(1)) / DIGIT_WIDTH).square() / 2)
+
+
+# ---- Pieces of codecs, those of users too
+
+
+def fold_grid(x: Tensor, factor: int | tuple[int, int]) -> Tensor:
+    """Space to depth, by a factor `(f, g)` or the same one down and across: `(B, R, S, W)` ->
+    `(B, R/f, S/g, f*g*W)`."""
+    down, across = (factor, factor) if isinstance(factor, int) else factor
+    if down == across == 1:
+        return x
+    batch, rows, columns, width = x.shape
+    x = x.reshape(batch, rows // down, down, columns // across, across, width)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows // down, columns // across, down * across * width)
+
+
+def unfold_grid(x: Tensor, factor: int | tuple[int, int]) -> Tensor:
+    """Depth to space, the inverse of `fold_grid`: `(B, R, S, f*g*W)` -> `(B, R*f, S*g, W)`."""
+    down, across = (factor, factor) if isinstance(factor, int) else factor
+    if down == across == 1:
+        return x
+    batch, rows, columns, width = x.shape
+    width = width // (down * across)
+    x = x.reshape(batch, rows, columns, down, across, width).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * down, columns * across, width)
+
+
+def as_bytes(frames: Tensor) -> Tensor:
+    """Decoded frames, nominally in [-1, 1], as uint8."""
+    return ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def value_log_prob(mean: Tensor, true: Tensor, scale: Tensor, num_values: int = 256) -> Tensor:
+    """Log probability of numbers that have one of `num_values` values evenly over [-1, 1], such as 8-bit pixels:
+    `(B, ...)` -> `(B,)` nats. A Gaussian integrated over each value's interval, mixed with a share of 1e-4 of the
+    uniform distribution, so that one surprising value costs 21 bits at most, of 256."""
+    half = 1 / (num_values - 1)
+    normal = torch.distributions.Normal(mean.float(), scale.float())
+    upper = torch.where(true > 1 - half, torch.ones_like(true), normal.cdf(true + half))
+    lower = torch.where(true < -1 + half, torch.zeros_like(true), normal.cdf(true - half))
+    probability = (1 - 1e-4) * (upper - lower).clamp(min=0) + 1e-4 / num_values
+    return probability.log().flatten(1).sum(-1)
+
+
+class PositionBlock(nn.Module):
+    """Residual block on a channels-last map `(B, R, S, W)`, normalised at each position."""
+
+    def __init__(self, width: int, kernel_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2) if kernel_size > 1 else None
+        self.expand = nn.Linear(width, 2 * width)
+        self.contract = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(x)
+        if self.mix is not None:
+            hidden = nn.functional.gelu(self.mix(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return x + self.contract(nn.functional.gelu(self.expand(hidden)))

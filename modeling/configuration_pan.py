@@ -7,15 +7,16 @@ checkpoint needs to be rebuilt is here, the table of vocabulary segments include
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .codecs_pan import classes_of
+from .codecs_pan import action_from_dict, classes_of, sense_from_dict
 from .latent_head_pan import check_latent_head  # through it all kinds of ours are registered
-from .sense_configuration_pan import ACTION, Part, action_from_dict, sense_from_dict
+from .sense_configuration_pan import ACTION, Part
+from .validation_pan import MOST_WIDE, Number, bounded, check_fields, checked
 
 VERSION = "0.2.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
 
@@ -59,25 +60,25 @@ LOSS_WEIGHTS = {
 }
 
 
-def check_loss_weights(given: dict) -> dict[str, float]:
-    """`given`, if it is weights by name of a loss. Raises ValueError: a name is unknown, or a weight no number of at
-    least 0."""
-    if not isinstance(given, dict) or set(given) - set(LOSS_WEIGHTS):
-        unknown = sorted(set(given) - set(LOSS_WEIGHTS)) if isinstance(given, dict) else []
-        told = f"has unknown names {unknown}; it takes" if unknown else "takes weights by"
-        raise ValueError(f"`loss_weights` {told} names of {sorted(LOSS_WEIGHTS)}, got {given!r}.")
-    wrong = {name: weight for name, weight in given.items() if not isinstance(weight, int | float) or not weight >= 0}
-    if wrong:
-        raise ValueError(f"`loss_weights` takes numbers of at least 0, got {wrong}.")
-    return given
+# Settings that had another name in a config.json of before.
+RENAMED = {"crop_places": "crop_tokens"}
 
 
-def unknown_names(what: str, unknown: Iterable[str], known: Iterable[str]) -> str:
+def check_loss_weights(weights: dict) -> dict[str, float]:
+    """Weights by name of a loss. Raises ValueError: a name is unknown, or a weight is no number of at least 0."""
+    if not isinstance(weights, dict) or set(weights) - set(LOSS_WEIGHTS):
+        unknown = sorted(set(weights) - set(LOSS_WEIGHTS)) if isinstance(weights, dict) else []
+        problem = f"has unknown names {unknown}; it takes" if unknown else "takes weights by"
+        raise ValueError(f"`loss_weights` {problem} names of {sorted(LOSS_WEIGHTS)}, got {weights!r}.")
+    return checked(TrainingConfig, "loss_weights", weights)
+
+
+def unknown_names(what: str, unknown: Iterable[str], names: Iterable[str]) -> str:
     """A message about names that nothing has, with those that are meant perhaps."""
-    known, unknown = sorted(known), sorted(unknown)
-    near = {name: difflib.get_close_matches(name, known, n=2) for name in unknown}
+    names, unknown = sorted(names), sorted(unknown)
+    near = {name: difflib.get_close_matches(name, names, n=2) for name in unknown}
     meant = "; ".join(f"{name!r}: perhaps {' or '.join(map(repr, close))}" for name, close in near.items() if close)
-    return f"{what} does not have {unknown}{f' ({meant})' if meant else ''}; it has {known}."
+    return f"{what} does not have {unknown}{f' ({meant})' if meant else ''}; it has {names}."
 
 
 @dataclass
@@ -88,13 +89,13 @@ class TrainingConfig:
         change_weight (`float`): weight of the codes that change in the cross-entropy of a level.
         motion_weight, rarity_weight (`float`): weights of pixels that move, and of pixels unlike the usual frame, in
             the reconstruction loss, beside 1 for every pixel.
-        crop_places (`int`): side of the square of places around what changes that readouts of images are trained on in
-            stage `dynamics`, see `augmentation_pan`; 0: whole frames.
-        focus_share (`float`): share of the training batches that look only at the places a glance picks, see
-            `effort_pan`; nothing where level 0 is sampled as a sentence.
+        crop_tokens (`int`): side of the square of patch tokens around what changes that readouts of images are trained
+            on in stage `dynamics`, see `augmentation_pan`; 0: whole frames.
+        focus_share (`float`): share of the training batches that look only at the state tokens that the change
+            predictor picks, see `effort_pan`; ignored where level 0 is sampled code by code.
         block_dropout (`float`): share of states whose finer levels are made absent, so that any prefix of blocks is a
             state to go on from.
-        context_noise (`float`): share of the states that predictions are made from that are wrong in a few places,
+        context_noise (`float`): share of the states that predictions are made from in which a few codes are wrong,
             against drift, see `augmentation_pan`.
         latent_noise (`float`): standard deviation of the noise on the trunk's latents, against drift.
         latent_dropout (`float`): share of states whose latents are left out of the trunk.
@@ -103,38 +104,36 @@ class TrainingConfig:
             nothing to do. `from_backbone` sets it for a backbone that was loaded and not made.
 
     Raises:
-        ValueError: an unknown loss name, a share outside 0 to 1, or crops smaller than 0.
+        ValueError: a field of another type or out of range, or an unknown loss name.
     """
 
-    change_weight: float = 3.0
-    motion_weight: float = 15.0
-    rarity_weight: float = 9.0
-    crop_places: int = 0
-    focus_share: float = 0.5
-    block_dropout: float = 0.1
-    context_noise: float = 0.0
-    latent_noise: float = 0.1
-    latent_dropout: float = 0.5
-    loss_weights: dict[str, float] = field(default_factory=dict)
+    change_weight: Number = bounded(3.0, 0, 1e6)
+    motion_weight: Number = bounded(15.0, 0, 1e6)
+    rarity_weight: Number = bounded(9.0, 0, 1e6)
+    crop_tokens: int = bounded(0, 0, MOST_WIDE)
+    focus_share: Number = bounded(0.5, 0, 1)
+    block_dropout: Number = bounded(0.1, 0, 1)
+    context_noise: Number = bounded(0.0, 0, 1)
+    latent_noise: Number = bounded(0.1, 0, 1e6)
+    latent_dropout: Number = bounded(0.5, 0, 1)
+    loss_weights: dict[str, Number] = bounded({}, 0, 1e6)
     backbone_is_pretrained: bool = False
 
     def __post_init__(self):
-        if self.crop_places < 0:
-            raise ValueError(f"`crop_places` must be at least 0, got {self.crop_places}.")
-        for name in ("focus_share", "block_dropout", "context_noise", "latent_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a share, from 0 to 1; got {getattr(self, name)}.")
         self.loss_weights = LOSS_WEIGHTS | check_loss_weights(self.loss_weights or {})
+        check_fields(self)
 
     @classmethod
     def from_dict(cls, values: "dict | TrainingConfig | None") -> "TrainingConfig":
         """Of settings by name; the object itself passes through. Raises ValueError for names that it does not have."""
         if isinstance(values, TrainingConfig):
             return values
-        given = values or {}
-        if unknown := set(given) - set(TRAINING):
+        if not isinstance(values or {}, dict):
+            raise ValueError(f"`training` takes settings by name, {list(TRAINING)}, got {values!r}.")
+        settings = {RENAMED.get(name, name): value for name, value in (values or {}).items()}
+        if unknown := set(settings) - set(TRAINING):
             raise ValueError(unknown_names("`training`", unknown, TRAINING))
-        return cls(**given)
+        return cls(**settings)
 
 
 TRAINING = tuple(item.name for item in fields(TrainingConfig))
@@ -150,10 +149,10 @@ class PanConfig(PreTrainedConfig):
         text_config (`dict` or `PreTrainedConfig`): the backbone, any causal language model.
         senses (`dict[str, ImageSense | VectorSense | TextSense]`): named channels of observation; may be empty, then
             the model is its backbone.
-        action (`DiscreteAction | VectorAction | TextAction`, *optional*): what is done in a step, if that has one
-            part; short for `actions={"action": ...}`. A model with senses needs an action.
-        actions (`dict[str, DiscreteAction | VectorAction | TextAction]`, *optional*): the named parts of what is done
-            in a step: a motion and a sentence, two actors.
+        action (`DiscreteAction | VectorAction | TextAction`, *optional*): the action of a step, if that has one part;
+            short for `actions={"action": ...}`. A model with senses needs an action.
+        actions (`dict[str, DiscreteAction | VectorAction | TextAction]`, *optional*): the named parts of the action of
+            a step: a motion and a sentence, two actors.
         actors (`list[str]`, *optional*): names of those who are rewarded, where there is more than one reward.
         segments (`dict[str, list[int]]`): name of each run of code ids -> `[offset, capacity]`; names are
             `<sense>.<level>` and `action.<level>`, and `<sense>.merges` and `action.merges` for merged tokens; those
@@ -171,18 +170,20 @@ class PanConfig(PreTrainedConfig):
             codes are sampled one after the other, so that a future is one possibility and not a mixture of several.
         copy_bias (`float`): initial value of the learned scalar added to the current code's logit; the digits of
             vectors start without.
-        adapter_dim (`int`): width of the local adapter that reads codes out of a place.
+        adapter_dim (`int`): width of the local adapter that reads codes out of a state token.
         adapter_blocks (`int`): its depth; more of them where things move by fractions of a code.
         latent_head (`dict`): `denoiser` and `scheduler`, each a diffusers configuration with `_class_name` (the
             scheduler one of `latent_head_pan.SCHEDULERS`), and `num_inference_steps`.
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
-        reward_bound (`float`): rewards are read as a distribution over symlog bins within plus and minus this.
+        reward_bound (`float`): the largest reward, without its sign; rewards are read as a distribution over symlog
+            bins within plus and minus this. `build` reads it off the recording.
         training (`TrainingConfig` or `dict`): how it is trained.
 
     Raises:
-        ValueError: settings of a newer version that this one does not know, a name like one of these but none of them,
-            senses without an action, an unknown `level0_sampling`, crops of sentences, a scheduler or denoiser that
-            does not fit (`latent_head_pan`), or what [`TrainingConfig`] refuses.
+        ValueError: a field of another type or out of range, when it is built, loaded or set; settings of a newer
+            version that this one does not know, a name like one of these but none of them, senses without an action,
+            an unknown `level0_sampling`, crops where it is autoregressive, a scheduler or denoiser that does not fit
+            (`latent_head_pan`), or what [`TrainingConfig`] refuses.
     """
 
     model_type = "pan"
@@ -205,32 +206,32 @@ class PanConfig(PreTrainedConfig):
         text_config: dict | PreTrainedConfig | None = None
         senses: dict | None = None
         actions: dict | None = None
-        segments: dict | None = None
-        extensions: dict | None = None
-        text_size: int | None = None
-        text_capacity: int | None = None
+        segments: dict[str, list[int]] | None = bounded(None, 0, 2**31)
+        extensions: dict[str, list[list[int]]] | None = bounded(None, 0, 2**31)
+        text_size: int | None = bounded(None, 1, 2**31)
+        text_capacity: int | None = bounded(None, 1, 2**31)
         latent_head: dict | None = None
-        training: dict | None = None
-        action: dict | None = None
-    actors: list | None = None
-    code_capacity: int = 0
+        training: object = None
+        action: object = None
+    actors: list[str] | None = None
+    code_capacity: int = bounded(0, 0, 2**31)
     vocabulary_digest: str | None = None
-    context_steps: int = 1
+    context_steps: int = bounded(1, 1, MOST_WIDE)
     fold_levels: bool = True
     level0_sampling: str = "parallel"
-    copy_bias: float = 2.0
-    adapter_dim: int = 48
-    adapter_blocks: int = 1
+    copy_bias: Number = bounded(2.0, -1e4, 1e4)
+    adapter_dim: int = bounded(48, 1, MOST_WIDE)
+    adapter_blocks: int = bounded(1, 0, 1024)
     latent_feedback: bool = False
-    reward_bound: float = 10.0
-    initializer_range: float = 0.02
+    reward_bound: Number = bounded(10.0, 1e-6, 1e30)
+    initializer_range: Number = bounded(0.02, 0, 1e3)
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        flat = {name: kwargs.pop(name) for name in TRAINING if name in kwargs}
+        flat = {RENAMED.get(name, name): kwargs.pop(name) for name in (*TRAINING, *RENAMED) if name in kwargs}
         _check_names(kwargs.pop("pan_version", VERSION), set(kwargs))
         self.training = replace(TrainingConfig.from_dict(self.training), **flat)
-        # by name, because the order decides who stands where, and a saved configuration is sorted
+        # in order of names: the order decides which segment stands where, and a saved configuration is sorted
         self.senses = {name: sense_from_dict(name, values) for name, values in sorted((self.senses or {}).items())}
         parts = (self.actions or {}) | ({ACTION: self.action} if self.action is not None else {})
         self.actions = {name: action_from_dict(values, name) for name, values in sorted(parts.items())}
@@ -239,16 +240,14 @@ class PanConfig(PreTrainedConfig):
             raise ValueError("A world model needs an action: got senses but `action=None`; pass one.")
         if self.actors is not None and (not self.actors or len(set(self.actors)) < len(self.actors)):
             raise ValueError(f"`actors` must name those who are rewarded, each once, got {self.actors}.")
-        if self.context_steps < 1:
-            raise ValueError(f"`context_steps` must be at least 1, got {self.context_steps}.")
         if self.level0_sampling not in ("parallel", "autoregressive"):
             raise ValueError(
                 f"`level0_sampling` must be 'parallel' or 'autoregressive', got {self.level0_sampling!r}."
             )
-        if self.training.crop_places and self.level0_sampling == "autoregressive":
+        if self.training.crop_tokens and self.level0_sampling == "autoregressive":
             raise ValueError(
-                f"`crop_places` must be 0 with level0_sampling='autoregressive', since a sentence runs over the whole "
-                f"frame; got {self.training.crop_places}."
+                f"`crop_tokens` must be 0 with level0_sampling='autoregressive', where the codes of a whole frame are "
+                f"one sequence; got {self.training.crop_tokens}."
             )
         self.latent_head = {
             "denoiser": {"_class_name": "TokenDenoiser"},
@@ -286,13 +285,13 @@ class PanConfig(PreTrainedConfig):
 
     @property
     def coded_senses(self) -> dict:
-        """The senses that are coded at places (everything but text), in order."""
+        """The senses that are written in codes (everything but text), in order."""
         return {name: sense for name, sense in self.senses.items() if sense.is_coded}
 
     @property
     def drawing_order(self) -> list[str]:
-        """The place senses in the order in which they are predicted: those that are numbers come before the others,
-        which are told them."""
+        """The coded senses in the order in which they are predicted: those that are numbers come first, because the
+        readouts of the others are told them."""
         return sorted(self.coded_senses, key=lambda name: self.senses[name].num_scalars == 0)
 
     @property
@@ -332,15 +331,16 @@ class PanConfig(PreTrainedConfig):
     if not TYPE_CHECKING:  # a checker would let every name pass
 
         def __getattr__(self, name: str):
-            if name in TRAINING:  # fields of this class until version 0.1
-                return getattr(self.training, name)
+            if RENAMED.get(name, name) in TRAINING:  # fields of this class until version 0.1
+                return getattr(self.training, RENAMED.get(name, name))
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value) -> None:
+        name = RENAMED.get(name, name)
         if name in TRAINING:
-            setattr(self.training, name, value)
+            self.training = replace(self.training, **{name: value})  # which checks it
             return
-        super().__setattr__(name, value)
+        super().__setattr__(name, checked(type(self), name, value) if name in _OWN else value)
         if name == ACTION and value is not None and isinstance(vars(self).get("actions"), dict):
             self.actions = self.actions | {ACTION: value}  # one thing: `action` is the part of that name
 
@@ -359,17 +359,14 @@ def _release(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
-def own_names() -> list[str]:
-    """What may be set in a [`PanConfig`] beside what any configuration has."""
-    inherited = {item.name for item in fields(PreTrainedConfig)}
-    return [*TRAINING, *(item.name for item in fields(PanConfig) if item.name not in inherited)]
+_INHERITED = {item.name for item in fields(PreTrainedConfig)}
+_OWN = [item.name for item in fields(PanConfig) if item.name not in _INHERITED]  # beside what any configuration has
 
 
 def check_settings(names: Iterable[str]) -> None:
     """Raises ValueError for a setting that no configuration has."""
-    known = {*own_names(), *_OF_TRANSFORMERS, *(item.name for item in fields(PreTrainedConfig))}
-    if unknown := set(names) - known:
-        raise ValueError(unknown_names("PanConfig", unknown, own_names()))
+    if unknown := set(names) - {*TRAINING, *RENAMED, *_OWN, *_OF_TRANSFORMERS, *_INHERITED}:
+        raise ValueError(unknown_names("PanConfig", unknown, [*TRAINING, *_OWN]))
 
 
 def _check_names(written_by: str, names: set[str]) -> None:
@@ -378,9 +375,10 @@ def _check_names(written_by: str, names: set[str]) -> None:
     unknown = sorted(names - _OF_TRANSFORMERS)
     if unknown and newer_version(written_by):
         raise ValueError(f"config.json has the unknown settings {unknown}.{newer_version(written_by)}")
-    misspelt = [name for name in unknown if difflib.get_close_matches(name, own_names(), n=1, cutoff=0.85)]
+    ours = [*TRAINING, *_OWN]
+    misspelt = [name for name in unknown if difflib.get_close_matches(name, ours, n=1, cutoff=0.85)]
     if misspelt:
-        raise ValueError(unknown_names("PanConfig", misspelt, own_names()))
+        raise ValueError(unknown_names("PanConfig", misspelt, ours))
 
 
 def _segment_table(parts: dict, offset: int) -> tuple[dict[str, list[int]], int]:
@@ -398,12 +396,15 @@ def _check_segments(segments: dict, extensions: dict, parts: dict, text_capacity
     expected = {f"{name}.{ending}": size for name in parts for ending, (size, _) in parts[name].segments.items()}
     runs = list(segments.items())
     runs += [(name, run) for name, more in extensions.items() for run in more]
-    given = dict.fromkeys(segments, 0)
+    malformed = [name for name, run in runs if len(run) != 2]
+    if malformed:
+        raise ValueError(f"Each run of a segment is [offset, capacity]; those of {malformed} are not.")
+    capacities = dict.fromkeys(segments, 0)
     for name, (_, capacity) in runs:
         if name != TEXT:
-            given[name] = given.get(name, 0) + capacity
-    if given != expected:
-        raise ValueError(f"`segments` must hold these capacities: {expected}, as the senses say; got {given}.")
+            capacities[name] = capacities.get(name, 0) + capacity
+    if capacities != expected:
+        raise ValueError(f"`segments` must hold these capacities: {expected}, as the senses say; got {capacities}.")
     end, last = text_capacity, "the words"
     for name, (offset, capacity) in sorted(runs, key=lambda item: item[1]):
         if offset < end:

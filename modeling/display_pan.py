@@ -119,3 +119,8 @@ def _data_uri(image: Image.Image, kind: str) -> str:
 def picture_senses(model: PanModel) -> list[str]:
     """The senses whose observations are pictures `(C, H, W)`."""
     return [name for name, sense in model.config.senses.items() if len(sense.shape) == 3]
+
+
+def as_pictures(model: PanModel, sense: str, values: Tensor) -> Tensor:
+    """Observations `(..., C, H, W)` of a sense as uint8 to look at."""
+    return model.senses[sense].to_picture(values)

@@ -1,17 +1,24 @@
-"""What an agent asks of a transition: its reward, whether the episode goes on, and which action it was.
+"""The heads of a transition: its reward, whether the episode goes on, and which action it was.
 
 The heads read the *next state itself* (the rows of its codes, sampled or true) beside the current one, not only the
 backbone's hidden state: a reward is then a property of the possibility that was drawn, and in a stochastic world two
 futures of one action get the rewards they deserve.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 NUM_BINS = 41
+LEAST_BOUND = 10.0  # of rewards: a recording in which none was met says little about their scale
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -29,24 +36,53 @@ def reward_bins(bound: float, device=None) -> Tensor:
     return torch.linspace(-math.log1p(bound), math.log1p(bound), NUM_BINS, device=device)
 
 
+def reward_bound(rewards: ArrayLike) -> float:
+    """The bound of a head for a recording with these rewards: a tenth beyond the largest, and at least `LEAST_BOUND`.
+
+    Raises:
+        ValueError: a reward is not finite.
+    """
+    return max(LEAST_BOUND, 1.1 * _largest(rewards))
+
+
+def check_rewards(rewards: ArrayLike, bound: float) -> None:
+    """Raises ValueError where rewards of a recording are beyond the `bound` of a model, which would clip them in
+    silence, or not finite."""
+    largest = _largest(rewards)
+    if largest > bound:
+        raise ValueError(
+            f"The recording has rewards as large as {largest:.6g}; the model was built for rewards within plus and "
+            f"minus {bound:.6g} (`reward_bound`), and would take all beyond for that. Divide the rewards, or build "
+            f"the model with reward_bound={1.1 * largest:.4g}."
+        )
+
+
+def _largest(rewards: ArrayLike) -> float:
+    values = torch.as_tensor(rewards, dtype=torch.float64)
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"Rewards must be finite, got {int(values.isfinite().logical_not().sum())} NaN or inf.")
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
 def two_hot(reward: Tensor, bound: float) -> Tensor:
-    """Reward `(...)` as weights on its two nearest bins, `(..., NUM_BINS)`; clipped to plus and minus `bound`."""
+    """Reward `(...)` as weights on its two nearest bins, `(..., NUM_BINS)`, whose mean is exactly its symlog; clipped
+    to plus and minus `bound`, see `check_rewards`."""
     edge = math.log1p(bound)
-    place = (symlog(reward.float()).clamp(-edge, edge) + edge) / (2 * edge) * (NUM_BINS - 1)
-    below = place.floor().clamp(max=NUM_BINS - 2)
-    weight = place - below
+    position = (symlog(reward.float()).clamp(-edge, edge) + edge) / (2 * edge) * (NUM_BINS - 1)
+    below = position.floor().clamp(max=NUM_BINS - 2)
+    weight = position - below
     target = torch.zeros(*reward.shape, NUM_BINS, device=reward.device)
     target.scatter_(-1, below.long().unsqueeze(-1), (1 - weight).unsqueeze(-1))
     return target.scatter_add_(-1, below.long().unsqueeze(-1) + 1, weight.unsqueeze(-1))
 
 
 class TransitionFeatures(nn.Module):
-    """Compares two states place by place and pools: `(B, P, H)` twice -> `(B, 2 * width)`.
+    """Compares two states token by token and pools: `(B, P, H)` twice -> `(B, 2 * width)`.
 
     Args:
         hidden_size, width (`int`): H, and that of the result's halves.
-        grids (`Mapping[int, tuple[int, int]]`, *optional*): images whose places see those around them, in order: by
-            the first of its places, rows and columns of an image's. What an agent ran into may be in the next place.
+        grids (`Mapping[int, tuple[int, int]]`, *optional*): images whose patch tokens see those around them, in order:
+            by the first of its tokens, rows and columns of an image's. An agent may run into the next patch.
     """
 
     def __init__(self, hidden_size: int, width: int, grids: Mapping[int, tuple[int, int]] | None = None):
@@ -78,7 +114,7 @@ class OutcomeHead(nn.Module):
     Args:
         hidden_size (`int`): H.
         width (`int`): of the head.
-        bound (`float`): rewards are clipped to plus and minus this.
+        bound (`float`): of the rewards, `config.reward_bound`.
         grids: see [`TransitionFeatures`].
         num_actors (`int`, *optional*): A, how many rewards there are; None: one, which has no axis of its own.
     """

@@ -2,11 +2,11 @@
 
 [`CodebookCodec`] turns a map of features into codes and back. Level 0 describes blocks of cells; each finer level
 quantises what the levels before it leave over, so any prefix of levels decodes. What no level holds goes into
-`latent_dim` continuous numbers a place. [`ImageCodec`] makes the map: a frame is cut into patches, each patch encoded
+`latent_dim` continuous numbers a patch token. [`ImageCodec`] makes the map: a frame is cut into patches, each encoded
 where it stands. Every normalisation is over the channels of *one* position, never over the map, because a map-wide
 norm makes one moving cell change the codes of cells that did not move.
 
-Shapes: B = batch, (R, S) = the finest grid, W = hidden size, P = places, K = capacity of a level.
+Shapes: B = batch, (R, S) = the finest grid, W = hidden size, P = patch tokens, K = capacity of a level.
 """
 
 from __future__ import annotations
@@ -17,59 +17,16 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .codecs_pan import Codec, register_sense
+from .codecs_pan import Codec, PositionBlock, as_bytes, fold_grid, register_sense, unfold_grid, value_log_prob
 from .distributed_pan import all_gather_rows, all_reduce_sum, broadcast_from_main, log_of_mean, shared_mean, variance
 from .embedding_pan import module_list
 from .layout_pan import fold_cells, unfold_cells
 from .sense_configuration_pan import CodedPart, ImageSense
 
+LATENT_BLUR = 0.1  # noise on unit-scale latents that the decoder is trained to bear
 LEAST_SCALE = 1e-3  # of a decoded pixel's error, in [-1, 1]
 LEAST_ERROR = 1e-6  # weighted squared error below which nothing is gained: 60 dB
-LEAST_DIFFERENCE = 0.02  # between two numbers in [-1, 1] that counts as another one
-
-
-class PositionBlock(nn.Module):
-    """Residual block on a channels-last map `(B, R, S, W)`, normalised at each position."""
-
-    def __init__(self, width: int, kernel_size: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.mix = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2) if kernel_size > 1 else None
-        self.expand = nn.Linear(width, 2 * width)
-        self.contract = nn.Linear(2 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.norm(x)
-        if self.mix is not None:
-            hidden = nn.functional.gelu(self.mix(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        return x + self.contract(nn.functional.gelu(self.expand(hidden)))
-
-
-def fold_grid(x: Tensor, factor: int | tuple[int, int]) -> Tensor:
-    """Space to depth, by a factor `(f, g)` or the same one down and across: `(B, R, S, W)` ->
-    `(B, R/f, S/g, f*g*W)`."""
-    down, across = (factor, factor) if isinstance(factor, int) else factor
-    if down == across == 1:
-        return x
-    batch, rows, columns, width = x.shape
-    x = x.reshape(batch, rows // down, down, columns // across, across, width)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows // down, columns // across, down * across * width)
-
-
-def unfold_grid(x: Tensor, factor: int | tuple[int, int]) -> Tensor:
-    """Depth to space, the inverse of `fold_grid`: `(B, R, S, f*g*W)` -> `(B, R*f, S*g, W)`."""
-    down, across = (factor, factor) if isinstance(factor, int) else factor
-    if down == across == 1:
-        return x
-    batch, rows, columns, width = x.shape
-    width = width // (down * across)
-    x = x.reshape(batch, rows, columns, down, across, width).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, rows * down, columns * across, width)
-
-
-def as_bytes(frames: Tensor) -> Tensor:
-    """Decoded frames, nominally in [-1, 1], as uint8."""
-    return ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+LEAST_DIFFERENCE = 0.02  # between two numbers in [-1, 1], from which on they count as different
 
 
 class CodebookCodec(Codec):
@@ -82,7 +39,7 @@ class CodebookCodec(Codec):
         sense (`CodedPart`): shape, levels, grids and sizes.
     """
 
-    num_values = 256  # that one number of an observation can have, evenly over [-1, 1]; `log_prob` is of these
+    num_values: int = 256  # values of one number of an observation, evenly over [-1, 1]; `log_prob` is of these
     residual_scale: Tensor
     latents_help: Tensor
     latent_scale: Tensor
@@ -90,7 +47,7 @@ class CodebookCodec(Codec):
     def __init__(self, sense: CodedPart):
         super().__init__(sense)
         self.register_buffer("residual_scale", torch.ones(2))
-        # whether what is imagined comes closer with latents, see `judge_latents`; taken for granted until it is judged
+        # whether imagined observations come closer with latents; taken for granted until that is measured
         self.register_buffer("latents_help", torch.ones(1, dtype=torch.bool))
 
     def build_codes(self, width: int, piece: int) -> None:
@@ -100,34 +57,30 @@ class CodebookCodec(Codec):
             width (`int`): W, of the map.
             piece (`int`): numbers of the observation that one cell of the finest grid covers.
         """
-        sense, factors = self.sense, [self._factor(level) for level in range(self.sense.num_levels)]
-        cells = [down * across for down, across in factors]
+        sense, cells = self.sense, [math.prod(self._factor(level)) for level in range(self.sense.num_levels)]
         finer = [cell // below for cell, below in zip(cells, cells[1:], strict=False)] + [0]
         books = zip(sense.codebook_size, sense.codebook_capacity, cells, finer, strict=True)
         self.codebooks = module_list(
-            Codebook(size, capacity, sense.code_dim, piece * covered, below)
-            for size, capacity, covered, below in books
+            Codebook(size, room, sense.code_dim, piece * covered, below) for size, room, covered, below in books
         )
         self.to_code = module_list(nn.Linear(covered * width, sense.code_dim) for covered in cells)
         self.from_code = module_list(nn.Linear(sense.code_dim, covered * width) for covered in cells)
         if sense.latent_dim:
-            fold = math.prod(self._place_factor())
+            fold = math.prod(self._covered(self.sense.token_grid))
             self.to_latent = nn.Linear(2 * fold * width, sense.latent_dim)
             self.from_latent = nn.Linear(sense.latent_dim, fold * width)
             self.register_buffer("latent_scale", torch.ones(sense.latent_dim))
 
     def reset_pan_parameters(self, _std: float) -> None:
-        if self.sense.latent_dim:
-            init.ones_(self.latent_scale)
-        init.ones_(self.residual_scale)
-        init.ones_(self.latents_help)
+        for scale in self.buffers(recurse=False):
+            init.ones_(scale)
 
     def features(self, values: Tensor) -> Tensor:
-        """Observations `(B, *shape)`, or crops of whole places -> the map `(B, R, S, W)`."""
+        """Observations `(B, *shape)`, or crops of whole patch tokens -> the map `(B, R, S, W)`."""
         raise NotImplementedError
 
     def render(self, x: Tensor, corrections: Tensor) -> Tensor:
-        """The inverse: the map, and what codes add to each cell by themselves, `(B, R, S, piece)` or a scalar 0 ->
+        """The inverse: the map, and the corrections of codes to each cell, `(B, R, S, piece)` or a scalar 0 ->
         observations `(B, *shape)` float, nominally in [-1, 1]."""
         raise NotImplementedError
 
@@ -137,12 +90,9 @@ class CodebookCodec(Codec):
 
     def _factor(self, level: int) -> tuple[int, int]:
         """Rows and columns of the finest grid that a code of a level covers."""
-        return self._within(self.sense.level_grid(level))
+        return self._covered(self.sense.level_grid(level))
 
-    def _place_factor(self) -> tuple[int, int]:
-        return self._within(self.sense.token_grid)
-
-    def _within(self, grid: tuple[int, int]) -> tuple[int, int]:
+    def _covered(self, grid: tuple[int, int]) -> tuple[int, int]:
         rows, columns = self.sense.level_grid(self.sense.num_levels - 1)
         return rows // grid[0], columns // grid[1]
 
@@ -150,8 +100,8 @@ class CodebookCodec(Codec):
         """Codes a level `(B, r, s)`, the map their vectors add up to, one map a prefix, and the commitment loss."""
         total, prefixes, codes, commitment = torch.zeros_like(features), [], [], 0.0
         for level in range(self.sense.num_levels):
-            left_over = fold_grid(features - total, self._factor(level))
-            level_codes, vectors, loss = self.codebooks[level](self.to_code[level](left_over), update)
+            residual = fold_grid(features - total, self._factor(level))
+            level_codes, vectors, loss = self.codebooks[level](self.to_code[level](residual), update)
             total = total + unfold_grid(self.from_code[level](vectors), self._factor(level))
             prefixes.append(total)
             codes.append(level_codes)
@@ -159,18 +109,18 @@ class CodebookCodec(Codec):
         return codes, prefixes, commitment
 
     def code_inputs(self, values: Tensor, level: int) -> Tensor:
-        """What the codebook of a level is asked to describe, `(B, r, s, code_dim)`: what the levels before it leave
-        over of observations `(B, *shape)`."""
+        """The inputs of the codebook of a level, `(B, r, s, code_dim)`: what the levels before it leave over of
+        observations `(B, *shape)`."""
         features = self.features(values)
         total = torch.zeros_like(features) if level == 0 else self._quantize(features, update=False)[1][level - 1]
         return self.to_code[level](fold_grid(features - total, self._factor(level))).float()
 
     def _latents(self, features: Tensor, coded: Tensor) -> Tensor:
-        factor = self._place_factor()
+        factor = self._covered(self.sense.token_grid)
         return self.to_latent(torch.cat([fold_grid(features, factor), fold_grid(coded, factor)], -1))  # not yet scaled
 
     def encode(self, values: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        leading = values.shape[: values.dim() - len(self.sense.shape)]
+        leading = values.shape[: -len(self.sense.shape)]
         features = self.features(values.flatten(0, len(leading) - 1))
         grids, prefixes, _ = self._quantize(features, update=False)
         codes = [grid.flatten(1).unflatten(0, leading) for grid in grids]
@@ -180,8 +130,7 @@ class CodebookCodec(Codec):
         return codes, latents.unflatten(0, leading)
 
     def latents_given(self, values: Tensor, codes: list[Tensor]) -> Tensor:
-        vectors = [book.lookup(c) for book, c in zip(self.codebooks, codes, strict=True)]
-        coded = self._code_map(vectors, codes)
+        coded = self._code_map([book.lookup(c) for book, c in zip(self.codebooks, codes, strict=True)], codes)
         return self._latents(self.features(values), coded).flatten(1, 2) / self.latent_scale
 
     def latents_expected(self, codes: list[Tensor], shifts: list[Tensor]) -> Tensor:
@@ -192,11 +141,11 @@ class CodebookCodec(Codec):
 
     def note_refinements(self, codes: list[Tensor]) -> None:
         """Keeps which codes of each level most often stand under each code of the level before it, of codes of all
-        levels `(N, n)`; what is known of a code that does not occur stays."""
+        levels `(N, n)`; a code that does not occur keeps its refinements."""
         for level, book in enumerate(self.codebooks[:-1]):
-            found = self.commonest_refinements(codes, level)
+            finer = self.commonest_refinements(codes, level)
             assert book.refinements is not None  # of every level but the last
-            book.refinements.copy_(torch.where(found >= 0, found + 1, book.refinements))
+            book.refinements.copy_(torch.where(finer >= 0, finer + 1, book.refinements))
 
     def commonest_refinements(self, codes: list[Tensor], level: int) -> Tensor:
         """The code of the next level that stands most often at each cell under each code of a level, in raster order,
@@ -209,15 +158,15 @@ class CodebookCodec(Codec):
             row = coarse.long().unsqueeze(-1) * slots + torch.arange(slots, device=coarse.device)
             below = fold_cells(fine.long(), finer, coarser)
             counts += (row * size + below).flatten().bincount(minlength=len(counts))
-        most, found = counts.view(rows, slots, size).max(-1)
-        return found.masked_fill(most == 0, -1)
+        most, commonest = counts.view(rows, slots, size).max(-1)
+        return commonest.masked_fill(most == 0, -1)
 
     def usual_refinements(self, coarser: Tensor, level: int) -> Tensor:
         refinements = self.codebooks[level - 1].refinements
         assert refinements is not None  # of every level but the last
-        found = nn.functional.embedding(coarser.clamp(min=0), refinements) - 1
-        found = torch.where((coarser >= 0).unsqueeze(-1) & self.codebooks[level].live[found], found, -1)
-        return unfold_cells(found, self.sense.level_grid(level), self.sense.level_grid(level - 1))
+        usual = nn.functional.embedding(coarser.clamp(min=0), refinements) - 1
+        usual = torch.where((coarser >= 0).unsqueeze(-1) & self.codebooks[level].live[usual], usual, -1)
+        return unfold_cells(usual, self.sense.level_grid(level), self.sense.level_grid(level - 1))
 
     def _code_map(self, vectors: list[Tensor], chosen: list[Tensor]) -> Tensor:
         """The map that the code vectors of a prefix of levels add up to; a code that is absent adds nothing, so each
@@ -230,31 +179,30 @@ class CodebookCodec(Codec):
             total = total + unfold_grid(grid, self._factor(level))
         return total
 
-    def _latent_map(self, grid: Tensor, known: Tensor | None = None) -> Tensor:
-        """The map of latents `(B, rows, columns, D)`, where they are `known` `(B, rows, columns, 1)`."""
-        found = self.from_latent(grid)
-        return unfold_grid(found if known is None else found * known, self._place_factor())
+    def _latent_map(self, grid: Tensor, is_present: Tensor | bool = True) -> Tensor:
+        """The map of latents `(B, rows, columns, D)`, 0 where they are absent, `(B, rows, columns, 1)` bool."""
+        return unfold_grid(self.from_latent(grid) * is_present, self._covered(self.sense.token_grid))
 
     def _corrections(self, grids: list[Tensor], num_levels: Tensor | None = None) -> Tensor:
-        """What codes add by themselves to what is rendered (see `Codebook`): maps `(B, r, s)` of codes, or
-        `(B, r, s, K)` of their probabilities, one a level -> `(B, R, S, piece)`, or a scalar 0 where no code adds any.
-        `num_levels` `(B,)`: how many levels of each row count; all if None."""
+        """The corrections of codes (see `Codebook`): maps `(B, r, s)` of codes, or `(B, r, s, K)` of their
+        probabilities, one a level -> `(B, R, S, piece)`, or a scalar 0 where no code has any. `num_levels` `(B,)`: how
+        many levels of each row count; all if None."""
         total = torch.zeros((), device=self.residual_scale.device)
         for level, grid in enumerate(grids):
             table = self.codebooks[level].corrections
             if not bool(table.any()):
                 continue
             if grid.is_floating_point():
-                found = grid @ table[: grid.shape[-1]]
+                pieces = grid @ table[: grid.shape[-1]]
             else:
-                found = nn.functional.embedding(grid.clamp(min=0), table) * (grid >= 0).unsqueeze(-1)
-            found = unfold_grid(found, self._factor(level))
-            total = total + (found if num_levels is None else found * (num_levels > level).view(-1, 1, 1, 1))
+                pieces = nn.functional.embedding(grid.clamp(min=0), table) * (grid >= 0).unsqueeze(-1)
+            pieces = unfold_grid(pieces, self._factor(level))
+            total = total + (pieces if num_levels is None else pieces * (num_levels > level).view(-1, 1, 1, 1))
         return total
 
     def lacking(self, values: Tensor, codes: list[Tensor], level: int) -> Tensor:
-        """What decoding lacks of observations `(B, *shape)`, by code of a level: `(B, n, piece of a code)`. Args:
-        codes as for `decode`."""
+        """Observations `(B, *shape)` less what their codes decode to, by code of a level: `(B, n, piece of a code)`.
+        Args: codes as for `decode`."""
         pieces = self.pieces(self.to_float(values) - self.decode(codes))
         return fold_grid(pieces, self._factor(level)).flatten(1, 2)
 
@@ -267,9 +215,9 @@ class CodebookCodec(Codec):
         `(B, n, K)` they are the mean under; latents as for `decode`."""
         x = self._code_map(vectors, chosen)
         if latents is not None:
-            known = ~latents[..., :1].isnan().unflatten(1, self.sense.token_grid)
+            is_present = ~latents[..., :1].isnan().unflatten(1, self.sense.token_grid)
             scaled = (latents.nan_to_num() * self.latent_scale).unflatten(1, self.sense.token_grid)
-            x = x + self._latent_map(scaled, known)
+            x = x + self._latent_map(scaled, is_present)
         grids = [part.unflatten(1, self.sense.level_grid(level)) for level, part in enumerate(chosen)]
         return self.render(x, self._corrections(grids))
 
@@ -278,10 +226,7 @@ class CodebookCodec(Codec):
         return self._decode_vectors(vectors, probabilities, latents)
 
     def describe(self) -> list[tuple[Tensor, Tensor]]:
-        return [book.description() for book in self.codebooks]
-
-    def error(self, imagined: Tensor, true: Tensor) -> Tensor:
-        return imagined - self.to_float(true)
+        return [(book.vectors, book.describes()) for book in self.codebooks]
 
     def log_prob(self, true: Tensor, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
         """A Gaussian of the decoder's running error, integrated over each value that a number can have."""
@@ -292,8 +237,7 @@ class CodebookCodec(Codec):
         """Weight of each number of observations, mean 1: 1, plus `motion` where they differ from their neighbours in
         time, plus `rarity` where they differ from the usual one."""
         weight = 1 + motion * self.differing(values, neighbours)
-        if usual is not None:
-            weight = weight + rarity * self.differing(values, usual)
+        weight = weight if usual is None else weight + rarity * self.differing(values, usual)
         return weight / shared_mean(weight.mean())
 
     def differing(self, values: Tensor, others: Tensor) -> Tensor:
@@ -312,8 +256,8 @@ class CodebookCodec(Codec):
         """Losses of stage 1, with codebooks and scales moved along if `update`. Nested dropout: each observation is
         decoded from all codes, and in another way as well, see `_another_way`; so that every prefix of blocks decodes.
 
-        Args: observations, their neighbours in time and what is usually seen there, `(B, *shape)`, or crops of whole
-        places. Returns: `reconstruction`, `commitment`."""
+        Args: observations, their neighbours in time and the usual observation, `(B, *shape)`, or crops of whole patch
+        tokens. Returns: `reconstruction`, `commitment`."""
         target = self.to_float(values)
         features = self.features(values)
         grids, prefixes, commitment = self._quantize(features, update)
@@ -325,48 +269,47 @@ class CodebookCodec(Codec):
         error, other_error = (decoded - torch.cat([target, target])).square().chunk(2)
         if self.training:
             self._track_scales(error, other_error[way == len(grids) - 1])
-        full = self._summed((weight * error).mean(), update)
-        kinds: float | Tensor = 0.0
+
+        def scaled(mean: Tensor) -> Tensor:
+            # in logarithms, as decibels are, the large error of a coarse prefix does not drown that of the full code
+            return log_of_mean(mean, LEAST_ERROR) if update else mean
+
+        full, others = scaled((weight * error).mean()), torch.zeros((), device=error.device)
         by_row = (weight * other_error).flatten(1).mean(1)
         for kind in range(self._num_ways(len(grids))):
             is_kind = (way == kind).float()
             share = shared_mean(is_kind.mean())
             if share > 0:
-                kinds = kinds + share * self._summed((is_kind * by_row).mean() / share, update)
-        return {"reconstruction": full + 0.2 * kinds, "commitment": commitment}
-
-    @staticmethod
-    def _summed(error: Tensor, in_decibels: bool) -> Tensor:
-        """A mean squared error; in logarithms, as decibels are, a coarse prefix's large error does not drown what the
-        full code lacks."""
-        return log_of_mean(error, LEAST_ERROR) if in_decibels else error
+                others = others + share * scaled((is_kind * by_row).mean() / share)
+        return {"reconstruction": full + 0.2 * others, "commitment": commitment}
 
     def _num_ways(self, num_levels: int) -> int:
-        """Of telling an observation beside all of its codes, see `_another_way`."""
+        """Ways to tell an observation beside all of its codes, see `_another_way`."""
         return num_levels + 1 if self.sense.latent_dim else max(1, num_levels - 1)
 
     def _another_way(
         self, features: Tensor, grids: list[Tensor], prefixes: list[Tensor], neighbours: Tensor, update: bool
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
         """For each row another way to tell it, drawn at random. With L levels, the ways are: `0` to `L - 2`, that
-        many levels and one; `L - 1`, all codes and noisy latents; `L`, the codes of its neighbour in time and the
-        noisy latents that mend them; without latents, all codes where there is no shorter prefix.
+        many levels and one; `L - 1`, all codes and noisy latents; `L`, the codes of its neighbour in time and noisy
+        latents that lead from these to the observation; without latents, all codes where there is no shorter prefix.
 
         Returns: way `(B,)`; the map `(B, R, S, W)`; the codes, a grid `(B, r, s)` a level, and how many levels of them
         count, `(B,)`."""
         last, device = len(prefixes) - 1, features.device
         way = torch.randint(self._num_ways(len(prefixes)), (len(features),), device=device)
         level = way.clamp(max=last)
-        found = torch.stack(prefixes)[level, torch.arange(len(features), device=device)]
+        coded = torch.stack(prefixes)[level, torch.arange(len(features), device=device)]
         if not self.sense.latent_dim:
-            return way, found, grids, level + 1
-        is_mended, has_latents = way > last, way >= last
-        if is_mended.any():
+            return way, coded, grids, level + 1
+        has_neighbour, has_latents = way > last, way >= last
+        if has_neighbour.any():
             with torch.no_grad():
-                others, maps, _ = self._quantize(self.features(neighbours[is_mended]), update=False)
-            found = found.masked_scatter(is_mended.view(-1, 1, 1, 1), maps[-1])
-            grids = [grid.masked_scatter(is_mended.view(-1, 1, 1), o) for grid, o in zip(grids, others, strict=True)]
-        latents = self._latents(features, found.detach())  # of all rows: in each of several processes they take part
+                others, maps, _ = self._quantize(self.features(neighbours[has_neighbour]), update=False)
+            mask = has_neighbour.view(-1, 1, 1)
+            coded = coded.masked_scatter(mask.unsqueeze(-1), maps[-1])
+            grids = [grid.masked_scatter(mask, other) for grid, other in zip(grids, others, strict=True)]
+        latents = self._latents(features, coded.detach())  # of all rows: in each of several processes they take part
         if update:
             if all_reduce_sum(has_latents.sum()) > 0:
                 with torch.no_grad():
@@ -374,8 +317,8 @@ class CodebookCodec(Codec):
                     self.latent_scale.lerp_(spread, 0.05)
             # only while the scale follows: against noise of a fixed size, latents would learn to grow for ever
             latents = latents + LATENT_BLUR * self.latent_scale.clone() * torch.randn_like(latents)
-        found = found + self._latent_map(latents) * has_latents.view(-1, 1, 1, 1)
-        return way, found, grids, level + 1
+        coded = coded + self._latent_map(latents) * has_latents.view(-1, 1, 1, 1)
+        return way, coded, grids, level + 1
 
     def error_scale(self, latents: bool = False) -> Tensor:
         """Standard deviation of a decoded number, without or with latents, as far as training told; a scalar."""
@@ -384,28 +327,16 @@ class CodebookCodec(Codec):
     @torch.no_grad()
     def _track_scales(self, error: Tensor, with_latents: Tensor) -> None:
         """Moving root mean square error without and with latents: the decoder's noise scale in `log_prob`."""
-        for index, found in enumerate((error, with_latents)):
-            count = all_reduce_sum(error.new_tensor(found.numel()))
+        for index, squares in enumerate((error, with_latents)):
+            count = all_reduce_sum(error.new_tensor(squares.numel()))
             if count > 0:
-                scale = (all_reduce_sum(found.sum()) / count).sqrt()
+                scale = (all_reduce_sum(squares.sum()) / count).sqrt()
                 self.residual_scale[index].lerp_(scale.to(self.residual_scale.dtype), 0.02)
 
 
-def value_log_prob(mean: Tensor, true: Tensor, scale: Tensor, num_values: int = 256) -> Tensor:
-    """Log probability of numbers that have one of `num_values` values evenly over [-1, 1], such as 8-bit pixels:
-    `(B, ...)` -> `(B,)` nats. A Gaussian integrated over each value's interval, mixed with a share of 1e-4 of the
-    uniform distribution, so that one surprising value costs 21 bits at most, of 256."""
-    half = 1 / (num_values - 1)
-    normal = torch.distributions.Normal(mean.float(), scale.float())
-    upper = torch.where(true > 1 - half, torch.ones_like(true), normal.cdf(true + half))
-    lower = torch.where(true < -1 + half, torch.zeros_like(true), normal.cdf(true - half))
-    probability = (1 - 1e-4) * (upper - lower).clamp(min=0) + 1e-4 / num_values
-    return probability.log().flatten(1).sum(-1)
-
-
 class ImageCodec(CodebookCodec):
-    """Encoder, codebooks, latents and decoder of an image sense; observations are frames `(B, C, height, width)`,
-    uint8 or float in [-1, 1].
+    """Encoder, codebooks, latents and decoder of an image sense; observations are frames `(B, C, height, width)`:
+    uint8, int32 in the sense's range where it has more than 8 bits, or float in [-1, 1].
 
     Args:
         sense (`ImageSense`): shape, levels and sizes.
@@ -415,27 +346,38 @@ class ImageCodec(CodebookCodec):
 
     def __init__(self, sense: ImageSense):
         super().__init__(sense)
+        low, high = sense.value_range
+        self.num_values = high - low + 1
         width, pixels = sense.hidden_size, sense.channels * sense.patch_size**2
         self.stem = nn.Linear(pixels, width)
         self.encoder = module_list(PositionBlock(width, sense.kernel_size) for _ in range(sense.num_blocks))
         self.encoder_norm = nn.LayerNorm(width)
         self.build_codes(width, pixels)
-        self.decoder = module_list(
-            PositionBlock(width, sense.decoder_kernel_size or sense.kernel_size) for _ in range(sense.num_blocks)
-        )
+        kernel_size = sense.decoder_kernel_size or sense.kernel_size
+        self.decoder = module_list(PositionBlock(width, kernel_size) for _ in range(sense.num_blocks))
         self.decoder_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, pixels)
 
-    @staticmethod
-    def to_float(values: Tensor) -> Tensor:
-        return values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values
+    def to_float(self, values: Tensor) -> Tensor:
+        if values.dtype == torch.uint8:
+            return values.float() / 127.5 - 1
+        if values.is_floating_point():
+            return values.float()
+        low, high = self.sense.value_range
+        return (values.clamp(low, high).float() - low) / ((high - low) / 2) - 1
 
-    @staticmethod
-    def as_output(decoded: Tensor) -> Tensor:
-        return as_bytes(decoded)
+    def as_output(self, decoded: Tensor) -> Tensor:
+        if not self.sense.is_deep:
+            return as_bytes(decoded)
+        low, high = self.sense.value_range
+        return ((decoded.clamp(-1, 1) + 1) * ((high - low) / 2) + low).round().to(torch.int32)
+
+    def to_picture(self, values: Tensor) -> Tensor:
+        return values if values.dtype == torch.uint8 else as_bytes(self.to_float(values))
 
     def span(self, device: torch.device) -> Tensor:
-        return torch.tensor(255.0, device=device)
+        low, high = self.sense.value_range
+        return torch.tensor(float(high - low), device=device)
 
     def pieces(self, values: Tensor) -> Tensor:
         return fold_grid(values.permute(0, 2, 3, 1), self.sense.patch_size)  # (B, R, S, pixels)
@@ -453,26 +395,23 @@ class ImageCodec(CodebookCodec):
         return unfold_grid(x, self.sense.patch_size).permute(0, 3, 1, 2)
 
     def differing(self, values: Tensor, others: Tensor) -> Tensor:
-        """Where frames differ from others in any channel, `(B, 1, height, width)` of 0 and 1, widened to the half
-        patches it touches: where something has just left counts too."""
+        """Where frames differ from others in any channel, `(B, 1, height, width)` of 0 and 1, widened to squares of
+        half a patch: where something has just left counts too."""
         mask = (self.to_float(values) - self.to_float(others)).abs().amax(1, keepdim=True) > LEAST_DIFFERENCE
         size = max(1, self.sense.patch_size // 2)
-        pooled = nn.functional.max_pool2d(mask.float(), size)
-        return nn.functional.interpolate(pooled, scale_factor=size)
+        pooled = nn.functional.max_pool2d(mask.float(), size, ceil_mode=True)  # half of an odd patch tiles no frame
+        widened = nn.functional.interpolate(pooled, scale_factor=size)
+        return widened[..., : mask.shape[-2], : mask.shape[-1]]
 
 
 register_sense(ImageSense, ImageCodec)
 
 
-LATENT_BLUR = 0.1  # noise on unit-scale latents that the decoder is trained to bear
-
-# ---- A codebook with room to grow: vector quantisation with moving averages, and revival of codes that are hardly
-# used.
+# ---- A codebook with room to grow: vector quantisation with moving averages, and revival of codes hardly in use.
 #
 # Nearest-neighbour codes with a straight-through gradient (van den Oord et al. 2017) and codebook vectors that follow
 # the mean of what they code (EMA, its appendix A.1). Unusual here: the table is allocated at its full *capacity*, and
 # only the rows marked `live` can be chosen, so that a new code is a row made live and no shape ever changes.
-
 
 PARKED = 1e3  # where a live row waits that has nothing to describe
 FORGOTTEN = 1e-4  # usage below which a row describes nothing any more: unseen for some 120 to 270 batches
@@ -487,9 +426,9 @@ class Codebook(nn.Module):
         capacity (`int`): rows of the table.
         dim (`int`): width of a row.
         picture_dim (`int`): numbers of the piece of picture that a code covers. Each row keeps in `corrections` what
-            the decoder's picture of it lacked when it was born from an observation; zero for codes of training.
+            its decoded picture lacked when it was born from an observation; zero for codes of training.
         refined_by (`int`): codes of the next level that a code covers. Each row keeps in `refinements` which ones
-            these usually are, counted from 1; 0 where that is not known.
+            these usually are, counted from 1; 0 where none is known.
         decay (`float`): of the moving averages.
         revive_below (`float`): a live code used less than this many times a batch, on average, is moved onto an
             encoder output that the codebook describes badly, where there is one.
@@ -527,9 +466,10 @@ class Codebook(nn.Module):
     def reset_pan_parameters(self, _std: float) -> None:
         init.normal_(self.vectors, std=1.0)
         init.copy_(self.live, torch.arange(len(self.live)) < self.size)
-        for buffer in (self.usage, self.sums, self.corrections, self.refinements, self.started):
-            if buffer is not None:
-                init.zeros_(buffer)
+        for buffer in filter(
+            torch.is_tensor, (self.usage, self.sums, self.corrections, self.refinements, self.started)
+        ):
+            init.zeros_(buffer)
 
     def distances(self, inputs: Tensor) -> Tensor:
         """Squared distance of `(..., dim)` to every row, `(..., capacity)`; infinite for rows that are not live."""
@@ -548,21 +488,16 @@ class Codebook(nn.Module):
         return probabilities.to(vectors.dtype) @ vectors
 
     def shift(self, logits: Tensor, codes: Tensor) -> Tensor:
-        """What leads from the vectors of codes `(...)` to the expected ones under logits `(..., K)` of the first K
-        codes, `(..., dim)`."""
+        """The expected vectors under logits `(..., K)` of the first K codes, less the vectors of codes `(...)`,
+        `(..., dim)`."""
         return self.mean(logits.softmax(-1)) - self.lookup(codes)
 
     def describes(self) -> Tensor:
         """`(capacity,)` bool: live rows that describe something; none before training has begun."""
         return self.live & (self.vectors[:, 0] < PARKED) & self.started
 
-    def description(self) -> tuple[Tensor, Tensor]:
-        """`(capacity, dim)` and `(capacity,)` bool: what each code stands for, and whether it does so yet."""
-        return self.vectors, self.describes()
-
     def spread(self) -> Tensor:
-        """Mean squared distance of what is coded to its mean, as far as the codes in use tell: a scalar, 0
-        before training."""
+        """Variance of the codes in use, weighted by usage and summed over dimensions: a scalar, 0 before training."""
         used = self.usage * self.describes()
         share = (used / used.sum().clamp(min=1e-12)).unsqueeze(1)
         mean = (share * self.vectors).sum(0)

@@ -25,7 +25,6 @@ from transformers.utils import can_return_tuple
 from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
 from .blocks_pan import state_blocks
 from .codecs_pan import build_action_codec, build_codec
-from .compile_pan import CompiledStep
 from .configuration_pan import PanConfig, check_settings
 from .effort_pan import ChangePredictor, ComputeModel, SwitchHead, focusable
 from .embedding_pan import (
@@ -49,7 +48,7 @@ from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
 from .sense_configuration_pan import ACTION
 from .simulation_pan import Simulator
 from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, as_action, check_observation
-from .step_pan import measure_compute
+from .step_pan import CompiledStep, measure_compute
 
 P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
 

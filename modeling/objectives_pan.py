@@ -118,9 +118,9 @@ def dynamics_objective(model, state, action, reward, done, importance=None, **_)
     `importance` `(B,)` undoes in the codes' loss what the sampler did to how often a window is drawn."""
     given = State(state["codes"], state.get("latents", {}), state.get("text", {}))
     window = _teacher_forced(model, given, action, state.get("prefix"), may_focus=model.training)
-    crop_places = model.config.training.crop_places if model.training else 0
+    crop_tokens = model.config.training.crop_tokens if model.training else 0
     importance = _by_transition(importance, action)
-    losses, metrics, _ = _code_losses(model, window, importance, crop_places)
+    losses, metrics, _ = _code_losses(model, window, importance, crop_tokens)
     losses |= _change_losses(window, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     return _sum_up(model, losses, metrics)
@@ -305,10 +305,10 @@ def _by_pass(layout, hidden: Tensor) -> dict[str, Tensor]:
 
 
 def _code_losses(
-    model, window: _Window, importance: Tensor | None, crop_places: int = 0
+    model, window: _Window, importance: Tensor | None, crop_tokens: int = 0
 ) -> tuple[dict, dict, dict[str, list[Tensor]]]:
     """Cross-entropy of every level, changed codes weighted by `change_weight`; also the logits, by sense and level.
-    `crop_places`: side of the square of places that readouts of images are shown (`augmentation_pan`); 0: whole
+    `crop_tokens`: side of the square of places that readouts of images are shown (`augmentation_pan`); 0: whole
     frames."""
     losses: dict[str, Tensor] = {}
     metrics: dict[str, Tensor] = {}
@@ -322,8 +322,8 @@ def _code_losses(
             numbers = readout_scalars(model, name, window.numbers, drawn)
             seen = _seen_places(model, window, name)
             view = ReadoutView(sense, places, window.current.codes[name], window.following.codes[name], weight=seen)
-            if crop_places and sense.is_grid:
-                view = crop(view, crop_places)
+            if crop_tokens and sense.is_grid:
+                view = crop(view, crop_tokens)
             for level in each.levels[: sense.num_levels]:
                 found = teacher_forced_logits(model, name, level, view, window.tables, numbers)
                 logits[name].append(found)

@@ -1,47 +1,27 @@
 """What a sense and an action are, as plain data: shape, range, unit, levels and the size of each codebook.
 
-A *sense* is one named channel of observation. Its discrete code has *levels*, coarse first, and its codes sit at
-*places*: a place is one state embedding of the trunk, and holds one or more codes of every level. Every kind is a
-frozen dataclass that says `kind`, validates itself when built and turns into JSON with `to_dict`. What can be said of
-a kind from its configuration alone is asked here; what needs weights is asked of its codec (`codecs_pan.py`). Nobody
-asks for the kind itself, so a new kind is a dataclass and a codec of its own, anywhere, and `register_sense`.
+A *sense* is one named channel of observation. Its discrete code has *levels*, coarse first, and its codes stand in
+*state tokens*: a state token is one position of the backbone, and holds one or more codes of every level. Every kind
+is a frozen dataclass that says `kind`, checks itself when built and turns into JSON with `to_dict`. Questions that
+the configuration alone can answer are asked here; those that need weights are asked of its codec (`codecs_pan.py`).
+Nobody asks for the kind itself, so a new kind is a dataclass and a codec of its own, anywhere, and `register_sense`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .validation_pan import MOST_PIXELS, MOST_ROWS, MOST_WIDE, Number, bounded, check_fields, require
 
 OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
 PRESENT = ".present"  # behind the name of a sense: in which frames it is there
 ACTION = "action"  # the name of what is done, where that has one part
 MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_codebooks(owner: str, num_levels: int, size: list[int], capacity: list[int]) -> None:
-    _require(
-        len(size) == num_levels == len(capacity),
-        f"{owner}: expected one `codebook_size` and one `codebook_capacity` a level ({num_levels} levels), "
-        f"got {size} and {capacity}.",
-    )
-    for live, room in zip(size, capacity, strict=True):
-        _require(
-            2 <= live <= room,
-            f"{owner}: a level needs 2 <= codebook_size <= codebook_capacity, got {live} and {room}.",
-        )
-
-
-def _check_merge_capacity(owner: str, capacity: int) -> None:
-    _require(capacity >= 0, f"{owner}: merge_capacity must be 0 or more, got {capacity}.")
 
 
 def cells_within(span: float, width: float) -> int:
@@ -57,6 +37,9 @@ def digits_for(num_cells: int, base: int) -> int:
     return digits
 
 
+# ---- Kinds
+
+
 @dataclass(frozen=True)
 class Part:
     """One named part of a step, a sense or an action; a subclass adds the field `kind`, and whatever describes it."""
@@ -69,6 +52,9 @@ class Part:
         @property
         def kind(self) -> str: ...
 
+    def __post_init__(self):
+        check_fields(self)
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -78,7 +64,7 @@ class Part:
         raise NotImplementedError
 
     def check_values(self, values: Tensor) -> None:
-        """Raises ValueError where actions `(B, T, *shape)` are out of range; anything passes by default."""
+        """Raises ValueError where observations or actions `(..., *shape)` are out of range; by default all pass."""
 
     def bounds(self, device=None) -> tuple[Tensor, Tensor]:
         """The least and the greatest value of every entry, `shape` float32 each. Raises ValueError where there are
@@ -140,21 +126,21 @@ class CodedPart(Part):
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """Rows and columns of places."""
+        """Rows and columns of state tokens."""
         return 1, self.num_state_tokens
 
     def level_grid(self, level: int) -> tuple[int, int]:
-        """Rows and columns of a level's codes; each place covers as many of both."""
+        """Rows and columns of a level's codes; each state token covers as many of both."""
         return 1, self.num_state_tokens * self.codes_per_token[level]
 
 
 @dataclass(frozen=True)
 class ImageSense(CodedPart):
-    """RGB (or any number of channels) frames, coded on a pyramid of grids.
+    """RGB (or any number of channels) frames, or one channel of depth, coded on a pyramid of grids.
 
     Args:
         size (`int` or `[height, width]`, *optional*): shorthand for `height` and `width`, in pixels.
-        channels (`int`): 3 for RGB.
+        channels (`int`): 3 for RGB, 1 for depth.
         patch_size (`int`): pixels on the side of one cell of the finest grid.
         level_strides (`list[int]`): cells of the finest grid on the side of one code, one entry a level, coarse
             first; each entry divides the one before it. `[1, 1]` refines every cell; `[2, 1]` on 64x64 pixels in
@@ -173,65 +159,130 @@ class ImageSense(CodedPart):
             through several patches better, whatever the codes are.
         latent_dim (`int`): continuous latents of each patch token; 0 turns the continuous pathway off.
         fps (`float`, *optional*): frames a second, for films and time stamps.
+        bits (`int`): 8 for colours, uint8. More, up to 16, for one channel of whole numbers, int32, such as depth.
+        low, high (`int`, *optional*): range of these numbers, in `unit`; all that `bits` can tell if not given.
+        unit (`str`, *optional*): what these numbers are, e.g. "mm".
+        clip (`bool`): numbers outside the range are clipped instead of refused.
 
     Raises:
-        ValueError: the patch does not tile the picture, strides do not nest, or codebooks do not fit their capacity.
+        ValueError: the patch does not tile the picture, strides do not nest, codebooks do not fit their capacity, or
+            there is a range of colours.
     """
 
-    size: int | list[int] | None = None
-    height: int = 64
-    width: int = 64
-    channels: int = 3
-    patch_size: int = 8
-    level_strides: list[int] = field(default_factory=lambda: [1, 1])
-    spatial_merge_size: int = 2
-    codebook_size: list[int] = field(default_factory=lambda: [128, 128])
-    codebook_capacity: list[int] = field(default_factory=lambda: [256, 256])
-    merge_capacity: int = 128
-    code_dim: int = 8
-    hidden_size: int = 128
-    num_blocks: int = 2
-    kernel_size: int = 1
-    decoder_kernel_size: int | None = None
-    latent_dim: int = 16
-    fps: float | None = None
-    place_stride: int | None = None  # what `spatial_merge_size` was called; goes in 0.3
+    size: int | list[int] | None = bounded(None, 1, MOST_WIDE)
+    height: int = bounded(64, 1, MOST_WIDE)
+    width: int = bounded(64, 1, MOST_WIDE)
+    channels: int = bounded(3, 1, 1024)
+    patch_size: int = bounded(8, 1, 1024)
+    level_strides: list[int] = bounded([1, 1], 1, 1024)
+    spatial_merge_size: int = bounded(2, 1, 1024)
+    codebook_size: list[int] = bounded([128, 128], 2, MOST_ROWS)
+    codebook_capacity: list[int] = bounded([256, 256], 2, MOST_ROWS)
+    merge_capacity: int = bounded(128, 0, MOST_ROWS)
+    code_dim: int = bounded(8, 1, MOST_WIDE)
+    hidden_size: int = bounded(128, 1, MOST_WIDE)
+    num_blocks: int = bounded(2, 0, 1024)
+    kernel_size: int = bounded(1, 1, 63)
+    decoder_kernel_size: int | None = bounded(None, 1, 63)
+    latent_dim: int = bounded(16, 0, MOST_WIDE)
+    fps: Number | None = bounded(None, 1e-6, 1e6)
+    place_stride: int | None = bounded(None, 1, 1024)  # what `spatial_merge_size` was called; goes in 0.3
+    bits: int = bounded(8, 8, 16)
+    low: int | None = bounded(None, 0, 2**16 - 1)
+    high: int | None = bounded(None, 0, 2**16 - 1)
+    unit: str | None = None
+    clip: bool = False
     kind: str = "image"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.place_stride is not None:
             object.__setattr__(self, "spatial_merge_size", self.place_stride)
             object.__setattr__(self, "place_stride", None)
         if self.size is not None:
-            height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-            object.__setattr__(self, "height", int(height))
-            object.__setattr__(self, "width", int(width))
-            object.__setattr__(self, "size", None)
+            sides = [self.size, self.size] if isinstance(self.size, int) else self.size
+            require(len(sides) == 2, f"ImageSense: `size` is one side or [height, width], got {self.size}.")
+            for name, value in (("height", sides[0]), ("width", sides[1]), ("size", None)):
+                object.__setattr__(self, name, value)
+        if self.decoder_kernel_size is None:
+            object.__setattr__(self, "decoder_kernel_size", self.kernel_size)
         name = f"ImageSense({self.height}x{self.width})"
+        require(
+            self.height * self.width * self.channels <= MOST_PIXELS,
+            f"{name}: {self.channels} channels of so many pixels are more than {MOST_PIXELS} numbers; resize them.",
+        )
         step = self.patch_size * self.spatial_merge_size
-        _require(
+        require(
             self.height % step == 0 and self.width % step == 0,
             f"{name}: height and width must be multiples of patch_size * spatial_merge_size = {step}; "
             "resize the frames or choose another patch_size.",
         )
-        nested = [self.spatial_merge_size, *self.level_strides]
-        for coarse, fine in zip(nested, nested[1:], strict=False):
-            _require(coarse % fine == 0, f"{name}: spatial_merge_size and level_strides must nest, got {nested}.")
-        _require(nested[-1] == 1, f"{name}: the last of level_strides must be 1, got {self.level_strides}.")
-        if self.decoder_kernel_size is None:
-            object.__setattr__(self, "decoder_kernel_size", self.kernel_size)
+        self._check_levels(name)
         for field_name in ("kernel_size", "decoder_kernel_size"):
             size = getattr(self, field_name)
-            _require(size % 2 == 1, f"{name}: {field_name} must be odd, got {size}.")
-        _check_codebooks(name, self.num_levels, self.codebook_size, self.codebook_capacity)
-        _check_merge_capacity(name, self.merge_capacity)
+            require(size % 2 == 1, f"{name}: {field_name} must be odd, got {size}.")
+        self._check_range(name)
+
+    def _check_levels(self, name: str) -> None:
+        nested = [self.spatial_merge_size, *self.level_strides]
+        for coarse, fine in zip(nested, nested[1:], strict=False):
+            require(coarse % fine == 0, f"{name}: spatial_merge_size and level_strides must nest, got {nested}.")
+        require(nested[-1] == 1, f"{name}: the last of level_strides must be 1, got {self.level_strides}.")
+        size, capacity = self.codebook_size, self.codebook_capacity
+        require(
+            len(size) == self.num_levels == len(capacity),
+            f"{name}: expected one `codebook_size` and one `codebook_capacity` a level ({self.num_levels} levels), "
+            f"got {size} and {capacity}.",
+        )
+        for live, room in zip(size, capacity, strict=True):
+            require(live <= room, f"{name}: a level needs codebook_size <= codebook_capacity, got {live} and {room}.")
+
+    def _check_range(self, name: str) -> None:
+        if not self.is_deep:
+            given = [key for key in ("low", "high", "unit") if getattr(self, key) is not None]
+            text = f"{name}: colours of 8 bits have no range; pass bits=16, or leave out {', '.join(given) or 'clip'}."
+            require(not given and not self.clip, text)
+            return
+        low, high = self.value_range
+        require(self.channels == 1, f"{name}: numbers of {self.bits} bits have channels=1, got {self.channels}.")
+        require(
+            low < high < 2**self.bits,
+            f"{name}: expected 0 <= low < high < {2**self.bits} ({self.bits} bits), got {low} and {high}.",
+        )
 
     can_grow = True
     is_grid = True
 
+    def to_dict(self) -> dict:
+        """As JSON. Colours leave the range out: versions before it read such a sense too."""
+        own = () if self.is_deep else ("bits", "low", "high", "unit", "clip")
+        return {key: value for key, value in asdict(self).items() if key not in own}
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether pixels are whole numbers in a range (int32) rather than colours (uint8)."""
+        return self.bits > 8
+
+    @property
+    def value_range(self) -> tuple[int, int]:
+        """The least and the greatest number that a pixel can have."""
+        return self.low or 0, 2**self.bits - 1 if self.high is None else self.high
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.height, self.width
+
+    def check_values(self, values: Tensor) -> None:
+        if values.numel() == 0 or values.dtype == torch.uint8:
+            return
+        least, most = (bound.item() for bound in values.aminmax())
+        if values.is_floating_point():
+            fits, expected = -1 - OUTSIDE <= least and most <= 1 + OUTSIDE, "floats within -1 to 1"
+        else:
+            (low, high), unit = self.value_range, f" {self.unit}" if self.unit else ""
+            fits = self.is_deep and (self.clip or low <= least and most <= high)
+            expected = f"whole numbers from {low} to {high}{unit}" if self.is_deep else "uint8"
+        require(fits, f"expected {expected}, got {values.dtype} from {least} to {most}.")  # NaN does not fit
 
     @property
     def num_levels(self) -> int:
@@ -260,7 +311,7 @@ class ImageSense(CodedPart):
         return [(self.spatial_merge_size // stride) ** 2 for stride in self.level_strides]
 
     def crop(self, rows: int, columns: int) -> ImageSense:
-        """The sense of a part of the frame, so many places high and wide."""
+        """The sense of a part of the frame, so many patch tokens high and wide."""
         side = self.patch_size * self.spatial_merge_size
         return replace(self, height=rows * side, width=columns * side)
 
@@ -269,30 +320,28 @@ class ImageSense(CodedPart):
 class _Vector(CodedPart):
     """A bounded vector, coded by the lattice of Theorem 1: level `l` is digit `l` of every coordinate."""
 
-    dim: int = 1
-    low: float | list[float] = -1.0
-    high: float | list[float] = 1.0
-    base: int = 16
-    num_levels: int = 2
+    dim: int = bounded(1, 1, MOST_WIDE)
+    low: Number | list[Number] = -1.0
+    high: Number | list[Number] = 1.0
+    base: int = bounded(16, 2, MOST_ROWS)
+    num_levels: int = bounded(2, 1, 64)
     unit: str | None = None
     clip: bool = False
-    merge_capacity: int = 128
+    merge_capacity: int = bounded(128, 0, MOST_ROWS)
 
     def __post_init__(self):
-        _check_merge_capacity(type(self).__name__, self.merge_capacity)
+        super().__post_init__()
         for name in ("low", "high"):
             value = getattr(self, name)
-            value = [float(value)] * self.dim if isinstance(value, (int, float)) else [float(item) for item in value]
+            value = [float(item) for item in value] if isinstance(value, list) else [float(value)] * self.dim
             object.__setattr__(self, name, value)
         owner = f"{type(self).__name__}(dim={self.dim})"
-        big_enough = self.dim >= 1 and self.base >= 2 and self.num_levels >= 1
-        _require(big_enough, f"{owner}: dim, base or num_levels too small.")
-        _require(
+        require(
             len(self.low) == len(self.high) == self.dim,
             f"{owner}: expected {self.dim} values of `low` and `high`, got {len(self.low)} and {len(self.high)}.",
         )
-        _require(
-            all(-math.inf < lo < hi < math.inf for lo, hi in zip(self.low, self.high, strict=True)),
+        require(
+            all(lo < hi for lo, hi in zip(self.low, self.high, strict=True)),
             f"{owner}: every coordinate needs finite low < high, got low={self.low}, high={self.high}.",
         )
 
@@ -311,12 +360,12 @@ class _Vector(CodedPart):
         Raises:
             ValueError: as the class, or an epsilon that is not positive.
         """
-        _require(0 < epsilon < math.inf, f"`epsilon` must be positive and finite, got {epsilon}.")
-        _require(base is None or base >= 2, f"`base` must be at least 2, got {base}.")
+        require(0 < epsilon < math.inf, f"`epsilon` must be positive and finite, got {epsilon}.")
+        require(base is None or base >= 2, f"`base` must be at least 2, got {base}.")
         sense = cls(dim=dim, low=low, high=high)
         span = max(hi - lo for lo, hi in zip(sense.low, sense.high, strict=True))  # type: ignore[arg-type]  # lists by now
         cells = max(2, cells_within(span, epsilon / math.sqrt(dim)))
-        _require(cells <= 2**22, f"`epsilon` of {epsilon} is finer than float32 can tell within {span}.")
+        require(cells <= MOST_ROWS, f"`epsilon` of {epsilon} is finer than float32 can tell within {span}.")
         digits = 1 if base is None else digits_for(cells, base)
         return cls(dim=dim, low=low, high=high, base=base or cells, num_levels=digits, **fields)
 
@@ -339,13 +388,17 @@ class _Vector(CodedPart):
     def check_values(self, values: Tensor) -> None:
         if values.numel() == 0:
             return
-        flat = values.float().flatten(0, -2)
-        for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):  # type: ignore[arg-type]  # lists by now
-            margin = OUTSIDE * (high - low)
-            least, most = float(flat[:, index].min()), float(flat[:, index].max())
-            if not (low - margin <= least and most <= high + margin):  # NaN too
-                told = f"goes from {low} to {high}, got {least:.6g} to {most:.6g}"
-                raise ValueError(f"Actions: coordinate {index} {told}; which unit?")
+        low, high = self.bounds(values.device)
+        least, most = values.float().flatten(0, -2).aminmax(dim=0)
+        margin = math.inf if self.clip else OUTSIDE * (high - low)
+        fits = (least >= low - margin) & (most <= high + margin)  # NaN fits nothing
+        if not bool(fits.all()):
+            index = int(fits.logical_not().nonzero()[0])
+            span = f"{self.low[index]} to {self.high[index]}"  # type: ignore[index]  # lists by now
+            values_there = f"{least[index]:.6g} to {most[index]:.6g}"
+            raise ValueError(
+                f"{type(self).__name__}: coordinate {index} goes from {span}, got {values_there}; which unit?"
+            )
 
     def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         low, high = self.bounds()
@@ -353,7 +406,7 @@ class _Vector(CodedPart):
 
     @property
     def group(self) -> int:
-        """Coordinates that share a place: at most 8 places a vector."""
+        """Coordinates that share a state token: at most 8 tokens a vector."""
         return math.ceil(self.dim / 8)
 
     @property
@@ -395,7 +448,7 @@ class VectorSense(_Vector):
         ValueError: bounds that are not finite, not ordered, or not `dim` long.
     """
 
-    rate: float | None = None
+    rate: Number | None = bounded(None, 1e-6, 1e9)
     kind: str = "vector"
 
 
@@ -410,13 +463,10 @@ class TextSense(Part):
         clip (`bool`): a longer text is cut instead of refused.
     """
 
-    max_length: int = 16
+    max_length: int = bounded(16, 1, MOST_WIDE)
     every_step: bool = False
     clip: bool = False
     kind: str = "text"
-
-    def __post_init__(self):
-        _require(self.max_length >= 1, f"TextSense: max_length must be at least 1, got {self.max_length}.")
 
     @property
     def is_constant(self) -> bool:  # type: ignore[override]  # of a configuration, not of its class
@@ -433,27 +483,29 @@ class DiscreteAction(CodedPart):
 
     Args:
         num_actions (`int`): how many.
-        names (`list[str]`, *optional*): what they are called, for reports.
+        names (`list[str]`, *optional*): what they are called: the processor takes them, and reports show them.
         capacity (`int`, *optional*): rows reserved for actions to come, these included; twice as many by default.
         merge_capacity (`int`): rows reserved for merged tokens, see `merging_pan.py`.
+
+    Raises:
+        ValueError: no action, less room than actions, or not one name for each.
     """
 
-    num_actions: int = 2
+    num_actions: int = bounded(2, 1, MOST_ROWS)
     names: list[str] | None = None
-    capacity: int | None = None
-    merge_capacity: int = 128
+    capacity: int | None = bounded(None, 1, 2 * MOST_ROWS)
+    merge_capacity: int = bounded(128, 0, MOST_ROWS)
     kind: str = "discrete"
 
     def __post_init__(self):
-        _check_merge_capacity("DiscreteAction", self.merge_capacity)
-        _require(self.num_actions >= 1, f"DiscreteAction: num_actions must be at least 1, got {self.num_actions}.")
+        super().__post_init__()
         if self.capacity is None:
             object.__setattr__(self, "capacity", 2 * self.num_actions)
-        _require(
+        require(
             self.capacity >= self.num_actions,
             f"DiscreteAction: capacity must be at least num_actions={self.num_actions}, got {self.capacity}.",
         )
-        _require(
+        require(
             self.names is None or len(self.names) == self.num_actions,
             f"DiscreteAction: expected {self.num_actions} names, got {self.names}.",
         )
@@ -468,11 +520,9 @@ class DiscreteAction(CodedPart):
     def check_values(self, values: Tensor) -> None:
         if values.numel() == 0:
             return
-        if values.is_floating_point():
-            raise ValueError(f"Discrete actions are whole numbers, got {values.dtype}.")
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= self.num_actions:
-            raise ValueError(f"Discrete actions are 0 to {self.num_actions - 1}, got {low} to {high}.")
+        require(not values.is_floating_point(), f"Discrete actions are whole numbers, got {values.dtype}.")
+        low, high, last = int(values.min()), int(values.max()), self.num_actions - 1
+        require(0 <= low and high <= last, f"Discrete actions are 0 to {last}, got {low} to {high}.")
 
     def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return torch.randint(self.num_actions, shape, generator=generator)
@@ -502,51 +552,10 @@ class TextAction(Part):
     """An action said in words: at most `max_length` tokens of the backbone's own vocabulary; with `clip` a longer text
     is cut instead of refused."""
 
-    max_length: int = 16
+    max_length: int = bounded(16, 1, MOST_WIDE)
     clip: bool = False
     kind: str = "text"
-
-    def __post_init__(self):
-        _require(self.max_length >= 1, f"TextAction: max_length must be at least 1, got {self.max_length}.")
 
     @property
     def shape(self) -> tuple[int]:
         return (self.max_length,)
-
-
-SENSES: dict[str, type[Part]] = {}  # by the kind's name, see `register_sense` and `register_action` in `codecs_pan.py`
-ACTIONS: dict[str, type[Part]] = {}
-
-
-def _from_dict(kinds: dict, what: str, values):
-    """Builds the dataclass named by `values["kind"]`; an object that already is one passes through."""
-    if not isinstance(values, dict):
-        return values
-    kind = values.get("kind")
-    _require(
-        kind in kinds,
-        f"{what}: unknown kind {kind!r}; expected one of {sorted(kinds)}. Import the file that registers it first, or "
-        "load the checkpoint with trust_remote_code=True where pan_hf is not imported, to run the code it came with.",
-    )
-    known = {item.name for item in fields(kinds[kind])}
-    unknown = sorted(set(values) - known)
-    _require(not unknown, f"{what}: a {kind} has no field {unknown}; its fields are {sorted(known)}.")
-    return kinds[kind](**values)
-
-
-def sense_from_dict(name: str, values):
-    """The sense that `values` (a dict with `kind`, or a sense) describes. Raises ValueError for an unknown kind."""
-    _check_name("sense", name, taken=("action", "places"))
-    return _from_dict(SENSES, f"Sense {name!r}", values)
-
-
-def action_from_dict(values, name: str = ACTION):
-    """The action that `values` (a dict with `kind`, or an action) describes. Raises ValueError for an unknown kind."""
-    _check_name("action", name)
-    return _from_dict(ACTIONS, "Action" if name == ACTION else f"Action {name!r}", values)
-
-
-def _check_name(what: str, name: str, taken: tuple[str, ...] = ()) -> None:
-    _require(name.isidentifier(), f"{what.capitalize()} name {name!r} must be a Python identifier, such as 'camera'.")
-    taken_too = name in taken or hasattr(nn.ModuleDict, name)  # they are attributes of a ModuleDict
-    _require(not taken_too, f"A {what} cannot be called {name!r}, which means something else here; rename it.")

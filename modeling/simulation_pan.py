@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .backbone_pan import fill_cache
-from .display_pan import Film, code_shapes, picture_senses, strip_html
+from .display_pan import Film, as_pictures, code_shapes, picture_senses, strip_html
 from .effort_pan import ALL, BlockPlan, Cost, Effort, as_effort, block_plan
 from .image_codec_pan import LATENT_BLUR
 from .latent_head_pan import SenseLatents, draw_latents
@@ -31,6 +31,7 @@ from .state_pan import (
     action_shape,
     as_action,
     check_observation,
+    check_values,
     has_action_shape,
 )
 from .step_pan import StepPredictor, Transition
@@ -87,6 +88,7 @@ class Simulator:
         """Raises ValueError where senses do not fit the configuration, or frames come without the actions between."""
         config = self.model.config
         check_observation(config, observation, needs_prefix=True)
+        check_values(config, observation)
         rows, steps = Observation(observation, config.prefix_senses).shape
         given = 0 if action is None else action.shape[1]
         if given not in (steps - 1, steps):
@@ -442,8 +444,9 @@ class Futures:
         )
 
     def _repr_html_(self) -> str:
-        shown = picture_senses(self.belief.model)
-        return strip_html({f"{name}, row 0": self.decode(name)[0] for name in shown}, repr(self))
+        model, names = self.belief.model, picture_senses(self.belief.model)
+        rows = {f"{name}, row 0": as_pictures(model, name, self.decode(name)[0]) for name in names}
+        return strip_html(rows, repr(self))
 
     def __getitem__(self, rows: int | slice | Tensor) -> Futures:
         """Some of the rows as futures of their own; of one row `N` is 1.
@@ -486,11 +489,12 @@ class Futures:
         Raises:
             ValueError: the model has no such sense, or it has no pictures.
         """
-        shown = picture_senses(self.belief.model)
-        if (sense or next(iter(shown), None)) not in shown:
-            known = f"one of {shown}" if shown else "and this model has none"
-            raise ValueError(f"A film needs a sense with pictures, {known}; got {sense!r}.")
-        return Film(self.decode(sense or shown[0])[row], fps)
+        names = picture_senses(self.belief.model)
+        name = sense or next(iter(names), None)
+        if name not in names:
+            options = f"one of {names}" if names else "and this model has none"
+            raise ValueError(f"A film needs a sense with pictures, {options}; got {sense!r}.")
+        return Film(as_pictures(self.belief.model, name, self.decode(name)[row]), fps)
 
     def to_pandas(self) -> "pandas.DataFrame":  # type: ignore[name-defined]  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
         """What was imagined as a table, a line a row and step: `reward` (`reward.<actor>` where there are several),

@@ -10,13 +10,13 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .display_pan import code_shapes, picture_senses, strip_html
+from .display_pan import as_pictures, code_shapes, picture_senses, strip_html
 from .sense_configuration_pan import ACTION, PRESENT
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Rows = TypeVar("Rows", Tensor, "Actions")
 
-ABSENT = -1  # a code of which nothing is known but the coarser codes; latents that are absent are not a number
+ABSENT = -1  # a code that is not known; absent latents are not a number
 
 
 class Observation(Mapping):
@@ -33,8 +33,8 @@ class Observation(Mapping):
     `(B, max_length)`.
 
     A sense need not be there in every frame. Where it may be absent, `<sense>.present` `(B, T)` bool says in which
-    frames it is there; what stands in the others means nothing. It is a mapping like the plain one that the processor
-    returns, so whatever moves the one moves the other.
+    frames it is there; its values in the others mean nothing. An observation is a mapping like the plain one that the
+    processor returns, so whatever moves the one moves the other.
 
     Args:
         values: tensors by name.
@@ -107,8 +107,8 @@ class Observation(Mapping):
 
 
 class Actions:
-    """What is done, in several parts by name: tensors of one leading shape, `(B, T)` or `(B,)`. It is indexed, cut and
-    flattened like a tensor, all parts alike. What is done in one part is a tensor."""
+    """Actions of several parts by name: tensors of one leading shape, `(B, T)` or `(B,)`, indexed, cut and flattened
+    like a tensor, all parts alike. An action of one part is a plain tensor."""
 
     def __init__(self, parts: Mapping[str, Tensor]):
         self.parts = dict(sorted(parts.items()))
@@ -147,10 +147,24 @@ def as_action(action: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actio
 @overload
 def as_action(action: None) -> None: ...
 def as_action(action: Tensor | Mapping[str, Tensor] | Actions | None) -> Tensor | Actions | None:
-    """Parts by name as [`Actions`]; one part, by its name or not, as a tensor."""
-    if not isinstance(action, Mapping):
+    """Parts by name as [`Actions`]; one part, by its name or not, as a tensor. Arrays and lists of numbers become
+    tensors. Raises ValueError for anything else."""
+    if isinstance(action, Mapping):
+        parts = {name: _as_tensor(part) for name, part in action.items()}
+        return parts[ACTION] if set(parts) == {ACTION} else Actions(parts)
+    return action if action is None or isinstance(action, Actions) else _as_tensor(action)
+
+
+def _as_tensor(action: Any) -> Tensor:
+    if isinstance(action, Tensor):
         return action
-    return action[ACTION] if set(action) == {ACTION} else Actions(action)
+    try:
+        return torch.as_tensor(action)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"An action is a tensor, got {type(action).__name__} ({error}); the processor makes one, also of names: "
+            '`processor(action=...)["action"]`.'
+        ) from error
 
 
 def action_tensors(action: Tensor | Actions | list[Tensor]) -> list[Tensor]:
@@ -217,13 +231,13 @@ class State:
         """Joins the tensors of several states, e.g. with `torch.cat` or `torch.stack`. Latents that some of them lack
         are absent there."""
         first = states[0]
-        known = {name: latents for state in states for name, latents in state.latents.items()}
+        examples = {name: latents for state in states for name, latents in state.latents.items()}
         return State(
             {
                 name: [join([s.codes[name][level] for s in states]) for level in range(len(levels))]
                 for name, levels in first.codes.items()
             },
-            {name: join([s._latents_like(name, latents) for s in states]) for name, latents in known.items()},
+            {name: join([s._latents_like(name, latents) for s in states]) for name, latents in examples.items()},
             {name: join([s.text[name] for s in states]) for name in first.text},
         )
 
@@ -238,10 +252,10 @@ def select_cache(cache: DynamicCache | None, index: Tensor) -> DynamicCache | No
     """A new cache with the chosen rows of the batch; the old one is left as it was."""
     if cache is None:
         return None
-    chosen = fork_cache(cache)
-    for layer in chosen.layers:
+    selected = fork_cache(cache)
+    for layer in selected.layers:
         layer.keys, layer.values = layer.keys[index], layer.values[index]
-    return chosen
+    return selected
 
 
 def fork_cache(cache: DynamicCache | None) -> DynamicCache:
@@ -269,18 +283,18 @@ def _padded_from(values: Tensor | None, like: Tensor, rows: int, start: int) -> 
 
 @dataclass(repr=False)
 class Belief:
-    """What the model holds of the present, for a batch of B.
+    """The encoded current state and the memory of earlier steps, for a batch of B.
 
     Rows may be of different age: some hold fewer earlier steps than others, as after an episode that began anew. Their
-    `history` and their cache are padded on the left, and what fills them up is seen by nobody.
+    `history` and their cache are padded on the left, and no row attends to the padding.
 
     Args:
         state: the current state, leading shape `(B,)`.
         history: the earlier steps in the cache, oldest first: their states `(B,)` and encoded actions.
         prefix: ids of the episode's constant text `(B, prefix_length)`, or None.
         cache: keys and values of the prefix and of the earlier steps; None where there is neither.
-        model: who believes it, for `decode`.
-        growths: what [`PanModel.observe`] tried to learn.
+        model: the model that holds it, for `decode`.
+        growths: outcomes of the learning that [`PanModel.observe`] tried.
         ages: how many earlier steps each row holds, the newest of `history`, `(B,)` int64 with a maximum of
             `len(history)`; None where all rows hold all of them.
     """
@@ -305,7 +319,8 @@ class Belief:
         )
 
     def _repr_html_(self) -> str:
-        return strip_html({name: self.decode(name) for name in picture_senses(self.model)}, repr(self))
+        names = picture_senses(self.model)
+        return strip_html({name: as_pictures(self.model, name, self.decode(name)) for name in names}, repr(self))
 
     @property
     def codes(self) -> dict[str, list[Tensor]]:
@@ -320,7 +335,7 @@ class Belief:
             levels (`int`, *optional*): a coarser key, of so many levels, the coarsest first; it leaves out the finer
                 codes of the current and of the earlier states. Equal keys are the same abstract state.
             steps (`int`, *optional*): a coarser key, of the newest so many earlier steps; it leaves out the older
-                ones. 0: what is believed of the present alone, whatever led there.
+                ones. 0: the present alone, whatever led there.
         """
         held = self.history if steps is None else self.history[max(0, len(self.history) - steps) :]
         now = self.state.tensors(levels) + ([] if self.prefix is None else [self.prefix])
@@ -350,8 +365,8 @@ class Belief:
         return (self.num_cached - self._prefix_length) // max(1, len(self.history))
 
     def visible(self, pad_token_id: int) -> Tensor | None:
-        """Which of the first cached positions a row looks at, bool `(B, prefix_length)`, or `(B, num_cached)` where
-        rows are of different age; the positions behind these are seen by all rows. None: every position is."""
+        """Which of the first cached positions a row attends to, bool `(B, prefix_length)`, or `(B, num_cached)` where
+        rows are of different age; all rows attend to the positions behind these. None: to every position."""
         words = None if self.prefix is None else self.prefix != pad_token_id
         if self.ages is None:
             return words
@@ -359,7 +374,7 @@ class Belief:
         return steps if words is None else torch.cat([words, steps], 1)
 
     def next_position(self) -> int | Tensor:
-        """The position id of what comes behind the cache, `(B, 1)` where rows are of different age."""
+        """The first position id behind the cache, `(B, 1)` where rows are of different age."""
         if self.ages is None:
             return self.num_cached
         return (self._prefix_length + self.ages * self._step_length).unsqueeze(1)
@@ -479,16 +494,10 @@ class Belief:
         return self.model.decode(self.state, sense, num_levels=num_levels, latents=latents)
 
 
-# ---- What a model refuses: observations and actions that do not fit its configuration, with what was expected
-# instead.
+# ---- What a model refuses: observations and actions that do not fit its configuration.
 #
-# The processor says more, and sooner; these checks are for tensors that did not come from one. They look at shapes,
-# and at the values of actions, because an action out of range would quietly read another token's row.
-
-
-def _told_shape(sense: Part) -> str:
-    leading = ("B",) if sense.is_constant else ("B", "T")
-    return f"({', '.join(map(str, (*leading, *sense.shape)))})"
+# The processor says more, and sooner; these checks are for tensors that did not come from one. They look at shapes and
+# values: an action out of range would quietly read another token's row, a vector would be clipped.
 
 
 def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: bool = False) -> None:
@@ -502,17 +511,23 @@ def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: b
     """
     masks = {name: values for name, values in observation.items() if name.endswith(PRESENT)}
     observation = {name: values for name, values in observation.items() if name not in masks}
-    known = set(config.senses)
-    missing = sorted((known if needs_prefix else known - set(config.prefix_senses)) - set(observation))
-    unknown = sorted(set(observation) - known)
+    senses = set(config.senses)
+    missing = sorted((senses if needs_prefix else senses - set(config.prefix_senses)) - set(observation))
+    unknown = sorted(set(observation) - senses)
     if missing or unknown:
         raise ValueError(
-            f"The observation must hold the senses {sorted(known)}; missing {missing}, unknown {unknown}."
+            f"The observation must hold the senses {sorted(senses)}; missing {missing}, unknown {unknown}."
         )
     for name, values in observation.items():
         sense = config.senses[name]
-        if values.shape[1 if sense.is_constant else 2 :] != sense.shape:
-            raise ValueError(f"Sense {name!r}: expected a tensor {_told_shape(sense)}, got {tuple(values.shape)}.")
+        leading_axes = ("B",) if sense.is_constant else ("B", "T")
+        expected = f"({', '.join(map(str, (*leading_axes, *sense.shape)))})"
+        if not isinstance(values, Tensor):
+            kind = type(values).__name__
+            raise ValueError(f"Sense {name!r}: expected a tensor {expected}, got {kind}; the processor makes one.")
+        is_empty = 0 in values.shape[: len(leading_axes)]
+        if is_empty or values.dim() < len(leading_axes) or values.shape[len(leading_axes) :] != sense.shape:
+            raise ValueError(f"Sense {name!r}: expected a tensor {expected}, got {tuple(values.shape)}.")
     leading = {n: tuple(v.shape[:2]) for n, v in observation.items() if n not in config.prefix_senses}
     if len(set(leading.values())) > 1:
         raise ValueError(f"Every sense needs equally many rows and frames, got (B, T) of {leading}.")
@@ -526,6 +541,21 @@ def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: b
     rows = {len(values) for values in observation.values()}
     if len(rows) > 1:
         raise ValueError(f"Constant text needs a row for each of the batch, got batches of {sorted(rows)}.")
+
+
+def check_values(config, observation: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where values of an observation that fits are beyond their sense's range. Args: as above."""
+    for name, values in observation.items():
+        if name.endswith(PRESENT):
+            continue
+        mask, sense = observation.get(f"{name}{PRESENT}"), config.senses[name]
+        try:
+            if sense.is_coded:
+                sense.check_values(values if mask is None else values[mask])
+            elif values.is_floating_point() or not -1 <= int(values.min()) <= int(values.max()) < config.vocab_size:
+                raise ValueError(f"expected ids of words below {config.vocab_size}, got {values.dtype}: {values}.")
+        except ValueError as error:
+            raise ValueError(f"Sense {name!r}: {error}") from error
 
 
 def action_shape(action: Part, second: str = "H") -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_worlds import CAMERA
 
 from pan_hf import ImageSense, VectorSense
-from pan_hf.modeling.codecs_pan import LatticeCodec, build_codec
+from pan_hf.modeling.codecs_pan import VectorCodec, build_codec
 from pan_hf.modeling.image_codec_pan import PARKED, Codebook, ImageCodec, fold_grid, unfold_grid
 from pan_hf.modeling.layout_pan import group_by_token, ungroup_tokens
 
@@ -446,7 +446,7 @@ def test_digits_and_remainder_are_the_vector_and_digits_alone_are_near(dim, base
     low = -10 * torch.rand(dim, generator=generator)
     high = low + 0.1 + 20 * torch.rand(dim, generator=generator)
     sense = VectorSense(dim=dim, low=low.tolist(), high=high.tolist(), base=base, num_levels=levels)
-    lattice, span = LatticeCodec(sense), high - low
+    lattice, span = VectorCodec(sense), high - low
     vectors = low + span * torch.rand(7, dim, generator=generator)
     vectors[0], vectors[1] = low, high
     digits, remainder = lattice.encode(vectors)
@@ -460,24 +460,24 @@ def test_digits_and_remainder_are_the_vector_and_digits_alone_are_near(dim, base
 
 
 def test_vectors_farther_apart_than_a_cell_have_different_digits():
-    lattice = LatticeCodec(VectorSense(dim=1, low=0, high=1, base=4, num_levels=3))
+    lattice = VectorCodec(VectorSense(dim=1, low=0, high=1, base=4, num_levels=3))
     values = torch.arange(0, 1, 1 / 64 + 1e-4).unsqueeze(-1)
     codes = torch.cat(lattice.encode(values)[0], -1)
     assert len({tuple(row) for row in codes.tolist()}) == len(values)
 
 
 def test_the_nearest_remainder_brings_any_digits_as_near_as_they_come():
-    lattice = LatticeCodec(VectorSense(dim=3, low=0, high=1, base=10, num_levels=2))
+    lattice = VectorCodec(VectorSense(dim=3, low=0, high=1, base=10, num_levels=2))
     vectors = torch.tensor([[0.123, 0.5, 0.987]])
     digits, remainder = lattice.encode(vectors)
-    torch.testing.assert_close(lattice.remainder(vectors, digits), remainder, atol=1e-4, rtol=0)
+    torch.testing.assert_close(lattice.latents_given(vectors, digits), remainder, atol=1e-4, rtol=0)
     others, _ = lattice.encode(torch.tensor([[0.135, 0.495, 0.9]]))
-    found = lattice.decode(others, lattice.remainder(vectors, others))
+    found = lattice.decode(others, lattice.latents_given(vectors, others))
     torch.testing.assert_close(found, torch.tensor([[0.13, 0.5, 0.91]]), atol=1e-4, rtol=0)
 
 
 def test_every_lattice_code_encodes_to_itself():
-    lattice = LatticeCodec(VectorSense(dim=2, low=-1, high=1, base=5, num_levels=2))
+    lattice = VectorCodec(VectorSense(dim=2, low=-1, high=1, base=5, num_levels=2))
     grid = torch.cartesian_prod(*[torch.arange(5)] * 4)
     digits = [grid[:, :2], grid[:, 2:]]
     again, remainder = lattice.encode(lattice.decode(digits))

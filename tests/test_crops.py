@@ -57,12 +57,12 @@ def test_a_square_as_large_as_the_frame_is_the_frame():
 
 def test_training_on_crops_reaches_every_parameter_that_whole_frames_reach_and_evaluation_is_whole():
     found = {}
-    for crop_places in (0, 1):
-        model = world_model(("camera",), crop_places=crop_places)
+    for crop_tokens in (0, 1):
+        model = world_model(("camera",), crop_tokens=crop_tokens)
         batch = _encoded(model)
         model.train()
         model(objective="dynamics", **batch).loss.backward()
-        found[crop_places] = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        found[crop_tokens] = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         model.eval()
         losses = [model(objective="dynamics", **batch).loss.item() for _ in range(2)]
         assert losses[0] == losses[1]
@@ -80,9 +80,9 @@ def _encoded(model):
     }
 
 
-@pytest.mark.parametrize("wrong", [{"crop_places": -1}, {"crop_places": 2, "level0_sampling": "autoregressive"}])
+@pytest.mark.parametrize("wrong", [{"crop_tokens": -1}, {"crop_tokens": 2, "level0_sampling": "autoregressive"}])
 def test_crops_that_cannot_be_are_refused(wrong):
-    with pytest.raises(ValueError, match="crop_places"):
+    with pytest.raises(ValueError, match="crop_tokens"):
         PanConfig(senses={"camera": SENSES["camera"]}, action=ACTIONS["discrete"], **wrong)
 
 

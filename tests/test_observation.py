@@ -182,7 +182,7 @@ def test_a_sense_that_is_never_there_costs_nothing():
 
 @pytest.mark.slow
 def test_a_model_trains_on_windows_with_gaps():
-    model = world_model(EVERYTHING, context_steps=2, context_noise=0.5, block_dropout=0.5, crop_places=1).train()
+    model = world_model(EVERYTHING, context_steps=2, context_noise=0.5, block_dropout=0.5, crop_tokens=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for seed in range(4):
         values, action = with_gaps(model, seed=seed), acts(model, 2, 2, seed)

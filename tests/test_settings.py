@@ -8,7 +8,7 @@ from tiny_worlds import SENSES, language_model, world_model
 from pan_hf import DiscreteAction, PanConfig, PanModel
 from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS, TrainingConfig
 
-FLAT = {"change_weight": 1.5, "crop_places": 2, "focus_share": 0.25, "loss_weights": {"reward": 2.0}}
+FLAT = {"change_weight": 1.5, "crop_tokens": 2, "focus_share": 0.25, "loss_weights": {"reward": 2.0}}
 
 
 def config(**fields):
@@ -19,7 +19,7 @@ def test_settings_of_training_are_a_part_of_their_own():
     made = config(**FLAT)
     assert made.training == TrainingConfig(**FLAT) == config(training=FLAT).training
     assert made.training.loss_weights == LOSS_WEIGHTS | {"reward": 2.0}
-    assert not set(FLAT) & set(made.to_dict()) and made.to_dict()["training"]["crop_places"] == 2
+    assert not set(FLAT) & set(made.to_dict()) and made.to_dict()["training"]["crop_tokens"] == 2
 
 
 def test_a_configuration_comes_back_from_what_it_was_written_as():
@@ -57,7 +57,7 @@ def test_a_model_is_made_with_settings_of_training_and_without_unknown_ones():
         ({"context_step": 2}, "perhaps 'context_steps'"),
         ({"training": {"motion_weigth": 1.0}}, "`training` does not have .*perhaps 'motion_weight'"),
         ({"training": {"focus_share": 2.0}}, "`focus_share` is a share"),
-        ({"training": {"crop_places": 1}, "level0_sampling": "autoregressive"}, "`crop_places` must be 0"),
+        ({"training": {"crop_tokens": 1}, "level0_sampling": "autoregressive"}, "`crop_tokens` must be 0"),
         ({"training": {"loss_weights": {"cods": 1.0}}}, "unknown names"),
     ],
 )

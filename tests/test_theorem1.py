@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.theorem1 import LatticeLanguage
 from pan_hf import VectorAction, VectorSense
-from pan_hf.modeling.codecs_pan import LatticeCodec
+from pan_hf.modeling.codecs_pan import VectorCodec
 from pan_hf.modeling.sense_configuration_pan import cells_within, digits_for
 
 BASES = st.one_of(st.none(), st.integers(2, 40))
@@ -82,7 +82,7 @@ def test_a_sense_within_epsilon_keeps_vectors_apart(dim, span, share, base, seed
     epsilon = share * span
     assume(span * math.sqrt(dim) / epsilon < 2**15)  # vectors are float32
     sense = VectorSense.within(epsilon, dim, -span / 3, 2 * span / 3, base, unit="m")
-    lattice, generator = LatticeCodec(sense), torch.Generator().manual_seed(seed)
+    lattice, generator = VectorCodec(sense), torch.Generator().manual_seed(seed)
     x = -span / 3 + span * torch.rand(24, dim, generator=generator)
     x = torch.cat([x, (x + epsilon * torch.randn(x.shape, generator=generator)).clamp(-span / 3, 2 * span / 3)])
     digits, _ = lattice.encode(x)

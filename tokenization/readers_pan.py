@@ -209,10 +209,12 @@ class DiscreteReader(Reader):
                 f"{self.name}: expected integers in 0..{self.spec['num_actions'] - 1}, got {str(words.flat[0])!r}; "
                 "these actions have no names."
             )
-        number = {word: index for index, word in enumerate(names)}
+        number = {word: index for index, word in enumerate(names) if names.count(word) == 1}
         unknown = sorted({str(word) for word in words.flat} - set(number))
         if unknown:
-            raise ValueError(f"{self.name}: there is no action {', '.join(map(repr, unknown))}; there are {names}.")
+            raise ValueError(
+                f"{self.name}: there is no one action {', '.join(map(repr, unknown))}; there are {names}."
+            )
         return np.array([number[str(word)] for word in words.flat], np.int64).reshape(words.shape)
 
 

@@ -130,7 +130,8 @@ class ImageFeature(Feature):
 
         channels, height, width = values.shape[1:]
         shape = {"height": height, "width": width, "channels": channels}
-        return ImageSense(**({**shape, **_patches(name, height, width)} | options))
+        patches = {} if "patch_size" in options else _patches(name, height, width)
+        return ImageSense(**(shape | patches | options))
 
     def to_processor(self, values: np.ndarray) -> np.ndarray:
         return np.moveaxis(values, -3, -1)
@@ -215,15 +216,29 @@ def _flipped(picture: np.ndarray, flips: Sequence[str]) -> np.ndarray:
 
 
 def _patches(name: str, height: int, width: int) -> dict[str, int]:
-    """A patch size and levels that tile the picture with 16 to 256 cells, 64 where there is a choice."""
-    fitting = [
-        (abs(height // size * (width // size) - 64), size)
-        for size in range(2, min(height, width) + 1)
-        if height % (2 * size) == 0 and width % (2 * size) == 0 and 16 <= height // size * (width // size) <= 256
-    ]
-    if not fitting:
+    """A patch size that tiles the picture with about 64 cells, four of them a patch token; where only odd patches do,
+    tiles of 8 pixels if these fit, as in grid worlds, or a cell a patch token."""
+
+    def fitting(merge: int, most: int) -> list[tuple[bool, int, int]]:
+        sizes = (
+            size
+            for size in range(2, min(height, width) + 1)
+            if not (height % (merge * size) or width % (merge * size))
+        )
+        cells = {size: (height // size) * (width // size) for size in sizes}
+        return [(size % 8 != 0, abs(number - 64), size) for size, number in cells.items() if 16 <= number <= most]
+
+    fours = fitting(2, 256)
+    best = min((each[1:] for each in fours), default=None)
+    if best is not None and best[1] % 2 == 0:
+        return {"patch_size": best[1]}
+    singles = fitting(1, 400)
+    if not singles:
         raise ValueError(
-            f"Sense {name!r}: no patch size tiles {height}x{width} pixels in 16 to 256 cells; record with "
+            f"Sense {name!r}: no patch size tiles {height}x{width} pixels in 16 to 400 cells; record with "
             "`--image-size 64` (or any multiple of 16)."
         )
-    return {"patch_size": min(fitting)[1]}
+    is_other, _, size = min(singles)
+    if best is not None and is_other:
+        return {"patch_size": best[1]}
+    return {"patch_size": size, "spatial_merge_size": 1}
