@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ from transformers import initialization as init
 from transformers.quantizers import AutoQuantizationConfig
 
 from .configuration_pan import VERSION, PanConfig, newer_version
+
+# How a folder is written, and made whole after a kill: pan_hf puts the functions of `pan_hf.files` here. Code that
+# travels alone writes one file after the other, as any model of Transformers.
+WHOLE_FOLDER: Callable[[Any], contextlib.AbstractContextManager] = contextlib.nullcontext
+FINISH_WRITING: Callable[[Any], object] = str
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MANY = 4  # names shown of a long list
@@ -59,6 +64,7 @@ class PanPreTrainedModel(PreTrainedModel):
             raise ValueError("`use_safetensors=False` would read a pickle; only safetensors are loaded. Leave it out.")
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = layers_alone(kwargs["quantization_config"])
+        FINISH_WRITING(pretrained_model_name_or_path)
         check_folder(pretrained_model_name_or_path)
         with explained(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
@@ -73,19 +79,27 @@ class PanPreTrainedModel(PreTrainedModel):
             check_loaded(pretrained_model_name_or_path, info, allowed)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in Transformers; `config.json` names the model's code for `AutoModelForCausalLM` too.
+    def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
+        """As in Transformers, except that `save_directory` changes whole or not at all, and that the attached
+        processor is saved with the model: the two grow together, and a kill between two calls would part them.
 
         Raises:
             ValueError: quantised by torchao, see `check_writable`; or another process has grown the vocabulary in
                 `save_directory` otherwise than that of the attached processor. Nothing is written then.
         """
         check_writable(self)
-        if self.processor is not None and self.processor.vocabulary is not None:
-            self.processor.vocabulary.check_replaces(save_directory)
         code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModelForCausalLM": code}
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        # a push looks at the folder itself, and other processes of a training run write into that of the first
+        is_direct = kwargs.get("push_to_hub") or not is_main_process
+        with contextlib.nullcontext(save_directory) if is_direct else WHOLE_FOLDER(save_directory) as folder:
+            if self.processor is not None and self.processor.vocabulary is not None:
+                self.processor.vocabulary.check_replaces(save_directory)
+            super().save_pretrained(folder, is_main_process, *args, **kwargs)
+            if self.processor is not None and not is_direct:
+                self.processor.save_pretrained(folder)
+        if self.processor is not None and not is_direct:
+            self.processor.note_model(save_directory)
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
         """Masks stay masks and codes whole numbers: the parts kept in float32 would otherwise load the codebooks' bool

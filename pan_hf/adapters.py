@@ -35,7 +35,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from pan_hf.files import whole_folder
+from pan_hf.files import finish_writing, whole_folder
 from pan_hf.hub import on_disk
 from pan_hf.modeling import PanConfig, PanModel
 from pan_hf.modeling.growth_pan import VocabularyGrowth
@@ -80,7 +80,7 @@ def save_adapter(
 
     Args:
         adapted: around a [`PanModel`] attached to its processor.
-        folder: appears whole or not at all; an adapter in it is replaced.
+        folder: changes whole or not at all; an adapter in it is replaced, and files of a user's own stay.
         adapter_name (`str`, *optional*): which one; the active one by default.
         files (`dict[str, str]`, *optional*): name -> text, saved with it.
 
@@ -91,6 +91,7 @@ def save_adapter(
     ledger, names = model.ledger(), [adapter_name] if adapter_name is not None else list(adapted.active_adapters)
     if len(names) != 1 or names[0] not in adapted.peft_config:
         raise ValueError(f"Name one adapter to save; got {names}, the model has {list(adapted.peft_config)}.")
+    finish_writing(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds other things than an adapter; name a new folder for it.")
     with whole_folder(folder) as temporary:
@@ -203,6 +204,7 @@ def base_of(folder: str | Path) -> str:
 
 
 def _read(folder: Path) -> _Saved:
+    finish_writing(folder)
     missing = [name for name in (CONFIG, WEIGHTS, GROWN, FILE_NAME) if not (folder / name).is_file()]
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pkl") for path in folder.glob(pattern))
     if WEIGHTS in missing and pickled:

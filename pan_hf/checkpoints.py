@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pan_hf.console import without_bars
-from pan_hf.files import whole_folder
+from pan_hf.files import finish_writing, whole_folder
 from pan_hf.hub import hub_id, on_disk
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
@@ -16,13 +16,14 @@ from pan_hf.tokenization import PanProcessor
 def save_checkpoint(
     folder: str | Path, model: PanModel, processor: PanProcessor, files: dict[str, str] | None = None
 ) -> None:
-    """Saves model and processor, and `files` (name -> text) with them, into a folder that appears whole or not at all;
-    an older one is replaced. Raises ValueError where another process has grown its vocabulary otherwise."""
-    if processor.vocabulary is not None:
-        processor.vocabulary.check_replaces(folder)
+    """Saves model and processor, and `files` (name -> text) with them, into a folder that changes whole or not at all;
+    files of a user's own in it stay. Raises ValueError where another process has grown its vocabulary otherwise."""
     with whole_folder(folder) as temporary:
+        if processor.vocabulary is not None:
+            processor.vocabulary.check_replaces(folder)
         model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+        if model.processor is not processor:  # an attached one has been saved with its model
+            processor.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text)
 
@@ -39,6 +40,8 @@ def find_checkpoint(path: str | Path, adapters: bool = False) -> Path:
         HubError: the Hub did not give it.
     """
     path = on_disk(path)
+    for folder in (path / "checkpoint", path / "adapter", path):
+        finish_writing(folder)
     for folder in (path / "checkpoint", path):
         if (folder / "config.json").exists():
             return folder

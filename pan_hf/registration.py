@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 
 from pan_hf.custom_kinds import travel_with_checkpoints
 from pan_hf.deprecated import forward_old_methods
+from pan_hf.files import finish_writing, whole_folder
 from pan_hf.modeling import (
     Belief,
     DiscreteAction,
@@ -21,10 +22,11 @@ from pan_hf.modeling import (
     TextSense,
     VectorAction,
     VectorSense,
+    loading_pan,
 )
 from pan_hf.modeling.configuration_pan import VERSION
 from pan_hf.pipelines import SimulationPipeline
-from pan_hf.tokenization import PanProcessor, PanTokenizer
+from pan_hf.tokenization import PanProcessor, PanTokenizer, processing_pan
 
 __version__ = VERSION
 __all__ = [
@@ -54,4 +56,6 @@ AutoProcessor.register(PanConfig, PanProcessor)
 AutoTokenizer.register(PanConfig, fast_tokenizer_class=PanTokenizer)
 
 travel_with_checkpoints()
+loading_pan.WHOLE_FOLDER = processing_pan.WHOLE_FOLDER = whole_folder
+loading_pan.FINISH_WRITING = processing_pan.FINISH_WRITING = finish_writing
 forward_old_methods(PanModel)

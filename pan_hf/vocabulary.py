@@ -7,6 +7,7 @@ finer levels stand on the most used code of the level before.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -25,12 +26,13 @@ from pan_hf.modeling import ImageSense, PanModel
 from pan_hf.modeling.image_codec_pan import as_bytes
 from pan_hf.modeling.learning_pan import UNUSED
 from pan_hf.modeling.sense_configuration_pan import MERGES
-from pan_hf.tokenization import PanProcessor
+from pan_hf.tokenization import PanProcessor, Vocabulary
 
 with extra("cli", "A table of the vocabulary"):
     from rich.table import Table
 
 NEWEST = 12  # births in the list
+_log = logging.getLogger(__name__)
 TILE, COLUMNS = 36, 16  # of the picture: pixels of a tile, tiles a row
 
 
@@ -134,6 +136,9 @@ def show(path: str | Path, output: str | Path | None = None) -> tuple[list[Table
 def double(path: str | Path, segments: Iterable[str], output: str | Path | None = None) -> Path:
     """Doubles the rows of segments in a checkpoint; its tokens keep their ids, its predictions stay as they were.
 
+    A segment that has not used any of the rows it was last given stays as it is. So a command that was killed can be
+    run again, whether or not it had come to its end.
+
     Args:
         path: a run or a checkpoint.
         segments: levels of image senses ("camera.0"), discrete actions ("action.0"), merged tokens ("camera.merges"),
@@ -154,16 +159,26 @@ def double(path: str | Path, segments: Iterable[str], output: str | Path | None 
     target = source if output is None else Path(output)
     if target != source and target.exists():
         raise ValueError(f"{target} exists already; name a new folder for the larger checkpoint.")
-    model, processor = load(source)
+    model, _ = load(source)
     ledger = model.ledger()
     for segment in dict.fromkeys(segments):
-        extend(model, segment, ledger.capacity(segment))
-    ledger.check_replaces(target)
+        if _is_spare(ledger, segment):
+            _log.warning("%s has been doubled, and none of its new rows is used; it stays as it is.", segment)
+        else:
+            extend(model, segment, ledger.capacity(segment))
     with whole_folder(target) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
+        ledger.check_replaces(target)
+        if target != source:
+            ignored = shutil.ignore_patterns("*.safetensors*", ".*")
+            shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=ignored)
         model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
     return target
+
+
+def _is_spare(ledger: Vocabulary, segment: str) -> bool:
+    """Whether a segment was extended, and has used none of the new rows."""
+    *_, (_, rows) = ledger.runs(segment)
+    return len(ledger.runs(segment)) > 1 and ledger.capacity(segment) - ledger.born(segment) >= rows
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 
 import pan_hf
 from pan_hf import PanConfig, PanModel, PanProcessor, PanTokenizer
-from pan_hf.checkpoints import save_checkpoint
+from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.data.trajectories import load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +42,12 @@ def board(tmp_path_factory):
     model, processor = build_board(load_trajectories(record_board(folder / "data", episodes=4), "train"))
     save_checkpoint(folder / "checkpoint", model.eval(), processor)
     return model, processor, folder / "checkpoint"
+
+
+def save_apart(folder, model, processor):
+    """As by who knows only Transformers."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 @pytest.fixture
@@ -181,13 +187,39 @@ def test_made_in_bfloat16_the_senses_are_float32_too():
     assert torch.isfinite(futures.log_prob).all()
 
 
-def test_an_older_checkpoint_is_replaced_whole(board, tmp_path):
+@pytest.mark.parametrize("save", [save_checkpoint, save_apart], ids=["together", "apart"])
+def test_weights_of_an_older_checkpoint_go_and_files_of_ones_own_stay(board, tmp_path, save):
     model, processor, _ = board
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "leftover").write_text("of an older one")
-    save_checkpoint(tmp_path / "here", model, processor)
-    assert not (tmp_path / "here" / "leftover").exists()
+    own = {"notes.md": "mine", "logs/run.csv": "1", ".git/HEAD": "ref"}
+    for name, text in own.items():
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_text(text)
+    (tmp_path / "here" / "model-00001-of-00002.safetensors").write_text("of an older one")
+    save(tmp_path / "here", model, processor)
+    assert not (tmp_path / "here" / "model-00001-of-00002.safetensors").exists()
+    assert {name: (tmp_path / "here" / name).read_text() for name in own} == own
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    load(tmp_path / "here")
+
+
+def test_a_model_is_saved_with_the_processor_it_grows_with(board, tmp_path):
+    model, processor = load(board[2])
+    model.save_pretrained(tmp_path / "here")
+    model.grow("text", names=["lava"])
+    model.save_pretrained(tmp_path / "here")  # and no call of the processor's, as after a kill
+    again, theirs = load(tmp_path / "here")
+    assert theirs.vocabulary_digest == processor.vocabulary_digest == again.config.vocabulary_digest
+
+
+def test_a_processor_is_not_saved_beside_another_process_s_model(board, tmp_path):
+    (mine, processor), (theirs, other) = load(board[2]), load(board[2])
+    mine.save_pretrained(tmp_path / "here")
+    theirs.config.copy_bias += 1
+    theirs.save_pretrained(tmp_path / "here")
+    with pytest.raises(ValueError, match="another process wrote it since. Save both again"):
+        processor.save_pretrained(tmp_path / "here")
+    other.save_pretrained(tmp_path / "here")
+    assert load(tmp_path / "here")[0].config.copy_bias == theirs.config.copy_bias
 
 
 def test_a_save_that_fails_leaves_the_older_checkpoint(board, tmp_path, monkeypatch):
@@ -286,6 +318,26 @@ def test_the_configuration_names_the_code_for_every_auto_class(board):
 )
 def test_every_auto_class_finds_the_installed_class_without_trust(auto, kind, board):
     assert type(auto.from_pretrained(board[2])) is kind
+
+
+@pytest.mark.slow
+def test_two_checkpoints_of_one_folder_name_run_each_its_own_code(board, tmp_path):
+    script = "import sys; sys.modules['pan_hf'] = None\nfrom transformers import AutoModel, AutoProcessor\n"
+    script += "for folder in sys.argv[1:]:\n"
+    script += "    model, processor = (auto.from_pretrained(folder, trust_remote_code=True) for auto in AUTO)\n"
+    script += "    for part in (model.outcome, processor):\n"
+    script += "        print(sys.modules[type(part).__module__].WHOSE)\n"
+    script = script.replace("AUTO)", "(AutoModel, AutoProcessor))")
+    folders = [tmp_path / name / "checkpoint" for name in ("one", "two")]
+    for folder in folders:
+        shutil.copytree(board[2], folder)
+        for name in ("heads_pan.py", "processing_pan.py"):
+            with (folder / name).open("a") as code:
+                code.write(f"\nWHOSE = {folder.parent.name!r}\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-P", "-c", script, *map(str, folders)]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.stdout.split() == ["one", "one", "two", "two"], found.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -414,9 +466,9 @@ def test_a_pickle_is_not_read(copied):
     tensors = load_file(copied / "model.safetensors")
     (copied / "model.safetensors").unlink()
     torch.save(tensors, copied / "pytorch_model.bin")
-    for load in (PanModel.from_pretrained, AutoModel.from_pretrained):
+    for kind in (PanModel, AutoModel):
         with pytest.raises(ValueError, match=r"in pytorch_model\.bin, a pickle, .*Only safetensors are loaded"):
-            load(copied)
+            kind.from_pretrained(copied)
     with pytest.raises(ValueError, match="`use_safetensors=False` would read a pickle"):
         PanModel.from_pretrained(copied, use_safetensors=False)
 

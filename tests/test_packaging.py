@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from transformers.dynamic_module_utils import get_relative_import_files
 
 import pan_hf
 
@@ -55,6 +56,13 @@ def test_a_travelling_file_imports_only_its_neighbours_and_libraries(file):
         assert relative <= 1 and module != ".", f"{file}:{line}: only `from .file import name` is copied to the Hub"
         if relative:
             assert (file.parent / f"{module[1:]}.py").exists(), f"{file}:{line}: {module} is not a file of this folder"
+
+
+def test_a_configuration_reaches_every_file_of_the_model():
+    """Transformers keys the code that it has loaded by the files that the configuration reaches. If one were left out,
+    the second of two checkpoints that differ in it alone would run the code of the first."""
+    reached = {Path(file).name for file in get_relative_import_files(ROOT / "modeling" / "configuration_pan.py")}
+    assert reached == {file.name for file in (ROOT / "modeling").glob("*_pan.py")}
 
 
 def test_travelling_folders_are_flat_and_share_no_file_name():

@@ -7,6 +7,9 @@ B = batch, T = time, L = text tokens, D = coordinates, C, H, W = channels, heigh
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +27,18 @@ from .vocabulary_pan import Vocabulary
 # What saving calls with the folder, and with the readers of the kinds that are read; see `pan_hf.custom_kinds`.
 ON_SAVE: list[Callable[[str, list[type]], None]] = []
 
+# How a folder is written, and made whole after a kill: pan_hf puts the functions of `pan_hf.files` here. Code that
+# travels alone writes one file after the other, as any processor of Transformers.
+WHOLE_FOLDER: Callable[[Any], AbstractContextManager] = nullcontext
+FINISH_WRITING: Callable[[Any], object] = str
+
 _PRESENT = ".present"  # behind the name of a sense: in which frames it is there
+
+
+def _config_in(folder) -> tuple[Path, bytes] | None:
+    """Where a folder's `config.json` is, and its content; None where there is none."""
+    path = Path(folder).resolve() / "config.json"
+    return (path, path.read_bytes()) if path.is_file() else None
 
 
 class PanBatch(BatchFeature):
@@ -58,6 +72,8 @@ class PanProcessor(ProcessorMixin):
         ValueError: no tokenizer, an unknown kind, a missing key, or a ledger that contradicts the tokenizer's.
     """
 
+    _model: tuple[Path | None, bytes] = (None, b"")  # config.json of the model that was saved with this processor
+
     def __init__(self, tokenizer=None, senses=None, action=None, vocabulary=None, chat_template=None, actions=None):
         if tokenizer is None:
             raise ValueError(
@@ -80,15 +96,37 @@ class PanProcessor(ProcessorMixin):
         """Loads the class beside this one: `AutoTokenizer` would ask for trust in code that is already running."""
         return PanTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in any processor."""
+        FINISH_WRITING(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in any processor. Raises ValueError, before anything is written, as `Vocabulary.check_replaces`; and for
-        a kind whose file cannot travel."""
-        if self.vocabulary is not None:
-            self.vocabulary.check_replaces(save_directory)
-        files = super().save_pretrained(save_directory, *args, **kwargs)
-        if not (kwargs.get("push_to_hub") or (args and args[0])):
-            self._write_kinds(save_directory)
-        return files
+        """As in any processor, except that `save_directory` changes whole or not at all.
+
+        Raises:
+            ValueError: as `Vocabulary.check_replaces`; a kind whose file cannot travel; or the model there is no more
+                the one that was saved with this processor. Nothing has been written then.
+        """
+        is_pushed = kwargs.get("push_to_hub") or (args and args[0])  # a push looks at the folder itself
+        with nullcontext(save_directory) if is_pushed else WHOLE_FOLDER(save_directory) as folder:
+            if self.vocabulary is not None:
+                self.vocabulary.check_replaces(save_directory)
+            config = _config_in(save_directory)
+            if config is not None and config[0] == self._model[0] and config != self._model:
+                raise ValueError(
+                    f"{save_directory} holds another model than the one that was saved there with this processor: "
+                    "another process wrote it since. Save both again, or to another folder."
+                )
+            files = super().save_pretrained(folder, *args, **kwargs)
+            if not is_pushed:
+                self._write_kinds(folder)
+        return [str(file).replace(str(folder), str(save_directory)) for file in files or ()]
+
+    def note_model(self, folder) -> None:
+        """Remembers the model that was saved into a folder together with this processor."""
+        self._model = _config_in(folder) or (None, b"")
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         """What `save_pretrained(push_to_hub=True)` ends with: the files of kinds that are not ours must be there."""

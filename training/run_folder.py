@@ -116,7 +116,7 @@ def publish(current: Path, checkpoint: Path, data: Path) -> Path:
         return checkpoint
     known = json.loads((current / TRAINING_DATA).read_text())
     known["root"] = address(data) or os.path.relpath(data, checkpoint)
-    with whole_folder(checkpoint) as temporary:
+    with whole_folder(checkpoint, replaced=["README.md"]) as temporary:  # the card is of the model before
         shutil.copytree(current, temporary, dirs_exist_ok=True)
         (temporary / TRAINING_DATA).write_text(json.dumps(known, indent=1))
     return checkpoint
