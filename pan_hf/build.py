@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from pan_hf.console import without_bars
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.deprecated import old_names
-from pan_hf.features import feature_of
+from pan_hf.features import ACTION, action_column, action_parts, feature_of
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor, PanTokenizer
 from pan_hf.tokenization.vocabulary_pan import Vocabulary
@@ -41,7 +41,7 @@ def build(
         trajectories: the training split; senses, bounds and texts are read off it.
         backbone (`str`): a preset (`debug`, `tiny`, `small`), or a name or folder of any causal language model.
         sense_options (`dict`, *optional*): by sense, fields that override what the recording suggests, e.g.
-            `{"camera": {"patch_size": 4}}`; under `action` those of the action.
+            `{"camera": {"patch_size": 4}}`; under `action` those of the action, under `action.<part>` of a part of it.
         seed (`int`): of the random weights.
         config: any field of [`PanConfig`], e.g. `context_steps=3`.
 
@@ -51,12 +51,10 @@ def build(
     """
     from transformers import set_seed
 
-    options = dict(sense_options or {})
-    unknown = sorted(set(options) - set(trajectories.observations) - {"action"})
-    if unknown:
-        raise ValueError(
-            f"Options for unknown senses {unknown}; the recording has {sorted(trajectories.observations)}."
-        )
+    options, parts = dict(sense_options or {}), action_parts(trajectories.features)
+    names = {*trajectories.observations, *map(action_column, parts)}
+    if unknown := sorted(set(options) - names):
+        raise ValueError(f"Options for unknown senses {unknown}; the recording has {sorted(names)}.")
     set_seed(seed)
     if backbone in PRESETS:
         tokenizer = PanTokenizer.train(recorded_texts(trajectories), vocab_size=512)
@@ -66,11 +64,22 @@ def build(
         name: _sense(name, values, trajectories, tokenizer, options.get(name, {}))
         for name, values in trajectories.observations.items()
     }
-    action = feature_of(trajectories.features["action"])
-    action = action.make_action(trajectories.actions, tokenizer, options.get("action", {}))
+    actions = {
+        name: part.make_action(
+            trajectories.actions if name == ACTION else trajectories.actions[name],
+            tokenizer,
+            options.get(action_column(name), {}),
+        )
+        for name, part in parts.items()
+    }
     language_model = _language_model(backbone, tokenizer)
     model = PanModel.from_backbone(
-        language_model, senses, action, pad_token_id=tokenizer.pad_token_id, text_reserve=256, **config
+        language_model,
+        senses,
+        actions,
+        pad_token_id=tokenizer.pad_token_id,
+        text_reserve=256,
+        **({"actors": list(trajectories.actor_rewards) or None} | config),
     )
     return model, make_processor(model, tokenizer)
 
@@ -122,9 +131,14 @@ def _language_model(backbone: str, tokenizer: PanTokenizer):
 
 def recorded_texts(trajectories: Trajectories) -> list[str]:
     """Every different text of a recording: tasks, text observations and text actions."""
-    columns = {f"observation.{name}": values for name, values in trajectories.observations.items()}
-    columns["action"] = trajectories.actions
-    texts = [values for name, values in columns.items() if feature_of(trajectories.features[name]).is_text]
+    senses = {name: feature_of(trajectories.features[f"observation.{name}"]) for name in trajectories.observations}
+    parts = action_parts(trajectories.features)
+    texts = [trajectories.observations[name] for name, feature in senses.items() if feature.is_text]
+    texts += [
+        trajectories.actions if name == ACTION else trajectories.actions[name]
+        for name, feature in parts.items()
+        if feature.is_text
+    ]
     return sorted({str(text) for column in [trajectories.tasks, *texts] for text in np.unique(column)} - {""})
 
 

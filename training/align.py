@@ -11,6 +11,7 @@ import copy
 
 import torch
 
+from pan_hf.modeling.state_pan import ABSENT
 from pan_hf.training.arguments import Stage
 from pan_hf.training.rollouts import choose_latents
 from pan_hf.training.sampling import make_encoded, make_raw
@@ -24,7 +25,8 @@ def note_refinements(model, windows: Windows) -> None:
     predicted, they are the best guess."""
     for name, levels in windows.tensors["codes"].items():
         if model.senses[name].can_grow:
-            model.senses[name].note_refinements(levels)
+            there = (levels[0] != ABSENT).all(1)
+            model.senses[name].note_refinements([level[there] for level in levels])
 
 
 CODED = 256  # windows whose codes are compared

@@ -18,6 +18,7 @@ from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.features import feature_of
 from pan_hf.hub import on_disk
+from pan_hf.modeling.state_pan import Actions, as_action
 from pan_hf.training.arguments import last_checkpoint
 from pan_hf.training.rollouts import make_rollouts
 from pan_hf.training.sampling import WeightedRows
@@ -47,7 +48,7 @@ class StageData:
     sampler: WeightedRows | None
     held_out: Dataset | None
     in_memory: list[tuple[str, str]]
-    rollouts: tuple[dict, Tensor] | None = None
+    rollouts: tuple[dict, Tensor | Actions] | None = None
 
     def trained_on(self) -> tuple[list[str], list[str]]:
         """Fingerprints and environments of every episode that training has looked at."""
@@ -139,7 +140,9 @@ def _held_out(stage: Stage, args: StageArguments, model, processor, kept: Trajec
     return Subset(dataset, sorted(drawn.tolist())), rollouts
 
 
-def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2) -> tuple[dict, Tensor] | None:
+def rollout_windows(
+    model, processor, trajectories: Trajectories, count: int = 2
+) -> tuple[dict, Tensor | Actions] | None:
     """Observation and actions of the first windows of some episodes: what the model sees first, and `SHOWN_STEPS`
     steps, or as many as the longest episode has. None for a model without image senses."""
     if not any(feature_of(sense).is_picture for sense in model.config.senses.values()):
@@ -148,4 +151,4 @@ def rollout_windows(model, processor, trajectories: Trajectories, count: int = 2
     windows, _ = make_rollouts(model, processor, trajectories, SimpleNamespace(horizon=SHOWN_STEPS))
     spread = np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int).tolist()
     batch = windows.__getitems__(spread)
-    return batch["observation"], batch["action"]
+    return batch["observation"], as_action(batch["action"])

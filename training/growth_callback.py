@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 
 from pan_hf.modeling import PanModel
@@ -80,9 +81,9 @@ class GrowthCallback(TrainerCallback):
         generator = np.random.default_rng([self.args.seed, state.global_step])
         chosen = generator.choice(self.candidates, min(self.args.grow_windows, len(self.candidates)), replace=False)
         seen, held_out = (self.windows.__getitems__(list(rows)) for rows in (chosen, self.held_out))
-        seen = self._on_device(seen["observation"])
+        seen = send_to_device(seen["observation"], self.model.device)
         common: dict[str, Any] = {
-            "held_out": (self._on_device(held_out["observation"]), held_out["action"].to(self.model.device)),
+            "held_out": send_to_device((held_out["observation"], held_out["action"]), self.model.device),
             "step": state.global_step,
         }
         growths = (
@@ -104,9 +105,6 @@ class GrowthCallback(TrainerCallback):
         ids = self.model.grow("text", names=fresh, descriptions=meanings, step=state.global_step)
         growth = Growth("text", "named", len(fresh), True, None, None, ids)  # bits that nobody has counted
         state.log_history.append({"growth": asdict(growth), "gain": growth.gain, "step": state.global_step})
-
-    def _on_device(self, observation: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: values.to(self.model.device) for name, values in observation.items()}
 
 
 # ---- What growth and merges are accepted by: windows of episodes that are not trained on.

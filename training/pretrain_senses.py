@@ -14,10 +14,10 @@ from pan_hf.training.windows import CroppedFrames
 def make_data(model, processor, trajectories, _args=None, stats=None):
     """Crops of frames, where something moves or is rare, with their neighbours in time."""
     tensors, _ = read_rows(trajectories, processor)
-    senses = model.config.coded_senses
-    seen = {name: tensors[name] for name in senses}
-    dataset = CroppedFrames(trajectories, seen, senses, median=stats and stats.median)
-    return dataset, torch.ones(len(dataset))
+    dataset = CroppedFrames(trajectories, tensors, model.config.coded_senses, median=stats and stats.median)
+    learned = [name for name, codec in model.senses.items() if codec.can_grow]
+    masks = [tensors.get(f"{name}.present", torch.ones(len(dataset), dtype=torch.bool)) for name in learned]
+    return dataset, torch.stack(masks).any(0).float()  # a row in which nothing is there teaches nothing
 
 
 def prepare(model):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from accelerate.utils import concatenate, recursively_apply
+from accelerate.utils import concatenate, recursively_apply, send_to_device
 from torch.utils.data import Dataset
 
 from pan_hf.data.windows import read_rows
@@ -23,7 +23,8 @@ def make_rollouts(model, processor, trajectories, args):
     tensors, actions = read_rows(trajectories, processor)
     before, longest = model.config.context_steps - 1, int(trajectories.episode_lengths.max()) - 1
     steps = before + max(1, min(args.horizon, longest - before))
-    windows = Windows(trajectories, tensors, actions, steps, False, set(model.config.prefix_senses))
+    config = model.config
+    windows = Windows(trajectories, tensors, actions, steps, False, set(config.prefix_senses), config.actors)
     return windows, torch.ones(len(windows))
 
 
@@ -78,5 +79,4 @@ def choose_latents(model, windows, args) -> None:
 
 
 def _judge(model, batch: dict) -> None:
-    observation = {name: values.to(model.device) for name, values in batch["observation"].items()}
-    judge_latents(model, observation, batch["action"].to(model.device))
+    judge_latents(model, *send_to_device((batch["observation"], batch["action"]), model.device))

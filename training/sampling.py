@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.data.windows import read_rows
+from pan_hf.modeling.state_pan import ABSENT
 from pan_hf.training.code_cache import encode_once
 from pan_hf.training.windows import Windows
 
@@ -23,7 +24,9 @@ def make_encoded(model, processor, trajectories, args=None, stats=None):
     tensors, actions = read_rows(trajectories, processor)
     encoded = encode_once(model, tensors, trajectories, None if args is None else args.encoded)
     constant = set(model.config.prefix_senses)
-    windows = Windows(trajectories, encoded, actions, model.config.context_steps, True, constant)
+    encoded = _without_absent(encoded, tensors)
+    config = model.config
+    windows = Windows(trajectories, encoded, actions, config.context_steps, True, constant, config.actors)
     by_kind = outcome_entropy_by_kind(windows, trajectories) if stats is None else stats.outcome_entropy
     left_open = outcome_entropy(windows, trajectories, by_kind)
     weights = window_weights(windows, left_open, stats and stats.weighing)
@@ -37,9 +40,25 @@ def make_raw(model, processor, trajectories, args=None, stats=None):
     """Windows of raw observations, drawn as often as the windows of their codes would be."""
     tensors, _ = read_rows(trajectories, processor)
     encoded, weights = make_encoded(model, processor, trajectories, args, stats)
-    raw = Windows(trajectories, tensors, encoded.actions, encoded.num_steps, False, encoded.constant)
+    actors = model.config.actors
+    raw = Windows(trajectories, tensors, encoded.actions, encoded.num_steps, False, encoded.constant, actors)
     raw.importance = encoded.importance
     return raw, weights
+
+
+def _without_absent(encoded: dict, tensors: dict[str, Tensor]) -> dict:
+    """Codes, words and latents marked absent where `<sense>.present` says so."""
+    masks = {name.removesuffix(".present"): ~mask for name, mask in tensors.items() if name.endswith(".present")}
+
+    def blank(name: str, values: Tensor, nothing: float) -> Tensor:
+        # a copy: what was encoded is mapped from a file, for other stages too
+        absent = masks.get(name)
+        return values if absent is None else values.masked_fill(absent.view(-1, *[1] * (values.dim() - 1)), nothing)
+
+    codes = {name: [blank(name, level, ABSENT) for level in levels] for name, levels in encoded["codes"].items()}
+    text = {name: blank(name, ids, ABSENT) for name, ids in encoded["text"].items()}
+    latents = {name: blank(name, values, math.nan) for name, values in encoded["latents"].items()}
+    return encoded | {"codes": codes, "text": text, "latents": latents}
 
 
 class WeightedRows(Sampler):
@@ -113,16 +132,17 @@ def _transitions(windows: Windows) -> Tensor:
 
 def _moved(windows: Windows) -> Tensor:
     """For every row of the recording, whether any code or text is another one in the next row, bool."""
-    moved = torch.zeros(len(windows.actions), dtype=torch.bool)
+    moved = torch.zeros(len(windows.rewards), dtype=torch.bool)
     discrete = [level for levels in windows.tensors["codes"].values() for level in levels]
     for level in [*discrete, *windows.tensors["text"].values()]:
-        moved[:-1] |= (level[1:] != level[:-1]).any(1)
+        now, later = level[:-1], level[1:]
+        moved[:-1] |= ((now != later) & (now != ABSENT) & (later != ABSENT)).any(1)
     return moved
 
 
-def outcome_entropy_by_kind(windows: Windows, trajectories: Trajectories) -> dict[tuple[str, int], float]:
-    """How often windows that begin with each kind of transition are drawn, a kind being an environment and, where
-    actions are discrete, an action: most where half of them change something, less the more surely it is known
+def outcome_entropy_by_kind(windows: Windows, trajectories: Trajectories) -> dict[tuple, float]:
+    """How often windows that begin with each kind of transition are drawn, a kind being an environment and the parts
+    of the action that are discrete: most where half of them change something, less the more surely it is known
     beforehand whether anything will. Most of a recording is walking about; a key is dropped or not in 4% of it. In
     each environment the mean is 1, so that environments are drawn as they were recorded: one in which everything
     always moves is no less open for it.
@@ -140,27 +160,27 @@ def outcome_entropy_by_kind(windows: Windows, trajectories: Trajectories) -> dic
     share = (torch.bincount(of_window, moved, len(kinds)) + 1) / (count + 2)  # a kind met once or twice is open
     bits = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / math.log(2)
     weight = SETTLED + (1 - SETTLED) * bits
-    here = torch.from_numpy(np.unique([environment for environment, _ in kinds], return_inverse=True)[1])
+    here = torch.from_numpy(np.unique([environment for environment, *_ in kinds], return_inverse=True)[1])
     mean = torch.bincount(here, weight * count) / torch.bincount(here, count)
     values = zip(kinds, (weight / mean[here]).tolist(), count.tolist(), strict=True)
     return {kind: value for kind, value, times in values if times}  # only the end of an episode may be of a kind
 
 
-def outcome_entropy(windows: Windows, trajectories: Trajectories, by_kind: dict[tuple[str, int], float]) -> Tensor:
+def outcome_entropy(windows: Windows, trajectories: Trajectories, by_kind: dict[tuple, float]) -> Tensor:
     """How often each window is drawn for the kind of its first transition, `(len(windows),)`; 1 for a kind that is not
     known. Args: as for, and result of, `outcome_entropy_by_kind`."""
     kinds, of_row = _kinds(trajectories, windows.actions)
     return torch.tensor([by_kind.get(kind, 1.0) for kind in kinds])[of_row[windows.rows]]
 
 
-def _kinds(trajectories: Trajectories, actions: Tensor) -> tuple[list[tuple[str, int]], Tensor]:
+def _kinds(trajectories: Trajectories, actions: Tensor | dict[str, Tensor]) -> tuple[list[tuple], Tensor]:
     """The kinds of transition that there are, and of which each row is, `(N,)` int64."""
     names, of_episode = np.unique(np.asarray(trajectories.environments), return_inverse=True)
     environment = torch.from_numpy(of_episode)[torch.from_numpy(np.asarray(trajectories.episode))]
-    is_discrete = actions.dim() == 1 and not actions.is_floating_point()
-    taken = actions.long() if is_discrete else torch.zeros_like(environment)
-    pairs, of_row = torch.stack([environment, taken], 1).unique(dim=0, return_inverse=True)
-    return [(str(names[number]), action) for number, action in pairs.tolist()], of_row
+    parts = actions.values() if isinstance(actions, dict) else [actions]
+    choices = [part.long() for part in parts if part.dim() == 1 and not part.is_floating_point()]
+    kinds, of_row = torch.stack([environment, *choices], 1).unique(dim=0, return_inverse=True)
+    return [(str(names[number]), *chosen) for number, *chosen in kinds.tolist()], of_row
 
 
 def is_rare(rewards: Tensor, dones: Tensor, usual: float) -> Tensor:

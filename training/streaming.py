@@ -57,7 +57,7 @@ class DatasetStats:
 
     median: dict[str, Tensor]
     weighing: Weighing
-    outcome_entropy: dict[tuple[str, int], float]
+    outcome_entropy: dict[tuple, float]
 
 
 def some_episodes(root: str | Path, seed: int, most_rows: int, among: list[int] | None = None) -> list[int]:
@@ -97,7 +97,7 @@ def dataset_stats(model, processor, root: str | Path, episodes: list[int], seed:
     plain = float(weights.mean())
     boost, share = reward_boost(rare, plain), float(rare.float().mean())
     mean = plain if boost is None else share * boost + (1 - share) * plain
-    median = median_frames({name: tensors[name] for name in model.config.coded_senses})
+    median = median_frames(tensors, model.config.coded_senses)
     return DatasetStats(median, Weighing(usual, boost, mean), by_kind), windows
 
 

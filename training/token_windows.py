@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.data.windows import read_rows
+from pan_hf.features import ACTION, action_column
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
 from pan_hf.tokenization.tokenization_pan import Merges
@@ -75,7 +76,8 @@ class SentenceWindows(Dataset):
             raise ValueError(f"Sentences of {self.parts}: expected parts that have codes, {', '.join(coded)}.")
         self.rows = trajectories.windows(window * chunk)
         tensors, actions = read_rows(trajectories, processor)
-        tensors["action"] = actions
+        parts = actions if isinstance(actions, dict) else {ACTION: actions}
+        tensors |= {action_column(name): values for name, values in parts.items()}
         self.pad = pad = processor.tokenizer.pad_token_id
         self.goals = [
             [word for name in model.config.prefix_senses for word in tensors[name][row].tolist() if word != pad]

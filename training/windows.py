@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pan_hf.data.trajectories import Trajectories
+from pan_hf.data.trajectories import Trajectories, map_columns
 
 
 class Windows(Dataset):
@@ -16,18 +18,32 @@ class Windows(Dataset):
     Args:
         trajectories: a split.
         tensors: by sense, every row's observation (or, encoded, see [`encode_all`], a `state`).
-        actions: every row's action.
+        actions: every row's action, by part where there are several.
         num_steps (`int`): T.
         is_encoded (`bool`): `tensors` is `{"codes": {...}, "text": {...}, "prefix": ...}`.
         constant (`set[str]`): senses that hold for the whole episode, given once a window.
+        actors (`list[str]`, *optional*): whose rewards are told apart; their sum by default.
+
+    Raises:
+        ValueError: the recording does not reward one of the actors.
     """
 
     is_held_out: Tensor  # by row, where a stage learns from some windows and decides by the others
 
-    def __init__(self, trajectories, tensors: dict, actions: Tensor, num_steps: int, is_encoded: bool, constant: set):
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        tensors: dict,
+        actions: Tensor | dict[str, Tensor],
+        num_steps: int,
+        is_encoded: bool,
+        constant: set[str],
+        actors: list[str] | None = None,
+    ):
         self.rows = torch.from_numpy(trajectories.windows(num_steps))
         self.tensors, self.actions, self.num_steps = tensors, actions, num_steps
         self.rewards = torch.from_numpy(trajectories.rewards)
+        self.actor_rewards = None if actors is None else _actor_rewards(trajectories, actors)
         self.dones = torch.from_numpy(trajectories.dones).float()
         self.is_encoded, self.constant = is_encoded, constant
         self.importance = torch.ones(len(self.rows))
@@ -40,13 +56,14 @@ class Windows(Dataset):
         transitions = first.unsqueeze(1) + torch.arange(self.num_steps)
         frames = first.unsqueeze(1) + torch.arange(self.num_steps + 1)
         batch = {
-            "action": self.actions[transitions],
-            "reward": self.rewards[transitions],
+            "action": map_columns(self.actions, lambda part: part[transitions]),
+            "reward": (self.rewards if self.actor_rewards is None else self.actor_rewards)[transitions],
             "done": self.dones[transitions],
             "importance": self.importance[torch.as_tensor(indices)],
         }
         if not self.is_encoded:
-            return batch | {"observation": self._gather(self.tensors, first, frames)}
+            times = {name: first if name in self.constant else frames for name in self.tensors}
+            return batch | {"observation": {name: values[times[name]] for name, values in self.tensors.items()}}
         state = {
             "codes": {n: [level[frames].long() for level in levels] for n, levels in self.tensors["codes"].items()},
             "text": {name: ids[frames] for name, ids in self.tensors["text"].items()},
@@ -57,8 +74,15 @@ class Windows(Dataset):
             state["prefix"] = self.tensors["prefix"][first]
         return batch | {"state": state}
 
-    def _gather(self, tensors: dict, first: Tensor, frames: Tensor) -> dict:
-        return {name: values[first if name in self.constant else frames] for name, values in tensors.items()}
+
+def _actor_rewards(trajectories: Trajectories, actors: list[str]) -> Tensor:
+    """Every row's rewards `(N, A)`."""
+    if missing := sorted(set(actors) - set(trajectories.actor_rewards)):
+        raise ValueError(
+            f"The model's actors {missing} are not rewarded in the recording, whose actors are "
+            f"{sorted(trajectories.actor_rewards)}. Take the data that the model was trained for."
+        )
+    return torch.from_numpy(np.stack([trajectories.actor_rewards[name] for name in actors], 1))
 
 
 CROP_PATCHES = 2  # side of a crop, in patches
@@ -72,7 +96,8 @@ class CroppedFrames(Dataset):
 
     Args:
         trajectories: a split.
-        tensors: by sense, every row's observation.
+        tensors: by sense, every row's observation; `<sense>.present` `(N,)` says in which rows it is there, if not in
+            all.
         senses: their configurations.
         median (*optional*): by sense, what is usually seen; the median over these rows by default.
     """
@@ -88,7 +113,7 @@ class CroppedFrames(Dataset):
         is_first = np.isin(rows, trajectories.episode_starts)
         self.neighbour = torch.from_numpy(np.where(is_first, rows + 1, rows - 1))
         self.tensors, self.senses = tensors, senses
-        self.median = median or median_frames(tensors)
+        self.median = median or median_frames(tensors, senses)
 
     def __len__(self) -> int:
         return len(self.neighbour)
@@ -97,11 +122,14 @@ class CroppedFrames(Dataset):
         rows = torch.as_tensor(indices)
         chance = crop_chances(indices)
         observation = {}
-        for name, values in self.tensors.items():
+        for name, sense in self.senses.items():
+            values = self.tensors[name]
             median = self.median[name].expand(len(rows), *self.median[name].shape)
             triples = torch.stack([values[self.neighbour[rows]], values[rows], median], 1)
-            sense = self.senses[name]
             observation[name] = _crop(triples, sense, chance) if sense.is_grid else triples
+            if (is_present := self.tensors.get(f"{name}.present")) is not None:
+                # the neighbour may be absent: what was seen last stands in its place
+                observation[f"{name}.present"] = is_present[rows].unsqueeze(1).expand(-1, 3)
         return {"observation": observation}
 
 
@@ -125,12 +153,14 @@ def _crop(triples: Tensor, sense, chance: Tensor) -> Tensor:
     return crops.permute(0, 3, 4, 1, 5, 2, 6).reshape(*triples.shape[:3], size * side, size * side)
 
 
-def median_frames(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By sense, the median over 501 rows: what is usually seen."""
+def median_frames(tensors: dict[str, Tensor], senses: Iterable[str]) -> dict[str, Tensor]:
+    """By sense, the median over 501 rows in which it is there: what is usually seen."""
     medians = {}
-    for name, values in tensors.items():
-        rows = torch.randint(len(values), (min(501, len(values)),), generator=torch.Generator().manual_seed(0))
-        medians[name] = values[rows].median(0).values
+    for name in senses:
+        there = tensors.get(f"{name}.present", torch.ones(len(tensors[name]), dtype=torch.bool)).nonzero().squeeze(1)
+        there = there if len(there) else torch.arange(len(tensors[name]))
+        drawn = torch.randint(len(there), (min(501, len(there)),), generator=torch.Generator().manual_seed(0))
+        medians[name] = tensors[name][there[drawn]].median(0).values
     return medians
 
 

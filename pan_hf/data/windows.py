@@ -35,8 +35,10 @@ def read_rows(
     columns[ACTION] = actions_of(trajectories, np.arange(len(trajectories)) - trajectories.action_is_pad)
     rows = processor.read_columns(columns)
     actions = rows.pop(ACTION)
-    present = {name: mask for name, mask in trajectories.present.items() if name in processor.senses}
-    return rows | {f"{name}.present": torch.from_numpy(mask) for name, mask in present.items()}, actions
+    for name, mask in trajectories.present.items():
+        if name in processor.senses and processor.senses[name].get("every_step", True):
+            rows[f"{name}.present"] = torch.from_numpy(mask)
+    return rows, actions
 
 
 def actions_of(trajectories: Trajectories, rows: np.ndarray) -> Any:

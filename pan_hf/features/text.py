@@ -89,7 +89,8 @@ class TextFeature(Feature):
     def make_sense(self, name: str, values: np.ndarray, episode: np.ndarray, tokenizer: Any, options: dict) -> Any:
         from pan_hf.modeling import TextSense
 
-        changes = bool(((episode[1:] == episode[:-1]) & (values[1:] != values[:-1])).any())
+        # what is heard at some steps alone changes, even where it is always the same words
+        changes = self.is_optional or bool(((episode[1:] == episode[:-1]) & (values[1:] != values[:-1])).any())
         room = _room(f"Sense {name!r}", values, tokenizer, options, spare=2 if changes else 0)
         return TextSense(**({"max_length": room, "every_step": changes} | options))
 
