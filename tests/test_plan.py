@@ -1,6 +1,7 @@
 """`pan plan`, in a real environment with a real (untrained) model."""
 
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from pan_hf import console
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.critics import GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
+from pan_hf.agents.registry import make_planners
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
-from pan_hf.evaluation.control import RecordedFacts, plan, reward_critic
+from pan_hf.evaluation.control import RANDOM, RecordedFacts, plan, reward_critic
+from pan_hf.evaluation.summary import planning_summary
 from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, VectorAction, VectorSense
 from pan_hf.reporting.figures import load_film
 from pan_hf.reporting.results import read_records, wilson
@@ -90,7 +94,7 @@ SMALL = [
 
 @pytest.mark.slow
 def test_pan_plan_writes_records_and_films_beside_a_random_policy(run_dir):
-    records = plan(run_dir, planners=SMALL, episodes=3, progress=False)
+    records = plan(run_dir, planners=SMALL, episodes=3, success="reward>0", progress=False)
     assert read_records(run_dir / "planning.json") == records
     models = {entry.model for entry in records}
     assert models == {"random_policy", *(f"pan/{name}" for name in ("graph", "cem", "random_shooting"))}
@@ -155,11 +159,66 @@ def test_what_pan_plan_cannot_do_is_said_before_anything_is_written(run_dir, tmp
 
 def test_the_goal_is_read_from_the_recording():
     sparse = RecordedFacts(rewards=(0.9, 0.5), reward_ends=True)
-    assert reward_critic(sparse) == RewardCritic(threshold=pytest.approx(0.35), ends_episode=True)
+    critic = reward_critic(sparse)
+    assert critic == RewardCritic(threshold=critic.threshold, ends_episode=True)
+    assert critic.threshold == pytest.approx(0.35)
     dense = RecordedFacts(rewards=(0.1, 0.5), reward_ends=False)
-    assert reward_critic(dense) == RewardCritic(threshold=pytest.approx(0.45))
+    assert reward_critic(dense).threshold == pytest.approx(0.45) and not reward_critic(dense).ends_episode
     assert reward_critic(sparse, threshold=0.1).threshold == 0.1
     assert reward_critic(None) == RewardCritic()
+
+
+def test_a_reward_that_most_steps_bring_is_no_goal(run_dir, tmp_path, monkeypatch):
+    every_step = RecordedFacts(rewards=(1.0,) * 90, num_steps=100)
+    assert reward_critic(every_step).threshold == math.inf
+    assert reward_critic(every_step, threshold=2.0).threshold == 2.0
+    assert reward_critic(RecordedFacts(rewards=(1.0,) * 9, num_steps=100)).threshold == pytest.approx(0.9)
+    config = SimpleNamespace(action=DiscreteAction(3))
+    assert list(make_planners(None, config, has_goal=False)) == ["cem", "random_shooting"]
+    with pytest.raises(ValueError, match="most recorded steps are rewarded"):
+        make_planners(["graph"], config, has_goal=False)
+
+
+@pytest.mark.slow
+def test_without_a_goal_return_and_steps_come_first_and_no_success_is_claimed(run_dir, tmp_path):
+    records = plan(run_dir, planners=SMALL[1:2], episodes=2, output=tmp_path, progress=False)
+    by_model = {model: [entry.metric for entry in select(records, model=model)] for model in ("pan/cem", RANDOM)}
+    assert all(metrics[:2] == ["return", "steps"] for metrics in by_model.values())
+    assert not any("success" in entry.metric for entry in records)
+    (film,) = (tmp_path / "report" / "films").glob("*.npz")
+    assert film.stem.endswith("episode") and load_film(film).success is None
+    said = planning_summary(records)
+    assert said.splitlines()[0].split() == ["pan_test/Corridor-v0", "return", "steps", "episodes"]
+    assert "--success" in said and len(said.splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_what_an_environment_raises_is_told_with_where_and_when(run_dir, tmp_path, monkeypatch):
+    def step(self, action):
+        raise RuntimeError("the motor is stuck")
+
+    monkeypatch.setattr(Corridor, "step", step)
+    place = r"pan_test/Corridor-v0, pan/cem, episode 0 \(seed 10000\), step 0: RuntimeError: the motor is stuck"
+    with pytest.raises(ValueError, match=place):
+        plan(run_dir, planners=SMALL[1:2], episodes=2, output=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"time_limit": 0}, {"time_limit": math.nan}, {"episode_time_limit": -1.0}, {"max_steps": 0}, {"seed": -1}],
+)
+def test_limits_of_planning_are_checked_first(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        plan("nowhere", **wrong)
+
+
+@pytest.mark.slow
+def test_a_redirected_plan_says_how_far_it_is_and_by_when_it_ends(run_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console, "ELSEWHERE", 0.0)
+    plan(run_dir, planners=SMALL[1:2], episodes=1, output=tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("planning in 600 s at most: 0 of 2 episodes")
+    assert any("pan/cem, episode 1, step 2" in line for line in lines)
 
 
 def test_a_goal_picture_is_reached_when_it_is_what_is_seen(run_dir):
@@ -200,8 +259,11 @@ def test_a_model_that_has_grown_an_action_plans_in_a_world_without_it():
     from pan_hf.modeling import DiscreteAction
 
     model = world_model(("camera",), action=DiscreteAction(4, names=["a", "b", "c", "throw"]))
-    feature = {"kind": "discrete", "n": 3}
-    world = _within(model, "World-v0", feature)
+
+    def features(n):
+        return {"action": {"kind": "discrete", "n": n}}
+
+    world = _within(model, "World-v0", features(3))
     assert world.config.action.num_actions == 3 and model.config.action.num_actions == 4
     belief = world.perceive(observe(model, 1, 1))
     plans = [
@@ -210,6 +272,6 @@ def test_a_model_that_has_grown_an_action_plans_in_a_world_without_it():
     ]
     assert all(int(plan.actions.max()) < 3 for plan in plans)
     assert world.simulate(belief, acts(model, 1, 1)).reward.shape == (1, 1)
-    assert _within(model, "World-v0", {"kind": "discrete", "n": 4}) is model
+    assert _within(model, "World-v0", features(4)) is model
     with pytest.raises(ValueError, match="train one for it"):
-        _within(model, "World-v0", {"kind": "discrete", "n": 5})
+        _within(model, "World-v0", features(5))

@@ -1,5 +1,8 @@
 """Planners, critics and the agent on worlds small enough to know the right answer."""
 
+import copy
+import math
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -11,8 +14,10 @@ from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
 from pan_hf.agents.plan import Contradicted
+from pan_hf.agents.registry import make_planners
 from pan_hf.agents.shooting import CEM, RandomShooting
-from pan_hf.modeling import DiscreteAction, VectorAction
+from pan_hf.modeling import DiscreteAction, VectorAction, VectorSense
+from pan_hf.modeling.state_pan import State
 
 # S start, G goal, # wall. The way from S to G is 11 steps: down, round the wall, and up again.
 MAZE = """
@@ -32,7 +37,7 @@ class GridBelief:
     def __len__(self):
         return len(self.cells)
 
-    def keys(self):
+    def keys(self, steps=None):
         return [bytes(cell) for cell in self.cells.tolist()]
 
     def select(self, index):
@@ -345,6 +350,312 @@ def test_wrong_settings_are_refused_with_what_to_do():
         PanAgent(world, processor, RewardCritic(), GraphSearch(), replan="sometimes")
 
 
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: RandomShooting(horizon=0), "`horizon` must be a whole number from 1 up, got 0"),
+        (lambda: RandomShooting(horizon="8"), "`horizon` must be a whole number from 1 up, got '8'"),
+        (lambda: CEM(num_samples=2.5), "`num_samples` must be a whole number"),
+        (lambda: CEM(temperature=-1.0), "`temperature` must be a finite number from 0 up"),
+        (lambda: CEM(temperature=math.nan), "`temperature` must be a finite number"),
+        (lambda: CEM(temperature=None), "`temperature` must be a finite number"),
+        (lambda: CEM(elite_fraction=1.5), "`elite_fraction` must be a finite number above 0 to 1"),
+        (lambda: CEM(smoothing=math.nan), "`smoothing` must be a finite number"),
+        (lambda: CEM(initial_std=math.inf), "`initial_std` must be a finite number"),
+        (lambda: GraphSearch(max_states=True), "`max_states` must be a whole number"),
+        (lambda: GraphSearch(sampled_searches=-1), "`sampled_searches` must be a whole number from 0 up"),
+        (lambda: RewardCritic(discount=0.0), "`discount` must be a finite number above 0 to 1"),
+        (lambda: RewardCritic(discount=1.01), "`discount` must be a finite number above 0 to 1"),
+        (lambda: RewardCritic(discount=math.nan), "`discount` must be a finite number above 0 to 1"),
+        (lambda: RewardCritic(threshold=math.nan), "`threshold` must be a number"),
+        (lambda: GoalCritic(vectors={"at": PointWorld.target}, tolerance=-1.0), "`tolerance` must be"),
+        (lambda: make_planners(["cem?horizon=0"], GridWorld().config), "`horizon` must be a whole number"),
+        (lambda: make_planners(["cem?horizn=3"], GridWorld().config), "its settings are"),
+        (lambda: PanAgent(GridWorld(), processor, RewardCritic(), GraphSearch(), patience=0), "`patience` must be"),
+        (lambda: PanAgent(GridWorld(), processor, RewardCritic(), "cem"), "A planner has a method `plan`"),
+    ],
+)
+def test_nonsense_is_refused_when_it_is_built(build, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build()
+
+
+def not_a_number(futures):
+    return torch.where(futures.reward > 0, futures.reward, torch.nan)
+
+
+@pytest.mark.parametrize("planner", [RandomShooting(8, 3), CEM(8, 3, 2), GraphSearch()])
+def test_no_plan_is_made_of_scores_that_are_not_numbers(planner):
+    world = GridWorld()
+    with pytest.raises(ValueError, match="returned NaN for .* imagined steps"):
+        planner.plan(world, world.root(), not_a_number)
+    with pytest.raises(ValueError, match="got list"):
+        planner.plan(world, world.root(), lambda futures: futures.reward.tolist())
+
+
+# --- A goal that everything reaches
+
+
+@pytest.mark.parametrize("planner", [RandomShooting(8, 6), CEM(8, 6, 2)])
+def test_a_plan_is_as_long_as_its_horizon_where_every_step_is_paid(planner):
+    world = GridWorld("S....\n.....")
+    world.simulate = _with(world.simulate, continue_prob=1.0, reward=1.0)
+    plan = planner.plan(world, world.root(), RewardCritic())
+    assert len(plan) == 6 and not plan.reaches_goal
+
+
+def test_a_search_claims_no_goal_where_every_action_is_paid():
+    world = GridWorld("S..")
+    world.simulate = _with(world.simulate, continue_prob=1.0, reward=1.0)
+    assert not GraphSearch(max_depth=1).plan(world, world.root(), RewardCritic()).reaches_goal
+
+
+# --- Names, and several parts
+
+
+def test_a_plan_prints_in_one_line_with_the_names_of_its_actions():
+    world = GridWorld()
+    world.config.action = DiscreteAction(5, names=["up", "down", "left", "right", "stay"])
+    plan = GraphSearch(actions=["down", "right", "up"]).plan(world, world.root(), RewardCritic())
+    assert plan.names == ["down"] * 4 + ["right"] * 3 + ["up"] * 4
+    assert repr(plan).startswith("Plan(11 actions: down, down, down, down, right,") and len(repr(plan)) < 200
+    assert repr(GraphSearch().plan(GridWorld(), world.root(), RewardCritic())).startswith("Plan(11 actions: 1, 1")
+    with pytest.raises(ValueError, match="named .*'up'.* got 'jump'"):
+        GraphSearch(actions=["jump"]).plan(world, world.root(), RewardCritic())
+
+
+class TwoWalkers(GridWorld):
+    """Two walkers in one maze, moved at once by one action of two parts; each is rewarded at the goal."""
+
+    def __init__(self, maze):
+        super().__init__(maze)
+        names = ["up", "down", "left", "right", "stay"]
+        self.config.action, self.config.actors = None, ["first", "second"]
+        self.config.actions = {name: DiscreteAction(5, names=names) for name in self.config.actors}
+
+    def root(self):
+        return GridBelief(torch.cat([self.start, self.start], 1))
+
+    def perceive(self, observation, action=None):
+        assert action is None or set(action) == {"first", "second"}
+        return GridBelief(torch.as_tensor(observation["camera"])[:, -1])
+
+    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
+        pairs = [
+            super(TwoWalkers, self).simulate(GridBelief(cells), part)
+            for cells, part in zip(belief.cells.split(2, 1), actions.parts.values(), strict=True)
+        ]
+        reward = torch.stack([pair.reward for pair in pairs], -1)
+        visited = torch.cat([pair.codes["camera"][0] for pair in pairs], -1)
+        belief = GridBelief(visited[:, -1])
+        belief.model = SimpleNamespace(config=self.config)
+        return SimpleNamespace(
+            reward=reward,
+            continue_prob=torch.ones_like(reward[..., 0]),
+            belief=belief,
+            codes={"camera": [visited]},
+            keys=lambda: [[bytes(cell) for cell in row] for row in visited.tolist()],
+        )
+
+
+@pytest.mark.parametrize("planner", [GraphSearch(), CEM(200, 4, 6), RandomShooting(2000, 3)])
+def test_planners_move_several_parts_at_once(planner):
+    world = TwoWalkers("S.G")
+    critic = RewardCritic(threshold=2.0)  # both have arrived
+    plan = planner.plan(world, world.root(), critic, generator=torch.Generator().manual_seed(0))
+    assert plan.reaches_goal and set(plan.actions.parts) == {"first", "second"}
+    assert plan.names[-1].split("+") == ["right", "right"]
+
+
+def test_one_actor_s_reward_can_be_wanted_alone():
+    world = TwoWalkers("S.G")
+    plan = GraphSearch().plan(world, world.root(), RewardCritic(actor="second"))
+    assert len(plan) == 2 and plan.actions.parts["second"].tolist() == [3, 3]
+    with pytest.raises(ValueError, match="rewards .*'first', 'second'.*, not 'third'"):
+        GraphSearch().plan(world, world.root(), RewardCritic(actor="third"))
+
+
+def test_an_agent_does_several_things_at_once():
+    world = TwoWalkers("S.G")
+    world.config.context_steps = 2  # so that the actions between observations are given, too
+    agent = PanAgent(world, processor, RewardCritic(threshold=2.0), GraphSearch(), replan="at_end")
+    taken = [agent.act({"camera": np.array(cells)}) for cells in ([0, 0, 0, 0], [0, 1, 0, 1])]
+    assert taken == [{"first": 3, "second": 3}] * 2
+
+
+# --- Actions that are not allowed now
+
+
+@pytest.mark.parametrize("planner", [GraphSearch(), CEM(64, 3, 3), RandomShooting(64, 3)])
+def test_a_plan_begins_with_an_action_that_is_allowed(planner):
+    world = GridWorld("S.G\n...")
+    plan = planner.plan(world, world.root(), RewardCritic(), mask=[0, 1, 0, 0, 0])
+    assert plan.actions[0] == 1
+    for mask, said in (([0] * 5, "allows no action"), ([1, 1], "has 2 numbers, and the choices are .*5")):
+        with pytest.raises(ValueError, match=said):
+            planner.plan(world, world.root(), RewardCritic(), mask=mask)
+
+
+class MaskedWorld(GridWorld):
+    """A maze that says which moves do not run into a wall, as a sense."""
+
+    def __init__(self, maze):
+        super().__init__(maze)
+        self.config.senses["action_mask"] = VectorSense(dim=5, low=0.0, high=1.0)
+
+    def mask(self, cells):
+        moves = torch.arange(5)
+        return torch.stack([(self.step(cell.expand(5, 2), moves) != cell).any(-1) for cell in cells]).float()
+
+    def simulate(self, belief, actions, *args, **kwargs):
+        futures = super().simulate(belief, actions, *args, **kwargs)
+        visited = futures.codes["camera"][0]
+        masks = self.mask(visited.flatten(0, 1)).view(*visited.shape[:2], 5)
+        futures.decode = {"action_mask": masks}.__getitem__
+        return futures
+
+    def root(self):
+        return self.masked(super().root())
+
+    def masked(self, belief):
+        belief.decode = lambda _: self.mask(belief.cells)
+        belief.select = lambda index: self.masked(GridBelief(belief.cells[index]))
+        return belief
+
+
+@pytest.mark.parametrize("planner", [CEM(64, 6, 3), RandomShooting(200, 6)])
+def test_an_imagined_mask_cuts_a_plan_before_what_it_forbids(planner):
+    world = MaskedWorld("S..\n...\n..G")
+    world.goal[:] = False  # so that only the mask can end a plan
+    plan = planner.plan(
+        world, world.root(), lambda futures: -futures.reward + 1, generator=torch.Generator().manual_seed(0)
+    )
+    cells = world.start
+    for number, action in enumerate(plan.actions.tolist()):
+        assert number == 0 or world.mask(cells)[0, action], "each action after the first is allowed where it is taken"
+        cells = world.step(cells, torch.tensor([action]))
+
+
+def test_a_search_tries_what_is_allowed_in_imagined_states():
+    world = MaskedWorld("S.G")
+    world.simulate, tried = world.simulate, []
+    inner = world.simulate
+
+    def noting(belief, actions, **kwargs):
+        tried.append((belief.cells, actions))
+        futures = inner(belief, actions, **kwargs)
+        futures.belief = world.masked(futures.belief)
+        return futures
+
+    world.simulate = noting
+    GridBelief.cat, cat = staticmethod(lambda beliefs: world.masked(cat(beliefs))), GridBelief.cat
+    try:
+        plan = GraphSearch(sampled_searches=0).plan(
+            world, world.root(), RewardCritic(), mask=world.mask(world.start)[0]
+        )
+    finally:
+        GridBelief.cat = staticmethod(cat)
+    assert plan.reaches_goal and len(plan) == 2
+    for cells, actions in tried[:-1]:  # the last call confirms the whole plan
+        assert world.mask(cells).gather(1, actions).all()
+
+
+def test_an_agent_plans_anew_where_its_next_action_is_not_allowed():
+    world = GridWorld("S.G\n...")
+    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
+    assert agent.act({"camera": np.array([0, 0])}) == 3
+    assert agent.act({"camera": np.array([0, 1])}, mask=[1, 1, 1, 0, 1]) == 1
+    assert agent.act({"camera": np.array([1, 1]), "action_mask": [0, 0, 0, 1, 0]}) == 3
+    assert (agent.statistics.replans, agent.statistics.surprises) == (2, 0)
+
+
+# --- What the agent cannot see, and what lies outside its range
+
+
+class PartlySeen(GridWorld):
+    """A maze of which the present state has codes, as a real model's has."""
+
+    def __init__(self, maze):
+        super().__init__(maze)
+        self.config.senses["touch"] = VectorSense(dim=1, low=-1.0, high=1.0)
+
+    def perceive(self, observation, action=None):
+        cells = observation["camera"]
+        cells = torch.full((1, 2), -1) if cells is None else torch.as_tensor(cells)[:, -1]
+        return StatefulBelief(cells)
+
+    def simulate(self, *args, **kwargs):
+        futures = super().simulate(*args, **kwargs)
+        futures.belief = StatefulBelief(futures.belief.cells)
+        return futures
+
+
+@dataclass
+class StatefulBelief(GridBelief):
+    cells: torch.Tensor = None
+    state: State = None
+
+    def __post_init__(self):
+        if self.state is None:
+            self.state = State({"camera": [self.cells], "touch": [self.cells[:, :1]]})
+        self.cells = self.state.codes["camera"][0]
+
+    def select(self, index):
+        return StatefulBelief(self.cells[index])
+
+    @staticmethod
+    def cat(beliefs):
+        return StatefulBelief(torch.cat([belief.cells for belief in beliefs]))
+
+
+@pytest.mark.parametrize(("planner", "replan"), [(GraphSearch(), "on_surprise"), (RandomShooting(400, 6), "always")])
+def test_what_is_absent_is_no_surprise_and_is_believed_as_imagined(planner, replan):
+    world = PartlySeen("S...G")
+    agent = PanAgent(world, processor, RewardCritic(), planner, replan=replan)
+    cells, seen = world.start, [True, False, False, True]
+    for is_seen in seen:
+        camera = cells[0].numpy() if is_seen else None
+        action = agent.act({"camera": camera, "touch": np.zeros(1, np.float32)})
+        cells = world.step(cells, torch.tensor([action]))
+    assert tuple(cells[0].tolist()) == (0, 4), "two blind steps go on where the agent believes to be"
+    assert agent.statistics.surprises == 0
+
+
+def test_a_vector_outside_the_range_is_clipped_counted_and_said_once():
+    world = PartlySeen("S...G")
+    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
+    with pytest.warns(UserWarning, match=r"touch\[0\] is 3, and the model was built for -1 to 1") as told:
+        for column, touch in enumerate((3.0, -2.0, 1.0005)):  # the last is rounding
+            agent.act({"camera": np.array([0, column]), "touch": np.array([touch])})
+    assert len(told) == 1 and agent.statistics.clipped == 2
+    assert agent.observations[-1]["touch"] == 1.0005
+
+
+@pytest.mark.parametrize("fails", ["processor", "critic", "planner"])
+def test_an_agent_that_refuses_is_as_it_was_before(fails):
+    world = GridWorld()
+    agent = PanAgent(world, processor, RewardCritic(), GraphSearch(), replan="always")
+    agent.act({"camera": np.array([0, 0])})
+    kept = {
+        name: copy.deepcopy(value) for name, value in vars(agent).items() if name in ("statistics", "observations")
+    }
+    position, plan, state = agent._position, agent.plan, agent.generator.get_state()
+
+    def refuse(*args, **kwargs):
+        agent.generator.manual_seed(99)
+        raise ValueError("no")
+
+    broken = {"processor": refuse, "critic": FunctionCritic(function=refuse), "planner": SimpleNamespace(plan=refuse)}
+    working = getattr(agent, fails)
+    setattr(agent, fails, broken[fails])
+    with pytest.raises(ValueError, match="no"):
+        agent.act({"camera": np.array([1, 0])})
+    assert agent.statistics == kept["statistics"] and len(agent.observations) == len(kept["observations"])
+    assert (agent._position, agent.plan) == (position, plan) and torch.equal(agent.generator.get_state(), state)
+    setattr(agent, fails, working)
+    assert agent.act({"camera": np.array([1, 0])}) == 1
+
+
 # --- The agent
 
 
@@ -422,12 +733,13 @@ def test_a_missing_sense_is_named():
         agent.act({"picture": np.zeros(2)})
 
 
-def _with(simulate, continue_prob):
-    """`simulate` whose futures never end, or always do."""
+def _with(simulate, continue_prob, reward=None):
+    """`simulate` whose futures never end, or always do, and are paid alike."""
 
     def changed(*args, **kwargs):
         futures = simulate(*args, **kwargs)
         futures.continue_prob = torch.full_like(futures.continue_prob, continue_prob)
+        futures.reward = futures.reward if reward is None else torch.full_like(futures.reward, reward)
         return futures
 
     return changed

@@ -4,18 +4,29 @@ A plan is kept while the world does what was imagined: the codes of what is seen
 plan predicted. A difference is a surprise. The agent then imagines the rest of its plan from what it sees now; if that
 does not reach the goal any more it plans again. An action that surprised it more than once in the same state is left
 out, so that it does not walk into the same wrong prediction for ever.
+
+What is not seen is no surprise: where a sense is absent, the agent believes what it had imagined for it.
 """
 
+import copy
 import time
+import warnings
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pan_hf.agents.critics import as_critic
-from pan_hf.agents.plan import Contradicted, Plan, compared_keys
+from pan_hf.agents.actions import ActionParts, find_mask
+from pan_hf.agents.critics import as_critic, check_scores
+from pan_hf.agents.plan import Contradicted, Plan, check_whole, compared_keys
 from pan_hf.features import feature_class
+from pan_hf.modeling.sense_configuration_pan import ACTION, OUTSIDE
+from pan_hf.modeling.state_pan import Actions, State
 
 REPLAN = ("on_surprise", "always", "at_end")
 
@@ -29,6 +40,7 @@ class AgentStatistics:
         replans (`int`): plans made, the first included.
         repairs (`int`): surprises after which the rest of the plan still reached the goal.
         surprises (`int`): observations whose codes differ from the predicted ones.
+        clipped (`int`): vectors that lay outside the range the model knows, and were clipped to it.
         num_simulated (`int`): imagined steps.
         seconds (`float`): wall time inside `act`.
     """
@@ -37,6 +49,7 @@ class AgentStatistics:
     replans: int = 0
     repairs: int = 0
     surprises: int = 0
+    clipped: int = 0
     num_simulated: int = 0
     seconds: float = 0.0
 
@@ -63,15 +76,20 @@ class PanAgent:
         patience (`int`): surprises by one action in one state after which plans avoid it.
 
     Raises:
-        ValueError: an unknown `replan`.
+        ValueError: an unknown `replan`, a `patience` below 1, or a planner without `plan`.
     """
 
     def __init__(self, model, processor, critic, planner, replan="on_surprise", seed: int = 0, patience: int = 2):
         if replan not in REPLAN:
             raise ValueError(f"`replan` must be one of {REPLAN}, got {replan!r}.")
+        if not callable(getattr(planner, "plan", None)):
+            raise ValueError(f"A planner has a method `plan`, as CEM() does; got {planner!r}.")
         self.model, self.processor, self.critic, self.planner = model, processor, as_critic(critic), planner
         self.replan, self.seed, self.patience = replan, seed, patience
+        check_whole(self, "patience")
+        self.parts = ActionParts(model.config)
         self._compared_by = compared_keys(model, getattr(planner, "key_levels", None))  # as the planner compares them
+        self._has_warned: set[str] = set()
         self.reset()
 
     def reset(self, task: str | None = None, seed: int | None = None) -> None:
@@ -87,60 +105,145 @@ class PanAgent:
         self.actions: deque = deque(maxlen=steps - 1)
         self.statistics = AgentStatistics()
         self.plan: Plan | None = None
-        self.generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        self.generator = torch.Generator().manual_seed(self.seed if seed is None else int(seed))
         self._position = 0  # actions of the plan that were taken
-        self._last: tuple[bytes, int] | None = None  # (key of the state, action) of the last discrete action
+        self._last: tuple[bytes, int] | None = None  # (key of the state, number) of the last discrete action
         self._predicted: bytes | None = None
+        self._before: tuple[Any, Any] | None = None  # (belief, action) of the last step
+        self._imagined: Any = None  # the belief after it, once that was asked for
         self._surprises: Counter = Counter()
         self._refuted = Contradicted()
 
     @torch.no_grad()
-    def act(self, observation: dict, reward: float | None = None):
-        """The next action.
+    def act(self, observation: dict, reward: float | None = None, mask=None):
+        """The next action. An agent that raises is as it was before, so the call can be made again.
 
         Args:
             observation (`dict`): raw senses by name, as the environment gives them; names the model has no sense for
-                are ignored.
+                are ignored. None where a sense is absent. Vectors outside the model's range are clipped to it, with a
+                warning.
             reward (`float`, *optional*): what the last action brought. An agent that is told notices a goal that
                 was only imagined, and stops going there.
+            mask (*optional*): which actions are allowed now, `(num_actions,)` of 0 and 1, by part where there are
+                several; the observation's "action_mask" by default, if it has one.
 
         Returns:
-            `int` for a discrete action, `np.ndarray` of shape `(D,)` for a vector.
+            `int` for a discrete action, `np.ndarray` of shape `(D,)` for a vector, a dict of these for several parts.
 
         Raises:
-            ValueError: a sense of the model is missing from the observation.
+            ValueError: a sense of the model is missing from the observation, or does not fit it; a mask that allows
+                nothing; or as the planner and the critic do.
         """
         start = time.perf_counter()
-        self.observations.append(self.senses_of(observation))
-        belief = perceive(self.model, self.processor, list(self.observations), list(self.actions))
-        key = belief.keys(**self._compared_by)[0]
-        surprised = self._compare(key, reward)
-        if self._needs_plan(surprised) and not (surprised and self._repair(belief, key)):
-            self.plan, self._position = self._new_plan(belief), 0
-        assert self.plan is not None  # one was needed until there was one
-        action = self._take(self.plan, belief, key)
+        with self._unchanged_by_failure():
+            seen = self.senses_of(observation)
+            masks = self.parts.check_masks(find_mask(observation) if mask is None else mask)
+            self.observations.append(seen)
+            belief = perceive(self.model, self.processor, list(self.observations), list(self.actions))
+            belief = self._with_what_is_not_seen(belief, seen)
+            key = belief.keys(**self._compared_by)[0]
+            surprised = self._compare(key, reward)
+            if self._needs_plan(surprised, masks) and not (surprised and self._repair(belief, key, masks)):
+                self.plan, self._position = self._new_plan(belief, masks), 0
+            assert self.plan is not None  # one was needed until there was one
+            action = self._take(self.plan, belief, key)
         self.statistics.decisions += 1
         self.statistics.seconds += time.perf_counter() - start
         return action
 
+    @contextmanager
+    def _unchanged_by_failure(self) -> Iterator[None]:
+        """Puts the episode back as it was where the block raises."""
+        replaced = ("plan", "_position", "_last", "_predicted", "_before", "_imagined")
+        changed = ("observations", "actions", "statistics", "_surprises")
+        kept = {name: getattr(self, name) for name in replaced}
+        kept |= {name: copy.copy(getattr(self, name)) for name in changed}
+        kept["_refuted"] = copy.deepcopy(self._refuted)
+        state = self.generator.get_state()
+        try:
+            yield
+        except BaseException:
+            vars(self).update(kept)
+            self.generator.set_state(state)
+            raise
+
     def senses_of(self, observation: dict) -> dict:
-        """The part of an environment's observation that the model has senses for, the task included.
+        """The part of an environment's observation that the model has senses for, the task included; vectors within
+        the range that the model knows.
 
         Raises:
             ValueError: a sense of the model is missing.
         """
         senses = self.model.config.senses
-        told = [name for name, sense in senses.items() if feature_class(sense.kind).is_text]
-        texts = {} if self.task is None else dict.fromkeys(told, self.task)
-        observation = texts | {name: value for name, value in observation.items() if name in senses}
+        texts = [name for name, sense in senses.items() if feature_class(sense.kind).is_text]
+        tasks = {} if self.task is None else dict.fromkeys(texts, self.task)
+        observation = tasks | {name: value for name, value in observation.items() if name in senses}
         missing = sorted(set(senses) - set(observation))
         if missing:
             raise ValueError(
                 f"The observation lacks the model's senses {missing}; it has {sorted(observation)}. "
-                "Rename the environment's observations to the names used in training, or pass `reset(task=...)` "
-                "for a text."
+                "Rename the environment's observations to the names used in training, pass `reset(task=...)` for a "
+                "text, or None for a sense that is absent."
             )
-        return observation
+        return {name: self._within_range(name, value) for name, value in observation.items()}
+
+    def _within_range(self, name: str, value: Any) -> Any:
+        """A vector clipped to the range of its sense, and counted; other values and misfits as they are."""
+        sense = self.model.config.senses[name]
+        if value is None or not feature_class(sense.kind).is_numeric or not hasattr(sense, "low"):
+            return value
+        low, high = (bound.numpy() for bound in sense.bounds())
+        try:
+            vector = np.asarray(value, dtype=np.float32)
+        except (TypeError, ValueError):
+            return value
+        if vector.shape != low.shape or not np.isfinite(vector).all():
+            return value  # the processor says what is wrong
+        outside = np.abs(vector - vector.clip(low, high)) > OUTSIDE * (high - low)
+        if not outside.any():
+            return value
+        self.statistics.clipped += 1
+        if name not in self._has_warned:
+            self._has_warned.add(name)
+            index = int(outside.argmax())
+            warnings.warn(
+                f"The world leaves the range that the model knows: {name}[{index}] is {vector[index]:.4g}, and "
+                f"the model was built for {low[index]:.4g} to {high[index]:.4g}. Values are clipped to it, so plans "
+                "may be wrong there; record such states and train again. This is said once.",
+                stacklevel=3,
+            )
+        return vector.clip(low, high)
+
+    def _with_what_is_not_seen(self, belief, seen: dict):
+        """The belief in which senses that are absent are as they were imagined; as perceived before the first step."""
+        absent = {name for name, value in seen.items() if value is None}
+        if not absent or self._before is None:
+            return belief
+        now, imagined = belief.state, self._imagine_step().state
+        state = State(
+            codes={name: (imagined if name in absent else now).codes[name] for name in now.codes},
+            latents={name: latents for name, latents in now.latents.items() if name not in absent},
+            text={name: (imagined if name in absent else now).text[name] for name in now.text},
+        )
+        return replace(belief, state=state)
+
+    def _imagine_step(self):
+        """The most likely belief after the last step, imagined once."""
+        if self._imagined is None:
+            assert self._before is not None  # a step was taken
+            belief, action = self._before
+            futures = self.model.simulate(belief, self._batch_of(action[None]), temperature=0.0)
+            self.statistics.num_simulated += 1
+            self._imagined = futures.belief
+        return self._imagined
+
+    def _batch_of(self, actions: Tensor | Actions) -> Tensor | Actions:
+        """Actions `(H, ...)` as a batch of one row on the model's device."""
+
+        def one_row(part: Tensor) -> Tensor:
+            return part[None].to(self.model.device)
+
+        return actions.map(one_row) if isinstance(actions, Actions) else one_row(actions)
 
     def _compare(self, key: bytes, reward: float | None) -> bool:
         """Whether `key` differs from what was predicted; notes what the world has refuted."""
@@ -155,57 +258,58 @@ class PanAgent:
             self._refuted.goals.add(self._last)
         return surprised
 
-    def _needs_plan(self, surprised: bool) -> bool:
+    def _needs_plan(self, surprised: bool, masks: dict[str, Tensor]) -> bool:
         if self.plan is None or self._position >= len(self.plan) or self.replan == "always":
+            return True
+        if masks and not self.parts.allows(masks, self.plan.actions[self._position]):
             return True
         return surprised and self.replan == "on_surprise"
 
-    def _repair(self, belief, key: bytes) -> bool:
+    def _repair(self, belief, key: bytes, masks: dict[str, Tensor]) -> bool:
         """Whether the rest of the plan reaches the goal from here too; if so, it is kept, with new predictions."""
         plan = self.plan
         if plan is None or self.replan == "always" or not plan.reaches_goal or self._position >= len(plan):
             return False
         actions = plan.actions[self._position :]
-        futures = self.model.simulate(belief, actions[None].to(self.model.device), temperature=0.0)
+        if masks and not self.parts.allows(masks, actions[0]):
+            return False
+        futures = self.model.simulate(belief, self._batch_of(actions), temperature=0.0)
         self.statistics.num_simulated += len(actions)
         keys = futures.keys(**self._compared_by)[0]
-        if feature_class(self.model.config.action.kind).is_discrete:
-            steps = set(zip([key, *keys], actions.tolist(), strict=False))
+        if self.parts.is_discrete:
+            steps = set(zip([key, *keys], self.parts.numbers(actions).tolist(), strict=False))
             if steps & (self._refuted.transitions | self._refuted.goals):
                 return False
-        if not self.critic.reached(futures, self.critic.score(futures))[0, -1]:
+        if not self.critic.reached(futures, check_scores(self.critic.score(futures), futures))[0, -1]:
             return False
         self.plan, self._position = replace(plan, actions=actions, states=keys), 0
         self.statistics.repairs += 1
         return True
 
-    def _new_plan(self, belief) -> Plan:
-        plan = self.planner.plan(self.model, belief, self.critic, generator=self.generator, refuted=self._refuted)
+    def _new_plan(self, belief, masks: dict[str, Tensor]) -> Plan:
+        settings: dict[str, Any] = {"generator": self.generator, "refuted": self._refuted}
+        if masks:  # planners of one's own need not know of them
+            settings["mask"] = masks
+        plan = self.planner.plan(self.model, belief, self.critic, **settings)
         self.statistics.replans += 1
         self.statistics.num_simulated += plan.num_simulated
         return plan
 
     def _take(self, plan: Plan, belief, key: bytes):
         action = plan.actions[self._position]
-        self._predicted = self._prediction(plan, belief, action)
-        self._position += 1
-        if feature_class(self.model.config.action.kind).is_discrete:
-            taken: int | np.ndarray = int(action)
-            self._last = (key, int(action))
+        self._before, self._imagined = (belief, action), None
+        if plan.states is not None:
+            self._predicted = plan.states[self._position]
+        elif self.replan == "on_surprise":  # what a planner without states expects is imagined here
+            self._predicted = self._imagine_step().keys(**self._compared_by)[0]
         else:
-            taken = action.cpu().numpy().astype(np.float32)
+            self._predicted = None
+        self._position += 1
+        if self.parts.is_discrete:
+            self._last = (key, int(self.parts.numbers(action)))
+        taken = self.parts.to_environment(action)
         self.actions.append(taken)
         return taken
-
-    def _prediction(self, plan: Plan, belief, action: torch.Tensor) -> bytes | None:
-        """Key expected after the next action: the plan's own, or one imagined step for planners that keep none."""
-        if plan.states is not None:
-            return plan.states[self._position]
-        if self.replan != "on_surprise":
-            return None
-        self.statistics.num_simulated += 1
-        actions = action[None, None].to(self.model.device)
-        return self.model.simulate(belief, actions, temperature=0.0).belief.keys(**self._compared_by)[0]
 
 
 def perceive(model, processor, observations: list[dict], actions: list):
@@ -213,15 +317,21 @@ def perceive(model, processor, observations: list[dict], actions: list):
 
     Args:
         model ([`PanModel`]), processor ([`PanProcessor`]): as loaded.
-        observations (`list[dict]`): raw senses by name, oldest first.
-        actions (`list`): `int` or `(D,)` array each.
+        observations (`list[dict]`): raw senses by name, oldest first; None where a sense is absent.
+        actions (`list`): `int` or `(D,)` array each, or a dict of these by part.
     """
     shown = {name: [observation[name] for observation in observations] for name in observations[-1]}
-    batch = processor(
-        observation={name: _sequence(model.config.senses[name], values) for name, values in shown.items()},
-        action=_sequence(model.config.action, actions) if actions else None,
-    )
-    return model.perceive(**batch.to(model.device))
+    seen = {
+        name: None if all(value is None for value in values) else _sequence(model.config.senses[name], values)
+        for name, values in shown.items()
+    }
+    taken: Any = None
+    if actions:
+        parts = ActionParts(model.config).parts
+        by_part = [action if isinstance(action, dict) else dict.fromkeys(parts, action) for action in actions]
+        taken = {name: _sequence(part, [action[name] for action in by_part]) for name, part in parts.items()}
+        taken = taken[ACTION] if set(parts) == {ACTION} else taken
+    return model.perceive(**processor(observation=seen, action=taken).to(model.device))
 
 
 def _sequence(part, values: list):

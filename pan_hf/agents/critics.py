@@ -3,12 +3,17 @@
 Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinates of a vector, n_l = codes of level l.
 """
 
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from pan_hf.agents.plan import check_number
 from pan_hf.features import feature_class
+from pan_hf.modeling.state_pan import Actions
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,11 @@ class Critic:
 
     threshold: float = 0.5
     discount: float = 0.99
+
+    def __post_init__(self):
+        check_number(self, "discount", 0.0, 1.0, above=True)
+        if not isinstance(self.threshold, numbers.Real) or math.isnan(self.threshold):
+            raise ValueError(f"{type(self).__name__}: `threshold` must be a number, got {self.threshold!r}.")
 
     def score(self, futures) -> torch.Tensor:
         """How good each imagined step is, `(N, H)`."""
@@ -37,8 +47,8 @@ class Critic:
         alive[:, 0] = 1.0
         return (_discounts(self.discount, futures, scores) * alive * scores).sum(dim=1)
 
-    def confirms(self, world, belief, actions: torch.Tensor) -> bool:
-        """Whether a found plan, `actions` of shape `(H,)`, holds on a second look. Plain critics trust the first."""
+    def confirms(self, world, belief, actions: torch.Tensor | Actions) -> bool:
+        """Whether a plan, `actions` of shape `(H,)`, holds on a second look. Plain critics trust the first."""
         return True
 
 
@@ -54,19 +64,28 @@ class RewardCritic(Critic):
         discount (`float`): see [`Critic`].
         ends_episode (`bool`): the world ends its episodes with the reward, so a goal counts only where the
             continuation head agrees: two heads have to be wrong together.
+        actor (`str`, *optional*): whose reward, in a world that rewards several; the sum of all by default.
     """
 
     ends_episode: bool = False
+    actor: str | None = None
 
     def score(self, futures) -> torch.Tensor:
-        return futures.reward.float()
+        if self.actor is None:
+            rewards = futures.reward.float()
+            return rewards if rewards.dim() == 2 else rewards.sum(-1)
+        actors = getattr(futures.belief.model.config, "actors", None) or []
+        if self.actor not in actors:
+            raise ValueError(f"RewardCritic: this world rewards {actors or 'nobody by name'}, not {self.actor!r}.")
+        return futures.reward[..., actors.index(self.actor)].float()
 
     def reached(self, futures, scores: torch.Tensor) -> torch.Tensor:
         reached = scores >= self.threshold
         return reached & (futures.continue_prob < 0.5) if self.ends_episode else reached
 
     def confirms(self, world, belief, actions: torch.Tensor) -> bool:
-        futures = world.simulate(belief, actions[None], temperature=0.0)
+        one_row = actions.map(lambda part: part[None]) if isinstance(actions, Actions) else actions[None]
+        futures = world.simulate(belief, one_row, temperature=0.0)
         return bool(self.reached(futures, self.score(futures))[0, -1])
 
 
@@ -91,6 +110,8 @@ class GoalCritic(Critic):
     tolerance: float = 0.02
 
     def __post_init__(self):
+        super().__post_init__()
+        check_number(self, "tolerance", 0.0)
         if not self.codes and not self.vectors:
             raise ValueError("GoalCritic needs at least one image or vector sense to compare; got neither.")
 
@@ -101,20 +122,25 @@ class GoalCritic(Critic):
 
         Args:
             model ([`PanModel`]), processor ([`PanProcessor`]): as loaded.
-            observation (`dict`): raw senses by name, all that the model has.
+            observation (`dict`): raw senses by name; the goal is about those that are there, and says nothing of the
+                others.
             senses (`list[str]`, *optional*): which of them to compare; all but texts by default.
             kwargs: `threshold`, `discount`, `tolerance`.
 
         Raises:
-            ValueError: none of `senses` is a sense of the model other than texts.
+            ValueError: `senses` names one that the model or the observation lacks, or none is left to compare.
         """
-        known = {name: sense for name, sense in model.config.senses.items() if senses is None or name in senses}
-        vectors = {name: sense for name, sense in known.items() if feature_class(sense.kind).is_numeric}
-        seen = processor(observation=observation, partial=True).to(model.device)["observation"]
-        codes = model.encode(seen).codes
+        shown = {name: value for name, value in observation.items() if name in model.config.coded_senses}
+        if unknown := sorted(set(senses or ()) - set(shown)):
+            raise ValueError(f"A goal can be about {sorted(shown)} of this observation, got `senses` {unknown}.")
+        chosen = {name: model.config.senses[name] for name in shown if senses is None or name in senses}
+        batch = processor(observation={name: shown[name] for name in chosen}, partial=True) if chosen else {}
+        seen = batch.to(model.device)["observation"] if chosen else {}
+        vectors = {name: sense for name, sense in chosen.items() if feature_class(sense.kind).is_numeric}
         spans = {name: torch.tensor(sense.high) - torch.tensor(sense.low) for name, sense in vectors.items()}
+        codes = {name: model.senses[name].encode(seen[name])[0] for name in chosen if name not in vectors}
         return cls(
-            codes={name: [level[0, -1] for level in codes[name]] for name in known if name in codes.keys() - vectors},
+            codes={name: [level[0, -1] for level in levels] for name, levels in codes.items()},
             vectors={name: seen[name][0, -1].float() for name in vectors},
             scales={name: float(span.norm()) for name, span in spans.items()},
             **kwargs,
@@ -133,7 +159,8 @@ class GoalCritic(Critic):
         """Share of codes, over all levels, that are as wanted, absent ones aside: `(N, H)`."""
         right = torch.cat([level == goal for level, goal in zip(codes, wanted, strict=True)], dim=-1)
         known = torch.cat([level >= 0 for level in codes], dim=-1)
-        return right.sum(-1) / known.sum(-1)
+        # of a state in which the sense is absent nothing matches, and nothing differs: it is no goal
+        return right.sum(-1) / known.sum(-1).clamp(min=1)
 
     def _nearness(self, name: str, values: torch.Tensor) -> torch.Tensor:
         """1 within the tolerance of the wanted vector, falling to 0 at its scale: `(N, H)`."""
@@ -155,13 +182,7 @@ class FunctionCritic(Critic):
     function: Callable = field(kw_only=True)
 
     def score(self, futures) -> torch.Tensor:
-        scores = self.function(futures)
-        if scores.shape != futures.reward.shape:
-            raise ValueError(
-                f"A critic function must return one score a future and step, shape {tuple(futures.reward.shape)}; "
-                f"got {tuple(scores.shape)}."
-            )
-        return scores.float()
+        return self.function(futures)
 
 
 def as_critic(critic) -> Critic:
@@ -171,6 +192,26 @@ def as_critic(critic) -> Critic:
     if callable(critic):
         return FunctionCritic(function=critic)
     raise ValueError(f"Expected a Critic or a function futures -> (N, H) scores, got {type(critic).__name__}.")
+
+
+def check_scores(scores: Any, futures) -> torch.Tensor:
+    """What a critic says of futures, as float32 `(N, H)`.
+
+    Raises:
+        ValueError: another shape, or scores that are not numbers.
+    """
+    expected = tuple(futures.continue_prob.shape)
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != expected:
+        what = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ValueError(
+            f"A critic must return one score a future and step, a tensor of shape {expected}; got {what}."
+        )
+    if scores.isnan().any():
+        raise ValueError(
+            f"A critic returned NaN for {int(scores.isnan().sum())} of {scores.numel()} imagined steps, so no plan is "
+            "better than another; check its division, roots and logarithms."
+        )
+    return scores.float()
 
 
 def _discounts(discount: float, futures, scores: torch.Tensor) -> torch.Tensor:

@@ -14,20 +14,20 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pan_hf.agents.critics import Critic, as_critic
+from pan_hf.agents.actions import MASK, ActionParts
+from pan_hf.agents.critics import Critic, as_critic, check_scores
 from pan_hf.agents.plan import (
     Contradicted,
     Plan,
-    check_one_part,
     check_one_row,
-    check_positive,
+    check_whole,
     compared_keys,
     device_of,
     draw_seed,
 )
 from pan_hf.agents.world import World
-from pan_hf.features import feature_class
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +40,17 @@ class GraphSearch:
     most likely successors. Where these lead to no goal it hopes: it searches again among sampled successors, so that
     what the model holds for possible and not for likely, such as a door that it has seldom seen open, is tried in the
     world instead of given up. Where no goal is found so either, the plan leads to the best scored likely state.
-    Only the beliefs of the current and the next depth are held; a node is its parent, its action and its key.
+    Only the beliefs of the current and the next depth are held; a node is its parent, its action and its key. An
+    action of several discrete parts counts as one of their combinations.
 
     Args:
         max_states (`int`): distinct states after which the search gives up.
         batch_size (`int`): nodes expanded in one call.
         max_depth (`int`): longest plan.
-        actions (`Sequence[int]`, *optional*): tried alone first; all of them are tried only where these do not reach
-            the goal, by sampled successors either. The states of a world multiply with what can be done in it: in
-            MiniGrid's DoorKey, leaving out dropping the key makes the search eight times cheaper. The plan is then a
-            shortest one of these actions.
+        actions (`Sequence[int | str]`, *optional*): numbers or names of actions that are tried alone first; all are
+            tried only where these do not reach the goal, by sampled successors either. The states of a world multiply
+            with what can be done in it: in MiniGrid's DoorKey, leaving out dropping the key makes the search eight
+            times cheaper. The plan is then a shortest one of these actions.
         key_levels (`int`, *optional*): states are equal if so many levels of their codes are, the coarsest first; all
             levels by default. For worlds that predict the coarsest levels alone.
         sampled_searches (`int`): searches among sampled successors, at most, where the likely ones reach no goal; a
@@ -60,22 +61,31 @@ class GraphSearch:
     max_states: int = 5000
     batch_size: int = 32
     max_depth: int = 100
-    actions: tuple[int, ...] | None = None
+    actions: tuple[int | str, ...] | None = None
     key_levels: int | None = None
     sampled_searches: int = 4
 
     def __post_init__(self):
-        check_positive(self, "max_states", "batch_size", "max_depth")
-        if self.sampled_searches < 0:
-            raise ValueError(f"GraphSearch: `sampled_searches` must be 0 or more, got {self.sampled_searches}.")
+        check_whole(self, "max_states", "batch_size", "max_depth")
+        check_whole(self, "sampled_searches", least=0)
         if self.key_levels is not None:
-            check_positive(self, "key_levels")
+            check_whole(self, "key_levels")
         if self.actions is not None:
-            object.__setattr__(self, "actions", tuple(self.actions))
+            chosen = (self.actions,) if isinstance(self.actions, int | str) else tuple(self.actions)
+            object.__setattr__(self, "actions", chosen)
 
     @torch.no_grad()
-    def plan(self, world: World, belief, critic, *, generator=None, refuted: Contradicted | None = None) -> Plan:
-        """A shortest plan to the goal, or to the best scored state that was found.
+    def plan(
+        self,
+        world: World,
+        belief,
+        critic,
+        *,
+        generator: torch.Generator | None = None,
+        refuted: Contradicted | None = None,
+        mask=None,
+    ) -> Plan:
+        """A shortest plan to the goal, or to the best scored state.
 
         Args:
             world ([`World`]): the model to imagine with; its action has to be discrete.
@@ -83,36 +93,40 @@ class GraphSearch:
             critic ([`Critic`] or function of futures): what is wanted.
             generator (`torch.Generator`, *optional*): on the CPU; of the sampled searches.
             refuted ([`Contradicted`], *optional*): what the real world has shown to be wrong.
+            mask (*optional*): which actions are allowed now, `(num_actions,)` of 0 and 1, by part where there are
+                several; all by default. Later ones are known where the world has a sense "action_mask".
 
         Raises:
-            ValueError: a belief of more than one row, an action that is not discrete, or `actions` it has not.
+            ValueError: a belief of more than one row, an action that is not discrete, `actions` it has not, a critic
+                whose scores are not numbers, or a mask that allows nothing.
         """
         check_one_row(belief)
-        check_one_part(world)
-        if not feature_class(world.config.action.kind).is_discrete:
+        parts = ActionParts(world.config)
+        if not parts.is_discrete:
+            kinds = [part.kind for part in parts.parts.values()]
             raise ValueError(
-                f"GraphSearch tries every action, so it needs a 'discrete' one; got {world.config.action.kind!r}. "
-                "Use CEM or RandomShooting."
+                f"GraphSearch tries every action, so it needs 'discrete' ones; got {kinds}. Use CEM or RandomShooting."
             )
-        everything = range(world.config.action.num_actions)
-        if unknown := sorted(set(self.actions or ()) - set(everything)):
-            raise ValueError(f"GraphSearch: this world has the actions 0..{everything[-1]}, got {unknown}.")
+        preferred = None if self.actions is None else [parts.number_of(action) for action in self.actions]
+        masks = parts.check_masks(mask)
+        allowed = parts.allows(masks, parts.of_numbers(torch.arange(parts.num_choices))) if masks else None
         start, spent, critic, refuted = time.perf_counter(), 0, as_critic(critic), refuted or Contradicted()
-        first = everything if self.actions is None else self.actions
+        everything = range(parts.num_choices)
+        first = everything if preferred is None else preferred
         hopes = self.sampled_searches if math.isfinite(critic.threshold) else 0
         searches = [(first, None), *[(first, partial(draw_seed, generator))] * hopes]
-        if self.actions is not None:
+        if preferred is not None:
             searches.append((everything, None))
-        for allowed, sample in searches:
-            search = _Search(self, world, belief, critic, refuted, allowed, sample)
-            found = search.run()
-            spent += found.num_simulated
-            if found.reaches_goal or sample is None:
-                plan = found
-            if found.reaches_goal:
+        for choices, sample in searches:
+            search = _Search(self, world, parts, belief, critic, refuted, choices, allowed, sample)
+            result = search.run()
+            spent += result.num_simulated
+            if result.reaches_goal or sample is None:
+                plan = result
+            if result.reaches_goal:
                 break
         if not len(plan):  # every way out is refuted: believe the model again
-            return self.plan(world, belief, critic, generator=generator)
+            return self.plan(world, belief, critic, generator=generator, mask=mask)
         plan = replace(plan, num_simulated=spent, seconds=time.perf_counter() - start)
         logger.debug(
             "graph search: %d actions, goal %s, %d states, %d folded, %d goals not confirmed, %.2f s",
@@ -123,7 +137,7 @@ class GraphSearch:
 
 @dataclass(frozen=True)
 class _Successors:
-    """What one step of imagination found, a row an edge: (parent node, action), keys, score..."""
+    """The states after one imagined step, a row an edge: (parent node, action), keys, score..."""
 
     belief: Any
     edges: list[tuple[int, int]]
@@ -142,14 +156,17 @@ class _Search:
         self,
         config: GraphSearch,
         world: World,
+        parts: ActionParts,
         belief,
         critic: Critic,
         refuted: Contradicted,
-        allowed: Sequence[int],
+        choices: Sequence[int],
+        allowed: Tensor | None,
         sample: Callable[[], int] | None,
     ):
         self.config, self.world, self.root, self.critic, self.refuted = config, world, belief, critic, refuted
-        self.allowed = allowed  # actions to try
+        self.parts, self.choices = parts, choices  # numbers of the actions to try
+        self.allowed = allowed  # of them, at the root
         self.sample = sample  # draws the seed of each step; None: the most likely successors
         self.folded_by = {} if config.key_levels is None else {"levels": config.key_levels}
         self.compared_by = compared_keys(world, config.key_levels)
@@ -165,17 +182,17 @@ class _Search:
             beliefs: list = []
             children: list[int] = []
             for first in range(0, len(nodes), self.config.batch_size):
-                found = self._expand(frontier, first, nodes[first : first + self.config.batch_size])
-                if found is None:
+                successors = self._expand(frontier, first, nodes[first : first + self.config.batch_size])
+                if successors is None:
                     continue
-                goal = self._goal(found)
+                goal = self._goal(successors)
                 if goal is not None:
                     row, node = goal
                     worth = self.critic.discount ** self.elapsed[self.parents[node]]
-                    return self._plan(node, worth * found.scores[row], reaches_goal=True)
-                fresh = self._fold(found)
+                    return self._plan(node, worth * successors.scores[row], reaches_goal=True)
+                fresh = self._fold(successors)
                 if fresh:
-                    beliefs.append(found.belief.select(torch.tensor(list(fresh))))
+                    beliefs.append(successors.belief.select(torch.tensor(list(fresh))))
                     children += fresh.values()
                 if len(self.keys) > self.config.max_states:
                     return self._plan(self.best, self.best_score)
@@ -184,27 +201,40 @@ class _Search:
             frontier, nodes = type(self.root).cat(beliefs), children
         return self._plan(self.best, self.best_score)
 
-    def _moves(self, nodes: list[int]) -> list[tuple[int, int]]:
-        """(row in `nodes`, action) of every action that the real world has not refuted."""
+    def _moves(self, nodes: list[int], allowed: Tensor | None) -> list[tuple[int, int]]:
+        """(row in `nodes`, action) of every action that is allowed there and that the real world has not refuted.
+        Args: allowed, `(rows of nodes, num_choices)`."""
         wrong = self.refuted.transitions
         return [
             (row, action)
             for row, node in enumerate(nodes)
-            for action in self.allowed
-            if (self.keys[node], action) not in wrong
+            for action in self.choices
+            if (self.keys[node], action) not in wrong and (allowed is None or allowed[row, action])
         ]
+
+    def _allowed(self, frontier, first: int, nodes: list[int]) -> Tensor | None:
+        """Which actions are allowed at `nodes`, `(len(nodes), num_choices)` bool; None where nothing is forbidden."""
+        if nodes == [0]:
+            return None if self.allowed is None else self.allowed[None]
+        if not self.parts.predicts_mask(self.world.config):
+            return None
+        return frontier.select(torch.arange(first, first + len(nodes))).decode(MASK) > 0.5
 
     def _expand(self, frontier, first: int, nodes: list[int]) -> "_Successors | None":
         """One imagined step of all actions from `nodes`, whose beliefs are rows `first`... of `frontier`."""
-        moves = self._moves(nodes)
+        moves = self._moves(nodes, self._allowed(frontier, first, nodes))
         if not moves:
             return None
-        actions = torch.tensor([[action] for _, action in moves], device=device_of(self.world))
+        numbers = torch.tensor([[action] for _, action in moves], device=device_of(self.world))
         parents = frontier.select(torch.tensor([first + row for row, _ in moves]))
         drawn = {"temperature": 0.0} if self.sample is None else {"temperature": 1.0, "seed": self.sample()}
-        futures = self.world.simulate(parents, actions, **drawn)
+        futures = self.world.simulate(parents, self.parts.of_numbers(numbers), **drawn)
         self.num_simulated += len(moves)
-        scores = self.critic.score(futures)
+        scores = check_scores(self.critic.score(futures), futures)
+        claims = self.critic.reached(futures, scores)[:, 0]
+        if nodes == [0] and len(moves) > 1 and claims.all():
+            # Whatever is done reaches this "goal", as a reward for every step does: there is nothing to search for.
+            claims = torch.zeros_like(claims)
         return _Successors(
             belief=futures.belief,
             edges=[(nodes[row], action) for row, action in moves],
@@ -212,17 +242,17 @@ class _Search:
             states=futures.belief.keys(**self.compared_by),
             scores=scores[:, 0].tolist(),
             durations=futures.duration[:, 0].tolist() if hasattr(futures, "duration") else [1] * len(moves),
-            claims=self.critic.reached(futures, scores)[:, 0].tolist(),
+            claims=claims.tolist(),
             going_on=(futures.continue_prob[:, 0] >= 0.5).tolist(),
         )
 
-    def _goal(self, found: "_Successors") -> tuple[int, int] | None:
+    def _goal(self, successors: "_Successors") -> tuple[int, int] | None:
         """The best confirmed goal among the successors, as (its row, its new node), if there is one."""
-        claims = [row for row, claimed in enumerate(found.claims) if claimed]
-        for row in sorted(claims, key=lambda row: -found.scores[row]):
-            parent, action = found.edges[row]
+        claims = [row for row, claimed in enumerate(successors.claims) if claimed]
+        for row in sorted(claims, key=lambda row: -successors.scores[row]):
+            parent, action = successors.edges[row]
             if (self.keys[parent], action) not in self.refuted.goals and self._confirmed(parent, action):
-                return row, self._add(found, row)
+                return row, self._add(successors, row)
             # The claim is dropped, the state is not: it is expanded like any other.
             self.num_unconfirmed += 1
         return None
@@ -230,32 +260,33 @@ class _Search:
     def _confirmed(self, parent: int, action: int) -> bool:
         if self.sample is not None:  # the likely future does not lead there: the world has to tell
             return True
-        actions = torch.tensor([*(step for step, _ in self._path(parent)), action], device=device_of(self.world))
-        self.num_simulated += len(actions)
-        return self.critic.confirms(self.world, self.root, actions)
+        numbers = torch.tensor([*(step for step, _ in self._path(parent)), action], device=device_of(self.world))
+        self.num_simulated += len(numbers)
+        return self.critic.confirms(self.world, self.root, self.parts.of_numbers(numbers))
 
-    def _fold(self, found: "_Successors") -> dict[int, int]:
+    def _fold(self, successors: "_Successors") -> dict[int, int]:
         """Adds the states not seen before; returns those to go on from, row -> node."""
         fresh = {}
-        for row, key in enumerate(found.keys):
+        for row, key in enumerate(successors.keys):
             if key in self.seen:
                 self.num_folded += 1
                 continue
-            node = self._add(found, row)
-            if found.scores[row] > self.best_score and not found.claims[row]:  # a claim still here was not confirmed
-                self.best, self.best_score = node, found.scores[row]
-            if found.going_on[row]:  # an ended state must not hide another, unended way to the same codes
+            node = self._add(successors, row)
+            # a claim that is still here was not confirmed, so its score is not believed either
+            if successors.scores[row] > self.best_score and not successors.claims[row]:
+                self.best, self.best_score = node, successors.scores[row]
+            if successors.going_on[row]:  # an ended state must not hide another, unended way to the same codes
                 self.seen.add(key)
                 fresh[row] = node
         return fresh
 
-    def _add(self, found: "_Successors", row: int) -> int:
+    def _add(self, successors: "_Successors", row: int) -> int:
         """A node for one of the successors."""
-        parent, action = found.edges[row]
+        parent, action = successors.edges[row]
         self.parents.append(parent)
         self.actions.append(action)
-        self.keys.append(found.states[row])
-        self.elapsed.append(self.elapsed[parent] + found.durations[row])
+        self.keys.append(successors.states[row])
+        self.elapsed.append(self.elapsed[parent] + successors.durations[row])
         return len(self.keys) - 1
 
     def _path(self, node: int) -> list[tuple[int, bytes]]:
@@ -267,18 +298,16 @@ class _Search:
         return steps[::-1]
 
     def _plan(self, node: int, expected_return: float, reaches_goal: bool = False) -> Plan:
-        steps = self._path(node) or self._any_step()
+        at_root = self._moves([0], self._allowed(self.root, 0, [0]))
+        # Where nothing leads away from the root, any action that is not refuted stays there.
+        steps = self._path(node) or [(action, self.keys[0]) for _, action in at_root[:1]]
         return Plan(
-            actions=torch.tensor([action for action, _ in steps], dtype=torch.long),
+            actions=self.parts.of_numbers(torch.tensor([action for action, _ in steps], dtype=torch.long)),
             expected_return=expected_return,
             states=[key for _, key in steps],
             num_simulated=self.num_simulated,
             seconds=0.0,  # filled in by the planner
             reaches_goal=reaches_goal,
             num_folded=self.num_folded,
+            parts=self.parts,
         )
-
-    def _any_step(self) -> list[tuple[int, bytes]]:
-        """One step that stays where it is, for a root that nothing leads away from; none if all are refuted."""
-        moves = self._moves([0])
-        return [(moves[0][1], self.keys[0])] if moves else []

@@ -1,8 +1,16 @@
 """A plan: actions, and what the planner expects of them."""
 
+import math
+import numbers
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+from pan_hf.agents.actions import ActionParts
+from pan_hf.modeling.state_pan import Actions
+
+_SHOWN_ACTIONS = 12  # in `repr`, which stays in one line
 
 
 @dataclass(frozen=True, repr=False)
@@ -10,7 +18,8 @@ class Plan:
     """Actions, and what the planner expects of them.
 
     Args:
-        actions (`torch.Tensor`): `(length,)` int64 or `(length, D)` float; at least one action.
+        actions (`torch.Tensor` or [`Actions`]): `(length,)` int64 or `(length, D)` float, by name where they have
+            several parts; at least one action.
         expected_return (`float`): what the critic thinks the plan is worth.
         states (`list[bytes]`, *optional*): key of the state expected after each action, see `compared_keys`; `None`
             where the planner does not compare states.
@@ -18,22 +27,30 @@ class Plan:
         seconds (`float`): wall time spent on finding it.
         reaches_goal (`bool`): whether the last action is expected to reach the critic's threshold.
         num_folded (`int`): imagined states that were equal to one seen before.
+        parts ([`ActionParts`], *optional*): of the world, for names of actions.
     """
 
-    actions: torch.Tensor
+    actions: torch.Tensor | Actions
     expected_return: float
     states: list[bytes] | None
     num_simulated: int
     seconds: float
     reaches_goal: bool = False
     num_folded: int = 0
+    parts: ActionParts | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.actions)
 
+    @property
+    def names(self) -> list[str]:
+        """What each action is called; its number where the world has no names."""
+        assert self.parts is not None  # planners say it
+        return [self.parts.label(self.parts.to_environment(self.actions[index])) for index in range(len(self))]
+
     def __repr__(self) -> str:
-        shown = [[round(number, 3) for number in a] if isinstance(a, list) else a for a in self.actions.tolist()]
-        actions = ", ".join(map(str, shown[:12])) + (", ..." if len(shown) > 12 else "")
+        shown = self.names if self.parts is not None else list(map(str, self.actions))
+        actions = ", ".join(shown[:_SHOWN_ACTIONS]) + (", ..." if len(shown) > _SHOWN_ACTIONS else "")
         goal = "reaches the goal, " if self.reaches_goal else ""
         return (
             f"Plan({len(self)} actions: {actions}; {goal}expected return {self.expected_return:.3g}; "
@@ -69,18 +86,25 @@ def device_of(world) -> torch.device:
     return getattr(world, "device", torch.device("cpu"))
 
 
-def check_positive(config, *names: str) -> None:
+def check_whole(owner: Any, *names: str, least: int = 1) -> None:
+    """Raises ValueError unless these fields are whole numbers from `least` up."""
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{type(config).__name__}: `{name}` must be positive, got {getattr(config, name)}.")
+        value = getattr(owner, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(
+                f"{type(owner).__name__}: `{name}` must be a whole number from {least} up, got {value!r}."
+            )
 
 
-def check_one_part(world) -> None:
-    if world.config.action is None:
-        raise ValueError(
-            f"A planner proposes actions of one part; this world's have {list(world.config.actions)}. Plan in a "
-            "wrapper of it whose `simulate` fills in the other parts, and whose `config.action` is the one to plan."
-        )
+def check_number(owner: Any, name: str, low: float, high: float = math.inf, above: bool = False) -> None:
+    """Raises ValueError unless a field is a number from `low` (or `above` it) to `high`; infinity only where `high`
+    is a number."""
+    value = getattr(owner, name)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not (low < value if above else low <= value) or value > high:
+        start = f"above {low:g}" if above else f"from {low:g} up"
+        expected = start if high == math.inf else f"{start} to {high:g}".replace(" up to", " to")
+        raise ValueError(f"{type(owner).__name__}: `{name}` must be a finite number {expected}, got {value!r}.")
 
 
 def check_one_row(belief) -> None:

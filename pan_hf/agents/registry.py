@@ -4,23 +4,28 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.graph_search import GraphSearch
 from pan_hf.agents.shooting import CEM, RandomShooting
-from pan_hf.features import feature_class
 from pan_hf.specs import parse_spec
 
 PLANNERS: dict[str, type] = {"graph": GraphSearch, "cem": CEM, "random_shooting": RandomShooting}
 
 
-def make_planners(specs: Sequence[str] | None, action) -> dict[str, Any]:
+def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) -> dict[str, Any]:
     """Planners by name, or by the whole text, such as "cem?horizon=8", where one name is asked for twice; None: all
-    that fit the action.
+    that fit.
+
+    Args:
+        config: of the world, with its actions.
+        has_goal (`bool`): whether what is wanted is a goal to be reached, rather than as much as possible.
 
     Raises:
-        ValueError: an unknown planner or setting, or graph search over actions that are not discrete.
+        ValueError: an unknown planner or setting, or graph search over actions that are not discrete, or for no goal.
     """
+    is_discrete = ActionParts(config).is_discrete
     if specs is None:
-        specs = [name for name in PLANNERS if name != "graph" or feature_class(action.kind).is_discrete]
+        specs = [name for name in PLANNERS if name != "graph" or (is_discrete and has_goal)]
     specs = [specs] if isinstance(specs, str) else list(specs)
     names = [parse_spec(spec)[0] for spec in specs]
     made = {}
@@ -28,14 +33,19 @@ def make_planners(specs: Sequence[str] | None, action) -> dict[str, Any]:
         name, settings = parse_spec(spec)
         if name not in PLANNERS:
             raise ValueError(f"Unknown planner {name!r}; expected some of {sorted(PLANNERS)}.")
-        if name == "graph" and not feature_class(action.kind).is_discrete:
-            raise ValueError(f"'graph' tries every action, and this model's are {action.kind!r}; use cem.")
+        if name == "graph" and not is_discrete:
+            raise ValueError("'graph' tries every action, and this model's are not discrete; use cem.")
+        if name == "graph" and not has_goal:
+            raise ValueError(
+                "'graph' searches the nearest goal, and there is none: most recorded steps are rewarded as much as a "
+                "goal would be. Use cem, or name a reward that few steps bring with `reward_threshold`."
+            )
         try:
             label = name if names.count(name) == 1 else spec  # settings are in the record's command
             made[label] = PLANNERS[name](**settings)
         except TypeError as error:
-            known = sorted(field.name for field in fields(PLANNERS[name]))
-            raise ValueError(f"Planner {spec!r}: {error}; its settings are {known}.") from error
+            settings_of = sorted(field.name for field in fields(PLANNERS[name]))
+            raise ValueError(f"Planner {spec!r}: {error}; its settings are {settings_of}.") from error
     if not made:
         raise ValueError(f"No planner was asked for; expected some of {sorted(PLANNERS)}.")
     return made

@@ -2,19 +2,82 @@
 
 Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinates of a vector action."""
 
+import copy
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from pan_hf.agents.critics import Critic, as_critic
-from pan_hf.agents.plan import Contradicted, Plan, check_one_part, check_one_row, check_positive, device_of, draw_seed
+from pan_hf.agents.actions import MASK, ActionParts
+from pan_hf.agents.critics import Critic, as_critic, check_scores
+from pan_hf.agents.plan import (
+    Contradicted,
+    Plan,
+    check_number,
+    check_one_row,
+    check_whole,
+    device_of,
+    draw_seed,
+)
 from pan_hf.agents.world import World
 from pan_hf.features import feature_class
+from pan_hf.modeling.state_pan import Actions
 
 
 @dataclass(frozen=True)
-class RandomShooting:
+class _Shooting:
+    """What random shooting and the cross-entropy method share: how sequences are imagined."""
+
+    def _check_imagining(self: Any) -> None:
+        check_whole(self, "num_samples", "horizon", "num_rollouts", "batch_size")
+        check_number(self, "temperature", 0.0)
+        if self.num_rollouts > 1 and self.temperature == 0:
+            raise ValueError(
+                f"{type(self).__name__}: {self.num_rollouts} rollouts at temperature 0 are all the same future; use "
+                "num_rollouts=1, or a temperature above 0."
+            )
+
+    def _imagine(self: Any, world: World, belief, critic: Critic, actions: Tensor | Actions, generator):
+        """Value `(N,)`, length up to the goal or the end `(N,)` and whether the goal is reached `(N,)`, on the CPU."""
+        first_rows = range(0, len(actions), self.batch_size)
+        batches = [
+            self._imagine_batch(world, belief, critic, actions[first : first + self.batch_size], generator)
+            for first in first_rows
+        ]
+        values, reached, ended = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+        if len(reached) > 1 and reached[:, 0].all():
+            # Whatever is done reaches this "goal", as a reward for every step does: it tells no plan from another.
+            reached = torch.zeros_like(reached)
+        lengths = _first_true(reached | ended)
+        return values, lengths, reached.gather(1, lengths[:, None] - 1)[:, 0]
+
+    def _imagine_batch(self: Any, world: World, belief, critic: Critic, actions: Tensor | Actions, generator):
+        """Value `(n,)`; in which steps the goal is reached, and the episode ended, `(n, H)` bool each."""
+        rows, rollouts = len(actions), self.num_rollouts
+        futures = world.simulate(
+            belief.select(torch.zeros(rows, dtype=torch.long)),
+            _on_device(actions, device_of(world)),
+            num_rollouts=rollouts,
+            temperature=self.temperature,
+            seed=None if self.temperature == 0 else draw_seed(generator),
+        )
+        parts = ActionParts(world.config)
+        if parts.predicts_mask(world.config):
+            futures = _cut_before_forbidden(futures, parts.numbers(actions).repeat_interleave(rollouts, 0))
+        scores = check_scores(critic.score(futures), futures)
+        values = critic.value(futures, scores).view(rows, rollouts).mean(dim=1)
+        if values.isnan().any():
+            raise ValueError("The critic's value of a future is not a number; check its `value` and its discount.")
+        # The plan is cut where most rollouts have reached the goal, or ended.
+        reached = critic.reached(futures, scores).view(rows, rollouts, -1).float().mean(dim=1) > 0.5
+        ended = futures.continue_prob.view(rows, rollouts, -1).mean(dim=1) < 0.5
+        return values.float(), reached, ended
+
+
+@dataclass(frozen=True)
+class RandomShooting(_Shooting):
     """Imagines random action sequences and keeps the best.
 
     Args:
@@ -23,6 +86,9 @@ class RandomShooting:
         num_rollouts (`int`): futures sampled for each sequence; their values are averaged. For stochastic worlds.
         temperature (`float`): of sampled codes; 0 takes the most likely ones.
         batch_size (`int`): sequences in one `simulate` call; bounds memory.
+
+    Raises:
+        ValueError: a setting is no number of its range, or several rollouts would be the same.
     """
 
     num_samples: int = 256
@@ -32,11 +98,19 @@ class RandomShooting:
     batch_size: int = 256
 
     def __post_init__(self):
-        check_positive(self, "num_samples", "horizon", "num_rollouts", "batch_size")
-        _check_rollouts(self)
+        self._check_imagining()
 
     @torch.no_grad()
-    def plan(self, world: World, belief, critic, *, generator=None, refuted: Contradicted | None = None) -> Plan:
+    def plan(
+        self,
+        world: World,
+        belief,
+        critic,
+        *,
+        generator: torch.Generator | None = None,
+        refuted: Contradicted | None = None,
+        mask=None,
+    ) -> Plan:
         """The best of `num_samples` random plans.
 
         Args:
@@ -45,33 +119,38 @@ class RandomShooting:
             critic ([`Critic`] or function of futures): what is wanted.
             generator (`torch.Generator`, *optional*): on the CPU; the same state gives the same plan.
             refuted ([`Contradicted`], *optional*): no use to a planner that does not compare states.
+            mask (*optional*): which actions are allowed now, `(num_actions,)` of 0 and 1, by part where there are
+                several; all by default. Later ones are known where the world has a sense "action_mask".
 
         Raises:
-            ValueError: a belief of more than one row, or an action kind that cannot be drawn at random.
+            ValueError: a belief of more than one row, an action kind that cannot be drawn at random, a critic whose
+                scores are not numbers, or a mask that allows nothing.
         """
-        start, critic = time.perf_counter(), as_critic(critic)
+        start, critic, parts = time.perf_counter(), as_critic(critic), ActionParts(world.config)
         check_one_row(belief)
-        check_one_part(world)
-        shape = (self.num_samples, self.horizon)
-        actions = world.config.action.random(shape, generator)
-        values, lengths, reached = _imagine(self, world, belief, critic, actions, generator)
+        masks, shape = parts.check_masks(mask), (self.num_samples, self.horizon)
+        actions = parts.join({name: part.random(shape, generator) for name, part in parts.parts.items()})
+        _redraw_forbidden(parts.split(actions), masks, generator)
         spent = self.num_samples * self.horizon * self.num_rollouts
-        return _best_plan(actions, values, lengths, reached, spent, start)
+        return _best_plan(parts, actions, *self._imagine(world, belief, critic, actions, generator), spent, start)
 
 
 @dataclass(frozen=True)
-class CEM:
+class CEM(_Shooting):
     """Cross-entropy method: samples sequences, refits the distribution to the best of them, and again.
 
     Discrete actions have one categorical distribution a step, vector actions one Gaussian a step and coordinate,
-    clipped to the action's bounds.
+    clipped to the action's bounds. Parts of an action have distributions of their own.
 
     Args:
         num_samples, horizon, num_rollouts, temperature, batch_size: see [`RandomShooting`], each iteration.
         num_iterations (`int`): times the distribution is refitted.
-        elite_fraction (`float`): share of the samples it is refitted to, in (0, 1].
+        elite_fraction (`float`): share of the samples it is refitted to, in (0, 1]; one sample at least.
         smoothing (`float`): share of the old distribution kept at each refit, in [0, 1).
         initial_std (`float`): of the Gaussian, as a share of half the action's range.
+
+    Raises:
+        ValueError: as [`RandomShooting`].
     """
 
     num_samples: int = 64
@@ -85,32 +164,44 @@ class CEM:
     batch_size: int = 256
 
     def __post_init__(self):
-        check_positive(self, "num_samples", "horizon", "num_iterations", "num_rollouts", "batch_size", "initial_std")
-        _check_rollouts(self)
-        if not 0 < self.elite_fraction <= 1 or not 0 <= self.smoothing < 1:
-            raise ValueError(
-                f"CEM: expected 0 < elite_fraction <= 1 and 0 <= smoothing < 1, got {self.elite_fraction} and "
-                f"{self.smoothing}."
-            )
+        self._check_imagining()
+        check_whole(self, "num_iterations")
+        check_number(self, "elite_fraction", 0.0, 1.0, above=True)
+        check_number(self, "smoothing", 0.0, 1.0)
+        check_number(self, "initial_std", 0.0, above=True)
+        if self.smoothing == 1:
+            raise ValueError("CEM: `smoothing` of 1 keeps the first distribution for ever; choose one below 1.")
 
     @torch.no_grad()
-    def plan(self, world: World, belief, critic, *, generator=None, refuted: Contradicted | None = None) -> Plan:
+    def plan(
+        self,
+        world: World,
+        belief,
+        critic,
+        *,
+        generator: torch.Generator | None = None,
+        refuted: Contradicted | None = None,
+        mask=None,
+    ) -> Plan:
         """The best sequence seen in any iteration. Arguments and errors as for [`RandomShooting.plan`]."""
-        start, critic = time.perf_counter(), as_critic(critic)
+        start, critic, parts = time.perf_counter(), as_critic(critic), ActionParts(world.config)
         check_one_row(belief)
-        check_one_part(world)
-        num_elites = max(1, round(self.elite_fraction * self.num_samples))
-        distribution = _proposal(world.config.action, self.horizon, self.initial_std)
-        best, spent = None, 0
+        masks, num_elites = parts.check_masks(mask), max(1, round(self.elite_fraction * self.num_samples))
+        proposals = {name: _proposal(part, self.horizon, self.initial_std) for name, part in parts.parts.items()}
+        plans, spent = [], 0
         for _ in range(self.num_iterations):
-            actions = distribution.sample(self.num_samples, generator)
-            values, lengths, reached = _imagine(self, world, belief, critic, actions, generator)
+            sampled = {name: each.sample(self.num_samples, generator) for name, each in proposals.items()}
+            actions = parts.join(sampled)
+            _redraw_forbidden(sampled, masks, generator)
+            values, lengths, reached = self._imagine(world, belief, critic, actions, generator)
             spent += self.num_samples * self.horizon * self.num_rollouts
-            distribution.refit(actions[values.topk(num_elites).indices], self.smoothing)
-            plan = _best_plan(actions, values, lengths, reached, spent, start)
-            best = plan if best is None or plan.expected_return > best.expected_return else best
-        assert best is not None  # there is an iteration at least
-        return Plan(best.actions, best.expected_return, None, spent, time.perf_counter() - start, best.reaches_goal)
+            elites = values.topk(num_elites).indices
+            for name, part in parts.split(actions).items():
+                proposals[name].refit(part[elites], self.smoothing)
+            plans.append(_best_plan(parts, actions, values, lengths, reached, spent, start))
+        best = max(plans, key=lambda plan: plan.expected_return)
+        last = {"num_simulated": spent, "seconds": time.perf_counter() - start}
+        return Plan(**(vars(best) | last))
 
 
 class _Categorical:
@@ -119,10 +210,10 @@ class _Categorical:
     def __init__(self, num_actions: int, horizon: int):
         self.probabilities = torch.full((horizon, num_actions), 1.0 / num_actions)
 
-    def sample(self, num_samples: int, generator) -> torch.Tensor:
+    def sample(self, num_samples: int, generator) -> Tensor:
         return torch.multinomial(self.probabilities, num_samples, replacement=True, generator=generator).T.contiguous()
 
-    def refit(self, elites: torch.Tensor, smoothing: float) -> None:
+    def refit(self, elites: Tensor, smoothing: float) -> None:
         counts = torch.nn.functional.one_hot(elites, self.probabilities.shape[1]).float().mean(dim=0)
         # A twentieth stays uniform: an action that no elite happened to take must not be lost for good.
         floor = 0.05 / self.probabilities.shape[1]
@@ -132,75 +223,63 @@ class _Categorical:
 class _Gaussian:
     """An independent Gaussian at each step and coordinate, clipped to the bounds: `mean`, `std` (H, D)."""
 
-    def __init__(self, low: torch.Tensor, high: torch.Tensor, horizon: int, initial_std: float):
+    def __init__(self, low: Tensor, high: Tensor, horizon: int, initial_std: float):
         self.low, self.high = low, high
         self.mean = ((low + high) / 2).repeat(horizon, 1)
         self.std = initial_std * ((high - low) / 2).repeat(horizon, 1)
 
-    def sample(self, num_samples: int, generator) -> torch.Tensor:
+    def sample(self, num_samples: int, generator) -> Tensor:
         noise = torch.randn((num_samples, *self.mean.shape), generator=generator)
         return (self.mean + self.std * noise).clamp(self.low, self.high)
 
-    def refit(self, elites: torch.Tensor, smoothing: float) -> None:
+    def refit(self, elites: Tensor, smoothing: float) -> None:
         self.mean = smoothing * self.mean + (1 - smoothing) * elites.mean(dim=0)
         self.std = smoothing * self.std + (1 - smoothing) * elites.std(dim=0, correction=0)
 
 
-def _proposal(action, horizon: int, initial_std: float):
-    if feature_class(action.kind).is_discrete:
-        return _Categorical(action.num_actions, horizon)
-    low, high = action.bounds()
-    return _Gaussian(low, high, horizon, initial_std)
+def _proposal(part, horizon: int, initial_std: float):
+    if feature_class(part.kind).is_discrete:
+        return _Categorical(part.num_actions, horizon)
+    return _Gaussian(*part.bounds(), horizon, initial_std)
 
 
-def _imagine(planner, world: World, belief, critic: Critic, actions: torch.Tensor, generator):
-    """Value `(N,)`, length up to the goal or the end `(N,)` and whether the goal is reached `(N,)`, on the CPU."""
-    batches = actions.split(planner.batch_size)
-    results = [_imagine_batch(planner, world, belief, critic, batch, generator) for batch in batches]
-    return [torch.cat(parts) for parts in zip(*results, strict=True)]
+def _redraw_forbidden(parts: dict[str, Tensor], masks: dict[str, Tensor], generator) -> None:
+    """Replaces first actions that are not allowed now by allowed ones, in place. Args: parts, `(N, H)` by name."""
+    for name, mask in masks.items():
+        first = parts[name][:, 0]
+        drawn = torch.multinomial(mask.float(), len(first), replacement=True, generator=generator)
+        parts[name][:, 0] = torch.where(mask[first], first, drawn)
 
 
-def _imagine_batch(planner, world: World, belief, critic: Critic, actions: torch.Tensor, generator):
-    rows, rollouts = len(actions), planner.num_rollouts
-    seed = None if planner.temperature == 0 else draw_seed(generator)
-    futures = world.simulate(
-        belief.select(torch.zeros(rows, dtype=torch.long)),
-        actions.to(device_of(world)),
-        num_rollouts=rollouts,
-        temperature=planner.temperature,
-        seed=seed,
-    )
-    scores = critic.score(futures)
-    values = critic.value(futures, scores).view(rows, rollouts).mean(dim=1)
-    # The plan is cut where most rollouts have reached the goal, or ended.
-    reached = critic.reached(futures, scores).view(rows, rollouts, -1).float().mean(dim=1) > 0.5
-    ended = futures.continue_prob.view(rows, rollouts, -1).mean(dim=1) < 0.5
-    lengths = _first_true(reached | ended)
-    at_end = reached.gather(1, lengths[:, None] - 1)[:, 0]
-    return values.float().cpu(), lengths.cpu(), at_end.cpu()
+def _on_device(actions: Tensor | Actions, device: torch.device) -> Tensor | Actions:
+    return actions.map(lambda part: part.to(device)) if isinstance(actions, Actions) else actions.to(device)
 
 
-def _first_true(flags: torch.Tensor) -> torch.Tensor:
+def _cut_before_forbidden(futures, numbers: Tensor):
+    """Futures that end before an action that the imagined mask forbids: what comes after it counts for nothing. Args:
+    numbers, of the actions, `(N, H)`."""
+    allowed = futures.decode(MASK) > 0.5  # (N, H, num_choices)
+    is_allowed = allowed[:, :-1].gather(2, numbers.to(allowed.device)[:, 1:, None])[..., 0]
+    cut = copy.copy(futures)
+    cut.continue_prob = futures.continue_prob.clone()
+    cut.continue_prob[:, :-1] *= is_allowed
+    return cut
+
+
+def _first_true(flags: Tensor) -> Tensor:
     """Steps up to and including the first true one, all of them where there is none: `(N, H)` -> `(N,)`."""
     first = flags.int().argmax(dim=1) + 1
     return torch.where(flags.any(dim=1), first, flags.shape[1])
 
 
-def _best_plan(actions, values, lengths, reached, num_simulated: int, start: float) -> Plan:
+def _best_plan(parts, actions, values, lengths, reached, num_simulated: int, start: float) -> Plan:
     best = int(values.argmax())
     return Plan(
-        actions=actions[best, : int(lengths[best])],
+        actions=actions[best][: int(lengths[best])],
         expected_return=float(values[best]),
         states=None,
         num_simulated=num_simulated,
         seconds=time.perf_counter() - start,
         reaches_goal=bool(reached[best]),
+        parts=parts,
     )
-
-
-def _check_rollouts(config) -> None:
-    if config.temperature < 0 or (config.num_rollouts > 1 and config.temperature == 0):
-        raise ValueError(
-            f"{type(config).__name__}: {config.num_rollouts} rollouts at temperature {config.temperature} are all the "
-            "same future; use num_rollouts=1, or a temperature above 0."
-        )

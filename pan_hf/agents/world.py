@@ -5,23 +5,23 @@ A [`PanModel`] is such a world; an exact simulator can be another."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 
-from pan_hf.features import feature_of
+from pan_hf.features import ACTION, action_parts, feature_of
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.effort_pan import Effort, as_effort
+from pan_hf.specs import literal
 
 
 class FixedEffort:
-    """A world model of which every `simulate` spends the same effort, unless another is given, and which adds up what
-    its own effort costs.
+    """A world model whose every `simulate` spends the same effort, unless another is given. It adds up the cost.
 
     Args:
-        model ([`PanModel`]): that imagines; everything else is asked of it.
+        model ([`PanModel`]): imagines, and answers everything else.
         effort ([`Effort`], `str` or names of blocks): as `simulate` takes it.
 
     Attributes:
@@ -40,14 +40,14 @@ class FixedEffort:
 
     @property
     def key_levels(self) -> int | None:
-        """By how many levels states are to be compared: by the coarsest alone, unless every level is predicted."""
-        everything = {block.name for block in self._model.blocks if block.level is not None}
-        return None if self.effort.blocks is not None and everything <= set(self.effort.blocks) else 1
+        """Levels by which states are compared: the coarsest alone, unless every level is predicted."""
+        levels = {block.name for block in self._model.blocks if block.level is not None}
+        return None if self.effort.blocks is not None and levels <= set(self.effort.blocks) else 1
 
     @torch.no_grad()
     def simulate(self, belief, actions, **kwargs):
         """`simulate` of the model, at this effort unless another is given."""
-        if "effort" in kwargs:  # as the maps of a report do: that is not what this world spends
+        if "effort" in kwargs:  # the maps of a report ask so, and are no part of what planning costs
             return self._model.simulate(belief, actions, **kwargs)
         futures = self._model.simulate(belief, actions, effort=self.effort, **kwargs)
         cost = futures.cost
@@ -79,36 +79,53 @@ def parse_effort(text: str) -> Effort | str | tuple[str, ...]:
         parts = tuple(part.strip() for part in text.split(","))
         return parts if "." in text or len(parts) > 1 else text
     fields = dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
-    known: dict[str, Callable] = {"cap": float, "price": float, "least_change": _float_or_none, "task": str}
-    if unknown := sorted(set(fields) - set(known)):
-        raise ValueError(f"An effort has the fields {sorted(known)}, got {unknown} in {text!r}.")
-    return Effort(**{name: known[name](value) for name, value in fields.items()})
+    names = ("cap", "least_change", "price", "task")
+    if unknown := sorted(set(fields) - set(names)):
+        raise ValueError(f"An effort has the fields {list(names)}, got {unknown} in {text!r}.")
+    values = {name: value if name == "task" else literal(value.lower()) for name, value in fields.items()}
+    for name, value in values.items():
+        if name != "task" and value is not None and not isinstance(value, int | float):
+            raise ValueError(f"`{name}` of an effort is a number, got {value!r} in {text!r}.")
+    return Effort(**values)
 
 
-def _float_or_none(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
+def within(model: PanModel, id: str, features: Mapping[str, dict]):
+    """The model as a planner may use it in an environment. A model that has grown actions does without them where the
+    environment takes the first ones only.
 
+    Args:
+        id (`str`): of the environment.
+        features: what it takes, `action` or `action.<part>`, as in `meta/info.json`.
 
-def within(model: PanModel, id: str, feature: dict):
-    """The model as a planner may use it in an environment: one that has grown actions does without them where the
-    environment knows the first ones only. Raises ValueError where the two do not fit."""
-    action: Any = model.config.action
-    taken, known = feature_of(feature), feature_of(action)
-    if taken.kind != known.kind or not taken.is_playable(known):
-        raise ValueError(f"{id} takes the action {feature}, and the model was built for {action}; train one for it.")
-    if taken.is_discrete and feature["n"] < action.num_actions:
-        return FewerActions(model, feature["n"])
-    return model
+    Raises:
+        ValueError: the environment takes other actions than the model was built for.
+    """
+    taken = action_parts(features)
+    own = {name: feature_of(part) for name, part in model.config.actions.items()}
+    fits = set(taken) == set(own) and all(
+        part.kind == own[name].kind and part.is_playable(own[name]) for name, part in taken.items()
+    )
+    if not fits:
+        asked, built_for = ({name: part.description for name, part in parts.items()} for parts in (taken, own))
+        raise ValueError(f"{id} takes the actions {asked}; the model was built for {built_for}, so train one for it.")
+    fewer = {
+        name: part.description["n"]
+        for name, part in taken.items()
+        if part.is_discrete and part.description["n"] < own[name].description["n"]
+    }
+    return FewerActions(model, fewer) if fewer else model
 
 
 class FewerActions:
-    """A world model, but for its later actions."""
+    """A world model without its later actions. Args: num_actions, how many are left, by part."""
 
-    def __init__(self, model: PanModel, num_actions: int):
+    def __init__(self, model: PanModel, num_actions: Mapping[str, int]):
         self._model, self.config = model, copy.copy(model.config)
-        action: Any = model.config.action
-        names = None if action.names is None else action.names[:num_actions]
-        self.config.action = replace(action, num_actions=num_actions, names=names)
+        actions = dict(model.config.actions)
+        for name, num in num_actions.items():
+            names = None if actions[name].names is None else actions[name].names[:num]
+            actions[name] = replace(actions[name], num_actions=num, names=names)
+        self.config.actions, self.config.action = actions, actions.get(ACTION)
 
     def __getattr__(self, name: str):
         return getattr(self._model, name)
@@ -117,10 +134,12 @@ class FewerActions:
 class World(Protocol):
     """What planners ask of a world model ([`PanModel`] is one, an exact simulator can be another).
 
-    `config.action` is a [`DiscreteAction`] or a [`VectorAction`]. `simulate` continues a belief of N rows by
-    `actions` of shape `(N, H)` or `(N, H, D)` and returns futures with `reward` and `continue_prob` `(N, H)`,
+    `config.actions` has the parts of an action by name, a [`DiscreteAction`] or a [`VectorAction`] each; or there is
+    one, `config.action`. `simulate` continues a belief of N rows by `actions` of shape `(N, H)` or `(N, H, D)` (by
+    name where there are several parts) and returns futures with `reward` and `continue_prob` `(N, H)`,
     `belief` (after the last action) and `keys()` (by row and step). Beliefs have `keys()`, `select(index)`, `len()`
-    and the class method `cat(list)`. `keys` takes `levels` for a planner with `key_levels`, and `steps` where
+    and the class method `cat(list)`; of a world whose senses include "action_mask" futures and beliefs have `decode`.
+    `keys` takes `levels` for a planner with `key_levels`, and `steps` where
     `config.context_steps` is more than 1.
     """
 

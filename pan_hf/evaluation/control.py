@@ -1,16 +1,20 @@
 """`pan plan`: agents that plan in a world model act in the real environment, beside a random policy on the same seeds.
 
 The environments are those of the recording (ids, arguments, wrappers and senses are read from its `meta/info.json`),
-reset with seeds that the recording did not use. What counts as a goal is read from the recording too: see
-[`reward_critic`]. Results are records with `model` "pan/<planner>" and "random_policy":
+reset with seeds that the recording did not use. What counts as a goal in imagination is read from the recording too
+([`reward_critic`]); what counts as one in the world, see `pan_hf.evaluation.success`. Results are records with `model`
+"pan/<planner>" and "random_policy":
 
 | metric | what it is |
 |---|---|
-| `success`, `success_low`, `success_high` | share of episodes that reached the goal, and its Wilson 95% interval |
-| `steps`, `steps_to_success` | actions an episode, over all episodes and over successful ones |
+| `success`, `success_low`, `success_high` | share of episodes that reached the goal, where one is defined, and its \
+Wilson 95% interval |
 | `return` | sum of rewards of an episode |
+| `steps`, `steps_to_success` | actions an episode, over all episodes and over successful ones; which is better, many \
+or few, depends on the world |
 | `seconds_per_decision`, `simulated_per_decision` | wall time and imagined steps for one action |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
+| `clipped_per_episode` | observed vectors outside the range that the model knows, if there were any |
 | `episodes` | how many were played: fewer than asked for if the time limit came first |
 | `compute_per_simulated_step`, `tokens_per_simulated_step`, `denoiser_calls_per_simulated_step`, \
 `simulated_steps_per_second` | with an effort: what one imagined step cost, compute as a share of a whole step's |
@@ -18,11 +22,13 @@ reset with seeds that the recording did not use. What counts as a goal is read f
 
 import io
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +36,44 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.agent import PanAgent, perceive
-from pan_hf.agents.critics import RewardCritic
+from pan_hf.agents.critics import RewardCritic, as_critic
 from pan_hf.agents.registry import comparing, make_planners
 from pan_hf.agents.world import FixedEffort, within
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_info
-from pan_hf.envs.environment import describe_environment, make_environment
+from pan_hf.envs.environment import describe_environment, make_recorded_environment
+from pan_hf.evaluation.success import Ending, Success, success_rule
 from pan_hf.features import feature_of
 from pan_hf.files import write_file
 from pan_hf.reporting.results import Record, mean_stderr, record, wilson, write_records
 from pan_hf.reporting.strips import shown_senses
-from pan_hf.specs import load_callable
 
 RANDOM = "random_policy"
+TIME_LIMIT = 600.0
+"""Seconds for all of `plan`, unless another limit is given."""
+
 _LONGEST_EPISODE = 10_000  # steps, for environments that end by themselves only
 _LONGEST_FILM = 100  # steps shown of an episode
+_MOSTLY = 0.5  # share of recorded steps beyond which a reward is no goal: CartPole rewards every step
+_ENDINGS: dict[bool | None, str] = {True: "success", False: "failure", None: "episode"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One episode as it was carried out; times in seconds of wall time."""
+    """One episode as it was carried out; times in seconds of wall time. `success` is None where no goal is defined."""
 
     seed: int
-    success: bool
+    success: bool | None
     steps: int
     total_reward: float
     seconds: float = 0.0
     num_simulated: int = 0
     replans: int = 0
     surprises: int = 0
+    clipped: int = 0
 
 
 @dataclass
@@ -80,33 +93,49 @@ class _Trial:
     env: Any
     label: str
     agent: PanAgent | None
-    is_success: Callable
+    success: Success
     max_steps: int
-    max_seconds: float
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
-    films: dict[bool, _Trace] = field(default_factory=dict)  # the first success and the first failure
+    films: dict[bool | None, _Trace] = field(default_factory=dict)  # the first of each ending
 
     @property
     def model(self) -> str:
         return self.label if self.agent is None else f"pan/{self.label}"
 
-    def play(self, seed: int) -> Outcome:
-        """Carries one episode out and keeps its outcome."""
-        start = time.perf_counter()
-        observation, _ = self.env.reset(seed=seed)
-        self.env.action_space.seed(seed)
-        if self.agent is not None:
-            self.agent.reset(seed=seed)
-        trace, total, reward, steps = _Trace(), 0.0, None, 0
-        terminated = truncated = False
-        while not (terminated or truncated):
-            action = self._choose(observation, reward, trace)
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total, steps = total + float(reward), steps + 1
-            # An episode that is given up is a failure: dropping it would count only the easy ones.
-            truncated = truncated or steps >= self.max_steps or time.perf_counter() - start > self.max_seconds
-        success = bool(self.is_success(self.env, float(reward or 0.0), bool(terminated), info))
+    def play(self, seed: int, max_seconds: float, on_step: Callable[[int], None]) -> Outcome:
+        """Carries one episode out and keeps its outcome.
+
+        Args:
+            seed (`int`): of the environment, the agent and random actions.
+            max_seconds (`float`): after which it is given up.
+            on_step: called with the number of steps so far.
+
+        Raises:
+            ValueError: the environment, the agent or the critic raised something; the message says where.
+        """
+        start, trace, steps = time.perf_counter(), _Trace(), 0
+        try:
+            observation, _ = self.env.reset(seed=seed)
+            self.env.action_space.seed(seed)
+            rng = np.random.default_rng(seed)
+            if self.agent is not None:
+                self.agent.reset(seed=seed)
+            total, reward, terminated, truncated, is_late = 0.0, None, False, False, False
+            while not (terminated or truncated or is_late):
+                action = (
+                    self._act(self.agent, observation, reward, trace) if self.agent else self.env.sample_action(rng)
+                )
+                observation, reward, terminated, truncated, info = self.env.step(action)
+                total, steps = total + float(reward), steps + 1
+                on_step(steps)
+                # An episode that is given up is a failure: dropping it would count only the easy ones.
+                is_late = steps >= self.max_steps or time.perf_counter() - start > max_seconds
+            ending = Ending(self.environment, self.env, float(reward or 0), terminated, truncated, info, total)
+            success = self.success(ending)
+        except Exception as error:
+            where = f"{self.environment}, {self.model}, episode {len(self.outcomes)} (seed {seed}), step {steps}"
+            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
         outcome = Outcome(seed, success, steps, total, **self._statistics())
         self.outcomes.append(outcome)
         self.seconds += time.perf_counter() - start
@@ -115,29 +144,21 @@ class _Trial:
             self.films[success] = trace
         return outcome
 
-    def _choose(self, observation: dict, reward: float | None, trace: _Trace):
-        if self.agent is None:
-            return self.env.action_space.sample()
-        numbers = self.agent.statistics
-        plans = numbers.replans + numbers.repairs
-        action = self.agent.act(observation, reward)
-        if numbers.replans + numbers.repairs > plans:
+    def _act(self, agent: PanAgent, observation: dict, reward: float | None, trace: _Trace) -> Any:
+        statistics = agent.statistics
+        plans = statistics.replans + statistics.repairs
+        action = agent.act(observation, reward, mask=self.env.action_masks or None)
+        if statistics.replans + statistics.repairs > plans:
             trace.plans.append(len(trace.actions))
-        trace.observations.append(self.agent.senses_of(observation))
+        trace.observations.append(agent.observations[-1])
         trace.actions.append(action)
         return action
 
     def _statistics(self) -> dict:
         if self.agent is None:
             return {}
-        numbers = self.agent.statistics
-        names = ("seconds", "num_simulated", "replans", "surprises")
-        return {name: getattr(numbers, name) for name in names}
-
-
-def default_success(env, reward: float, terminated: bool, info: dict) -> bool:
-    """`info["is_success"]` where the environment says it, else: the episode ended, with a positive reward."""
-    return bool(info.get("is_success", terminated and reward > 0))
+        names = ("seconds", "num_simulated", "replans", "surprises", "clipped")
+        return {name: getattr(self.agent.statistics, name) for name in names}
 
 
 def plan(
@@ -154,49 +175,54 @@ def plan(
     reward_threshold: float | None = None,
     critic=None,
     effort=None,
-    time_limit: float | None = None,
+    time_limit: float | None = TIME_LIMIT,
     episode_time_limit: float | None = None,
     output: str | Path | None = None,
     progress: bool = True,
+    trust_recording: bool = False,
 ) -> list[Record]:
     """Plans with a checkpoint in the real environments and writes `planning.json` and films.
 
-    With a time limit, planners get equal time rather than equal episodes, and the one at hand is finished. Interrupted
-    or failed, the finished episodes are written all the same.
+    With a time limit, planners get equal time rather than equal episodes, and the episode at hand is finished, if it
+    takes no longer than a policy's share of the limit. Interrupted or failed, the finished episodes are written all
+    the same.
 
     Args:
         run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
         data_root (`str` or `Path`, *optional*): the recording, a folder or a Hub id; by default
             the one the checkpoint was trained on.
         planners (`Sequence[str]`, *optional*): "graph", "cem" or "random_shooting", with settings as in
-            "cem?horizon=8&num_samples=128"; by default all that fit the action.
+            "cem?horizon=8&num_samples=128"; by default all that fit the action and the reward.
         environments (`Sequence[str]`, *optional*): ids of the recording; all by default.
         episodes (`int`): episodes of each environment and policy.
         seed (`int`): the first environment seed; episode i has `seed + i`.
         max_steps (`int`, *optional*): steps after which an episode is cut; the environment's own limit by default.
         replan (`str`, *optional*): see [`PanAgent`]; "on_surprise" for discrete actions, "at_end" for vectors, whose
             states hardly ever equal the imagined ones.
-        success (`str` or `Callable`, *optional*): `(env, reward, terminated, info) -> bool` after the last step, or
-            "module:name" of one; [`default_success`] by default.
+        success (`str` or `Callable`, *optional*): when an episode has reached its goal: "terminated", "truncated",
+            "reward>0", "return>=475", "info.KEY", or "module:function" of `(env, reward, terminated, info) -> bool`.
+            By default what the environment says in `info`, or what is known of its id; elsewhere no goal is defined.
         reward_threshold (`float`, *optional*): expected reward that counts as the goal; by default from the recording.
         critic (*optional*): a critic in place of the expected reward, see `pan_hf.agents.critics`.
         effort (*optional*): what planners may spend on an imagined step, as [`PanModel.simulate`] takes it. Graph
             search then compares states by their coarsest level, unless every level is predicted.
-        time_limit (`float`, *optional*): seconds for all of it.
+        time_limit (`float`, *optional*): seconds for all of it; None for no limit.
         episode_time_limit (`float`, *optional*): seconds after which an episode is given up and counts as a failure.
         output (`str` or `Path`, *optional*): folder to write into; the run folder by default.
-        progress (`bool`): show progress bars.
+        progress (`bool`): show a line of progress.
+        trust_recording (`bool`): import whatever the recording's environments name, see
+            [`~pan_hf.envs.environment.make_recorded_environment`].
 
     Returns:
         `list[Record]`: what was written.
 
     Raises:
         ValueError: a seed that the recording used, an unknown planner or environment, a planner that does not fit the
-            action, an environment whose action is not the model's.
+            action or the reward, an environment whose action is not the model's, a limit that is no number; or an
+            environment raised something while it was played.
         FileNotFoundError: no checkpoint or no recording.
     """
-    if episodes < 1:
-        raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
+    _check_limits(episodes, seed, max_steps, time_limit, episode_time_limit)
     output = results_folder(run, output)
     checkpoint = find_checkpoint(run, adapters=True)
     root = find_recording(checkpoint, data_root)
@@ -204,30 +230,27 @@ def plan(
     facts = _recorded_facts(root)
     seeds = list(range(seed, seed + episodes))
     _check_seeds(seeds, entries, facts)
+    rule = success_rule(success)
     model, processor = load(checkpoint)
-    chosen = make_planners(planners, model.config.action)
-    is_success = default_success if success is None else load_callable(success, "success")
     trials = []
     for entry in entries:
-        env = make_environment(**entry, max_episode_steps=max_steps)
-        world = within(model, entry["id"], describe_environment(env)["action"])
-        wants = critic or reward_critic(facts.get(entry["id"]), reward_threshold)
-        when = replan or ("on_surprise" if feature_of(model.config.action).is_discrete else "at_end")
-        agents = {}
-        for name, planner in chosen.items():
-            imagined = (
-                world if effort is None else FixedEffort(world, effort)
-            )  # each planner has an account of its own
-            agents[name] = PanAgent(imagined, processor, wants, comparing(planner, imagined), when)
-        limits = (max_steps or _LONGEST_EPISODE, episode_time_limit or float("inf"))
+        env = make_recorded_environment(entry, trust_recording, max_steps)
+        world = within(model, entry["id"], describe_environment(env))
+        wanted = reward_critic(facts.get(entry["id"]), reward_threshold) if critic is None else as_critic(critic)
+        has_goal = critic is not None or math.isfinite(wanted.threshold)
+        when = replan or ("on_surprise" if ActionParts(model.config).is_discrete else "at_end")
+        agents: dict[str, PanAgent | None] = {}
+        for name, planner in make_planners(planners, model.config, has_goal).items():
+            imagined = world if effort is None else FixedEffort(world, effort)  # an account of its own for each
+            agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when)
         trials += [
-            _Trial(entry["id"], env, name, agent, is_success, *limits)
-            for name, agent in [*agents.items(), (RANDOM, None)]
+            _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE)
+            for name, agent in (agents | {RANDOM: None}).items()
         ]
     try:
-        run_trials(trials, seeds, time_limit, progress)
+        run_trials(trials, seeds, time_limit, episode_time_limit, progress)
     finally:
-        records = [entry for trial in trials for entry in trial_records(trial)]
+        records = [entry for trial in trials for entry in trial_records(trial, _has_goal(trials, trial.environment))]
         if records:
             write_records(output / "planning.json", records)
             for trial in trials:
@@ -237,24 +260,35 @@ def plan(
     return records
 
 
+def _check_limits(episodes, seed, max_steps, time_limit, episode_time_limit) -> None:
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("max_steps", max_steps, 1)):
+        if isinstance(value, bool) or not (value is None or (isinstance(value, Integral) and value >= least)):
+            raise ValueError(f"`{name}` must be at least {least}, a whole number; got {value!r}.")
+    for name, seconds in (("time_limit", time_limit), ("episode_time_limit", episode_time_limit)):
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"`{name}` must be a number of seconds above 0, or None for no limit; got {seconds!r}.")
+
+
 # --- What the recording says ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RecordedFacts:
-    """What a recording says of one environment: the seeds it used, its positive rewards, and whether each ended its
-    episode."""
+    """What a recording says of one environment: the seeds it used, its positive rewards, whether each ended its
+    episode, and of how many steps they are."""
 
     seeds: frozenset[int] = frozenset()
     rewards: tuple[float, ...] = ()
     reward_ends: bool = False
+    num_steps: int | None = None
 
 
 def reward_critic(facts: RecordedFacts | None, threshold: float | None = None) -> RewardCritic:
     """The critic that wants the reward a recording has shown.
 
     Where every reward ended its episode, half the mean reward is the goal, and the continuation head has to agree.
-    Elsewhere rewards come in degrees, and nine tenths of the largest is the goal.
+    Elsewhere rewards come in degrees, and nine tenths of the largest is the goal. A reward that most steps bring is no
+    goal; then the threshold is infinite.
 
     Args:
         facts ([`RecordedFacts`], *optional*): of the environment.
@@ -262,26 +296,33 @@ def reward_critic(facts: RecordedFacts | None, threshold: float | None = None) -
     """
     if facts is None or not facts.rewards:
         return RewardCritic() if threshold is None else RewardCritic(threshold=threshold)
+    if threshold is not None:
+        return RewardCritic(threshold=threshold, ends_episode=facts.reward_ends)
     own = 0.5 * float(np.mean(facts.rewards)) if facts.reward_ends else 0.9 * max(facts.rewards)
-    return RewardCritic(threshold=own if threshold is None else threshold, ends_episode=facts.reward_ends)
+    num_reaching = sum(reward >= own for reward in facts.rewards)
+    is_common = facts.num_steps is not None and num_reaching > _MOSTLY * facts.num_steps
+    return RewardCritic(threshold=math.inf if is_common else own, ends_episode=facts.reward_ends)
 
 
 def _recorded_facts(root: Path) -> dict[str, RecordedFacts]:
-    """By environment id, over both splits; rewards of the training split only."""
+    """By environment id: seeds of both splits, rewards of the training split only."""
     seeds: dict[str, set[int]] = {}
     rewards: dict[str, list[float]] = {}
+    steps: dict[str, int] = {}
     ends: dict[str, bool] = {}
     for split in ("train", "test"):
         for path in episode_files(root, split).values():
             table = pq.read_table(path, columns=["environment", "seed", "next.reward", "next.done"])
             name = table["environment"][0].as_py()
             seeds.setdefault(name, set()).add(int(table["seed"][0].as_py()))
+            if split != "train":
+                continue
             reward, done = table["next.reward"].to_numpy(), table["next.done"].to_numpy()
-            if split == "train" and (reward > 0).any():
-                rewards.setdefault(name, []).extend(reward[reward > 0].tolist())
-                ends[name] = ends.get(name, True) and bool(done[reward > 0].all())
+            steps[name] = steps.get(name, 0) + len(reward) - 1
+            rewards.setdefault(name, []).extend(reward[reward > 0].tolist())
+            ends[name] = ends.get(name, True) and bool(done[reward > 0].all())
     return {
-        name: RecordedFacts(frozenset(used), tuple(rewards.get(name, ())), ends.get(name, False))
+        name: RecordedFacts(frozenset(used), tuple(rewards.get(name, ())), ends.get(name, False), steps.get(name))
         for name, used in seeds.items()
     }
 
@@ -309,29 +350,56 @@ def _check_seeds(seeds: list[int], entries: list[dict], facts: dict[str, Recorde
 # --- Playing -------------------------------------------------------------------------------------------------------
 
 
-def run_trials(trials: list[_Trial], seeds: list[int], time_limit: float | None, progress: bool = True) -> None:
+def run_trials(
+    trials: list[_Trial],
+    seeds: list[int],
+    time_limit: float | None = None,
+    episode_time_limit: float | None = None,
+    progress: bool = True,
+) -> None:
     """Plays until each trial has had every seed, or the time is up and each has had one; next is the trial that took
-    least time so far."""
-    start = time.perf_counter()
-    with Progress("planning", len(seeds) * len(trials), "episodes", progress) as line:
+    least time so far. An episode that begins before the time is up may take its trial's share of the limit."""
+    limit = math.inf if time_limit is None else time_limit
+    deadline, share = time.perf_counter() + limit, limit / len(trials)
+    bound = "" if time_limit is None else f" in {time_limit:g} s at most"
+    with Progress(f"planning{bound}", len(seeds) * len(trials), "episodes", progress) as line:
         while pending := [index for index, trial in enumerate(trials) if len(trial.outcomes) < len(seeds)]:
-            is_late = time_limit is not None and time.perf_counter() - start >= time_limit
-            if is_late and all(trial.outcomes for trial in trials):
+            left = deadline - time.perf_counter()
+            if left <= 0 and all(trial.outcomes for trial in trials):
                 line.update(line.done, f"the time limit of {time_limit:g} s is reached; what was played is written")
                 break
-            index = min(pending, key=lambda index: trials[index].seconds)
-            trial = trials[index]
-            trial.play(seeds[len(trial.outcomes)])
-            line.update(line.done + 1, ", ".join(map(_success_so_far, trials)))
+            trial = trials[min(pending, key=lambda index: trials[index].seconds)]
+            number = len(trial.outcomes)
+
+            def say(step: int, trial: _Trial = trial, number: int = number) -> None:
+                line.update(line.done, f"{trial.model}, episode {number + 1}, step {step}; {_so_far(trials)}")
+
+            trial.play(seeds[number], min(max(left, share), episode_time_limit or math.inf), say)
+            line.update(line.done + 1, _so_far(trials))
 
 
-def _success_so_far(trial: _Trial) -> str:
-    won = sum(outcome.success for outcome in trial.outcomes)
-    return f"{trial.model} {won} of {len(trial.outcomes)}"
+def _so_far(trials: list[_Trial]) -> str:
+    return ", ".join(map(_result_so_far, trials))
 
 
-def trial_records(trial: _Trial) -> list[Record]:
-    """The records of one policy in one environment; none if no episode was played."""
+def _result_so_far(trial: _Trial) -> str:
+    outcomes = trial.outcomes
+    if all(outcome.success is None for outcome in outcomes):
+        mean = f"{np.mean([outcome.total_reward for outcome in outcomes]):.3g}" if outcomes else "none yet"
+        return f"{trial.model} return {mean}"
+    return f"{trial.model} {sum(bool(outcome.success) for outcome in outcomes)} of {len(outcomes)}"
+
+
+def _has_goal(trials: list[_Trial], environment: str) -> bool:
+    """Whether any episode of an environment could tell if it has reached a goal. Some say so in `info` only when it is
+    reached."""
+    outcomes = [outcome for trial in trials if trial.environment == environment for outcome in trial.outcomes]
+    return any(outcome.success is not None for outcome in outcomes)
+
+
+def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
+    """The records of one policy in one environment; none if no episode was played. Args: has_goal (`bool`), whether
+    success is defined in this environment."""
     outcomes = trial.outcomes
     if not outcomes:
         return []
@@ -343,10 +411,10 @@ def trial_records(trial: _Trial) -> list[Record]:
     }
     won = [outcome for outcome in outcomes if outcome.success]
     columns: dict[str, list] = {
-        "success": [outcome.success for outcome in outcomes],
+        "success": [bool(outcome.success) for outcome in outcomes] if has_goal else [],
+        "return": [outcome.total_reward for outcome in outcomes],
         "steps": [outcome.steps for outcome in outcomes],
         "steps_to_success": [outcome.steps for outcome in won],
-        "return": [outcome.total_reward for outcome in outcomes],
     }
     if trial.agent is not None:
         columns |= {
@@ -355,16 +423,18 @@ def trial_records(trial: _Trial) -> list[Record]:
             "replans_per_episode": [outcome.replans for outcome in outcomes],
             "surprises_per_episode": [outcome.surprises for outcome in outcomes],
         }
+        clipped = [outcome.clipped for outcome in outcomes]
+        columns |= {"clipped_per_episode": clipped} if any(clipped) else {}
+        if isinstance(trial.agent.model, FixedEffort):
+            columns |= {metric: [value] for metric, value in trial.agent.model.spent().items()}
     records = []
-    if trial.agent is not None and isinstance(trial.agent.model, FixedEffort):
-        columns |= {metric: [value] for metric, value in trial.agent.model.spent().items()}
     for metric, values in columns.items():
         if values:
             value, stderr = mean_stderr(values)
             records.append(record(metric, value, stderr=stderr, **where))
-    low, high = wilson(len(won), len(outcomes))
-    records.insert(1, record("success_low", low, **where))
-    records.insert(2, record("success_high", high, **where))
+    if has_goal:
+        low, high = wilson(len(won), len(outcomes))
+        records[1:1] = [record("success_low", low, **where), record("success_high", high, **where)]
     return [*records, record("episodes", len(outcomes), **where)]
 
 
@@ -372,7 +442,8 @@ def trial_records(trial: _Trial) -> list[Record]:
 
 
 def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
-    """Writes the trial's first success and first failure as films, in place of those of an earlier run.
+    """Writes the trial's first success and first failure as films (its first episode, where neither is defined), in
+    place of those of an earlier run.
 
     A film is an `.npz` with `imagined` and `carried_out`, uint8 `(T, H, W, 3)`, and a JSON of the same name: title,
     environment, success, actions. Imagined frames are those of the plan that was in force; both begin with the start.
@@ -380,8 +451,8 @@ def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
     shown = shown_senses(model.config)
     if not shown or trial.agent is None or not trial.outcomes:
         return []
-    action, written = feature_of(model.config.action), []
-    for success, ending in ((True, "success"), (False, "failure")):
+    parts, written = ActionParts(model.config), []
+    for success, ending in _ENDINGS.items():
         name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{trial.environment}-{trial.label}-{ending}")
         path = folder / f"{name}.npz"
         if success not in trial.films:
@@ -397,7 +468,7 @@ def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
             "title": f"{trial.environment}: {trial.label.replace('_', ' ')}, first {ending}",
             "environment": trial.environment,
             "success": success,
-            "actions": [action.label(value) for value in trace.actions[: len(carried_out) - 1]],
+            "actions": [parts.label(value) for value in trace.actions[: len(carried_out) - 1]],
         }
         write_file(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
         written.append(path)
@@ -415,7 +486,7 @@ def imagine_episode(model, processor, trace: _Trace, sense: str) -> tuple[np.nda
         belief = perceive(model, processor, trace.observations[first : start + 1], trace.actions[first:start])
         if start == 0:
             imagined.append(belief.decode(sense))
-        actions = torch.as_tensor(np.stack(trace.actions[start:end]))[None].to(model.device)
+        actions = ActionParts(model.config).stack(trace.actions[start:end], model.device)
         imagined.append(model.simulate(belief, actions, temperature=0.0, seed=0).decode(sense)[0])
     config = model.config.senses[sense]
     feature = feature_of(config)

@@ -1,0 +1,131 @@
+"""The actions of a world as planners see them: one part or several by name, drawn, counted, named, and masked."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pan_hf.features import feature_class, feature_of
+from pan_hf.modeling.sense_configuration_pan import ACTION
+from pan_hf.modeling.state_pan import Actions, as_action
+
+MASK = "action_mask"
+"""Which actions are allowed now: a key of `info`, as in Gymnasium's Taxi, or an observation, as in PettingZoo."""
+
+
+class ActionParts:
+    """The parts of a world's action.
+
+    A part is proposed by itself. Where all parts are discrete, every combination of choices has one number, and a
+    search over numbers tries every combination.
+
+    Args:
+        config: of a world: `actions` by name, or one `action`.
+    """
+
+    def __init__(self, config: Any):
+        self.parts: dict[str, Any] = dict(getattr(config, "actions", None) or {ACTION: config.action})
+        self.is_discrete = all(feature_class(part.kind).is_discrete for part in self.parts.values())
+        self._sizes = [part.num_actions for part in self.parts.values()] if self.is_discrete else []
+
+    @property
+    def num_choices(self) -> int:
+        """Combinations of the choices of all parts, where all are discrete."""
+        return math.prod(self._sizes)
+
+    def join(self, parts: Mapping[str, Tensor]) -> Tensor | Actions:
+        """Parts by name as the world takes them: several as [`Actions`], one as a tensor."""
+        return as_action(parts)
+
+    def split(self, actions: Tensor | Actions) -> dict[str, Tensor]:
+        """The inverse of `join`."""
+        return actions.parts if isinstance(actions, Actions) else {next(iter(self.parts)): actions}
+
+    def of_numbers(self, numbers: Tensor) -> Tensor | Actions:
+        """The combinations of these numbers, `(...)` int64 each part."""
+        return self.join(dict(zip(self.parts, torch.unravel_index(numbers, self._sizes), strict=True)))
+
+    def numbers(self, actions: Tensor | Actions) -> Tensor:
+        """The inverse of `of_numbers`."""
+        choices = iter(self.split(actions).values())
+        numbers = next(choices)
+        for size, choice in zip(self._sizes[1:], choices, strict=True):
+            numbers = numbers * size + choice
+        return numbers
+
+    def number_of(self, name: int | str) -> int:
+        """The number of a choice that is given by number or, in a world with one part, by name.
+
+        Raises:
+            ValueError: there is no such choice.
+        """
+        names = getattr(next(iter(self.parts.values())), "names", None) if len(self.parts) == 1 else None
+        if isinstance(name, str) and name in (names or ()):
+            return names.index(name)
+        if isinstance(name, str) or not 0 <= name < self.num_choices:
+            known = f"0..{self.num_choices - 1}" + (f", named {names}" if names else "")
+            raise ValueError(f"This world has the actions {known}, got {name!r}.")
+        return int(name)
+
+    def label(self, action: Any) -> str:
+        """What a person reads for an action as an environment takes it, such as "forward" or "[0.1, -0.3]"."""
+        values = action if isinstance(action, Mapping) else dict.fromkeys(self.parts, action)
+        texts = []
+        for name, part in self.parts.items():
+            value = np.asarray(values[name])
+            texts.append(feature_of(part).label(value.round(3).tolist() if value.ndim else value.item()))
+        return "+".join(texts)
+
+    def stack(self, actions: Sequence[Any], device: torch.device) -> Tensor | Actions:
+        """T actions as an environment takes them, as the world takes them: `(1, T, ...)`."""
+        by_part = [action if isinstance(action, Mapping) else dict.fromkeys(self.parts, action) for action in actions]
+        columns = {name: np.stack([action[name] for action in by_part]) for name in self.parts}
+        return self.join({name: torch.as_tensor(column)[None].to(device) for name, column in columns.items()})
+
+    def to_environment(self, action: Tensor | Actions) -> Any:
+        """One action as an environment takes it: `int`, float32 `(D,)`, or a dict of these by part."""
+        values = {
+            name: int(value) if feature_class(self.parts[name].kind).is_discrete else value.cpu().numpy()
+            for name, value in self.split(action).items()
+        }
+        return values if len(values) > 1 else next(iter(values.values()))
+
+    def check_masks(self, told: Any) -> dict[str, Tensor]:
+        """By part, which choices are allowed, bool `(num_actions,)`; parts that are left out may do anything.
+
+        Args:
+            told: a mask of 0 and 1, of an action of one part; masks by part; or None.
+
+        Raises:
+            ValueError: a mask has another size, allows nothing, or is of a part that is not discrete.
+        """
+        if told is None:
+            return {}
+        by_part = told if isinstance(told, Mapping) else {next(iter(self.parts)): told}
+        masks = {name: torch.as_tensor(np.asarray(mask)).reshape(-1) > 0.5 for name, mask in by_part.items()}
+        for name, mask in masks.items():
+            expected = getattr(self.parts.get(name), "num_actions", None)
+            if len(mask) != expected or len(masks) > len(self.parts):
+                sizes = {part: getattr(described, "num_actions", None) for part, described in self.parts.items()}
+                raise ValueError(f"The mask of {name!r} has {len(mask)} numbers, and the choices are {sizes}.")
+            if not mask.any():
+                raise ValueError(f"The mask of {name!r} allows no action, so there is nothing to plan.")
+        return masks
+
+    def allows(self, masks: Mapping[str, Tensor], actions: Tensor | Actions) -> Tensor:
+        """Which actions `(...)` the masks allow in every part, bool `(...)`. There is a mask at least."""
+        parts = self.split(actions)
+        return torch.stack([mask[parts[name].cpu()] for name, mask in masks.items()]).all(0)
+
+    def predicts_mask(self, config: Any) -> bool:
+        """Whether the world has the mask as a sense, so that it is known in imagined states too."""
+        sense = getattr(config, "senses", {}).get(MASK)
+        return self.is_discrete and sense is not None and tuple(sense.shape) == (self.num_choices,)
+
+
+def find_mask(observation: Mapping[str, Any]) -> Any:
+    """The mask of allowed actions that an observation gives; None where it gives none."""
+    return observation.get(MASK)

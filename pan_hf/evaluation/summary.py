@@ -1,0 +1,65 @@
+"""What `pan evaluate` and `pan plan` say in the end: a small table, and what to do next."""
+
+from collections.abc import Sequence
+
+from pan_hf.reporting.results import MISSING, Record
+from pan_hf.reporting.tables import format_value, metric_label, select
+
+PREDICTED = ("exact_frame", "psnr", "exact_state", "rmse_normalised", "token_accuracy", "reward_mae")
+"""What the summary of an evaluation shows, where it was measured."""
+
+PLANNED = ("success", "return", "steps", "episodes")
+
+_POOR_RECONSTRUCTION = 20.0  # dB, below which codes hide more of a frame than dynamics can get wrong
+
+
+def evaluation_summary(records: Sequence[Record]) -> str:
+    """The records of an evaluation as a table: a row a metric and model, a column a horizon; and what stands out."""
+    everywhere = [entry for entry in records if entry.environment == "all"] or list(records)
+    horizons = sorted({entry.horizon for entry in everywhere if entry.horizon is not None})
+    rows = [["steps ahead", "", *map(str, horizons)]]
+    for entry in select(everywhere, model="pan", horizon=horizons[0]):
+        if not entry.metric.removeprefix("sampled_").endswith(PREDICTED) or "teacher_forced_" in entry.metric:
+            continue
+        for model in ("pan", "copy_last"):
+            cells = select(everywhere, metric=entry.metric, model=model, environment=entry.environment)
+            values = {cell.horizon: format_value(cell) for cell in cells}
+            label = metric_label(entry.metric) if model == "pan" else ""
+            rows.append([label, model, *(values.get(horizon, MISSING) for horizon in horizons)])
+    return "\n".join([_aligned(rows), *_advice(everywhere)])
+
+
+def planning_summary(records: Sequence[Record]) -> str:
+    """The records of planning as a table: a row a policy, beside random play on the same seeds."""
+    tables = []
+    for environment in dict.fromkeys(entry.environment for entry in records):
+        own = select(records, environment=environment)
+        metrics = [metric for metric in PLANNED if select(own, metric=metric)]
+        rows = [[environment, *map(metric_label, metrics)]]
+        for model in dict.fromkeys(entry.model for entry in own):
+            values = {entry.metric: format_value(entry) for entry in select(own, model=model)}
+            rows.append([model, *(values.get(metric, MISSING) for metric in metrics)])
+        tables.append(_aligned(rows))
+        if "success" not in metrics:
+            tables.append("Nothing says when an episode has reached a goal; `--success` can, e.g. 'return>=475'.")
+    return "\n".join(tables)
+
+
+def _advice(records: Sequence[Record]) -> list[str]:
+    """What to do about a model whose frames do not come back from their codes."""
+    lines = []
+    for entry in records:
+        is_whole = entry.metric.endswith("reconstruction_psnr") and "levels_" not in entry.metric
+        if is_whole and "latents_" not in entry.metric and entry.value < _POOR_RECONSTRUCTION:
+            lines.append(f"Frames reconstruct at {format_value(entry)}: give the senses stage more time.")
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in columns of equal width; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
