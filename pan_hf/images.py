@@ -1,8 +1,12 @@
-"""Pictures in whatever layout they come become uint8 `(height, width, 3)` of the size that is asked for."""
+"""Pictures in whatever layout they come become uint8 `(height, width, 3)` colours, or uint16 `(height, width, 1)`
+where their numbers are no colours, such as depth. What is neither is said before anything is recorded."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,71 +15,203 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A float array is taken for a picture, and an array without channels too, from this many pixels a side.
+# An array is taken for a picture from this many pixels a side, unless it is uint8 with channels.
 _LEAST_SIDE = 8
+# What floats of a picture may lie within, so that it is known how bright they are.
+_FLOAT_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+DEEP_BITS = 16
+DEEP_HIGH = 2**DEEP_BITS - 1
+
+# Formats that are opened at all. Pillow knows some that run other programs (EPS starts Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+MOST_PIXELS = 2**26
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+# MiniGrid's symbols: an object's number up to 10, its colour up to 5, its state up to 3; grids are at most this wide.
+_MOST_SYMBOLS = 10
+_WIDEST_GRID = 32
 
 
-def picture_layout(shape: tuple[int, ...], dtype: np.dtype, is_unit: bool = False) -> str | None:
-    """How an array holds a picture: `"HWC"`, `"CHW"` or `"HW"`, or None when it holds none.
+@dataclass(frozen=True)
+class Layout:
+    """How an array holds a picture.
 
     Args:
-        shape, dtype: of the array; uint8 of three axes, or of two of at least 8 pixels.
-        is_unit: whether its numbers lie in [0, 1]; floats of three axes then are a picture too.
+        axes: `"HWC"`, `"CHW"` or `"HW"`.
+        low, high: what is black and what is white, of colours.
+        is_deep: whether its numbers are no colours.
+    """
+
+    axes: str
+    low: float = 0.0
+    high: float = 255.0
+    is_deep: bool = False
+
+    def size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Height and width of an array of that shape."""
+        return shape[self.axes.index("H")], shape[self.axes.index("W")]
+
+
+def picture_layout(shape: tuple[int, ...], dtype: np.dtype, low: float, high: float) -> Layout | None:
+    """How an array holds a picture, or None where it holds none.
+
+    Args:
+        shape, dtype: of the array.
+        low, high: what its numbers lie within, as far as is known.
 
     Raises:
-        ValueError: uint8 of three axes, none of which are 1 or 3 channels.
+        ValueError: it has the shape of a picture, and it is not known what its numbers mean.
     """
-    is_bytes = dtype == np.uint8
-    is_float = np.issubdtype(dtype, np.floating)
-    if len(shape) == 3 and (is_bytes or (is_float and is_unit and sorted(shape)[1] >= _LEAST_SIDE)):
-        if shape[2] in (1, 3):
-            return "HWC"
-        if shape[0] in (1, 3):
-            return "CHW"
-        if is_bytes:
+    is_bytes, is_big = dtype == np.uint8, sorted(shape)[1:2] >= [_LEAST_SIDE]
+    if len(shape) == 2 and is_big and dtype in (np.uint8, np.uint16):
+        return Layout("HW", is_deep=not is_bytes)
+    if len(shape) != 3 or not (is_bytes or is_big):
+        return None
+    axes = "HWC" if shape[2] in (1, 3) else "CHW" if shape[0] in (1, 3) else None
+    if is_bytes:
+        if axes is None:
             raise ValueError(f"an image has 1 or 3 channels, first or last, got shape {shape}")
-    if len(shape) == 2 and is_bytes and min(shape) >= _LEAST_SIDE:
-        return "HW"
-    return None
+        return Layout(axes)
+    num_channels = min(shape[0], shape[2])
+    if axes is None or min(Layout(axes).size(shape)) < _LEAST_SIDE:
+        return None
+    if dtype.kind == "f" and (low, high) in _FLOAT_RANGES or dtype.kind in "iu" and (low, high) == (0, 255):
+        return Layout(axes, low, high)
+    if num_channels == 1:
+        return Layout(axes, is_deep=True)
+    raise ValueError(
+        f"{dtype} from {low:g} to {high:g} of shape {shape} looks like a picture, and it is not known which numbers "
+        "are black and white. Make it uint8, or floats within 0..1, -1..1 or 0..255, by a wrapper (of gymnasium: "
+        "gymnasium.wrappers:RescaleObservation?min_obs=0&max_obs=1) or in the data"
+    )
 
 
-def as_rgb(value: np.ndarray, layout: str) -> np.ndarray:
-    """A picture of that layout, uint8 or float in [0, 1], as contiguous uint8 `(height, width, 3)`.
+def _channels_last(value: np.ndarray, layout: Layout) -> np.ndarray:
+    value = value.transpose({"HWC": (0, 1, 2), "CHW": (1, 2, 0), "HW": (0, 1)}[layout.axes])
+    return value.reshape(*value.shape[:2], -1)
+
+
+def as_rgb(value: np.ndarray, layout: Layout) -> np.ndarray:
+    """A picture of that layout as contiguous uint8 `(height, width, 3)`.
 
     Raises:
-        ValueError: floats outside [0, 1], or NaN.
+        ValueError: numbers outside what the layout says, or NaN.
     """
-    if np.issubdtype(value.dtype, np.floating):
-        if not (np.all(value >= 0) and np.all(value <= 1)):  # NaN fails this too
-            raise ValueError("expected an image in [0, 1], got NaN or values outside it")
-        value = np.round(value * 255).astype(np.uint8)
-    value = value.transpose({"HWC": (0, 1, 2), "CHW": (1, 2, 0), "HW": (0, 1)}[layout])
-    height, width = value.shape[:2]
-    return np.ascontiguousarray(np.broadcast_to(value.reshape(height, width, -1), (height, width, 3)))
+    if value.dtype != np.uint8:
+        if not (np.all(value >= layout.low) and np.all(value <= layout.high)):  # NaN fails this too
+            raise ValueError(
+                f"expected an image in [{layout.low:g}, {layout.high:g}], got NaN or values outside it: "
+                f"{np.min(value):g} to {np.max(value):g}"
+            )
+        value = np.round((value - layout.low) * (255 / (layout.high - layout.low))).astype(np.uint8)
+    value = _channels_last(value, layout)
+    return np.ascontiguousarray(np.broadcast_to(value, (*value.shape[:2], 3)))
+
+
+def as_deep(value: np.ndarray, layout: Layout, scale: float | None) -> np.ndarray:
+    """Depth and the like as contiguous uint16 `(height, width, 1)`.
+
+    Args:
+        scale: what numbers are multiplied with to be whole; whole numbers need none.
+
+    Raises:
+        ValueError: floats without a scale, NaN, or numbers outside 16 bits.
+    """
+    if scale is None and value.dtype.kind == "f":
+        raise ValueError(
+            f"floats from {np.min(value):g} to {np.max(value):g} in a picture of one channel, such as depth, are kept "
+            "as whole numbers: say what to multiply them with, as depth_scale=1000, depth_unit='mm' for metres "
+            "(--depth-scale 1000 --depth-unit mm)"
+        )
+    whole = value if scale is None else np.round(value * scale)
+    if not (np.all(whole >= 0) and np.all(whole <= DEEP_HIGH)):  # NaN fails this too
+        raise ValueError(
+            f"expected numbers in 0..{DEEP_HIGH} of a picture such as depth, got {np.min(whole):g} to "
+            f"{np.max(whole):g}; choose another depth_scale, and give what was not measured a number"
+        )
+    return np.ascontiguousarray(_channels_last(whole, layout).astype(np.uint16))
+
+
+def check_colours(image: np.ndarray) -> None:
+    """Raises ValueError for a grid of symbols (uint8 of three axes), as MiniGrid's `image` is one: a model would take
+    neighbouring numbers for similar colours."""
+    if max(image.shape[:2]) <= _WIDEST_GRID and len(np.unique(image)) > 1 and image.max() <= _MOST_SYMBOLS:
+        raise ValueError(
+            f"{image.shape} with numbers up to {image.max()} is a grid of symbols, not of colours. Record MiniGrid's "
+            "pictures with the wrapper minigrid.wrappers:RGBImgPartialObsWrapper (RGBImgObsWrapper: the whole grid), "
+            "or leave it out with keep"
+        )
 
 
 def fit(image: np.ndarray, size: int | None, crop: bool = False) -> np.ndarray:
-    """A uint8 `(H, W, 3)` picture, cut to its middle square where `crop` says so, area-averaged to `(size, size, 3)`;
-    untouched when it has that size or no size is asked for."""
+    """A picture `(H, W, C)`, cut to its middle square where `crop` says so, brought to `(size, size, C)`; untouched
+    when it has that size or no size is asked for. Colours are averaged over areas; of depth the nearest is taken,
+    since the mean of two distances is none that was measured."""
     if crop:
         side = min(image.shape[:2])
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
         image = np.ascontiguousarray(image[top : top + side, left : left + side])
     if size is None or image.shape[:2] == (size, size):
         return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
+    rows, columns = ((np.arange(size) + 0.5) * side / size for side in image.shape[:2])
+    return np.ascontiguousarray(image[rows.astype(int)][:, columns.astype(int)])
 
 
-def fitted_shape(height: int, width: int, size: int | None, crop: bool = False) -> list[int]:
-    """The shape that `fit` gives a picture of `height` and `width`."""
+def fitted_shape(height: int, width: int, size: int | None, crop: bool = False) -> tuple[int, int]:
+    """Height and width that `fit` gives a picture."""
     side = min(height, width) if crop else None
-    return [size or side or height, size or side or width, 3]
+    return size or side or height, size or side or width
+
+
+def read_picture(
+    source: bytes | Path, formats: Sequence[str] = FORMATS, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """A picture's pixels; its format and its size are looked at before they are read.
+
+    Args:
+        source: of a file, or the file.
+        formats: that are opened.
+        size: height and width that it must have.
+
+    Returns:
+        uint8 `(height, width, 3)`; `(height, width, 1)` of a picture of more than 8 bits, such as depth.
+
+    Raises:
+        OSError: it is of no such format, or damaged. ValueError: its size, or transparent pixels.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        image = Image.open(file, formats=formats)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the picture is too large: {error}") from error
+    with image:
+        if size is not None and (image.height, image.width) != size:
+            raise ValueError(f"a picture of {image.height}x{image.width} pixels, expected {size[0]}x{size[1]}")
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"a picture of {image.height}x{image.width} pixels, expected at most {MOST_PIXELS}")
+        return pixels(image)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """A PIL picture as an array, see `read_picture`."""
+    if image.mode == "RGB":
+        return np.asarray(image)
+    if image.mode.startswith(("I", "F")):  # Pillow's modes of more than 8 bits; as colours they would all be white
+        return np.asarray(image)[..., None]
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+        raise ValueError(
+            f"the picture (mode {image.mode}) is transparent in places, which RGB cannot say; paste it onto a "
+            "background first (PIL.Image.alpha_composite)"
+        )
+    return np.asarray(image.convert("RGB"))
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """A uint8 `(H, W, 3)` image as PNG, packed for speed rather than size."""
+    """A uint8 `(H, W, 3)` or uint16 `(H, W, 1)` image as PNG, packed for speed rather than size."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image[..., 0] if image.dtype == np.uint16 else image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -12,7 +12,7 @@ from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_environment
 from pan_hf.evaluation.evaluate import evaluate_model
-from pan_hf.features import Feature, Form, base, feature_of, kinds, register_feature
+from pan_hf.features import Feature, Form, View, base, feature_of, kinds, register_feature
 from pan_hf.modeling import DiscreteAction, ImageSense, TextAction, TextSense, VectorAction, VectorSense
 
 
@@ -83,8 +83,8 @@ def test_a_kind_of_ones_own_is_recorded_and_loaded(tmp_path, waveform):
 
 
 def test_a_kind_of_ones_own_is_told_by_the_first_value_of_a_column(waveform):
-    form = columns.form_of(np.zeros(32), None, False)
-    assert form.feature["kind"] == "hum" and columns.form_of(np.zeros(31), None, False).feature["kind"] == "vector"
+    form = columns.form_of(np.zeros(32), View())
+    assert form.feature["kind"] == "hum" and columns.form_of(np.zeros(31), View()).feature["kind"] == "vector"
 
 
 def test_a_kind_that_nobody_registered_says_what_to_do(tmp_path, waveform):

@@ -26,6 +26,7 @@ from pan_hf.data.episodes import read_info
 from pan_hf.data.importing import columns, import_dataset, import_lerobot, import_minari, import_videos, writing
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_environment
+from pan_hf.features import View
 from pan_hf.images import encode_png
 
 LENGTHS = (4, 6, 5)  # frames of the episodes
@@ -501,4 +502,188 @@ def test_a_damaged_video_and_a_missing_library_are_named(videos, tmp_path, monke
 
 def test_a_picture_that_is_no_picture_is_said():
     with pytest.raises(ValueError, match="expected 1 to 4096 numbers as a vector"):
-        columns.form_of(np.full((64, 64, 3), 300.0), None, False)
+        columns.form_of(np.full((64, 65), 300.0), View())
+
+
+# ------------------------------------------------------------------------------------ order is not taken for time
+
+
+def with_rows(root: Path, number: int, change) -> None:
+    path = root / "data" / "chunk-000" / f"file-{number:03d}.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def lerobot_with_times(root: Path, drop: tuple[int, ...] = ()) -> Path:
+    """A LeRobot data set whose rows have times, and whose video lacks some frames (of all episodes together)."""
+    lerobot_set(root)
+    info = json.loads((root / "meta" / "info.json").read_text())
+    info["features"] |= {"timestamp": {"dtype": "float32", "shape": [1]}}
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    for path in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        times = pa.array((np.asarray(table["frame_index"]) / 5).astype(np.float32))
+        pq.write_table(table.append_column("timestamp", times), path)
+    video = root / "videos" / "observation.images.top" / "chunk-000" / "file-000.mp4"
+    with av.open(str(video)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=5, options={"crf": "1", "g": "3"})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv444p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, frame in enumerate(frames):
+            if index not in drop:
+                shown = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                shown.pts, shown.time_base = index * 200, Fraction(1, 1000)
+                container.mux(stream.encode(shown))
+        container.mux(stream.encode())
+    return root
+
+
+def test_a_dropped_frame_is_named_with_its_row_and_resampled_where_that_is_asked_for(tmp_path):
+    root = lerobot_with_times(tmp_path / "in", drop=(6,))  # of episode 1, row 2
+    with pytest.raises(ValueError, match=r"file-000.mp4 has no frame at 1.200 s, row 2 of the episode.*--resample"):
+        import_lerobot(root, tmp_path / "data", **WHOLE)
+    import_lerobot(root, tmp_path / "data", resample=True, **WHOLE)
+    found = load_trajectories(tmp_path / "data", "train")
+    frames = frames_of(1)
+    frames[2] = frames[1]  # the one before is repeated, and those behind stay where they were
+    assert is_shown(found.observations["top"][found.episode == 1], frames)
+    whole = lerobot_with_times(tmp_path / "whole")
+    import_lerobot(whole, tmp_path / "all", **WHOLE)
+    assert len(load_trajectories(tmp_path / "all", "train")) == len(found)
+
+
+def test_times_and_frame_numbers_that_jump_are_named(tmp_path):
+    root = lerobot_with_times(tmp_path / "in")
+
+    def late(table):
+        times = np.array(table["timestamp"])
+        times[2:] += 3
+        return table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(times))
+
+    with_rows(root, 0, late)
+    with pytest.raises(ValueError, match=r"episode 0, row 2: its time is 16 steps after .* at 5 frames a second"):
+        import_lerobot(root, tmp_path / "data", **WHOLE)
+
+
+def steps(frames, times=None):
+    rows = [
+        {"observation.state": [float(frame)], "action": row % 2, "episode_index": 0, "frame_index": frame}
+        for row, frame in enumerate(frames)
+    ]
+    for row, time in zip(rows, times or (), strict=False):
+        row["timestamp"] = time
+    return rows
+
+
+@pytest.mark.parametrize("frames", [[0, 1, 2, 4, 5], [0, 1, 1, 2, 3]])
+def test_missing_and_doubled_rows_are_refused_or_resampled(frames, tmp_path, recwarn):
+    with pytest.raises(ValueError, match=r"row \d: its frame number is [02] steps after"):
+        import_dataset(steps(frames), tmp_path / "data", **WHOLE)
+    import_dataset(steps(frames), tmp_path / "data", resample=True, **WHOLE)
+    state = load_trajectories(tmp_path / "data", "train").observations["state"][:, 0]
+    assert state.tolist() == ([0, 1, 2, 2, 4, 5] if 4 in frames else [0, 1, 2, 3])
+    assert any("resampled to" in str(warning.message) for warning in recwarn.list)
+
+
+def test_the_rate_is_read_off_the_times(tmp_path):
+    rows = steps(range(5), [0.0, 0.033, 0.067, 0.1, 0.133])
+    assert import_dataset(rows, tmp_path / "data", **WHOLE)["fps"] == pytest.approx(30, abs=0.5)
+    with pytest.raises(ValueError, match="at 10 frames a second; expected 1"):
+        import_dataset(rows, tmp_path / "more", fps=10, **WHOLE)
+
+
+def test_videos_of_two_rates_are_not_one_recording(videos, tmp_path):
+    for name in ("0.mp4", "1.mp4", "2.mp4"):
+        (tmp_path / name).write_bytes((videos / name).read_bytes())
+    write_video(tmp_path / "1.mp4", frames_of(1), fps=10)
+    with pytest.raises(ValueError, match="1.mp4 has 10 frames a second, 0.mp4 5: one recording"):
+        import_videos(tmp_path, tmp_path / "data", actions=videos / "actions.csv", map={"move": "action"}, **WHOLE)
+
+
+# ------------------------------------------------------------------------------------------ data of other classes
+
+
+def test_rows_in_memory_are_imported_whatever_holds_them(tmp_path):
+    rows = steps(range(4))
+    columns_ = {name: [row[name] for row in rows] for name in rows[0]}
+    seen = []
+    for number, data in enumerate((rows, columns_, pd.DataFrame(rows), datasets.Dataset.from_list(rows))):
+        import_dataset(data, tmp_path / str(number), **WHOLE)
+        seen.append(load_trajectories(tmp_path / str(number), "train").fingerprints)
+    assert seen.count(seen[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "expected a datasets.Dataset, a DataFrame.*got NoneType"),
+        ([], "got list"),
+        (3.5, "got float"),
+        (datasets.Dataset.from_list(steps(range(4))).to_iterable_dataset(), "IterableDataset.*without streaming"),
+        ({"action": [1, "a"]}, "no table of columns of one type"),
+    ],
+)
+def test_data_of_another_class_is_a_sentence(data, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        import_dataset(data, tmp_path / "data", **WHOLE)
+    for importer in (import_lerobot, import_videos, import_minari):
+        if data is None:
+            with pytest.raises(ValueError, match="expected the folder of the data, got NoneType"):
+                importer(data, tmp_path / "data", **WHOLE)
+
+
+def test_letters_of_another_encoding_are_read_where_it_is_named(tmp_path):
+    text = "observation.said,action,episode_index\n" + "".join(f"grün {k},{k % 2},0\n" for k in range(3))
+    (tmp_path / "steps.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="cannot be read as csv in utf-8.*--encoding latin-1"):
+        import_dataset(tmp_path / "steps.csv", tmp_path / "data", **WHOLE)
+    import_dataset(tmp_path / "steps.csv", tmp_path / "data", encoding="latin-1", **WHOLE)
+    assert load_trajectories(tmp_path / "data", "train").observations["said"][0] == "grün 0"
+
+
+def test_short_episodes_are_left_out_where_that_is_asked_for(tmp_path, recwarn):
+    rows = steps(range(4)) + [row | {"episode_index": 1} for row in steps([0])]
+    with pytest.raises(ValueError, match="needs two observations at least, got 1; .*--skip-short"):
+        import_dataset(rows, tmp_path / "data", **WHOLE)
+    assert import_dataset(rows, tmp_path / "data", skip_short=True, **WHOLE)["episodes"]["train"] == 1
+    assert any("1 episodes of fewer than two" in str(warning.message) for warning in recwarn.list)
+
+
+def test_parts_and_absent_senses_come_from_tables_too(tmp_path):
+    rows = [
+        {"observation.state": [float(k)], "observation.seldom": [1.0 + k] if k % 2 else None, "legs": k % 2,
+         "arm": [0.5 * k], "episode_index": 0}
+        for k in range(5)
+    ]  # fmt: skip
+    parts = {"legs": "action.legs", "arm": "action.arm"}
+    import_dataset(rows, tmp_path / "data", map=parts, optional=["seldom"], **WHOLE)
+    found = load_trajectories(tmp_path / "data", "train")
+    assert found.actions["legs"].tolist()[:4] == [0, 1, 0, 1] and found.actions["arm"].shape == (5, 1)
+    assert found.present["seldom"].tolist() == [False, True, False, True, False]
+    with pytest.raises(ValueError, match=r"row 0: expected a value, got none.*--optional|first row.*--optional"):
+        import_dataset(rows, tmp_path / "more", map=parts, **WHOLE)
+
+
+def test_hdf5_files_of_robomimic_and_of_flat_columns_are_imported(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "demos.hdf5", "w") as file:
+        for episode in range(3):
+            group = file.create_group(f"data/demo_{episode}")
+            group["obs/camera"], group["obs/state"] = frames_of(episode), states_of(episode)
+            group["actions"], group["rewards"] = np.array(ACTIONS[episode]), np.array(REWARDS[episode], float)
+            group["dones"] = np.array([0] * (LENGTHS[episode] - 1) + [episode != 1])
+    import_dataset(tmp_path / "demos.hdf5", tmp_path / "data", **WHOLE)
+    check_episodes(tmp_path / "data")
+    with h5py.File(tmp_path / "flat.h5", "w") as file:
+        file["ep_len"], file["ep_offset"] = np.array(LENGTHS), np.array([0, 4, 10])
+        file["pixels"] = np.concatenate([frames_of(episode) for episode in range(3)])
+        file["action"] = np.concatenate([np.array(one) for one in ACTIONS])
+    import_dataset(tmp_path / "flat.h5", tmp_path / "flat", map={"pixels": "camera"}, **WHOLE)
+    seen, flat = (load_trajectories(tmp_path / name, "train") for name in ("data", "flat"))
+    assert (seen.observations["camera"] == flat.observations["camera"]).all()
+    with h5py.File(tmp_path / "diamond.hdf5", "w") as file:
+        file["frame_0_x"] = np.zeros((3, 3))
+    with pytest.raises(ValueError, match=r"holds \['frame_0_x'\]; expected groups data/demo_0.*pan import videos"):
+        import_dataset(tmp_path / "diamond.hdf5", tmp_path / "more", **WHOLE)

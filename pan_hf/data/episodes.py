@@ -22,6 +22,7 @@ FORMAT = "pan-trajectories"
 VERSION = 1
 SPLITS = ("train", "test")
 UNKNOWN_SEED = -1
+_MOST_ROWS = 2**22  # of an episode
 _CHECKSUM = b"pan.checksum"  # of a file's metadata: what its checksums are of
 
 
@@ -149,6 +150,8 @@ def open_table(path: Path) -> pq.ParquetFile:
         OSError, pyarrow.ArrowException: the file is damaged, here or when it is read.
     """
     file = pq.ParquetFile(path, page_checksum_verification=True)
+    if file.metadata.num_rows > _MOST_ROWS:  # a few bytes can stand for any number of equal rows
+        raise ValueError(f"it says that it holds {file.metadata.num_rows} rows; expected at most {_MOST_ROWS}")
     if _CHECKSUM not in (file.metadata.metadata or {}):
         _warn_of_no_checksums(path.parents[2])
     return file
@@ -181,8 +184,8 @@ def read_info(root: str | Path) -> dict:
             raise FileNotFoundError(f"{published} is no recording, or is still being pushed")
         raise FileNotFoundError(f"{root} is no recording: {path} is missing. Make one by `pan record` or `pan import`")
     try:
-        info = json.loads(path.read_text())
-    except ValueError as error:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # brackets nested a thousand deep exhaust the parser
         raise ValueError(f"{path} is damaged ({error}); restore it, or record again into another folder") from error
     version = (info.get("format"), info.get("version")) if isinstance(info, dict) else type(info).__name__
     if version != (FORMAT, VERSION):
@@ -217,5 +220,5 @@ def read_summary(path: Path) -> tuple[int, dict[str, list[list[float]]]]:
     try:
         metadata = pq.read_metadata(path)
         return metadata.num_rows, json.loads(metadata.metadata[b"pan"])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error

@@ -28,18 +28,16 @@ class FrameArrays:
     Args:
         root: folder of the recording; split: of it.
         files: of the split's episodes, in order.
-        shapes: `(N, C, H, W)` by sense, uint8.
+        kinds: shape `(N, C, H, W)` and type by sense.
         in_memory: bytes of all together up to which they are held in memory.
     """
 
-    def __init__(
-        self, root: Path, split: str, files: Iterable[Path], shapes: Mapping[str, tuple[int, ...]], in_memory: int
-    ):
-        self._shapes = dict(shapes)
+    def __init__(self, root: Path, split: str, files: Iterable[Path], kinds: Mapping[str, tuple], in_memory: int):
+        self._kinds = dict(kinds)
         self._paths: dict[str, Path] = {}
-        if sum(_num_bytes(shape) for shape in shapes.values()) > in_memory:
+        if sum(_num_bytes(*kind) for kind in kinds.values()) > in_memory:
             digest = _digest(files)
-            self._paths = {name: root / "frames" / f"{split}-{name}-{digest}.npy" for name in shapes}
+            self._paths = {name: root / "frames" / f"{split}-{name}-{digest}.npy" for name in kinds}
 
     @contextmanager
     def filling(self) -> Iterator[dict[str, np.ndarray]]:
@@ -49,21 +47,19 @@ class FrameArrays:
         Raises:
             OSError: the disk is too small for them.
         """
-        missing = [name for name in self._shapes if name not in self._paths or not self._paths[name].exists()]
-        temporary = {
-            name: self._paths[name].with_name(f".{self._paths[name].name}.{os.getpid()}.tmp")
-            for name in missing
-            if name in self._paths
-        }
-        self.arrays = {name: np.empty(self._shapes[name], np.uint8) for name in missing if name not in temporary}
+        self.arrays: dict[str, np.ndarray] = {}
+        temporary = {}
         try:
-            self.arrays |= {name: _create(path, self._shapes[name]) for name, path in temporary.items()}
+            for name, kind in self._kinds.items():
+                path = self._paths.get(name)
+                if path is None:
+                    self.arrays[name] = np.empty(*kind)
+                elif not path.exists():
+                    temporary[name] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                    self.arrays[name] = _create(temporary[name], *kind)
             yield self.arrays
             for name, path in temporary.items():
-                filled = self.arrays.pop(name)
-                assert isinstance(filled, np.memmap)
-                filled.flush()
-                del filled
+                self.arrays.pop(name).flush()  # type: ignore[attr-defined]  # a memmap
                 self._replace(name, path)
         finally:
             for path in temporary.values():
@@ -79,22 +75,22 @@ class FrameArrays:
         os.replace(temporary, path)
 
 
-def _num_bytes(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+def _num_bytes(shape: tuple[int, ...], dtype: type) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
+def _create(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     """A file of that shape whose bytes are all there: writing to a mapped file that the disk cannot hold would end the
     process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = _num_bytes(shape), shutil.disk_usage(path.parent).free
+    needed, free = _num_bytes(shape, dtype), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(
             errno.ENOSPC,
             f"the frames of this recording need {needed / 2**20:.0f} MiB in {path.parent}, and {free / 2**20:.0f} MiB "
             "are free; make room, or hold them in memory: load_trajectories(..., in_memory=BYTES)",
         )
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))

@@ -19,7 +19,7 @@ from typing import Any
 
 from pan_hf.console import Progress
 from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary, write_info
-from pan_hf.data.info import new_info, write_counted
+from pan_hf.data.info import new_info, rare_options, write_counted
 from pan_hf.data.recorder import RecordingJob, Stream, call_in_fork, is_forked, record_streams, recording_processes
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.envs.policies import load_policies
@@ -47,6 +47,8 @@ def record(
     render: bool = False,
     image_size: int | None = None,
     optional: Sequence[str] = (),
+    depth_scale: float | None = None,
+    depth_unit: str = "",
     seed: int = 0,
     test_fraction: float = 0.1,
     fps: float | None = None,
@@ -75,6 +77,9 @@ def record(
         render: record `env.render()` as the sense `camera` when no observation is an image.
         image_size: side in pixels that images are averaged to.
         optional: observations that may be None or missing at some steps.
+        depth_scale: what numbers of a picture that are no colours, such as depth, are multiplied with to be whole
+            numbers of 16 bits: 1000 makes metres millimetres. Whole numbers need none.
+        depth_unit: the unit that they have then, e.g. `"mm"`.
         seed: of the whole recording.
         test_fraction: share of each environment's episodes that is kept for testing, in [0, 0.5], or 1.
         fps: frames a second, for timestamps; what the environment says, or 10, when None.
@@ -99,7 +104,7 @@ def record(
         "keep": list(keep or ()),
         "rename": _rename(rename),
         "image_size": image_size,
-        **({"optional": list(optional)} if optional else {}),
+        **rare_options(optional, depth_scale, depth_unit),
     }
     ids = [env_ids] if isinstance(env_ids, str) else list(env_ids)
     _check_amounts(ids, frames, episodes, test_fraction, fps)
@@ -199,7 +204,7 @@ def _look_at(environments: list[dict], start: Callable | None) -> tuple[dict[str
     for entry in environments:
         env = make_environment(**entry, start=start)
         try:
-            observation, _ = env.reset(seed=0)
+            observation = env.look(seed=0)
             described = describe_environment(env)
             features = _merged(features, described, environments[0]["id"], entry["id"]) if features else described
             actors.append(env.actors)

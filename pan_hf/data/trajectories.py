@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from pan_hf.data.episodes import SPLITS, Episode, episode_files, mask_columns, open_table, read_info
@@ -49,7 +48,7 @@ def read_episode(path: Path, index: int, features: dict[str, dict], actors: Sequ
     for name, described in features.items():
         feature, rows = feature_of(described), table[name]
         if feature.row_shape is not None:
-            rows = np.empty((len(table[name]), *feature.row_shape), np.uint8)
+            rows = np.empty((len(table[name]), *feature.row_shape), feature.row_dtype)
             _decode(table[name], rows, feature, index)
         is_present = table.get(_present(name), np.ones(len(rows), bool))
         columns[name] = [
@@ -85,8 +84,9 @@ class Trajectories:
 
     Args:
         features: `observation.<sense>` and `action` (or `action.<part>`), described as in `meta/info.json`.
-        observations: by sense: images uint8 `(N, 3, H, W)` (in memory or mapped, see `frame_store`), vectors float32
-            `(N, D)`, texts str `(N,)`. Where an optional sense is absent stands what was seen of it last.
+        observations: by sense: images uint8 `(N, 3, H, W)`, depth uint16 `(N, 1, H, W)` (in memory or mapped, see
+            `frame_store`), vectors float32 `(N, D)`, texts str `(N,)`. Where an optional sense is absent stands what
+            was seen of it last.
         actions: int64 `(N,)`, float32 `(N, D)` or str `(N,)`; empty where `action_is_pad`. A dict of these by part
             where an action has several.
         rewards: float32 `(N,)`, after the action of the row, of all actors together.
@@ -254,7 +254,7 @@ def load_trajectories(
     lengths = np.array([_num_rows(path) for path in files.values()])
     starts = np.cumsum(lengths) - lengths
     shapes = {
-        name.removeprefix("observation."): (int(lengths.sum()), *feature.row_shape)
+        name.removeprefix("observation."): ((int(lengths.sum()), *feature.row_shape), feature.row_dtype)
         for name, feature in kinds.items()
         if feature.row_shape is not None
     }
@@ -319,8 +319,8 @@ def _read_table(path: Path, features: dict[str, dict], actors: Sequence[str] = (
 
 def _num_rows(path: Path) -> int:
     try:
-        return pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
+        return open_table(path).metadata.num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error
 
 
@@ -363,7 +363,7 @@ def _assemble(
 
 
 def _decode(cells: list, frames: np.ndarray, feature: Feature, index: int) -> None:
-    """An episode's compressed cells of a sense into the first rows of `frames`, uint8 `(N, *row_shape)`."""
+    """An episode's compressed cells of a sense into the first rows of `frames` `(N, *row_shape)`."""
     for row, cell in enumerate(cells):
         try:
             frames[row] = feature.decode(cell)

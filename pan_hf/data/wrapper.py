@@ -10,7 +10,7 @@ Observations and actions pass through unchanged; what is written is what `pan re
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -27,7 +27,7 @@ from pan_hf.data.episodes import (
     write_info,
     write_table,
 )
-from pan_hf.data.info import Extremes, bounded, is_test_episode, joined, new_info
+from pan_hf.data.info import Extremes, bounded, is_test_episode, joined, new_info, rare_options
 from pan_hf.data.recorder import follow, see
 from pan_hf.envs.environment import SenseEnvironment, spec_entry
 from pan_hf.extras import extra
@@ -44,7 +44,8 @@ class RecordTrajectories(gymnasium.Wrapper):
     also after a crash, and a later run with the same settings adds to it. One process at a time may write a folder.
 
     Args:
-        env: any gymnasium environment, not a vector of them.
+        env: any gymnasium environment, not a vector of them. Where a wrapper in it begins the next episode by itself
+            (`gymnasium.wrappers.Autoreset`), that episode is recorded too.
         folder: of the recording, new, empty or begun with the same settings.
         keep: the observations to keep, by their own names, and `camera` for the rendered frame; all when empty.
         rename: sense names by observation name.
@@ -52,6 +53,8 @@ class RecordTrajectories(gymnasium.Wrapper):
         image_size: side in pixels that images are averaged to.
         crop: cut images to their middle square before that.
         optional: observations that may be None or missing at some steps, by their own names.
+        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
+            be whole, and the unit they have then.
         test_fraction: share of the episodes that is kept for testing, in [0, 0.5], or 1.
         fps: frames a second, for timestamps; what the environment says, or 10, when None.
 
@@ -72,12 +75,21 @@ class RecordTrajectories(gymnasium.Wrapper):
         image_size: int | None = None,
         crop: bool = False,
         optional: Sequence[str] = (),
+        depth_scale: float | None = None,
+        depth_unit: str = "",
         test_fraction: float = 0.1,
         fps: float | None = None,
     ):
+        if not isinstance(env, gymnasium.Env):
+            raise ValueError(
+                f"env: expected one gymnasium environment, got {type(env).__name__}; of a vector wrap each: "
+                "SyncVectorEnv([lambda: RecordTrajectories(gymnasium.make(ID), FOLDER_OF_ITS_OWN), ...])"
+            )
         super().__init__(env)
+        self._is_autoreset = any(isinstance(wrapper, gymnasium.wrappers.Autoreset) for wrapper in _wrappers(env))
+        self._has_ended = False
         view: dict = {"keep": list(keep), "rename": dict(rename or {}), "render": render}
-        view |= {"image_size": image_size, "crop": crop} | ({"optional": list(optional)} if optional else {})
+        view |= {"image_size": image_size, "crop": crop} | rare_options(optional, depth_scale, depth_unit)
         self._senses = SenseEnvironment(env, **view)
         made = spec_entry(env.spec) if env.spec is not None else {"id": type(env.unwrapped).__name__}
         self._root, self.features = Path(folder), self._senses.features
@@ -91,6 +103,7 @@ class RecordTrajectories(gymnasium.Wrapper):
         self._extremes: Extremes | None = None
         self._go_on()
         self._episode: Episode | None = None
+        self._is_looked_at = False
 
     def _go_on(self) -> None:
         """Counts what an earlier run left in the folder."""
@@ -118,19 +131,30 @@ class RecordTrajectories(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         self._write()
         observation, info = self.env.reset(seed=seed, options=options)
-        self._episode = Episode(
-            environment=self._info["environments"][0]["id"],
-            index=self._number,
-            seed=UNKNOWN_SEED if seed is None else seed,
-        )
+        self._begin(observation, info, UNKNOWN_SEED if seed is None else seed)
+        return observation, info
+
+    def _begin(self, observation: Any, info: dict, seed: int) -> None:
+        """A new episode, from its first observation on."""
+        if not self._is_looked_at:
+            self._senses.check_senses(observation)
+            self._is_looked_at = True
+        self._episode = Episode(self._info["environments"][0]["id"], self._number, seed)
+        self._has_ended = False
         see(self._episode, self._senses.observe(observation, info), self._senses)
         self.features = self._senses.features  # which now know whether actions are masked
-        return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict]:
         recorded = self._senses.recorded_action(action)
+        if self._has_ended and not self._is_autoreset:
+            raise ValueError(
+                "This episode has ended, and what follows would not be recorded: call reset(). A wrapper of your own "
+                "that resets by itself goes around RecordTrajectories, not into it"
+            )
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if self._episode is not None:
+        if self._has_ended:  # this step was the reset: its action was not carried out
+            self._begin(observation, info, UNKNOWN_SEED)
+        elif self._episode is not None:
             self._append(self._episode, recorded, (reward, terminated, truncated), observation, info)
         return observation, reward, terminated, truncated, info
 
@@ -144,7 +168,8 @@ class RecordTrajectories(gymnasium.Wrapper):
             raise ValueError(f"{where}, step {len(episode.actions)}: {error}") from error
         follow(episode, action, outcome)
         see(episode, seen, self._senses)
-        if outcome.is_done or outcome.is_truncated:
+        self._has_ended = outcome.is_done or outcome.is_truncated
+        if self._has_ended:
             self._write()
 
     def close(self) -> None:
@@ -165,3 +190,11 @@ class RecordTrajectories(gymnasium.Wrapper):
         self._number += 1
         extremes = self._count(split, *read_summary(path))
         write_info(self._root, {**self._info, "features": bounded(self.features, [extremes])})
+
+
+def _wrappers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
+    """The wrappers of an environment, outermost first, and the environment itself."""
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env

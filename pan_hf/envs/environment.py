@@ -103,6 +103,8 @@ class SenseEnvironment(gymnasium.Wrapper):
         image_size: side in pixels that every image is averaged to; None leaves them as they are.
         crop: cut every image to its middle square before that.
         optional: observations that may be None or missing at some steps.
+        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
+            be whole, and the unit they have then.
 
     Attributes:
         action_masks (`dict[str, np.ndarray]`): by part of the action, the choices that are allowed now, bool `(n,)`;
@@ -120,10 +122,12 @@ class SenseEnvironment(gymnasium.Wrapper):
         image_size: int | None = None,
         crop: bool = False,
         optional: Sequence[str] = (),
+        depth_scale: float | None = None,
+        depth_unit: str = "",
     ):
         super().__init__(env)
         self._action = action_form_of(env.action_space)
-        self._view = View(image_size, crop)
+        self._view = View(image_size, crop, depth_scale, depth_unit)
         self.actors = list(getattr(env.unwrapped, "actors", None) or ())
         own = {sense_name(*leaf) for leaf in leaves(env.observation_space)}
         kept = [name for name in keep if name in own or not (render and name == "camera")] if keep else None
@@ -198,6 +202,19 @@ class SenseEnvironment(gymnasium.Wrapper):
         with _named_failure("reset()"):
             observation, info = self.env.reset(seed=seed, options=options)
         return self.observe(observation, info), info
+
+    def look(self, seed: int) -> dict[str, Any]:
+        """A first observation, as senses; ValueError also where a sense means something else than it seems to."""
+        with _named_failure("reset()"):
+            observation, info = self.env.reset(seed=seed)
+        self.check_senses(observation)
+        return self.observe(observation, info)
+
+    def check_senses(self, observation: Any) -> None:
+        """Raises ValueError where an observation of the environment within means something else than it seems to, as a
+        grid of symbols that looks like a picture."""
+        for sense in self.senses:
+            sense.check(observation)
 
     def check_action(self, action: Any) -> Any:
         """The action as it is recorded: an int from 0, a `(dim,)` float32 vector or a string; a dict of these where it
@@ -297,6 +314,8 @@ def make_environment(
     image_size: int | None = None,
     crop: bool = False,
     optional: Sequence[str] = (),
+    depth_scale: float | None = None,
+    depth_unit: str = "",
     max_episode_steps: int | None = None,
     start: Callable[[gymnasium.Env, np.random.Generator], Any] | None = None,
 ) -> SenseEnvironment:
@@ -312,6 +331,7 @@ def make_environment(
         image_size: side in pixels that images are averaged to.
         crop: cut images to their middle square before that.
         optional: observations that may be None or missing at some steps, by their own names.
+        depth_scale, depth_unit: of pictures that are no colours, see [`SenseEnvironment`].
         max_episode_steps: replaces the time limit the environment was registered with.
         start: sets a starting state after every reset; see `StartingState`.
 
@@ -324,7 +344,7 @@ def make_environment(
             env = StartingState(env, start)
         for spec in wrappers or ():
             env = _wrap(env, spec)
-        return SenseEnvironment(env, keep, rename, render, image_size, crop, optional)
+        return SenseEnvironment(env, keep, rename, render, image_size, crop, optional, depth_scale, depth_unit)
     except Exception as error:
         env.close()
         if isinstance(error, ValueError):
@@ -371,6 +391,7 @@ def make_recorded_environment(
 
 
 _ENTRY = {"id", "env_args", "wrappers", "render", "keep", "rename", "image_size", "crop", "optional"}
+_ENTRY |= {"depth_scale", "depth_unit"}
 
 
 def _foreign_environment(id: str) -> list[str]:

@@ -6,7 +6,8 @@ is a part of the action. The kinds themselves say which spaces are theirs, see `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +27,25 @@ class Sense:
     name: str
     path: tuple  # keys of nested Dict and Tuple observations; () for a bare observation
     feature: dict  # as in meta/info.json
-    convert: Callable[[Any], Any]
+    form: Form
+
+    def check(self, observation: Any) -> None:
+        """Raises ValueError where the value means something else than it seems to."""
+        value = self._value(observation)
+        with _named(self.name):
+            if value is not None:
+                self.form.check(value)
+
+    def _value(self, observation: Any) -> Any:
+        for key in self.path:
+            # `Tuple` observations have no `get`; what is missing there is an error of the environment
+            observation = observation.get(key) if isinstance(observation, Mapping) else observation[key]
+        return observation
 
     def read(self, observation: Any) -> Any:
         """The recorded value; None where an optional sense is None or missing. ValueError for one that is not as its
         space says."""
-        value = observation
-        for key in self.path:
-            # `Tuple` observations have no `get`; what is missing there is an error of the environment
-            value = value.get(key) if isinstance(value, Mapping) else value[key]
+        value = self._value(observation)
         if value is None:
             if self.feature.get("optional"):
                 return None
@@ -42,10 +53,16 @@ class Sense:
                 f"sense {self.name!r}: the observation has no value for it; name a sense that comes seldom in "
                 "optional (--optional), or leave it out with keep"
             )
-        try:
-            return self.convert(value)
-        except ValueError as error:
-            raise ValueError(f"sense {self.name!r}: {error}") from error
+        with _named(self.name):
+            return self.form.convert(value)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"sense {name!r}: {error}") from error
 
 
 def leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tuple, spaces.Space]]:
@@ -120,7 +137,7 @@ def _sense(name: str, path: tuple, space: spaces.Space, view: View, is_optional:
             "with a wrapper."
         )
     form = kind[1]
-    return Sense(name, path, form.feature | ({"optional": True} if is_optional else {}), form.convert)
+    return Sense(name, path, form.feature | ({"optional": True} if is_optional else {}), form)
 
 
 # ---- Actions

@@ -45,10 +45,15 @@ class View:
     Args:
         image_size (`int`, *optional*): side in pixels that pictures are averaged to; as they are when None.
         crop (`bool`): whether they are cut to their middle square before that.
+        depth_scale (`float`, *optional*): what numbers that are no colours, such as depth, are multiplied with to be
+            whole numbers; floats need it.
+        depth_unit (`str`): the unit of those whole numbers.
     """
 
     image_size: int | None = None
     crop: bool = False
+    depth_scale: float | None = None
+    depth_unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,12 @@ class Form:
     Args:
         feature (`dict`): as in `meta/info.json`.
         convert: raw value -> recorded value; ValueError for one that does not fit.
+        check: ValueError for a first raw value that means something else than it seems to.
     """
 
     feature: dict
     convert: Callable[[Any], Any]
+    check: Callable[[Any], None] = lambda value: None
 
 
 class ActionForm:
@@ -216,8 +223,13 @@ class Feature:
 
     @property
     def row_shape(self) -> tuple[int, ...] | None:
-        """Shape of a row, uint8, where cells are compressed one by one and there may be more than memory holds."""
+        """Shape of a row, of `row_dtype`, where cells are compressed one by one: all may be more than memory holds."""
         return None
+
+    @property
+    def row_dtype(self) -> type:
+        """Of rows of `row_shape`."""
+        return np.uint8
 
     def decode(self, cell: Any) -> np.ndarray:
         """One cell of `read` as a row of `row_shape`; OSError, TypeError or ValueError where it is none."""

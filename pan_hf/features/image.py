@@ -1,18 +1,29 @@
-"""Images: uint8 RGB frames, kept as PNG, one a step."""
+"""Images: uint8 RGB frames, or pictures such as depth in 16 bits, kept as PNG, one a step."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from pan_hf.features.base import Feature, Form, Measures, View, register_feature
-from pan_hf.images import as_rgb, encode_png, fit, fitted_shape, picture_layout, to_rgb
+from pan_hf.images import (
+    DEEP_BITS,
+    DEEP_HIGH,
+    Layout,
+    as_deep,
+    as_rgb,
+    check_colours,
+    encode_png,
+    fit,
+    fitted_shape,
+    picture_layout,
+    read_picture,
+    to_rgb,
+)
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -21,21 +32,34 @@ if TYPE_CHECKING:
 
 @register_feature
 class ImageFeature(Feature):
-    """`{"kind": "image", "shape": [height, width, 3], "unit": "uint8 RGB"}`."""
+    """`{"kind": "image", "shape": [height, width, 3], "unit": "uint8 RGB"}`.
+
+    Of pictures such as depth the numbers are no colours: `{"kind": "image", "shape": [height, width, 1], "bits": 16,
+    "low": L, "high": H, "unit": "mm"}`. The bounds are those of what was recorded, None until that is known.
+    """
 
     kind = "image"
     bare_name = "camera"
     is_picture = True
-    card_fields = ("height", "width", "channels")
+    card_fields = ("height", "width", "channels", "bits", "low")
 
     @classmethod
     def of_shape(cls, shape: Sequence[int]) -> ImageFeature:
-        """The feature of frames `(height, width, 3)`."""
+        """The feature of colours `(height, width, 3)`."""
         return cls({"kind": cls.kind, "shape": list(shape), "unit": "uint8 RGB"})
 
     @classmethod
     def describe(cls, part: Any) -> dict[str, Any]:
-        return cls.of_shape((part.height, part.width, part.channels)).description
+        described = cls.of_shape((part.height, part.width, part.channels)).description
+        if getattr(part, "bits", 8) == 8:
+            return described
+        low, high = part.value_range
+        return described | {"bits": part.bits, "low": low, "high": high, "unit": part.unit or ""}
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether its numbers are no colours, and may have more than 8 bits."""
+        return self.description.get("bits", 8) > 8
 
     # ---- From an environment or a table
 
@@ -45,52 +69,65 @@ class ImageFeature(Feature):
 
         if not isinstance(space, Box):
             return None
-        is_unit = bool(np.all(space.low == 0) and np.all(space.high == 1))
         try:
-            layout = picture_layout(space.shape, space.dtype, is_unit)
+            layout = picture_layout(space.shape, space.dtype, float(space.low.min()), float(space.high.max()))
         except ValueError as error:
             raise ValueError(
                 f"{space}: {error}; choose or merge channels with a wrapper, or leave the sense out with keep"
             ) from error
-        return None if layout is None else cls._form_of_box(space, layout, view)
-
-    @classmethod
-    def _form_of_box(cls, space: spaces.Box, layout: str, view: View) -> Form:
-        height, width = (space.shape[layout.index(axis)] for axis in "HW")
-        is_float = np.issubdtype(space.dtype, np.floating)
-
-        def convert(value: Any) -> np.ndarray:
-            value = np.asarray(value)
-            if value.shape != space.shape or (not is_float and value.dtype != np.uint8):
-                raise ValueError(f"expected {space.dtype} of shape {space.shape}, got {value.dtype} of {value.shape}")
-            return fit(as_rgb(value, layout), view.image_size, view.crop)
-
-        shape = fitted_shape(height, width, view.image_size, view.crop)
-        return Form(cls.of_shape(shape).description, convert)
+        return None if layout is None else cls._form(space.shape, space.dtype, layout, view)
 
     @classmethod
     def from_value(cls, value: Any, view: View) -> Form | None:
-        if isinstance(value, str):
+        if isinstance(value, str) or not value.size:
             return None
-        is_unit = bool(value.size and value.dtype.kind == "f" and value.min() >= 0 and value.max() <= 1)
-        layout = picture_layout(value.shape, value.dtype, is_unit)
+        low, high = float(value.min()), float(value.max())
+        if value.dtype.kind == "f" and value.ndim == 3:  # what the first one lies in says what all do
+            is_deep = view.depth_scale is not None and 1 in (value.shape[0], value.shape[2])
+            low, high = (0.0, 1.0) if low >= 0 and high <= 1 and not is_deep else (low, high)
+        layout = picture_layout(value.shape, value.dtype, low, high)
         if layout is None:
             return None
+        form = cls._form(value.shape, value.dtype, layout, view)
+        form.convert(value)  # what is no picture is said before anything is imported
+        form.check(value)
+        return form
 
-        def convert(image: Any) -> np.ndarray:
-            if image.shape != value.shape or image.dtype != value.dtype:
+    @classmethod
+    def _form(cls, shape: tuple[int, ...], dtype: np.dtype, layout: Layout, view: View) -> Form:
+        """Converts pictures of one layout: of one size, too, where none is asked for.
+
+        Args:
+            shape, dtype: as was declared, or as the first one has.
+        """
+
+        def convert(value: Any) -> np.ndarray:
+            value = np.asarray(value)
+            is_resized = view.image_size is not None and value.ndim == len(shape)
+            if value.dtype != dtype and not (dtype.kind == value.dtype.kind == "f"):
+                raise ValueError(f"expected a picture of {dtype}, got {value.dtype}")
+            if value.shape != shape and not is_resized:
                 raise ValueError(
-                    f"expected a picture like the first, {value.dtype} of shape {value.shape}, got {image.dtype} of "
-                    f"{image.shape}; bring them to one shape"
+                    f"expected a picture like the first, {dtype} of shape {shape}, got {value.dtype} of "
+                    f"{value.shape}; bring pictures to one size with image_size (--image-size)"
                 )
-            return fit(as_rgb(image, layout), view.image_size, view.crop)
+            picture = as_deep(value, layout, view.depth_scale) if layout.is_deep else as_rgb(value, layout)
+            return fit(picture, view.image_size, view.crop)
 
-        return Form(cls.of_shape(convert(value).shape).description, convert)
+        size = fitted_shape(*layout.size(shape), view.image_size, view.crop)
+        described = cls.of_shape((*size, 3)).description
+        if layout.is_deep:
+            described = {"kind": cls.kind, "shape": [*size, 1], "unit": view.depth_unit}
+            described |= {"bits": DEEP_BITS, "low": None, "high": None}
+            return Form(described, convert)
+        # of the first one only: a world may well turn dark
+        return Form(described, convert, lambda value: check_colours(as_rgb(np.asarray(value), layout)))
 
     def space(self) -> spaces.Space:
         from gymnasium.spaces import Box
 
-        return Box(0, 255, tuple(self.description["shape"]), np.uint8)
+        high, dtype = (DEEP_HIGH, np.uint16) if self.is_deep else (255, np.uint8)
+        return Box(0, high, tuple(self.description["shape"]), dtype)
 
     # ---- To and from parquet
 
@@ -103,7 +140,8 @@ class ImageFeature(Feature):
         return {"bytes": encode_png(value), "path": None}
 
     def blank(self) -> np.ndarray:
-        return np.zeros(self.description["shape"], np.uint8)
+        low = self.description.get("low") or 0
+        return np.full(self.description["shape"], low, self.row_dtype)
 
     def num_bytes(self, value: Any) -> int:
         return len(encode_png(value))
@@ -117,11 +155,42 @@ class ImageFeature(Feature):
         height, width, channels = self.description["shape"]
         return channels, height, width
 
+    @property
+    def row_dtype(self) -> type:
+        return np.uint16 if self.is_deep else np.uint8
+
     def decode(self, cell: Any) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(cell))).transpose(2, 0, 1)
+        height, width, channels = self.description["shape"]
+        picture = read_picture(cell, ("PNG",), (height, width))  # what a recording holds is not ours alone to write
+        if picture.shape[2] != channels:
+            raise ValueError(f"expected {channels} channels, got {picture.shape[2]}")
+        return picture.transpose(2, 0, 1)
 
     def recorded(self, rows: Any) -> list:
         return list(rows.transpose(0, 2, 3, 1))
+
+    # ---- What a recording says of a column as a whole
+
+    @property
+    def is_measured(self) -> bool:
+        return not self.is_deep or self.description["low"] is not None
+
+    def summary(self, values: Sequence) -> list | None:
+        """Smallest and largest number, where they are no colours."""
+        return [int(np.min(values)), int(np.max(values))] if self.is_deep else None
+
+    def joined(self, summaries: Sequence[list]) -> list:
+        lowest, highest = zip(*summaries, strict=True)
+        return [min(lowest), max(highest)]
+
+    def bounded(self, name: str, summary: list) -> dict[str, Any]:
+        """With the bounds of what was recorded: at least two numbers, for there to be a range."""
+        low = min(summary[0], DEEP_HIGH - 1)
+        return self.description | {"low": low, "high": max(summary[1], low + 1)}
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {key: value for key, value in self.description.items() if key not in ("low", "high")}
 
     # ---- To a model
 
@@ -129,24 +198,42 @@ class ImageFeature(Feature):
         from pan_hf.modeling import ImageSense
 
         channels, height, width = values.shape[1:]
-        shape = {"height": height, "width": width, "channels": channels}
+        fields = {"height": height, "width": width, "channels": channels}
+        if self.is_deep:
+            fields |= {key: self.description[key] for key in ("bits", "low", "high")}
+            fields["unit"] = self.description["unit"] or None
         patches = {} if "patch_size" in options else _patches(name, height, width)
-        return ImageSense(**(shape | patches | options))
+        return ImageSense(**(fields | patches | options))
 
     def to_processor(self, values: np.ndarray) -> np.ndarray:
         return np.moveaxis(values, -3, -1)
 
     def check_sense(self, name: str, sense: Any, values: np.ndarray, processor: Any) -> None:
-        found, expected = tuple(values.shape[1:]), (sense.channels, sense.height, sense.width)
-        if found != expected:
+        shape, expected = tuple(values.shape[1:]), (sense.channels, sense.height, sense.width)
+        if shape != expected:
             _, height, width = expected
             raise ValueError(
-                f"Sense {name!r}: the recording has images of {found}, the model sees {expected} (channels, "
+                f"Sense {name!r}: the recording has images of {shape}, the model sees {expected} (channels, "
                 f"height, width); record with `--image-size {height}`"
                 f"{'' if height == width else f' ({height}x{width})'}."
             )
+        if self.is_deep:
+            low, high = sense.value_range
+            bounds = self.description["low"], self.description["high"]
+            if bounds[0] < low or bounds[1] > high or (sense.unit or "") != self.description["unit"]:
+                raise ValueError(
+                    f"Sense {name!r}: the recording holds {bounds[0]} to {bounds[1]} {self.description['unit']}, the "
+                    f"model sees {low} to {high} {sense.unit or ''}; record in the same unit and range."
+                )
 
     # ---- Compared
+
+    def _grey(self, frames: Tensor) -> Tensor:
+        """Frames whose numbers are no colours as grey levels in [0, 255], float; others as they are."""
+        if not self.is_deep:
+            return frames
+        low, high = self.description["low"], self.description["high"]
+        return ((frames.float() - low) * (255 / (high - low))).clamp(0, 255)
 
     def reference(self, sense: Any, values: np.ndarray, pad_token_id: int) -> int:
         """Side of the patches in which pixels count as moving together."""
@@ -155,19 +242,24 @@ class ImageFeature(Feature):
     def measures(self, predicted: Tensor, true: Tensor, last_seen: Tensor, reference: int) -> Measures:
         from pan_hf import metrics
 
-        measures = {"psnr": metrics.psnr(predicted, true), "ssim": metrics.ssim(predicted, true)}
+        grey, true_grey = self._grey(predicted), self._grey(true)
+        measures = {"psnr": metrics.psnr(grey, true_grey), "ssim": metrics.ssim(grey, true_grey)}
         measures["psnr_moving"] = "psnr", self.moving_error(predicted, true, last_seen, reference)
-        measures["exact_frame"] = metrics.mean_of(metrics.exact_frames(predicted, true))
+        measures["exact_frame"] = metrics.mean_of(metrics.exact_frames(grey, true_grey))
+        if self.is_deep:  # in the unit of the recording
+            measures["rmse"] = metrics.rmse(predicted.flatten(1).float(), true.flatten(1).float())
         return {key: value for key, value in measures.items() if value is not None}
 
     def moving_error(self, predicted: Tensor, true: Tensor, last_seen: Tensor, reference: int) -> Tensor:
         from pan_hf import metrics
 
-        return metrics.moving_error(predicted, true, metrics.changed_pixels(last_seen, true, reference))
+        moving = metrics.changed_pixels(last_seen, true, reference)
+        return metrics.moving_error(self._grey(predicted), self._grey(true), moving)
 
     def reconstruction(self, rebuilt: Tensor, true: Tensor) -> Measures:
         from pan_hf import metrics
 
+        rebuilt, true = self._grey(rebuilt), self._grey(true)
         return {
             "reconstruction_psnr": metrics.psnr(rebuilt, true),
             "reconstruction_exact_frame": metrics.mean_of(metrics.exact_frames(rebuilt, true)),
@@ -176,15 +268,19 @@ class ImageFeature(Feature):
     def error(self, predicted: Tensor, true: Tensor) -> Tensor:
         from pan_hf import metrics
 
-        return metrics.psnr(predicted, true)[1][:, 0]
+        return metrics.psnr(self._grey(predicted), self._grey(true))[1][:, 0]
 
     # ---- Shown
 
     def to_frames(self, values: Tensor) -> np.ndarray:
-        return to_rgb(values)
+        return to_rgb(self._grey(values).byte() if self.is_deep else values)
 
     def words(self) -> str:
-        return "{}x{}x{} image, uint8".format(*self.description["shape"])
+        size = "{}x{}x{} image".format(*self.description["shape"])
+        if not self.is_deep:
+            return f"{size}, uint8"
+        low, high, unit = (self.description[key] for key in ("low", "high", "unit"))
+        return f"{size}, {low} to {high} {unit}".rstrip()
 
     @classmethod
     def sense_words(cls, config: Mapping[str, Any]) -> str:
@@ -192,6 +288,8 @@ class ImageFeature(Feature):
 
     @classmethod
     def blank_sense(cls, config: Mapping[str, Any]) -> str:
+        if config.get("bits", 8) > 8:
+            return "np.full(({height}, {width}, 1), {low}, np.uint16)".format(**{"low": 0} | config)
         return "np.zeros(({height}, {width}, {channels}), np.uint8)".format(**config)
 
     # ---- Mirrored

@@ -73,6 +73,12 @@ class VectorFeature(Feature):
         if bounds is None:
             return None
         shape = np.shape(bounds[0])
+        if np.size(bounds[0]) > _MOST_NUMBERS:
+            raise ValueError(
+                f"{space} has {np.size(bounds[0])} numbers; expected at most {_MOST_NUMBERS} in a vector. Pictures "
+                "are uint8, or floats within 0..1, -1..1 or 0..255 with 1 or 3 channels; depth has an axis (..., 1). "
+                "Make it one by a wrapper, or leave it out with keep"
+            )
 
         def convert(value: Any) -> np.ndarray:
             value = np.asarray(value, dtype=np.float32)

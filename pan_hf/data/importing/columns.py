@@ -1,26 +1,49 @@
 """Columns of a table as senses, action, rewards and ends: by LeRobot's names, or as `map` says.
 
-A column is one of the roles below, a sense, or left out. What kind of sense it is shows in its first value: a picture
-(see `pan_hf.images`), numbers or a text. Several columns of numbers with one name are one vector, in their order.
+A column is one of the roles below, a part of the action (`action.<part>`), a sense, or left out. What kind of sense it
+is shows in its first value: a picture (see `pan_hf.images`), numbers or a text. A text that names a picture file is
+that picture. Several columns of numbers with one name are one vector, in their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from pan_hf.data.episodes import Episode
+from pan_hf.data.importing.frames import as_image
+from pan_hf.data.importing.times import steps_of
 from pan_hf.data.importing.writing import as_text, make_episode
-from pan_hf.features import Form, TextFeature, View, check_sense_name, is_reserved, kinds
+from pan_hf.features import ACTION, Form, TextFeature, View, check_sense_name, is_reserved, kinds
+from pan_hf.images import SUFFIXES, pixels
 
-ROLES = ("action", "reward", "done", "truncated", "episode", "frame", "task", "pad")
+ROLES = (ACTION, "reward", "done", "truncated", "episode", "frame", "time", "task", "pad")
 # The names that LeRobot, and our own recordings, give to the roles.
-USUAL = {"action": "action", "next.reward": "reward", "next.done": "done", "next.truncated": "truncated"}
-USUAL |= {"episode_index": "episode", "frame_index": "frame", "task": "task", "action_is_pad": "pad"}
+USUAL = {"action": ACTION, "next.reward": "reward", "next.done": "done", "next.truncated": "truncated"}
+USUAL |= {"episode_index": "episode", "frame_index": "frame", "timestamp": "time", "task": "task"}
+USUAL |= {"action_is_pad": "pad"}
 _PREFIXES = ("observation.images.", "observation.")
+_VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+
+
+@dataclass(frozen=True)
+class Taking:
+    """How the values of a table are taken.
+
+    Args:
+        view: how pictures are brought to size.
+        optional: senses that may be missing in some rows.
+        resample: bring rows that are missing, doubled or of another rate to equal steps, instead of refusing them.
+    """
+
+    view: View = View()
+    optional: Sequence[str] = ()
+    resample: bool = False
 
 
 class Table(Protocol):
@@ -29,6 +52,7 @@ class Table(Protocol):
     Args:
         about, fps: see `writing.Source`.
         columns: their names.
+        root: the folder that names of files are of, where there is one.
     """
 
     @property
@@ -37,6 +61,8 @@ class Table(Protocol):
     def fps(self) -> float: ...
     @property
     def columns(self) -> Sequence[str]: ...
+    @property
+    def root(self) -> Path | None: ...
 
     def __len__(self) -> int: ...
 
@@ -55,7 +81,7 @@ def assign(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> di
 
     Args:
         columns: there are.
-        mapping: column -> role of `ROLES`, name of a sense, or "" to leave it out.
+        mapping: column -> role of `ROLES`, `action.<part>`, name of a sense, or "" to leave it out.
         where: what an error names.
 
     Raises:
@@ -67,24 +93,32 @@ def assign(columns: Sequence[str], mapping: Mapping[str, str], where: str) -> di
     if reserved := [name for name in columns if is_reserved(name) and name not in mapping]:
         raise ValueError(
             f"{where}: the columns {reserved} have names that recordings reserve (action.<name>, next.reward.<actor>, "
-            "next.done.<actor>); say what they are with map, as in map COLUMN=action, or leave them out with map "
-            "COLUMN="
+            "next.done.<actor>); say what they are with map, as in map COLUMN=action or COLUMN=action.PART, or leave "
+            "them out with map COLUMN="
         )
-    found: dict[str, list[str]] = {}
+    roles: dict[str, list[str]] = {}
     for column in [*mapping, *(name for name in columns if name not in mapping)]:
         target = mapping.get(column, _usual(column))
         if target:
-            found.setdefault(target, []).append(column)
-    for name, sources in found.items():
-        if name in ROLES and name != "action" and len(sources) > 1:
+            roles.setdefault(target, []).append(column)
+    for name, sources in roles.items():
+        if name in ROLES and name != ACTION and len(sources) > 1:
             raise ValueError(f"{where}: {sources} are all mapped to {name!r}; leave all but one out with map COLUMN=")
-        if name not in ROLES:
+        if name not in ROLES and not _is_part(name):
             _check_sense(where, name, sources)
-    if "action" not in found:
-        raise ValueError(f"{where}: no column is the action; say which of {list(columns)} with map COLUMN=action")
-    if not set(found) - set(ROLES):
+    parts = [name for name in roles if name == ACTION or _is_part(name)]
+    if not parts or (ACTION in parts and len(parts) > 1):
+        raise ValueError(
+            f"{where}: {'no column is' if not parts else f'{parts} are'} the action; say which of {list(columns)} is "
+            "with map COLUMN=action, or all of its parts with map COLUMN=action.PART"
+        )
+    if not set(roles) - {*ROLES, *parts}:
         raise ValueError(f"{where}: no column is a sense; say which of {list(columns)} with map COLUMN=SENSE")
-    return found
+    return roles
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith(f"{ACTION}.") and name.removeprefix(f"{ACTION}.").isidentifier()
 
 
 def _check_sense(where: str, name: str, sources: list[str]) -> None:
@@ -102,16 +136,39 @@ def _usual(column: str) -> str:
 # What one value is
 
 
-def form_of(value: Any, image_size: int | None, crop: bool) -> Form:
+def form_of(value: Any, view: View, root: Path | None = None) -> Form:
     """What a sense is, by its first value.
 
+    Args:
+        view: how pictures are brought to size.
+        root: the folder that names of picture files are of.
+
     Raises:
-        ValueError: it is neither a picture nor numbers nor a text.
+        ValueError: it is neither a picture nor numbers nor a text, or a picture whose numbers have no known meaning.
     """
-    first, view = _plain(value), View(image_size, crop)
+    opened = _opener(value, root)
+    first = _plain(opened(value))
     if not isinstance(first, str) and first.dtype.kind not in "iufb":
         raise ValueError(f"expected a picture, numbers or a text, got {first.dtype} {first!r:.80}")
-    return _form(first, (kind.from_value(first, view) for kind in kinds()))
+    form = _form(first, (kind.from_value(first, view) for kind in kinds()))
+    return Form(form.feature, lambda value: form.convert(opened(value)))
+
+
+def _opener(value: Any, root: Path | None) -> Callable[[Any], Any]:
+    """Turns the name of a picture file into its pixels; other values stay as they are."""
+    suffix = Path(value).suffix.lower() if isinstance(value, str) else ""
+    if suffix in _VIDEOS:
+        raise ValueError(
+            f"{value!r} names a video; `pan import videos` imports a folder of them with a CSV of actions"
+        )
+    if suffix not in SUFFIXES:
+        return lambda value: value
+    if root is None:
+        raise ValueError(
+            f"{value!r} names a picture, and it is not known in which folder; import the file that names it, or load "
+            "the column as pictures (data.cast_column(COLUMN, datasets.Image()))"
+        )
+    return lambda value: as_image({"path": value}, root)
 
 
 def action_form(value: Any, largest: Callable[[], int]) -> Form:
@@ -137,9 +194,11 @@ def _plain(value: Any) -> str | np.ndarray:
 
 
 def _array(value: Any) -> np.ndarray:
-    """A value as an array; pictures as RGB."""
+    """A value as an array; pictures as their pixels."""
     if isinstance(value, Image.Image):
-        return np.asarray(value.convert("RGB"))
+        return pixels(value)
+    if isinstance(value, Mapping) and {"bytes", "path"} >= set(value):
+        return as_image(value)
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -155,84 +214,108 @@ class TableSource:
     Args:
         table: where they are read from.
         mapping: column -> role or sense, see `assign`.
-        image_size: side in pixels that pictures are averaged to; as they are when None.
-        crop: whether pictures are cut to their middle square before that.
+        taking: how their values are taken.
 
     Raises:
         ValueError: see `assign`; or a column's first value is no sense.
     """
 
-    def __init__(self, table: Table, mapping: Mapping[str, str], image_size: int | None, crop: bool):
-        self._table, self.fps = table, table.fps
-        self.about = {**table.about, "map": dict(mapping), "image_size": image_size, "crop": crop}
+    def __init__(self, table: Table, mapping: Mapping[str, str], taking: Taking):
+        self._table, self._taking, self.fps = table, taking, table.fps
+        view = taking.view
+        self.about = {**table.about, "map": dict(mapping), "image_size": view.image_size, "crop": view.crop}
+        rare = {"optional": list(taking.optional), "resample": taking.resample}
+        rare |= {"depth_scale": view.depth_scale, "depth_unit": view.depth_unit}
+        self.about |= {name: value for name, value in rare.items() if value}
         self.environment = {"id": table.about["path"]}
         self._roles = assign(table.columns, mapping, table.about["path"])
         self.has_rewards = "reward" in self._roles
-        self._senses = [name for name in self._roles if name not in ROLES]
+        self._actions = [name for name in self._roles if name == ACTION or _is_part(name)]
+        self._senses = [name for name in self._roles if name not in ROLES and name not in self._actions]
         if not len(table):
             raise ValueError(f"{table.about['path']} has no episode")
-        first = {name: next(iter(rows), None) for name, rows in self._read(0).items()}
-        self._forms = {name: self._form(name, first[name], image_size, crop) for name in self._senses}
-        self._forms["action"] = self._form("action", first["action"], image_size, crop)
+        if unknown := sorted(set(taking.optional) - set(self._senses)):
+            raise ValueError(f"optional names {unknown}, which are no senses of {table.about['path']}: {self._senses}")
+        first = self._first_values()
+        self._forms = {name: self._form(name, first[name]) for name in [*self._senses, *self._actions]}
         if "task" in self._roles:
             self._forms["task"] = Form({"kind": TextFeature.kind, "every_step": False}, as_text)
-        self.features = {
-            name if name == "action" else f"observation.{name}": form.feature
-            for name, form in sorted(self._forms.items(), key=lambda item: item[0] == "action")
-        }
+        senses = {f"observation.{name}": f.feature for name, f in self._forms.items() if name not in self._actions}
+        for name in taking.optional:
+            senses[f"observation.{name}"] = senses[f"observation.{name}"] | {"optional": True}
+        self.features = senses | {name: self._forms[name].feature for name in self._actions}
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def _form(self, name: str, value: Any, image_size: int | None, crop: bool) -> Form:
+    def _first_values(self) -> dict[str, Any]:
+        """The first value of each column; an optional sense may be missing in some rows."""
+        values = {}
+        for name, rows in self._read(0).items():
+            is_optional = name in self._taking.optional
+            values[name] = next((one for one in rows if one is not None or not is_optional), None)
+        return values
+
+    def _form(self, name: str, value: Any) -> Form:
         columns = self._roles[name]
         try:
             if value is None:
-                raise ValueError("expected a value in the first row, got none")
-            if name == "action":
+                raise ValueError(
+                    "expected a value in the first row, got none; a sense that comes seldom is optional (--optional)"
+                )
+            if name in self._actions:
                 return action_form(value, lambda: self._table.largest(columns[0]))
-            return form_of(value, image_size, crop)
-        except ValueError as error:
+            return form_of(value, self._taking.view, self._table.root)
+        except (ValueError, OSError) as error:
             raise ValueError(f"{self._table.where(0)}, column {_named(columns)}: {error}") from error
 
     def episode(self, number: int) -> Episode:
         """The `number`-th episode; ValueError names file, episode, column and what was expected."""
         where = self._table.where(number)
-        read = self._read(number)
-        rows = {name: list(values) for name, values in read.items() if name not in self._senses}
+        columns = self._read(number)
+        rows = {name: list(values) for name, values in columns.items() if name not in self._senses}
+        taken = steps_of(where, rows.pop("frame", None), rows.pop("time", None), self.fps, self._taking.resample)
         num_padding = int(np.sum(rows.pop("pad", [])))
         task = self._task(where, rows.pop("task", []))
         rows = {name: values[: len(values) - num_padding] for name, values in rows.items()}
-        observations = {name: self._converted(where, name, read[name]) for name in self._senses}
-        lengths = {name: len(values) for name, values in observations.items()}
+        observations = {name: self._converted(where, name, columns[name]) for name in self._senses}
+        if taken is not None:
+            observations = {name: [values[row] for row in taken] for name, values in observations.items()}
+            rows = {name: [values[row] for row in taken if row < len(values)] for name, values in rows.items()}
+        num_frames = max(len(values) for values in observations.values())
         if task is not None:
-            observations["task"] = [task] * max(lengths.values())
-        actions = rows["action"]
-        while len(actions) == max(lengths.values()) and actions[-1] is None:
-            actions.pop()  # an empty last action is padding too
-        told: dict = {
+            observations["task"] = [task] * num_frames
+        parts = {name: rows[name] for name in self._actions}
+        while num_frames and all(len(values) == num_frames and values[-1] is None for values in parts.values()):
+            parts = {name: values[:-1] for name, values in parts.items()}  # an empty last action is padding too
+        converted = {name: self._converted(where, name, values) for name, values in parts.items()}
+        if len({len(values) for values in converted.values()}) > 1:
+            raise ValueError(f"{where}: the parts {self._actions} of the action differ in length")
+        actions = converted.get(ACTION) or _steps(converted)
+        outcomes: dict = {
             f"{name}s": rows[name][: len(actions)] for name in ("reward", "done", "truncated") if name in rows
         }
-        actions = self._converted(where, "action", actions)
-        return make_episode(where, self.environment["id"], number, observations, actions, **told, task=task or "")
+        return make_episode(where, self.environment["id"], number, observations, actions, **outcomes, task=task or "")
 
     def _read(self, number: int) -> dict[str, Iterable]:
         """By role or sense, the rows of an episode; several columns of one name side by side."""
-        wanted = {name: columns for name, columns in self._roles.items() if name not in ("episode", "frame")}
-        found = self._table.read(number, [column for columns in wanted.values() for column in columns])
-        return {name: found[columns[0]] if len(columns) == 1 else _side_by_side(found, columns)
-                for name, columns in wanted.items()}  # fmt: skip
+        wanted = {name: columns for name, columns in self._roles.items() if name != "episode"}
+        values = self._table.read(number, [column for columns in wanted.values() for column in columns])
+        return {
+            name: values[columns[0]] if len(columns) == 1 else _side_by_side(values, columns)
+            for name, columns in wanted.items()
+        }
 
     def _converted(self, where: str, name: str, values: Iterable) -> list:
-        converted = []
+        converted: list = []
         for value in values:
             try:
-                if value is None:
-                    raise ValueError("expected a value, got none")
-                converted.append(self._forms[name].convert(value))
-            except ValueError as error:
-                place = f"{where}, column {_named(self._roles[name])}, row {len(converted)}"
-                raise ValueError(f"{place}: {error}") from error
+                if value is None and name not in self._taking.optional:
+                    raise ValueError("expected a value, got none; a sense that comes seldom is optional (--optional)")
+                converted.append(None if value is None else self._forms[name].convert(value))
+            except (ValueError, OSError) as error:
+                row = f"{where}, column {_named(self._roles[name])}, row {len(converted)}"
+                raise ValueError(f"{row}: {error}") from error
         return converted
 
     def _task(self, where: str, texts: list) -> str | None:
@@ -247,13 +330,19 @@ class TableSource:
         return distinct[0]
 
 
+def _steps(parts: Mapping[str, list]) -> list[dict]:
+    """Columns `action.<part>` as one dict a step."""
+    names = [name.removeprefix(f"{ACTION}.") for name in parts]
+    return [dict(zip(names, step, strict=True)) for step in zip(*parts.values(), strict=True)]
+
+
 def _named(columns: list[str]) -> str:
     return repr(columns[0]) if len(columns) == 1 else repr(columns)
 
 
-def _side_by_side(found: dict[str, Iterable], columns: list[str]) -> Iterator:
-    rows = {column: list(found[column]) for column in columns}
-    if len({len(values) for values in rows.values()}) > 1:
+def _side_by_side(values: dict[str, Iterable], columns: list[str]) -> Iterator:
+    rows = {column: list(values[column]) for column in columns}
+    if len({len(column) for column in rows.values()}) > 1:
         raise ValueError(f"expected columns of one length, got { ({name: len(one) for name, one in rows.items()}) }")
-    for values in zip(*rows.values(), strict=True):
-        yield None if any(value is None for value in values) else np.concatenate([np.ravel(v) for v in values])
+    for row in zip(*rows.values(), strict=True):
+        yield None if any(value is None for value in row) else np.concatenate([np.ravel(value) for value in row])

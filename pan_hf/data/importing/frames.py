@@ -1,47 +1,78 @@
-"""Frames of video files, one after another, by PyAV, and pictures as parquet files hold them."""
+"""Frames of video files, one after another, by PyAV, and pictures as tables hold them."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pan_hf.extras import extra
+from pan_hf.images import read_picture
 
 
-def read_frames(path: Path, begin: float = 0.0, count: int | None = None, fps: float | None = None) -> Iterator:
+def read_frames(
+    path: Path, times: Sequence[float] | None = None, fps: float | None = None, resample: bool = False
+) -> Iterator[np.ndarray]:
     """Frames of a video, uint8 `(height, width, 3)`, decoded as they are asked for.
 
     Args:
         path: the file.
-        begin: seconds into the video at which the first frame is shown.
-        count: how many frames, all to the end when None.
+        times: seconds into the video of the frames that are wanted, ascending; every frame when None.
         fps: frames a second; what the video says when None.
+        resample: where the video has no frame within half a step, take the one before.
 
     Raises:
         ImportError: PyAV is not installed.
-        ValueError: the file is no video, or has fewer frames than `count` from there on.
+        ValueError: the file is no video, has no frame at one of `times`, or its frames are not one step apart.
     """
-    given = 0
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
-        early = begin - 0.5 / float(fps or stream.average_rate or 1)  # a frame's time may be rounded down
-        if begin:
-            container.seek(int(begin / stream.time_base), stream=stream)
-        for frame in container.decode(stream):
-            if frame.time is None or frame.time >= early:
-                if given == count:
-                    return
-                given += 1
-                yield frame.to_ndarray(format="rgb24")
-    if count is not None and given < count:
-        raise ValueError(
-            f"{path} has {given} frames from {begin:.3f} s on, and {count} are needed; frames are missing in the video"
-        )
+        step = 1 / float(fps or stream.average_rate or 1)
+        if times is not None and len(times) and times[0] > 0:
+            container.seek(int(times[0] / stream.time_base), stream=stream)
+        frames = ((frame.time, frame) for frame in container.decode(stream))
+        wanted = _each(path, frames, step) if times is None else _at(path, frames, times, step, resample)
+        yield from (frame.to_ndarray(format="rgb24") for frame in wanted)
+
+
+def _each(path: Path, frames: Iterator[tuple], step: float) -> Iterator:
+    before = None
+    for row, (time, frame) in enumerate(frames):
+        # order is not time: where a frame was dropped, those behind it are of a later moment
+        if before is not None and time is not None and abs(time - before - step) > step / 2:
+            raise ValueError(
+                f"{path}: frame {row} is shown {time - before:.3f} s after the one before, expected {step:.3f} s; "
+                f"bring the video to one rate (ffmpeg -r {1 / step:g}), and its actions with it"
+            )
+        before = time
+        yield frame
+
+
+def _at(path: Path, frames: Iterator[tuple], times: Sequence[float], step: float, resample: bool) -> Iterator:
+    end = (inf, None)
+    shown, (time, frame) = None, next(frames, end)
+    for row, wanted in enumerate(times):
+        while time is not None and time < wanted - step / 2:
+            shown, (time, frame) = frame, next(frames, end)
+        if time is None or time <= wanted + step / 2:
+            shown, (time, frame) = frame, next(frames, end)
+        elif not resample and frame is None:
+            raise ValueError(
+                f"{path} has {row} frames from {times[0]:.3f} s on, and {len(times)} are needed; frames are missing "
+                "in the video. resample (--resample) repeats the one before"
+            )
+        elif not resample:
+            raise ValueError(
+                f"{path} has no frame at {wanted:.3f} s, row {row} of the episode; the next is at {time:.3f} s. A "
+                "frame was dropped: resample (--resample) repeats the one before"
+            )
+        shown = frame if shown is None else shown
+        if shown is None:
+            raise ValueError(f"{path} has no frame from {times[0]:.3f} s on")
+        yield shown
 
 
 def count_frames(path: Path) -> int:
@@ -68,7 +99,20 @@ def _opened(path: Path) -> Iterator[tuple]:
         raise ValueError(f"{path} cannot be read as a video ({error}); record it again or leave it out") from error
 
 
-def as_image(stored: dict, root: Path) -> np.ndarray:
-    """A picture as parquet files hold it, `{"bytes", "path"}`, as uint8 `(height, width, 3)`."""
-    with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else root / stored["path"]) as image:
-        return np.asarray(image.convert("RGB"))
+def as_image(stored: Mapping, root: Path | None = None) -> np.ndarray:
+    """A picture as parquet files hold it, `{"bytes", "path"}`, see `read_picture`.
+
+    Args:
+        root: folder that paths lie in; where it is None, any.
+
+    Raises:
+        ValueError, OSError: it is no picture, or lies elsewhere.
+    """
+    if stored.get("bytes") is not None:
+        return read_picture(stored["bytes"])
+    path = Path(stored["path"]) if root is None else root / stored["path"]
+    if root is not None and not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"the picture {stored['path']!r} lies outside {root}, and a table may name what lies inside")
+    if not path.is_file():
+        raise ValueError(f"the picture {path} is missing; copy the data again, or leave the column out with map")
+    return read_picture(path)

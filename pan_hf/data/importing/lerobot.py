@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from pan_hf.data.importing.columns import TableSource
+from pan_hf.data.importing.columns import TableSource, Taking
 from pan_hf.data.importing.frames import as_image, read_frames
-from pan_hf.data.importing.writing import write_recording
+from pan_hf.data.importing.writing import folder_of, write_recording
+from pan_hf.features import View
 
 
 def import_lerobot(
@@ -35,6 +36,11 @@ def import_lerobot(
     map: Mapping[str, str] | None = None,
     image_size: int | None = None,
     crop: bool = False,
+    depth_scale: float | None = None,
+    depth_unit: str = "",
+    optional: Sequence[str] = (),
+    resample: bool = False,
+    skip_short: bool = False,
     test_fraction: float = 0.1,
     progress: bool = True,
 ) -> dict:
@@ -47,6 +53,11 @@ def import_lerobot(
             `observation.images.top` becomes the sense `top`, `observation.state` becomes `state`.
         image_size: side in pixels that pictures are averaged to; as they are when None.
         crop: cut pictures to their middle square first.
+        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
+            be whole numbers of 16 bits, and the unit they have then: 1000 and `"mm"` for metres.
+        optional: senses that may be missing in some rows.
+        resample: where rows are missing, doubled or of another rate, repeat and leave out rows, and say how many.
+        skip_short: leave out episodes of fewer than two observations.
         test_fraction: share of the episodes that is kept for testing, in [0, 0.5], or 1.
         progress: show it, on stderr.
 
@@ -58,15 +69,16 @@ def import_lerobot(
         FileNotFoundError: the folder holds no LeRobot data set, or a file of it is missing.
         ValueError: another format version, a column that is missing or does not fit; nothing is written then.
     """
-    source = TableSource(_LeRobotTable(Path(data)), map or {}, image_size, crop)
-    return write_recording(source, output, test_fraction, progress)
+    taking = Taking(View(image_size, crop, depth_scale, depth_unit), optional, resample)
+    source = TableSource(_LeRobotTable(folder_of(data), resample), map or {}, taking)
+    return write_recording(source, output, test_fraction, progress, skip_short)
 
 
 class _LeRobotTable:
     """See `columns.Table`."""
 
-    def __init__(self, root: Path):
-        self._root = root
+    def __init__(self, root: Path, resample: bool):
+        self.root, self._resample = root, resample
         self._info = _read_info(root)
         self.fps = float(self._info["fps"])
         self._videos = {name for name, one in self._info["features"].items() if one["dtype"] == "video"}
@@ -86,26 +98,27 @@ class _LeRobotTable:
     def _file(self, number: int) -> Path:
         one = self._episodes[number]
         place = {"chunk_index": one["data/chunk_index"], "file_index": one["data/file_index"]}
-        return self._root / self._info["data_path"].format(**place)
+        return self.root / self._info["data_path"].format(**place)
 
     def read(self, number: int, columns: Sequence[str]) -> dict[str, Iterable]:
         rows = self._rows(number)
-        found: dict[str, Iterable] = {}
+        values: dict[str, Iterable] = {}
         for column in columns:
             if column in self._videos:
-                found[column] = self._frames(number, column)
+                values[column] = self._frames(number, column, rows)
             elif column == "task":
-                found[column] = [self._tasks[index] for index in rows["task_index"].to_pylist()]
+                values[column] = [self._tasks[index] for index in rows["task_index"].to_pylist()]
             elif column not in rows.column_names:
                 raise ValueError(
                     f"{self.where(number)}: the column {column!r} is missing, which meta/info.json names; there are "
                     f"{rows.column_names}. Leave it out with map {column}="
                 )
             elif column in self._images:
-                found[column] = (as_image(stored, self._root) for stored in rows[column].to_pylist())
+                cells = rows[column].to_pylist()
+                values[column] = (None if cell is None else as_image(cell, self.root) for cell in cells)
             else:
-                found[column] = self._values(rows[column], self._info["features"][column])
-        return found
+                values[column] = self._values(rows[column], self._info["features"][column])
+        return values
 
     def _rows(self, number: int) -> pa.Table:
         one = self._episodes[number]
@@ -123,20 +136,24 @@ class _LeRobotTable:
             return column.to_pylist()
         return [None if value is None else np.asarray(value, feature["dtype"]) for value in column.to_pylist()]
 
-    def _frames(self, number: int, column: str) -> Iterator[np.ndarray]:
+    def _frames(self, number: int, column: str, rows: pa.Table) -> Iterator[np.ndarray]:
+        """The frame at the time of each row: order is not time, where a frame was dropped."""
         one = self._episodes[number]
         keys = {name: f"videos/{column}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")}
         missing = [key for key in keys.values() if key not in one]
         if missing:
-            raise ValueError(f"{self._root}/meta/episodes: {missing} are missing, which say where {column!r} lies")
+            raise ValueError(f"{self.root}/meta/episodes: {missing} are missing, which say where {column!r} lies")
         place = {name: one[keys[name]] for name in ("chunk_index", "file_index")}
-        path = self._root / self._info["video_path"].format(video_key=column, **place)
+        path = self.root / self._info["video_path"].format(video_key=column, **place)
         if not path.is_file():
             raise FileNotFoundError(f"{self.where(number)}: the video {path} is missing; copy the data set again")
-        return read_frames(path, one[keys["from_timestamp"]], one["length"], self.fps)
+        times = np.arange(len(rows)) / self.fps
+        if "timestamp" in rows.column_names:
+            times = np.asarray(rows["timestamp"].to_pylist(), np.float64).ravel()
+        return read_frames(path, times + one[keys["from_timestamp"]], self.fps, self._resample)
 
     def largest(self, column: str) -> int:
-        files = pads.dataset(sorted((self._root / "data").glob("*/*.parquet")), format="parquet")
+        files = pads.dataset(sorted((self.root / "data").glob("*/*.parquet")), format="parquet")
         values = files.to_table(columns=[column])[column].combine_chunks()
         return int(pc.max(values.flatten() if pa.types.is_nested(values.type) else values).as_py())
 
@@ -160,7 +177,7 @@ def _read_info(root: Path) -> dict[str, Any]:
         info = json.loads(path.read_text())
         version = str(info["codebase_version"])
         missing = [key for key in ("fps", "features", "data_path") if key not in info]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy the data set again") from error
     if not version.startswith("v3."):
         raise ValueError(f"{path}: expected format v3, got {version}; convert it with lerobot's own script first")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from pan_hf.data.episodes import UNKNOWN_SEED, Episode
-from pan_hf.data.importing.writing import make_episode, write_recording
+from pan_hf.data.importing.writing import folder_of, make_episode, write_recording
+from pan_hf.data.info import rare_options
 from pan_hf.extras import extra
-from pan_hf.features import task_of
+from pan_hf.features import View, task_of
 
 
 def import_minari(
@@ -22,6 +23,8 @@ def import_minari(
     map: Mapping[str, str] | None = None,
     image_size: int | None = None,
     crop: bool = False,
+    depth_scale: float | None = None,
+    depth_unit: str = "",
     fps: float | None = None,
     test_fraction: float = 0.1,
     progress: bool = True,
@@ -35,6 +38,8 @@ def import_minari(
             `text`, one of a Dict by its keys.
         image_size: side in pixels that pictures are averaged to; as they are when None.
         crop: cut pictures to their middle square first.
+        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
+            be whole numbers of 16 bits, and the unit they have then: 1000 and `"mm"` for metres.
         fps: frames a second, for timestamps; what the environment says, or 10, when None.
         test_fraction: share of the episodes that is kept for testing, in [0, 0.5], or 1.
         progress: show it, on stderr.
@@ -48,7 +53,7 @@ def import_minari(
         FileNotFoundError: there is no such data set.
         ValueError: a space that no sense can hold, or an episode that does not fit; nothing is written then.
     """
-    source = _MinariSource(data, dict(map or {}), image_size, crop, fps)
+    source = _MinariSource(data, dict(map or {}), View(image_size, crop, depth_scale, depth_unit), fps)
     return write_recording(source, output, test_fraction, progress)
 
 
@@ -56,7 +61,7 @@ def _load(data: str | os.PathLike) -> Any:
     with extra("data", "Importing Minari data sets"):
         import h5py  # noqa: F401  (what Minari keeps most data sets in)
         import minari
-    folder = Path(data)
+    folder = folder_of(data)
     if (folder / "data").is_dir():
         return minari.MinariDataset(folder / "data")
     try:
@@ -70,9 +75,7 @@ class _MinariSource:
 
     has_rewards = True
 
-    def __init__(
-        self, data: str | os.PathLike, mapping: dict[str, str], image_size: int | None, crop: bool, fps: float | None
-    ):
+    def __init__(self, data: str | os.PathLike, mapping: dict[str, str], view: View, fps: float | None):
         from pan_hf.envs.environment import spec_entry
         from pan_hf.envs.spaces import action_form_of, leaves, sense_name, senses_of
 
@@ -83,14 +86,15 @@ class _MinariSource:
         if not keep or set(mapping) - set(names):
             raise ValueError(f"{data}: map leaves no sense, or names one that is not there; there are {names}")
         rename = {name: sense for name, sense in mapping.items() if sense}
-        self._senses = senses_of(self._data.observation_space, keep, rename, image_size, crop)
+        self._senses = senses_of(self._data.observation_space, keep, rename, view)
         self._action = action_form_of(self._data.action_space)
-        self.features = {f"observation.{sense.name}": sense.feature for sense in self._senses}
-        self.features["action"] = self._action.feature
+        self.features = {f"observation.{sense.name}": sense.feature for sense in self._senses} | self._action.features
         entry = spec_entry(spec) if spec is not None else {"id": self._data.id}
-        self.environment = {**entry, "keep": keep, "rename": rename, "image_size": image_size, "crop": crop}
+        pictures = {"image_size": view.image_size, "crop": view.crop}
+        pictures |= rare_options((), view.depth_scale, view.depth_unit)
+        self.environment = {**entry, "keep": keep, "rename": rename, **pictures}
         self.fps = float(fps or 10)
-        self.about = {"kind": "minari", "path": str(data), "map": mapping, "image_size": image_size, "crop": crop}
+        self.about = {"kind": "minari", "path": str(data), "map": mapping, **pictures}
         self.about |= {"episodes": len(self), "steps": int(self._data.total_steps)}
 
     def __len__(self) -> int:
@@ -102,6 +106,9 @@ class _MinariSource:
         (raw,) = self._data.iterate_episodes([index])
         (metadata,) = self._data.storage.get_episode_metadata([index])
         try:
+            if number == 0:
+                for sense in self._senses:
+                    sense.check(_at(raw.observations, 0))
             frames = [_at(raw.observations, step) for step in range(_length(raw.observations))]
             observations = {sense.name: [sense.read(frame) for frame in frames] for sense in self._senses}
             num_actions = _length(raw.actions)
@@ -111,8 +118,9 @@ class _MinariSource:
         task = task_of({sense: values[0] for sense, values in observations.items()}, self.features)
         seed = metadata.get("seed")
         seed = UNKNOWN_SEED if seed is None or not str(seed).isdigit() else int(seed)
-        told = {"rewards": raw.rewards, "dones": raw.terminations, "truncateds": raw.truncations}
-        return make_episode(where, self.environment["id"], number, observations, actions, **told, task=task, seed=seed)
+        outcomes = {"rewards": raw.rewards, "dones": raw.terminations, "truncateds": raw.truncations}
+        id = self.environment["id"]
+        return make_episode(where, id, number, observations, actions, **outcomes, task=task, seed=seed)
 
 
 def _length(values: Any) -> int:

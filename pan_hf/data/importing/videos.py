@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from pan_hf.data.importing.columns import TableSource
+from pan_hf.data.importing.columns import TableSource, Taking
 from pan_hf.data.importing.frames import count_frames, frame_rate, read_frames
-from pan_hf.data.importing.writing import write_recording
+from pan_hf.data.importing.writing import folder_of, write_recording
+from pan_hf.features import View
 
 CAMERA = "camera"
+_SAME_RATE = 0.01  # 29.97 and 30 frames a second are one rate
 _VIDEO = "video"
 
 
@@ -35,6 +37,10 @@ def import_videos(
     map: Mapping[str, str] | None = None,
     image_size: int | None = None,
     crop: bool = False,
+    depth_scale: float | None = None,
+    depth_unit: str = "",
+    encoding: str = "utf-8",
+    skip_short: bool = False,
     test_fraction: float = 0.1,
     progress: bool = True,
 ) -> dict:
@@ -48,6 +54,10 @@ def import_videos(
             it out. Columns of one name are joined in the order of `map`. The frames are the column `camera`.
         image_size: side in pixels that frames are averaged to; as they are when None.
         crop: cut frames to their middle square first.
+        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
+            be whole numbers of 16 bits, and the unit they have then: 1000 and `"mm"` for metres.
+        encoding: of the CSV.
+        skip_short: leave out videos of fewer than two frames.
         test_fraction: share of the videos that is kept for testing, in [0, 0.5], or 1.
         progress: show it, on stderr.
 
@@ -60,18 +70,19 @@ def import_videos(
         ValueError: a column is missing or does not fit, or a video has more or fewer frames than rows; nothing is
             written then.
     """
-    folder = Path(data)
-    table = _VideoTable(folder, folder / "actions.csv" if actions is None else Path(actions))
-    source = TableSource(table, {CAMERA: CAMERA, **(map or {})}, image_size, crop)
-    return write_recording(source, output, test_fraction, progress)
+    folder = folder_of(data)
+    table = _VideoTable(folder, folder / "actions.csv" if actions is None else Path(actions), encoding)
+    taking = Taking(View(image_size, crop, depth_scale, depth_unit))
+    source = TableSource(table, {CAMERA: CAMERA, **(map or {})}, taking)
+    return write_recording(source, output, test_fraction, progress, skip_short)
 
 
 class _VideoTable:
     """See `columns.Table`."""
 
-    def __init__(self, folder: Path, path: Path):
-        self._folder, self._path = folder, path
-        self._table = _read_csv(path)
+    def __init__(self, folder: Path, path: Path, encoding: str):
+        self.root, self._path = folder, path
+        self._table = _read_csv(path, encoding)
         if CAMERA in self._table.column_names:
             raise ValueError(f"{path}: the column {CAMERA!r} has the name of the videos' frames; call it otherwise")
         self.columns = [CAMERA, *(name for name in self._table.column_names if name != _VIDEO)]
@@ -80,7 +91,13 @@ class _VideoTable:
         missing = [name for name in self._names if not (folder / str(name)).is_file()]
         if missing:
             raise FileNotFoundError(f"{path} names the videos {missing[:5]}, which are not in {folder}")
-        self.fps = frame_rate(folder / self._names[0])
+        rates = {name: frame_rate(folder / name) for name in self._names}
+        self.fps = rates[self._names[0]]
+        if other := next((name for name, rate in rates.items() if abs(rate / self.fps - 1) > _SAME_RATE), None):
+            raise ValueError(
+                f"{folder / other} has {rates[other]:g} frames a second, {self._names[0]} {self.fps:g}: one recording "
+                f"has one rate. Bring them to one (ffmpeg -r {self.fps:g}) with their actions, or import them apart"
+            )
         self.about: dict[str, Any] = {"kind": "videos", "path": str(folder), "actions": str(path)}
         self.about |= {"episodes": len(self), "rows": len(names)}
         for number, name in enumerate(self._names):
@@ -98,14 +115,14 @@ class _VideoTable:
         return len(self._names)
 
     def where(self, number: int) -> str:
-        return str(self._folder / self._names[number])
+        return str(self.root / self._names[number])
 
     def read(self, number: int, columns: Sequence[str]) -> dict[str, Iterable]:
         rows = self._table.filter(pc.equal(self._table[_VIDEO], self._names[number]))
-        found: dict[str, Iterable] = {name: _values(rows[name]) for name in columns if name != CAMERA}
+        values: dict[str, Iterable] = {name: _values(rows[name]) for name in columns if name != CAMERA}
         if CAMERA in columns:
-            found[CAMERA] = read_frames(self._folder / self._names[number])
-        return found
+            values[CAMERA] = read_frames(self.root / self._names[number])
+        return values
 
     def largest(self, column: str) -> int:
         return int(pc.max(self._table[column]).as_py())
@@ -116,13 +133,16 @@ def _values(column: pa.ChunkedArray) -> list:
     return values if pa.types.is_string(column.type) else [None if one is None else np.asarray(one) for one in values]
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(path: Path, encoding: str) -> pa.Table:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a CSV with a row a frame, and a column {_VIDEO!r} of file names")
     try:
-        table = csv.read_csv(path)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} cannot be read as a CSV ({error}); its first row names the columns") from error
+        table = csv.read_csv(path, csv.ReadOptions(encoding=encoding))
+    except (pa.ArrowException, UnicodeError, LookupError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a CSV in {encoding} ({error}); its first row names the columns, and encoding "
+            "(--encoding latin-1) says how letters are written"
+        ) from error
     if _VIDEO not in table.column_names or not len(table):
         raise ValueError(f"{path}: expected rows with a column {_VIDEO!r} of file names, got {table.column_names}")
     return table

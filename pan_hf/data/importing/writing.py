@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -47,8 +48,13 @@ class Source(Protocol):
         """The `number`-th episode, converted and checked; ValueError names what is wrong with it, and where."""
 
 
-def write_recording(source: Source, output: str | Path, test_fraction: float, progress: bool) -> dict:
+def write_recording(
+    source: Source, output: str | Path, test_fraction: float, progress: bool, skip_short: bool = False
+) -> dict:
     """Writes every episode of a source into `output`, which appears whole when all are there.
+
+    Args:
+        skip_short: leave out episodes of fewer than two observations, and say how many.
 
     Returns:
         what `meta/info.json` holds.
@@ -58,11 +64,11 @@ def write_recording(source: Source, output: str | Path, test_fraction: float, pr
         KeyboardInterrupt: Ctrl-C; the finished episodes are kept beside `output`, and the same import goes on.
     """
     info = _new_info(source, test_fraction)
-    write = partial(_write_episodes, source, info=info, progress=progress)
-    found = write_whole(output, info, write, "this import", "the same import")
-    if found is info and not source.has_rewards:
+    write = partial(_write_episodes, source, info=info, progress=progress, skip_short=skip_short)
+    written = write_whole(output, info, write, "this import", "the same import")
+    if written is info and not source.has_rewards:
         warnings.warn("The data have no rewards: all are 0, so the model learns to expect none", stacklevel=3)
-    return found
+    return written
 
 
 def _new_info(source: Source, test_fraction: float) -> dict:
@@ -77,12 +83,26 @@ def _new_info(source: Source, test_fraction: float) -> dict:
     return new_info(source.fps, source.features, [source.environment], test_fraction, **about)
 
 
-def _write_episodes(source: Source, root: Path, info: dict, progress: bool) -> None:
-    schema = episode_schema(source.features)
+class TooShort(ValueError):
+    """An episode without a transition."""
+
+
+def _write_episodes(source: Source, root: Path, info: dict, progress: bool, skip_short: bool) -> None:
+    schema, num_short = episode_schema(source.features), 0
     for number in track(range(len(source)), "importing", "episodes", progress):
         path = episode_path(root, SPLITS[is_test_episode(number, info["test_fraction"])], number)
-        if not path.exists():
+        if path.exists():
+            continue
+        try:
             write_table(path, episode_table(source.episode(number), source.features, schema, source.fps))
+        except TooShort:
+            if not skip_short:
+                raise
+            num_short += 1
+    if num_short:
+        warnings.warn(f"{num_short} episodes of fewer than two observations were left out", stacklevel=2)
+    if num_short == len(source):
+        raise ValueError(f"{source.about['path']}: no episode has two observations")
     write_counted(root, info, source.features, is_complete=True)
 
 
@@ -123,16 +143,19 @@ def make_episode(
     num_frames = next(iter(lengths.values()))
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{where}: every sense needs as many observations as the others, got {lengths}")
+    if num_frames < 2:
+        raise TooShort(
+            f"{where}: an episode needs two observations at least, got {num_frames}; leave it out with skip_short "
+            "(--skip-short)"
+        )
     if len(actions) not in (num_frames - 1, num_frames):
         raise ValueError(
             f"{where}: {num_frames} observations need {num_frames - 1} actions (or {num_frames}, of which the last is "
             f"left out), got {len(actions)}"
         )
-    if num_frames < 2:
-        raise ValueError(f"{where}: an episode needs two observations at least, got {num_frames}; leave it out")
-    told = {"rewards": rewards, "dones": dones, "truncateds": truncateds}
-    wrong = {name: len(values) for name, values in told.items() if values is not None and len(values) != len(actions)}
-    if wrong:
+    outcomes = {"rewards": rewards, "dones": dones, "truncateds": truncateds}
+    lengths = {name: len(values) for name, values in outcomes.items() if values is not None}
+    if wrong := {name: length for name, length in lengths.items() if length != len(actions)}:
         raise ValueError(f"{where}: expected one value for each of the {len(actions)} actions, got {wrong}")
     num_steps = num_frames - 1
     return Episode(
@@ -175,3 +198,10 @@ def _ends(where: str, name: str, flags: Sequence | None, num_steps: int) -> bool
 def as_text(value: Any) -> str:
     """A text, also where it is held as numpy or bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def folder_of(data: Any) -> Path:
+    """The folder that data are in; ValueError for what names none."""
+    if not isinstance(data, str | os.PathLike):
+        raise ValueError(f"data: expected the folder of the data, got {type(data).__name__} {data!r:.60}")
+    return Path(data)

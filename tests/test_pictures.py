@@ -1,0 +1,231 @@
+"""Pictures are taken for what they are: colours of any range, depth, symbols, transparent ones, files; or refused."""
+
+import io
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from PIL import Image
+
+from pan_hf import RecordTrajectories
+from pan_hf.data.episodes import read_info
+from pan_hf.data.importing import import_dataset
+from pan_hf.data.record import record
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.envs.environment import make_environment
+from pan_hf.features import ImageFeature, feature_of
+from pan_hf.images import MOST_PIXELS, check_colours, fit, read_picture
+
+WHOLE = {"test_fraction": 0, "progress": False}
+
+
+class Picture(gymnasium.Env):
+    """Shows one picture of the kind that is asked for, a little brighter at every step."""
+
+    action_space = spaces.Discrete(2)
+    KINDS = {
+        "float255": ((16, 24, 3), np.float32, 0, 255),
+        "float255chw": ((3, 16, 24), np.float32, 0, 255),
+        "minus1to1": ((16, 24, 3), np.float32, -1, 1),
+        "unit64": ((16, 24, 3), np.float64, 0, 1),
+        "int32": ((16, 24, 3), np.int32, 0, 255),
+        "unbounded": ((16, 24, 3), np.float32, -np.inf, np.inf),
+        "many": ((80, 60, 1, 1), np.float32, 0, 1),
+        "depth16": ((16, 24), np.uint16, 0, 65535),
+        "depthmetres": ((16, 24, 1), np.float32, 0, 10),
+        "symbols": ((7, 7, 3), np.uint8, 0, 255),
+    }
+
+    def __init__(self, kind):
+        self.kind, (shape, dtype, low, high) = kind, self.KINDS[kind]
+        self.observation_space = spaces.Box(low, high, shape, dtype)
+
+    def _look(self):
+        space = self.observation_space
+        if self.kind == "symbols":
+            return np.broadcast_to(np.array([[2, 5, 0]], np.uint8), (7, 7, 3)) * (np.arange(7)[:, None, None] % 2)
+        low, high = (0, 1) if self.kind == "unbounded" else (space.low.astype(float), space.high.astype(float))
+        return (low + (high - low) * (self.step_number % 5) / 5 * np.ones(space.shape)).astype(space.dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.step_number = 0
+        return self._look(), {}
+
+    def step(self, action):
+        self.step_number += 1
+        return self._look(), 0.0, False, self.step_number == 4, {}
+
+
+gymnasium.register("pictures/Picture-v0", Picture, disable_env_checker=True)
+
+
+def recorded(kind, root, **settings):
+    settings = {"env_args": {"kind": kind}, "episodes": 1, **WHOLE} | settings
+    return record("pictures/Picture-v0", root, **settings)["features"]
+
+
+@pytest.mark.parametrize("kind", ["float255", "float255chw", "minus1to1", "unit64", "int32"])
+def test_colours_of_a_known_range_become_bytes(kind, tmp_path):
+    features = recorded(kind, tmp_path / "data")
+    assert features["observation.camera"] == {"kind": "image", "shape": [16, 24, 3], "unit": "uint8 RGB"}
+    frames = load_trajectories(tmp_path / "data", "train").observations["camera"]
+    assert frames[:, 0, 0, 0].tolist() == [0, 51, 102, 153, 204]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("unbounded", "looks like a picture, and it is not known which numbers are black.*RescaleObservation"),
+        ("many", "has 4800 numbers; expected at most 4096 in a vector"),
+        ("depthmetres", "floats from .* say what to multiply them with.*--depth-scale 1000"),
+        ("symbols", "grid of symbols, not of colours.*RGBImgPartialObsWrapper"),
+    ],
+)
+def test_a_picture_of_unknown_meaning_is_said_before_anything_is_recorded(kind, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        recorded(kind, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_symbols_are_told_from_colours_at_any_size_that_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="symbols"):
+        recorded("symbols", tmp_path / "data", image_size=64)
+    env = RecordTrajectories(make_environment("pictures/Picture-v0", {"kind": "symbols"}).env, tmp_path / "data")
+    with pytest.raises(ValueError, match="symbols"):
+        env.reset()
+    check_colours(np.zeros((16, 16, 3), np.uint8))  # a dark frame is no symbol
+    check_colours(np.full((64, 64, 3), 7, np.uint8))
+
+
+def test_depth_keeps_its_bits_its_range_and_its_unit(tmp_path):
+    features = recorded("depth16", tmp_path / "whole", depth_unit="mm")
+    described = {"kind": "image", "shape": [16, 24, 1], "unit": "mm", "bits": 16, "low": 0, "high": 52428}
+    assert features["observation.camera"] == described
+    frames = load_trajectories(tmp_path / "whole", "train").observations["camera"]
+    assert frames.dtype == np.uint16 and frames.shape == (5, 1, 16, 24)
+    assert frames[:, 0, 0, 0].tolist() == [0, 13107, 26214, 39321, 52428]
+    mapped = load_trajectories(tmp_path / "whole", "train", in_memory=0).observations["camera"]
+    assert mapped.dtype == np.uint16 and (mapped == frames).all()
+
+
+def test_metres_become_whole_millimetres(tmp_path):
+    features = recorded("depthmetres", tmp_path / "data", depth_scale=1000, depth_unit="mm", image_size=8)
+    assert features["observation.camera"]["shape"] == [8, 8, 1]
+    frames = load_trajectories(tmp_path / "data", "train").observations["camera"]
+    assert frames[:, 0, 0, 0].tolist() == [0, 2000, 4000, 6000, 8000]
+    assert read_info(tmp_path / "data")["environments"][0]["depth_scale"] == 1000
+
+
+def test_depth_is_looked_at_as_grey_levels_and_compared_in_its_unit():
+    feature = ImageFeature({"kind": "image", "shape": [2, 2, 1], "unit": "mm", "bits": 16, "low": 400, "high": 4000})
+    frames = torch.tensor([400, 2200, 4000, 5000], dtype=torch.int32).view(1, 1, 2, 2)
+    assert feature.to_frames(frames)[0, ..., 0].tolist() == [[0, 127], [255, 255]]
+    measures = feature.measures(frames, frames - 36, frames, 2)
+    assert float(measures["rmse"][1][0, 0]) == 36**2
+    assert "400 to 4000 mm" in feature.words()
+
+
+def test_the_nearest_depth_is_taken_where_a_mean_was_never_measured():
+    picture = np.array([[[0], [0], [8000], [8000]]] * 4, np.uint16)
+    assert sorted(np.unique(fit(picture, 3))) == [0, 8000]
+
+
+# ------------------------------------------------------------------------------------------------------ from tables
+
+
+def rows_of(pictures):
+    return [{"observation.camera": one, "action": step % 2, "episode_index": 0} for step, one in enumerate(pictures)]
+
+
+def imported(pictures, output, **settings):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as Column
+
+    features = Features({"observation.camera": Column(), "action": Value("int64"), "episode_index": Value("int64")})
+    import_dataset(Dataset.from_list(rows_of(pictures), features=features), output, **WHOLE | settings)
+    return load_trajectories(output, "train").observations["camera"]
+
+
+RAMP = np.broadcast_to(np.linspace(400, 4000, 16).astype(np.uint16), (16, 16)).copy()
+
+
+@pytest.mark.parametrize("picture", [RAMP, RAMP.astype(np.int32), (RAMP / 1000).astype(np.float32)])
+@pytest.mark.filterwarnings("ignore:The data have no rewards")
+def test_pictures_of_more_than_8_bits_are_imported_as_depth(picture, tmp_path):
+    scale = {"depth_scale": 1000.0} if picture.dtype == np.float32 else {}
+    frames = imported([Image.fromarray(picture)] * 3, tmp_path / "data", depth_unit="mm", **scale)
+    np.testing.assert_allclose(frames[0, 0], RAMP, atol=1)
+    if scale:
+        with pytest.raises(ValueError, match="--depth-scale"):
+            imported([Image.fromarray(picture)] * 3, tmp_path / "more")
+
+
+@pytest.mark.filterwarnings("ignore:The data have no rewards")
+def test_transparent_pixels_are_refused_and_opaque_ones_are_colours(tmp_path):
+    picture = np.full((16, 16, 4), 255, np.uint8)
+    assert (imported([Image.fromarray(picture)] * 3, tmp_path / "data") == 255).all()
+    picture[:, 3:8, 3] = 10
+    with pytest.raises(ValueError, match="row 0: .*transparent in places.*alpha_composite|transparent in places"):
+        imported([Image.fromarray(picture)] * 3, tmp_path / "more")
+
+
+@pytest.mark.filterwarnings("ignore:The data have no rewards")
+def test_pictures_of_several_sizes_are_brought_to_one(tmp_path):
+    pictures = [Image.new("RGB", size, "white") for size in ((16, 16), (20, 30), (16, 16))]
+    assert imported(pictures, tmp_path / "data", image_size=16).shape == (3, 3, 16, 16)
+    with pytest.raises(ValueError, match="row 1: expected a picture like the first.*--image-size"):
+        imported(pictures, tmp_path / "more")
+
+
+@pytest.mark.filterwarnings("ignore:The data have no rewards")
+def test_a_column_of_file_names_is_opened(tmp_path):
+    for step in range(3):
+        Image.new("RGB", (16, 16), (50 * step + 20, 0, 0)).save(tmp_path / f"{step}.png")
+    table = tmp_path / "steps.csv"
+    table.write_text("observation.camera,action,episode_index\n" + "".join(f"{k}.png,{k % 2},0\n" for k in range(3)))
+    import_dataset(table, tmp_path / "data", **WHOLE)
+    assert load_trajectories(tmp_path / "data", "train").observations["camera"][:, 0, 0, 0].tolist() == [20, 70, 120]
+    table.write_text(table.read_text().replace("1.png", "9.png"))
+    with pytest.raises(ValueError, match=r"row 1: the picture .*9.png is missing"):
+        import_dataset(table, tmp_path / "more", **WHOLE)
+    table.write_text(table.read_text().replace("9.png", "../1.png"))
+    with pytest.raises(ValueError, match="lies outside"):
+        import_dataset(table, tmp_path / "more", **WHOLE)
+    rows = [{"observation.camera": f"{k}.png", "action": 0, "episode_index": 0} for k in range(3)]
+    with pytest.raises(ValueError, match="names a picture, and it is not known in which folder"):
+        import_dataset(rows, tmp_path / "more", **WHOLE)
+
+
+# --------------------------------------------------------------------------------------------------- of a stranger's
+
+
+def file_of(image, kind):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_formats_that_run_other_programs_are_never_opened():
+    with pytest.raises(OSError):
+        read_picture(file_of(Image.new("RGB", (8, 8)), "EPS"))
+    feature = feature_of({"kind": "image", "shape": [8, 8, 3], "unit": "uint8 RGB"})
+    assert feature.decode(file_of(Image.new("RGB", (8, 8)), "PNG")).shape == (3, 8, 8)
+    for kind in ("EPS", "TIFF", "GIF"):  # a recording holds PNG and nothing else
+        with pytest.raises(OSError):
+            feature.decode(file_of(Image.new("RGB", (8, 8)), kind))
+
+
+def test_sizes_are_fixed_before_pixels_are_read():
+    header = file_of(Image.new("L", (8, 8)), "PNG")
+    side = int(MOST_PIXELS**0.5) + 1
+    huge = header[:16] + side.to_bytes(4, "big") * 2 + header[24:]  # claims to be huge, and its checksum is wrong
+    feature = feature_of({"kind": "image", "shape": [8, 8, 3], "unit": "uint8 RGB"})
+    with pytest.raises((ValueError, OSError)):
+        read_picture(huge)
+    with pytest.raises(ValueError, match="a picture of 9x8 pixels, expected 8x8"):
+        feature.decode(file_of(Image.new("RGB", (8, 9)), "PNG"))
+    with pytest.raises(ValueError, match=f"expected at most {MOST_PIXELS}"):
+        read_picture(file_of(Image.new("1", (side, side)), "PNG"))

@@ -1,0 +1,133 @@
+"""A recording that somebody else made: what it may ask for, and what of it is noticed when it is damaged."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+
+from pan_hf.data.episodes import episode_files, read_info, read_summary
+from pan_hf.data.record import record
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.envs.environment import make_recorded_environment
+
+SIDES = {"id": "CartPole-v1"}
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trust") / "data"
+    record("CartPole-v1", root, episodes=4, seed=1, progress=False)
+    return root
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"wrappers": ["os:system?command=touch"]},
+        {"wrappers": ["builtins:exec"]},
+        {"wrappers": ["unittest.mock:MagicMock"]},
+        {"wrappers": ["gymnasium.wrappers:RecordVideo?video_folder=here"]},
+        {"wrappers": ["pan_hf.data.wrapper:RecordTrajectories?folder=here"]},
+        {"wrappers": ["antigravity:Wrapper"]},
+        {"id": "antigravity/Game-v0"},
+        {"id": "this:CartPole-v1"},
+        {"id": "json.tool:Game-v0"},
+        {"id": "GymV26Environment-v0", "env_args": {"env_id": "evil:Game-v0"}},
+    ],
+)
+def test_what_a_recording_names_is_not_imported_or_called(entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pan_hf.envs.environment.make_environment", lambda **entry: pytest.fail("it was made"))
+    with pytest.raises(ValueError, match="asks to import and run .*--trust-recording"):
+        make_recorded_environment({**SIDES, **entry})
+    assert not list(tmp_path.iterdir())
+
+
+def test_registered_environments_in_wrappers_of_known_packages_are_made():
+    wrapped = {**SIDES, "wrappers": ["gymnasium.wrappers:TimeLimit?max_episode_steps=3"], "image_size": None}
+    assert make_recorded_environment(wrapped).reset(seed=0)
+    entry = {"id": "MiniGrid-Empty-5x5-v0", "wrappers": ["minigrid.wrappers:RGBImgObsWrapper?tile_size=8"]}
+    assert make_recorded_environment(entry).reset(seed=0)
+
+
+class Own(gymnasium.Wrapper):
+    """A wrapper of a module that is imported already."""
+
+
+def test_a_wrapper_that_is_imported_already_is_known(capsys):
+    assert make_recorded_environment({**SIDES, "wrappers": [f"{__name__}:Own"]})
+    assert not capsys.readouterr().err
+
+
+def test_trust_shows_each_import_and_its_arguments(capsys):
+    entry = {**SIDES, "wrappers": [f"{__name__}:unwrap?deep=1"]}
+    with pytest.raises(ValueError, match="--trust-recording"):
+        make_recorded_environment(entry)
+    assert make_recorded_environment(entry, trust_recording=True)
+    assert f"imports and runs {__name__}:unwrap?deep=1" in capsys.readouterr().err
+
+
+def unwrap(env, deep):
+    return env.unwrapped
+
+
+@pytest.mark.parametrize("entry", [{}, {"id": 3}, {"id": "CartPole-v1", "start": "os:system"}])
+def test_an_entry_of_another_shape_is_refused(entry):
+    with pytest.raises(ValueError, match="expected `id` and some of"):
+        make_recorded_environment(entry)
+
+
+def test_deep_json_is_a_sentence(cartpole, tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"info.json is damaged"):
+        read_info(tmp_path)
+
+
+def test_a_file_of_more_rows_than_an_episode_has_is_refused_unread(cartpole, tmp_path, monkeypatch):
+    monkeypatch.setattr("pan_hf.data.episodes._MOST_ROWS", 5)
+    with pytest.raises(ValueError, match=r"says that it holds \d+ rows; expected at most 5"):
+        load_trajectories(cartpole, "train")
+
+
+def test_a_flipped_bit_is_never_read_as_other_data(cartpole, tmp_path):
+    (index, path), *_ = episode_files(cartpole, "train").items()
+    whole, data = load_trajectories(cartpole, "train", episodes=[index]), path.read_bytes()
+    generator, num_noticed = np.random.default_rng(0), 0
+    try:
+        for _ in range(60):
+            damaged = bytearray(data)
+            damaged[generator.integers(len(data))] ^= 1 << int(generator.integers(8))
+            path.write_bytes(damaged)
+            try:
+                read_summary(path)
+                read = load_trajectories(cartpole, "train", episodes=[index])
+            except ValueError as error:
+                assert "damaged" in str(error) or "not one whole episode" in str(error)
+                num_noticed += 1
+                continue
+            assert read.fingerprints == whole.fingerprints and (read.rewards == whole.rewards).all()
+            assert all((read.observations[name] == whole.observations[name]).all() for name in whole.observations)
+    finally:
+        path.write_bytes(data)
+    assert num_noticed > 20  # the others are of bytes that say nothing
+
+
+def test_a_recording_of_before_has_no_checksums_and_says_so_once(cartpole, tmp_path, recwarn):
+    import pyarrow.parquet as pq
+
+    from pan_hf.data import episodes
+
+    for split in ("train", "test"):
+        for path in episode_files(cartpole, split).values():
+            table = pq.read_table(path)
+            kept = {key: value for key, value in table.schema.metadata.items() if key != episodes._CHECKSUM}
+            target = tmp_path / path.relative_to(cartpole)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.replace_schema_metadata(kept), target)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text(json.dumps(read_info(cartpole)))
+    for _ in range(2):
+        load_trajectories(tmp_path, "train")
+    assert sum("checksums" in str(warning.message) for warning in recwarn.list) == 1
