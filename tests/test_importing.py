@@ -557,8 +557,7 @@ def test_times_and_frame_numbers_that_jump_are_named(tmp_path):
     root = lerobot_with_times(tmp_path / "in")
 
     def late(table):
-        times = np.array(table["timestamp"])
-        times[2:] += 3
+        times = np.asarray(table["timestamp"]) + np.float32([0, 0, 3, 3] + [0] * (len(table) - 4))
         return table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(times))
 
     with_rows(root, 0, late)
@@ -687,3 +686,56 @@ def test_hdf5_files_of_robomimic_and_of_flat_columns_are_imported(tmp_path):
         file["frame_0_x"] = np.zeros((3, 3))
     with pytest.raises(ValueError, match=r"holds \['frame_0_x'\]; expected groups data/demo_0.*pan import videos"):
         import_dataset(tmp_path / "diamond.hdf5", tmp_path / "more", **WHOLE)
+
+
+# -------------------------------------------------------------------------------- what is written is what was played
+
+
+def played(env, steps=120):
+    """Plays on without a reset; how many episodes ended."""
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    ends = 0
+    for _ in range(steps):
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        ends += bool(terminated or truncated)
+    env.close()
+    return ends
+
+
+@pytest.mark.parametrize("is_outside", [True, False])
+def test_every_episode_of_a_loop_that_never_resets_is_written(is_outside, tmp_path):
+    env, folder = gymnasium.make("CartPole-v1"), tmp_path / "data"
+    if is_outside:
+        env = RecordTrajectories(gymnasium.wrappers.Autoreset(env), folder, test_fraction=0)
+    else:
+        env = gymnasium.wrappers.Autoreset(RecordTrajectories(env, folder, test_fraction=0))
+    ends = played(env)
+    found = load_trajectories(folder, "train")
+    assert ends >= 4 and found.num_episodes in (ends, ends + 1)  # the last one may have been cut short
+    assert found.dones.sum() == ends
+    # each begins where CartPole begins: no step from one episode to the next was written
+    assert (np.abs(found.observations["state"][found.episode_starts]) <= 0.05).all()
+
+
+def test_steps_behind_an_end_are_refused_and_so_is_a_vector(tmp_path):
+    env = RecordTrajectories(gymnasium.make("CartPole-v1"), tmp_path / "data")
+    with pytest.raises(ValueError, match="episode has ended.*call reset"):
+        played(env)
+    with pytest.raises(ValueError, match="expected one gymnasium environment, got SyncVectorEnv"):
+        RecordTrajectories(gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync"), tmp_path / "more")
+
+
+def test_a_reward_that_is_no_number_is_told_with_its_step_and_its_episode_is_not_written(tmp_path):
+    class Bad(gymnasium.RewardWrapper):
+        def reward(self, reward):
+            self.count = getattr(self, "count", 0) + 1
+            return float("nan") if self.count == 7 else reward
+
+    env = RecordTrajectories(Bad(gymnasium.make("CartPole-v1")), tmp_path / "data", test_fraction=0)
+    with pytest.raises(ValueError, match=r"CartPole-v1, episode 0 \(seed 3\), step 6: .*reward nan"):
+        env.reset(seed=3)
+        for step in range(9):
+            env.step(step % 2)
+    played(gymnasium.wrappers.Autoreset(env), 60)
+    assert np.isfinite(load_trajectories(tmp_path / "data", "train").rewards).all()

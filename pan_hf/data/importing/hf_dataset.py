@@ -130,7 +130,7 @@ def _made_of(data: Any) -> Any:
         remedy = "; load it whole, without streaming, or take rows: datasets.Dataset.from_list(list(data.take(N)))"
     raise ValueError(
         "data: expected a datasets.Dataset, a DataFrame, a list of dicts, a dict of columns, a folder, a file or a "
-        f"name on the Hub, got {type(data).__name__} {data!r:.60}{remedy}"
+        f"name on the Hub, got {type(data).__name__}{remedy}"
     )
 
 
