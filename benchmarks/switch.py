@@ -44,7 +44,7 @@ from pan_hf.modeling.effort_pan import (
     SwitchPlan,
     as_effort,
     block_plan,
-    changed_places,
+    changed_tokens,
 )  # noqa: E402
 from pan_hf.modeling.simulation_pan import Simulator  # noqa: E402
 from pan_hf.modeling.switch_objective_pan import candidates, distortion, split_window  # noqa: E402
@@ -172,7 +172,7 @@ class _Oracle(BlockPlan):
 
     def select(self, model, change):
         senses = model.config.senses
-        will = {name: changed_places(senses[name], self.now[name], self.after[name]) for name in change}
+        will = {name: changed_tokens(senses[name], self.now[name], self.after[name]) for name in change}
         return super().select(model, {name: torch.where(found, 99.0, -99.0) for name, found in will.items()})
 
 

@@ -185,7 +185,8 @@ def read(run: Path) -> dict[str, Result]:
     found = {}
     for stage in sorted((run / "stages").glob("[0-9]-*")):
         log = stage / "log.json"
-        entries = json.loads(log.read_text()) if log.exists() else []
+        text = log.read_text() if log.exists() else "[]"
+        entries = json.loads(text.replace(".mended", ".latent_reconstruction"))  # its name before 0.3
         curve = [entry for entry in entries if "loss" in entry]  # the last entry is of times
         found[stage.name] = Result(curve, read_tensors(stage / "final" if log.exists() else stage))
     found["checkpoint"] = Result(tensors=read_tensors(run / "checkpoint"))

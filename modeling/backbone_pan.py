@@ -1,9 +1,11 @@
-"""The language model in the middle: how it is run, what it must be able to do, and how its rows for codes begin.
+"""The language model in the middle: how it is run, which ones fit, and how its rows for codes begin.
 
 A step of the world is laid out in its sequence with a mask and positions of our own (`layout_pan.py`): states look at
 themselves both ways, and queries stand between two states that must not notice them. Most causal language models take
 both. Models without attention (Mamba), or whose attention reads distances off the order of the keys (ALiBi), do not,
 and would quietly learn another world than the one they simulate: whether a backbone fits is tried out, not looked up.
+
+Shapes: B = batch, N = rows of a belief, n = rows that are still run, L = positions, H = backbone width.
 """
 
 from __future__ import annotations
@@ -24,22 +26,21 @@ from .state_pan import Belief, fork_cache, select_cache
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
 
-# Of the spread of the hidden states: rounding, not another position. In float32 even untrained attention is above it.
-_TOLERANCE = {torch.float32: 1e-4}
-_TOLERANCE_HALF = 0.05
+# Of the spread of the hidden states: rounding, not another position. Even untrained attention is above it in float32.
+TOLERANCE, TOLERANCE_HALF = 1e-4, 0.05
 
 
 @functools.cache
 def cache_argument(kind: type[nn.Module]) -> str:
-    """What a model's forward calls its cache: newer Transformers say `cache`, older ones and code from the Hub
-    `past_key_values`."""
+    """The name of the cache in a model's forward: `cache` in newer Transformers, `past_key_values` in older ones and
+    in code from the Hub."""
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
 class TrunkCall:
-    """What a kind of language model calls its cache, and the kinds of layers that want a mask by name, if any
-    do; known once, so that a compiled step need not look it up."""
+    """How a kind of language model names its cache, and the kinds of layers that want a mask by name, if any do. It is
+    made once, because looking it up would break the graph of a compiled step."""
 
     cache_argument: str
     mask_kinds: tuple[str, ...]
@@ -84,9 +85,9 @@ def check_backbone(backbone: PreTrainedModel) -> None:
     finally:
         backbone.train(was_training)
     spread = without.std().clamp(min=1e-12)
-    tolerance = _TOLERANCE.get(backbone.dtype, _TOLERANCE_HALF)
+    tolerance = TOLERANCE if backbone.dtype == torch.float32 else TOLERANCE_HALF
     if float((with_hidden - without).abs().max() / spread) > tolerance:
-        raise ValueError(_misfit(name, "what is hidden from a position still moves or reaches it"))
+        raise ValueError(_misfit(name, "a position that is hidden still moves or reaches another"))
     if torch.equal(other[0], without[0]):
         raise ValueError(_misfit(name, "no position can look at a later one"))
 
@@ -101,10 +102,10 @@ def _tried(backbone: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
     mask[..., [0, 2], 1] = False
     positions = torch.tensor([0, 1, 1], device=ids.device)
     call, three = trunk_call(backbone), torch.stack([first, hidden, last]).unsqueeze(0)
-    found = run_trunk(backbone, call, three, mask, positions, None)[0].float()
+    with_hidden = run_trunk(backbone, call, three, mask, positions, None)[0, [0, 2]].float()
     pairs = torch.stack([torch.stack([first, last]), torch.stack([first, other])])
     without, changed = run_trunk(backbone, call, pairs, mask[..., :2, [0, 2]], positions[:2], None).float()
-    return found[[0, 2]], without, changed
+    return with_hidden, without, changed
 
 
 def _misfit(name: str, reason: str) -> str:
@@ -131,8 +132,6 @@ def fill_new_rows(backbone: PreTrainedModel, first: int, std: float) -> None:
 
 
 # ---- One step's runs of the backbone: pass by pass behind what is cached, whole or for a selection of tokens.
-#
-# Shapes: N = rows of the belief, n = rows that are still run, H = backbone width.
 
 
 GROUP_ENDS = (0, 2, 4, 8, 16, 32, 64, 128)  # rows with so many selected tokens at most are run together
@@ -149,7 +148,7 @@ class BackboneRun:
 
     Attributes:
         hidden: by pass `(N, length, H)`, zero where nothing was run, and "action" `(N, H)`.
-        cache: with the trunk's keys and values behind those of the belief; None where nothing is to be kept.
+        cache: with the trunk's keys and values behind those of the belief; None where nothing has to be kept.
         length (`int`): positions of this step in `cache`.
         index `(n,)`: the rows that are still run; None for all.
     """
@@ -161,13 +160,13 @@ class BackboneRun:
         self.index: Tensor | None = None
         self._ran: list[tuple[Tensor | int, Tensor | None]] = []  # positions of a pass, of which rows
         self._next = 0  # where words go on behind queries that were run in part
-        passes = self.layout.passes  # that of a text runs once a word
-        once = len(passes) == 1 and bool(passes[0].levels)
+        passes = self.layout.passes
+        once = len(passes) == 1 and bool(passes[0].levels)  # the pass of a text runs once a word
+        # without a cache the only pass of a Markov step runs rows of about one size together, see `_by_size`
         keeps = belief.cache is not None or model.config.context_steps > 1 or not once
         self.cache = self._live = fork_cache(belief.cache) if keeps else None
         self.past, self._start = belief.num_cached, belief.next_position()
-        # which of the first cached positions are words or steps of a row's own; nobody looks at padding
-        # a configuration that was made by hand may name no padding, and then no id is
+        # a configuration made by hand may name no padding, and then no id is
         self._visible = belief.visible(getattr(model.config, "pad_token_id", -1))
         self._keys: Tokens | None = None
 
@@ -196,42 +195,35 @@ class BackboneRun:
 
     def queries(self, each: Pass, x: Tensor) -> None:
         """One pass of levels. Args: x, its queries `(N, each.length, H)`."""
-        first = not self._seen
-        if self.selection is not None:
-            self._selected(self.selection, each, x, first)
-            return
         x = self._some(x)
-        out = self._continue(torch.cat([self.trunk, x], 1) if first else x)
-        if first:
-            self.hidden["action"] = out[:, self.layout.trunk_length - 1]
-        self.hidden[each.name] = self._all(out[:, -each.length :])
-        self._ran.append((out.shape[1], self.index))
+        if self.selection is None:
+            out = self._continue(x)[:, -each.length :]
+        else:
+            out = self._selected(self.selection, each, x)
+        if self.index is not None:
+            out = out.new_zeros(len(self.trunk), *out.shape[1:]).index_copy(0, self.index, out)
+        self.hidden[each.name] = out
 
     def lead(self) -> None:
-        """Runs the trunk alone, for a choice to be made before there is anything to read, or nothing is read."""
-        self.hidden["action"] = self._continue(self.trunk)[:, -1]
-        self._ran.append((self.layout.trunk_length, None))
+        """Runs the trunk alone, where the switch chooses before any pass, or nothing is read from one."""
+        self._continue(self.trunk[:, :0])
 
     def words(self, x: Tensor) -> Tensor:
         """The next word of a text. Args: x, the last one's embedding `(n, 1, H)`. Returns: `(n, H)`."""
-        first = not self._seen
-        out = self._continue(torch.cat([self.trunk, x], 1) if first else x)
-        if first:
-            self.hidden["action"] = out[:, self.layout.trunk_length - 1]
-        self._ran.append((out.shape[1], self.index))
-        return out[:, -1]
+        return self._continue(x)[:, -1]
 
     def _some(self, x: Tensor) -> Tensor:
         return x if self.index is None else x[self.index]
 
-    def _all(self, x: Tensor) -> Tensor:
-        """Of the rows that are run `(n, ...)`, back among all of them, `(N, ...)`."""
-        if self.index is None:
-            return x
-        return x.new_zeros(len(self.trunk), *x.shape[1:]).index_copy(0, self.index, x)
+    def _note(self, out: Tensor, count: Tensor | int) -> None:
+        """Counts positions that were run, and keeps the hidden state of the action if the trunk was among them."""
+        self._ran.append((count, self.index))
+        if "action" not in self.hidden:
+            self.hidden["action"] = out[:, self.layout.trunk_length - 1]
 
     def _continue(self, x: Tensor) -> Tensor:
-        """Runs the next positions of the step behind those before."""
+        """Runs the next positions of the step behind those before; first the trunk."""
+        x = x if self._seen else torch.cat([self.trunk, x], 1)
         seen, end = self._seen, self._seen + x.shape[1]
         if self._keys is None:
             mask = self.layout.continuation_mask(self.past, seen, end, x.device)
@@ -241,25 +233,27 @@ class BackboneRun:
             tokens = Tokens(every, torch.ones_like(every, dtype=torch.bool), self.layout.step_length)
             self._keys, self._next = self._keys.and_then(tokens), self._next + x.shape[1]
             mask, positions = self.layout.focused_mask(self.past, tokens, self._keys), self._start + every
-        return self._run(x, mask, positions)
+        out = self._run(x, mask, positions)
+        self._note(out, x.shape[1])
+        return out
 
-    def _selected(self, selection: TokenSelection, each: Pass, x: Tensor, first: bool) -> None:
-        whole = self._whole(each, self._some(x))
+    def _selected(self, selection: TokenSelection, each: Pass, x: Tensor) -> Tensor:
+        """Runs a pass, with the trunk before if it is the first, for a selection of tokens: `(n, each.length, H)`."""
+        start = self.layout.starts[each.name]
+        end, whole = start + each.length, x.new_zeros(len(x), self.layout.step_length, x.shape[-1])
+        whole[:, : self.layout.trunk_length], whole[:, start:end] = self._some(self.trunk), x
         if len(self.layout.passes) == 1 and self.layout.focuses_trunk:
             out, count = self._by_size(selection, whole)
         else:
             selection = selection if self.index is None else selection.rows(self.index)
-            tokens = self.layout.tokens(selection, [each], trunk=first)
-            self._keys = tokens if first or self._keys is None else self._keys.and_then(tokens)
-            self._next = self.layout.starts[each.name] + each.length
+            tokens = self.layout.tokens(selection, [each], trunk=not self._seen)
+            self._keys = tokens if self._keys is None else self._keys.and_then(tokens)
+            self._next = end
             mask = self.layout.focused_mask(self.past, tokens, self._keys)
             out = tokens.put_back(self._run(tokens.take(whole), mask, self._start + tokens.position))
             count = tokens.valid.sum(1)
-        self._ran.append((count, self.index))
-        if first:
-            self.hidden["action"] = out[:, self.layout.trunk_length - 1]
-        start = self.layout.starts[each.name]
-        self.hidden[each.name] = self._all(out[:, start : start + each.length])
+        self._note(out, count)
+        return out[:, start:end]
 
     def _by_size(self, selection: TokenSelection, whole: Tensor) -> tuple[Tensor, Tensor]:
         """The only pass of a Markov step, of which nothing is kept: rows with about as many selected tokens run
@@ -267,7 +261,7 @@ class BackboneRun:
         and how many positions each row ran."""
         least = self.model.compiled_step.least_size
         size = selection.valid.sum(1)
-        if len(size) == 1:
+        if len(size) == 1:  # not repeated, as `at_least` does below: compiled, one row has a graph of its own
             return self._together(whole, selection, self._visible, self._live)
         group = torch.bucketize(size, torch.tensor(GROUP_ENDS, device=size.device))
         out, ran = torch.zeros_like(whole), torch.zeros_like(size)
@@ -284,26 +278,21 @@ class BackboneRun:
         self, whole: Tensor, selection: TokenSelection, visible: Tensor | None, cache: DynamicCache | None
     ) -> tuple[Tensor, Tensor]:
         self.layout.keep_tensors(whole.device)
-        given, sizes = (self.model, whole, selection, visible, cache), [(selection.index, 1), (selection.valid, 1)]
-        return self.model.compiled_step(run_selected, *given, rows=len(whole), sizes=sizes)
-
-    def _whole(self, each: Pass, x: Tensor) -> Tensor:
-        """A step's embeddings `(n, step_length, H)` with the trunk and one pass filled in."""
-        start = self.layout.starts[each.name]
-        whole = x.new_zeros(len(x), self.layout.step_length, x.shape[-1])
-        whole[:, : self.layout.trunk_length] = self._some(self.trunk)
-        whole[:, start : start + each.length] = x
-        return whole
+        inputs, sizes = (self.model, whole, selection, visible, cache), [(selection.index, 1), (selection.valid, 1)]
+        return self.model.compiled_step(run_selected, *inputs, rows=len(whole), sizes=sizes)
 
     def _run(self, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         self._seen += x.shape[1]
         if self._live is self.cache:
             self.length += x.shape[1]
-        given = (self.model, x, mask, positions, self._visible, self._live)
-        sizes = _growing(mask, self._live)
+        inputs = (self.model, x, mask, positions, self._visible, self._live)
+        # lengths that grow with the cache are marked, or each step of a rollout would be another graph
+        layers = [] if self._live is None else [layer for layer in self._live.layers if layer.is_initialized]
+        sizes = [(mask, 3)] if layers else []
+        sizes += [(tensor, 2) for layer in layers for tensor in (layer.keys, layer.values)]
         if self._visible is not None and self._visible.shape[1] > self.layout.prefix_length:
             sizes.append((self._visible, 1))
-        return self.model.compiled_step(run, *given, rows=len(x), sizes=sizes)
+        return self.model.compiled_step(run, *inputs, rows=len(x), sizes=sizes)
 
 
 def fill_cache(model: PanModel, belief: Belief, tables: CodeTables) -> Belief:
@@ -359,9 +348,3 @@ def _without_padding(mask: Tensor, visible: Tensor | None) -> Tensor:
         return mask
     rest = mask.shape[-1] - visible.shape[1]
     return mask & nn.functional.pad(visible, (0, rest), value=True)[:, None, None]
-
-
-def _growing(mask: Tensor, cache: DynamicCache | None) -> list[tuple[Tensor, int]]:
-    """What of a run becomes longer with what is cached."""
-    layers = [] if cache is None else [layer for layer in cache.layers if layer.is_initialized]
-    return [(mask, 3)] + [(tensor, 2) for layer in layers for tensor in (layer.keys, layer.values)] if layers else []

@@ -6,8 +6,8 @@ block owns its decoding. [`CodesBlock`] reads all codes of a level off one pass 
 one pass, [`TextBlock`] word by word through the backbone. [`LatentsBlock`] runs a diffusion head. A [`StepDraft`] is
 the next state as far as it is predicted; blocks add to it, in their order.
 
-Shapes: N = rows, n = codes of a level, P = state tokens of a sense, K = codes of a segment, H = backbone width,
-F = single patches.
+Shapes: N = rows, n = codes of a level or some of the rows, P = state tokens of a sense, K = codes of a segment,
+H = backbone width, F = single patches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .configuration_pan import PanConfig
     from .modeling_pan import PanModel
 
-Picking = tuple[Tensor | None, Tensor | None]  # random numbers and temperature; None where the likeliest is taken
+Picking = tuple[Tensor, Tensor] | None  # random numbers and temperature; None where the likeliest code is taken
 
 
 class CodeSampler:
@@ -49,31 +49,29 @@ class CodeSampler:
         self.temperature = torch.tensor(float(temperature)) if temperature else None
         self.generator, self.device = generator, device
 
-    def draws(self, shape: Sequence[int]) -> Tensor | None:
-        """The random numbers behind so many codes, uniform in [0, 1); None where nothing is drawn."""
+    def picking(self, shape: Sequence[int]) -> Picking:
+        """The random numbers behind so many codes, uniform in [0, 1), and the temperature, as [`pick`] takes them."""
         if self.temperature is None:
             return None
-        return torch.rand(shape, generator=self.generator, device=self.device)
-
-    def picking(self, shape: Sequence[int]) -> Picking:
-        """The random numbers behind so many codes, and the temperature, as [`pick`] takes them."""
-        return self.draws(shape), self.temperature
+        return torch.rand(shape, generator=self.generator, device=self.device), self.temperature
 
 
-def pick(logits: Tensor, draws: Tensor | None, temperature: Tensor | None) -> Tensor:
+def pick(logits: Tensor, picking: Picking) -> Tensor:
     """Codes `(...)` from logits `(..., K)`, by inverting the cumulative distribution: one random number a code, where
-    `torch.multinomial` draws one for each of K. The last 1e-6 of it is left out, so that no rounding draws a row that
-    is not live. Without draws, the likeliest."""
-    if draws is None:
+    `torch.multinomial` draws one for each of K."""
+    if picking is None:
         return logits.argmax(-1)
-    cumulative = (logits / temperature).softmax(-1).cumsum(-1)  # type: ignore[operator]  # given with the draws
+    draws, temperature = picking
+    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+    # the last 1e-6 of the distribution is left out, so that no rounding draws a row that is not active
     level = draws.unsqueeze(-1) * (1 - 1e-6) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    # clamped for logits that are not a number, behind all of which anything comes; `rollout` says so in the end
+    return torch.searchsorted(cumulative, level, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:
-    """Log probability of codes `(N, ...)` under logits `(N, ..., K)`, added up a row: `(N,)`; what is absent (below 0)
-    is not asked for."""
+    """Log probability of codes `(N, ...)` under logits `(N, ..., K)`, added up a row: `(N,)`; an absent code (below 0)
+    adds nothing."""
     chosen = logits.gather(-1, codes.clamp(min=0).unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
     chosen = chosen.masked_fill(codes < 0, 0.0)
     return chosen.reshape(len(chosen), -1).sum(-1)
@@ -81,7 +79,7 @@ def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:
 
 @dataclass
 class StepDraft:
-    """The next state of N rows as far as it is predicted, and what blocks are decoded from.
+    """The next state of N rows as far as it is predicted, and the inputs of its blocks.
 
     Args:
         model ([`PanModel`]): that predicts.
@@ -93,7 +91,7 @@ class StepDraft:
         numbers `(N, V)`: see `readout_pan`; None where nothing is a number.
         keeps_logits, keeps_shifts (`bool`): fill in `logits` and `shifts`.
         seen `(N, P of all senses)` bool: the state tokens that are predicted; None: all of them.
-        places: by sense `(N, P, 3H)`, what readouts get of the last pass, see `StepLayout.split_tokens`.
+        tokens: by sense `(N, P, 3H)`, what readouts get of the last pass, see `StepLayout.split_tokens`.
         codes, text, latents: of the next state.
         log_prob `(N,)`: of its codes and words, at temperature 1.
         logits: by sense, a level `(N, n, K)`.
@@ -115,7 +113,7 @@ class StepDraft:
     keeps_shifts: bool
     seen: Tensor | None
     last_pass: int = -1  # number of the last pass that was run
-    places: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, Tensor] = field(default_factory=dict)
     latents: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -134,16 +132,15 @@ class StepDraft:
 
     def state(self) -> State:
         """The state after the step."""
-        if self.target is not None:
-            return self.target  # latents included: the next step is given the true state before it
-        return State(self.codes, self.latents, self.text)
+        # a target has its latents too: the next step is given the true state before it
+        return State(self.codes, self.latents, self.text) if self.target is None else self.target
 
     def pooled(self) -> Tensor:
         """The mean over the queries that were run of the last pass of levels, `(N, H)`; zero before the first."""
-        passes = [each for each in self.model.layout.passes if each.levels and each.name in self.run.hidden]
-        if not passes:
+        names = [each.name for each in self.model.layout.passes if each.levels and each.name in self.run.hidden]
+        if not names:
             return torch.zeros_like(self.trunk[:, 0])
-        hidden = self.run.hidden[passes[-1].name]
+        hidden = self.run.hidden[names[-1]]
         if self.seen is None:
             return hidden.mean(1)
         return hidden.sum(1) / self.seen.sum(1, keepdim=True).clamp(min=1)
@@ -156,30 +153,22 @@ class StepDraft:
         """Adds log probabilities `(n,)` of `rows`, of all rows by default."""
         self.log_prob = self.log_prob + log_prob if rows is None else self.log_prob.index_add(0, rows, log_prob)
 
-    def seen_of(self, sense: str) -> Tensor | None:
-        """The part of `seen` that is a sense's, `(N, P)`."""
-        if self.seen is None:
-            return None
-        start = self.model.layout.token_starts[sense]
-        return self.seen[:, start : start + self.model.config.senses[sense].num_state_tokens]
-
     def patches(self, sense: str, rows: Tensor | None) -> PatchIndex | None:
         """The patches of an image that are predicted, of `rows`; None where all of them are."""
-        seen = self.seen_of(sense)
-        if seen is None or sense not in self.model.glances:
+        if self.seen is None or sense not in self.model.glances:
             return None
-        least = self.model.compiled_step.least_size
+        seen, least = self.model.layout.of_sense(sense, self.seen), self.model.compiled_step.least_size
         if rows is not None:
             chosen = torch.zeros(self.num_rows, 1, dtype=torch.bool, device=seen.device).index_fill(0, rows, True)
             return PatchIndex.of(seen & chosen, least)
-        if sense not in self._indices:
+        if sense not in self._indices:  # all levels look at the same patches
             self._indices[sense] = PatchIndex.of(seen, least)
         return self._indices[sense]
 
     def latent_condition(self, sense: str) -> Tensor:
-        """What the latent head of a sense is told, `(N, P, C)`."""
-        told = (self.run.hidden, self.trunk, self.state(), self.tables, self.shifts.get(sense))
-        return SenseLatents(self.model, sense).condition(*told)
+        """The condition of the latent head of a sense, `(N, P, C)`."""
+        inputs = (self.run.hidden, self.trunk, self.state(), self.tables, self.shifts.get(sense))
+        return SenseLatents(self.model, sense).condition(*inputs)
 
 
 @dataclass(frozen=True)
@@ -198,15 +187,11 @@ class Block(ABC):
     number: int
     level: int | None = None
 
-    is_discrete = True  # codes or words: what makes one state another
+    is_discrete = True  # codes or words, which tell one state from another
+    stands_alone = False  # whether it may also be predicted with nothing that it needs, on the codes before the step
 
     def needs(self, other: Block) -> bool:
         """Whether this block stands on another: finer codes on coarser ones, latents on all codes of their sense."""
-        return False
-
-    @property
-    def stands_alone(self) -> bool:
-        """Whether it may also be predicted with nothing that it needs: on what was there before."""
         return False
 
     @abstractmethod
@@ -230,10 +215,9 @@ class CodesBlock(Block):
     def predict(self, draft: StepDraft, rows: Tensor | None) -> None:
         patches = draft.patches(self.sense, rows)
         if rows is None and patches is None:
-            self._append(draft, *self._read(draft, None))
-            return
+            return self._append(draft, *self._read(draft, None))
         codes, shift = self._carried(draft)
-        if patches is not None and len(patches):
+        if patches is not None and patches.count:
             codes, shift = self._read_patches(draft, codes, patches)
         elif patches is None:
             assert rows is not None  # neither all rows nor some patches
@@ -251,16 +235,16 @@ class CodesBlock(Block):
             draft.shifts[self.sense].append(shift)  # type: ignore[arg-type]  # kept where it is asked for
 
     def _carried(self, draft: StepDraft) -> tuple[Tensor, Tensor | None]:
-        """The level's codes `(N, n)` where they are not predicted, and their shift, nothing. They are as they were;
-        where a coarser code changed, its most frequent refinement, or absent if it has none."""
+        """The level's codes `(N, n)` where they are not predicted, and their shift, which is zero. They are carried
+        over. If a coarser code changed, a code is its most frequent refinement, or absent if it has none."""
         sense, level = draft.model.config.senses[self.sense], self.level
         now, after = draft.current.codes[self.sense], draft.codes[self.sense]
         codes = now[level]
         if level:
-            gone = torch.zeros_like(codes, dtype=torch.bool)
+            changed = torch.zeros_like(codes, dtype=torch.bool)
             for coarser in range(level):
-                gone |= spread_codes(after[coarser] != now[coarser], sense, coarser, level)
-            codes = torch.where(gone, draft.model.senses[self.sense].usual_refinements(after[-1], level), codes)
+                changed |= spread_codes(after[coarser] != now[coarser], sense, coarser, level)
+            codes = torch.where(changed, draft.model.senses[self.sense].usual_refinements(after[-1], level), codes)
         if self.sense not in draft.shifts:
             return codes, None
         return codes, torch.zeros(*codes.shape, sense.code_dim, device=codes.device)
@@ -280,11 +264,12 @@ class CodesBlock(Block):
     def _read_patches(self, draft: StepDraft, codes: Tensor, at: PatchIndex) -> tuple[Tensor, Tensor | None]:
         """The level's `codes` `(N, n)` with those of some patches picked, and their shift if it is kept."""
         picking = draft.sampler.picking(codes.shape)
-        index = (at.row, at.place, at.rows, at.inside)
+        index = (at.row, at.patch, at.rows, at.inside)
         codes, log_prob, shift = LevelInputs.of(self, draft, None).call(
             read_patches, codes, picking, *index, self.sense in draft.shifts, sizes=[(each, 0) for each in index]
         )
-        draft.add_log_prob(log_prob[: len(at)], at.row[: len(at)])
+        # a patch that only fills up is a patch once more, and its codes are the same; its log probability counts once
+        draft.add_log_prob(log_prob[: at.count], at.row[: at.count])
         return codes, shift
 
 
@@ -293,8 +278,8 @@ class AutoregressiveBlock(Block):
 
     @abstractmethod
     def draw(self, draft: StepDraft, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens `(n, length)` of `rows` `(n,)`, all by default, and the log probability of each of these rows with
-        theirs added, `(n,)`."""
+        """Tokens `(n, length)` of `rows` `(n,)`, all by default; and `(n,)`, the draft's log probability of each of
+        these rows, with that of the tokens added."""
 
 
 class AutoregressiveCodes(CodesBlock, AutoregressiveBlock):
@@ -338,7 +323,7 @@ class TextBlock(AutoregressiveBlock):
         for index in range(model.layout.passes[self.number].length):
             logits = model.table.word_logits(run.words(x))
             if draft.target is None:
-                word = pick(logits, *draft.sampler.picking(logits.shape[:-1]))
+                word = pick(logits, draft.sampler.picking(logits.shape[:-1]))
             else:
                 word = draft.target.text[self.sense][:, index]
             log_prob = torch.where(ended, log_prob, log_prob + log_prob_of(logits, word))
@@ -349,31 +334,27 @@ class TextBlock(AutoregressiveBlock):
 
 
 class LatentsBlock(Block):
-    """What the codes of a sense leave over, drawn by its diffusion head."""
+    """The latents of a sense, what its codes leave over, drawn by its diffusion head."""
 
     is_discrete = False
+    stands_alone = True  # latents correct the codes that are carried over, too
 
     def needs(self, other: Block) -> bool:
         return other.sense == self.sense and other.level is not None
 
-    @property
-    def stands_alone(self) -> bool:
-        return True  # they correct the codes that were there
-
     def predict(self, draft: StepDraft, rows: Tensor | None) -> None:
-        """Draws the latents of the tokens that are seen; elsewhere they stay, if there were any, and rows that predict
-        none lose theirs."""
+        """Draws the latents of the tokens that are seen. Those of other tokens are carried over, and rows that do not
+        predict the block have none."""
         rows = torch.arange(draft.num_rows, device=draft.trunk.device) if rows is None else rows
         codes = [level[rows] for level in draft.codes[self.sense]]
         head = SenseLatents(draft.model, self.sense)
         drawn = head.draw(draft.latent_condition(self.sense)[rows], codes, draft.generator)
         shape, now = (draft.num_rows, *drawn.shape[1:]), draft.current.latents.get(self.sense)
         before = drawn.new_full(shape, torch.nan) if now is None else now.clone()
-        seen = draft.seen_of(self.sense)
-        if seen is not None:
+        if draft.seen is not None:
+            seen = draft.model.layout.of_sense(self.sense, draft.seen)
             drawn = torch.where(seen[rows].unsqueeze(-1), drawn, before[rows])
-        stays = torch.ones(shape[0], dtype=torch.bool, device=drawn.device).index_fill(0, rows, False)
-        draft.latents[self.sense] = before.index_copy(0, rows, drawn).masked_fill(stays.view(-1, 1, 1), torch.nan)
+        draft.latents[self.sense] = torch.full_like(before, torch.nan).index_copy(0, rows, drawn)
 
 
 def state_blocks(config: PanConfig, passes: list[Pass]) -> list[Block]:
@@ -406,19 +387,23 @@ def may_follow(blocks: list[Block]) -> list[list[bool]]:
     return [[may(row, column) for column in range(count)] + [True] for row in range(count + 1)]
 
 
-# ---- functions that are compiled, see `CompiledStep`. Of a level: places `(n, P, 3H)`, see `StepLayout.split_tokens`;
-# the current codes of all levels, and the new ones of coarser levels; its `LevelTables`; numbers, see `readout_pan`
+# ---- functions that are compiled, see `CompiledStep`. Their first arguments are those of `LevelInputs`
 
 
 @dataclass
 class LevelInputs:
-    """What the codes of one level are read from, of the rows that they are read of: the first arguments of each
-    function below."""
+    """The inputs of the readout of one level, of the rows that it is read in.
+
+    Args:
+        tokens `(n, P, 3H)`: see `StepLayout.split_tokens`.
+        current, coarser: the current codes of all levels, and the new ones of coarser levels.
+        numbers `(n, V)`: see `readout_scalars`.
+    """
 
     model: PanModel
     name: str
     level: int
-    places: Tensor
+    tokens: Tensor
     current: list[Tensor]
     coarser: list[Tensor]
     tables: LevelTables
@@ -427,21 +412,19 @@ class LevelInputs:
     @staticmethod
     def of(block: CodesBlock, draft: StepDraft, rows: Tensor | None) -> LevelInputs:
         """Of `rows` `(n,)`, all by default."""
-        name, level = block.sense, block.level
-        places, current, coarser = draft.places[name], draft.current.codes[name], draft.codes[name][:level]
+        name, level, tables = block.sense, block.level, draft.tables.levels[block.sense][block.level]
+        tokens, current, coarser = draft.tokens[name], draft.current.codes[name], draft.codes[name][:level]
         numbers = readout_scalars(draft.model, name, draft.numbers, draft.codes)
         if rows is not None:
             current, coarser = [c[rows] for c in current], [c[rows] for c in coarser]
-            places, numbers = places[rows], None if numbers is None else numbers[rows]
-        return LevelInputs(
-            draft.model, name, level, places, current, coarser, draft.tables.levels[name][level], numbers
-        )
+            tokens, numbers = tokens[rows], None if numbers is None else numbers[rows]
+        return LevelInputs(draft.model, name, level, tokens, current, coarser, tables, numbers)
 
     def call(self, function: Callable, *arguments, sizes: Iterable[tuple[Tensor, int]] = ()):
-        """What one of the functions below gives, compiled if the step is."""
-        given = [getattr(self, each.name) for each in fields(self)]
-        which, rows = (self.name, self.level), len(self.places)
-        return self.model.compiled_step(function, *given, *arguments, which=which, rows=rows, sizes=sizes)
+        """Calls one of the functions below, compiled if the step is."""
+        inputs = [getattr(self, each.name) for each in fields(self)]
+        which, rows = (self.name, self.level), len(self.tokens)
+        return self.model.compiled_step(function, *inputs, *arguments, which=which, rows=rows, sizes=sizes)
 
 
 def draw_together(inputs: LevelInputs, features: Tensor, sampler: CodeSampler) -> tuple[Tensor, Tensor]:
@@ -449,21 +432,21 @@ def draw_together(inputs: LevelInputs, features: Tensor, sampler: CodeSampler) -
     `(n,)`. Args: features `(n, codes, A)`, see `see_level`.
 
     With its random number fixed, a code is a function of the codes before it. So all of them are guessed (at first,
-    that nothing changes) and guessed again until none changes any more, which gives exactly what drawing one by one
-    would: after `i` rounds the first `i` codes are final. Where most codes hardly depend on one another a few rounds
-    are enough (Song et al. 2021, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving"). Rows
+    that nothing changes) and guessed again until none changes any more. The result is that of drawing one by one:
+    after `i` rounds the first `i` codes are final. A few rounds are enough where most codes hardly depend on one
+    another (Song et al. 2021, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving"). Rows
     that are done drop out."""
     codes = inputs.current[0].clamp(min=0)
-    draws, temperature = sampler.picking(codes.shape)
+    picking = sampler.picking(codes.shape)
     log_prob = torch.zeros(len(codes), device=codes.device)
     open_rows = torch.arange(len(codes), device=codes.device)
     for _ in range(codes.shape[1]):
         guess, held = codes[open_rows], [level[open_rows] for level in inputs.current]
         numbers = None if inputs.numbers is None else inputs.numbers[open_rows]
-        picking = (None if draws is None else draws[open_rows], temperature)
-        given = (inputs.model, inputs.name, features[open_rows], guess, inputs.tables, held, numbers, picking)
-        drawn, likely = inputs.model.compiled_step(guess_codes, *given, which=(inputs.name,), rows=len(open_rows))
-        codes[open_rows], log_prob[open_rows] = drawn, likely
+        some = None if picking is None else (picking[0][open_rows], picking[1])
+        arguments = (inputs.model, inputs.name, features[open_rows], guess, inputs.tables, held, numbers, some)
+        drawn, its = inputs.model.compiled_step(guess_codes, *arguments, which=(inputs.name,), rows=len(open_rows))
+        codes[open_rows], log_prob[open_rows] = drawn, its
         open_rows = open_rows[(drawn != guess).any(1)]
         if len(open_rows) == 0:
             break
@@ -471,34 +454,34 @@ def draw_together(inputs: LevelInputs, features: Tensor, sampler: CodeSampler) -
 
 
 def see_level(
-    model: PanModel, name: str, level: int, places: Tensor, current: list[Tensor], coarser: list[Tensor],
+    model: PanModel, name: str, level: int, tokens: Tensor, current: list[Tensor], coarser: list[Tensor],
     tables: LevelTables, numbers: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Features of every code of a level, `(n, codes, A)`."""
-    return model.readouts[name][level].features(places, current[level], coarser, tables, numbers)
+    return model.readouts[name][level].features(tokens, current[level], coarser, tables, numbers)
 
 
 def read_level(
-    model: PanModel, name: str, level: int, places: Tensor, current: list[Tensor], coarser: list[Tensor],
-    tables: LevelTables, numbers: Tensor | None, target: Tensor | None, picking: Picking | None, keeps_logits: bool,
+    model: PanModel, name: str, level: int, tokens: Tensor, current: list[Tensor], coarser: list[Tensor],
+    tables: LevelTables, numbers: Tensor | None, target: Tensor | None, picking: Picking, keeps_logits: bool,
     keeps_shift: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """A level's codes `(n, codes)`, picked unless a target says what they are; their log probability `(n,)`; their
     logits and their shift if they are kept."""
     readout = model.readouts[name][level]
-    x = see_level(model, name, level, places, current, coarser, tables, numbers)
+    x = see_level(model, name, level, tokens, current, coarser, tables, numbers)
     if readout.sentence is not None:
         assert target is not None  # or `guess_codes` reads the level
         x = readout.sentence(x, target.clamp(min=0), tables.drawn)
     logits = readout.logits(x, tables, current, coarser, numbers)
-    codes = pick(logits, *picking) if target is None else target  # type: ignore[misc]  # one of the two is given
+    codes = pick(logits, picking) if target is None else target
     shift = model.senses[name].codebooks[level].shift(logits, codes) if keeps_shift else None
     return codes, log_prob_of(logits, codes), logits if keeps_logits else None, shift
 
 
 def read_patches(
-    model: PanModel, name: str, level: int, places: Tensor, current: list[Tensor], coarser: list[Tensor],
-    tables: LevelTables, numbers: Tensor | None, codes: Tensor, picking: Picking, row: Tensor, place: Tensor,
+    model: PanModel, name: str, level: int, tokens: Tensor, current: list[Tensor], coarser: list[Tensor],
+    tables: LevelTables, numbers: Tensor | None, codes: Tensor, picking: Picking, row: Tensor, patch: Tensor,
     rows: Tensor, inside: Tensor, keeps_shift: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """A level's `codes` `(N, n)` with those of some patches picked, see [`PatchIndex`]; the log probability of each
@@ -506,18 +489,19 @@ def read_patches(
     now = current[level]
     sense, readout = model.config.senses[name], model.readouts[name][level]
     coarser, some = [c[rows] for c in coarser], None if numbers is None else numbers[rows]
-    features = readout.features_at(places[rows], now[rows], coarser, tables, some, inside, place)
-    held = group_by_token(now, sense, level)[row, place]  # (F, codes a patch)
+    features = readout.features_at(tokens[rows], now[rows], coarser, tables, some, inside, patch)
+    held = group_by_token(now, sense, level)[row, patch]  # (F, codes a patch)
     logits = readout.logits(features, tables, [held] * (level + 1), coarser, some)
-    draws, temperature = picking
-    picked = pick(logits, None if draws is None else group_by_token(draws, sense, level)[row, place], temperature)
+    if picking is not None:
+        picking = (group_by_token(picking[0], sense, level)[row, patch], picking[1])
+    picked = pick(logits, picking)
     slots = group_by_token(codes, sense, level).clone()
-    slots[row, place] = picked
+    slots[row, patch] = picked
     shift = None
     if keeps_shift:
-        there = model.senses[name].codebooks[level].shift(logits, picked)
-        shifts = there.new_zeros(*slots.shape, there.shape[-1])
-        shifts[row, place] = there
+        moved = model.senses[name].codebooks[level].shift(logits, picked)
+        shifts = moved.new_zeros(*slots.shape, moved.shape[-1])
+        shifts[row, patch] = moved
         shift = ungroup_tokens(shifts, sense, level)
     return ungroup_tokens(slots, sense, level), log_prob_of(logits, picked), shift
 
@@ -530,5 +514,5 @@ def guess_codes(
     readout = model.readouts[name][0]
     assert readout.sentence is not None
     logits = readout.logits(readout.sentence(features, guess, tables.drawn), tables, current, [], numbers)
-    drawn = pick(logits, *picking)
+    drawn = pick(logits, picking)
     return drawn, log_prob_of(logits, drawn)

@@ -49,7 +49,7 @@ LOSS_WEIGHTS = {
     "vectors": 1.0,
     "text": 1.0,
     "latents": 1.0,
-    "mended": 1.0,
+    "latent_reconstruction": 1.0,
     "generative": 1.0,
     "reconstruction": 1.0,
     "commitment": 0.25,
@@ -60,12 +60,14 @@ LOSS_WEIGHTS = {
 }
 
 
-# Settings that had another name in a config.json of before.
-RENAMED = {"crop_places": "crop_tokens"}
+# Settings, and losses, that had another name in a config.json of before.
+RENAMED, RENAMED_LOSSES = {"crop_places": "crop_tokens"}, {"mended": "latent_reconstruction"}
 
 
 def check_loss_weights(weights: dict) -> dict[str, float]:
     """Weights by name of a loss. Raises ValueError: a name is unknown, or a weight is no number of at least 0."""
+    if isinstance(weights, dict):
+        weights = {RENAMED_LOSSES.get(name, name): weight for name, weight in weights.items()}
     if not isinstance(weights, dict) or set(weights) - set(LOSS_WEIGHTS):
         unknown = sorted(set(weights) - set(LOSS_WEIGHTS)) if isinstance(weights, dict) else []
         problem = f"has unknown names {unknown}; it takes" if unknown else "takes weights by"

@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from numbers import Real
+from types import NoneType
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,14 +38,14 @@ NAMED = ("all", "focused", "coarsest", "auto")
 
 @dataclass(frozen=True)
 class Effort:
-    """What may be spent on a step of simulation.
+    """How much a step of simulation may cost.
 
     Args:
         blocks (`Collection[str]`, *optional*): exactly these are predicted.
         cap (`float`, *optional*): as many blocks, in their order, as this share of a whole step's compute allows.
-        price (`float`, *optional*): of a whole step's compute, in units of distortion: the model's switch decides,
-            told the price. With neither blocks, cap nor price it decides at a tenth.
-        task (`str`, *optional*): what the switch is to spare: one of `TASKS`.
+        price (`float`, *optional*): of a whole step's compute, in units of distortion, at which the model's switch
+            decides. With neither blocks, cap nor price it decides at a tenth.
+        task (`str`, *optional*): one of `TASKS`, whose distortion the switch weighs against the price.
         least_change (`float`, *optional*): state tokens less likely to change than this stay as they are, and the
             backbone does not look at them ([`ChangePredictor`]). None: everything is looked at.
 
@@ -59,10 +61,14 @@ class Effort:
 
     def __post_init__(self):
         if self.blocks is not None:
-            object.__setattr__(self, "blocks", tuple(self.blocks))
-        given = [name for name in ("blocks", "cap", "price") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"An effort has blocks, a cap or a price, one of them; got {given}.")
+            blocks = (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks)
+            object.__setattr__(self, "blocks", blocks)
+        limits = [name for name in ("blocks", "cap", "price") if getattr(self, name) is not None]
+        if len(limits) > 1:
+            raise ValueError(f"An effort has blocks, a cap or a price, one of them; got {limits}.")
+        for name in ("cap", "price", "least_change"):
+            if not isinstance(getattr(self, name), (Real, NoneType)):
+                raise ValueError(f"`{name}` must be a number or None, got {getattr(self, name)!r}.")
         if self.price is not None and not 0 <= self.price < math.inf:
             raise ValueError(f"`price` must be finite and at least 0, got {self.price}.")
         if self.cap is not None and not self.cap > 0:
@@ -72,54 +78,45 @@ class Effort:
         if self.least_change is not None and not 0 <= self.least_change < 1:
             raise ValueError(f"`least_change` is a probability, or None; got {self.least_change}.")
 
-    @property
-    def task_number(self) -> int:
-        return TASKS.index(self.task)
 
-
-def as_effort(given: Effort | str | Collection[str], model: PanModel) -> Effort:
-    """An [`Effort`] from what `simulate` takes: one, names of blocks, or one of `NAMED`: "all" blocks everywhere;
+def as_effort(effort: Effort | str | Collection[str], model: PanModel) -> Effort:
+    """An [`Effort`] from an argument of `simulate`: one, names of blocks, or one of `NAMED`: "all" blocks everywhere;
     "focused", all codes where something is likely to change; "coarsest", the coarsest level there; "auto", the switch.
 
     Raises:
         ValueError: unknown names, or blocks that the model lacks or that lack a coarser one.
     """
     names = [block.name for block in model.blocks]
-    if isinstance(given, str):
-        if given not in NAMED:
-            raise ValueError(f"`effort` must be one of {NAMED}, names of blocks, or an Effort; got {given!r}.")
-        given = _named(given, model.blocks)
-    elif not isinstance(given, Effort):
-        given = Effort(tuple(given))
-    if given.blocks is None:
-        return given
-    if unknown := sorted(set(given.blocks) - set(names)):
+    if isinstance(effort, str):
+        if effort not in NAMED:
+            raise ValueError(f"`effort` must be one of {NAMED}, names of blocks, or an Effort; got {effort!r}.")
+        levels = {block.name: block.level for block in model.blocks if block.level is not None}
+        chosen = {"all": names, "focused": levels, "coarsest": [name for name in levels if levels[name] == 0]}
+        effort = Effort(chosen.get(effort), least_change=None if effort == "all" else LEAST_CHANGE)
+    elif not isinstance(effort, Effort):
+        if not isinstance(effort, Collection):
+            raise ValueError(f"`effort` must be one of {NAMED}, names of blocks, or an Effort; got {effort!r}.")
+        effort = Effort(tuple(effort))
+    if effort.blocks is None:
+        return effort
+    if unknown := [name for name in effort.blocks if name not in names]:
         raise ValueError(f"This model has no blocks {unknown}; it has {names}.")
     for block in model.blocks:
         needed = {other.name for other in model.blocks if block.needs(other)}
-        if block.stands_alone and not needed & set(given.blocks):
+        if block.stands_alone and not needed & set(effort.blocks):
             continue
-        if block.name in given.blocks and not needed <= set(given.blocks):
+        if block.name in effort.blocks and not needed <= set(effort.blocks):
             coarser = [name for name in names if name in needed]
-            raise ValueError(f"Block {block.name!r} needs {coarser} too, got {list(given.blocks)}.")
-    return given
+            raise ValueError(f"Block {block.name!r} needs {coarser} too, got {list(effort.blocks)}.")
+    return effort
 
 
-def _named(name: str, blocks: list[Block]) -> Effort:
-    if name == "auto":
-        return Effort()
-    if name == "all":
-        return Effort([block.name for block in blocks], least_change=None)
-    codes = [block for block in blocks if block.level is not None]
-    return Effort([block.name for block in codes if name == "focused" or block.level == 0])
-
-
-# ---- What imagined steps cost.
+# ---- The cost of imagined steps.
 
 
 @dataclass
 class Cost:
-    """What imagined steps cost.
+    """The cost of imagined steps.
 
     Args:
         tokens `(N, H)`: positions that the backbone ran.
@@ -147,7 +144,7 @@ class ComputeModel:
     Args:
         token (`float`): of one position of the backbone.
         blocks (`dict[str, float]`): of each block everywhere, the backbone aside.
-        fixed (`float`): of what a step takes in any case: change predictors and outcome.
+        fixed (`float`): of the change predictors and the outcome, which every step runs.
         whole (`float`): of a whole step.
         denoiser_calls (`dict[str, int]`): by block.
     """
@@ -161,19 +158,14 @@ class ComputeModel:
     def cost(self, model: PanModel, chosen: Tensor, seen: Tensor | None, positions: Tensor) -> Cost:
         """Of one step of N rows. Args: chosen `(N, K)` bool, the blocks predicted; seen `(N, P of all senses)` bool,
         the state tokens predicted, all by default; positions `(N,)`, that the backbone ran."""
-        share = chosen.float() if seen is None else chosen * _shares(model, seen)
+        share = chosen.float()
+        if seen is not None:
+            senses, whole = model.config.coded_senses, torch.ones(len(seen), device=seen.device)
+            shares = {name: model.layout.of_sense(name, seen).float().mean(1) for name in senses}
+            share = chosen * torch.stack([shares.get(block.sense, whole) for block in model.blocks], 1)
         calls = chosen.float() @ positions.new_tensor([self.denoiser_calls.get(name, 0) for name in self.blocks])
         operations = self.fixed + share @ positions.new_tensor(list(self.blocks.values())) + self.token * positions
         return Cost(positions, calls, operations / self.whole, 0.0)
-
-
-def _shares(model: PanModel, seen: Tensor) -> Tensor:
-    """By block which share of its tokens is seen, `(N, K)`; texts are always whole."""
-    shares, whole = {}, torch.ones(len(seen), device=seen.device)
-    for name, sense in model.config.coded_senses.items():
-        start = model.layout.token_starts[name]
-        shares[name] = seen[:, start : start + sense.num_state_tokens].float().mean(1)
-    return torch.stack([shares.get(block.sense, whole) for block in model.blocks], 1)
 
 
 def capped_blocks(model: PanModel, cap: float) -> tuple[str, ...]:
@@ -205,7 +197,7 @@ class BlockPlan:
     readouts or denoiser calls.
 
     Args:
-        names (names of blocks, *optional*): what is predicted. None: every discrete block; latents are drawn when
+        names (names of blocks, *optional*): those predicted. None: every discrete block; latents are drawn when
             something is decoded.
         least_change (`float`, *optional*): state tokens less likely to change stay as they are; None: all are
             predicted.
@@ -220,10 +212,6 @@ class BlockPlan:
     def leaves_latents(self) -> bool:
         """Whether latents are left to whoever decodes."""
         return self.names is None and not self.is_asked
-
-    def draws_latents(self, model: PanModel) -> bool:
-        """Whether latents may be drawn, in the step or later."""
-        return self.leaves_latents or any(self.wants(block) for block in model.blocks if not block.is_discrete)
 
     def wants(self, block: Block) -> bool:
         """Whether a block may be predicted at all."""
@@ -248,7 +236,7 @@ class BlockPlan:
         return None if self.wants(draft.model.blocks[number]) else draft.nobody
 
     def note(self, number: int, rows: Tensor | None, draft: StepDraft) -> None:
-        """Block `number` was predicted in these rows; -1: the trunk was run."""
+        """Block `number` has just been predicted in these rows; -1: the trunk has been run."""
 
     def chosen(self, draft: StepDraft) -> Tensor:
         """The blocks that each row predicted, `(N, K)` bool."""
@@ -305,22 +293,22 @@ class SwitchPlan(BlockPlan):
     def choose(self, number: int, rows: Tensor | None, draft: StepDraft) -> Tensor:
         """The number of the block after block `number` (-1: the first) in each of these rows, `(n,)`; as many as there
         are blocks: the end."""
-        return draft.model.switch(self.told(rows, draft)).argmax(-1)
+        return draft.model.switch(self.inputs(rows, draft)).argmax(-1)
 
-    def told(self, rows: Tensor | None, draft: StepDraft) -> SwitchInput:
-        """What the switch decides on in these rows."""
+    def inputs(self, rows: Tensor | None, draft: StepDraft) -> SwitchInput:
+        """The inputs of the switch in these rows."""
         some, device = slice(None) if rows is None else rows, draft.trunk.device
         count = draft.num_rows if rows is None else len(rows)
         price = USUAL_PRICE if self.effort.price is None else self.effort.price
         seen = draft.seen
         return SwitchInput(
             trunk=draft.run.hidden["action"][some],
-            places=draft.pooled()[some],
+            queries=draft.pooled()[some],
             chosen=self._chosen[some].clone(),
             changed=self._changed[some].clone(),
             focus=torch.ones(count, device=device) if seen is None else seen[some].float().mean(1),
             price=torch.full((count,), price, device=device),
-            task=torch.full((count,), self.effort.task_number, device=device),
+            task=torch.full((count,), TASKS.index(self.effort.task), device=device),
         )
 
     def chosen(self, draft: StepDraft) -> Tensor:
@@ -340,32 +328,32 @@ def block_plan(effort: Effort, model: PanModel) -> BlockPlan:
 # ---- The learned switch: which block of the next state is predicted next, or none (section 5.2).
 #
 # `p(next block | trunk, blocks so far)`, a categorical over every sense's levels and latents, texts, and `end`,
-# decided row by row: rows of one batch stop at different blocks. It is told the task, whose distortion counts, and the
-# price of compute, so that one switch serves cheap navigation and costly contact alike.
+# decided row by row: rows of one batch stop at different blocks. Its inputs name the task, whose distortion counts,
+# and the price of compute, so that one switch serves cheap navigation and costly contact alike.
 #
 # Shapes: N = rows, K = blocks, H = backbone width.
 
 
 USUAL_PRICE = 0.1  # of a whole step's compute, in units of distortion: what `effort="auto"` pays
-LEAST_PRICE, MOST_PRICE = 0.003, 3.0  # prices are told as logarithms within these
+LEAST_PRICE, MOST_PRICE = 0.003, 3.0  # the switch reads the logarithm of a price within these
 
 
 @dataclass
 class SwitchInput:
-    """What the switch decides on.
+    """The inputs of the switch.
 
     Args:
         trunk `(N, H)`: the backbone's state after the action.
-        places `(N, H)`: the mean over the queries of the last pass.
+        queries `(N, H)`: the mean over the queries of the last pass.
         chosen `(N, K)` bool: the blocks so far.
         changed `(N, K)`: which share of each block's codes has changed, 0 where it was not predicted.
-        focus `(N,)`: share of the places that is looked at.
+        focus `(N,)`: share of the state tokens that is looked at.
         price `(N,)`: of a whole step's compute, in units of distortion.
         task `(N,)` int64: index into `TASKS`.
     """
 
     trunk: Tensor
-    places: Tensor
+    queries: Tensor
     chosen: Tensor
     changed: Tensor
     focus: Tensor
@@ -389,29 +377,27 @@ class SwitchHead(nn.Module):
         self.told = nn.Linear(2 * len(blocks) + 2 + len(TASKS), width)
         self.out = nn.Linear(width, len(blocks) + 1)
 
-    def forward(self, given: SwitchInput) -> Tensor:
+    def forward(self, inputs: SwitchInput) -> Tensor:
         """Returns: `(N, K + 1)` float32, the last being the end; minus infinity where a block may not follow."""
         low, high = math.log(LEAST_PRICE), math.log(MOST_PRICE)
-        price = 2 * (given.price.clamp(LEAST_PRICE, MOST_PRICE).log() - low) / (high - low) - 1
-        task = nn.functional.one_hot(given.task, len(TASKS))
-        told = [given.chosen, given.changed.sqrt(), given.focus.unsqueeze(1), price.unsqueeze(1), task]
-        joined = torch.cat([part.to(given.trunk.dtype) for part in told], 1)
-        x = self.trunk(self.trunk_norm(given.trunk)) + self.places(self.places_norm(given.places)) + self.told(joined)
-        logits = self.out(nn.functional.gelu(x)).float()
-        return logits.masked_fill(~self._allowed(given.chosen), -torch.inf)
-
-    def _allowed(self, chosen: Tensor) -> Tensor:
-        """Which blocks may come next, `(N, K + 1)` bool: what may follow the last that was chosen."""
-        order = torch.arange(1, chosen.shape[1] + 1, device=chosen.device)
-        last = (chosen * order).amax(1)  # 0: the beginning
-        return torch.tensor(self.allowed, device=chosen.device)[last]
+        price = 2 * (inputs.price.clamp(LEAST_PRICE, MOST_PRICE).log() - low) / (high - low) - 1
+        task = nn.functional.one_hot(inputs.task, len(TASKS))
+        # the root of a share: of few codes that changed the switch should hear, too
+        scalars = [inputs.chosen, inputs.changed.sqrt(), inputs.focus.unsqueeze(1), price.unsqueeze(1), task]
+        joined = torch.cat([part.to(inputs.trunk.dtype) for part in scalars], 1)
+        x = self.trunk(self.trunk_norm(inputs.trunk)) + self.places(self.places_norm(inputs.queries))
+        logits = self.out(nn.functional.gelu(x + self.told(joined))).float()
+        order = torch.arange(1, inputs.chosen.shape[1] + 1, device=inputs.chosen.device)
+        last = (inputs.chosen * order).amax(1)  # 0: the beginning
+        allowed = torch.tensor(self.allowed, device=inputs.chosen.device)[last]
+        return logits.masked_fill(~allowed, -torch.inf)
 
 
-# ---- The change predictor: what is worth looking at.
+# ---- The change predictor: which state tokens are worth looking at.
 #
 # Of a frame a few tokens change in a step and the rest stands still. A [`ChangePredictor`] is a small convolution over
-# the cells of level 0 and the action: it says at which state tokens something will change, and tells the action's
-# embedding the gist of the rest, with an inventory of it (whether there still is a key somewhere). The backbone then
+# the cells of level 0 and the action. It says at which state tokens something will change, and adds the gist of the
+# rest to the action's embedding, with an inventory of it (whether there still is a key somewhere). The backbone then
 # reads, and is asked about, these tokens alone; all others stay as they are. In a Markov world that leaves 2 to 3 of
 # 33 positions of a MiniGrid step on average; where a prediction sees earlier steps the whole state stays in the trunk,
 # and queries alone are left out.
@@ -422,11 +408,11 @@ class SwitchHead(nn.Module):
 class ChangePredictor(nn.Module):
     """Which state tokens of an image will change, and the gist of them all.
 
-    It looks at cells, several of which share a place: what is in front of something is the same anywhere, while a
-    place would have to learn it anew for each way in which its cells can stand to one another.
+    It looks at cells, several of which share a state token: a cell in front of another is the same anywhere, while a
+    token would have to learn it anew for each way in which its cells can stand to one another.
 
     Args:
-        sense (`ImageSense`): whose places.
+        sense (`ImageSense`): whose state tokens.
         hidden_size, width (`int`): H, and of the two layers.
     """
 
@@ -443,40 +429,39 @@ class ChangePredictor(nn.Module):
         self.inventory = ZeroInitLinear(hidden_size, hidden_size, bias=False)
 
     def tables(self, rows: Tensor) -> ChangeTables:
-        """What it makes of each code, worked out once for all of them: of the rows of level 0's segment, `(K, H)`."""
+        """The tables of its inputs, a row a code, from the rows of level 0's segment, `(K, H)`."""
         rows = self.row_norm(rows)
         return ChangeTables(with_absent(self.cell(rows)), self.inventory(rows))
 
-    def forward(self, places: Tensor, codes: Tensor, tables: ChangeTables, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Args: places, embedded `(N, P, H)`; codes of level 0 `(N, n)`; action `(N, H)`. Returns: the logit of a
-        change at each place `(N, P)` float32; the gist, `(N, H)`."""
+    def forward(self, tokens: Tensor, codes: Tensor, tables: ChangeTables, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Args: tokens, embedded `(N, P, H)`; codes of level 0 `(N, n)`; action `(N, H)`. Returns: the logit of a
+        change at each state token `(N, P)` float32; the gist, `(N, H)`."""
         size = len(tables.cells)
-        x = self.place(self.norm(places)) + self.action(self.action_norm(action)).unsqueeze(1)
+        x = self.place(self.norm(tokens)) + self.action(self.action_norm(action)).unsqueeze(1)
         x = x.unsqueeze(2).expand(-1, -1, self.sense.codes_per_token[0], -1)
         x = nn.functional.gelu(ungroup_tokens(x, self.sense, 0) + nn.functional.embedding(codes % size, tables.cells))
         grid = x.unflatten(1, self.sense.level_grid(0)).permute(0, 3, 1, 2)
         x = x + nn.functional.gelu(self.around(grid)).flatten(2).transpose(1, 2)
         gist = self.gist(torch.cat([x.amax(1), x.mean(1)], -1))
         there = tables.anywhere.new_zeros(len(codes), size).scatter(1, codes % size, 1.0)
-        # a place changes if any of its cells does; of what is seldom, the odds add up
+        # a token changes if any of its cells does; where changes are rare, their odds add up
         change = group_by_token(self.change(x).squeeze(-1).float(), self.sense, 0).logsumexp(-1)
         change = change.masked_fill((group_by_token(codes, self.sense, 0) < 0).any(-1), SURE)
         return change, gist + there[:, :-1] @ tables.anywhere
 
 
 def focusable(config: PanConfig) -> list[str]:
-    """The senses that can be looked at in part: those on a grid, unless their codes are drawn one after the other, all
-    of them."""
-    if config.level0_sampling == "autoregressive":
+    """The senses that can be looked at in part: those on a grid, unless their codes are drawn one after the other."""
+    if config.level0_sampling == "autoregressive":  # each code depends on all before it, so none can be left out
         return []
     return [name for name, sense in config.coded_senses.items() if sense.is_grid and sense.num_state_tokens > 1]
 
 
-def changed_places(sense: ImageSense, now: list[Tensor], after: list[Tensor]) -> Tensor:
-    """Where any code changes, `(N, P)` bool, from codes `(N, n)` a level."""
+def changed_tokens(sense: ImageSense, now: list[Tensor], after: list[Tensor]) -> Tensor:
+    """The state tokens of which any code changes, `(N, P)` bool, from codes `(N, n)` a level."""
     pairs = enumerate(zip(now, after, strict=True))
-    found = [group_by_token(one != other, sense, level).any(-1) for level, (one, other) in pairs]
-    return torch.stack(found).any(0)
+    changed = [group_by_token(one != other, sense, level).any(-1) for level, (one, other) in pairs]
+    return torch.stack(changed).any(0)
 
 
 def likely_changes(

@@ -108,7 +108,6 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         self.table.register_masks()
         senses = config.coded_senses
         self.layout = StepLayout(config)
-        self.layout.check_positions(config)
         with _in_float32():
             self.senses = module_dict({name: build_codec(sense) for name, sense in senses.items()})
         self.state_embeddings = module_dict({n: StateTokenEmbedding(s, hidden_size) for n, s in senses.items()})
@@ -290,7 +289,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
     ) -> Belief:
         """`perceive`, after growing codes for what no code describes if `learn`; the belief's `growths` say what was
         tried. Args: observation, action as for `perceive`; options as for `learn`."""
-        Simulator(self).check_past(observation, as_action(action))  # before anything grows
+        action = Simulator(self).check_past(observation, action)  # before anything grows
         growths = self.learn(observation, action, **options) if learn else []
         belief = self.perceive(observation, action)
         belief.growths = growths
@@ -391,7 +390,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
             sense (`str`): which.
             num_levels (`int`, *optional*): levels to use, coarse first; all by default.
             latents (`bool`, *optional*): use the state's latents, if it has them and all levels are used; by default
-                where they help, see `objectives_pan.judge_latents`.
+                where they help, see `objectives_pan.update_latents_help`.
 
         Returns:
             images `(..., C, height, width)` uint8, vectors `(..., dim)` float, text `(..., max_length)` ids.

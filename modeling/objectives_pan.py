@@ -1,11 +1,12 @@
-"""What each training stage minimises (section 5.3 of "Critiques of World Models"): every part by name.
+"""The losses of each training stage (section 5.3 of "Critiques of World Models"): every part by name.
 
 `senses` trains encoder, codes and decoder of each sense alone; `text` the backbone on words alone; `dynamics` the
 backbone and the agent's heads on encoded trajectories; `latent_head` the diffusion head on cached conditions; `joint`
 all of it together from raw observations, with the generative loss of equation 8, which reaches encoder, backbone and
 head.
 
-Shapes: B = batch, T = transitions of a window, N = B * T.
+Shapes: B = batch, T = transitions of a window, N = B * T, P = state tokens of one sense or of all, n = codes of a
+level, K = codes of a segment, H = backbone width.
 """
 
 from __future__ import annotations
@@ -22,18 +23,21 @@ from transformers.utils import ModelOutput
 
 from .augmentation_pan import ReadoutView, corrupt_context, crop, nested_dropout, training_focus
 from .distributed_pan import log_of_mean, shared_mean
-from .effort_pan import changed_places
+from .effort_pan import changed_tokens
 from .embedding_pan import CodeTables, part_codec
 from .heads_pan import two_hot
 from .image_codec_pan import LEAST_ERROR
 from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
-from .state_pan import Actions, Observation, State, action_tensors, as_action
+from .state_pan import Actions, Observation, State, action_tensors
 from .step_pan import StepPredictor, Transition
 from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
 
 if TYPE_CHECKING:
+    from .configuration_pan import PanConfig
+    from .image_codec_pan import Codebook
+    from .latent_head_pan import LatentHead
     from .modeling_pan import PanModel
 
 STILL = 0.002  # least change of code vectors that is divided by, as a share of their spread
@@ -47,7 +51,7 @@ class PanOutput(ModelOutput):
         loss: the weighted sum.
         losses: every part, unweighted, by name, e.g. `camera.0` (code negative log-likelihood of a level, nats a
             code), `camera.0.vectors` (see `_vector_loss`), `reward`, `continuation`, `inverse_dynamics`,
-            `camera.latents`, `camera.mended`, `camera.generative`.
+            `camera.latents`, `camera.latent_reconstruction`, `camera.generative`.
         metrics: detached figures to log, e.g. `camera.0.accuracy`.
     """
 
@@ -58,20 +62,20 @@ class PanOutput(ModelOutput):
 
 @dataclass
 class _Window:
-    """One teacher-forced pass over a window: what went in, and the hidden states that came out."""
+    """One teacher-forced pass over a window: its inputs, and the hidden states that came out."""
 
     current: State  # (N,)
     following: State  # (N,)
     trunk: Tensor  # (N, trunk_length, H), embeddings of state and action
-    change: dict[str, Tensor]  # by sense (N, P), logits of a change at each place
+    change: dict[str, Tensor]  # by sense (N, P), logits of a change at each state token
     changed: dict[str, Tensor]  # by sense (N, P) bool, where there was one
-    seen: Tensor | None  # (N, places of all senses) bool, what was looked at; None: everything
+    seen: Tensor | None  # (N, P of all senses) bool, the tokens that were looked at; None: all of them
     hidden: dict[str, Tensor]  # by pass (N, length, H), and "action": (N, H)
     tables: CodeTables
-    numbers: Tensor | None  # (N, V), see `readout_pan`
+    numbers: Tensor | None  # (N, V), see `scalar_features`
 
 
-def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
+def _sum_up(model: PanModel, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None = None) -> PanOutput:
     weights = model.config.training.loss_weights
     total: Tensor = 0.0  # type: ignore[assignment]  # there is a loss at least
     for name, value in losses.items():
@@ -80,44 +84,44 @@ def _sum_up(model, losses: dict[str, Tensor], metrics: dict[str, Tensor] | None 
     return PanOutput(loss=total, losses=losses, metrics=metrics or {})
 
 
-def senses_objective(model, observation, **_) -> PanOutput:
-    """Stage 1. `observation`: `(B, 3, ...)` a sense: the neighbour in time (which says what moves), the frame, and
-    what is usually seen there (which says what is rare); whole frames or crops of whole places."""
+def senses_objective(model: PanModel, observation: Mapping[str, Tensor], **_) -> PanOutput:
+    """Stage 1. `observation`: `(B, 3, ...)` a sense: the neighbour in time (which tells what moves), the frame, and
+    the usual frame there (which tells what is rare); whole frames or crops of whole patches."""
     return _sum_up(model, _senses_losses(model, observation, update=model.training))
 
 
-def _senses_losses(model, observation: Mapping[str, Tensor], update: bool) -> dict[str, Tensor]:
-    how = model.config.training
+def _senses_losses(model: PanModel, observation: Mapping[str, Tensor], update: bool) -> dict[str, Tensor]:
+    settings, observation = model.config.training, Observation(observation)
+    weights = (settings.motion_weight, settings.rarity_weight)
     losses: dict[str, Tensor] = {}
     for name, codec in model.senses.items():
-        frames = _whole_rows(observation, name)
-        if len(frames) == 0:
-            continue
-        usual = frames[:, 2] if frames.shape[1] > 2 else None
-        parts = codec.losses(frames[:, 1], frames[:, 0], usual, how.motion_weight, how.rarity_weight, update)
-        losses |= {f"{name}.{part}": value for part, value in parts.items()}
+        frames, is_present = observation[name], observation.present(name)
+        if is_present is not None:
+            frames = frames[is_present.all(1)]
+        if len(frames):
+            usual = frames[:, 2] if frames.shape[1] > 2 else None
+            parts = codec.losses(frames[:, 1], frames[:, 0], usual, *weights, update)
+            losses |= {f"{name}.{part}": value for part, value in parts.items()}
     return losses
 
 
-def _whole_rows(observation: Mapping[str, Tensor], name: str) -> Tensor:
-    """The rows in which a sense is there in every frame, `(b, T, ...)`."""
-    is_present = Observation(observation).present(name)
-    return observation[name] if is_present is None else observation[name][is_present.all(1)]
-
-
-def text_objective(model, input_ids, labels, attention_mask=None, **_) -> PanOutput:
+def text_objective(
+    model: PanModel, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None, **_
+) -> PanOutput:
     """Stage 2: the next word of a text. `input_ids`, `labels` (-100 where nothing is to be said) `(B, L)`."""
-    found = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     count = shared_mean((labels[:, 1:] != -100).sum().float())
-    sizes = {"vocab_size": found.logits.shape[-1], "num_items_in_batch": count}
-    return _sum_up(model, {"text": model.loss_function(logits=found.logits, labels=labels, **sizes)})
+    sizes = {"vocab_size": logits.shape[-1], "num_items_in_batch": count}
+    return _sum_up(model, {"text": model.loss_function(logits=logits, labels=labels, **sizes)})
 
 
-def dynamics_objective(model, state, action, reward, done, importance=None, **_) -> PanOutput:
+def dynamics_objective(
+    model: PanModel, state: dict, action: Tensor | Actions, reward: Tensor, done: Tensor, importance=None, **_
+) -> PanOutput:
     """Stage 4, on encoded trajectories: text and level negative log-likelihood, reward, continuation, inverse.
-    `importance` `(B,)` undoes in the codes' loss what the sampler did to how often a window is drawn."""
-    given = State(state["codes"], state.get("latents", {}), state.get("text", {}))
-    window = _teacher_forced(model, given, action, state.get("prefix"), may_focus=model.training)
+    `importance` `(B,)` undoes in the codes' loss that the sampler draws some windows more often than others."""
+    encoded = State(state["codes"], state.get("latents", {}), state.get("text", {}))
+    window = _teacher_forced(model, encoded, action, state.get("prefix"), may_focus=model.training)
     crop_tokens = model.config.training.crop_tokens if model.training else 0
     importance = _by_transition(importance, action)
     losses, metrics, _ = _code_losses(model, window, importance, crop_tokens)
@@ -126,26 +130,32 @@ def dynamics_objective(model, state, action, reward, done, importance=None, **_)
     return _sum_up(model, losses, metrics)
 
 
-def latent_head_objective(model, condition, state, observation, **_) -> PanOutput:
+def latent_head_objective(
+    model: PanModel, condition: dict[str, Tensor], state: dict, observation: Mapping[str, Tensor], **_
+) -> PanOutput:
     """Stage 3, on cached `latent_examples`: `condition[name]`; `state`, their `latents`, `start` and `codes`;
-    `observation[name]`, the frames they come to. `mended` is the generative loss of images told by codes and latents,
-    in logarithms as in stage 1: what latents are worth is what they do to the image, where some count for much."""
+    `observation[name]`, the frames they come to. `latent_reconstruction` is the generative loss of images decoded from
+    codes and latents, in logarithms as in stage 1: some latents count for much in the image, and others hardly."""
     losses = {}
     for name, head in model.latent_heads.items():
-        told, is_present = (condition[name], state["start"][name]), state.get("present", {}).get(name)
-        losses[f"{name}.latents"], drawn = _flow_loss(head, state["latents"][name], *told, is_present)
-        if not model.senses[name].is_exact:
-            imagined = model.senses[name].decode(state["codes"][name], drawn)
+        is_present, codec = state.get("present", {}).get(name), model.senses[name]
+        latents, start = state["latents"][name], state["start"][name]
+        losses[f"{name}.latents"], drawn = _flow_loss(head, latents, condition[name], start, is_present)
+        if not codec.is_exact:
+            imagined = codec.decode(state["codes"][name], drawn)
             error = _generative_loss(model, name, imagined, observation[name], _present_importance(is_present, None))
-            losses[f"{name}.mended"] = log_of_mean(error, LEAST_ERROR)
+            losses[f"{name}.latent_reconstruction"] = log_of_mean(error, LEAST_ERROR)
     return _sum_up(model, losses)
 
 
-def joint_objective(model, observation, action, reward=None, done=None, importance=None, **_) -> PanOutput:
+def joint_objective(
+    model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions, reward: Tensor | None = None,
+    done: Tensor | None = None, importance: Tensor | None = None, **_,
+) -> PanOutput:  # fmt: skip
     """Stage 4, from raw observations: everything, plus the generative loss of equation 8 on the decoder's output.
     Without rewards or ends their heads are left alone."""
-    # the codebooks stay: by now each code has a row, and an id never changes its meaning
     observation = Observation(observation, model.config.prefix_senses)
+    # the codebooks are not updated: by now each code has a row, and an id never changes its meaning
     alone = _senses_losses(model, observation.frames(-2), update=False)
     state = model.encode(observation)  # codes are constants; latents carry the gradient back to the encoder
     window = _teacher_forced(model, state, action, model.prefix_ids(observation))
@@ -154,17 +164,17 @@ def joint_objective(model, observation, action, reward=None, done=None, importan
     losses |= _change_losses(window, importance)
     losses |= _text_losses(model, window) | _agent_losses(model, window, action, reward, done)
     true = {name: observation[name][:, 1:].flatten(0, 1) for name in model.senses}
-    given = window.following
+    target = window.following
     if reconstructs_latents(model.config):
         chosen = {name: [level.argmax(-1) for level in logits[name]] for name in model.senses}
-        given = State(chosen, latents_given(model, true, State(chosen)), window.following.text)
+        target = State(chosen, latents_given(model, true, State(chosen)), window.following.text)
     for name, codec in model.senses.items():
         imagined = [codec.decode_probabilities([level.softmax(-1) for level in logits[name]])]
         is_present = observation.frames(1).present(name)
         is_present = None if is_present is None else is_present.flatten()
         if name in model.latent_heads:
-            losses[f"{name}.latents"], drawn = _latent_loss(model, name, window, given, logits[name], is_present)
-            imagined.append(codec.decode(given.codes[name], drawn))
+            losses[f"{name}.latents"], drawn = _latent_loss(model, name, window, target, logits[name], is_present)
+            imagined.append(codec.decode(target.codes[name], drawn))
         counts = _present_importance(is_present, importance)
         errors = [_generative_loss(model, name, frames, true[name], counts) for frames in imagined]
         losses[f"{name}.generative"] = torch.stack(errors).mean()
@@ -172,32 +182,32 @@ def joint_objective(model, observation, action, reward=None, done=None, importan
 
 
 def _latent_loss(
-    model, name: str, window: _Window, given: State, logits: list[Tensor], is_present: Tensor | None
+    model: PanModel, name: str, window: _Window, target: State, logits: list[Tensor], is_present: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Flow matching of the latents that go with the codes of a state `(N,)`, as far as the sense is there, and those
-    that one step of diffusion draws, `(N, P, D)`. The gradient reaches the backbone through the condition; where
-    latents start is taken as it is."""
-    codes, shifts = given.codes[name], None
+    """Flow matching of the latents of a state `(N,)`, as far as the sense is there, and those that one step of
+    diffusion draws, `(N, P, D)`. The gradient reaches the backbone through the condition, and not through the start of
+    the latents."""
+    codes, shifts = target.codes[name], None
     if name in hedged_senses(model.config):
         levels = zip(model.senses[name].codebooks, logits, codes, strict=True)
         shifts = [book.shift(level.detach(), chosen) for book, level, chosen in levels]
     latents = SenseLatents(model, name)
-    condition = latents.condition(window.hidden, window.trunk, given, window.tables, shifts)
+    condition = latents.condition(window.hidden, window.trunk, target, window.tables, shifts)
     with torch.no_grad():
         start = latents.start(condition, codes)
-    return _flow_loss(model.latent_heads[name], given.latents[name].detach(), condition, start, is_present)
+    return _flow_loss(model.latent_heads[name], target.latents[name].detach(), condition, start, is_present)
 
 
 def _flow_loss(
-    head, latents: Tensor, condition: Tensor, start: Tensor, is_present: Tensor | None
+    head: LatentHead, latents: Tensor, condition: Tensor, start: Tensor, is_present: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Flow matching of the latents `(N, P, D)` that are there, `(N,)` bool or None for all; drawn are those of all
+    """Flow matching of the latents `(N, P, D)` that are there, `(N,)` bool or None for all; and those drawn, of all
     rows."""
     if is_present is None:
         return head.loss(latents, condition, start)
     loss, drawn_present = head.loss(latents[is_present], condition[is_present], start[is_present])
     drawn = drawn_present.new_zeros(latents.shape).masked_scatter(is_present.view(-1, 1, 1), drawn_present)
-    return (loss if len(drawn_present) else drawn.sum()), drawn
+    return (loss if len(drawn_present) else drawn.sum()), drawn  # a mean over nothing would not be a number
 
 
 def _present_importance(is_present: Tensor | None, importance: Tensor | None) -> Tensor | None:
@@ -212,34 +222,29 @@ def _by_transition(importance: Tensor | None, action: Tensor | Actions) -> Tenso
     return None if importance is None else importance.repeat_interleave(action.shape[1])
 
 
-def _generative_loss(model, name: str, imagined: Tensor, after: Tensor, importance: Tensor | None) -> Tensor:
+def _generative_loss(model: PanModel, name: str, imagined: Tensor, after: Tensor, importance: Tensor | None) -> Tensor:
     """|| g(f(h(o), a)) - o' ||, squared, of observations imagined and true `(N, ...)`. Every pixel counts as much as
-    any other, and every transition as much as its `importance` `(N,)`: more weight where something did change would be
-    taken by the codes' probabilities as that much more change."""
+    any other, and every transition as much as its `importance` `(N,)`: more weight where something did change would
+    teach the codes' probabilities that much more change."""
     error = model.senses[name].error(imagined, after).square().flatten(1).mean(1)
     if importance is None:
         return error.mean()
     return (importance * error).sum() / shared_mean(importance.sum()).clamp(min=1e-6)
 
 
-def _transitions(state: State, action: Tensor) -> tuple[State, State]:
-    """The states `(N,)` before and after each transition of windows: state, of leading shape `(B, T + 1)`; action
-    `(B, T, ...)`."""
-    steps = action.shape[1]
-    return (
-        state.map(lambda t: t[:, :steps].flatten(0, 1)),
-        state.map(lambda t: t[:, 1 : steps + 1].flatten(0, 1)),
-    )
-
-
-def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, may_focus: bool = False) -> _Window:
-    """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once. `may_focus`: it
-    may look at a part of the places alone ([`ChangePredictor`])."""
+def _teacher_forced(
+    model: PanModel, state: State, action: Tensor | Actions, prefix: Tensor | None, may_focus: bool = False
+) -> _Window:
+    """Lays a window out as `[prefix] S_0 A_0 | Q_0 | S_1 A_1 | Q_1 ...` and runs the backbone once. Args: state, of
+    leading shape `(B, T + 1)`; action `(B, T, ...)`; may_focus, whether it may look at a part of the state tokens
+    alone ([`ChangePredictor`])."""
     batch, steps = action.shape[:2]
     seen = corrupt_context(model, state) if model.training else state
-    current, following = _transitions(seen, action)[0], _transitions(state, action)[1]
+    current = seen.map(lambda tensor: tensor[:, :steps].flatten(0, 1))
+    following = state.map(lambda tensor: tensor[:, 1 : steps + 1].flatten(0, 1))
+    # of the current state before any dropout: a token whose finer codes are left out has not changed
     changed = {
-        name: changed_places(model.config.senses[name], current.codes[name], following.codes[name])
+        name: changed_tokens(model.config.senses[name], current.codes[name], following.codes[name])
         for name in model.glances
     }
     if model.training:
@@ -267,24 +272,25 @@ def _teacher_forced(model, state: State, action: Tensor, prefix: Tensor | None, 
         change=change,
         changed=changed,
         seen=None if focus is None else focus.mask(layout.num_state_tokens),
-        hidden=_by_pass(layout, hidden),
+        hidden={"action": hidden[:, layout.trunk_length - 1]}
+        | {each.name: hidden[:, layout.starts[each.name] :][:, : each.length] for each in layout.passes},
         tables=tables,
         numbers=window_numbers(model, seen, action),
     )
 
 
-def _trunk_latents(model, state: State) -> State:
+def _trunk_latents(model: PanModel, state: State) -> State:
     """Latents as the trunk sees them: noisy and often absent in training, so that imagined ones can be borne."""
     if not model.training or not state.latents:
         return state
-    how, latents = model.config.training, {}
+    settings, latents = model.config.training, {}
     for name, value in state.latents.items():
-        keep = (torch.rand(len(value), 1, 1, device=value.device) >= how.latent_dropout).to(value.dtype)
-        latents[name] = keep * (value + how.latent_noise * torch.randn_like(value))
+        keep = (torch.rand(len(value), 1, 1, device=value.device) >= settings.latent_dropout).to(value.dtype)
+        latents[name] = keep * (value + settings.latent_noise * torch.randn_like(value))
     return State(state.codes, latents, state.text)
 
 
-def _queries(model, embedded: Tensor, following: State, tables: CodeTables) -> list[Tensor]:
+def _queries(model: PanModel, embedded: Tensor, following: State, tables: CodeTables) -> list[Tensor]:
     """The queries of every pass, the coarser levels' true codes given."""
     parts = []
     for each in model.layout.passes:
@@ -296,19 +302,11 @@ def _queries(model, embedded: Tensor, following: State, tables: CodeTables) -> l
     return parts
 
 
-def _by_pass(layout, hidden: Tensor) -> dict[str, Tensor]:
-    parts, start = {"action": hidden[:, layout.trunk_length - 1]}, layout.trunk_length
-    for each in layout.passes:
-        parts[each.name] = hidden[:, start : start + each.length]
-        start += each.length
-    return parts
-
-
 def _code_losses(
-    model, window: _Window, importance: Tensor | None, crop_tokens: int = 0
+    model: PanModel, window: _Window, importance: Tensor | None, crop_tokens: int = 0
 ) -> tuple[dict, dict, dict[str, list[Tensor]]]:
     """Cross-entropy of every level, changed codes weighted by `change_weight`; also the logits, by sense and level.
-    `crop_tokens`: side of the square of places that readouts of images are shown (`augmentation_pan`); 0: whole
+    `crop_tokens`: side of the square of patches that readouts of images are shown (`augmentation_pan`); 0: whole
     frames."""
     losses: dict[str, Tensor] = {}
     metrics: dict[str, Tensor] = {}
@@ -317,23 +315,22 @@ def _code_losses(
         if not each.levels:
             continue
         drawn = {name: levels[: each.levels[-1] + 1] for name, levels in window.following.codes.items()}
-        for name, places in model.layout.split_tokens(each, window.hidden[each.name], window.trunk).items():
+        for name, tokens in model.layout.split_tokens(each, window.hidden[each.name], window.trunk).items():
             sense = model.config.senses[name]
             numbers = readout_scalars(model, name, window.numbers, drawn)
-            seen = _seen_places(model, window, name)
-            view = ReadoutView(sense, places, window.current.codes[name], window.following.codes[name], weight=seen)
+            seen = None if window.seen is None else model.layout.of_sense(name, window.seen).float()
+            view = ReadoutView(sense, tokens, window.current.codes[name], window.following.codes[name], weight=seen)
             if crop_tokens and sense.is_grid:
                 view = crop(view, crop_tokens)
             for level in each.levels[: sense.num_levels]:
-                found = teacher_forced_logits(model, name, level, view, window.tables, numbers)
-                logits[name].append(found)
-                found_losses, found_metrics = _level_losses(model, name, level, found, view, importance)
-                losses, metrics = losses | found_losses, metrics | found_metrics
+                logits[name].append(teacher_forced_logits(model, name, level, view, window.tables, numbers))
+                parts = _level_losses(model, name, level, logits[name][-1], view, importance)
+                losses, metrics = losses | parts[0], metrics | parts[1]
     return losses, metrics, logits
 
 
 def _level_losses(
-    model, name: str, level: int, logits: Tensor, view: ReadoutView, importance: Tensor | None
+    model: PanModel, name: str, level: int, logits: Tensor, view: ReadoutView, importance: Tensor | None
 ) -> tuple[dict, dict]:
     """Losses and metrics of one level; a code that was absent is new, not changed, and one that is absent counts for
     nothing. importance `(N,)`, of transitions."""
@@ -357,12 +354,12 @@ def _level_losses(
     return losses, metrics
 
 
-def _vector_loss(book, logits: Tensor, now: Tensor, target: Tensor, share: Tensor) -> Tensor:
+def _vector_loss(book: Codebook, logits: Tensor, now: Tensor, target: Tensor, share: Tensor) -> Tensor:
     """Squared error of the expected code vector of a codebook, over that of standing still.
 
-    Cross-entropy counts a code that looks nearly right as wrong as any other. This loss is least at the mean under the
+    For cross-entropy a code that looks nearly right is as wrong as any other. This loss is least at the mean under the
     true probabilities, so it draws them nowhere else; it is the generative loss of equation 8 before the decoder.
-    logits `(N, n, K)`; now, target `(N, n)`; share `(N, n)`, how much each code counts."""
+    logits `(N, n, K)`; now, target `(N, n)`; share `(N, n)`, the weight of each code."""
     true = book.lookup(target)
     error = (share * (book.mean(logits.softmax(-1)) - true).square().sum(2)).sum()
     still = (share * (book.lookup(now) - true).square().sum(2)).sum()
@@ -373,7 +370,7 @@ def _vector_loss(book, logits: Tensor, now: Tensor, target: Tensor, share: Tenso
 def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor, change_weight: float) -> Tensor:
     """Weighted cross-entropy whose optimum is nevertheless the true distribution.
 
-    Weighing changed codes `change_weight` times teaches probabilities in which change is that much more likely. So the
+    Changed codes that count `change_weight` times teach probabilities in which change is that much more likely. So the
     loss is taken on logits shifted by just that (logit adjustment, Menon et al. 2021): `logits` themselves stay
     calibrated, for sampling and for `log_prob`. logits `(N, n, K)`; now, target `(N, n)`; weight `(N * n,)`."""
     shift = -math.log(change_weight) * (now >= 0).to(logits.dtype)
@@ -383,27 +380,19 @@ def _change_weighted(logits: Tensor, now: Tensor, target: Tensor, weight: Tensor
 
 
 def teacher_forced_logits(
-    model, name: str, level: int, view: ReadoutView, tables: CodeTables, numbers: Tensor | None
+    model: PanModel, name: str, level: int, view: ReadoutView, tables: CodeTables, numbers: Tensor | None
 ) -> Tensor:
     """Logits `(N, num_codes, K)` of one level, given the true coarser codes of the following state."""
-    readout, found, coarser = model.readouts[name][level], tables.levels[name][level], view.following[:level]
-    shown = {"shown": view.sense, "corner": view.corner}
-    features = readout.features(view.places, view.current[level], coarser, found, numbers, **shown)
+    readout, table, coarser = model.readouts[name][level], tables.levels[name][level], view.following[:level]
+    inputs = (view.places, view.current[level], coarser, table, numbers, view.sense, view.corner)
+    features = readout.features(*inputs)
     if readout.sentence is not None:
-        features = readout.sentence(features, view.following[level].clamp(min=0), found.drawn)
-    return readout.logits(features, found, view.current, coarser, numbers)
-
-
-def _seen_places(model, window: _Window, name: str) -> Tensor | None:
-    """What was looked at of one sense as weights `(N, P)`, or None if all of it was."""
-    if window.seen is None:
-        return None
-    start = model.layout.token_starts[name]
-    return window.seen[:, start : start + model.config.senses[name].num_state_tokens].float()
+        features = readout.sentence(features, view.following[level].clamp(min=0), table.drawn)
+    return readout.logits(features, table, view.current, coarser, numbers)
 
 
 def _change_losses(window: _Window, importance: Tensor | None) -> dict:
-    """Binary cross-entropy of the glances: whether anything will change at a place."""
+    """Binary cross-entropy of the change predictors: whether anything will change at a state token."""
     losses = {}
     for name, logits in window.change.items():
         weight = torch.ones_like(logits) if importance is None else importance.unsqueeze(1).expand_as(logits)
@@ -413,7 +402,7 @@ def _change_losses(window: _Window, importance: Tensor | None) -> dict:
     return losses
 
 
-def _text_losses(model, window: _Window) -> dict[str, Tensor]:
+def _text_losses(model: PanModel, window: _Window) -> dict[str, Tensor]:
     losses = {}
     for name, target in window.following.text.items():
         logits = model.table.word_logits(window.hidden[name])
@@ -429,7 +418,7 @@ def text_counts(ids: Tensor, pad_token_id: int) -> Tensor:
     return ((padding.cumsum(-1) - padding) == 0).float()
 
 
-def by_actor(config, reward: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:
+def by_actor(config: PanConfig, reward: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:
     """Rewards of several actors side by side, `(B, T, A)`, from rewards `(B, T)` by name; others pass through. Raises
     ValueError for other names, or another number of actors, than the configuration has."""
     if isinstance(reward, Mapping):
@@ -442,44 +431,38 @@ def by_actor(config, reward: Tensor | Mapping[str, Tensor] | None) -> Tensor | N
 
 
 def _agent_losses(
-    model, window: _Window, action: Tensor, reward: Tensor | None, done: Tensor | None
+    model: PanModel, window: _Window, action: Tensor | Actions, reward: Tensor | None, done: Tensor | None
 ) -> dict[str, Tensor]:
-    config = model.config
+    # latents are left out, since the states that the heads read in a simulation have none
     before = model.embed_state(window.current.without_latents(), window.tables)
     after = model.embed_state(window.following.without_latents(), window.tables)
     reward_logits, continue_logit = model.outcome(before, after, window.hidden["action"])
     losses = {}
     if reward is not None:
-        target = two_hot(reward.flatten(0, 1), config.reward_bound)
+        target = two_hot(reward.flatten(0, 1), model.config.reward_bound)
         losses["reward"] = -(target * reward_logits.log_softmax(-1)).sum(-1).mean()
     if done is not None:
         goes_on = 1 - done.flatten().float()
         losses["continuation"] = nn.functional.binary_cross_entropy_with_logits(continue_logit, goes_on)
-    slots = model.inverse_dynamics(before, after)
-    inverse, start = [], 0
-    for codes, table, live in _action_tokens(model, action.flatten(0, 1)):
-        count = codes.shape[1]
-        logits = (slots[:, start : start + count] @ table.T).float().masked_fill(~live, -torch.inf)
-        inverse.append(nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten()))
-        start += count
+    slots, inverse = model.inverse_dynamics(before, after), []
+    for part, values in zip(model.config.action_parts, action_tensors(action.flatten(0, 1)), strict=True):
+        for codes, table, active in part_codec(model, part).tokens(values, model, part):
+            queries, slots = slots[:, : codes.shape[1]], slots[:, codes.shape[1] :]
+            logits = (queries @ table.T).float().masked_fill(~active, -torch.inf)
+            inverse.append(nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten()))
     losses["inverse_dynamics"] = torch.stack(inverse).mean()
     return losses
 
 
-def _action_tokens(model: PanModel, action: Tensor | Actions) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """An action as tokens, a tuple a level of each part: codes `(N, n)`, the rows they are read out against, which of
-    these are active."""
-    parts = zip(model.config.action_parts, action_tensors(action), strict=True)
-    return [tokens for part, values in parts for tokens in part_codec(model, part).tokens(values, model, part)]
-
-
-def switch_objective(model, observation, action, reward, done, **_) -> PanOutput:
+def switch_objective(
+    model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions, reward: Tensor, done: Tensor, **_
+) -> PanOutput:
     """Stage 5, from raw observations: the switch alone, see `switch_objective_pan`."""
     return _sum_up(model, *switch_losses(model, observation, action, reward, done))
 
 
-def switch_warm_up_objective(model, condition, **_) -> PanOutput:
-    """Before it: the switch learns from what every choice costs, from cached `switch_examples`."""
+def switch_warm_up_objective(model: PanModel, condition: dict[str, Tensor], **_) -> PanOutput:
+    """Before it: the switch learns from the known cost of every choice, from cached `switch_examples`."""
     return _sum_up(model, *switch_warm_up_losses(model, condition))
 
 
@@ -493,12 +476,12 @@ OBJECTIVES: dict[str, Callable[..., PanOutput]] = {
     "switch": switch_objective,
 }
 
-# ---- What the latent head learns from: latents that hold what the *chosen* codes lack.
+# ---- Examples for the latent head: latents that hold what the *chosen* codes lack.
 #
-# Latents given the true codes say nothing of a code that is wrong. So where a world is deterministic
+# Latents that go with the true codes say nothing of a code that is wrong. So where a world is deterministic
 # (`latent_head_pan`) the head learns on imagination: the model goes some steps by itself, taking the most likely
-# codes, and the latents are those that come from its codes to what was truly seen. Where futures branch, the codes are
-# the true ones.
+# codes, and the latents are those that come from its codes to the true frames. Where futures branch, the codes are the
+# true ones.
 #
 # Shapes: B = windows, H = steps imagined, N = B * H.
 
@@ -506,29 +489,27 @@ OBJECTIVES: dict[str, Callable[..., PanOutput]] = {
 CARRIED = 0.05  # share of the examples in which no code is predicted, so that latents alone tell what happens
 
 
-def latents_given(model, frames: dict[str, Tensor], state: State) -> dict[str, Tensor]:
+def latents_given(model: PanModel, frames: dict[str, Tensor], state: State) -> dict[str, Tensor]:
     """The latents with which codes come to frames `(N, ...)`, by sense that has a latent head: `(N, P, D)`."""
     return {name: model.senses[name].latents_given(frames[name], state.codes[name]) for name in model.latent_heads}
 
 
 @torch.no_grad()
-def latent_examples(model, observation: Mapping[str, Tensor], action: Tensor | Actions) -> list[dict]:
-    """Imagines from the beginning of windows: what latent heads learn from, a batch of B for each of H steps.
+def latent_examples(model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions) -> list[dict]:
+    """Imagines from the beginning of windows: the examples of latent heads, a batch of B for each of H steps.
 
     Args: observation `(B, context_steps + H, ...)`, constant text `(B, max_length)`; action, those between its frames.
 
-    Returns: what objective `latent_head` takes, each by sense: `condition` `(B, P, C)`; `observation`, the frames to
-        come to; `state`, the `latents` that lead there `(B, P, D)`, the `codes` they are given, and their `start` (see
-        `SenseLatents.start`).
+    Returns: the inputs of objective `latent_head`, each by sense: `condition` `(B, P, C)`; `observation`, the frames
+        to come to; `state`, the `latents` that lead there `(B, P, D)`, the `codes` they go with, and their `start`
+        (see `SenseLatents.start`).
     """
-    action = as_action(action)
-    nothing = torch.zeros(action.shape[:2], device=action.device)
-    belief, actions, later = split_window(model, observation, action, nothing, nothing)
+    belief, actions, later = split_window(model, observation, action)
     predictor, examples = StepPredictor(model, temperature=0.0), []
     for index in range(actions.shape[1]):
         true = later.state.map(itemgetter((slice(None), index)))
         now, target = belief.state, None if reconstructs_latents(model.config) else true
-        step = predictor.step(belief, actions[:, index], target)
+        step = predictor.step(belief, actions[:, index], target, has_outcome=False)
         belief = step.belief
         state, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)
         frames, conditions, starts = {}, {}, {}
@@ -547,17 +528,14 @@ def latent_examples(model, observation: Mapping[str, Tensor], action: Tensor | A
 
 
 @torch.no_grad()
-def judge_latents(model, observation: Mapping[str, Tensor], action: Tensor | Actions) -> None:
-    """Notes, for each image sense, whether what is imagined comes closer to what was seen with latents than by codes
-    alone: in decibels, frame by frame, with what moves counted as much as in training. Where codes say everything, the
-    noise that latents bear is all that they add, and is not made up for by a few frames with a great error that they
-    make a little smaller.
+def update_latents_help(model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions) -> None:
+    """Notes, for each image sense, whether imagined frames come closer to the true ones with latents than by codes
+    alone: in decibels, frame by frame, with moving pixels counted as much as in training. Where codes say everything,
+    latents add their noise alone, and a few frames with a great error that they make a little smaller are no gain.
 
     Args: as for `latent_examples`.
     """
-    action = as_action(action)
-    nothing = torch.zeros(action.shape[:2], device=action.device)
-    belief, actions, later = split_window(model, observation, action, nothing, nothing)
+    belief, actions, later = split_window(model, observation, action)
     futures = model.simulate(belief, actions, temperature=0.0, seed=0)
     for name in model.latent_heads:
         if model.senses[name].is_exact:
@@ -566,8 +544,8 @@ def judge_latents(model, observation: Mapping[str, Tensor], action: Tensor | Act
         weight = 1 + model.config.training.motion_weight * codec.differing(seen, later.before[name].flatten(0, 1))
         errors, is_present = [], later.state.present(name).flatten()
         for latents in (True, False):
-            found = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
-            error = (weight * (found - codec.to_float(seen)).square()).flatten(1).mean(1)
+            imagined = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
+            error = (weight * (imagined - codec.to_float(seen)).square()).flatten(1).mean(1)
             errors.append((error[is_present] + LEAST_ERROR).log().mean())
         codec.latents_help.fill_(bool(errors[0] < errors[1]))
 

@@ -1,15 +1,17 @@
 """From codes to the backbone and back: state embeddings, readouts, and the head that samples coherent futures.
 
 A code enters the backbone through its own row of the vocabulary and is read out against its own row, so a new token is
-a new row and nothing else. What is learned here is shared by all codes of a level: where a code sits inside its place,
-and a local adapter that looks at a place's neighbours. One query a place reads *all* of the codes of that place, so a
+a new row and nothing else. What is learned here is shared by all codes of a level: where a code sits inside its state
+token, and a local adapter that looks at a code's neighbours. One query a state token reads *all* of its codes, so a
 step of a 64x64 image costs the backbone 16 query positions, not one for each of its 128 codes.
 
-Shapes: B = batch, P = places, r = codes a place holds at a level, n = P * r, H = backbone width, A = adapter width,
+Shapes: B = batch, P = state tokens, r = codes of a token at a level, n = P * r, H = backbone width, A = adapter width,
 K = capacity of the level's segment.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +19,33 @@ from transformers import initialization as init
 
 from .codecs_pan import digits_to_unit
 from .embedding_pan import LevelTables, affine, module_list
-from .layout_pan import ungroup_tokens, with_absent
+from .layout_pan import spread_codes, ungroup_tokens, with_absent
 from .state_pan import Actions, State, action_tensors
+
+if TYPE_CHECKING:
+    from .configuration_pan import PanConfig
+    from .modeling_pan import PanModel
+    from .sense_configuration_pan import CodedPart
 
 
 class LevelReadout(nn.Module):
-    """Logits over one level's codes from the hidden states of the places, the current codes and the coarser new ones.
+    """Logits over one level's codes from hidden states, the current codes and the coarser new ones.
 
     Args:
-        sense: an image or vector sense.
+        sense ([`CodedPart`]): shape and levels.
         level (`int`): 0 is the coarsest.
         hidden_size, width (`int`): H and A.
         copy_bias (`float`): initial value of the scalar added to the current code's logit; vectors start at 0, since
             their [`DigitDensity`] already lies where they are.
         autoregressive (`bool`): sample the codes one after the other (see [`AutoregressiveHead`]).
         num_numbers (`int`): V, of `readout_pan.readout_scalars`.
-        drawn (`slice`): those of them that are where the vectors will be, see `readout_pan.RelativePositionFeatures`.
+        drawn (`slice`): those of them that say where the vectors will be, see [`RelativePositionFeatures`].
         num_blocks (`int`): local blocks; each lets a code look one code farther around itself.
     """
 
     def __init__(
         self,
-        sense,
+        sense: CodedPart,
         level: int,
         hidden_size: int,
         width: int,
@@ -86,20 +93,20 @@ class LevelReadout(nn.Module):
 
     def features(
         self,
-        places: Tensor,
+        tokens: Tensor,
         now: Tensor,
         coarser: list[Tensor],
         tables: LevelTables,
         numbers: Tensor | None,
-        shown=None,
+        shown: CodedPart | None = None,
         corner: Tensor | None = None,
     ) -> Tensor:
-        """Args: places `(B, P, 3H)`, see `StepLayout.split_tokens`; now, the current codes `(B, n)`; coarser, the new
-        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `readout_pan`; shown, a sense of the size
-        of what is shown, and corner, `(B, 2)` the row and column of its first place, if that is a part of the frame
-        (`augmentation_pan`). Returns: `(B, n, A)`."""
+        """Args: tokens `(B, P, 3H)`, see `StepLayout.split_tokens`; now, the current codes `(B, n)`; coarser, the new
+        codes of each level before this one `(B, n_l)`; numbers `(B, V)`, see `readout_scalars`; for a crop
+        (`augmentation_pan`) shown, a sense of its size, and corner, `(B, 2)` the row and column of its first token.
+        Returns: `(B, n, A)`."""
         shown = shown or self.sense
-        x = self._inputs(places, now, coarser, tables, numbers, shown, corner)
+        x = self._inputs(tokens, now, coarser, tables, numbers, shown, corner)
         grid = shown.level_grid(self.level)
         for block in self.blocks:
             x = block(x, grid)
@@ -107,22 +114,22 @@ class LevelReadout(nn.Module):
 
     def features_at(
         self,
-        places: Tensor,
+        tokens: Tensor,
         now: Tensor,
         coarser: list[Tensor],
         tables: LevelTables,
         numbers: Tensor | None,
         row: Tensor,
-        place: Tensor,
+        patch: Tensor,
     ) -> Tensor:
-        """What `features` gives at some places of an image, worked out there alone: each with as much around it as the
-        blocks see. Args: as for `features`; row, place `(F,)`, which. Returns: `(F, codes a place, A)`."""
-        x = self._inputs(places, now, coarser, tables, numbers, self.sense, None)
+        """What `features` gives at some patches of an image, worked out there alone: each with as much around it as
+        the blocks see. Args: as for `features`; row, patch `(F,)`, which. Returns: `(F, codes a patch, A)`."""
+        x = self._inputs(tokens, now, coarser, tables, numbers, self.sense, None)
         (rows, columns), margin = self.sense.level_grid(self.level), len(self.blocks)
         across = self.sense.token_grid[1]
-        high, wide = self._place_size()
-        down = (high * (place // across)).unsqueeze(1) + torch.arange(-margin, high + margin, device=x.device)
-        right = (wide * (place % across)).unsqueeze(1) + torch.arange(-margin, wide + margin, device=x.device)
+        high, wide = self._token_size()
+        down = (high * (patch // across)).unsqueeze(1) + torch.arange(-margin, high + margin, device=x.device)
+        right = (wide * (patch % across)).unsqueeze(1) + torch.arange(-margin, wide + margin, device=x.device)
         inside = ((down >= 0) & (down < rows)).unsqueeze(2) & ((right >= 0) & (right < columns)).unsqueeze(1)
         index = down.clamp(0, rows - 1).unsqueeze(2) * columns + right.clamp(0, columns - 1).unsqueeze(1)
         x = x[row.view(-1, 1, 1), index]  # (F, window, window, A)
@@ -132,57 +139,48 @@ class LevelReadout(nn.Module):
 
     def _inputs(
         self,
-        places: Tensor,
+        tokens: Tensor,
         now: Tensor,
         coarser: list[Tensor],
         tables: LevelTables,
         numbers: Tensor | None,
-        shown,
+        shown: CodedPart,
         corner: Tensor | None,
     ) -> Tensor:
-        """What each code is told before it looks around itself, `(B, n, A)`; args as for `features`."""
-        per_place = self.sense.codes_per_token[self.level]
-        hidden, held, action = places.chunk(3, -1)
+        """The features of each code before it looks around itself, `(B, n, A)`; args as for `features`."""
+        hidden, held, action = tokens.chunk(3, -1)
         weight, bias = affine(self.places)
         for_hidden, for_held, for_action = weight.chunk(3, 1)
         x = nn.functional.linear(hidden, for_hidden, bias)
         x = x + nn.functional.linear(self.row_norm(held), for_held)
-        x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # the same at every place
+        x = x + nn.functional.linear(self.row_norm(action[:, :1]), for_action)  # one token: it is the same at all
         if self.numbers is not None:
             assert numbers is not None  # there are some where there is a layer for them
-            x = x + self.numbers(numbers.to(x.dtype)).unsqueeze(1)  # the same at every place, too
-        x = ungroup_tokens(x.unflatten(-1, (per_place, -1)), shown, self.level)
+            x = x + self.numbers(numbers.to(x.dtype)).unsqueeze(1)
+        x = ungroup_tokens(x.unflatten(-1, (self.sense.codes_per_token[self.level], -1)), shown, self.level)
         if self.bearings is not None:
             assert numbers is not None  # there are some where there is a layer for them
             x = x + self.bearings(numbers[:, self.drawn], *self._middles(shown, corner, numbers.device)).to(x.dtype)
+        # modulo: an absent code, -1, finds the last row, which is zero
         x = x + nn.functional.embedding(now % len(tables.current), tables.current)
         for level, (codes, table) in enumerate(zip(coarser, tables.coarser, strict=False)):
-            x = x + self._spread(nn.functional.embedding(codes % len(table), table), level, shown)
+            x = x + spread_codes(nn.functional.embedding(codes % len(table), table), shown, level, self.level)
         return x
 
-    def _middles(self, shown, corner: Tensor | None, device) -> list[Tensor]:
+    def _middles(self, shown: CodedPart, corner: Tensor | None, device: torch.device) -> list[Tensor]:
         """Where the middles of rows and of columns of codes are on the whole frame, in [-1, 1], `(B or 1, count)`
         each; args as for `features`."""
-        whole, size, middles = self.sense.level_grid(self.level), self._place_size(), []
+        whole, size, middles = self.sense.level_grid(self.level), self._token_size(), []
         for axis, count in enumerate(shown.level_grid(self.level)):
             index = torch.arange(count, device=device) + 0.5
             index = index.unsqueeze(0) if corner is None else index + size[axis] * corner[:, axis : axis + 1]
             middles.append(2 * index / whole[axis] - 1)
         return middles
 
-    def _place_size(self) -> tuple[int, int]:
-        """Rows and columns of this level's codes that a place covers."""
-        codes, places = self.sense.level_grid(self.level), self.sense.token_grid
-        return codes[0] // places[0], codes[1] // places[1]
-
-    def _spread(self, x: Tensor, level: int, shown) -> Tensor:
-        """A coarser level's map `(B, n_l, A)` repeated onto this level's finer one `(B, n, A)`."""
-        (rows, columns), (fine_rows, fine_columns) = shown.level_grid(level), shown.level_grid(self.level)
-        if (rows, columns) == (fine_rows, fine_columns):
-            return x
-        grid = x.reshape(len(x), rows, 1, columns, 1, -1)
-        grid = grid.expand(-1, -1, fine_rows // rows, -1, fine_columns // columns, -1)
-        return grid.reshape(len(x), fine_rows * fine_columns, -1)
+    def _token_size(self) -> tuple[int, int]:
+        """Rows and columns of this level's codes that a state token covers."""
+        codes, tokens = self.sense.level_grid(self.level), self.sense.token_grid
+        return codes[0] // tokens[0], codes[1] // tokens[1]
 
     def logits(
         self,
@@ -194,17 +192,18 @@ class LevelReadout(nn.Module):
     ) -> Tensor:
         """Args: features `(B, n, A)`; current, the current codes of every level `(B, n_l)`; coarser, the new codes of
         each level before this one; numbers `(B, V)`. Returns: `(B, n, K)` float32, minus infinity at rows
-        that are not live."""
+        that are not active."""
         logits = nn.functional.linear(self.out_norm(features), tables.weight, tables.bias).float()
         if self.density is not None:
             logits = logits + self.density(features, current, coarser, numbers)
         now = current[self.level]
-        bias = self.copy_bias.float() * (now >= 0)  # what is absent cannot stay
+        bias = self.copy_bias.float() * (now >= 0)  # an absent code cannot stay
         return logits.scatter_add_(-1, now.clamp(min=0).unsqueeze(-1), bias.unsqueeze(-1))
 
 
 class _LocalBlock(nn.Module):
-    """What stands around a code on its grid (on a row: the code by itself), then a perceptron; each added to it."""
+    """A convolution over the grid of codes (on a row: a layer for each code by itself), then a perceptron; each is
+    added to its input."""
 
     def __init__(self, is_grid: bool, width: int):
         super().__init__()
@@ -215,37 +214,35 @@ class _LocalBlock(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """`(B, n, A)` -> `(B, n, A)`, n = rows times columns of `grid`."""
-        return self._alone(x + nn.functional.gelu(self._around(self.norm(x), grid)))
+        around = self.norm(x)
+        if self.is_grid:
+            around = around.unflatten(1, grid).permute(0, 3, 1, 2)
+            around = self.neighbours(around).permute(0, 2, 3, 1).flatten(1, 2)
+        else:
+            around = self.neighbours(around)
+        return self._alone(x + nn.functional.gelu(around))
 
     def within(self, x: Tensor, inside: Tensor) -> Tensor:
         """The same for the middles of windows of a grid: `(F, w, w, A)`, `inside` the grid `(F, w, w)` bool ->
         `(F, w - 2, w - 2, A)`."""
-        seen = (self.norm(x) * inside.unsqueeze(-1)).permute(0, 3, 1, 2)
-        return self._alone(x[:, 1:-1, 1:-1] + nn.functional.gelu(self._inner(seen).permute(0, 2, 3, 1)))
-
-    def _inner(self, seen: Tensor) -> Tensor:
-        """Neighbours of the middles of windows, without padding; an adapter's convolution pads, and is cut."""
-        if hasattr(self.neighbours, "base_layer"):
-            return self.neighbours(seen)[..., 1:-1, 1:-1]
-        return nn.functional.conv2d(seen, self.neighbours.weight, self.neighbours.bias)
+        around = (self.norm(x) * inside.unsqueeze(-1)).permute(0, 3, 1, 2)
+        if hasattr(self.neighbours, "base_layer"):  # an adapter (PEFT), whose convolution pads whatever is asked
+            around = self.neighbours(around)[..., 1:-1, 1:-1]
+        else:
+            around = nn.functional.conv2d(around, self.neighbours.weight, self.neighbours.bias)
+        return self._alone(x[:, 1:-1, 1:-1] + nn.functional.gelu(around.permute(0, 2, 3, 1)))
 
     def _alone(self, x: Tensor) -> Tensor:
         return x + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(x))))
-
-    def _around(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if not self.is_grid:
-            return self.neighbours(x)
-        x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # channels last, as it is stored
-        return self.neighbours(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class AutoregressiveHead(nn.Module):
     """A small causal transformer over the codes of one level, in raster order.
 
     Codes sampled in parallel from their marginals would mix two futures into one (an obstacle in two cells, or in
-    none). This head makes level 0 a sentence: each code is drawn given those before it, the backbone having been run
-    once for all of them. What was drawn just before and close by, together with what was seen there, comes in through
-    causal convolutions, the same everywhere, as in a PixelCNN; what was drawn farther away through attention.
+    none). This head draws each code of level 0 given those before it, the backbone having been run once for all of
+    them. Codes drawn just before and close by, with the features there, come in through causal convolutions, the same
+    everywhere, as in a PixelCNN; codes drawn farther away come in through attention.
 
     Args:
         grid (`tuple[int, int]`): rows and columns of the level's codes; a vector's are one row.
@@ -267,7 +264,7 @@ class AutoregressiveHead(nn.Module):
         init.normal_(self.position, std=std)
 
     def table(self, rows: Tensor) -> Tensor:
-        """What each code tells those behind it: rows of the level's segment `(K, H)` -> `(K, A)`."""
+        """What each code adds to the features of those behind it: rows of the level's segment `(K, H)` -> `(K, A)`."""
         return self.drawn(self.row_norm(rows))
 
     def forward(self, features: Tensor, codes: Tensor, table: Tensor) -> Tensor:
@@ -310,9 +307,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class _CausalNeighbours(nn.Module):
-    """A convolution over what stands before on a grid: `REACH` rows above, and as many columns to the left.
+    """A convolution over the codes before on a grid: `REACH` rows above, and as many columns to the left.
 
-    Padding one side and cutting off the other is what makes it causal; no weight is masked.
+    One side is padded and the other cut off, which makes it causal; no weight is masked.
 
     Args:
         itself (`bool`): see the position itself too.
@@ -330,19 +327,19 @@ class _CausalNeighbours(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, n, width)` -> `(B, n, out)`."""
         reach, x = self.REACH, x.unflatten(1, self.grid).permute(0, 3, 1, 2)
-        found = self.beside(nn.functional.pad(x if self.itself else x[..., :-1], (reach, 0)))
+        out = self.beside(nn.functional.pad(x if self.itself else x[..., :-1], (reach, 0)))
         if self.above is not None:
-            found = found + self.above(nn.functional.pad(x[:, :, :-1], (reach, reach, reach, 0)))
-        return found.permute(0, 2, 3, 1).flatten(1, 2)
+            out = out + self.above(nn.functional.pad(x[:, :, :-1], (reach, reach, reach, 0)))
+        return out.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 # ---- Digits as cells of a smooth density: how far a number moves is learned once, not once for each digit.
 #
-# A vector's coordinate is written in digits, coarse first (`codecs_pan`). Read out against their rows alone, digits
-# know nothing of one another's order, and a fine digit, which repeats in every coarse cell, is close to noise. So the
-# readout of each level also says where the coordinate will be: a mixture of logistics around where it is now,
-# integrated over the cells of the level (a discretised mixture, as in PixelCNN++, Salimans et al. 2017, there over
-# 8-bit pixels). The log mass of each digit's cell is added to the logit of its row.
+# A vector's coordinate is written in digits, coarse first (`codecs_pan`). Rows know nothing of the order of digits,
+# and a fine digit, which repeats in every coarse cell, is close to noise. So the readout of each level also says where
+# the coordinate will be: a mixture of logistics around its value now, integrated over the cells of the level (a
+# discretised mixture, as in PixelCNN++, Salimans et al. 2017, there over 8-bit pixels). The log mass of each digit's
+# cell is added to the logit of its row.
 
 
 # unit of a displacement that features tell, as a share of the range: at 1, Adam's jitter alone is a hundredth
@@ -354,43 +351,40 @@ class DigitDensity(nn.Module):
     """Log mass of each digit of one level.
 
     Args:
-        sense (`VectorSense`): base and number of levels.
+        sense ([`CodedPart`]): with digits.
         level (`int`): 0 is the coarsest.
         width (`int`): A, of the features.
-        num_numbers (`int`): V, see `readout_pan`, which act on the displacement directly, since much of what
-            numbers do is nearly linear.
+        num_numbers (`int`): V of `scalar_features`, which act on the displacement directly, since much of what numbers
+            do is nearly linear.
         num_components (`int`): logistics in the mixture.
     """
 
-    def __init__(self, sense, level: int, width: int, num_numbers: int, num_components: int = 3):
+    def __init__(self, sense: CodedPart, level: int, width: int, num_numbers: int, num_components: int = 3):
         super().__init__()
-        self.base, self.level = sense.base, level
-        self.narrowest = sense.base**-sense.num_levels / 8
+        self.base, self.level = sense.codebook_size[level], level
+        self.narrowest = self.base**-sense.num_levels / 8
         # parameters of this module, not layers: layers would be initialised at unit gain
         self.shape = nn.Parameter(torch.empty(3 * num_components, width))
-        self.linear = nn.Parameter(torch.empty(sense.num_state_tokens * sense.group, num_numbers))
+        self.linear = nn.Parameter(torch.empty(sense.num_state_tokens * sense.codes_per_token[level], num_numbers))
 
     def reset_pan_parameters(self, std: float) -> None:
-        """Nothing is displaced yet; the components differ a little, or they would stay the same for ever."""
-        init.normal_(self.shape, std=0.1 * std)
+        init.normal_(self.shape, std=0.1 * std)  # a little apart, or the components would stay the same for ever
         init.zeros_(self.linear)
 
     def forward(self, features: Tensor, now: list[Tensor], coarser: list[Tensor], numbers: Tensor) -> Tensor:
         """Args: features `(B, n, A)`; now, the current digits of every level `(B, n)`; coarser, the new digits of the
         levels before this one; numbers `(B, V)`. Returns: `(B, n, base)` float32, log masses of the digits."""
         with torch.autocast(features.device.type, enabled=False):  # a fine cell is narrower than bfloat16 can tell
-            return self._log_mass(features, now, coarser, numbers)
-
-    def _log_mass(self, features: Tensor, now: list[Tensor], coarser: list[Tensor], numbers: Tensor) -> Tensor:
-        shape = nn.functional.linear(features.float(), self.shape.float())
+            shape = nn.functional.linear(features.float(), self.shape.float())
+            moved = nn.functional.linear(numbers.float(), self.linear.float())
         share, displacement, width = shape.unsqueeze(-2).chunk(3, -1)  # (B, n, 1, M)
-        expected = digits_to_unit(now, self.base) + nn.functional.linear(numbers.float(), self.linear.float())
+        expected = digits_to_unit(now, self.base) + moved
         centre = expected.unsqueeze(-1).unsqueeze(-1) + STEP * displacement
         scale = WIDTH * width.clamp(-6, 6).exp() + self.narrowest
         cell = self.base ** -(self.level + 1)
         first = digits_to_unit(coarser, self.base, inside=0.0) if coarser else torch.zeros_like(expected)
         lower = (first.unsqueeze(-1) + cell * torch.arange(self.base, device=features.device)).unsqueeze(-1)
-        # what would lie outside the bounds belongs to the outermost cells
+        # mass outside the bounds belongs to the outermost cells
         lowest, highest = lower < cell / 2, lower + cell > 1 - cell / 2
         below = ((lower - centre) / scale).masked_fill(lowest, -1e4)
         above = ((lower + cell - centre) / scale).masked_fill(highest, 1e4)
@@ -400,42 +394,41 @@ class DigitDensity(nn.Module):
         return (inside + share.log_softmax(-1)).logsumexp(-1)
 
 
-# ---- What is a number in a step, told to the readouts as a number.
+# ---- Scalar features: the numbers of a step, which the readouts get as numbers.
 #
 # Codes are good at naming things and poor at arithmetic. Where a coordinate is, how it has just changed and which way
 # a vector action points are known exactly, so the readouts get them beside the hidden states: displacements follow
-# nearly linear rules (`readout_pan`), and a picture that is told where the vectors of its own future are agrees
-# with them.
+# nearly linear rules, and the readout of an image that is given the vectors of its own future agrees with them.
 
 
 OCTAVES = 6  # the highest has a period of a thirty-second of the range
 
 
-def _numeric_senses(config) -> dict:
+def _numeric_senses(config: PanConfig) -> dict[str, CodedPart]:
     return {name: sense for name, sense in config.coded_senses.items() if sense.num_scalars}
 
 
-def num_step_numbers(config) -> int:
+def num_step_numbers(config: PanConfig) -> int:
     """V, the width of `scalar_features`; 0 where nothing is a number."""
     senses = sum(2 * sense.num_scalars for sense in _numeric_senses(config).values())
     return senses + bool(senses) + sum(part.num_scalars for part in config.actions.values())
 
 
-def num_readout_scalars(config, sense: str) -> int:
+def num_readout_scalars(config: PanConfig, sense: str) -> int:
     """Width of `readout_scalars` of one sense."""
-    told = drawn_scalars(config, sense)
-    return num_step_numbers(config) + (told.stop - told.start) * (1 + 2 * OCTAVES)
+    drawn = drawn_scalars(config, sense)
+    return num_step_numbers(config) + (drawn.stop - drawn.start) * (1 + 2 * OCTAVES)
 
 
-def drawn_scalars(config, sense: str) -> slice:
+def drawn_scalars(config: PanConfig, sense: str) -> slice:
     """Which of the `readout_scalars` of a sense say where the vectors will be, in [-1, 1]; none for a sense that is
     numbers itself, since these are drawn first."""
-    first, is_told = num_step_numbers(config), not config.senses[sense].num_scalars
-    return slice(first, first + is_told * sum(vector.num_scalars for vector in _numeric_senses(config).values()))
+    first, gets_them = num_step_numbers(config), not config.senses[sense].num_scalars
+    return slice(first, first + gets_them * sum(vector.num_scalars for vector in _numeric_senses(config).values()))
 
 
 def scalar_features(
-    model, now: State, before: State | None, action: Tensor | Actions, has_before: Tensor | None = None
+    model: PanModel, now: State, before: State | None, action: Tensor | Actions, has_before: Tensor | None = None
 ) -> Tensor | None:
     """Every vector sense in [-1, 1], its change since the step before, whether that is known, and a vector action:
     `(N, V)` float32, or None where nothing is a number.
@@ -445,70 +438,54 @@ def scalar_features(
         action: `(N, ...)`.
         has_before `(N,)` bool: the rows that have a step before; all of them if not given.
     """
-    unit = _units(model, now.codes)
-    if unit is None:
-        return _joined(model.config, [], action)
-    known = torch.full_like(unit[..., :1], float(before is not None))
-    if has_before is not None:
-        known = known * has_before.unsqueeze(1)
-    change = torch.zeros_like(unit)
-    if before is not None:
-        both = _has_scalars(model, now.codes) & _has_scalars(model, before.codes)
-        earlier = _units(model, before.codes)
-        assert earlier is not None  # as now
-        change = known * both * (unit - earlier)
-    return _joined(model.config, [unit, change, known], action)
-
-
-def window_numbers(model, state: State, action: Tensor) -> Tensor | None:
-    """`scalar_features` of all transitions of windows, each window's first without a step before. Args: state, of
-    leading shape `(B, T + 1)`; action `(B, T, ...)`. Returns: `(B * T, V)` or None."""
-    unit = _units(model, state.codes)
-    if unit is None:
-        return _joined(model.config, [], action.flatten(0, 1))
-    unit = unit[:, : action.shape[1]]
-    present = _has_scalars(model, state.codes)[:, : action.shape[1]]
-    change = nn.functional.pad(unit.diff(dim=1) * (present[:, 1:] & present[:, :-1]), (0, 0, 1, 0))
-    known = nn.functional.pad(torch.ones_like(unit[:, 1:, :1]), (0, 0, 1, 0))
-    return _joined(model.config, [part.flatten(0, 1) for part in (unit, change, known)], action.flatten(0, 1))
-
-
-def _units(model, codes: dict[str, list[Tensor]]) -> Tensor | None:
-    """All vector senses side by side, in [-1, 1]: `(..., sum of dim)`, or None where there are none."""
-    parts = [model.senses[name].scalars(codes[name]) for name in _numeric_senses(model.config)]
-    return torch.cat(parts, -1) if parts else None
-
-
-def _has_scalars(model, codes: dict[str, list[Tensor]]) -> Tensor:
-    """Which numbers of `_units` are known at all, bool: not those of an absent sense."""
-    present = {name: codes[name][0][..., :1] >= 0 for name in _numeric_senses(model.config)}
-    counts = {name: model.config.senses[name].num_scalars for name in present}
-    return torch.cat([mask.expand(*mask.shape[:-1], counts[name]) for name, mask in present.items()], -1)
-
-
-def _joined(config, parts: list[Tensor], action: Tensor | Actions) -> Tensor | None:
-    """Parts and, in [-1, 1], those of the action that are vectors."""
-    for described, part in zip(config.actions.values(), action_tensors(action), strict=True):
+    parts = []
+    if senses := _numeric_senses(model.config):
+        unit = _units(model, now.codes)
+        is_known, change = unit.new_full((len(unit), 1), float(before is not None)), torch.zeros_like(unit)
+        if has_before is not None:
+            is_known = is_known * has_before.unsqueeze(1)
+        if before is not None:
+            both = [(now.present(name) & before.present(name)).unsqueeze(1) for name in senses]
+            both = [each.expand(-1, sense.num_scalars) for each, sense in zip(both, senses.values(), strict=True)]
+            change = is_known * torch.cat(both, 1) * (unit - _units(model, before.codes))
+        parts = [unit, change, is_known]
+    for described, part in zip(model.config.actions.values(), action_tensors(action), strict=True):
         if described.num_scalars:
             low, high = described.bounds(part.device)
-            parts = [*parts, (2 * (part.float() - low) / (high - low) - 1).clamp(-1, 1)]
+            parts.append((2 * (part.float() - low) / (high - low) - 1).clamp(-1, 1))
     return torch.cat(parts, 1) if parts else None
 
 
-def readout_scalars(model, sense: str, numbers: Tensor | None, drawn: dict[str, list[Tensor]]) -> Tensor | None:
-    """What the readouts of one sense are told, `(N, num_readout_scalars)`: the step's numbers, and for an image also
-    where the vectors will be.
+def window_numbers(model: PanModel, state: State, action: Tensor | Actions) -> Tensor | None:
+    """`scalar_features` of all transitions of windows, each window's first without a step before. Args: state, of
+    leading shape `(B, T + 1)`; action `(B, T, ...)`. Returns: `(B * T, V)` or None."""
+    batch, steps = action.shape[:2]
+    now = state.without_latents().map(lambda tensor: tensor[:, :steps].flatten(0, 1))
+    before = now.map(lambda tensor: tensor.roll(1, 0))  # the first of a window gets another's, which does not count
+    has_before = torch.arange(batch * steps, device=action.device) % steps > 0
+    return scalar_features(model, now, before, action.flatten(0, 1), has_before)
+
+
+def _units(model: PanModel, codes: dict[str, list[Tensor]]) -> Tensor:
+    """All vector senses side by side, in [-1, 1]: `(..., sum of dim)`."""
+    return torch.cat([model.senses[name].scalars(codes[name]) for name in _numeric_senses(model.config)], -1)
+
+
+def readout_scalars(
+    model: PanModel, sense: str, numbers: Tensor | None, drawn: dict[str, list[Tensor]]
+) -> Tensor | None:
+    """The scalars that the readouts of one sense get, `(N, num_readout_scalars)`: the step's numbers, and for an image
+    also where the vectors will be.
 
     Args:
         numbers: see `scalar_features`.
         drawn: the next state's codes `(N, n)` a level, of all vector senses as far as they are drawn.
     """
-    told = drawn_scalars(model.config, sense)
-    if told.start == told.stop:
+    gets = drawn_scalars(model.config, sense)
+    if gets.start == gets.stop:
         return numbers
-    units = _units(model, drawn)
-    assert numbers is not None and units is not None  # some are drawn
-    return torch.cat([numbers, _waves(units)], 1)
+    assert numbers is not None  # some are drawn
+    return torch.cat([numbers, _waves(_units(model, drawn))], 1)
 
 
 def _waves(unit: Tensor) -> Tensor:
@@ -522,19 +499,19 @@ class RelativePositionFeatures(nn.Module):
     """How far each number is from each row and each column of a picture's codes.
 
     Where a number is a coordinate of what the picture shows, something stands where it says. That is a matter of
-    differences between number and place, which layers that see both side by side learn slowly: PushT's agent was drawn
-    at 15.7 dB with its position known to half a pixel. So the differences are told, as waves, to each row and each
-    column; what rows and columns say is added up, and the perceptrons behind make a spot of it.
+    differences between a number and a position, which layers that see both side by side learn slowly: PushT's agent
+    was drawn at 15.7 dB with its position known to half a pixel. So each row and each column gets the differences, as
+    waves; the features of rows and columns are added up, and the perceptrons behind make a spot of them.
 
     Args:
-        num_numbers (`int`): D, numbers in [-1, 1], taken for places between one border of the picture and the other.
+        num_numbers (`int`): D, numbers in [-1, 1], taken for positions from one border of the picture to the other.
         width (`int`): A.
     """
 
     def __init__(self, num_numbers: int, width: int):
         super().__init__()
-        told = num_numbers * (1 + 2 * OCTAVES)
-        self.rows, self.columns = nn.Linear(told, width, bias=False), nn.Linear(told, width, bias=False)
+        size = num_numbers * (1 + 2 * OCTAVES)
+        self.rows, self.columns = nn.Linear(size, width, bias=False), nn.Linear(size, width, bias=False)
 
     def forward(self, numbers: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Args: numbers `(N, D)`; rows `(N or 1, R)` and columns `(N or 1, C)`, where the middles of codes are, in

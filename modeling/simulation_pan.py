@@ -7,10 +7,10 @@ each of them, which asks the model for its parts when they are needed.
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,15 @@ from .state_pan import (
     Observation,
     State,
     action_shape,
-    as_action,
     check_observation,
     check_values,
     has_action_shape,
 )
-from .step_pan import StepPredictor, Transition
+from .step_pan import StepPredictor, Transition, as_seed
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
+    from .sense_configuration_pan import Part
 
 
 class Simulator:
@@ -64,8 +64,8 @@ class Simulator:
         Args:
             observation: per sense `(B, T, ...)`, as the processor makes it; constant text `(B, max_length)`; in which
                 frames a sense is there, if not in all, see [`Observation`].
-            action: the T - 1 actions between the frames, `(B, T - 1, ...)`, by name where they have several parts; may
-                be None if T is 1.
+            action: the T - 1 actions between the frames, `(B, T - 1, ...)`, by name where they have several parts, or
+                their names; may be None if T is 1.
 
         Returns:
             [`Belief`] of batch B at the last frame, holding up to `config.context_steps - 1` earlier steps.
@@ -73,8 +73,7 @@ class Simulator:
         Raises:
             ValueError: senses that do not fit the configuration, or frames without the actions between them.
         """
-        action = as_action(action)
-        self.check_past(observation, action)
+        action = self.check_past(observation, action)
         model, state = self.model, self.model.encode(observation)
         steps = state.tensors()[0].shape[1]
         first = max(0, steps - model.config.context_steps)
@@ -84,22 +83,21 @@ class Simulator:
         belief = Belief(state.map(lambda t: t[:, -1]), history, model.prefix_ids(observation), None, model)
         return fill_cache(model, belief, model.table.code_tables())
 
-    def check_past(self, observation: Mapping[str, Tensor], action: Tensor | Actions | None) -> None:
-        """Raises ValueError where senses do not fit the configuration, or frames come without the actions between."""
-        config = self.model.config
-        check_observation(config, observation, needs_prefix=True)
-        check_values(config, observation)
-        rows, steps = Observation(observation, config.prefix_senses).shape
-        given = 0 if action is None else action.shape[1]
-        if given not in (steps - 1, steps):
-            raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {given}.")
-        if action is None or given == 0:
-            return
-        for what, described, part in self._named_parts("action", action):
-            if not has_action_shape(described, part) or tuple(part.shape[:2]) != (rows, given):
-                expected = f"{action_shape(described, 'T - 1')} with B = {rows}"
-                raise ValueError(f"{what} must be {expected}, as the frames; got {tuple(part.shape)}.")
-            described.check_values(part)
+    def check_past(
+        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None
+    ) -> Tensor | Actions | None:
+        """The actions between frames, as tensors. Raises ValueError where senses do not fit the configuration, or
+        frames come without the actions between."""
+        check_observation(self.model.config, observation, needs_prefix=True)
+        check_values(self.model.config, observation)
+        rows, steps = Observation(observation, self.model.config.prefix_senses).shape
+        actions, num_actions = None, 0
+        if action is not None:
+            actions = self._checked_actions("action", action, f"with B = {rows}, as the frames", rows, "T - 1")
+            num_actions = actions.shape[1]
+        if num_actions not in (steps - 1, steps):
+            raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {num_actions}.")
+        return actions
 
     @torch.no_grad()
     def simulate(
@@ -118,7 +116,7 @@ class Simulator:
         Args:
             belief: of batch B; it is left as it was, and its past is not computed again.
             actions: `(B, H)` ints, `(B, H, dim)` floats or `(B, H, max_length)` ids: H actions a row; by name where
-                they have several parts.
+                they have several parts. Where actions have names, a list of them for each row; for one row, its list.
             num_rollouts (`int`): futures drawn for each row; N = B * num_rollouts, those of a row one after the other.
             temperature (`float`): of the sampling of codes and words; 0 takes the most likely.
             seed (`int`, *optional*): makes the futures reproducible; codes and latents have generators of their own.
@@ -138,48 +136,62 @@ class Simulator:
             `futures.switch` says what was predicted and `futures.cost` what it cost.
 
         Raises:
-            ValueError: rows of actions do not match the belief, an action or an expected step is out of range, an
-                effort that this model cannot make, or one with expected images, or `reencode` is below 0.
+            ValueError: rows of actions do not match the belief, an action, an expected step or another number is out
+                of range, an effort that this model cannot make, or one with expected images; or the model predicts
+                values that are not numbers.
         """
-        actions = self._checked_actions(belief, actions)
-        wrong = [step for step in expected if not 0 <= step < actions.shape[1]]
-        if wrong:
-            raise ValueError(f"`expected` steps must be 0 to {actions.shape[1] - 1}, got {wrong}.")
+        actions = self._plan_of(belief, actions)
+        steps = range(actions.shape[1])
+        if not isinstance(expected, Collection) or not all(step in steps for step in expected):
+            raise ValueError(f"`expected` steps must be 0 to {len(steps) - 1}, got {expected!r}.")
+        expected = list(expected)
         if effort is not None and expected:
             raise ValueError("`expected` images take every code everywhere, so they go with no `effort`.")
-        if reencode < 0:
-            raise ValueError(f"`reencode` is a number of steps, or 0 for never; got {reencode}.")
+        num_rollouts, reencode = _whole("num_rollouts", num_rollouts, 1), _whole("reencode", reencode, 0)
         if num_rollouts > 1:
             belief, actions = belief.repeat(num_rollouts), actions.repeat_interleave(num_rollouts, 0)
         blocks = ALL if effort is None else block_plan(as_effort(effort, self.model), self.model)
         return self.rollout(belief, actions, blocks, temperature, seed, expected, reencode)
 
-    def _named_parts(self, what: str, action: Tensor | Actions) -> list[tuple[str, Any, Tensor]]:
-        """The parts of an action: what they are called in messages, their descriptions, and their tensors. Raises
-        ValueError where these are not the parts that the model has."""
-        actions = self.model.config.actions
-        parts = action.parts if isinstance(action, Actions) else {ACTION: action}
-        if set(parts) != set(actions):
-            raise ValueError(f"`{what}` must have the parts {list(actions)} by name, got {list(parts)}.")
-        names = [f"`{what}`" if set(parts) == {ACTION} else f"`{what}[{name!r}]`" for name in parts]
-        return list(zip(names, actions.values(), parts.values(), strict=True))
+    def _checked_actions(
+        self, what: str, actions: Tensor | Mapping[str, Tensor] | Actions, expected: str, rows: int, second: str = "H"
+    ) -> Tensor | Actions:
+        """Actions `(rows, H, ...)` as tensors on the model's device, those of several parts as [`Actions`]; arrays,
+        nested lists and names of actions become tensors. Raises ValueError, with what is `expected`, unless they are
+        those of the model."""
+        described, parts = self.model.config.actions, actions.parts if isinstance(actions, Actions) else actions
+        parts = parts if isinstance(parts, Mapping) else {ACTION: parts}
+        if set(parts) != set(described):
+            raise ValueError(f"`{what}` must have the parts {list(described)} by name, got {list(parts)}.")
+        names = {name: f"`{what}`" if set(parts) == {ACTION} else f"`{what}[{name!r}]`" for name in parts}
+        tensors = {
+            name: action_tensor(names[name], described[name], part, self.model.device) for name, part in parts.items()
+        }
+        steps = {name: part.shape[1:2] for name, part in tensors.items()}
+        for name, part in tensors.items():
+            shape = f"{action_shape(described[name], second)} {expected}"
+            if not has_action_shape(described[name], part) or len(part) != rows:
+                raise ValueError(f"{names[name]} must be {shape}; got {tuple(part.shape)}.")
+            if steps[name] != min(steps.values()):
+                counts = {part: int(*size) for part, size in steps.items()}
+                raise ValueError(f"{names[name]} must hold as many as any other part; actions a row are {counts}.")
+            if not described[name].is_coded and part.numel():
+                low, high, size = part.min().item(), part.max().item(), self.model.config.vocab_size
+                if part.is_floating_point() or low < 0 or high >= size:
+                    raise ValueError(f"{names[name]} must be ids of words, from 0 to {size - 1}; got {low} to {high}.")
+            described[name].check_values(part)
+        return tensors[ACTION] if set(parts) == {ACTION} else Actions(tensors)
 
-    def _checked_actions(self, belief: Belief, actions: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:
-        actions = as_action(actions)
-        on_device = partial(torch.as_tensor, device=self.model.device)
-        actions = actions.map(on_device) if isinstance(actions, Actions) else on_device(actions)
-        for what, described, part in self._named_parts("actions", actions):
-            if not has_action_shape(described, part) or len(part) != len(belief):
-                raise ValueError(
-                    f"{what} must be {action_shape(described)} with B = {len(belief)} (the belief's rows), got "
-                    f"{tuple(part.shape)}; use `belief.repeat(n)` to try several plans from one belief."
-                )
-            if part.shape[1] == 0 or part.shape[1] != actions.shape[1]:
-                raise ValueError(
-                    f"{what} must hold at least one action a row, as many as any other part, got shape "
-                    f"{tuple(part.shape)}."
-                )
-            described.check_values(part)
+    def _plan_of(self, belief: Belief, actions: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:
+        """Actions `(B, H, ...)` from a belief on, checked."""
+        if not hasattr(belief, "history"):
+            raise TypeError(f"`belief` must be a Belief, as `perceive` returns it; got {type(belief).__name__}.")
+        if len(belief) == 0:
+            raise ValueError("`belief` has no rows, so nothing follows from it.")
+        expected = f"with B = {len(belief)} (the belief's rows; `belief.repeat(n)` takes several plans from one)"
+        actions = self._checked_actions("actions", actions, expected, len(belief))
+        if actions.shape[1] == 0:
+            raise ValueError("`actions` must hold at least one action a row, got none.")
         return actions
 
     @torch.no_grad()
@@ -194,40 +206,49 @@ class Simulator:
         reencode: int = 0,
     ) -> Futures:
         """`simulate` of a belief and actions `(N, H, ...)` that were checked, with a plan of blocks."""
-        started, predictor = time.perf_counter(), StepPredictor(self.model, temperature, seed)
-        transitions: list[Transition] = []
-        pasts = []
-        codecs = self.model.senses
+        started, predictor, seed = time.perf_counter(), StepPredictor(self.model, temperature, seed), as_seed(seed)
+        transitions, pasts, codecs = [], [], self.model.senses
         images: dict[str, list[Tensor]] = {name: [] for name in codecs if codecs[name].can_grow and expected}
         for index in range(actions.shape[1]):
             transition = predictor.step(belief, actions[:, index], blocks=blocks, keeps_logits=index in expected)
             for name in images if index in expected else ():
                 probabilities = [logits.softmax(-1) for logits in transition.logits[name]]
                 images[name].append(codecs[name].as_output(codecs[name].decode_probabilities(probabilities)))
-            belief = self._fed_back(transition, predictor)
+            belief = transition.belief
+            if self.model.config.latent_feedback and transition.conditions:  # the next step sees latents, too
+                drawn = draw_latents(self.model, transition.conditions, transition.state, predictor.sampler.generator)
+                belief = replace(belief, state=replace(transition.state, latents=drawn))
             transition = replace(transition, belief=belief, hidden={}, logits={}, shifts={})  # they are large
             transitions.append(transition)
             if reencode and (index + 1) % reencode == 0:
                 belief = replace(belief, state=self._seen_again(transition, predictor.sampler.generator))
             pasts.append((belief.history, belief.ages))
-        futures = _joined(transitions, belief, seed, time.perf_counter() - started)
-        futures.pasts = pasts
-        futures.expected = {name: torch.stack(parts, 1) for name, parts in images.items()}
+        durations = torch.tensor([transition.duration for transition in transitions], device=self.model.device)
+        others: dict[str, Any] = {"belief": belief, "seed": seed, "pasts": pasts}
+        others["duration"] = durations.expand(len(belief), -1)
+        others["expected"] = {name: torch.stack(parts, 1) for name, parts in images.items()}
+        if blocks is not ALL:
+            others |= {name: torch.stack([getattr(t, name) for t in transitions], 1) for name in ("switch", "focus")}
+            names = ("tokens", "denoiser_calls", "compute")
+            parts = [torch.stack([getattr(t.cost, name) for t in transitions], 1) for name in names]
+            others["cost"] = Cost(*parts, time.perf_counter() - started)
+        futures = _joined(transitions, torch.stack, **others)
+        self._check_numbers(futures.log_prob, futures.reward, futures.continue_prob)
         return futures
 
-    def _fed_back(self, transition: Transition, predictor: StepPredictor) -> Belief:
-        """The belief that the next step starts from: with drawn latents, if the model is fed them back."""
-        if not (self.model.config.latent_feedback and transition.conditions):
-            return transition.belief
-        state, generator = transition.state, predictor.sampler.generator
-        drawn = draw_latents(self.model, transition.conditions, state, generator)
-        return replace(transition.belief, state=replace(state, latents=drawn))
+    def _check_numbers(self, *predictions: Tensor) -> None:
+        """Raises ValueError where a prediction is not a number. What is not finite anywhere in a model ends there."""
+        if not bool(torch.stack([prediction.sum() for prediction in predictions]).isnan().any()):
+            return
+        wrong = [name for name, weight in self.model.named_parameters() if not bool(weight.isfinite().all())]
+        cause = f"its weights {wrong[:3]} are not finite" if wrong else "its weights are finite, but sums overflow"
+        raise ValueError(f"The model predicts values that are not numbers: {cause}. Load or train it anew.")
 
     def _seen_again(self, transition: Transition, generator: torch.Generator | None) -> State:
-        """An imagined state as it would be encoded if it were seen: decoded, its latents drawn where they help and are
-        not there, and encoded."""
+        """An imagined state as it would be encoded if it were seen: decoded, with latents drawn where they help and it
+        has none, and encoded."""
         model, state = self.model, transition.state
-        helpful = {name: told for name, told in transition.conditions.items() if model.senses[name].latents_help}
+        helpful = {name: each for name, each in transition.conditions.items() if model.senses[name].latents_help}
         whole = State(state.codes, draw_latents(model, helpful, state, generator) | state.latents, state.text)
         seen = {name: model.decode(whole, name).unsqueeze(1) for name in model.config.coded_senses}
         seen |= {name: words.unsqueeze(1) for name, words in state.text.items()}
@@ -258,39 +279,45 @@ class Simulator:
             [`LogProb`], each part `(B, H)` in nats.
 
         Raises:
-            ValueError: as `simulate` and `encode`.
+            ValueError: as `simulate` and `encode`, or other frames than one after each action.
         """
-        actions = self._checked_actions(belief, actions)
+        actions = self._plan_of(belief, actions)
         following, predictor, parts = self.model.encode(observations), StepPredictor(self.model), []
+        shape, expected = tuple(following.tensors()[0].shape[:2]), (len(belief), actions.shape[1])
+        if shape != expected:
+            raise ValueError(f"`observations` must be (B, H) of {expected}, one after each action; got {shape}.")
         for index in range(actions.shape[1]):
             target = following.map(itemgetter((slice(None), index)))
-            transition = predictor.step(belief, actions[:, index], target)
+            transition = predictor.step(belief, actions[:, index], target, has_outcome=False)
             belief = transition.belief
             true = {name: observations[name][:, index] for name in self.model.senses}
             parts.append((transition.log_prob, *self._residual_log_prob(transition, predictor, true, latents)))
-        return LogProb(*(torch.stack(column, 1) for column in zip(*parts, strict=True)))
+        log_prob = LogProb(*(torch.stack(column, 1) for column in zip(*parts, strict=True)))
+        self._check_numbers(log_prob.total)
+        return log_prob
 
     def _residual_log_prob(
         self, transition: Transition, predictor: StepPredictor, true: dict[str, Tensor], latents: bool | None
     ) -> tuple[Tensor, Tensor]:
-        """What latents and images cost, `(N,)` nats each, of a transition to a true state."""
+        """Log probability of the latents and of the images of a transition to a true state, `(N,)` nats each."""
         model, target = self.model, transition.state
         latent_part, seen_part = torch.zeros_like(transition.log_prob), torch.zeros_like(transition.log_prob)
         for name, codec in model.senses.items():
             if codec.is_exact:
                 continue
-            blurred, there = None, target.present(name)
+            blurred, is_present = None, target.present(name)
             if name in model.latent_heads and (codec.latents_help if latents is None else latents):
                 head, shifts = SenseLatents(model, name), transition.shifts.get(name)
                 condition = head.condition(transition.hidden, transition.trunk, target, predictor.tables, shifts)
                 start = head.start(condition, target.codes[name])
                 bound = model.latent_heads[name].log_prob_bound(target.latents[name], condition, start)
-                latent_part = latent_part + torch.where(there, bound, 0.0)
+                latent_part = latent_part + torch.where(is_present, bound, 0.0)
+                # the bound is that of blurred latents, and so are those that the decoder gets
                 noise = torch.Generator(device=model.device).manual_seed(0)
                 blur = torch.randn(target.latents[name].shape, generator=noise, device=model.device)
                 blurred = target.latents[name] + LATENT_BLUR * blur
             seen = codec.log_prob(true[name], target.codes[name], blurred)
-            seen_part = seen_part + torch.where(there, seen, 0.0)
+            seen_part = seen_part + torch.where(is_present, seen, 0.0)
         return latent_part, seen_part
 
     @torch.no_grad()
@@ -309,53 +336,70 @@ class Simulator:
 
         Returns:
             [`Futures`] of B rows and T steps; step `t` is the prediction of frame `t + 1`.
+
+        Raises:
+            ValueError: as `perceive` and `simulate`.
         """
-        observation, action = Observation(observation, self.model.config.prefix_senses), as_action(action)
+        check_observation(self.model.config, observation, needs_prefix=True)
+        observation = Observation(observation, self.model.config.prefix_senses)
+        rows, steps = observation.shape
+        action = self._checked_actions("action", action, f"with B = {rows}, as the frames", rows, "T")
+        if not 0 < action.shape[1] <= steps:
+            raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {action.shape[1]}.")
         context, parts = self.model.config.context_steps, []
         for now in range(action.shape[1]):
             first = max(0, now + 1 - context)
             belief = self.perceive(observation.frames(first, now + 1), action[:, first:now])
             parts.append(self.simulate(belief, action[:, now : now + 1], temperature=temperature, seed=seed))
-        return Futures(
-            state=State.combine([part.state for part in parts], lambda tensors: torch.cat(tensors, 1)),
-            log_prob=torch.cat([part.log_prob for part in parts], 1),
-            reward=torch.cat([part.reward for part in parts], 1),
-            continue_prob=torch.cat([part.continue_prob for part in parts], 1),
-            belief=parts[-1].belief,
-            conditions={
-                name: torch.cat([part.conditions[name] for part in parts], 1) for name in self.model.latent_heads
-            },
-            seed=seed,
-            pasts=[(part.belief.history, part.belief.ages) for part in parts],
-        )
+        pasts = [(part.belief.history, part.belief.ages) for part in parts]
+        return _joined(parts, torch.cat, belief=parts[-1].belief, seed=seed, pasts=pasts)
 
 
-def _joined(transitions: list[Transition], belief: Belief, seed: int | None, seconds: float) -> Futures:
-    """Transitions one after the other as futures that end in a belief."""
+def action_tensor(what: str, described: Part, values, device: torch.device) -> Tensor:
+    """One part of actions as a tensor: of an array, of nested lists of numbers, or of names where its actions have
+    any. Raises ValueError for anything else. Args: what, the part in messages."""
+    if isinstance(values, Tensor):
+        return values.to(device)
+    names = getattr(described, "names", None) or []
 
-    def stack(name: str) -> Any:
-        parts = [getattr(transition, name) for transition in transitions]
-        return None if parts[0] is None else torch.stack(parts, 1)
+    def numbered(value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in names:
+                known = f"its actions are {list(names)}" if names else "its actions have no names here; give numbers"
+                raise ValueError(f"{what}: there is no action {value!r}; {known}.")
+            return list(names).index(value)
+        return [numbered(each) for each in value] if isinstance(value, (list, tuple)) else value
 
-    rows, durations = len(belief), torch.tensor([transition.duration for transition in transitions])
-    costs, conditions = [t.cost for t in transitions if t.cost is not None], [t.conditions for t in transitions]
-    cost = None
-    if costs:
-        fields = ("tokens", "denoiser_calls", "compute")
-        tokens, calls, compute = (torch.stack([getattr(each, name) for each in costs], 1) for name in fields)
-        cost = Cost(tokens, calls, compute, seconds)
+    values = values.tolist() if hasattr(values, "tolist") else values  # an array
+    is_row_of_names = isinstance(values, (list, tuple)) and any(isinstance(value, str) for value in values)
+    numbers = numbered(values)
+    try:
+        tensor = torch.as_tensor(numbers, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what} must be a tensor, an array or nested lists of equal lengths: {error}.") from error
+    return tensor.unsqueeze(0) if is_row_of_names else tensor
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    """A whole number as an int. Raises ValueError for anything else, or less than `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+    return number
+
+
+def _joined(parts: Sequence[Transition | Futures], join: Callable, **others) -> Futures:
+    """Transitions (join: `torch.stack`) or futures (`torch.cat`), one after the other. Args: others, fields of the
+    result that are not those of its parts."""
+    names = ("log_prob", "reward", "continue_prob")
     return Futures(
-        state=State.combine([transition.state for transition in transitions], lambda tensors: torch.stack(tensors, 1)),
-        log_prob=stack("log_prob"),
-        reward=stack("reward"),
-        continue_prob=stack("continue_prob"),
-        belief=belief,
-        conditions={name: torch.stack([each[name] for each in conditions], 1) for name in conditions[0]},
-        seed=seed,
-        switch=stack("switch"),
-        focus=stack("focus"),
-        cost=cost,
-        duration=durations.to(transitions[0].reward.device).expand(rows, -1),
+        state=State.combine([part.state for part in parts], lambda tensors: join(tensors, 1)),
+        conditions={name: join([part.conditions[name] for part in parts], 1) for name in parts[0].conditions},
+        **{name: join([getattr(part, name) for part in parts], 1) for name in names},
+        **others,
     )
 
 

@@ -4,11 +4,13 @@ The current state, the action and the queries of the first pass share one forwar
 decoded in their order, each from the pass that it belongs to; what is not trunk is dropped from the cache again. Which
 blocks, in which rows, at which state tokens is the matter of a [`BlockPlan`]: a whole step is one plan among others.
 
-Shapes: N = rows, H = backbone width, K = blocks, P = state tokens of all senses.
+Shapes: N = rows, H = backbone width, K = blocks, P = state tokens of one sense or of all.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,8 +25,8 @@ from .blocks_pan import Block, CodeSampler, StepDraft
 from .effort_pan import ALL, BlockPlan, ComputeModel, Cost
 from .embedding_pan import CodeTables
 from .layout_pan import TokenSelection
-from .readout_pan import num_step_numbers, scalar_features
-from .state_pan import Actions, Belief, State, action_tensors
+from .readout_pan import scalar_features
+from .state_pan import Actions, Belief, State, action_tensors, as_action
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -32,25 +34,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Transition:
-    """What one step led to, for N rows.
+    """The outcome of one step, for N rows.
 
     Args:
         belief: after the step.
-        reward `(N,)`: expected; continue_prob `(N,)`: probability that the episode goes on.
+        reward `(N,)`: expected; continue_prob `(N,)`: probability that the episode goes on; None if not asked for.
         log_prob `(N,)`: of the codes and words, in nats at temperature 1.
         hidden: by pass `(N, length, H)`, the backbone's hidden states, and "action" `(N, H)`.
         trunk `(N, trunk_length, H)`: the state before and the action, embedded.
         logits: by sense, of each level `(N, n, K)`, if they were asked for.
         shifts: by sense and level `(N, n, code_dim)`, what leads from the vectors of the codes to the expected ones.
-        conditions: by sense `(N, P, C)`, what its latent head is told, if latents are left to whoever decodes.
-        switch `(N, K)` bool: blocks predicted; focus `(N, P)` bool: state tokens predicted; cost: what it took. None
+        conditions: by sense `(N, P, C)`, the condition of its latent head, if latents are left to whoever decodes.
+        switch `(N, K)` bool: blocks predicted; focus `(N, P)` bool: state tokens predicted; cost, of the step. None
             for a whole step.
         duration (`int`): in steps; a step of a macro-action takes several.
     """
 
     belief: Belief
-    reward: Tensor
-    continue_prob: Tensor
+    reward: Tensor | None
+    continue_prob: Tensor | None
     log_prob: Tensor
     hidden: dict[str, Tensor]
     trunk: Tensor
@@ -67,29 +69,31 @@ class Transition:
         """The state after the step."""
         return self.belief.state
 
-    def keys(self, levels: int | None = None) -> list[bytes]:
-        """One hashable state a row, see [`Belief.keys`]."""
-        return self.belief.keys(levels)
-
 
 class StepPredictor:
     """Predicts or scores steps of a world model, one a call.
 
-    It holds what every step of a rollout shares, so it is made anew when a weight or the vocabulary has changed.
+    It holds what all steps of a rollout share: the tables of codes, the generators and the last state, embedded. So it
+    is made anew when a weight or the vocabulary has changed.
 
     Args:
         model ([`PanModel`]): that predicts.
         temperature (`float`): of sampled codes and words; 0 takes the likeliest.
         seed (`int`, *optional*): makes draws reproducible; codes and latents have generators of their own.
+
+    Raises:
+        ValueError: a temperature that is no finite number of at least 0, or a seed that is no whole number.
     """
 
     def __init__(self, model: PanModel, temperature: float = 1.0, seed: int | None = None):
-        self.model = model
-        self.sampler = CodeSampler(temperature, _generator(seed, model.device), model.device)
-        self.generator = _generator(seed, model.device)  # of latents that a plan wants, and of the switch
+        self.model, seed = model, as_seed(seed)
+        self.sampler = CodeSampler(as_temperature(temperature), _generator(seed, model.device), model.device)
+        # a generator of their own, of latents and of the switch: codes do not depend on whether latents are drawn
+        self.generator = _generator(seed, model.device)
         compiled = model.compiled_step
         self.tables = compiled(whole_tables, model) if compiled.is_compiled else model.table.code_tables()
-        self._embedded: tuple[State, Tensor, Tensor] | None = None
+        # the last state, embedded with its latents, and without as outcomes see it, as far as that is known
+        self._embedded: tuple[State, Tensor, Tensor | None] | None = None
 
     def step(
         self,
@@ -98,6 +102,7 @@ class StepPredictor:
         target: State | None = None,
         blocks: BlockPlan = ALL,
         keeps_logits: bool = False,
+        has_outcome: bool = True,
     ) -> Transition:
         """One step.
 
@@ -107,8 +112,15 @@ class StepPredictor:
             target: the true next state `(N,)`, scored instead of drawn.
             blocks: what is predicted; every discrete block everywhere by default.
             keeps_logits (`bool`): fill in `Transition.logits`.
+            has_outcome (`bool`): fill in `Transition.reward` and `continue_prob`.
+
+        Raises:
+            ValueError: actions or targets of another number of rows.
         """
-        draft, before = self._begin(belief, action, target, blocks, keeps_logits)
+        rows = {"action": len(action), "target": len(belief if target is None else target.tensors()[0])}
+        if wrong := {name: count for name, count in rows.items() if count != len(belief)}:
+            raise ValueError(f"A step needs as many rows of everything as of its belief, {len(belief)}; got {wrong}.")
+        draft = self._begin(belief, action, target, blocks, keeps_logits)
         for number, block in enumerate(self.model.blocks):
             self.run_pass(draft, block, blocks)
             rows = blocks.rows(number, draft)
@@ -117,16 +129,19 @@ class StepPredictor:
                 continue
             block.predict(draft, rows)
             blocks.note(number, rows, draft)
-        return self._finish(draft, before, belief, action, blocks)
+        return self._finish(draft, belief, action, blocks, has_outcome)
 
     def _begin(
         self, belief: Belief, action: Tensor | Actions, target: State | None, blocks: BlockPlan, keeps_logits: bool
-    ) -> tuple[StepDraft, Tensor]:
-        """A draft of nothing yet, and the current state embedded as outcomes see it, without latents."""
-        model, state = self.model, belief.state
-        embedded, before = self._embed(state)
-        parts, history, rows = action_tensors(action), belief.history, len(embedded)
-        trunk, change = model.compiled_step(begin, model, state, embedded, parts, self.tables, rows=rows)
+    ) -> StepDraft:
+        """A draft of nothing yet."""
+        model, state, history = self.model, belief.state, belief.history
+        if self._embedded is None or self._embedded[0] is not state:  # else the step before has embedded it
+            embedded = model.embed_state(state, self.tables)
+            self._embedded = (state, embedded, None if state.latents else embedded)
+        embedded = self._embedded[1]
+        inputs = (model, state, embedded, action_tensors(action), self.tables)
+        trunk, change = model.compiled_step(begin, *inputs, rows=len(embedded))
         has_before = None if belief.ages is None else belief.ages > 0
         selection = blocks.select(model, change)
         draft = StepDraft(
@@ -141,19 +156,11 @@ class StepPredictor:
             trunk=trunk,
             numbers=scalar_features(model, state, history[-1][0] if history else None, action, has_before),
             keeps_logits=keeps_logits,
-            keeps_shifts=blocks.draws_latents(model),
+            keeps_shifts=blocks.leaves_latents or not all(b.is_discrete for b in model.blocks if blocks.wants(b)),
             seen=None if selection is None else selection.mask(model.layout.num_state_tokens),
         )
         blocks.begin(draft)
-        return draft, before
-
-    def _embed(self, state: State) -> tuple[Tensor, Tensor]:
-        """A state embedded for the trunk and, without its latents, for outcomes; remembered from the step before."""
-        if self._embedded is None or self._embedded[0] is not state:
-            embedded = self.model.embed_state(state, self.tables)
-            plain = self.model.embed_state(state.without_latents(), self.tables) if state.latents else embedded
-            self._embedded = (state, embedded, plain)
-        return self._embedded[1:]
+        return draft
 
     def run_pass(self, draft: StepDraft, block: Block, blocks: BlockPlan) -> None:
         """Runs the pass that a block is read from, once, for the rows that want it or something behind it."""
@@ -165,26 +172,28 @@ class StepPredictor:
         draft.last_pass = block.number
         if each.levels:
             draft.run.queries(each, self.model.embed_queries(each, draft.embedded, draft.codes, self.tables))
-            draft.places = self.model.layout.split_tokens(each, draft.run.hidden[each.name], draft.trunk)
+            draft.tokens = self.model.layout.split_tokens(each, draft.run.hidden[each.name], draft.trunk)
         elif is_first and (blocks.is_asked or not blocks.wants(block)):
-            draft.run.lead()
+            draft.run.lead()  # without a text's first word, which is not read yet, or not at all
         if is_first:
             blocks.note(-1, None, draft)
 
     def _finish(
-        self, draft: StepDraft, before: Tensor, belief: Belief, action: Tensor | Actions, blocks: BlockPlan
+        self, draft: StepDraft, belief: Belief, action: Tensor | Actions, blocks: BlockPlan, has_outcome: bool
     ) -> Transition:
         model, state, run = self.model, draft.state(), draft.run
-        following = self._after(belief, action, state, run)
-        given = (model, before, state.without_latents(), run.hidden["action"], self.tables)
-        after, reward, continue_prob = model.compiled_step(judge_outcome, *given, rows=draft.num_rows)
-        conditions = {}
-        if blocks.leaves_latents and draft.target is None:
-            conditions = {name: draft.latent_condition(name) for name in model.latent_heads}
-        embedded = model.embed_state(state, self.tables) if state.latents else after
-        self._embedded = (state, embedded, after)
+        leaves_latents = blocks.leaves_latents and draft.target is None
+        conditions = {name: draft.latent_condition(name) for name in model.latent_heads if leaves_latents}
+        reward = continue_prob = None
+        if has_outcome:
+            assert self._embedded is not None  # the state before
+            before = self._embedded[2]
+            before = model.embed_state(belief.state.without_latents(), self.tables) if before is None else before
+            inputs = (model, before, state.without_latents(), run.hidden["action"], self.tables)
+            after, reward, continue_prob = model.compiled_step(predict_outcome, *inputs, rows=draft.num_rows)
+            self._embedded = (state, model.embed_state(state, self.tables) if state.latents else after, after)
         transition = Transition(
-            belief=following,
+            belief=self._after(belief, action, state, run),
             reward=reward,
             continue_prob=continue_prob,
             log_prob=draft.log_prob,
@@ -195,12 +204,10 @@ class StepPredictor:
             conditions=conditions,
         )
         if blocks is not ALL:
-            transition.switch = blocks.chosen(draft)
-            transition.focus = draft.seen
-            if transition.focus is None:
-                everywhere = torch.ones(model.layout.num_state_tokens, dtype=torch.bool, device=draft.trunk.device)
-                transition.focus = everywhere.expand(draft.num_rows, -1)
-            transition.cost = model.compute_model.cost(model, transition.switch, draft.seen, run.positions())
+            chosen, shape = blocks.chosen(draft), (draft.num_rows, model.layout.num_state_tokens)
+            everywhere = torch.ones(shape, dtype=torch.bool, device=draft.trunk.device)
+            transition.switch, transition.focus = chosen, everywhere if draft.seen is None else draft.seen
+            transition.cost = model.compute_model.cost(model, chosen, draft.seen, run.positions())
         return transition
 
     def _after(self, belief: Belief, action: Tensor | Actions, state: State, run: BackboneRun) -> Belief:
@@ -218,7 +225,8 @@ class StepPredictor:
         if len(history) <= room:
             return after
         assert ages is not None  # or it is renewed
-        full, others = (((ages > room) == wanted).nonzero().squeeze(1) for wanted in (True, False))
+        # rows that hold too much are encoded again by themselves, as they would be alone
+        full, others = (((ages > room) == is_full).nonzero().squeeze(1) for is_full in (True, False))
         order = torch.cat([full, others]).argsort()
         return Belief.cat([self._renewed(after.select(full)), after.select(others)]).select(order)
 
@@ -231,14 +239,16 @@ class StepPredictor:
 
 @torch.no_grad()
 def measure_compute(model: PanModel) -> ComputeModel:
-    """Counts what one row of a whole step takes, while the model scores a state of zeros block by block."""
+    """Counts the operations of one row of a whole step, while the model scores a state of zeros block by block."""
     device, base = model.device, model.language_model.base_model
-    compiled, model.compiled_step = model.compiled_step, CompiledStep()  # what is compiled cannot be counted
+    # operations of a compiled function cannot be counted, and flex attention is always compiled
+    compiled, model.compiled_step = model.compiled_step, CompiledStep()
     attention = model.config.text_config._attn_implementation
-    if attention == "flex_attention":  # is always compiled
+    if attention == "flex_attention":
         model.config.text_config._attn_implementation = "sdpa"
     try:
-        draft = _blank_draft(model)
+        predictor, draft = _blank_step(model)
+        # draws of latents must not move the caller's generators
         with _flop_counter() as counter, torch.random.fork_rng([device] if device.type == "cuda" else []):
 
             def taken() -> tuple[int, int]:
@@ -248,15 +258,13 @@ def measure_compute(model: PanModel) -> ComputeModel:
 
             model.embed_step(draft.current, draft.embedded, draft.trunk[:, model.layout.state_length :], draft.tables)
             before, blocks = taken()[0], {}
-            predictor = StepPredictor(model)
             for block in model.blocks:
                 predictor.run_pass(draft, block, ALL)
                 start = taken()[0]
                 block.predict(draft, None)
                 blocks[block.name] = float(taken()[0] - start)
             start, backbone = taken()
-            context = draft.run.hidden["action"]
-            judge_outcome(model, draft.embedded, draft.current.without_latents(), context, draft.tables)
+            predict_outcome(model, draft.embedded, draft.current, draft.run.hidden["action"], draft.tables)
             fixed = float(before + taken()[0] - start)
     finally:
         model.compiled_step, model.config.text_config._attn_implementation = compiled, attention
@@ -275,37 +283,49 @@ def _flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={attention: count})
 
 
-def _blank_draft(model: PanModel) -> StepDraft:
-    """A draft of one row, from a state of zeros to the same, read out against every row reserved for codes."""
+def _blank_step(model: PanModel) -> tuple[StepPredictor, StepDraft]:
+    """The draft of a step of one row, from a state of zeros to the same, read out against every row reserved for
+    codes; and its predictor."""
     config, device = model.config, model.device
 
-    def zeros(count: int) -> Tensor:
-        return torch.zeros(1, count, dtype=torch.long, device=device)
+    def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.zeros(1, *shape, dtype=dtype, device=device)
 
     codes = {
         name: [zeros(sense.num_state_tokens * count) for count in sense.codes_per_token]
         for name, sense in config.coded_senses.items()
     }
     state = State(codes, {}, {name: zeros(sense.max_length) for name, sense in config.text_senses.items()})
-    tables, prefix = whole_tables(model), zeros(model.layout.prefix_length) if config.prefix_senses else None
-    belief = fill_cache(model, Belief(state, [], prefix, None, model), tables)
-    embedded, width = model.embed_state(state, tables), num_step_numbers(config)
-    trunk = torch.cat([embedded, embedded.new_zeros(1, model.layout.action_length, embedded.shape[-1])], 1)
-    return StepDraft(
-        model=model,
-        current=state,
-        target=state,
-        tables=tables,
-        sampler=CodeSampler(0.0, None, device),
-        generator=_generator(0, device),
-        run=BackboneRun(model, belief, trunk),
-        embedded=embedded,
-        trunk=trunk,
-        numbers=torch.zeros(1, width, device=device) if width else None,
-        keeps_logits=False,
-        keeps_shifts=True,
-        seen=None,
-    )
+    prefix = zeros(model.layout.prefix_length) if config.prefix_senses else None
+    dtypes = {name: torch.float32 if part.is_coded else torch.long for name, part in config.actions.items()}
+    action = as_action({name: zeros(*part.shape, dtype=dtypes[name]) for name, part in config.actions.items()})
+    predictor = StepPredictor(model, temperature=0.0, seed=0)
+    predictor.tables = whole_tables(model)
+    belief = fill_cache(model, Belief(state, [], prefix, None, model), predictor.tables)
+    plan = BlockPlan([block.name for block in model.blocks])
+    return predictor, predictor._begin(belief, action, state, plan, False)
+
+
+def as_temperature(temperature: float) -> float:
+    """The same as a float. Raises ValueError unless it is a finite number of at least 0."""
+    try:
+        number = float(temperature)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"`temperature` must be a finite number of at least 0, got {temperature!r}.")
+    return number
+
+
+def as_seed(seed: int | None) -> int | None:
+    """The same as an int. Raises ValueError for anything that is no whole number, or that no generator takes."""
+    try:
+        number = None if seed is None else operator.index(seed)
+    except TypeError:
+        raise ValueError(f"`seed` must be a whole number or None, got {seed!r}.") from None
+    if number is not None and not -(2**63) <= number < 2**64:
+        raise ValueError(f"`seed` must have 64 bits at most, got {number}.")
+    return number
 
 
 def _generator(seed: int | None, device: torch.device) -> torch.Generator | None:
@@ -327,11 +347,11 @@ def begin(
     return model.embed_step(state, embedded, model.embed_action(action, tables), tables)
 
 
-def judge_outcome(
+def predict_outcome(
     model: PanModel, before: Tensor, state: State, context: Tensor, tables: CodeTables
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The next state embedded, the expected reward and the probability that the episode goes on `(N,)`. States are
-    without latents, as in training: imagined ones have none."""
+    without latents, as in training, since imagined ones have none."""
     after = model.embed_state(state, tables)
     reward_logits, continue_logit = model.outcome(before, after, context)
     return after, model.outcome.expected_reward(reward_logits), continue_logit.sigmoid()

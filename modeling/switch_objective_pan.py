@@ -1,10 +1,10 @@
 """How the switch is trained: by example first, then by group-relative policy gradient (section 5.3).
 
-What a step loses is its *distortion*, by task; what it costs is its share of a whole step's compute times a price.
-Blocks are discrete choices, so no gradient goes through them: the warm-up knows what every candidate set of blocks
-costs if it is kept for some steps and makes the expected cost least, and the policy gradient compares several rollouts
-of the same beginning with one another (Shao et al. 2024, GRPO), with no value network. Only the switch learns; tasks
-and prices are drawn at random.
+The error of a step is its *distortion*, by task; its cost is its share of a whole step's compute times a price.
+Blocks are discrete choices, so no gradient goes through them. The warm-up knows the cost of every candidate set of
+blocks that is kept for some steps, and makes the expected cost least. The policy gradient compares several rollouts of
+the same beginning with one another (Shao et al. 2024, GRPO), with no value network. Only the switch learns; tasks and
+prices are drawn at random.
 
 Shapes: B = windows, G = rollouts of each, H = steps imagined, N = B * G, K = blocks.
 """
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 GROUP = 8  # rollouts of the same beginning that are compared
 MOST_CANDIDATES = 12  # sets of blocks that the warm-up chooses among
-TOLD = ("trunk", "places", "chosen", "changed", "focus")  # fields of `SwitchInput` but price and task
-ENTROPY_WEIGHT = 0.003  # what keeps choices open that have not been tried enough
+CACHED = ("trunk", "queries", "chosen", "changed", "focus")  # fields of `SwitchInput` but price and task
+ENTROPY_WEIGHT = 0.003  # keeps choices open that have not been tried enough
 LEAST_MOVE = 1e-3  # squared error of standing still, as a share of the range, from which on a pixel moves
 LEAST_STILL = 1e-6  # least mean squared error of standing still that is divided by
 MOST_DISTORTION = 2.0  # of what moves in a row: twice that of standing still
@@ -40,7 +40,7 @@ MOST_DISTORTION = 2.0  # of what moves in a row: twice that of standing still
 
 @dataclass
 class Later:
-    """What was seen after the beginning of a window, `(B, H, ...)` each.
+    """The true steps after the beginning of a window, `(B, H, ...)` each.
 
     Args:
         observation: true frames by sense; state: the same encoded; before: the frames that the steps start from.
@@ -70,11 +70,18 @@ class Later:
 
 
 def split_window(
-    model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions, reward: Tensor, done: Tensor
+    model: PanModel,
+    observation: Mapping[str, Tensor],
+    action: Tensor | Actions,
+    reward: Tensor | None = None,
+    done: Tensor | None = None,
 ) -> tuple[Belief, Tensor | Actions, Later]:
-    """A window as the belief after its first `context_steps` frames, the actions from there on, and what followed."""
+    """A window as the belief after its first `context_steps` frames, the actions from there on, and the true steps
+    after it; rewards and ends are zero if they are not given."""
     observation, action = Observation(observation, model.config.prefix_senses), as_action(action)
     seen, end = model.config.context_steps, action.shape[1]
+    zeros = torch.zeros(action.shape[:2], device=action.device)
+    reward, done = (zeros if each is None else each for each in (reward, done))
     belief = model.perceive(observation.frames(0, seen), action[:, : seen - 1])
     after = observation.changing.frames(seen, end + 1)
     later = Later(
@@ -89,39 +96,33 @@ def split_window(
 
 @torch.no_grad()
 def distortion(model: PanModel, futures: Futures, later: Later, task: str) -> Tensor:
-    """What imagined steps lack, `(N, H)`, by task; 1 is about as bad as standing still.
+    """The distortion of imagined steps, `(N, H)`, by task; 1 is about as bad as standing still.
 
     `pixels`: squared error of every sense, over that of standing still in the batch. `moving`: the same of the pixels
     that do move, row by row. `outcome`: error of reward and continuation. `planning`: the share of each sense's levels
-    that are not all right, and the outcome; a plan goes on from the states it reaches, and what is wrong in one is
-    wrong in all behind it, however long the plan is.
+    that are not all right, and the outcome; a plan goes on from the states it reaches, and an error in one is an error
+    in all behind it, however long the plan is.
     """
     missed = (futures.reward - later.reward).abs()
     missed = missed.mean(2) if model.config.actors else missed
     outcome = missed + (futures.continue_prob - (1 - later.done)).abs()
     if task == "outcome":
         return outcome
-    if task == "planning":
-        return _share_wrong(futures.state, later.state) + outcome
-    parts = [_seen_error(model, name, futures, later, task == "moving") for name in model.senses]
+    if task == "planning" or not model.config.coded_senses:  # words alone have no distance: they are right or wrong
+        pairs = zip(futures.state.tensors(), later.state.tensors(), strict=True)
+        # an absent code is nothing that could be predicted
+        wrong = [((imagined != true) & (true >= 0)).any(-1) for imagined, true in pairs]
+        return torch.stack(wrong).float().mean(0) + (outcome if task == "planning" else 0.0)
+    parts = [_observation_error(model, name, futures, later, task == "moving") for name in model.senses]
     return torch.stack(parts).mean(0)
 
 
-def _share_wrong(found: State, true: State) -> Tensor:
-    """The share of levels, and of texts, in which something is wrong or absent that was truly there."""
-    wrong = [
-        ((mine != other) & (other >= 0)).any(-1) for mine, other in zip(found.tensors(), true.tensors(), strict=True)
-    ]
-    return torch.stack(wrong).float().mean(0)
-
-
-def _seen_error(model: PanModel, name: str, futures: Futures, later: Later, is_moving: bool) -> Tensor:
+def _observation_error(model: PanModel, name: str, futures: Futures, later: Later, is_moving: bool) -> Tensor:
     codec = model.senses[name]
     true, before = later.observation[name].float(), later.before[name].float()
-    found = futures.decode(name).float()
-    span = codec.span(true.device)
-    there = later.state.present(name).unsqueeze(2)
-    error, still = (there * ((other - true) / span).square().flatten(2) for other in (found, before))
+    imagined, span = futures.decode(name).float(), codec.span(true.device)
+    is_present = later.state.present(name).unsqueeze(2)
+    error, still = (is_present * ((other - true) / span).square().flatten(2) for other in (imagined, before))
     if not is_moving or codec.sense.num_scalars:  # numbers move, or stand still, together
         error, still = error.mean(2), still.mean(2)
         return error / still.mean().clamp(min=LEAST_STILL)
@@ -152,14 +153,14 @@ def _drawn_effort() -> Effort:
 
 
 class RecordedPlan(SwitchPlan):
-    """A plan that notes every choice, sampled from the switch or as it is told.
+    """A plan that notes every choice, sampled from the switch or fixed.
 
     Args:
-        effort ([`Effort`]): whose price and task the switch is told.
-        follows (names of blocks, *optional*): what is chosen whatever the switch says.
+        effort ([`Effort`]): whose price and task the switch gets.
+        follows (names of blocks, *optional*): the blocks to choose, whatever the switch says.
 
     Attributes:
-        decisions: by step, a list of what the switch was told, the rows `(n,)` and their choices `(n,)`.
+        decisions: by step, a list of the inputs of the switch, the rows `(n,)` and their choices `(n,)`.
     """
 
     def __init__(self, effort: Effort, follows: Collection[str] | None = None):
@@ -172,15 +173,15 @@ class RecordedPlan(SwitchPlan):
         self.decisions.append([])
 
     def choose(self, number: int, rows: Tensor | None, draft: StepDraft) -> Tensor:
-        told, blocks = self.told(rows, draft), draft.model.blocks
+        inputs, blocks = self.inputs(rows, draft), draft.model.blocks
         if self.follows is None:
-            share = draft.model.switch(told).softmax(-1)
+            share = draft.model.switch(inputs).softmax(-1)
             choice = torch.multinomial(share, 1, generator=draft.generator).squeeze(1)
         else:
             following = (k for k, block in enumerate(blocks) if k > number and block.name in self.follows)
-            choice = torch.full_like(told.task, next(following, len(blocks)))
+            choice = torch.full_like(inputs.task, next(following, len(blocks)))
         rows = torch.arange(draft.num_rows, device=choice.device) if rows is None else rows
-        self.decisions[-1].append((told, rows, choice))
+        self.decisions[-1].append((inputs, rows, choice))
         return choice
 
 
@@ -188,44 +189,43 @@ class RecordedPlan(SwitchPlan):
 def imagine(
     model: PanModel, beginning: Belief, actions: Tensor | Actions, effort: Effort, blocks: tuple[str, ...] | None
 ) -> tuple[Futures, RecordedPlan]:
-    """Imagines with the switch's sampled choices, or with `blocks`, and what the switch was told at each choice."""
-    plan = RecordedPlan(effort, blocks)
-    seed = int(torch.randint(2**31, ()))
+    """Imagines with the switch's sampled choices, or with `blocks`; also the plan, which has noted each choice."""
+    plan, seed = RecordedPlan(effort, blocks), int(torch.randint(2**31, ()))
     return Simulator(model).rollout(beginning, actions, plan, temperature=0.0, seed=seed), plan
 
 
 @torch.no_grad()
 def switch_examples(model: PanModel, beginning: Belief, actions: Tensor | Actions, later: Later) -> dict[str, Tensor]:
-    """What the warm-up learns from, worked out once: every candidate, kept for all H steps.
+    """The examples of the warm-up, made once: every candidate, kept for all H steps.
 
     Returns:
         `distortion` `(B, C, tasks)` and `compute` `(B, C)`, means over the steps of each of C candidates; and of each
-        candidate's choices in the first step, D at most: what the switch is told (the fields of [`SwitchInput`] but
+        candidate's choices in the first step, D at most: the inputs of the switch (the fields of [`SwitchInput`] but
         price and task, `(B, C, D, ...)`) and `choice` `(B, C, D)`, -1 where there is none.
     """
     parts: dict[str, list[Tensor]] = {}
     for blocks in candidates(model):
         futures, plan = imagine(model, beginning, actions, Effort(), blocks)
-        told = _first_choices(plan, len(actions), len(model.blocks) + 1)
-        lost = [distortion(model, futures, later, task).mean(1) for task in TASKS]
+        errors = [distortion(model, futures, later, task).mean(1) for task in TASKS]
         assert futures.cost is not None  # an effort has one
-        told |= {"distortion": torch.stack(lost, 1), "compute": futures.cost.compute.mean(1)}
-        for name, values in told.items():
+        example = {"distortion": torch.stack(errors, 1), "compute": futures.cost.compute.mean(1)}
+        example |= _first_choices(plan, len(actions), len(model.blocks) + 1)
+        for name, values in example.items():
             parts.setdefault(name, []).append(values)
     return {name: torch.stack(values, 1) for name, values in parts.items()}
 
 
 def _first_choices(plan: RecordedPlan, rows: int, most: int) -> dict[str, Tensor]:
     """The choices of the first step by row, `(B, D, ...)`."""
-    found: dict[str, Tensor] = {}
+    choices: dict[str, Tensor] = {}
     count = torch.zeros(rows, dtype=torch.long, device=plan.decisions[0][0][1].device)
-    for given, row, choice in plan.decisions[0]:
-        told = {name: getattr(given, name) for name in TOLD} | {"choice": choice}
-        for name, values in told.items():
+    for inputs, row, choice in plan.decisions[0]:
+        fields = {name: getattr(inputs, name) for name in CACHED} | {"choice": choice}
+        for name, values in fields.items():
             empty = values.new_full((rows, most, *values.shape[1:]), -1 if name == "choice" else 0)
-            found.setdefault(name, empty)[row, count[row]] = values
+            choices.setdefault(name, empty)[row, count[row]] = values
         count[row] += 1
-    return found
+    return choices
 
 
 def switch_warm_up_losses(model: PanModel, condition: dict[str, Tensor]) -> tuple[dict, dict]:
@@ -240,14 +240,11 @@ def switch_warm_up_losses(model: PanModel, condition: dict[str, Tensor]) -> tupl
     price = (torch.rand(rows, device=device) * math.log(MOST_PRICE / LEAST_PRICE)).exp() * LEAST_PRICE
     lost = condition["distortion"].gather(2, task.view(-1, 1, 1).expand(-1, count, 1)).squeeze(2)
     total = lost + price.unsqueeze(1) * compute  # (B, C)
-    there = choice >= 0
-    told = {name: condition[name][there] for name in TOLD}
-    told |= {
-        name: values.view(-1, 1, 1).expand(-1, count, most)[there]
-        for name, values in (("task", task), ("price", price))
-    }
-    chosen = -nn.functional.cross_entropy(model.switch(SwitchInput(**told)), choice[there], reduction="none")
-    log_prob = torch.zeros(rows, count, most, device=device).masked_scatter(there, chosen).sum(2)
+    is_choice = choice >= 0
+    drawn = {"task": task.view(-1, 1, 1).expand_as(choice), "price": price.view(-1, 1, 1).expand_as(choice)}
+    fields = {name: values[is_choice] for name, values in (condition | drawn).items() if name in (*CACHED, *drawn)}
+    chosen = -nn.functional.cross_entropy(model.switch(SwitchInput(**fields)), choice[is_choice], reduction="none")
+    log_prob = torch.zeros(rows, count, most, device=device).masked_scatter(is_choice, chosen).sum(2)
     share = log_prob.softmax(1)  # candidates are not all there is to choose
     regret = total - total.amin(1, keepdim=True)
     expected = (share * regret).sum(1)
@@ -265,14 +262,13 @@ def switch_losses(
     effort, beginning = _drawn_effort(), beginning.repeat(GROUP)
     actions, later = actions.repeat_interleave(GROUP, 0), later.repeat(GROUP)
     futures, plan = imagine(model, beginning, actions, effort, None)
-    assert futures.cost is not None  # an effort has one
+    assert futures.cost is not None and effort.price is not None  # an effort has a cost; the price was drawn
     lost, paid = distortion(model, futures, later, effort.task), futures.cost.compute
-    assert effort.price is not None  # it was drawn
     value = -(lost + effort.price * paid).mean(1).unflatten(0, (-1, GROUP))  # (B, G)
     advantage = (value - value.mean(1, keepdim=True)) / (value.std(1, keepdim=True) + 1e-3)
     log_prob, entropy, count = torch.zeros(len(lost), device=lost.device), 0.0, 0
-    for given, rows, choice in itertools.chain.from_iterable(plan.decisions):
-        logits = model.switch(given)
+    for inputs, rows, choice in itertools.chain.from_iterable(plan.decisions):
+        logits = model.switch(inputs)
         chosen = nn.functional.cross_entropy(logits, choice, reduction="none")
         log_prob = log_prob.index_add(0, rows, -chosen)
         share = logits.softmax(-1)

@@ -11,7 +11,7 @@ from pan_hf import Belief, Effort, ImageSense
 from pan_hf.modeling.augmentation_pan import nested_dropout
 from pan_hf.modeling.backbone_pan import BackboneRun
 from pan_hf.modeling.blocks_pan import may_follow
-from pan_hf.modeling.effort_pan import ChangePredictor, as_effort, changed_places, likely_changes
+from pan_hf.modeling.effort_pan import ChangePredictor, as_effort, changed_tokens, likely_changes
 from pan_hf.modeling.layout_pan import TokenSelection, group_by_token, spread_codes
 from pan_hf.modeling.objectives_pan import _teacher_forced
 from pan_hf.modeling.state_pan import ABSENT, State
@@ -214,7 +214,7 @@ def test_places_out_of_focus_stay_as_they_are(architecture, config, monkeypatch)
     camera = futures.focus[:, 0, : model.config.senses["camera"].num_state_tokens]
     assert torch.equal(camera, _row_by_row(3) > 0) and futures.focus[:, 0, 4:].all()  # vectors are always seen
     now, after = belief.codes["camera"], [codes[:, 0] for codes in futures.codes["camera"]]
-    changed = changed_places(model.config.senses["camera"], now, after)
+    changed = changed_tokens(model.config.senses["camera"], now, after)
     assert changed.any() and not (changed & ~camera).any()
     tokens = futures.cost.tokens[:, 0]
     assert (tokens.diff() == (camera.sum(1).diff() * _tokens_a_place(model))).all()

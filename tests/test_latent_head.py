@@ -10,7 +10,7 @@ from tiny_worlds import ACTIONS, SENSES, acts, language_model, observe, outcomes
 from pan_hf import PanConfig, PanModel
 from pan_hf.modeling import objectives_pan as objectives_pan
 from pan_hf.modeling.latent_head_pan import SCHEDULERS, SenseLatents, denoise, make_scheduler
-from pan_hf.modeling.objectives_pan import judge_latents, latent_examples
+from pan_hf.modeling.objectives_pan import latent_examples, update_latents_help
 from pan_hf.modeling.step_pan import StepPredictor
 
 UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
@@ -127,7 +127,7 @@ def test_latents_help_where_what_is_imagined_comes_closer_with_them():
     futures = model.simulate(model.perceive(observation), action, temperature=0.0, seed=0)
     for latents in (False, True):
         seen = torch.cat([observation["camera"], futures.decode("camera", latents=latents)], 1)
-        judge_latents(model, observation | {"camera": seen}, action)
+        update_latents_help(model, observation | {"camera": seen}, action)
         assert bool(model.senses["camera"].latents_help) == latents
 
 
@@ -140,7 +140,7 @@ def test_latents_do_not_help_where_they_make_bad_frames_a_little_better_and_spoi
     seen[0] = by_codes[0]
     errors = [(frames.float() - seen.float()).square().mean() for frames in (by_codes, with_latents)]
     assert errors[1] < errors[0]  # by the mean they would help
-    judge_latents(model, observation | {"camera": torch.cat([observation["camera"], seen], 1)}, action)
+    update_latents_help(model, observation | {"camera": torch.cat([observation["camera"], seen], 1)}, action)
     assert not model.senses["camera"].latents_help
 
 

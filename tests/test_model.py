@@ -495,7 +495,7 @@ def test_a_sentence_found_together_equals_one_drawn_code_by_code():
         for index in range(now.shape[1]):
             x = readout.sentence(features, drawn, level.drawn)
             logits = readout.logits(x, level, current, [], None)[:, index]
-            drawn[:, index] = pick(logits, draws[:, index], sampler.temperature)
+            drawn[:, index] = pick(logits, (draws[:, index], sampler.temperature))
             log_prob += log_prob_of(logits, drawn[:, index])
     assert torch.equal(together, drawn)
     torch.testing.assert_close(found_log_prob, log_prob, atol=1e-3, rtol=1e-4)
@@ -546,7 +546,7 @@ def test_codes_are_drawn_as_often_as_the_model_says_and_dead_rows_never():
     sampler = CodeSampler(0.7, torch.Generator().manual_seed(0), model.device)
     logits = torch.tensor([0.3, -1.0, -torch.inf, 2.0, 0.0, -torch.inf])
     many = logits.expand(100_000, -1)
-    counts = torch.bincount(pick(many, *sampler.picking(many.shape[:1])), minlength=6)
+    counts = torch.bincount(pick(many, sampler.picking(many.shape[:1])), minlength=6)
     p = (logits / 0.7).softmax(-1)
     assert counts[[2, 5]].sum() == 0
     error = (p * (1 - p) / len(many)).sqrt()

@@ -252,8 +252,8 @@ def test_latent_head_alone_trains_on_latents_and_on_what_they_decode_to():
     model.latent_heads.requires_grad_(True)
     examples = latent_examples(model, observe(model, 4, 3), acts(model, 4, 2))[-1]
     found = model.train()(objective="latent_head", **examples)
-    assert set(found.losses) == {"camera.latents", "camera.mended", "touch.latents"}
-    found.losses["camera.mended"].backward(retain_graph=True)
+    assert set(found.losses) == {"camera.latents", "camera.latent_reconstruction", "touch.latents"}
+    found.losses["camera.latent_reconstruction"].backward(retain_graph=True)
     assert {name.split(".")[1] for name in reached(model)[0]} == {"camera"}
     found.loss.backward()
     assert {name.split(".")[1] for name in reached(model)[0]} == {"camera", "touch"}

@@ -68,3 +68,9 @@ def test_settings_that_nothing_has_are_refused(wrong, told):
 
 def test_names_that_transformers_once_wrote_are_passed_over():
     assert PanConfig.from_dict(config().to_dict() | {"use_bfloat16": False, "pruned_heads": {}}).senses
+
+
+def test_a_loss_s_old_name_is_read():
+    made = PanConfig(training={"loss_weights": {"mended": 0.5}})
+    assert made.training.loss_weights == LOSS_WEIGHTS | {"latent_reconstruction": 0.5}
+    assert "mended" not in made.to_dict()["training"]["loss_weights"]

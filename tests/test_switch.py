@@ -29,14 +29,14 @@ def deciding(monkeypatch, model, choices):
             logits[index, min(left, default=len(names))] = 9.0
         return logits
 
-    original = SwitchPlan.told
+    original = SwitchPlan.inputs
 
-    def told(plan, rows, draft):
+    def inputs(plan, rows, draft):
         given = original(plan, rows, draft)
         given.task = torch.arange(draft.num_rows) if rows is None else rows
         return given
 
-    monkeypatch.setattr(SwitchPlan, "told", told)
+    monkeypatch.setattr(SwitchPlan, "inputs", inputs)
     monkeypatch.setattr(SwitchHead, "forward", forward)
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from pan_hf.data.windows import read_rows
 from pan_hf.modeling.distributed_pan import broadcast_from_main
-from pan_hf.modeling.objectives_pan import judge_latents
+from pan_hf.modeling.objectives_pan import update_latents_help
 from pan_hf.training.streaming import some_windows
 from pan_hf.training.windows import Windows
 
@@ -65,18 +65,18 @@ def affordable(rows: torch.Tensor, args, batch_size: int = 64) -> Iterator[torch
 
 
 def choose_latents(model, windows, args) -> None:
-    """Lets a trained model note whether latents help, see [`judge_latents`], by some windows of its training: as many
-    as there is time for."""
+    """Lets a trained model note whether latents help, see [`update_latents_help`], by some windows of its training: as
+    many as there is time for."""
     was_training, count, before = model.training, CALIBRATION_WINDOWS, args.seconds_left()
     model.eval()
     if args.seconds is not None:
-        _judge(model, some_windows(windows, FEW))
+        _compare(model, some_windows(windows, FEW))
         left = args.seconds_left(0.98)
         count = min(count, int(FEW * left / (before - args.seconds_left() + 1e-6)))
     if count > FEW:
-        _judge(model, some_windows(windows, count))
+        _compare(model, some_windows(windows, count))
     model.train(was_training)
 
 
-def _judge(model, batch: dict) -> None:
-    judge_latents(model, *send_to_device((batch["observation"], batch["action"]), model.device))
+def _compare(model, batch: dict) -> None:
+    update_latents_help(model, *send_to_device((batch["observation"], batch["action"]), model.device))

@@ -1,0 +1,160 @@
+"""What simulating and scoring refuse, in a sentence that names what was given; and what they take beside tensors."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_worlds import WORDS, acts, observe, outcomes, world_model
+
+from pan_hf import DiscreteAction, Effort, TextSense, VectorAction
+from pan_hf.modeling.step_pan import StepPredictor
+from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
+
+NAMES = ["left", "right", "up", "down"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return world_model(("touch", "mission"), DiscreteAction(4, names=NAMES))
+
+
+@pytest.fixture(scope="module")
+def belief(model):
+    return model.perceive(observe(model, 2))
+
+
+def without_mission(observation):
+    return {name: values for name, values in observation.items() if name != "mission"}
+
+
+def same(one, other):
+    return all(map(torch.equal, one.state.tensors(), other.state.tensors()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_rollouts": 0}, "`num_rollouts` must be a whole number of at least 1, got 0"),
+        ({"num_rollouts": 1.5}, "got 1.5"),
+        ({"num_rollouts": None}, "got None"),
+        ({"temperature": -1.0}, "`temperature` must be a finite number of at least 0, got -1.0"),
+        ({"temperature": float("nan")}, "got nan"),
+        ({"temperature": None}, "got None"),
+        ({"seed": 1.5}, "`seed` must be a whole number or None, got 1.5"),
+        ({"seed": 2**64}, "`seed` must have 64 bits at most"),
+        ({"expected": 3}, "`expected` steps must be 0 to 1, got 3"),
+        ({"expected": [2]}, "`expected` steps must be 0 to 1"),
+        ({"effort": 5}, "`effort` must be one of .* got 5"),
+        ({"effort": [1]}, r"no blocks \[1\]"),
+        ({"reencode": None}, "`reencode` must be a whole number of at least 0, got None"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(model, belief, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.simulate(belief, acts(model, 2, 2), **options)
+
+
+@pytest.mark.parametrize("fields", [{"price": float("nan")}, {"cap": float("nan")}, {"cap": "half"}, {"price": "low"}])
+def test_an_effort_that_is_no_number_is_refused(fields):
+    with pytest.raises(ValueError, match=f"`{next(iter(fields))}`"):
+        Effort(**fields)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (None, "must be a tensor, an array or nested lists"),
+        ([["left"], ["left", "up"]], "nested lists of equal lengths"),
+        ([["left"], ["leftt"]], r"no action 'leftt'; its actions are \['left', 'right', 'up', 'down'\]"),
+        (["left"], "B = 2 .the belief's rows"),
+        (torch.tensor([1, 2]), "B = 2 .the belief's rows"),
+        (torch.zeros(2, 0, dtype=torch.long), "at least one action"),
+        ([[0.5], [1.0]], "whole numbers"),
+        ([[4], [0]], "0 to 3"),
+    ],
+)
+def test_actions_that_are_none_of_the_model_s_are_refused(model, belief, actions, message):
+    with pytest.raises(ValueError, match=message):
+        model.simulate(belief, actions)
+
+
+def test_actions_without_names_and_words_out_of_range_are_refused():
+    model = world_model(("touch",), "text")
+    belief = model.perceive(observe(model, 1))
+    with pytest.raises(ValueError, match="have no names here"):
+        model.simulate(belief, ["go north"])
+    rows = model.config.vocab_size
+    with pytest.raises(ValueError, match=f"ids of words, from 0 to {rows - 1}; got {rows}"):
+        model.simulate(belief, torch.full((1, 1, 3), rows))
+    moved = world_model(("touch",), VectorAction(dim=2))
+    with pytest.raises(ValueError, match="which unit"):
+        moved.simulate(moved.perceive(observe(moved, 1)), torch.full((1, 1, 2), float("nan")))
+
+
+@pytest.mark.parametrize(
+    "how", [lambda a: a.numpy(), lambda a: a.tolist(), lambda a: a.int(), lambda a: {"action": a}]
+)
+def test_actions_may_be_arrays_lists_and_parts(model, belief, how):
+    actions = acts(model, 2, 2)
+    assert same(model.simulate(belief, how(actions), seed=0), model.simulate(belief, actions, seed=0))
+
+
+def test_actions_may_be_said_by_name(model, belief):
+    numbers = torch.tensor([[0, 2], [3, 1]])
+    named = [["left", "up"], ["down", "right"]]
+    assert same(model.simulate(belief, named, seed=0), model.simulate(belief, numbers, seed=0))
+    assert same(model.simulate(belief, np.array(named), seed=0), model.simulate(belief, numbers, seed=0))
+    one = model.perceive(observe(model, 1))
+    assert same(model.simulate(one, ["left", "up"], seed=0), model.simulate(one, numbers[:1], seed=0))
+    later = without_mission(observe(model, 2, 2, 1))
+    found = model.log_prob(belief, named, later).total
+    assert torch.equal(found, model.log_prob(belief, numbers, later).total)
+    window = observe(model, 2, 3)
+    assert same(model.perceive(window, named), model.perceive(window, numbers))
+    assert same(model.teacher_forced(window, named), model.teacher_forced(window, numbers))
+
+
+def test_a_seed_may_be_a_number_of_numpy(model, belief):
+    one, other = (model.simulate(belief, acts(model, 2, 2), seed=seed) for seed in (3, np.int64(3)))
+    assert same(one, other) and other.seed == 3 and torch.equal(one.decode("touch"), other.decode("touch"))
+
+
+def test_other_rows_or_frames_than_the_belief_has_are_refused(model, belief):
+    later = without_mission(observe(model, 3, 2, 1))
+    with pytest.raises(ValueError, match=r"`observations` must be \(B, H\) of \(2, 2\).* got \(3, 2\)"):
+        model.log_prob(belief, acts(model, 2, 2), later)
+    with pytest.raises(ValueError, match=r"got \(3, 2\)"):
+        model.log_prob(model.perceive(observe(model, 3)), acts(model, 3, 1), later)
+    with pytest.raises(ValueError, match="as many rows"):
+        StepPredictor(model).step(belief, torch.tensor([1]))
+    with pytest.raises(ValueError, match="no rows"):
+        model.simulate(belief.select(torch.zeros(0, dtype=torch.long)), torch.zeros(0, 1, dtype=torch.long))
+    with pytest.raises(TypeError, match="`belief` must be a Belief"):
+        model.simulate(None, acts(model, 2, 2))
+
+
+@pytest.mark.parametrize("part", ["outcome.out.weight", "language_model.model.norm.weight"])
+def test_weights_that_are_not_finite_are_named(part):
+    model = world_model(("touch",))
+    belief, weight = model.perceive(observe(model, 1)), model.get_parameter(part)
+    weight.data.view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=f"not numbers: its weights .'{part}'. are not finite"):
+        model.simulate(belief, acts(model, 1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [{}, {"context_steps": 2}])
+def test_a_world_of_words_alone_imagines_learns_and_switches(config):
+    model = world_model({"heard": TextSense(max_length=4, every_step=True)}, **config)
+    steps = model.config.context_steps + 1
+    belief = model.perceive(observe(model, 4))
+    for effort in (None, "auto", "all"):
+        futures = model.simulate(belief, acts(model, 4, 3), seed=0, effort=effort)
+        words = futures.decode("heard")
+        assert words.shape == (4, 3, 4) and bool((words < WORDS).all())
+    window = {"observation": observe(model, 4, steps + 1), "action": acts(model, 4, steps), **outcomes(4, steps)}
+    for objective in ("joint", "switch"):
+        assert bool(model(objective=objective, **window).loss.isfinite())
+    examples = switch_examples(model, *split_window(model, **window))
+    # standing still is wrong where a word changes, and no worse than that
+    assert bool((examples["distortion"] >= 0).all()) and bool((examples["distortion"][..., 0] <= 1).all())
+    assert bool(model(objective="switch_warm_up", condition=examples).loss.isfinite())
