@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,10 @@ from pan_hf.features import feature_class
 from pan_hf.files import write_file
 from pan_hf.hub import address, hub_id
 from pan_hf.reporting.figures import CURVE_METRICS, series_name
-from pan_hf.reporting.report import by_environment, origins, read_results, success_interval, template, timing_table
+from pan_hf.reporting.report import by_environment, origins, read_results, success_interval, timing_table
 from pan_hf.reporting.results import Record
 from pan_hf.reporting.tables import format_value, metric_label, origin_lines, seeds_text, select, table, unit_of
+from pan_hf.reporting.templates import Markdown, code, escaped, quoted, template
 
 FACTS = "checkpoint.json"
 RESULTS = "results"  # where `pan push` lays the result files, as seen from the card
@@ -88,11 +90,13 @@ def checkpoint_facts(
     config, trained = _read_json(folder / "config.json"), _read_json(folder / "training_data.json")
     began_as, is_fresh = _beginning(run)
     model_id = model_id or str(folder)
+    others = config.get("actions") or {}  # parts of the action beside that of the name "action"
     facts = {
         "name": model_id.rpartition("/")[2] if model_id.count("/") == 1 else run.resolve().name,
         "model_id": model_id,
         "senses": {name: _shape(sense) for name, sense in config.get("senses", {}).items()},
         "action": _shape(config.get("action") or {}),
+        **({"actions": {name: _shape(part) for name, part in others.items()}} if others else {}),
         "episodes": len(trained.get("fingerprints", [])),
         "environments": list(dict.fromkeys(trained.get("environments", []))),
         "base_model": began_as,
@@ -104,9 +108,19 @@ def checkpoint_facts(
 
 
 def _shape(part: dict[str, Any]) -> dict[str, Any]:
-    """What the card tells of a sense's or an action's configuration."""
-    told = feature_class(part["kind"]).card_fields if part else ()
-    return {name: value for name, value in part.items() if told is None or name in ("kind", *told)}
+    """What the card tells of a sense's or an action's configuration.
+
+    Raises:
+        ValueError: a field is a text with more in it than a word, which the card's snippet would run.
+    """
+    if not part:
+        return {}
+    fields = feature_class(part["kind"]).card_fields
+    shape = {name: value for name, value in part.items() if fields is None or name in ("kind", *fields)}
+    for name, value in shape.items():
+        if isinstance(value, str) and not re.fullmatch(r"[\w.:-]*", value):
+            raise ValueError(f"config.json: `{name}` of a {part['kind']!r} is {value!r}, expected a number or a word.")
+    return shape
 
 
 def _beginning(run: Path) -> tuple[str | None, bool]:
@@ -133,19 +147,22 @@ def card_text(facts: dict[str, Any], results: str | os.PathLike) -> str:
         ValueError: a result file is malformed; the message names it.
     """
     records = read_results(Path(results))
+    folder = facts.get("results", RESULTS)
+    if not re.fullmatch(r"[\w./-]+", folder):
+        raise ValueError(f"{FACTS}: `results` is {folder!r}, expected the path of a folder beside the card.")
     content = template("model_card.md.jinja").render(
         facts,
-        card_data=_card_data(facts, records).to_yaml(),
-        senses=[_sense_words(*item) for item in facts["senses"].items()],
-        action=_action_words(facts["action"]),
-        snippet=_snippet(facts),
+        card_data=Markdown(_card_data(facts, records).to_yaml()),
+        senses=Markdown(", ".join(f"{code(name)} ({_words(sense)})" for name, sense in facts["senses"].items())),
+        action=_action_words(facts),
+        snippet=Markdown(_snippet(facts)),
         training=origins(records["timing"]),
         timing=timing_table(records["timing"]),
         evaluation=_predicted(records["evaluation"]),
         futures=_sampled(records["futures"]),
         planning=_planned(records["planning"]),
         measured={part: origin_lines(records[part]) for part in ("evaluation", "futures", "planning")},
-        files=[f"[{name}.json]({facts.get('results', RESULTS)}/{name}.json)" for name in records if records[name]],
+        files=Markdown(", ".join(f"[{name}.json]({folder}/{name}.json)" for name in records if records[name])),
         copy_last=series_name("copy_last"),
         failures=[*_not_better_than_copying(records["evaluation"]), *_unsolved(records["planning"])],
     )
@@ -184,7 +201,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _card_data(facts: dict[str, Any], records: dict[str, list[Record]]) -> ModelCardData:
-    moves = facts["action"].get("kind") == "vector"
+    moves = any(feature_class(part["kind"]).is_numeric for part in _actions(facts).values())
     return ModelCardData(
         license=facts["license"],
         library_name="transformers",
@@ -315,31 +332,41 @@ def _unsolved(records: Sequence[Record]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- what it takes
 
 
-def _sense_words(name: str, sense: dict[str, Any]) -> str:
-    return f"`{name}` ({feature_class(sense['kind']).sense_words(sense)})"
+def _words(part: dict[str, Any]) -> str:
+    return escaped(feature_class(part["kind"]).sense_words(part))
 
 
-def _action_words(action: dict[str, Any]) -> str:
-    return feature_class(action["kind"]).action_words(action) if action else "an action"
+def _actions(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of the action by name."""
+    return ({"action": facts["action"]} if facts["action"] else {}) | facts.get("actions", {})
+
+
+def _action_words(facts: dict[str, Any]) -> Markdown:
+    words = {name: escaped(feature_class(part["kind"]).action_words(part)) for name, part in _actions(facts).items()}
+    if list(words) == ["action"]:
+        return words["action"]
+    return Markdown(" and ".join(f"{word} ({code(name)})" for name, word in words.items()) or "an action")
 
 
 def _snippet(facts: dict[str, Any]) -> str:
     """Code that runs as it stands: blank observations and actions of the right shape, to be replaced by real ones."""
-    model_id = facts["model_id"]
+    model_id = quoted(facts["model_id"])
     senses = facts["senses"] or {"camera": {"kind": "image", "height": 64, "width": 64, "channels": 3}}
-    parts = [f'"{name}": {feature_class(sense["kind"]).blank_sense(sense)}' for name, sense in senses.items()]
-    action = facts["action"] or {"kind": "discrete"}
-    actions = feature_class(action["kind"]).blank_actions(action)
+    parts = [f"{quoted(name)}: {feature_class(sense['kind']).blank_sense(sense)}" for name, sense in senses.items()]
+    blanks = {name: feature_class(part["kind"]).blank_actions(part) for name, part in _actions(facts).items()}
+    actions = "{" + ", ".join(f"{quoted(name)}: {blank}" for name, blank in blanks.items()) + "}"
+    if not set(blanks) - {"action"}:
+        actions = blanks.get("action") or feature_class("discrete").blank_actions({})
     seen = next(iter(senses))
     return f"""import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
-processor = AutoProcessor.from_pretrained("{model_id}", trust_remote_code=True)
-model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained({model_id}, trust_remote_code=True)
+model = AutoModel.from_pretrained({model_id}, trust_remote_code=True).eval()
 observation = {{{", ".join(parts)}}}
 belief = model.perceive(**processor(observation=observation))
 actions = {actions}  # (batch, steps)
 futures = model.simulate(belief, actions, num_rollouts=4, seed=0)
-print(futures.decode("{seen}").shape)  # (rollouts, steps, ...)
+print(futures.decode({quoted(seen)}).shape)  # (rollouts, steps, ...)
 print(futures.reward.mean(0), futures.log_prob.sum(1))"""

@@ -15,8 +15,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary
 from pan_hf.features import feature_of
-from pan_hf.reporting.report import template
 from pan_hf.reporting.tables import markdown_table
+from pan_hf.reporting.templates import Markdown, code, escaped, template
 
 MAX_FILES = 10_000  # a Hub takes no more of them in one folder
 TAGS = ("world-model", "pan", "trajectories")
@@ -42,7 +42,7 @@ def recording_card(root: str | Path, repo_id: str, license: str | None = None) -
     name = repo_id.rpartition("/")[2]
     content = template("dataset_card.md.jinja").render(
         version=info["version"],
-        card_data=_card_data(info, name, frames, sizes, "*/" if has_many(root) else "", license).to_yaml(),
+        card_data=Markdown(_card_data(info, name, frames, sizes, "*/" if has_many(root) else "", license).to_yaml()),
         name=name,
         repo_id=repo_id,
         license=license,
@@ -109,33 +109,33 @@ def _count_table(episodes: Counter, frames: Counter) -> str:
 
 
 def _feature_table(features: dict[str, dict]) -> str:
-    rows = [[f"`{name}`", feature_of(one).words()] for name, one in features.items()]
+    rows = [[code(name), feature_of(one).words()] for name, one in features.items()]
     return markdown_table(["column", "what"], rows, lead=2)
 
 
-def _origin(info: dict[str, Any]) -> list[str]:
+def _origin(info: dict[str, Any]) -> list[Markdown]:
     """How it came to be, a line each; what was not set is left out."""
     recording, source = info.get("recording") or {}, info.get("source") or {}
-    lines = [f"Environment: {_settings('`{id}`'.format(**entry), entry)}" for entry in info["environments"]]
+    lines = [f"Environment: {_settings(code(entry['id']), entry)}" for entry in info["environments"]]
     if source.get("kind") == "mirrored":
-        flips = ", ".join(source["flips"])
-        lines.append(f"Beside each training episode stand {source['copies']} mirror images of it ({flips})")
+        flips = ", ".join(map(escaped, source["flips"]))
+        lines.append(f"Beside each training episode stand {escaped(source['copies'])} mirror images of it ({flips})")
     elif source:
-        lines.append(f"Imported from {_settings('other data', source)}")
+        lines.append(f"Imported from {_settings(Markdown('other data'), source)}")
     if policies := recording.get("policy"):
         drawn = ", one of them drawn for each episode" if len(policies) > 1 else ""
-        lines.append(f"Policy: {', '.join(f'`{policy}`' for policy in policies)}{drawn}")
+        lines.append(f"Policy: {', '.join(map(code, policies))}{drawn}")
     if steps := recording.get("explore_steps"):
-        lines.append(f"Before each episode: up to {steps} random steps that are not recorded")
+        lines.append(f"Before each episode: up to {escaped(steps)} random steps that are not recorded")
     if start := recording.get("start"):
-        lines.append(f"Starting states: set by `{start}`")
+        lines.append(f"Starting states: set by {code(start)}")
     if limit := recording.get("max_episode_steps"):
-        lines.append(f"Episodes are cut after {limit} steps")
-    lines += [f"Seed: {info['seed']}"] if info.get("seed") is not None else []
-    return [*lines, f"Frames a second: {info['fps']:g}"]
+        lines.append(f"Episodes are cut after {escaped(limit)} steps")
+    lines += [f"Seed: {escaped(info['seed'])}"] if info.get("seed") is not None else []
+    return [Markdown(line) for line in (*lines, f"Frames a second: {info['fps']:g}")]
 
 
-def _settings(what: str, entry: dict[str, Any]) -> str:
+def _settings(what: Markdown, entry: dict[str, Any]) -> str:
     """What was set, in words; nothing where nothing was."""
-    told = [f"{name} `{value}`" for name, value in entry.items() if name != "id" and value]
+    told = [f"{escaped(name)} {code(value)}" for name, value in entry.items() if name != "id" and value]
     return f"{what} with {', '.join(told)}" if told else what

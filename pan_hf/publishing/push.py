@@ -27,7 +27,8 @@ from pan_hf.data.episodes import SPLITS, episode_files, read_info
 from pan_hf.hub import address, hub_id, patiently
 from pan_hf.publishing import data_card
 from pan_hf.publishing.card import FACTS, card_text, checkpoint_facts
-from pan_hf.reporting.report import RESULT_FILES, template
+from pan_hf.reporting.report import RESULT_FILES
+from pan_hf.reporting.templates import Markdown, template
 from pan_hf.tokenization.vocabulary_pan import FILE_NAME as LEDGER
 from pan_hf.tokenization.vocabulary_pan import Vocabulary
 
@@ -259,7 +260,7 @@ def _adapter_card(
         tags=["world-model", "pan"],
     )
     content = template("adapter_card.md.jinja").render(
-        card_data=data.to_yaml(),
+        card_data=Markdown(data.to_yaml()),
         name=repo_id.rpartition("/")[2],
         repo_id=repo_id,
         base_model=base,

@@ -41,6 +41,7 @@ CURVE_METRICS = (
     "bits_per_observation",
 )
 SERIES_COLOURS = {"pan": "#3b82f6", "pan_expected": "#8b5cf6", "copy_last": "#9a8c7c"}
+AS_WRITTEN: Any = {"text.parse_math": False}  # a name with a dollar sign is no formula
 OTHER_COLOURS = ("#e07b39", "#2f9e6e", "#b45fc4", "#c9a227")
 
 
@@ -235,6 +236,7 @@ def curves(records: Sequence[Record]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(key)) or drawable
 
 
+@rc_context(AS_WRITTEN)
 def horizon_plot(records: Sequence[Record], path: str | os.PathLike) -> Path:
     """Draws the metrics of `curves` (rows) in every environment (columns) against the horizon, one line a model with
     its standard error as a band, and writes it in the format of `path`'s ending (.png, .svg, .pdf).
@@ -304,7 +306,7 @@ def calibration_svg(records: Sequence[Record], environment: str) -> str:
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     """A drawing as inline SVG whose text and axes take the colour of the page, light or dark; `name` is its own."""
     ink = "#010203"  # replaced below; no series has it
-    style: Any = {
+    style: Any = AS_WRITTEN | {
         "svg.fonttype": "none",
         "svg.hashsalt": name,  # ids stay apart within a page, and equal from run to run
         "font.family": "sans-serif",

@@ -16,7 +16,6 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,9 @@ from pan_hf.reporting.figures import (
 )
 from pan_hf.reporting.results import Record, read_records, wilson
 from pan_hf.reporting.tables import distinct_origins, format_value, metric_label, pivot, seeds_text, select
+from pan_hf.reporting.templates import template
 
 with extra("report", "A report"):
-    import jinja2
     from markupsafe import Markup
 
 # result file -> the command that writes it; None for what only some runs have
@@ -91,23 +90,6 @@ def read_results(run: Path) -> dict[str, list[Record]]:
     """The records of each result file of a run; an empty list for a file that is not there."""
     files = {name: run / f"{name}.json" for name in RESULT_FILES}
     return {name: read_records(file) if file.exists() else [] for name, file in files.items()}
-
-
-def template(name: str) -> jinja2.Template:
-    """A template of `pan_hf/templates`; values are escaped in those for HTML, and a missing one is an error."""
-    return _templates().get_template(name)
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates"),
-        autoescape=lambda name: name is not None and ".html" in name,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------- tables

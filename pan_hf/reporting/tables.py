@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pan_hf.reporting.results import FIELDS, MISSING, Record
+from pan_hf.reporting.templates import Markdown, code, escaped
 
 # ----------------------------------------------------------------------------------------------- choosing and showing
 
@@ -99,11 +100,13 @@ def distinct_origins(records: Iterable[Record]) -> list[tuple[str, str, str, str
     return origins
 
 
-def origin_lines(records: Sequence[Record]) -> str:
+def origin_lines(records: Sequence[Record]) -> Markdown:
     """One line of Markdown a distinct origin: the command, the commit, the hardware and the seeds."""
-    return "\n".join(
-        f"`{command}` at {commit} on {hardware}; {seeds}."
-        for command, commit, hardware, seeds in distinct_origins(records)
+    return Markdown(
+        "\n".join(
+            f"{code(command)} at {escaped(commit)} on {escaped(hardware)}; {seeds}."
+            for command, commit, hardware, seeds in distinct_origins(records)
+        )
     )
 
 
@@ -139,17 +142,22 @@ def pivot(
     return header, body
 
 
-def table(records: Sequence[Record], rows: str | Sequence[str], columns: str | Sequence[str]) -> str:
+def table(records: Sequence[Record], rows: str | Sequence[str], columns: str | Sequence[str]) -> Markdown:
     """`pivot` as a Markdown table; the empty string if there are no records."""
     if not records:
-        return ""
+        return Markdown()
     return markdown_table(*pivot(records, rows, columns), lead=len(names(rows)))
 
 
-def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]], lead: int = 1) -> str:
+def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]], lead: int = 1) -> Markdown:
     """Text cells as a Markdown table; the columns after the first `lead` are numbers and stand to the right."""
-    rule = ["---"] * lead + ["---:"] * (len(header) - lead)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *body])
+    rule = [Markdown("---")] * lead + [Markdown("---:")] * (len(header) - lead)
+    return Markdown("\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in [header, rule, *body]))
+
+
+def _cell(text: str) -> str:
+    # a table is cut at bars before code is looked for, so a bar in code needs its backslash, too
+    return text.replace("|", r"\|") if isinstance(text, Markdown) else escaped(text)
 
 
 def names(names: str | Sequence[str]) -> list[str]:
