@@ -10,7 +10,9 @@ import contextlib
 import copy
 import json
 import logging
-from collections.abc import Callable, Collection
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ WHOLE_FOLDER: Callable[[Any], contextlib.AbstractContextManager] = contextlib.nu
 FINISH_WRITING: Callable[[Any], object] = str
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_INDEX = "model.safetensors.index.json"
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as families of backbones call them
+_LARGER, _SPARE = 4, 10**7  # how far a model may exceed its files: tied tables are in them once, 4 bits are packed
 _MANY = 4  # names shown of a long list
 _RESTORE = "Restore config.json and every safetensors file from the same checkpoint, or save the model again."
 
@@ -101,6 +106,12 @@ class PanPreTrainedModel(PreTrainedModel):
         if self.processor is not None and not is_direct:
             self.processor.note_model(save_directory)
 
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        """What `from_pretrained` does once a model stands on the meta device and its files are known."""
+        check_size(model, checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
         """Masks stay masks and codes whole numbers: the parts kept in float32 would otherwise load the codebooks' bool
         and int buffers as floats."""
@@ -128,7 +139,8 @@ def check_folder(folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: it reads like a path and is not there.
-        ValueError: its `config.json` describes another kind of model, or its tensors are pickles.
+        ValueError: its `config.json` describes another kind of model or one that its tensors cannot be of, its tensors
+            are pickles, or lie elsewhere.
     """
     if folder is None:  # a configuration and a state dict instead
         return
@@ -138,19 +150,87 @@ def check_folder(folder: str | Path) -> None:
     config = path / "config.json"
     if not config.is_file():
         return
-    with contextlib.suppress(json.JSONDecodeError):  # Transformers says that well
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        if kind != "pan":
-            raise ValueError(
-                f"{config}: expected a PAN world model (model_type 'pan'), got {kind!r}. To turn a language model "
-                f"into one, use PanModel.from_backbone({str(folder)!r}, senses=..., action=...)."
-            )
+    try:
+        described = _read_object(config)
+    except json.JSONDecodeError:  # Transformers says that well
+        return
+    kind = described.get("model_type")
+    if kind != "pan":
+        raise ValueError(
+            f"{config}: expected a PAN world model (model_type 'pan'), got {kind!r}. To turn a language model "
+            f"into one, use PanModel.from_backbone({str(folder)!r}, senses=..., action=...)."
+        )
+    if (path / _INDEX).is_file():
+        _check_index(path / _INDEX)
+    _check_depth(path, described)
     pickles = sorted(found.name for ending in _PICKLES for found in path.glob(f"*model*{ending}"))
     if pickles and not _tensor_files(path):
         raise ValueError(
             f"{folder} holds its tensors in {', '.join(pickles)}, a pickle, which can run any code when it is read. "
             "Only safetensors are loaded: have it saved again with save_pretrained, as model.safetensors."
         )
+
+
+def _read_object(path: Path) -> dict:
+    """A JSON object from a file. Raises JSONDecodeError as it comes, ValueError for what Transformers stumbles at."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"Cannot read {path}: {type(error).__name__}: {error}. {_RESTORE}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}. {_RESTORE}")
+    return content
+
+
+def _check_index(index: Path) -> None:
+    """Raises ValueError where an index names anything but safetensors beside it: Transformers would unpickle a `.bin`,
+    and read whatever path stands there."""
+    files = None
+    with contextlib.suppress(json.JSONDecodeError):
+        files = _read_object(index).get("weight_map")
+    names = {str(name) for name in (files.values() if isinstance(files, dict) else [files])}
+    if wrong := [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]:
+        raise ValueError(f"{index} must name safetensors beside it, got {_names(wrong)}. {_RESTORE}")
+
+
+def _check_depth(folder: Path, described: dict) -> None:
+    """Raises ValueError where a backbone has more layers than there are tensors: making them could take hours."""
+    backbone = described.get("text_config")
+    layers = [backbone.get(name) for name in _LAYERS] if isinstance(backbone, dict) else []
+    deepest = max((number for number in layers if isinstance(number, int)), default=0)
+    if deepest and (held := sum(len(shapes) for shapes in _shapes(folder).values())) and deepest > held:
+        raise ValueError(
+            f"{folder}: its config.json asks for {deepest} layers, and its files hold {held} tensors. {_RESTORE}"
+        )
+
+
+def _shapes(folder: Path) -> dict[Path, dict[str, list[int]]]:
+    """Shapes of the tensors of each file in a folder, from the files' headers; a damaged file has none."""
+    shapes: dict[Path, dict[str, list[int]]] = {}
+    for path in _tensor_files(folder):
+        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as tensors:
+            shapes[path] = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+    return shapes
+
+
+def check_size(model: nn.Module, files: Sequence[str] | None) -> None:
+    """Raises ValueError, before a number is allocated, where a model is much larger than its files.
+
+    Args:
+        model: on the meta device.
+        files: that it will be loaded from; None where it is not.
+    """
+    if pickled := [file for file in files or () if not file.endswith(".safetensors")]:
+        raise ValueError(f"Only safetensors are loaded, got {_names(pickled)}. {_RESTORE}")
+    if not files:
+        return
+    held = 0
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            held += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    asked = sum(tensor.numel() for tensor in model.state_dict().values())
+    if asked > _LARGER * held + _SPARE:
+        raise ValueError(f"config.json asks for a model of {asked} numbers, and its files hold {held}. {_RESTORE}")
 
 
 @contextlib.contextmanager
@@ -229,11 +309,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _files_of(folder: str | Path, names) -> str:
-    holding = set()
-    for path in _tensor_files(folder):
-        with safe_open(path, "pt") as tensors:
-            if set(tensors.keys()) & set(names):
-                holding.add(path.name)
+    holding = {path.name for path, shapes in _shapes(Path(folder)).items() if shapes.keys() & set(names)}
     return f" (in {', '.join(sorted(holding))})" if holding else ""
 
 

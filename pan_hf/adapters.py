@@ -227,7 +227,7 @@ def _read(folder: Path) -> _Saved:
             about = file.metadata()
         ids = json.loads(about["ids"])
         tensors = load_file(folder / GROWN)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"The adapter at {folder} is damaged or cut short ({error}); save it again.") from error
     return _Saved(folder, config, shapes, tensors, ids, about, Vocabulary.load(folder / FILE_NAME))
 
@@ -277,6 +277,22 @@ def _check_rows(model: PanModel, saved: _Saved) -> None:
     expected = {f"table.{n}": (len(saved.ids), table.shape[1]) for n, table in enumerate(model.table.weights())}
     if shapes != expected:
         raise ValueError(f"{saved.folder / GROWN} has rows {shapes}, this base needs {expected}: of another model.")
+    if saved.ids != _born_ids(saved.ledger, int(saved.about["base_events"])):
+        raise ValueError(f"{saved.folder / GROWN} has rows of tokens that its {FILE_NAME} does not say were born.")
+    owned = _owned(model, saved)
+    for number, table in enumerate(model.table.weights()):
+        mine, theirs = table.detach()[[saved.ids[n] for n in owned]].cpu(), saved.tensors[f"table.{number}"][owned]
+        if not torch.equal(mine, theirs.to(mine.dtype)):
+            raise ValueError(
+                f"The adapter at {saved.folder} would change rows of tokens that are the base's own; it was made on "
+                "another base, or by somebody who means harm."
+            )
+
+
+def _owned(model: PanModel, saved: _Saved) -> list[int]:
+    """Which of an adapter's rows are of tokens that the base had when it was attached to its processor."""
+    theirs = set(_born_ids(model.ledger(), 0)) - set(_grown_ids(model))
+    return [number for number, item in enumerate(saved.ids) if item in theirs]
 
 
 def _check_base(model: PanModel, saved: _Saved) -> None:
@@ -338,8 +354,11 @@ def _write_rows(model: PanModel, saved: _Saved) -> None:
 
 def _grown_ids(model: PanModel) -> list[int]:
     """Ids of the tokens born since the model was attached to its processor."""
-    ledger = model.ledger()
-    births = [event for event in ledger.events[model.base_events :] if event["event"] == "birth"]
+    return _born_ids(model.ledger(), model.base_events)
+
+
+def _born_ids(ledger: Vocabulary, first_event: int) -> list[int]:
+    births = [event for event in ledger.events[first_event:] if event["event"] == "birth"]
     return [item for birth in births for item in ledger.ids_of(birth)]
 
 

@@ -22,6 +22,7 @@ import numpy as np
 FILE_NAME = "vocabulary.json"
 FORMAT, VERSION = "pan-vocabulary", 1
 TEXT = "text"
+MOST_ROWS = 2**23  # of a table; ten times the words of the largest tokenizers. More would be a list that fills memory
 BIRTH_REASONS = ("start", "named", "novelty", "merge")
 
 
@@ -39,7 +40,7 @@ class Vocabulary:
             "text", which is not listed here.
 
     Raises:
-        ValueError: segments that overlap, leave gaps, or are empty.
+        ValueError: segments that overlap, leave gaps, or are empty; or more than `MOST_ROWS` rows.
     """
 
     def __init__(self, text_capacity: int, segments: Mapping[str, Sequence[int]] | None = None):
@@ -50,6 +51,7 @@ class Vocabulary:
         self._born = dict.fromkeys([TEXT, *self.segments], 0)
         self._retired: dict[str, set[int]] = {name: set() for name in self._born}
         self._extensions: dict[str, list[tuple[int, int]]] = {name: [] for name in [TEXT, *self.segments]}
+        self._names: dict[str, set[str]] = {name: set() for name in self._born}
         self._check_layout()
 
     @classmethod
@@ -366,7 +368,7 @@ class Vocabulary:
             text = file.read()
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: not JSON ({error}); it was truncated or damaged. {_RESTORE}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}. {_RESTORE}")
@@ -397,6 +399,8 @@ class Vocabulary:
                     f"got {capacity} rows from row {offset}."
                 )
             expected += capacity
+        if expected > MOST_ROWS:
+            raise ValueError(f"A vocabulary has at most {MOST_ROWS} rows, got {expected}.")
 
     def _run_of(self, segment: str) -> tuple[int, int]:
         if segment == TEXT:
@@ -448,12 +452,13 @@ class Vocabulary:
         names = event.get("names")
         if names is None:
             return
-        before = [birth for birth in self.births if birth["segment"] == event["segment"]]
-        taken = [name for birth in before for name in birth.get("names", [])]
-        if len(names) != event["count"] or len({*taken, *names}) != len(taken) + len(names):
+        taken = sorted(self._names[event["segment"]].intersection(names))
+        if len(names) != event["count"] or len(set(names)) != len(names) or taken:
             raise ValueError(
-                f"{event['count']} tokens of {event['segment']} need as many new names, got {names} after {taken}."
+                f"{event['count']} tokens of {event['segment']} need as many new names, got {names}, of which {taken} "
+                "are taken."
             )
+        self._names[event["segment"]].update(names)
 
     def _apply_retirement(self, event: dict) -> None:
         ids = event["ids"]
@@ -473,10 +478,10 @@ class Vocabulary:
 
     def _apply_extension(self, event: dict) -> None:
         segment, capacity = event["segment"], event["capacity"]
-        if segment not in self._born or capacity < 1 or event["first"] != self.size:
+        if segment not in self._born or not 1 <= capacity <= MOST_ROWS - self.size or event["first"] != self.size:
             raise ValueError(
                 f"{segment} cannot have {capacity} more rows from row {event['first']}: expected one of "
-                f"{', '.join(self._born)}, and at least one row from row {self.size}."
+                f"{', '.join(self._born)}, and at least one row from row {self.size}, {MOST_ROWS} rows in all."
             )
         self._extensions[segment].append((event["first"], capacity))
 
