@@ -628,7 +628,7 @@ def test_data_of_another_class_is_a_sentence(data, message, tmp_path):
         import_dataset(data, tmp_path / "data", **WHOLE)
     for importer in (import_lerobot, import_videos, import_minari):
         if data is None:
-            with pytest.raises(ValueError, match="expected the folder of the data, got NoneType"):
+            with pytest.raises(ValueError, match="data: expected a text or a path, got NoneType"):
                 importer(data, tmp_path / "data", **WHOLE)
 
 

@@ -216,3 +216,31 @@ def test_several_choices_that_are_counted_as_one_take_a_mask_of_each():
     env.reset()
     assert env.action_masks["action"].tolist() == [False, False, False, True, False, True]
     assert {env.sample_action(np.random.default_rng(0)) for _ in range(20)} == {3, 5}
+
+
+class Speaker(gymnasium.Env):
+    """Is told what to do in words, of which it tells some that it understands."""
+
+    observation_space, action_space = spaces.Discrete(3), spaces.Text(12, charset="abcdefghijklmnopqrstuvwxyz ")
+
+    def __init__(self, tells=True):
+        self.info = {"admissible_commands": ["go north", "look"]} if tells else {}
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return 0, self.info
+
+    def step(self, action):
+        self.steps += 1
+        return 1, 0.0, False, self.steps == 4, self.info
+
+
+gymnasium.register("parts/Speaker-v0", Speaker, disable_env_checker=True)
+
+
+def test_a_random_policy_says_what_is_understood_or_that_it_says_nothing(tmp_path):
+    record("parts/Speaker-v0", tmp_path / "data", episodes=4, progress=False)
+    seen = load_trajectories(tmp_path / "data", "train")
+    assert set(seen.actions[~seen.action_is_pad]) == {"go north", "look"}
+    with pytest.warns(UserWarning, match="random letters.*--policy"):
+        record("parts/Speaker-v0", tmp_path / "noise", episodes=2, env_args={"tells": False}, progress=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from pan_hf.arguments import least
 from pan_hf.data.episodes import FORMAT, SPLITS, VERSION, episode_files, read_info, read_summary, write_info
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.data.windows import check_has_senses
@@ -20,6 +21,16 @@ from pan_hf.tokenization import PanProcessor
 
 # By column, what `Feature.summary` says of an episode: of a vector the smallest and largest value of each number.
 Extremes = dict[str, list]
+
+
+# Bounds of the arguments that say how pictures are brought to size, for `checked`.
+PICTURES = {"image_size": least(1), "depth_scale": least(0, above=True)}
+
+
+def check_test_fraction(test_fraction: float) -> None:
+    """Raises ValueError for a share of episodes that cannot be kept for testing."""
+    if not (0 <= test_fraction <= 0.5 or test_fraction == 1):
+        raise ValueError(f"test_fraction: expected 0 to 0.5, or 1 for test episodes only, got {test_fraction}")
 
 
 def new_info(fps: float, features: dict[str, dict], environments: list[dict], test_fraction: float, **about) -> dict:

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pan_hf.arguments import checked, least
 from pan_hf.console import Progress
 from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary, write_info
-from pan_hf.data.info import new_info, rare_options, write_counted
+from pan_hf.data.info import PICTURES, check_test_fraction, new_info, rare_options, write_counted
 from pan_hf.data.recorder import RecordingJob, Stream, call_in_fork, is_forked, record_streams, recording_processes
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.envs.policies import load_policies
@@ -31,6 +32,16 @@ _DISK_RESERVE = 64 * 2**20
 _DISK_MARGIN = 1.5
 
 
+@checked(
+    frames=least(1),
+    episodes=least(1),
+    workers=least(1),
+    max_episode_steps=least(1),
+    explore_steps=least(0),
+    seed=least(0),
+    fps=least(0, above=True),
+    **PICTURES,
+)
 def record(
     env_ids: str | Sequence[str],
     output: str | Path,
@@ -107,10 +118,11 @@ def record(
         **rare_options(optional, depth_scale, depth_unit),
     }
     ids = [env_ids] if isinstance(env_ids, str) else list(env_ids)
-    _check_amounts(ids, frames, episodes, test_fraction, fps)
-    _check_least(1, frames=frames, episodes=episodes, workers=workers)
-    _check_least(1, max_episode_steps=max_episode_steps, image_size=image_size)
-    _check_least(0, explore_steps=explore_steps, seed=seed)
+    if not ids or len(set(ids)) < len(ids):
+        raise ValueError(f"env_ids: expected one or more different environment ids, got {ids}")
+    if (frames is None) == (episodes is None):
+        raise ValueError(f"Give either frames or episodes, got frames={frames} and episodes={episodes}")
+    check_test_fraction(test_fraction)
     root = Path(output)
     environments = [{"id": id, **entry} for id in ids]
     policies = load_policies(policy)
@@ -140,7 +152,12 @@ def record(
         return before
     _check_disk(root, streams, bytes_per_frame)
     write_info(root, info if before is None else {**before, "requested": info["requested"], "complete": False})
-    return _run(job, info, streams, workers, progress)
+    try:
+        return _run(job, info, streams, workers, progress)
+    except ValueError:
+        if before is None and not any(info["episodes"].values()):
+            shutil.rmtree(root, ignore_errors=True)  # nothing was recorded: as if it had not been begun
+        raise
 
 
 def _run(job: RecordingJob, info: dict, streams: list[Stream], workers: int, progress: bool) -> dict:
@@ -175,25 +192,6 @@ def _rename(rename: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
     if wrong:
         raise ValueError(f"rename: expected 'observation=sense', got {wrong}")
     return dict(pair.split("=") for pair in rename or ())
-
-
-def _check_amounts(
-    ids: list[str], frames: int | None, episodes: int | None, test_fraction: float, fps: float | None
-) -> None:
-    if not ids or len(set(ids)) < len(ids):
-        raise ValueError(f"env_ids: expected one or more different environment ids, got {ids}")
-    if (frames is None) == (episodes is None):
-        raise ValueError(f"Give either frames or episodes, got frames={frames} and episodes={episodes}")
-    if not (0 <= test_fraction <= 0.5 or test_fraction == 1):
-        raise ValueError(f"test_fraction: expected 0 to 0.5, or 1 for test episodes only, got {test_fraction}")
-    if fps is not None and not fps > 0:
-        raise ValueError(f"fps: expected more than 0, got {fps}")
-
-
-def _check_least(least: int, **settings: int | None) -> None:
-    for name, value in settings.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def _look_at(environments: list[dict], start: Callable | None) -> tuple[dict[str, dict], list[str], float, int]:

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from pan_hf.data.episodes import SPLITS, Episode, episode_path, episode_table, write_table
 from pan_hf.data.info import is_test_episode
-from pan_hf.envs.environment import Outcome, SenseEnvironment, make_environment
+from pan_hf.envs.environment import Outcome, SenseEnvironment, make_environment, named_failure
 from pan_hf.envs.policies import PolicyMixture
 from pan_hf.features import task_of
 
@@ -107,14 +107,17 @@ class Recorder:
         env.action_space.seed(episode.seed)
         observation, _ = env.reset(seed=episode.seed)
         observation = _explore(env, observation, int(rng.integers(self._job.explore_steps + 1)), rng)
-        act = self._job.policies.for_episode(env, rng)
+        with named_failure("the policy"):
+            act = self._job.policies.for_episode(env, rng)
         episode.task = task_of(observation, self._job.features)
         see(episode, observation, env)
         limit = self._job.max_episode_steps or (env.spec and env.spec.max_episode_steps) or _DEFAULT_MAX_STEPS
         while not (episode.is_done or episode.is_truncated):
             if self._is_stopped():
                 raise _Stopped
-            action = env.check_action(act(observation, rng))
+            with named_failure("the policy"):
+                action = act(observation, rng)
+            action = env.check_action(action)
             observation, *_ = env.step(action)
             follow(episode, action, env.outcome)
             see(episode, observation, env)

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pan_hf.arguments import checked, least
 from pan_hf.data.episodes import SPLITS, Episode, episode_files, mask_columns, open_table, read_info
 from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays
 from pan_hf.features import ACTION, Feature, action_column, action_parts, feature_of
@@ -167,8 +168,12 @@ class Trajectories:
             raise ValueError(f"No episode of {environment!r}; there are episodes of {sorted(set(self.environments))}")
         return episodes
 
+    @checked()
     def select(self, episodes: Sequence[int]) -> Trajectories:
-        """Some of the episodes (0 to E - 1), in the order given, as trajectories of their own."""
+        """Some of the episodes (0 to E - 1), in the order given, as trajectories of their own. Raises ValueError for
+        none, and for numbers beyond."""
+        if not len(episodes) or not all(-self.num_episodes <= episode < self.num_episodes for episode in episodes):
+            raise ValueError(f"episodes: expected some of 0 to {self.num_episodes - 1}, got {list(episodes)[:20]}")
         starts, lengths = self.episode_starts[episodes], self.episode_lengths[episodes]
         spans = zip(starts, lengths, strict=True)
         rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
@@ -187,14 +192,13 @@ class Trajectories:
             **of_episodes,
         )
 
+    @checked(num_steps=least(0))
     def windows(self, num_steps: int, environment: str | None = None) -> np.ndarray:
         """Rows (`int64`) from which `num_steps` transitions follow inside one episode.
 
         Raises:
             ValueError: no episode is that long, or there is none of `environment`.
         """
-        if num_steps < 0:
-            raise ValueError(f"Expected num_steps of at least 0, got {num_steps}")
         episodes = self.episodes_of(environment)
         counts = self.episode_lengths[episodes] - num_steps
         if counts.max() <= 0:
@@ -213,6 +217,7 @@ def map_columns(columns: Any, function: Callable) -> Any:
     return {name: function(one) for name, one in columns.items()} if isinstance(columns, dict) else function(columns)
 
 
+@checked(in_memory=least(0))
 def load_trajectories(
     root: str | Path,
     split: str,
@@ -250,6 +255,8 @@ def load_trajectories(
     if unbounded := [name for name, feature in kinds.items() if not feature.is_measured]:
         raise ValueError(f"{root}: recording stopped before the bounds of {unbounded} were measured; run it again")
     if episodes is not None:
+        if unknown := [index for index in episodes if index not in files] or not episodes:
+            raise ValueError(f"episodes: expected some of {root}'s {split} episodes, {_brief(files)}, got {unknown}")
         files, in_memory = {index: files[index] for index in episodes}, sys.maxsize
     lengths = np.array([_num_rows(path) for path in files.values()])
     starts = np.cumsum(lengths) - lengths
@@ -278,6 +285,11 @@ def load_trajectories(
 
         tables = list(pool.map(read, files, files.values(), starts))
     return _assemble(list(files), tables, features, frames.arrays, actors)
+
+
+def _brief(numbers: Iterable[int]) -> str:
+    numbers = list(numbers)
+    return ", ".join(map(str, numbers[:5])) + (f", ... {numbers[-1]}" if len(numbers) > 5 else "")
 
 
 _COLUMNS = ("next.reward", "next.done", "next.truncated", "action_is_pad")

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+from pan_hf.arguments import checked, least
 from pan_hf.data.episodes import (
     SPLITS,
     UNKNOWN_SEED,
@@ -27,7 +28,16 @@ from pan_hf.data.episodes import (
     write_info,
     write_table,
 )
-from pan_hf.data.info import Extremes, bounded, is_test_episode, joined, new_info, rare_options
+from pan_hf.data.info import (
+    PICTURES,
+    Extremes,
+    bounded,
+    check_test_fraction,
+    is_test_episode,
+    joined,
+    new_info,
+    rare_options,
+)
 from pan_hf.data.recorder import follow, see
 from pan_hf.envs.environment import SenseEnvironment, spec_entry
 from pan_hf.extras import extra
@@ -64,9 +74,10 @@ class RecordTrajectories(gymnasium.Wrapper):
         ValueError: an observation or action space that cannot be recorded, or the folder holds something else.
     """
 
+    @checked(fps=least(0, above=True), **PICTURES)
     def __init__(
         self,
-        env: gymnasium.Env,
+        env: Any,
         folder: str | Path,
         *,
         keep: Sequence[str] = (),
@@ -92,6 +103,7 @@ class RecordTrajectories(gymnasium.Wrapper):
         view |= {"image_size": image_size, "crop": crop} | rare_options(optional, depth_scale, depth_unit)
         self._senses = SenseEnvironment(env, **view)
         made = spec_entry(env.spec) if env.spec is not None else {"id": type(env.unwrapped).__name__}
+        check_test_fraction(test_fraction)
         self._root, self.features = Path(folder), self._senses.features
         frames_a_second = float(fps or env.metadata.get("render_fps") or 10)
         about: dict = {"source": {"kind": "wrapper", "path": made["id"]}}

@@ -67,7 +67,7 @@ class StartingState(gymnasium.Wrapper):
 
 
 class EnvironmentFailure(ValueError):
-    """An environment, or a wrapper around it, raised an error of its own."""
+    """An environment, a wrapper around it, or a policy raised an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         self.action_masks: dict[str, np.ndarray] = {}
         self.commands: list[str] = []
         self.outcome: Outcome | None = None
+        self._has_warned = False
 
     def _has_image(self) -> bool:
         return any(feature_of(sense.feature).is_picture for sense in self.senses)
@@ -199,13 +200,13 @@ class SenseEnvironment(gymnasium.Wrapper):
         return seen | {sense.name: sense.read(observation) for sense in self.senses}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        with _named_failure("reset()"):
+        with named_failure("reset() of the environment"):
             observation, info = self.env.reset(seed=seed, options=options)
         return self.observe(observation, info), info
 
     def look(self, seed: int) -> dict[str, Any]:
         """A first observation, as senses; ValueError also where a sense means something else than it seems to."""
-        with _named_failure("reset()"):
+        with named_failure("reset() of the environment"):
             observation, info = self.env.reset(seed=seed)
         self.check_senses(observation)
         return self.observe(observation, info)
@@ -234,11 +235,18 @@ class SenseEnvironment(gymnasium.Wrapper):
         what is said is drawn by `rng` among `commands`."""
         if self.commands:
             return self.commands[rng.integers(len(self.commands))]
+        if isinstance(self.action_space, spaces.Text) and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"Random actions of {self.env} are random letters, since it tells no admissible_commands in info: a "
+                "model learns little from them. Record with a policy that says something (--policy module:callable)",
+                stacklevel=3,
+            )
         return self._action.sample(self.action_masks)
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
         raw_action = self._action.to_environment(self._action.check(action))
-        with _named_failure("step()"):
+        with named_failure("step() of the environment"):
             observation, reward, terminated, truncated, info = self.env.step(raw_action)
         self.outcome = self.read_outcome(reward, terminated, truncated)
         seen = self.observe(observation, info)
@@ -258,26 +266,29 @@ class SenseEnvironment(gymnasium.Wrapper):
                 + ". An environment of several actors lists their names in its attribute `actors`"
             )
         # an actor that has left the world is named no more
-        rewards = {actor: float(reward.get(actor, 0.0)) for actor in self.actors}
-        total = sum(rewards.values()) if by_actor else float(reward)
-        # recorded as float32; NaN is not below anything
-        if not all(abs(value) <= np.finfo(np.float32).max for value in (total, *rewards.values())):
-            raise ValueError(f"{self.env} gave the reward {reward}; expected a finite number")
+        rewards = {actor: self._number(reward.get(actor, 0.0)) for actor in self.actors}
+        total = sum(rewards.values()) if by_actor else self._number(reward)
         ends = terminated if isinstance(terminated, Mapping) else dict.fromkeys(self.actors, terminated)
         dones = {actor: bool(ends.get(actor, True)) for actor in self.actors}
         is_done = all(dones.values()) if by_actor else bool(terminated)
         is_cut = any(truncated.values()) if isinstance(truncated, Mapping) else bool(truncated)
         return Outcome(total, is_done, is_cut, rewards, dones)
 
+    def _number(self, reward: Any) -> float:
+        value = np.asarray(reward)
+        # recorded as float32; NaN is not below anything
+        if value.size != 1 or value.dtype.kind not in "iufb" or not abs(value.item()) <= np.finfo(np.float32).max:
+            raise ValueError(f"{self.env} gave the reward {reward!r:.80}; expected a finite number")
+        return float(value.item())
+
 
 @contextmanager
-def _named_failure(what: str) -> Iterator[None]:
-    """An error that an environment raises itself is said to be the environment's."""
+def named_failure(what: str) -> Iterator[None]:
+    """An error that an environment or a policy raises itself is said to be its own. Args: what, that runs."""
     try:
         yield
     except Exception as error:
-        message = f"{what} of the environment raised {type(error).__name__}: {error}"
-        raise EnvironmentFailure(message) from error
+        raise EnvironmentFailure(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def _action_names(env: gymnasium.Env, space: spaces.Space) -> list[str] | None:

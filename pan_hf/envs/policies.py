@@ -74,7 +74,8 @@ def _load_policy(policy: str | Policy) -> tuple[str, Policy, float]:
     if not isinstance(policy, str):
         return spelled(policy), policy, 1.0
     match = re.fullmatch(r"(.+?)(?::(\d+(?:\.\d*)?|\.\d+))?", policy)
-    assert match is not None  # anything matches
+    if match is None:
+        raise ValueError(f"policy: expected 'random' or 'module:callable', got {policy!r}")
     spec, weight = match.groups()
     if weight is not None and float(weight) == 0:
         raise ValueError(f"policy {policy!r}: expected a weight above 0, got {weight}")

@@ -38,8 +38,13 @@ class Sense:
 
     def _value(self, observation: Any) -> Any:
         for key in self.path:
-            # `Tuple` observations have no `get`; what is missing there is an error of the environment
-            observation = observation.get(key) if isinstance(observation, Mapping) else observation[key]
+            if isinstance(observation, Mapping):
+                observation = observation.get(key)
+            elif isinstance(key, int) and isinstance(observation, list | tuple) and key < len(observation):
+                observation = observation[key]
+            else:
+                kind = type(observation).__name__
+                raise ValueError(f"sense {self.name!r}: expected an observation that holds {key!r}, got {kind}")
         return observation
 
     def read(self, observation: Any) -> Any:

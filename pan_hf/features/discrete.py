@@ -184,8 +184,9 @@ class Choices(ActionForm):
         return (digits.reshape(self._low.shape) + self._low).astype(self.raw_space.dtype)
 
     def from_environment(self, action: Any) -> int:
-        digits = np.asarray(action) - self._low
-        is_whole = digits.shape == self._low.shape and digits.dtype.kind in "iu"
+        value = np.asarray(action)
+        is_whole = value.shape == self._low.shape and value.dtype.kind in "iub"
+        digits = value - self._low if is_whole else value
         if not is_whole or np.any(digits < 0) or np.any(np.ravel(digits) >= self._sizes):
             raise ValueError(f"Expected an action within {self.raw_space}, got {action!r}")
         return int(np.ravel_multi_index(tuple(np.ravel(digits)), self._sizes))

@@ -16,14 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pan_hf.arguments import checked, least
 from pan_hf.data.importing.columns import Table, TableSource, Taking, assign
 from pan_hf.data.importing.hdf5 import Hdf5Table, is_hdf5
 from pan_hf.data.importing.writing import write_recording
+from pan_hf.data.info import PICTURES
 from pan_hf.features import View
 
 _ROWS_AT_ONCE = 64  # pictures that are decoded together
 
 
+@checked(fps=least(0, above=True), **PICTURES)
 def import_dataset(
     data: Any,
     output: str | Path,
@@ -108,7 +111,7 @@ def _load(data: Any, split: str, encoding: str) -> tuple[Any, str, Path | None]:
         return table, str(data), path if path.is_dir() else path.parent
     try:
         return datasets.load_dataset(str(data), split=split), str(data), None
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(f"{data} is neither a file or folder nor a data set on the Hub ({error})") from error
 
 
@@ -178,7 +181,12 @@ class _DatasetTable:
         """Rows of each episode, or None where a row is an episode."""
         if "episode" not in self._roles:
             return None
-        keys = np.asarray(self._column(self._roles["episode"][0]).to_pylist())
+        column = self._column(self._roles["episode"][0])
+        if column.null_count:
+            raise ValueError(f"{self.about['path']}: {column.null_count} rows name no episode; leave them out")
+        if not len(column):
+            return []
+        keys = np.asarray(column.to_pylist())
         _, first, episode = np.unique(keys, return_index=True, return_inverse=True)
         order = np.argsort(np.argsort(first))[episode]  # episodes in the order in which they begin
         if "frame" in self._roles:

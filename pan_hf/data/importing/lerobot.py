@@ -23,12 +23,15 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from pan_hf.arguments import checked
 from pan_hf.data.importing.columns import TableSource, Taking
 from pan_hf.data.importing.frames import as_image, read_frames
-from pan_hf.data.importing.writing import folder_of, write_recording
+from pan_hf.data.importing.writing import write_recording
+from pan_hf.data.info import PICTURES
 from pan_hf.features import View
 
 
+@checked(**PICTURES)
 def import_lerobot(
     data: str | Path,
     output: str | Path,
@@ -70,7 +73,7 @@ def import_lerobot(
         ValueError: another format version, a column that is missing or does not fit; nothing is written then.
     """
     taking = Taking(View(image_size, crop, depth_scale, depth_unit), optional, resample)
-    source = TableSource(_LeRobotTable(folder_of(data), resample), map or {}, taking)
+    source = TableSource(_LeRobotTable(Path(data), resample), map or {}, taking)
     return write_recording(source, output, test_fraction, progress, skip_short)
 
 

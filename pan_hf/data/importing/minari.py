@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from pan_hf.arguments import checked, least
 from pan_hf.data.episodes import UNKNOWN_SEED, Episode
-from pan_hf.data.importing.writing import folder_of, make_episode, write_recording
-from pan_hf.data.info import rare_options
+from pan_hf.data.importing.writing import make_episode, write_recording
+from pan_hf.data.info import PICTURES, rare_options
 from pan_hf.extras import extra
 from pan_hf.features import View, task_of
 
 
+@checked(fps=least(0, above=True), **PICTURES)
 def import_minari(
     data: str | os.PathLike,
     output: str | Path,
@@ -61,10 +63,10 @@ def _load(data: str | os.PathLike) -> Any:
     with extra("data", "Importing Minari data sets"):
         import h5py  # noqa: F401  (what Minari keeps most data sets in)
         import minari
-    folder = folder_of(data)
-    if (folder / "data").is_dir():
-        return minari.MinariDataset(folder / "data")
+    folder = Path(data)
     try:
+        if (folder / "data").is_dir():
+            return minari.MinariDataset(folder / "data")
         return minari.load_dataset(str(data))
     except (FileNotFoundError, ValueError) as error:
         raise FileNotFoundError(f"{data} is no Minari data set's folder, nor one that is here: {error}") from error

@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from pan_hf.arguments import checked
 from pan_hf.data.importing.columns import TableSource, Taking
 from pan_hf.data.importing.frames import count_frames, frame_rate, read_frames
-from pan_hf.data.importing.writing import folder_of, write_recording
+from pan_hf.data.importing.writing import write_recording
+from pan_hf.data.info import PICTURES
 from pan_hf.features import View
 
 CAMERA = "camera"
@@ -29,6 +31,7 @@ _SAME_RATE = 0.01  # 29.97 and 30 frames a second are one rate
 _VIDEO = "video"
 
 
+@checked(**PICTURES)
 def import_videos(
     data: str | Path,
     output: str | Path,
@@ -70,7 +73,7 @@ def import_videos(
         ValueError: a column is missing or does not fit, or a video has more or fewer frames than rows; nothing is
             written then.
     """
-    folder = folder_of(data)
+    folder = Path(data)
     table = _VideoTable(folder, folder / "actions.csv" if actions is None else Path(actions), encoding)
     taking = Taking(View(image_size, crop, depth_scale, depth_unit))
     source = TableSource(table, {CAMERA: CAMERA, **(map or {})}, taking)

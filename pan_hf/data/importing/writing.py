@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from pan_hf.data.episodes import (
     episode_table,
     write_table,
 )
-from pan_hf.data.info import is_test_episode, new_info, write_counted, write_whole
+from pan_hf.data.info import check_test_fraction, is_test_episode, new_info, write_counted, write_whole
 
 
 class Source(Protocol):
@@ -67,13 +66,12 @@ def write_recording(
     write = partial(_write_episodes, source, info=info, progress=progress, skip_short=skip_short)
     written = write_whole(output, info, write, "this import", "the same import")
     if written is info and not source.has_rewards:
-        warnings.warn("The data have no rewards: all are 0, so the model learns to expect none", stacklevel=3)
+        warnings.warn("The data have no rewards: all are 0, so the model learns to expect none", stacklevel=4)
     return written
 
 
 def _new_info(source: Source, test_fraction: float) -> dict:
-    if not 0 <= test_fraction <= 0.5 and test_fraction != 1:
-        raise ValueError(f"test_fraction: expected 0 to 0.5, or 1 for test episodes only, got {test_fraction}")
+    check_test_fraction(test_fraction)
     if len(source) < (2 if 0 < test_fraction < 1 else 1):
         raise ValueError(
             f"{source.about['path']} has {len(source)} episodes; at least one is needed for training and one for "
@@ -175,7 +173,10 @@ def make_episode(
 def _rewards(where: str, rewards: Sequence | None, num_steps: int) -> list[float]:
     if rewards is None:
         return [0.0] * num_steps
-    values = np.asarray(rewards, dtype=np.float64).reshape(len(rewards), -1)
+    try:
+        values = np.asarray(rewards, dtype=np.float64).reshape(len(rewards), -1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: expected a number as the reward of each step ({error})") from error
     if values.shape[1] != 1 or not np.isfinite(values).all():
         raise ValueError(f"{where}: expected a finite number as the reward of each step, got {np.ravel(values)[:8]}")
     kept = values[:num_steps, 0].copy()
@@ -198,10 +199,3 @@ def _ends(where: str, name: str, flags: Sequence | None, num_steps: int) -> bool
 def as_text(value: Any) -> str:
     """A text, also where it is held as numpy or bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def folder_of(data: Any) -> Path:
-    """The folder that data are in; ValueError for what names none."""
-    if not isinstance(data, str | os.PathLike):
-        raise ValueError(f"data: expected the folder of the data, got {type(data).__name__} {data!r:.60}")
-    return Path(data)

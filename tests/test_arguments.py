@@ -1,0 +1,105 @@
+"""What a function is called with is taken, or refused in a sentence, before anything is written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pan_hf import RecordTrajectories
+from pan_hf.arguments import checked, least
+from pan_hf.data.importing import import_dataset, import_lerobot, import_minari, import_videos
+from pan_hf.data.record import record
+
+
+@checked(count=least(1), rate=least(0, above=True))
+def taken(
+    count: int = 1,
+    rate: float | None = None,
+    names: str | Sequence[str] = (),
+    flag: bool = False,
+    fields: Mapping[str, str] | None = None,
+    folder: str | Path = "here",
+    call: Callable | None = None,
+) -> tuple:
+    return count, rate, names, flag, fields, folder, call
+
+
+@pytest.mark.parametrize("count", [3, np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)])
+def test_a_whole_number_of_any_library_is_one(count):
+    assert taken(count)[0] == 3 and type(taken(count)[0]) is int
+
+
+def test_other_types_are_taken_where_they_mean_the_same():
+    assert (
+        taken(rate=np.float32(0.5))[1] == 0.5 and taken(rate=2)[1] == 2.0 and taken(rate=torch.tensor(0.5))[1] == 0.5
+    )
+    assert taken(names=np.array(["a", "b"]))[2] == ["a", "b"] and taken(names=("a",))[2] == ["a"]
+    assert taken(flag=np.bool_(True))[3] is True and taken(names="one")[2] == "one"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"count": 0}, "count: expected at least 1, got 0"),
+        ({"count": 2.5}, "count: expected a whole number, got float 2.5"),
+        ({"count": True}, "count: expected a whole number"),
+        ({"count": None}, "count: expected a whole number, got NoneType"),
+        ({"count": np.array([1, 2])}, "count: expected a whole number, got ndarray"),
+        ({"rate": float("nan")}, "rate: expected a finite number or None, got float nan"),
+        ({"rate": 0}, "rate: expected more than 0"),
+        ({"rate": "0.5"}, "rate: expected a finite number or None, got str"),
+        ({"names": 3}, "names: expected a text or a list, got int 3"),
+        ({"names": ["a", 3]}, r"names\[1\]: expected a text, got int 3"),
+        ({"flag": "no"}, "flag: expected True or False, got str 'no'"),
+        ({"fields": ["a"]}, "fields: expected a dict or None, got list"),
+        ({"fields": {"a": 3}}, r"fields\['a'\]: expected a text, got int 3"),
+        ({"folder": 3}, "folder: expected a text or a path, got int 3"),
+        ({"folder": "x" * 5000}, "folder: 'x+' cannot be used as a path"),
+        ({"folder": Path("a\0b")}, "folder: .* cannot be used as a path"),
+        ({"call": 3}, "call: expected a callable or None"),
+    ],
+)
+def test_what_is_of_another_type_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        taken(**given)
+
+
+def test_a_misspelt_argument_names_those_there_are():
+    with pytest.raises(TypeError, match="taken: .*'counts'; it takes count, rate, names"):
+        taken(counts=3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": 3.5}, {"seed": None}, {"explore_steps": 1.5}, {"workers": float("inf")}, {"max_episode_steps": "3"},
+        {"image_size": 0}, {"image_size": 16.5}, {"fps": "hot"}, {"fps": float("nan")}, {"test_fraction": -0.5},
+        {"episodes": "3"}, {"env_args": "text"}, {"wrappers": 3}, {"keep": "camera and more", "frames": 0},
+        {"policy": 3}, {"policy": ""}, {"policy": "os:getcwd"}, {"policy": lambda env, observation, rng: None},
+        {"policy": lambda env, observation, rng: 99}, {"depth_scale": 0},
+    ],
+)  # fmt: skip
+def test_a_refused_recording_leaves_nothing(given, tmp_path):
+    with pytest.raises(ValueError):
+        record("CartPole-v1", tmp_path / "data", **{"episodes": 2, "progress": False} | given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("importer", [import_dataset, import_lerobot, import_videos, import_minari])
+@pytest.mark.parametrize("given", [{"image_size": float("nan")}, {"test_fraction": "0.5"}, {"map": 3}, {"crop": "no"}])
+def test_a_refused_import_leaves_nothing(importer, given, tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match=next(iter(given))):
+        importer(tmp_path / "in", tmp_path / "data", **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("given", [{"fps": -0.5}, {"test_fraction": 1.5}, {"image_size": -7}, {"render": np.ones(2)}])
+def test_a_refused_wrapper_leaves_nothing(given, tmp_path):
+    import gymnasium
+
+    with pytest.raises(ValueError, match=next(iter(given))):
+        RecordTrajectories(gymnasium.make("CartPole-v1"), tmp_path / "data", **given)
+    assert not list(tmp_path.iterdir())
