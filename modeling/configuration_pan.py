@@ -16,7 +16,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .codecs_pan import action_from_dict, classes_of, sense_from_dict
 from .latent_head_pan import check_latent_head  # through it all kinds of ours are registered
 from .sense_configuration_pan import ACTION, Part
-from .validation_pan import MOST_WIDE, Number, bounded, check_fields, checked
+from .validation_pan import MOST_WIDE, Number, bounded, check_backbone_sizes, check_fields, checked
 
 VERSION = "0.2.0"  # of this code; each checkpoint names the version that wrote it, `pan_version`
 
@@ -257,6 +257,7 @@ class PanConfig(PreTrainedConfig):
             "num_inference_steps": 1,
         } | (self.latent_head or {})
         check_latent_head(self.latent_head, self.senses)
+        check_backbone_sizes(self.text_config)
         super().__post_init__(**kwargs)
         # Mirrored, never chosen: PEFT and the Trainer look for it at the top.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings

@@ -49,6 +49,7 @@ from .sense_configuration_pan import ACTION
 from .simulation_pan import Simulator
 from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, as_action, check_observation
 from .step_pan import CompiledStep, measure_compute
+from .validation_pan import check_new_parameters
 
 P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
 
@@ -195,7 +196,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: an unknown field, senses without an action, a window that the backbone's positions cannot hold,
-                a quantised backbone, or one that does not keep to a mask of ours (`backbone_pan.check_backbone`).
+                a sense that would take billions of parameters, a quantised backbone, or one that does not keep to a
+                mask of ours (`backbone_pan.check_backbone`).
         """
         check_settings(config)
         if isinstance(backbone, str):
@@ -218,6 +220,9 @@ class PanModel(PanPreTrainedModel, GenerationMixin):
         if senses:
             check_backbone(backbone)
             rows = -(-(text_capacity + pan_config.code_capacity) // 64) * 64
+            planned = copy.deepcopy(pan_config)
+            planned.vocab_size = rows
+            check_new_parameters(planned, cls)
             std = float(backbone.get_input_embeddings().weight.detach().float().std())
             backbone.resize_token_embeddings(rows, mean_resizing=False)
             fill_new_rows(backbone, text_size, std)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import field, fields
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import type_validator
 
 Number = int | float  # a type checker takes an int for a float, `type_validator` does not
@@ -21,6 +22,12 @@ Number = int | float  # a type checker takes an int for a float, `type_validator
 MOST_ROWS = 2**22  # of a codebook
 MOST_WIDE = 2**16  # features, coordinates, tokens of a text
 MOST_PIXELS = 2**28  # numbers of one frame
+MOST_LAYERS = 4096  # of a backbone
+MOST_SIZE = 2**24  # of anything else of a backbone
+
+# More new parameters than this, and than the backbone has, come from one mistaken sense, not from a large world.
+MOST_NEW = 2**28
+WIDE_TOKEN, LARGE_TABLE = 128, 2**20  # codes of a state token, rows of codes: from here on parameters are counted
 
 
 def bounded(default: Any, least: Number, most: Number) -> Any:
@@ -47,6 +54,8 @@ def checked(cls: type, name: str, value: Any) -> Any:
         kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
         raise ValueError(f"{cls.__name__}: `{name}` must be {kind}, got {value!r}.") from None
     least, most = item.metadata.get("bounds", (-math.inf, math.inf))
+    if hint is object:  # a configuration of its own
+        return value
     if all(least <= number <= most and abs(number) < math.inf for number in _numbers(value)):  # NaN is not
         return value
     if (least, most) == (0, 1):
@@ -92,3 +101,44 @@ def require(condition: bool, message: str) -> None:
     """Raises ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+# ---- Sizes, before anything is allocated
+
+
+def check_backbone_sizes(text_config: Any) -> None:
+    """Raises ValueError where the dict of a backbone's configuration asks for more layers, or wider ones, than any
+    model has: building one would take hours, or all memory. Loading also compares it with the files."""
+    for name, value in text_config.items() if isinstance(text_config, dict) else ():
+        most = MOST_LAYERS if "layer" in name else MOST_SIZE
+        is_size = any(word in name for word in ("layer", "size", "dim", "heads", "experts", "inner", "embd"))
+        if is_size and isinstance(value, int) and not -1 <= value <= most:
+            raise ValueError(
+                f"text_config: `{name}` must be at most {most}, got {value}; no checkpoint is that large."
+            )
+
+
+def check_new_parameters(config: Any, build: Any) -> None:
+    """Raises ValueError where a world around a backbone would be larger than any that was meant, and names the part
+    that makes it so. Parameters are counted on the meta device, and only where a part looks large.
+
+    Args:
+        config (`PanConfig`): complete, its table as large as it will be; build: makes the model of it.
+    """
+    parts = config.coded_parts()
+    if config.code_capacity <= LARGE_TABLE and all(sum(p.codes_per_token) <= WIDE_TOKEN for p in parts.values()):
+        return
+    with torch.device("meta"):
+        model = build(config)
+    backbone = sum(parameter.numel() for parameter in model.language_model.parameters())
+    new = sum(parameter.numel() for parameter in model.parameters()) - backbone
+    rows = config.code_capacity * config.text_config.hidden_size
+    if max(new, rows) <= max(MOST_NEW, backbone - rows):
+        return
+    largest = max(parts, key=lambda name: sum(parts[name].codes_per_token) + sum(parts[name].codebook_capacity))
+    part = parts[largest]
+    raise ValueError(
+        f"This model would have {new / 1e9:.3g} billion parameters around a backbone of {backbone / 1e6:.3g} million, "
+        f"because of {largest!r}: shape {tuple(part.shape)}, {sum(part.codes_per_token)} codes a state token. A "
+        "picture is a sense of its own (uint8 frames, ImageSense); split a long vector into several senses."
+    )

@@ -14,6 +14,7 @@ from pan_hf.data.trajectories import Trajectories
 from pan_hf.deprecated import old_names
 from pan_hf.features import ACTION, action_column, action_parts, feature_of
 from pan_hf.modeling import PanModel
+from pan_hf.modeling.heads_pan import reward_bound
 from pan_hf.tokenization import PanProcessor, PanTokenizer
 from pan_hf.tokenization.vocabulary_pan import Vocabulary
 
@@ -38,7 +39,7 @@ def build(
     """An untrained world model and its processor, for a recording.
 
     Args:
-        trajectories: the training split; senses, bounds and texts are read off it.
+        trajectories: the training split; senses, bounds (those of rewards too) and texts are read off it.
         backbone (`str`): a preset (`debug`, `tiny`, `small`), or a name or folder of any causal language model.
         sense_options (`dict`, *optional*): by sense, fields that override what the recording suggests, e.g.
             `{"camera": {"patch_size": 4}}`; under `action` those of the action, under `action.<part>` of a part of it.
@@ -46,8 +47,9 @@ def build(
         config: any field of [`PanConfig`], e.g. `context_steps=3`.
 
     Raises:
-        ValueError: an image that no patch size fits, a text that is too long, an option for a sense that was not
-            recorded, or a field that the sense does not have.
+        ValueError: a reward that is not finite, an image that no patch size fits, a text that is too long, an option
+            for a sense that was not recorded, a field that the sense does not have, or a sense that would take
+            billions of parameters.
     """
     from transformers import set_seed
 
@@ -72,6 +74,7 @@ def build(
         )
         for name, part in parts.items()
     }
+    config.setdefault("reward_bound", reward_bound(trajectories.all_rewards()))
     language_model = _language_model(backbone, tokenizer)
     model = PanModel.from_backbone(
         language_model,

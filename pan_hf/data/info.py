@@ -17,6 +17,7 @@ from pan_hf.data.trajectories import Trajectories
 from pan_hf.data.windows import check_has_senses
 from pan_hf.features import Feature, feature_of
 from pan_hf.modeling import PanConfig
+from pan_hf.modeling.heads_pan import check_rewards
 from pan_hf.tokenization import PanProcessor
 
 # By column, what `Feature.summary` says of an episode: of a vector the smallest and largest value of each number.
@@ -96,11 +97,12 @@ def bounded(features: dict[str, dict], extremes: Sequence[Extremes]) -> dict[str
 
 def check_fits(config: PanConfig, processor: PanProcessor, trajectories: Trajectories) -> None:
     """Raises ValueError where a recording lacks a sense of the model, or has it, or the action, otherwise: of another
-    kind or shape, out of range, texts that are too long. Senses that the model has not are passed over."""
+    kind or shape, out of range (rewards too), texts that are too long. Senses that the model lacks are ignored."""
     check_has_senses(trajectories, config.senses)
     for name, sense in config.senses.items():
         feature = _of_same_kind(f"Sense {name!r}", trajectories.features[f"observation.{name}"], sense)
         feature.check_sense(name, sense, trajectories.observations[name], processor)
+    check_rewards(trajectories.all_rewards(), config.reward_bound)
     action = _of_same_kind("Action", trajectories.features["action"], config.action)
     action.check_action(config.action, trajectories.actions[~trajectories.action_is_pad], processor)
 

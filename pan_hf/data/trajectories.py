@@ -130,6 +130,10 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    def all_rewards(self) -> np.ndarray:
+        """Every reward of the split, `(n,)`: those of each actor too, none of the rows behind an episode's end."""
+        return np.concatenate([each[~self.action_is_pad] for each in (self.rewards, *self.actor_rewards.values())])
+
     def __repr__(self) -> str:
         senses = ", ".join(
             f"{name} {values.dtype}{list(values.shape[1:])}" for name, values in self.observations.items()
