@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .embedding_pan import part_embedding
+from .embedding_pan import Float32Module, part_embedding
 from .layout_pan import fold_cells, unfold_cells
 from .sense_configuration_pan import (
     ACTION,
@@ -39,7 +39,7 @@ MOST_CELLS = 0.1  # share of the cells of a grid that are wrong in a corrupted s
 VECTOR_NOISE = 0.01  # standard deviation, as a share of a coordinate's range
 
 
-class Codec(nn.Module):
+class Codec(Float32Module):
     """How one sense, or a coded action, is encoded and decoded.
 
     A subclass has `encode` and `decode`, and `latents_help`, whether decoding comes closer with latents; and overrides

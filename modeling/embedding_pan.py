@@ -6,9 +6,10 @@ Words come first, then a *segment* of rows for each level of each coded part, as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .configuration_pan import PanConfig
     from .modeling_pan import PanModel
 
+C, P, R = TypeVar("C"), ParamSpec("P"), TypeVar("R")
 M = TypeVar("M")
 T = TypeVar("T", nn.Embedding, nn.Linear)
 
@@ -244,6 +246,33 @@ def module_dict(modules: Mapping[str, M]) -> dict[str, M]:
 def module_list(modules: Iterable[M]) -> list[M]:
     """An `nn.ModuleList`, which a checker takes for a list of what is in it."""
     return cast("list[M]", nn.ModuleList(cast("Iterable[nn.Module]", modules)))
+
+
+# ---- Parts that stay in float32: in another type a frame would get other codes.
+
+
+class Float32Module(nn.Module):
+    """A module whose parameters and buffers stay in float32, whatever the model around it is cast to."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def moved(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            is_cast = tensor.dtype == torch.float32 != applied.dtype
+            return tensor.to(applied.device) if is_cast else applied
+
+        # `to`, `half`, `bfloat16` and `double` come here, those of a module around this one too
+        return super()._apply(moved, recurse)
+
+
+def without_autocast(method: Callable[Concatenate[C, Tensor, P], R]) -> Callable[Concatenate[C, Tensor, P], R]:
+    """A method of values that computes in float32 under autocast, too."""
+
+    @functools.wraps(method)
+    def call(self: C, values: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast(values.device.type, enabled=False):
+            return method(self, values, *args, **kwargs)
+
+    return call
 
 
 # ---- Layers that are read and not called: their weights with whatever an adapter (PEFT) adds to them.

@@ -19,7 +19,7 @@ from transformers import initialization as init
 
 from .codecs_pan import Codec, PositionBlock, as_bytes, fold_grid, register_sense, unfold_grid, value_log_prob
 from .distributed_pan import all_gather_rows, all_reduce_sum, broadcast_from_main, log_of_mean, shared_mean, variance
-from .embedding_pan import module_list
+from .embedding_pan import module_list, without_autocast
 from .layout_pan import fold_cells, unfold_cells
 from .sense_configuration_pan import CodedPart, ImageSense
 
@@ -108,6 +108,7 @@ class CodebookCodec(Codec):
             commitment = commitment + loss
         return codes, prefixes, commitment
 
+    @without_autocast
     def code_inputs(self, values: Tensor, level: int) -> Tensor:
         """The inputs of the codebook of a level, `(B, r, s, code_dim)`: what the levels before it leave over of
         observations `(B, *shape)`."""
@@ -119,6 +120,7 @@ class CodebookCodec(Codec):
         factor = self._covered(self.sense.token_grid)
         return self.to_latent(torch.cat([fold_grid(features, factor), fold_grid(coded, factor)], -1))  # not yet scaled
 
+    @without_autocast
     def encode(self, values: Tensor) -> tuple[list[Tensor], Tensor | None]:
         leading = values.shape[: -len(self.sense.shape)]
         features = self.features(values.flatten(0, len(leading) - 1))
@@ -129,6 +131,7 @@ class CodebookCodec(Codec):
         latents = self._latents(features, prefixes[-1]).flatten(1, 2) / self.latent_scale
         return codes, latents.unflatten(0, leading)
 
+    @without_autocast
     def latents_given(self, values: Tensor, codes: list[Tensor]) -> Tensor:
         coded = self._code_map([book.lookup(c) for book, c in zip(self.codebooks, codes, strict=True)], codes)
         return self._latents(self.features(values), coded).flatten(1, 2) / self.latent_scale
@@ -200,6 +203,7 @@ class CodebookCodec(Codec):
             total = total + (pieces if num_levels is None else pieces * (num_levels > level).view(-1, 1, 1, 1))
         return total
 
+    @without_autocast
     def lacking(self, values: Tensor, codes: list[Tensor], level: int) -> Tensor:
         """Observations `(B, *shape)` less what their codes decode to, by code of a level: `(B, n, piece of a code)`.
         Args: codes as for `decode`."""

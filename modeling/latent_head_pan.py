@@ -22,7 +22,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .embedding_pan import CodeTables, ZeroInitLinear, module_list
+from .embedding_pan import CodeTables, Float32Module, ZeroInitLinear, module_list
 from .image_codec_pan import LATENT_BLUR
 from .layout_pan import group_by_token, ungroup_tokens
 
@@ -81,7 +81,7 @@ class _ModulatedLayer(nn.Module):
         return x + gate * self.contract(nn.functional.silu(self.expand(hidden)))
 
 
-class LatentHead(nn.Module):
+class LatentHead(Float32Module):
     """Trains and samples the latents of one sense.
 
     Args:

@@ -50,6 +50,32 @@ def test_in_half_precision_it_imagines_generates_and_learns(saved, dtype):
     assert {gradient.dtype for name, gradient in gradients.items() if not name.startswith(kept)} == {dtype}
 
 
+CASTS = {
+    "autocast": lambda model: model,
+    "half": torch.nn.Module.half,
+    "bfloat16": torch.nn.Module.bfloat16,
+    "to": lambda model: model.to(torch.bfloat16),
+    "and back": lambda model: model.half().float(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cast", CASTS)
+def test_codes_are_the_same_however_a_model_is_cast_and_it_imagines_on(saved, cast):
+    model, folder = saved
+    frames = observe(model, 16)
+    true = model.encode(frames)
+    other = CASTS[cast](PanModel.from_pretrained(folder).eval())
+    assert {each.dtype for each in other.senses.parameters()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"):
+        found = other.encode(frames)
+        assert all(map(torch.equal, found.tensors(), true.tensors()))
+        assert torch.equal(found.latents["camera"], true.latents["camera"])
+        futures = imagined(other)
+        assert futures.decode("camera").dtype == torch.uint8 and bool(futures.log_prob.isfinite().all())
+    assert differing(all_tensors(model.senses), all_tensors(other.senses)) == []  # nothing was rounded
+
+
 def test_masses_of_digits_are_float32_whatever_the_features_are(saved):
     half = PanModel.from_pretrained(saved[1], dtype=torch.bfloat16).eval()
     sense, density = half.config.senses["touch"], half.readouts["touch"][2].density
