@@ -63,7 +63,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "windows": ("data.windows",),
 }
 
-RENAMED = {"AtEffort": "FixedEffort", "Refuted": "Contradicted", "Tally": "MetricAccumulator"}
+RENAMED = {"AtEffort": "FixedEffort", "Judge": "Comparison", "Refuted": "Contradicted", "Tally": "MetricAccumulator"}
 RENAMED |= dict.fromkeys(("write_text", "write_bytes", "write_whole"), "write_file")
 METHODS = {"write_sentences": "to_token_ids", "read_sentences": "from_token_ids"}  # of PanModel
 

@@ -8,7 +8,8 @@ counted.
 
 PSNR is that of the mean squared error over all windows, not the mean of the windows' PSNRs, which perfect frames would
 make infinite. Rounding to 8 bits alone makes an error of 58.9 dB, so no PSNR is above that: a larger one would say how
-many windows were exact, in decibels, and hide what the others look like.
+many windows were exact, in decibels, and hide what the others look like. The share of exact frames stands beside the
+PSNR of the others for the same reason.
 """
 
 from collections.abc import Callable
@@ -43,10 +44,12 @@ def _psnr(sums: np.ndarray) -> np.ndarray:
 
 
 def _f1(sums: np.ndarray) -> np.ndarray:
-    """0 where nothing was found, NaN where there was nothing to find."""
-    found, wrong, missed = np.moveaxis(sums, -1, 0)
+    """0 where no event was predicted rightly; NaN where there was none, or where everything was one: then an F1 of 1
+    is had for saying yes."""
+    hits, false_alarms, missed, rejected = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(found + missed > 0, 2 * found / (2 * found + wrong + missed), np.nan)
+        value = 2 * hits / (2 * hits + false_alarms + missed)
+    return np.where((hits + missed > 0) & (false_alarms + rejected > 0), value, np.nan)
 
 
 def _ratio_gain(sums: np.ndarray) -> np.ndarray:
@@ -66,7 +69,8 @@ FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "psnr_gain": _psnr_gain,
 }
 """Formula name -> function of summed components `(..., k)`: `mean`, `psnr` and `rmse` of `(total, count)`, `f1` of
-`(true positives, false positives, false negatives)`, and the gains of `(total with, total without, count)`."""
+`(true positives, false positives, false negatives, true negatives)`, and the gains of `(total with, total without,
+count)`."""
 
 
 @lru_cache(maxsize=16)
@@ -158,6 +162,12 @@ def mean_where(values: Tensor, where: Tensor) -> tuple[str, Tensor]:
     return "mean", torch.stack([values.double() * where, where], dim=-1)
 
 
+def only_where(measure: tuple[str, Tensor], where: Tensor) -> tuple[str, Tensor]:
+    """A measure of the windows in which the boolean `where` `(n,)` holds; the others add nothing to its sums."""
+    formula, components = measure
+    return formula, torch.where(where.unsqueeze(1), components, 0)
+
+
 def psnr(predicted: Tensor, true: Tensor) -> tuple[str, Tensor]:
     """PSNR in dB of uint8 frames `(n, channels, height, width)`; equals torchmetrics' over all windows at once."""
     return "psnr", _with_count((_unit(predicted) - _unit(true)).square().mean((1, 2, 3)))
@@ -224,19 +234,22 @@ def token_accuracy(predicted: Tensor, true: Tensor, pad_token_id: int) -> tuple[
 
 
 def f1(predicted: Tensor, true: Tensor) -> tuple[str, Tensor]:
-    """F1 of boolean events `(n,)`; equals torchmetrics' `binary_f1_score`, and is absent where no event was true."""
-    return "f1", torch.stack([predicted & true, predicted & ~true, ~predicted & true], dim=-1).double()
+    """F1 of boolean events `(n,)`; equals torchmetrics' `binary_f1_score`, and is absent where no event was true, or
+    every one."""
+    counts = [predicted & true, predicted & ~true, ~predicted & true, ~predicted & ~true]
+    return "f1", torch.stack(counts, dim=-1).double()
 
 
 def equal_codes(one: list[Tensor], other: list[Tensor]) -> Tensor:
-    """`(n,)`: whether the codes of every level `(n, n_l)` agree at every place."""
+    """`(n,)`: whether the codes of every level `(n, n_l)` agree everywhere."""
     return torch.stack([(a == b).flatten(1).all(1) for a, b in zip(one, other, strict=True)]).all(0)
 
 
 def code_accuracy(predicted: Tensor, true: Tensor) -> Tensor:
-    """Components `(n, 2)`: how many codes of one level `(n, n_l)` are right, and how many there are."""
-    right = (predicted == true).flatten(1)
-    return torch.stack([right.sum(1), torch.full_like(right.sum(1), right.shape[1])], dim=-1)
+    """Components `(n, 2)`: how many codes of one level `(n, n_l)` are right, and how many are not absent in truth."""
+    is_there = true.flatten(1) >= 0
+    right = (predicted.flatten(1) == true.flatten(1)) & is_there
+    return torch.stack([right.sum(1), is_there.sum(1)], dim=-1)
 
 
 def gain(formula: str, with_: Tensor, without: Tensor) -> tuple[str, Tensor]:

@@ -62,8 +62,8 @@ class ActionParts:
         Raises:
             ValueError: there is no such choice.
         """
-        names = getattr(next(iter(self.parts.values())), "names", None) if len(self.parts) == 1 else None
-        if isinstance(name, str) and name in (names or ()):
+        names = (getattr(next(iter(self.parts.values())), "names", None) or []) if len(self.parts) == 1 else []
+        if isinstance(name, str) and name in names:
             return names.index(name)
         if isinstance(name, str) or not 0 <= name < self.num_choices:
             known = f"0..{self.num_choices - 1}" + (f", named {names}" if names else "")

@@ -83,7 +83,7 @@ class RewardCritic(Critic):
         reached = scores >= self.threshold
         return reached & (futures.continue_prob < 0.5) if self.ends_episode else reached
 
-    def confirms(self, world, belief, actions: torch.Tensor) -> bool:
+    def confirms(self, world, belief, actions: torch.Tensor | Actions) -> bool:
         one_row = actions.map(lambda part: part[None]) if isinstance(actions, Actions) else actions[None]
         futures = world.simulate(belief, one_row, temperature=0.0)
         return bool(self.reached(futures, self.score(futures))[0, -1])
@@ -134,8 +134,11 @@ class GoalCritic(Critic):
         if unknown := sorted(set(senses or ()) - set(shown)):
             raise ValueError(f"A goal can be about {sorted(shown)} of this observation, got `senses` {unknown}.")
         chosen = {name: model.config.senses[name] for name in shown if senses is None or name in senses}
-        batch = processor(observation={name: shown[name] for name in chosen}, partial=True) if chosen else {}
-        seen = batch.to(model.device)["observation"] if chosen else {}
+        if not chosen:
+            raise ValueError(f"A goal is about some of {sorted(model.config.coded_senses)}; the observation has none.")
+        seen = processor(observation={name: shown[name] for name in chosen}, partial=True).to(model.device)[
+            "observation"
+        ]
         vectors = {name: sense for name, sense in chosen.items() if feature_class(sense.kind).is_numeric}
         spans = {name: torch.tensor(sense.high) - torch.tensor(sense.low) for name, sense in vectors.items()}
         codes = {name: model.senses[name].encode(seen[name])[0] for name in chosen if name not in vectors}

@@ -49,7 +49,7 @@ class Plan:
         return [self.parts.label(self.parts.to_environment(self.actions[index])) for index in range(len(self))]
 
     def __repr__(self) -> str:
-        shown = self.names if self.parts is not None else list(map(str, self.actions))
+        shown = [str(index) for index in range(len(self))] if self.parts is None else self.names
         actions = ", ".join(shown[:_SHOWN_ACTIONS]) + (", ..." if len(shown) > _SHOWN_ACTIONS else "")
         goal = "reaches the goal, " if self.reaches_goal else ""
         return (

@@ -132,7 +132,8 @@ class RandomShooting(_Shooting):
         actions = parts.join({name: part.random(shape, generator) for name, part in parts.parts.items()})
         _redraw_forbidden(parts.split(actions), masks, generator)
         spent = self.num_samples * self.horizon * self.num_rollouts
-        return _best_plan(parts, actions, *self._imagine(world, belief, critic, actions, generator), spent, start)
+        values, lengths, reached = self._imagine(world, belief, critic, actions, generator)
+        return _best_plan(parts, actions, values, lengths, reached, spent, start)
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,8 @@ class _Gaussian:
 def _proposal(part, horizon: int, initial_std: float):
     if feature_class(part.kind).is_discrete:
         return _Categorical(part.num_actions, horizon)
-    return _Gaussian(*part.bounds(), horizon, initial_std)
+    low, high = part.bounds()
+    return _Gaussian(low, high, horizon, initial_std)
 
 
 def _redraw_forbidden(parts: dict[str, Tensor], masks: dict[str, Tensor], generator) -> None:

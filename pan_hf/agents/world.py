@@ -82,7 +82,8 @@ def parse_effort(text: str) -> Effort | str | tuple[str, ...]:
     names = ("cap", "least_change", "price", "task")
     if unknown := sorted(set(fields) - set(names)):
         raise ValueError(f"An effort has the fields {list(names)}, got {unknown} in {text!r}.")
-    values = {name: value if name == "task" else literal(value.lower()) for name, value in fields.items()}
+    values: dict[str, Any] = {name: literal(value.lower()) for name, value in fields.items()}
+    values |= {name: value for name, value in fields.items() if name == "task"}
     for name, value in values.items():
         if name != "task" and value is not None and not isinstance(value, int | float):
             raise ValueError(f"`{name}` of an effort is a number, got {value!r} in {text!r}.")

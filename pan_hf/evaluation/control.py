@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_fo
 from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.envs.environment import describe_environment, make_recorded_environment
+from pan_hf.evaluation.evaluate import check_settings
 from pan_hf.evaluation.success import Ending, Success, success_rule
 from pan_hf.features import feature_of
 from pan_hf.files import write_file
@@ -123,9 +124,10 @@ class _Trial:
                 self.agent.reset(seed=seed)
             total, reward, terminated, truncated, is_late = 0.0, None, False, False, False
             while not (terminated or truncated or is_late):
-                action = (
-                    self._act(self.agent, observation, reward, trace) if self.agent else self.env.sample_action(rng)
-                )
+                if self.agent is None:
+                    action = self.env.sample_action(rng)
+                else:
+                    action = self._act(self.agent, observation, reward, trace)
                 observation, reward, terminated, truncated, info = self.env.step(action)
                 total, steps = total + float(reward), steps + 1
                 on_step(steps)
@@ -135,7 +137,8 @@ class _Trial:
             success = self.success(ending)
         except Exception as error:
             where = f"{self.environment}, {self.model}, episode {len(self.outcomes)} (seed {seed}), step {steps}"
-            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+            what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{where}: {what}") from error
         outcome = Outcome(seed, success, steps, total, **self._statistics())
         self.outcomes.append(outcome)
         self.seconds += time.perf_counter() - start
@@ -228,7 +231,7 @@ def plan(
     root = find_recording(checkpoint, data_root)
     entries = _choose_environments(read_info(root)["environments"], environments)
     facts = _recorded_facts(root)
-    seeds = list(range(seed, seed + episodes))
+    seeds = list(range(int(seed), int(seed) + int(episodes)))
     _check_seeds(seeds, entries, facts)
     rule = success_rule(success)
     model, processor = load(checkpoint)
@@ -261,11 +264,11 @@ def plan(
 
 
 def _check_limits(episodes, seed, max_steps, time_limit, episode_time_limit) -> None:
-    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("max_steps", max_steps, 1)):
-        if isinstance(value, bool) or not (value is None or (isinstance(value, Integral) and value >= least)):
-            raise ValueError(f"`{name}` must be at least {least}, a whole number; got {value!r}.")
+    check_settings({"episodes": episodes, "max_steps": 1 if max_steps is None else max_steps}, least=1)
+    check_settings({"seed": seed})
     for name, seconds in (("time_limit", time_limit), ("episode_time_limit", episode_time_limit)):
-        if seconds is not None and not seconds > 0:
+        is_number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and seconds > 0):
             raise ValueError(f"`{name}` must be a number of seconds above 0, or None for no limit; got {seconds!r}.")
 
 

@@ -10,6 +10,7 @@ Beside each stands `copy_last`: nothing changes from the last frame seen, no rew
 | metric | what it is, over windows |
 |---|---|
 | `psnr`, `ssim` | whole frames; PSNR of the mean squared error, at most 58.9 dB |
+| `psnr_inexact` | the same of the frames that are not exact |
 | `psnr_moving` | the same over the patches that changed since the last frame seen, pixels pooled over windows |
 | `exact_frame` | share of frames in which no pixel is off by more than 25 of 255 |
 | `exact_state`, `exact_state_changed` | share in which every code of every sense is that of the true frame; the same \
@@ -19,7 +20,9 @@ where the observation changed since the last frame seen |
 | `code_accuracy`, `<sense>.<level>_code_accuracy` | share of right codes, of all levels and of one |
 | `rmse`, `rmse_normalised` | vector senses, in their unit and in standard deviations of the held-out frames |
 | `token_accuracy` | text senses that change with time |
-| `reward_mae`, `reward_f1`, `done_f1` | the step's reward and end; an event is a reward beyond the threshold |
+| `reward_mae`, `reward_f1`, `done_f1` | the step's reward and end; an event is a reward beyond the threshold, and \
+there is no F1 where every step is one |
+| `<actor>_reward_mae` | the reward of each actor, where there are several; `reward_mae` is of their sum |
 | `bits_per_observation`, `codes_bits`, `latents_bits`, `observation_bits` | minus log2-probability of the true \
 observation and its parts (a bound for latents and decoder) |
 | `action_sensitivity_exact_state`, `action_sensitivity_psnr_moving` | one step: with the true actions, minus with \
@@ -27,15 +30,16 @@ actions of other windows |
 | `reconstruction_psnr`, `reconstruction_exact_frame` | true frames through all codes and back, no latents; with \
 `levels_<k>_` before it: through the first k levels; with `latents_`: latents too |
 
-Where a model has several senses of one kind, their names are put before the metric (`left_psnr`). Standard errors are
-cluster bootstraps over episodes, see [`MetricAccumulator`]. A metric with nothing to measure (no reward in any
-window) has no record.
+Where a model has several senses of one kind, their names are put before the metric (`left_psnr`). Where a sense is
+absent in a true frame, it counts for nothing. Standard errors are cluster bootstraps over episodes, see
+[`MetricAccumulator`]. A metric with nothing to measure (no reward in any window) has no record.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +48,17 @@ import torch
 from torch import Tensor
 
 from pan_hf import metrics
+from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.world import FixedEffort
 from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder, trained_fingerprints, trained_seeds
 from pan_hf.console import track
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
-from pan_hf.evaluation.comparison import Judge, Step
+from pan_hf.evaluation.comparison import Comparison, Step
 from pan_hf.features import feature_of
 from pan_hf.metrics import MetricAccumulator
+from pan_hf.modeling.sense_configuration_pan import PRESENT
+from pan_hf.modeling.state_pan import Actions, as_action
 from pan_hf.reporting.figures import curves, horizon_plot
 from pan_hf.reporting.results import Record, mean_stderr, read_records, record, write_records
 from pan_hf.reporting.strips import shown_senses, write_strips
@@ -73,7 +80,8 @@ class _Evaluation:
         self, reader: WindowReader, seed: int, temperature: float, reward_threshold: float, reencode: int = 0
     ):
         self.reader, self.model, self.trajectories = reader, reader.model, reader.trajectories
-        self.judge = Judge(dict(self.model.config.senses), self._references(), reward_threshold)
+        self.compare = Comparison(dict(self.model.config.senses), self._references(), reward_threshold)
+        self.actors: list[str] = list(getattr(self.model.config, "actors", None) or ())
         self.seed, self.temperature, self.reencode = seed, temperature, reencode
         self.tallies: dict[tuple[str, str, int | None], MetricAccumulator] = defaultdict(
             lambda: MetricAccumulator(seed=seed)
@@ -92,7 +100,7 @@ class _Evaluation:
     def batch(self, environment: str, rows: np.ndarray, wanted: dict[int, np.ndarray]) -> None:
         """Measures windows from `rows`; `wanted` says for each horizon which of them (boolean) count."""
         batch = self.reader.batch(rows, max(wanted))
-        actions = batch["action"][:, self.reader.lead :]
+        actions = as_action(batch["action"])[:, self.reader.lead :]
         true = self._true_steps(rows, batch, wanted)
         belief = self.reader.perceive(batch)
         futures = self._simulate(belief, actions, wanted)
@@ -105,21 +113,21 @@ class _Evaluation:
             if futures.expected:
                 index, facts = sorted(wanted).index(horizon), (true[horizon].where(kept), true[0].where(kept))
                 images = {name: values[kept, index] for name, values in futures.expected.items()}
-                self._add(*where, "pan_expected", self.judge.observed(images, *facts))
+                self._add(*where, "pan_expected", self.compare.observed(images, *facts))
             seen = belief
             if horizon == 1:  # the first step is the same in both ways
                 self._reconstruction(where, kept, batch)
                 self._sensitivity(where, kept, belief, actions, imagined[1], true)
-                self._by_action(where, kept, actions[:, 0], imagined[1], true)
+                self._by_action(where, kept, actions, imagined[1], true)
             else:
                 seen = self.reader.perceive(batch, horizon - 1)
-                forced = self._one_step(seen, actions[:, horizon - 1])
+                forced = self._one_step(seen, actions[:, horizon - 1 : horizon])
                 measures = self._compare(kept, forced, true[horizon], true[horizon - 1])
             self._add_all(where, measures, "teacher_forced_")
             self._add(*where, "pan", self._bits(seen, batch, horizon, kept))
         self._rank(environment, rows, imagined[max(wanted)], true[max(wanted)])
 
-    def _simulate(self, belief, actions: Tensor, expected: Iterable[int] = ()):
+    def _simulate(self, belief, actions: Tensor | Actions, expected: Iterable[int] = ()):
         """Futures, and the expected images at these horizons where the most likely future is asked for, whole."""
         settings: dict = {"temperature": self.temperature, "seed": self.seed}
         if self.reencode:
@@ -128,14 +136,15 @@ class _Evaluation:
             settings["expected"] = [horizon - 1 for horizon in expected]
         return self.model.simulate(belief, actions, **settings)
 
-    def _one_step(self, belief, action: Tensor) -> Step:
-        return self._steps(self._simulate(belief, action.unsqueeze(1)), [1])[1]
+    def _one_step(self, belief, actions: Tensor | Actions) -> Step:
+        """What is predicted after the actions `(n, 1, ...)`."""
+        return self._steps(self._simulate(belief, actions), [1])[1]
 
     def _compare(self, kept: Tensor, predicted: Step, true: Step, last_seen: Step) -> dict[str, dict]:
         """Measures of the `kept` windows, by model."""
         predicted, true, last_seen = (step.where(kept) for step in (predicted, true, last_seen))
         claims = {"pan": predicted, "copy_last": last_seen.unrewarded()}
-        return {model: self.judge(claim, true, last_seen) for model, claim in claims.items()}
+        return {model: self.compare(claim, true, last_seen) for model, claim in claims.items()}
 
     def _add_all(self, where: Where, measures: dict[str, dict], prefix: str = "") -> None:
         for model, measured in measures.items():
@@ -147,9 +156,10 @@ class _Evaluation:
             self.tallies[name, model, horizon].update(measures, episodes, prefix)
 
     def _frames(self, batch: Mapping, times: Sequence[int]) -> dict[str, Tensor]:
-        """The true observations at steps after the start, of the senses that change with time."""
+        """The true observations at steps after the start, of the senses that change with time, and in which of them a
+        sense is there that may be absent."""
         shown = self.reader.part(batch["observation"], [self.reader.lead + time for time in times])
-        return {name: shown[name] for name in self.judge.predicted()}
+        return {name: values for name, values in shown.items() if name.removesuffix(PRESENT) in self.compare.predicted}
 
     def _true_steps(self, rows: np.ndarray, batch: Mapping, wanted) -> dict[int, Step]:
         times = sorted({0, *wanted, *(horizon - 1 for horizon in wanted)})
@@ -159,9 +169,20 @@ class _Evaluation:
         for index, time in enumerate(times):
             reward, done = self.reader.outcome(rows, max(time, 1))
             seen = {name: values[:, index] for name, values in shown.items()}
-            coded = {name: [level[:, index] for level in levels] for name, levels in codes.items()}
-            steps[time] = Step(seen, coded, reward, done)
+            steps[time] = Step(
+                {name: seen[name] for name in self.compare.predicted},
+                {name: [level[:, index] for level in levels] for name, levels in codes.items()},
+                reward,
+                done,
+                self._actor_rewards(rows, max(time, 1)),
+                {name: seen[name + PRESENT] for name in self.compare.predicted if name + PRESENT in seen},
+            )
         return steps
+
+    def _actor_rewards(self, rows: np.ndarray, step: int) -> dict[str, Tensor]:
+        """By actor, the reward of the `step`-th action after `rows`."""
+        rewards = {actor: self.trajectories.actor_rewards[actor][rows + step - 1] for actor in self.actors}
+        return {actor: torch.as_tensor(each, device=self.model.device) for actor, each in rewards.items()}
 
     def _steps(self, futures, horizons: Iterable[int]) -> dict[int, Step]:
         """The futures at the horizons; only these are decoded."""
@@ -172,13 +193,17 @@ class _Evaluation:
             state=futures.state.map(lambda codes: codes[:, times]),
             conditions={name: condition[:, times] for name, condition in futures.conditions.items()},
         )
-        decoded = {name: chosen.decode(name) for name in self.judge.predicted()}
+        decoded = {name: chosen.decode(name) for name in self.compare.predicted}
+        rewards = futures.reward.float()
+        by_actor = {actor: rewards[..., number] for number, actor in enumerate(self.actors)}
+        rewards = rewards.sum(-1) if self.actors else rewards
         return {
             horizon: Step(
                 {name: values[:, index] for name, values in decoded.items()},
                 {name: [level[:, index] for level in levels] for name, levels in chosen.codes.items()},
-                futures.reward[:, horizon - 1].float(),
+                rewards[:, horizon - 1],
                 futures.continue_prob[:, horizon - 1] < 0.5,
+                {actor: reward[:, horizon - 1] for actor, reward in by_actor.items()},
             )
             for index, horizon in enumerate(horizons)
         }
@@ -187,38 +212,41 @@ class _Evaluation:
         """Bits of the frame at `horizon`, given the true ones before it."""
         taken = self.reader.lead + horizon - 1
         future = self._frames(batch, [horizon])
-        log_prob = self.model.log_prob(belief, batch["action"][:, taken : taken + 1], observations=future)
+        action = as_action(batch["action"])[:, taken : taken + 1]
+        log_prob = self.model.log_prob(belief, action, observations=future)
         bits = {f"{part}_bits": -getattr(log_prob, part) / math.log(2) for part in ("codes", "latents", "observation")}
         bits["bits_per_observation"] = log_prob.bits_per_observation
         return {name: metrics.mean_of(values[:, 0][kept]) for name, values in bits.items()}
 
-    def _sensitivity(self, where: Where, kept: Tensor, belief, actions: Tensor, predicted: Step, true) -> None:
+    def _sensitivity(self, where: Where, kept: Tensor, belief, actions, predicted: Step, true) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         others = torch.randperm(len(actions), generator=generator).to(actions.device)
-        shuffled = self._one_step(belief, actions[others, 0])
+        shuffled = self._one_step(belief, actions[others, :1])
         cases = [step.where(kept) for step in (predicted, shuffled)]
         target, start = true[1].where(kept), true[0].where(kept)
         for model, pair in {"pan": cases, "copy_last": [start, start]}.items():
-            exact = [metrics.mean_of(self.judge.exact(case, target))[1] for case in pair]
+            exact = [metrics.mean_of(self.compare.exact(case, target))[1] for case in pair]
             measures = {"action_sensitivity_exact_state": metrics.gain("mean", *exact)}
-            moving = [self.judge.moving_error(case, target, start) for case in pair]
-            if len(there := [error for error in moving if error is not None]) == len(moving):
-                measures["action_sensitivity_psnr_moving"] = metrics.gain("psnr", *there)
+            moving = [self.compare.moving_error(case, target, start) for case in pair]
+            if len(errors := [error for error in moving if error is not None]) == len(moving):
+                measures["action_sensitivity_psnr_moving"] = metrics.gain("psnr", *errors)
             self._add(*where, model, measures)
 
-    def _by_action(self, where: Where, kept: Tensor, action: Tensor, predicted: Step, true) -> None:
-        """Exact states of the first step, by which of the discrete actions was taken."""
-        described = feature_of(self.model.config.action)
-        if not described.is_discrete:
-            return
-        target, taken = true[1].where(kept), action[kept]
-        for model, claim in {"pan": predicted, "copy_last": true[0]}.items():
-            exact = self.judge.exact(claim.where(kept), target)
-            measures = {
-                f"exact_state_after:{described.label(number)}": metrics.mean_where(exact, taken == number)
-                for number in range(described.description["n"])
-            }
-            self._add(*where, model, measures)
+    def _by_action(self, where: Where, kept: Tensor, actions, predicted: Step, true) -> None:
+        """Exact states of the first step, by which of the discrete actions was taken; of several parts, by part."""
+        target = true[1].where(kept)
+        exact = {
+            model: self.compare.exact(claim.where(kept), target)
+            for model, claim in {"pan": predicted, "copy_last": true[0]}.items()
+        }
+        parts = ActionParts(self.model.config)
+        for name, values in parts.split(actions).items():
+            described, taken = feature_of(parts.parts[name]), values[kept, 0]
+            before = "" if len(parts.parts) == 1 else f"{name}."
+            for number in range(described.description["n"] if described.is_discrete else 0):
+                metric = f"exact_state_after:{before}{described.label(number)}"
+                for model, flags in exact.items():
+                    self._add(*where, model, {metric: metrics.mean_where(flags, taken == number)})
 
     def _reconstruction(self, where: Where, kept: Tensor, batch: Mapping) -> None:
         """Frames through the codes and back; `where` and `kept` as in the other measures, without a horizon."""
@@ -232,14 +260,17 @@ class _Evaluation:
             variants |= {"": {"latents": False}} | ({"latents_": {"latents": True}} if name in state.latents else {})
             for prefix, options in variants.items():
                 rebuilt = self.model.decode(state, name, **options)[:, 0]
-                measures = self.judge.features[name].reconstruction(rebuilt, shown[name][:, 0])
-                measures = {self.judge.name(name, prefix + key): value for key, value in measures.items()}
+                measures = self.compare.features[name].reconstruction(rebuilt, shown[name][:, 0])
+                if name + PRESENT in shown:
+                    present = shown[name + PRESENT][:, 0]
+                    measures = {key: metrics.only_where(value, present) for key, value in measures.items()}
+                measures = {self.compare.name(name, prefix + key): value for key, value in measures.items()}
                 self._add(environment, rows, None, "pan", measures)
 
     def _rank(self, environment: str, rows: np.ndarray, predicted: Step, true: Step) -> None:
         """Keeps each window's error at its last step, of the sense that strips show, by which they are chosen."""
         for name in shown_senses(self.model.config)[:1]:
-            errors = self.judge.features[name].error(predicted.observations[name], true.observations[name])
+            errors = self.compare.features[name].error(predicted.observations[name], true.observations[name])
             self.errors[environment] |= dict(zip(rows.tolist(), errors.tolist(), strict=True))
 
 
@@ -278,7 +309,13 @@ def evaluate_model(
         ValueError: an environment without episodes, episodes shorter than the shortest horizon, a missing sense.
     """
     environments, skip = _choose_environments(trajectories, environments), list(skip)
+    horizons = _check_horizons(horizons)
+    check_settings({"num_windows": num_windows, "batch_size": batch_size}, least=1)
+    check_settings({"seed": seed, "reencode": reencode})
+    check_settings({} if context is None else {"context": context}, least=1)
+    check_settings({"temperature": temperature, "reward_threshold": reward_threshold}, kind=Real)
     reader = WindowReader(trajectories, processor, model, context)
+    seed, temperature = int(seed), float(temperature)  # numpy's numbers are no numbers to torch
     run = _Evaluation(reader, seed, temperature, reward_threshold, reencode)
     batches, windows = [], {}
     for environment in environments:
@@ -295,6 +332,25 @@ def evaluate_model(
     names = environments + ["all"] * (len(environments) > 1)
     prefix = "sampled_" if temperature > 0 else ""
     return _records(run.tallies, names, prefix, [seed] if seeds is None else list(seeds))
+
+
+def check_settings(values: Mapping[str, Any], least: int = 0, kind: type = Integral) -> None:
+    """Raises ValueError where a value is no number of its kind, finite and not below `least`."""
+    for name, value in values.items():
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        if not (is_number and least <= value < math.inf):
+            word = "whole" if kind is Integral else "finite"
+            raise ValueError(f"`{name}` must be a {word} number, at least {least}; got {value!r}.")
+
+
+def _check_horizons(horizons: Iterable[int] | int) -> list[int]:
+    """The horizons as a list. Raises ValueError where one is no number of steps."""
+    steps: list[Any] = [horizons] if isinstance(horizons, Integral) else list(horizons)  # type: ignore[arg-type]  # see above
+    for step in steps:
+        check_settings({"horizons": step}, least=1)
+    if not steps:
+        raise ValueError("`horizons` names no step to compare at; give some of 1 or more.")
+    return [int(step) for step in steps]
 
 
 def _choose_environments(trajectories, environments: Sequence[str] | None) -> list[str]:
