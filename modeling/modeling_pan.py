@@ -43,7 +43,7 @@ from .layout_pan import StepLayout
 from .learning_pan import CodeLearning
 from .loading_pan import PanPreTrainedModel, check_is_whole
 from .merging_pan import TokenMerging
-from .objectives_pan import OBJECTIVES, PanOutput, by_actor
+from .objectives_pan import OBJECTIVES, LossWithoutLabels, PanOutput, by_actor
 from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
 from .sense_configuration_pan import ACTION
 from .simulation_pan import Simulator
@@ -69,7 +69,7 @@ def _of(
     return call
 
 
-class PanModel(PanPreTrainedModel, GenerationMixin):
+class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels):
     """A world model around any causal language model.
 
     Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],

@@ -11,6 +11,8 @@ level, K = codes of a segment, H = backbone width.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,6 +60,30 @@ class PanOutput(ModelOutput):
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     metrics: dict[str, Tensor] | None = None
+
+
+class LossWithoutLabels(type):
+    """Makes a class whose models give a loss for batches without `labels`, and lets a `Trainer` know.
+
+    A Trainer asks the class for the names of labels, and evaluates no loss for a batch that lacks one of them; windows
+    of a world have none. It asks the model which columns it takes, and `labels` is one, of texts. So the signature of
+    `forward` that the class shows names no labels, and `return_loss` in their place.
+    """
+
+    @property
+    def forward(cls) -> Callable:
+        function = next(vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base))
+
+        @functools.wraps(function)
+        def shown(*args, **kwargs):
+            return function(*args, **kwargs)
+
+        given = inspect.signature(function).parameters
+        returns_loss = inspect.Parameter("return_loss", inspect.Parameter.KEYWORD_ONLY, default=True)
+        parameters = [*(parameter for name, parameter in given.items() if name != "labels"), returns_loss]
+        parameters.sort(key=lambda parameter: parameter.kind)
+        shown.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # of any function
+        return shown
 
 
 @dataclass

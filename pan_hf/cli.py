@@ -380,6 +380,7 @@ TRAINED |= {"num_processes": "processes", "accelerate_config": "accelerate", "re
 @command("pan_hf.training.pipeline:train", **TRAINED)
 def train(function: Callable, run: Run = RUN, recipe: Recipe = None, **options: Any) -> None:
     print(f"Done. The world model is in {function(run=run, **options)}")
+    print(f"Next: pan evaluate --run {run}, or pan plan --run {run}")
 
 
 @command("pan_hf.training.finetune:finetune", start="from")

@@ -74,17 +74,33 @@ def track(items: Collection[Item], task: str, unit: str, is_shown: bool = True) 
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Transformers shows no bar inside: reading or writing a checkpoint takes a moment, and has no line of its own."""
-    from transformers.utils import logging as transformers_logging  # with torch, which `pan --help` does without
+def without_bars(downloads: bool = False) -> Iterator[None]:
+    """Transformers shows no bar inside: reading or writing a checkpoint takes a moment, and has no line of its own.
 
-    is_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    Args:
+        downloads (`bool`): nor do huggingface_hub and datasets, whose bars are of what may take long.
+    """
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging as transformers  # with torch, which `pan --help` does without
+
+    bars = [
+        (transformers.is_progress_bar_enabled(), transformers.disable_progress_bar, transformers.enable_progress_bar)
+    ]
+    if downloads:
+        bars.append((not hub.are_progress_bars_disabled(), hub.disable_progress_bars, hub.enable_progress_bars))
+    if downloads and (
+        datasets := sys.modules.get("datasets")
+    ):  # it takes a second to import, which nobody has to wait
+        is_on = not datasets.are_progress_bars_disabled()
+        bars.append((is_on, datasets.disable_progress_bars, datasets.enable_progress_bars))
+    bars = [bar for bar in bars if bar[0]]  # those that are off already stay so
+    for _, disable, _ in bars:
+        disable()
     try:
         yield
     finally:
-        if is_on:
-            transformers_logging.enable_progress_bar()
+        for _, _, enable in bars:
+            enable()
 
 
 def speak_to_users() -> None:

@@ -573,3 +573,43 @@ def test_every_argument_of_a_stage_is_explained():
     inherited = {field.name for field in fields(TrainingArguments)}
     assert all(own[name].metadata.get("help") for name in set(own) - inherited)
     assert collate({"as": "it is"}) == {"as": "it is"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_a_plain_trainer_evaluates_the_loss_and_keeps_the_best(is_adapted, world, tmp_path):
+    from peft import get_peft_model
+
+    from pan_hf.adapters import lora_config
+
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    windows, _ = align.make_raw(model, processor, world.trajectories)
+    rows = [{name: squeezed(value) for name, value in windows.__getitems__([row]).items()} for row in range(12)]
+    model = get_peft_model(model, lora_config(model, r=2)) if is_adapted else model
+    given = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "max_steps": 2,
+    }
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True, **given)
+    collate = torch.utils.data.default_collate
+    trainer = Trainer(model, args, train_dataset=rows[:8], eval_dataset=rows[8:], data_collator=collate)
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 2 and trainer.state.best_metric == min(losses)
+    assert trainer.label_names == [] and trainer.evaluate()["eval_loss"] > 0
+
+
+def squeezed(value):
+    return {name: part[0] for name, part in value.items()} if isinstance(value, dict) else value[0]
+
+
+def test_a_model_takes_columns_of_labels_though_its_class_needs_none():
+    import inspect
+
+    from transformers.utils.generic import can_return_loss, find_labels
+
+    assert find_labels(PanModel) == [] and can_return_loss(PanModel)
+    assert "labels" in inspect.signature(PanModel.__dict__["forward"]).parameters

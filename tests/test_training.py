@@ -412,12 +412,25 @@ def test_stages_share_what_is_left_of_the_time():
 
 def test_too_few_seconds_are_refused_before_anything_is_written(world, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_window_seconds", lambda *_: 2.0)
-    with pytest.raises(ValueError, match=r"^30 seconds are too few .* takes about \d+ seconds. Give more .*--seconds"):
-        train(tmp_path / "run", world.data, backbone="debug", seconds=30, progress=False)
+    with pytest.raises(ValueError, match=r"^10 seconds are too few .* takes about \d+\. Give more .*--seconds"):
+        train(tmp_path / "run", world.data, backbone="debug", seconds=10, progress=False)
     assert not list((tmp_path / "run").glob("**/*.*"))
     for wrong in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="`seconds` must be a number above 0, got"):
             train(tmp_path / "run", world.data, seconds=wrong)
+
+
+@pytest.mark.slow
+def test_a_stage_that_there_is_no_time_for_is_left_out_with_a_warning(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_window_seconds", lambda *_: 0.4)
+    monkeypatch.setattr(pipeline, "SHARES", SHARES | {"joint": 0.001})
+    skip = ("backbone", "latent_head", "switch", "reinforce")
+    with pytest.warns(
+        UserWarning, match="Stage 'joint' is left out: a step of it takes about 17 seconds, and there are"
+    ):
+        checkpoint = train(tmp_path, world.data, backbone="debug", seconds=20, skip=skip, progress=False)
+    assert (checkpoint / "model.safetensors").exists()
+    assert sorted(path.name for path in (tmp_path / "stages").glob("?-*")) == ["0-init", "1-senses", "4-dynamics"]
 
 
 def test_the_cost_of_a_window_is_measured_on_a_model_that_stays_as_it_was(world):

@@ -32,10 +32,10 @@ def note_refinements(model, windows: Windows) -> None:
 CODED = 256  # windows whose codes are compared
 
 
-def keep_codes(model):
+def keep_codes(model, args=None):
     """An image sense that came to give frames of the training episodes other codes is put back as it was: the backbone
     knows frames by the codes that they had, and a code that turned into its neighbour is one it predicts wrong for as
-    long as it is in sight."""
+    long as it is in sight. With a time budget, as many frames are compared as there is time for."""
     before = {name: copy.deepcopy(codec) for name, codec in model.senses.items() if codec.can_grow}
 
     @torch.no_grad()
@@ -43,16 +43,15 @@ def keep_codes(model):
         observation = some_windows(windows, CODED)["observation"]
         for name, sense in before.items():
             frames = observation[name].flatten(0, 1).to(trained.device)
-            if not _encode_alike(trained.senses[name], sense.to(trained.device), frames):
-                trained.senses[name].load_state_dict(sense.state_dict())
+            for part in frames.split(64 if args is None or args.seconds is None else 8):
+                codes = (trained.senses[name].encode(part)[0], sense.to(trained.device).encode(part)[0])
+                if not all(map(torch.equal, *codes)):
+                    trained.senses[name].load_state_dict(sense.state_dict())
+                    break
+                if args is not None and args.seconds_left() < 0:
+                    break
 
     return finish
-
-
-def _encode_alike(one, other, frames: torch.Tensor) -> bool:
-    """Whether two image senses give frames `(N, C, height, width)` the same codes of every level."""
-    codes = ((one.encode(part)[0], other.encode(part)[0]) for part in frames.split(64))
-    return all(torch.equal(a, b) for pair in codes for a, b in zip(*pair, strict=True))
 
 
 DYNAMICS = Stage(

@@ -317,8 +317,8 @@ class Stage:
         slow: share of the learning rate by the beginning of a parameter's name.
         half: whether it trains in bfloat16 (autocast) on a machine that is faster in it.
         is_needed: whether a model has anything for this stage to train.
-        prepare: `(model) -> (model, dataset) -> None`, called with the model before training, and what it returns with
-            the model after it.
+        prepare: `(model, arguments) -> (model, dataset) -> None`, called with the model before training, and what it
+            returns with the model after it.
         wrap: `(model, arguments) -> model`, what the Trainer gets in its place, e.g. the model with an adapter on it.
         save: `(folder, what wrap gave, processor, files)`, how the result is saved, see [`save_checkpoint`].
         arguments: the class of its arguments.
@@ -341,7 +341,7 @@ class Stage:
     slow: dict[str, float] = field(default_factory=dict)
     half: bool = False
     is_needed: Callable[[PanModel, StageArguments], bool] = lambda model, args: True
-    prepare: Callable[[PanModel], Callable[[PanModel, Dataset], None]] = lambda model: lambda trained, dataset: None
+    prepare: Callable[..., Callable[[PanModel, Dataset], None]] = lambda model, args: lambda trained, dataset: None
     wrap: Callable[[PanModel, StageArguments], torch.nn.Module] = lambda model, args: model
     save: Callable[..., None] = save_checkpoint
     arguments: type[StageArguments] = StageArguments

@@ -10,6 +10,7 @@ A finished stage is not run again and an interrupted one goes on, so the same co
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from types import ModuleType
 from typing import Any
 
 from pan_hf.build import build
-from pan_hf.checkpoints import save_checkpoint
+from pan_hf.checkpoints import load, save_checkpoint
+from pan_hf.console import without_bars
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
 from pan_hf.extras import extra
@@ -35,6 +37,7 @@ from pan_hf.training.budget import now
 from pan_hf.training.code_cache import forget
 from pan_hf.training.run_folder import keeping_settings, publish
 from pan_hf.training.stage import run as run_stage
+from pan_hf.training.summary import summary
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,9 @@ PARTS = {
     "sentences": Part(merge, merge.STAGE, 0.0, 0),
     "dynamics": Part(align, align.DYNAMICS, 0.61, 8),
     "latent_head": Part(pretrain_latent_head, pretrain_latent_head.STAGE, 0.04, 16),
-    "joint": Part(align, align.JOINT, 0.07, 16, "--joint"),
+    "joint": Part(align, align.JOINT, 0.07, 40, "--joint"),
     "switch": Part(reinforce, reinforce.WARM_UP, 0.02, 16, "--warm_up"),
-    "reinforce": Part(reinforce, reinforce.REINFORCE, 0.04, 32),
+    "reinforce": Part(reinforce, reinforce.REINFORCE, 0.04, 16),
 }
 SHARES = {name: part.share for name, part in PARTS.items()}
 
@@ -115,7 +118,8 @@ def train(
             of each stage. Nothing has been written then.
     """
     begun, run, overrides = now(), Path(run), dict(overrides or {})
-    data = on_disk(data, "dataset") if data is not None else run / "data"
+    with without_bars(downloads=not progress):
+        data = on_disk(data, "dataset") if data is not None else run / "data"
     unknown = sorted({*overrides, *skip} - set(SHARES))
     if unknown:
         raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
@@ -132,9 +136,13 @@ def train(
     current = run / "stages" / "0-init"
     with keeping_settings(run / "stages" / "settings.json", settings, begun=current):
         if not current.exists():
-            model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
-            check_seconds(model, processor, trajectories, shared, seconds)
-            save_checkpoint(current, model, processor)
+            with without_bars(downloads=not progress):  # a backbone may be downloaded
+                model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
+            trajectories.windows(model.config.context_steps)  # raises where no episode is long enough
+            cost = check_seconds(model, processor, trajectories, shared, seconds)
+            save_checkpoint(current, model, processor, {COST: json.dumps(cost)})
+    measured = current / COST  # runs begun by older versions have none
+    cost = json.loads(measured.read_text()) if measured.exists() else 0.0
     # what is left for the stages that share the seconds; those with a budget of their own do not count
     left = seconds * sum(SHARES[name] for name in shared) - (now() - begun)
     for number, name in enumerate(SHARES, start=1):
@@ -147,7 +155,14 @@ def train(
             continue
         given: dict[str, Any] = {"seed": seed, "progress": progress}
         if name in shared:
-            given["seconds"] = _seconds_of(name, shared, seconds, left)
+            given["seconds"] = part = _seconds_of(name, shared, seconds, left)
+            if name not in ESSENTIAL and not folder.exists() and _is_too_long(least := _least(name, cost), part):
+                warnings.warn(
+                    f"Stage {name!r} is left out: a step of it takes about {least:.0f} seconds, and there are "
+                    f"{part:.0f}. Give more (`--seconds`).",
+                    stacklevel=2,
+                )
+                continue
         given |= overrides.get(name, {})
         given |= {"model": str(current), "data": str(data), "output_dir": str(folder), "encoded": str(folder.parent)}
         before = now()
@@ -155,7 +170,11 @@ def train(
             current = _run_stage(name, given, trajectories, num_processes, accelerate_config)
         left -= now() - before if name in shared else 0.0
     forget(run / "stages")
-    return publish(current, run / "checkpoint", data)
+    checkpoint = publish(current, run / "checkpoint", data)
+    if progress:
+        for line in summary(*load(checkpoint), trajectories):
+            print(line, file=sys.stderr)
+    return checkpoint
 
 
 SAVING = 0.7  # seconds that a stage takes to start, to load and to save
@@ -163,7 +182,8 @@ FEW_WINDOWS = 8  # that are timed
 ENCODED_FRAMES = 10  # that are encoded in the time in which the model learns from a window, about
 LARGE = 128 * 128  # pixels of a picture from which on its size is what makes a step slow
 FEW_STEPS = 50
-TOLERANCE = 1.1, 10.0  # a budget is kept within a tenth or ten seconds
+ESSENTIAL = ("senses", "dynamics")  # without which there is no world model
+COST = "seconds_a_window.json"  # beside the untrained model: what a window costs, see `check_seconds`
 
 
 def _seconds_of(stage: str, shared: list[str], seconds: float, left: float) -> float:
@@ -178,24 +198,41 @@ def _seconds_of(stage: str, shared: list[str], seconds: float, left: float) -> f
     return SAVING + max(0.0, min(seconds * SHARES[stage], share * (left - SAVING * len(later))))
 
 
-def check_seconds(model, processor, trajectories: Trajectories, stages: list[str], seconds: float) -> None:
-    """Raises ValueError where each of the stages could not take a step in so many seconds, and warns where there will
-    be few steps. What a window costs is measured."""
+def _least(stage: str, cost: float) -> float:
+    """Seconds of the shortest run of a stage. Args: cost, seconds a window."""
+    return SAVING + cost * PARTS[stage].windows
+
+
+def _is_too_long(least: float, seconds: float) -> bool:
+    """Whether seconds could not be kept within a tenth or ten seconds."""
+    return least > max(1.1 * seconds, seconds + 10.0)
+
+
+def check_seconds(model, processor, trajectories: Trajectories, stages: list[str], seconds: float) -> float:
+    """Measures what a window costs, in seconds.
+
+    Args:
+        stages: those that share the `seconds`.
+
+    Raises:
+        ValueError: the stages that a world model cannot do without could not take a step; a warning where they will
+            take few.
+    """
     if not stages:
-        return
+        return 0.0
     cost = _window_seconds(model, processor, trajectories)
     frames = len(trajectories) * cost / ENCODED_FRAMES if model.senses else 0.0
-    least = frames + sum(SAVING + cost * PARTS[name].windows for name in stages)
+    least = frames + sum(_least(name, cost) for name in stages if name in ESSENTIAL)
     pictures = [
         f"{name!r} is {sense.height}x{sense.width} pixels"
         for name, sense in model.config.coded_senses.items()
         if sense.is_grid and sense.height * sense.width > LARGE
     ]
     smaller = f" {', '.join(pictures)}: `pan record --image-size 64` makes it smaller." if pictures else ""
-    if least > max(TOLERANCE[0] * seconds, seconds + TOLERANCE[1]):
+    if _is_too_long(least, seconds):
         raise ValueError(
-            f"{seconds:g} seconds are too few for this world: a step of each stage takes about {least:.0f} seconds. "
-            f"Give more (`--seconds {5 * least:.0f}`), or leave stages out (`--skip`).{smaller}"
+            f"{seconds:g} seconds are too few for this world: encoding it and a single step take about {least:.0f}. "
+            f"Give more (`--seconds {10 * least:.0f}`).{smaller}"
         )
     steps = seconds * SHARES["dynamics"] / (cost * PARTS["dynamics"].windows)
     if steps < FEW_STEPS and "dynamics" in stages:
@@ -204,6 +241,7 @@ def check_seconds(model, processor, trajectories: Trajectories, stages: list[str
             f"hundreds are the least that teaches anything. Give more (`--seconds`).{smaller}",
             stacklevel=3,
         )
+    return cost
 
 
 def _window_seconds(model, processor, trajectories: Trajectories) -> float:

@@ -20,7 +20,7 @@ def make_data(model, processor, trajectories, _args=None, stats=None):
     return dataset, torch.stack(masks).any(0).float()  # a row in which nothing is there teaches nothing
 
 
-def prepare(model):
+def prepare(model, _args):
     """The rows of codes that are new to the backbone start from what the codes came to stand for."""
     learned = {name: codec for name, codec in model.senses.items() if codec.can_grow}
     new = [name for name, codec in learned.items() if not any(book.started.item() for book in codec.codebooks)]

@@ -13,7 +13,7 @@ from pan_hf.training.streaming import some_windows
 from pan_hf.training.windows import Windows
 
 CALIBRATION_WINDOWS = 128
-FEW = 4  # windows that are imagined first, to see what one costs
+FEW = 1  # windows that are imagined first, to see what one costs
 PREPARATION = 0.4  # share of a time budget that examples to learn from may take
 
 
@@ -66,7 +66,9 @@ def affordable(rows: torch.Tensor, args, batch_size: int = 64) -> Iterator[torch
 
 def choose_latents(model, windows, args) -> None:
     """Lets a trained model note whether latents help, see [`update_latents_help`], by some windows of its training: as
-    many as there is time for."""
+    many as there is time for, one at least."""
+    if not model.latent_heads:
+        return
     was_training, count, before = model.training, CALIBRATION_WINDOWS, args.seconds_left()
     model.eval()
     if args.seconds is not None:

@@ -77,7 +77,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.match(stage.trains, name) is not None)
     data = make_stage_data(stage, args, model, processor, trajectories)
-    finish = stage.prepare(model)
+    finish = stage.prepare(model, args)
     if checkpoint := last_checkpoint(folder):
         # the vocabulary may have grown since the stage began; the weights come with `_train`
         processor = PanProcessor.from_pretrained(checkpoint)

@@ -173,7 +173,7 @@ def _run(job: RecordingJob, info: dict, streams: list[Stream], workers: int, pro
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"Stopped. {kept}") from None
         if isinstance(error, BrokenProcessPool):
-            raise RuntimeError(
+            raise ChildProcessError(  # an OSError, which the command line tells in a line
                 "A recording process ended at once: killed (out of memory?), or started by a script without "
                 f"`if __name__ == '__main__':`. {kept}, with fewer workers"
             ) from error
