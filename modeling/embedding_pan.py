@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .configuration_pan import PanConfig
     from .modeling_pan import PanModel
 
-C, P, R = TypeVar("C"), ParamSpec("P"), TypeVar("R")
+C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
 M = TypeVar("M")
 T = TypeVar("T", nn.Embedding, nn.Linear)
 

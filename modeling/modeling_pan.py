@@ -43,15 +43,17 @@ from .layout_pan import StepLayout
 from .learning_pan import CodeLearning
 from .loading_pan import PanPreTrainedModel, check_is_whole
 from .merging_pan import TokenMerging
-from .objectives_pan import OBJECTIVES, LossWithoutLabels, PanOutput, by_actor
+from .objectives_pan import LossWithoutLabels, PanOutput, run_objective
 from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
 from .sense_configuration_pan import ACTION
 from .simulation_pan import Simulator
-from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, as_action, check_observation
+from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, check_observation
 from .step_pan import CompiledStep, measure_compute
 from .validation_pan import check_new_parameters
 
-P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def _of(
@@ -290,7 +292,11 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         return self.get_input_embeddings()
 
     def observe(
-        self, observation: Mapping[str, Tensor], action: Tensor | None = None, learn: bool = False, **options
+        self,
+        observation: Mapping[str, Tensor],
+        action: Tensor | Mapping[str, Tensor] | Actions | None = None,
+        learn: bool = False,
+        **options,
     ) -> Belief:
         """`perceive`, after growing codes for what no code describes if `learn`; the belief's `growths` say what was
         tried. Args: observation, action as for `perceive`; options as for `learn`."""
@@ -531,18 +537,16 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             `CausalLMOutputWithPast`, or [`PanOutput`] with `loss` and its named parts.
 
         Raises:
-            ValueError: neither text nor an objective is given, or the objective is unknown.
+            ValueError: neither text nor an objective is given, the objective is unknown, or its inputs are missing or
+                do not fit.
         """
         if objective is None and observation is not None and action is not None:
             objective = "joint"
         if objective is not None:
-            if objective not in OBJECTIVES:
-                raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")
-            inputs: dict = {"observation": observation, "state": state, "done": done}
-            inputs["action"] = None if action is None else as_action(action)
-            inputs["reward"] = by_actor(self.config, reward)
+            inputs: dict = {"observation": observation, "state": state, "condition": condition, "action": action}
+            inputs |= {"reward": reward, "done": done, "importance": importance}
             inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-            return OBJECTIVES[objective](self, condition=condition, importance=importance, **inputs)
+            return run_objective(self, objective, inputs, kwargs)
         if input_ids is None and inputs_embeds is None:
             raise ValueError(
                 "Give `input_ids` (or `inputs_embeds`) to run the language model, or `objective` with an observation "

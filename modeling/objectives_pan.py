@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ from .image_codec_pan import LEAST_ERROR
 from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
-from .state_pan import Actions, Observation, State, action_tensors
+from .simulation_pan import Simulator
+from .state_pan import Actions, Observation, State, action_tensors, check_observation
 from .step_pan import StepPredictor, Transition
 from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
 
@@ -447,12 +448,13 @@ def text_counts(ids: Tensor, pad_token_id: int) -> Tensor:
 def by_actor(config: PanConfig, reward: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:
     """Rewards of several actors side by side, `(B, T, A)`, from rewards `(B, T)` by name; others pass through. Raises
     ValueError for other names, or another number of actors, than the configuration has."""
+    actors = config.actors or []
     if isinstance(reward, Mapping):
-        if set(reward) != set(config.actors or ()):
-            raise ValueError(f"`reward` must be by actor for {config.actors}, got {sorted(reward)}.")
-        return torch.stack([reward[name] for name in config.actors], -1)
-    if reward is not None and config.actors and (reward.dim() != 3 or reward.shape[2] != len(config.actors)):
-        raise ValueError(f"`reward` must be (B, T, {len(config.actors)}), by actor; got {tuple(reward.shape)}.")
+        if set(reward) != set(actors):
+            raise ValueError(f"`reward` must be by actor for {actors}, got {sorted(reward)}.")
+        return torch.stack([reward[name] for name in actors], -1)
+    if reward is not None and actors and (reward.dim() != 3 or reward.shape[2] != len(actors)):
+        raise ValueError(f"`reward` must be (B, T, {len(actors)}), by actor; got {tuple(reward.shape)}.")
     return reward
 
 
@@ -501,6 +503,51 @@ OBJECTIVES: dict[str, Callable[..., PanOutput]] = {
     "switch_warm_up": switch_warm_up_objective,
     "switch": switch_objective,
 }
+
+# what each needs: the arguments without a default
+NEEDS = {
+    name: [each.name for each in inspect.signature(stage).parameters.values() if each.default is each.empty][1:-1]
+    for name, stage in OBJECTIVES.items()
+}
+# what Transformers, Accelerate and PEFT pass to any model
+PASSED_OVER = {"return_dict", "output_attentions", "output_hidden_states", "num_items_in_batch", "task_ids"}
+
+
+def run_objective(model: PanModel, objective: str, inputs: dict, others: Mapping) -> PanOutput:
+    """One of `OBJECTIVES` of its inputs, which are None where they are not given.
+
+    Raises:
+        ValueError: there is no such objective, the model has no senses, or inputs are missing, unknown (`others`), or
+            do not fit one another.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")
+    if objective != "text" and not model.is_world_model:
+        raise ValueError(f"Objective {objective!r} trains a world model, and this one has no senses; use 'text'.")
+    given = {name: value for name, value in inputs.items() if value is not None}
+    if not set(NEEDS[objective]) <= set(given):
+        hint = "" if objective == "joint" else " 'joint' takes the observation and action that a processor returns."
+        raise ValueError(f"Objective {objective!r} needs {NEEDS[objective]}, got {sorted(given)}.{hint}")
+    if unknown := sorted(name for name, value in others.items() if value is not None and name not in PASSED_OVER):
+        raise ValueError(f"Objectives take no {unknown}, only {sorted(inputs)}.")
+    inputs = inputs | {"reward": by_actor(model.config, inputs["reward"])}
+    if objective in ("joint", "switch"):  # what is not raw comes from our own stages
+        inputs["action"] = _checked_window(model, given["observation"], given["action"], inputs)
+    return OBJECTIVES[objective](model, **inputs)
+
+
+def _checked_window(model: PanModel, observation: Mapping[str, Tensor], action: Any, inputs: dict) -> Tensor | Actions:
+    """The actions of windows as tensors. Raises ValueError unless frames, actions, rewards and ends fit."""
+    check_observation(model.config, observation, needs_prefix=True)
+    rows, frames = Observation(observation, model.config.prefix_senses).shape
+    expected = f"with B = {rows} and T = {frames - 1}, one between two frames"
+    action = Simulator(model).checked_actions("action", action, expected, rows, "T")
+    shapes = {name: tuple(inputs[name].shape[:2]) for name in ("reward", "done") if inputs[name] is not None}
+    shapes["action"] = tuple(action.shape[:2])
+    if wrong := {name: shape for name, shape in shapes.items() if shape != (rows, frames - 1)}:
+        raise ValueError(f"Windows of {frames} frames have (B, T) = {(rows, frames - 1)} transitions, got {wrong}.")
+    return action
+
 
 # ---- Examples for the latent head: latents that hold what the *chosen* codes lack.
 #
@@ -567,12 +614,14 @@ def update_latents_help(model: PanModel, observation: Mapping[str, Tensor], acti
         if model.senses[name].is_exact:
             continue
         codec, seen = model.senses[name], later.observation[name].flatten(0, 1)
-        weight = 1 + model.config.training.motion_weight * codec.differing(seen, later.before[name].flatten(0, 1))
+        moves = codec.differing(seen, later.before[name].flatten(0, 1))  # type: ignore[operator]  # none is exact
+        weight = 1 + model.config.training.motion_weight * moves
         errors, is_present = [], later.state.present(name).flatten()
         for latents in (True, False):
             imagined = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
             error = (weight * (imagined - codec.to_float(seen)).square()).flatten(1).mean(1)
             errors.append((error[is_present] + LEAST_ERROR).log().mean())
+        assert isinstance(codec.latents_help, Tensor)  # a buffer, unless the codec is exact
         codec.latents_help.fill_(bool(errors[0] < errors[1]))
 
 

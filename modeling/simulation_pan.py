@@ -93,7 +93,7 @@ class Simulator:
         rows, steps = Observation(observation, self.model.config.prefix_senses).shape
         actions, num_actions = None, 0
         if action is not None:
-            actions = self._checked_actions("action", action, f"with B = {rows}, as the frames", rows, "T - 1")
+            actions = self.checked_actions("action", action, f"with B = {rows}, as the frames", rows, "T - 1")
             num_actions = actions.shape[1]
         if num_actions not in (steps - 1, steps):
             raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {num_actions}.")
@@ -153,7 +153,7 @@ class Simulator:
         blocks = ALL if effort is None else block_plan(as_effort(effort, self.model), self.model)
         return self.rollout(belief, actions, blocks, temperature, seed, expected, reencode)
 
-    def _checked_actions(
+    def checked_actions(
         self, what: str, actions: Tensor | Mapping[str, Tensor] | Actions, expected: str, rows: int, second: str = "H"
     ) -> Tensor | Actions:
         """Actions `(rows, H, ...)` as tensors on the model's device, those of several parts as [`Actions`]; arrays,
@@ -189,7 +189,7 @@ class Simulator:
         if len(belief) == 0:
             raise ValueError("`belief` has no rows, so nothing follows from it.")
         expected = f"with B = {len(belief)} (the belief's rows; `belief.repeat(n)` takes several plans from one)"
-        actions = self._checked_actions("actions", actions, expected, len(belief))
+        actions = self.checked_actions("actions", actions, expected, len(belief))
         if actions.shape[1] == 0:
             raise ValueError("`actions` must hold at least one action a row, got none.")
         return actions
@@ -230,8 +230,8 @@ class Simulator:
         if blocks is not ALL:
             others |= {name: torch.stack([getattr(t, name) for t in transitions], 1) for name in ("switch", "focus")}
             names = ("tokens", "denoiser_calls", "compute")
-            parts = [torch.stack([getattr(t.cost, name) for t in transitions], 1) for name in names]
-            others["cost"] = Cost(*parts, time.perf_counter() - started)
+            tokens, calls, compute = (torch.stack([getattr(t.cost, name) for t in transitions], 1) for name in names)
+            others["cost"] = Cost(tokens, calls, compute, time.perf_counter() - started)
         futures = _joined(transitions, torch.stack, **others)
         self._check_numbers(futures.log_prob, futures.reward, futures.continue_prob)
         return futures
@@ -343,7 +343,7 @@ class Simulator:
         check_observation(self.model.config, observation, needs_prefix=True)
         observation = Observation(observation, self.model.config.prefix_senses)
         rows, steps = observation.shape
-        action = self._checked_actions("action", action, f"with B = {rows}, as the frames", rows, "T")
+        action = self.checked_actions("action", action, f"with B = {rows}, as the frames", rows, "T")
         if not 0 < action.shape[1] <= steps:
             raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {action.shape[1]}.")
         context, parts = self.model.config.context_steps, []

@@ -117,8 +117,8 @@ class StepPredictor:
         Raises:
             ValueError: actions or targets of another number of rows.
         """
-        rows = {"action": len(action), "target": len(belief if target is None else target.tensors()[0])}
-        if wrong := {name: count for name, count in rows.items() if count != len(belief)}:
+        counts = {"action": len(action), "target": len(belief if target is None else target.tensors()[0])}
+        if wrong := {name: count for name, count in counts.items() if count != len(belief)}:
             raise ValueError(f"A step needs as many rows of everything as of its belief, {len(belief)}; got {wrong}.")
         draft = self._begin(belief, action, target, blocks, keeps_logits)
         for number, block in enumerate(self.model.blocks):

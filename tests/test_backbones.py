@@ -124,7 +124,7 @@ def test_these_families_imagine_too(kind):
 MISFITS = {
     "mamba": ({"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}, "a forward with a mask of its own failed"),
     "bloom": ({"hidden_size": 32, "n_head": 4, "n_layer": 1}, "a forward with a mask of its own failed"),
-    "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 1}, "what is hidden from a position still moves or reaches it"),
+    "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 1}, "a position that is hidden still moves or reaches another"),
 }
 
 

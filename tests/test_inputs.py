@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from tiny_worlds import WORDS, acts, observe, outcomes, world_model
+from tiny_worlds import WORDS, acts, language_model, observe, outcomes, world_model
 
-from pan_hf import DiscreteAction, Effort, TextSense, VectorAction
+from pan_hf import DiscreteAction, Effort, PanModel, TextSense, VectorAction
 from pan_hf.modeling.step_pan import StepPredictor
 from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
 
@@ -158,3 +158,39 @@ def test_a_world_of_words_alone_imagines_learns_and_switches(config):
     # standing still is wrong where a word changes, and no worse than that
     assert bool((examples["distortion"] >= 0).all()) and bool((examples["distortion"][..., 0] <= 1).all())
     assert bool(model(objective="switch_warm_up", condition=examples).loss.isfinite())
+
+
+@pytest.fixture(scope="module")
+def window(model):
+    return {"observation": observe(model, 2, 3), "action": acts(model, 2, 2), **outcomes(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("objective", "change", "message"),
+    [
+        ("join", {}, r"Unknown objective 'join'; expected one of \['dynamics', 'joint'"),
+        ("dynamics", {}, r"needs \['state', 'action', 'reward', 'done'\], got .* 'joint' takes the observation"),
+        ("switch", {"done": None}, r"needs \['observation', 'action', 'reward', 'done'\]"),
+        ("joint", {"rewards": torch.zeros(2, 2)}, r"take no \['rewards'\]"),
+        ("joint", {"action": torch.zeros(2, 3, dtype=torch.long)}, r"3 frames .*\(2, 2\) .*'action': \(2, 3\)"),
+        ("joint", {"action": torch.zeros(3, 2, dtype=torch.long)}, "B = 2 and T = 2"),
+        ("joint", {"reward": torch.zeros(2, 1)}, r"'reward': \(2, 1\)"),
+        ("joint", {"observation": {"touch": torch.zeros(2, 3, 3)}}, r"missing \['mission'\]"),
+        ("joint", {"observation": None}, "needs"),
+    ],
+)
+def test_an_objective_says_what_it_needs(model, window, objective, change, message):
+    with pytest.raises(ValueError, match=message):
+        model(objective=objective, **(window | change))
+
+
+def test_a_window_may_be_trained_on_by_names_of_its_actions(model, window):
+    numbers = torch.tensor([[0, 2], [3, 1]])
+    named = window | {"action": [["left", "up"], ["down", "right"]]}
+    found = [model(objective="joint", **each) for each in (named, window | {"action": numbers})]
+    assert torch.equal(found[0].losses["touch.0"], found[1].losses["touch.0"])
+
+
+def test_a_language_model_has_no_objective_but_text():
+    with pytest.raises(ValueError, match="no senses; use 'text'"):
+        PanModel.from_backbone(language_model())(objective="joint", observation={}, action=torch.zeros(1, 1))
