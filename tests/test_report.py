@@ -364,6 +364,23 @@ def test_a_card_names_where_the_model_does_not_beat_copying(run):
     assert "the best planner (graph search) solves 95.0% of unseen starts" in text
 
 
+def test_where_no_goal_is_defined_a_card_tells_the_return_beside_random_play_and_no_success(run):
+    played = []
+    for model, reward, steps in (("pan/cem", 21.5, 22), ("random_policy", 23.0, 23)):
+        where = {"environment": "CartPole-v1", "split": "unseen", "seeds": [100], "model": model} | ORIGIN
+        played += [record("return", reward, **where), record("steps", steps, **where), record("episodes", 1, **where)]
+    write_records(run / "planning.json", [*planning(), *played])
+    text = write_card(run, model_id="me/pan").read_text()
+    assert "| environment | model | return | steps | episodes |" in text
+    assert "| CartPole-v1 | pan/cem | 21.5 | 22.0 | 1.0 |" in text
+    assert "CartPole-v1: the best planner (pan/cem) is no better than random play in return: 21.5 against 23." in text
+    assert not re.search(r"CartPole-v1: the best planner \(pan/cem\) solves", text)
+    told = {(r.dataset_name, r.metric_type): r.metric_value for r in ModelCard(text).data.eval_results}
+    assert told["CartPole-v1", "return"] == 21.5 and ("CartPole-v1", "success") not in told
+    page = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "21.5 mean return of pan/cem random policy: 23" in page and "solved by pan/cem" not in page
+
+
 def test_a_card_of_an_unmeasured_run_says_so(tmp_path):
     text = write_card(tmp_path, tmp_path / "card.md").read_text()
     assert text.count("Not measured.") == 2 and "kept no record of its training" in text

@@ -22,14 +22,21 @@ from pan_hf.features import feature_class
 from pan_hf.files import write_file
 from pan_hf.hub import address, hub_id
 from pan_hf.reporting.figures import CURVE_METRICS, series_name
-from pan_hf.reporting.report import by_environment, origins, read_results, success_interval, timing_table
+from pan_hf.reporting.report import (
+    RANDOM,
+    best_plans,
+    by_environment,
+    origins,
+    read_results,
+    success_interval,
+    timing_table,
+)
 from pan_hf.reporting.results import Record
 from pan_hf.reporting.tables import format_value, metric_label, origin_lines, seeds_text, select, table, unit_of
 from pan_hf.reporting.templates import Markdown, code, escaped, quoted, template
 
 FACTS = "checkpoint.json"
 RESULTS = "results"  # where `pan push` lays the result files, as seen from the card
-BASELINES = ("copy_last", "random_policy", "simulator")
 OWN_LICENSE = "apache-2.0"  # of a model that began with random weights
 TAGS = ("world-model", "pan", "model-based-reinforcement-learning", "planning")
 MAX_HEADLINES = 6  # metrics that the Hub shows beside a model
@@ -39,6 +46,7 @@ _SAID_BY = {"exact_state": "exact_frame", "psnr_moving": "exact_frame", "psnr": 
 _SAMPLED = ("coherent_futures", "calibration_within_3se")
 _HORIZONS = (1, 10)
 _PLANNED = ("success", "success_low", "success_high", "episodes", "steps_to_success", "seconds_per_decision")
+_PLAYED = ("return", "steps", "episodes", "seconds_per_decision")  # where no goal is defined
 _SMALLER_IS_BETTER = ("bits_per_observation", "rmse_normalised")  # of the CURVE_METRICS
 
 
@@ -164,7 +172,11 @@ def card_text(facts: dict[str, Any], results: str | os.PathLike) -> str:
         measured={part: origin_lines(records[part]) for part in ("evaluation", "futures", "planning")},
         files=Markdown(", ".join(f"[{name}.json]({folder}/{name}.json)" for name in records if records[name])),
         copy_last=series_name("copy_last"),
-        failures=[*_not_better_than_copying(records["evaluation"]), *_unsolved(records["planning"])],
+        failures=[
+            *_not_better_than_copying(records["evaluation"]),
+            *_unsolved(records["planning"]),
+            *_not_better_than_chance(records["planning"]),
+        ],
     )
     ModelCard(content)  # raises if the metadata on top cannot be read back
     return content
@@ -218,7 +230,7 @@ def _eval_results(records: dict[str, list[Record]]) -> list[EvalResult]:
     """The headline metrics as entries of the Hub's model-index."""
     sampled = select(records["futures"], metric=_SAMPLED, model="pan")
     several_seeds = len({tuple(entry.seeds) for entry in sampled}) > 1
-    found = [_eval_result(entry, "reinforcement-learning") for entry in _best_plans(records["planning"])]
+    found = [_eval_result(entry, "reinforcement-learning") for entry in best_plans(records["planning"])]
     found += [_eval_result(entry, "any-to-any", several_seeds) for entry in _in_order(sampled, _SAMPLED)]
     found += [_eval_result(entry, "any-to-any") for entry in _headline_predictions(records["evaluation"])]
     return found[:MAX_HEADLINES]
@@ -232,13 +244,6 @@ def _headline_predictions(records: Sequence[Record]) -> list[Record]:
 
 def _in_order(records: Iterable[Record], metrics: Sequence[str]) -> list[Record]:
     return sorted(records, key=lambda entry: (metrics.index(entry.metric), entry.horizon or 0))
-
-
-def _best_plans(records: Sequence[Record]) -> list[Record]:
-    """The success rate of each environment's best planner."""
-    groups = [group for _, group in by_environment(select(records, metric="success"))]
-    ours = [[entry for entry in group if entry.model not in BASELINES] for group in groups]
-    return [max(group, key=lambda entry: entry.value) for group in ours if group]
 
 
 def _eval_result(entry: Record, task: str, tell_seeds: bool = False) -> EvalResult:
@@ -294,9 +299,15 @@ def _sampled(records: Sequence[Record]) -> str:
     return table(named, ["environment", "model", "seeds"], "metric")
 
 
-def _planned(records: Sequence[Record]) -> str:
-    named = [replace(entry, model=series_name(entry.model)) for entry in select(records, metric=_PLANNED)]
-    return table(_in_order(named, _PLANNED), ["environment", "model"], "metric")
+def _planned(records: Sequence[Record]) -> Markdown:
+    """A table of the environments with a goal, and one of the others."""
+    with_goal = {entry.environment for entry in select(records, metric="success")}
+    tables = []
+    for metrics, has_goal in ((_PLANNED, True), (_PLAYED, False)):
+        shown = [entry for entry in select(records, metric=metrics) if (entry.environment in with_goal) == has_goal]
+        named = [replace(entry, model=series_name(entry.model)) for entry in _in_order(shown, metrics)]
+        tables.append(table(named, ["environment", "model"], "metric"))
+    return Markdown("\n\n".join(filter(None, tables)))
 
 
 def _not_better_than_copying(records: Sequence[Record]) -> list[str]:
@@ -316,17 +327,27 @@ def _not_better_than_copying(records: Sequence[Record]) -> list[str]:
 
 
 def _unsolved(records: Sequence[Record]) -> list[str]:
-    """A sentence for each environment that no planner always solves, with the best planner's rate and interval."""
+    """A sentence for each environment with a goal that no planner always reaches: the best rate and its interval."""
     sentences = []
-    for environment, group in by_environment(records):
-        rates = [entry for entry in select(group, metric="success") if entry.model not in BASELINES]
-        if rates and (best := max(rates, key=lambda entry: entry.value)).value < 1:
-            low, high = success_interval(best, group) or (best.value, best.value)
+    for best in select(best_plans(records), metric="success"):
+        if best.value < 1:
+            low, high = success_interval(best, records) or (best.value, best.value)
             sentences.append(
-                f"{environment}: the best planner ({series_name(best.model)}) solves {100 * best.value:.1f}% of "
+                f"{best.environment}: the best planner ({series_name(best.model)}) solves {100 * best.value:.1f}% of "
                 f"unseen starts (95% interval {100 * low:.1f} to {100 * high:.1f}%)."
             )
     return sentences
+
+
+def _not_better_than_chance(records: Sequence[Record]) -> list[str]:
+    """A sentence for each environment in which random play does as well as the best planner."""
+    return [
+        f"{best.environment}: the best planner ({series_name(best.model)}) is no better than random play in "
+        f"{metric_label(best.metric)}: {format_value(best)} against {format_value(chance)}."
+        for best in best_plans(records)
+        for chance in select(records, metric=best.metric, model=RANDOM, environment=best.environment)
+        if chance.value >= best.value
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- what it takes

@@ -45,6 +45,7 @@ with extra("report", "A report"):
 RESULT_FILES = {"evaluation": "evaluate", "futures": None, "planning": "plan", "timing": "train"}
 _HEADLINE_HORIZONS = (1, 10)
 _DRAWN_METRICS = ("exact_state", "psnr_moving", "rmse_normalised", "token_accuracy")  # others follow these closely
+RANDOM = "random_policy"  # which every planner is measured beside
 _HEADLINE_FUTURES = ("coherent_futures", "calibration_max_z")
 
 
@@ -141,6 +142,16 @@ def timing_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]
     return ["stage", *header[1:]], [*body, ["all", f"{seconds / 60:.1f} min", f"{memory:.2f} GiB at most"]]
 
 
+def best_plans(records: Iterable[Record]) -> list[Record]:
+    """Of each environment what its best planner reached: the success rate where a goal is defined, else the return."""
+    best = []
+    for _, group in by_environment(records):
+        rates = select(group, metric="success") or select(group, metric="return")
+        ours = [entry for entry in rates if entry.model != RANDOM]
+        best += [max(ours, key=lambda entry: entry.value)] if ours else []
+    return best
+
+
 def success_interval(entry: Record, records: Sequence[Record]) -> tuple[float, float] | None:
     """95% interval of a success rate: as measured beside it (`<metric>_low`, `<metric>_high`), else Wilson's with the
     number of `episodes` beside it, else 1.96 standard errors; None if nothing is known."""
@@ -166,7 +177,7 @@ def success_bars(records: Sequence[Record]) -> list[dict[str, Any]]:
         bars.append(
             {
                 "name": series_name(entry.model),
-                "baseline": entry.model == "random_policy",
+                "baseline": entry.model == RANDOM,
                 "value": 100 * entry.value,
                 "low": 100 * low,
                 "high": 100 * high,
@@ -192,12 +203,10 @@ def _headlines(
         what = metric_label(entry.metric) + (f", {seeds_text(entry.seeds)}" if drawn_anew else "")
         line = _headline(entry, what, select(futures, seeds=entry.seeds), "simulator")
         cards.setdefault(entry.environment, []).append(line)
-    for environment, records in by_environment(planning):
-        ours = [entry for entry in select(records, metric="success") if entry.model != "random_policy"]
-        if ours:
-            best = max(ours, key=lambda entry: entry.value)
-            what = f"of unseen starts solved by {series_name(best.model)}"
-            cards.setdefault(environment, []).append(_headline(best, what, records, "random_policy"))
+    for best in best_plans(planning):
+        what = {"success": "of unseen starts solved by", "return": "mean return of"}[best.metric]
+        line = _headline(best, f"{what} {series_name(best.model)}", planning, RANDOM)
+        cards.setdefault(best.environment, []).append(line)
     return [{"environment": environment, "lines": lines} for environment, lines in cards.items()]
 
 
