@@ -15,6 +15,7 @@ import builtins
 import importlib
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -332,6 +333,9 @@ def record(
     if frames is None and episodes is None:
         frames = 20_000
     function(output=output or run / "data", frames=frames, episodes=episodes, **options)
+    print(f"Done. The recording is in {output or run / 'data'}")
+    if output is None:
+        _next("train", run)
 
 
 @command(
@@ -380,7 +384,7 @@ TRAINED |= {"num_processes": "processes", "accelerate_config": "accelerate", "re
 @command("pan_hf.training.pipeline:train", **TRAINED)
 def train(function: Callable, run: Run = RUN, recipe: Recipe = None, **options: Any) -> None:
     print(f"Done. The world model is in {function(run=run, **options)}")
-    print(f"Next: pan evaluate --run {run}, or pan plan --run {run}")
+    _next("evaluate", run)
 
 
 @command("pan_hf.training.finetune:finetune", start="from")
@@ -412,8 +416,10 @@ def evaluate(
     **options: Any,
 ) -> None:
     where = _where(run, model, data_root, output) | {"effort": _effort(effort)}
-    function(**where, **options)
-    print(f"Done. See {where['output'] / 'evaluation.json'}")
+    records = function(**where, **options)
+    print(library("pan_hf.evaluation.summary:evaluation_summary")(records))
+    print(f"Done. All figures are in {where['output'] / 'evaluation.json'}")
+    _next("plan", run)
 
 
 @app.command(show=False)
@@ -437,8 +443,15 @@ def plan(
     **options: Any,
 ) -> None:
     where = _where(run, model, data_root, output) | {"effort": _effort(effort)}
-    function(**where, episodes=episodes, **options)
-    print(f"Done. See {where['output'] / 'planning.json'}")
+    records = function(**where, episodes=episodes, **options)
+    print(library("pan_hf.evaluation.summary:planning_summary")(records))
+    print(f"Done. All figures are in {where['output'] / 'planning.json'}")
+    _next("report", run)
+
+
+def _next(name: str, run: Path) -> None:
+    """Says the command that usually follows."""
+    print(f"Next: pan {name}{'' if run == RUN else f' --run {shlex.quote(str(run))}'}")
 
 
 def _where(run: Path, model: str | None, data: str | Path | None, output: Path | None) -> dict[str, Any]:

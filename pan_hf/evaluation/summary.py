@@ -19,7 +19,8 @@ def evaluation_summary(records: Sequence[Record]) -> str:
     horizons = sorted({entry.horizon for entry in everywhere if entry.horizon is not None})
     rows = [["steps ahead", "", *map(str, horizons)]]
     for entry in select(everywhere, model="pan", horizon=horizons[0]):
-        if not entry.metric.removeprefix("sampled_").endswith(PREDICTED) or "teacher_forced_" in entry.metric:
+        is_other = entry.metric.startswith(("teacher_forced_", "action_sensitivity_"))  # not about the state imagined
+        if is_other or not entry.metric.removeprefix("sampled_").endswith(PREDICTED):
             continue
         for model in ("pan", "copy_last"):
             cells = select(everywhere, metric=entry.metric, model=model, environment=entry.environment)
