@@ -120,6 +120,10 @@ class CodedPart(Part):
         return sizes | ({MERGES: (self.merge_capacity, 0)} if self.merge_capacity else {})
 
     @property
+    def num_places(self) -> int:  # what `num_state_tokens` was called; goes in 0.3
+        return self.num_state_tokens
+
+    @property
     def num_codes(self) -> int:
         """Of one observation or action, all levels together."""
         return self.num_state_tokens * sum(self.codes_per_token)

@@ -279,7 +279,109 @@ def test_a_goal_may_be_about_some_senses_and_a_whole_observation_is_refused_with
         processor()
 
 
+def test_a_list_may_mix_tensors_arrays_and_pil_images(processor):
+    first = torch.from_numpy(FRAME).permute(2, 0, 1)
+    mixed = [FRAME, first, Image.fromarray(FRAME), torch.from_numpy(FRAME), FRAME.transpose(2, 0, 1)]
+    camera = read(SENSES["camera"], mixed, processor.tokenizer)
+    assert camera.shape == (1, 5, 3, 8, 6) and (camera == first).all()
+
+
+def test_grey_pictures_need_no_axis_of_channels(processor):
+    grey = {"kind": "image", "height": 8, "width": 6, "channels": 1}
+    frame = FRAME[..., 0]
+    for value, shape in [(frame, (1, 1)), (np.stack([frame] * 3), (1, 3)), ([[frame], [frame]], (2, 1))]:
+        camera = read(grey, value, processor.tokenizer)
+        assert camera.shape == (*shape, 1, 8, 6) and (camera == torch.from_numpy(frame)).all()
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (FRAME / 255, "multiply by 255, round and convert to uint8"),
+        (FRAME.astype(np.float64), "got float64; round it and convert to uint8"),
+        (FRAME / 127.5 - 1, "add 1, multiply by 127.5"),
+        (np.full(FRAME.shape, np.nan), "it holds NaN or inf"),
+        (FRAME > 9, "got bool; convert it to uint8"),
+        (FRAME.astype(np.uint16), "got uint16; convert it to uint8"),
+        (Image.fromarray(FRAME[..., 0].astype(np.uint16)), "mode 'I;16', whose numbers are no colours; .* bits=16"),
+        (Image.fromarray(FRAME[..., 0].astype(np.float32)), "mode 'F', whose numbers are no colours"),
+        (Image.fromarray(np.dstack([FRAME, FRAME[..., :1]])), "mode 'RGBA'. is transparent in places.* channels=4"),
+        (np.zeros((0, 2, 8, 6, 3), np.uint8), "camera: nothing in it .* give at least one row and one step"),
+        ("camera.png", "camera: expected uint8"),
+    ],
+)
+def test_pictures_that_are_no_8_bit_colours_are_refused_with_what_makes_them_so(processor, frame, message):
+    with pytest.raises(ValueError, match=message):
+        processor(observation={"camera": frame})
+
+
+def test_an_opaque_picture_loses_its_alpha_and_a_palette_becomes_its_colours(processor):
+    opaque = Image.fromarray(FRAME).convert("RGBA")
+    assert (
+        read(SENSES["camera"], opaque, processor.tokenizer)[0, 0] == torch.from_numpy(FRAME).permute(2, 0, 1)
+    ).all()
+    black = Image.new("P", (6, 8))
+    assert not read(SENSES["camera"], black, processor.tokenizer).any()
+
+
+DEPTH = {"kind": "image", "height": 8, "width": 6, "channels": 1, "bits": 16, "low": 400, "high": 4000, "unit": "mm"}
+
+
+def test_depth_is_read_in_its_own_range_whatever_it_comes_as(tokenizer):
+    depth = np.linspace(400, 4000, 48).astype(np.uint16).reshape(8, 6)
+    forms = [depth, depth[..., None], depth.astype(np.int64), Image.fromarray(depth), torch.from_numpy(depth[None])]
+    forms += [Image.fromarray(depth.astype(np.int32)), torch.from_numpy(depth.astype(np.int32))]
+    for form in forms:
+        ids = read(DEPTH, form, tokenizer)
+        assert ids.dtype == torch.int32 and (ids[0, 0, 0].numpy() == depth).all()
+    processor = PanProcessor(tokenizer, senses={"it": DEPTH})
+    shown = processor.decode_observation({"it": read(DEPTH, depth, tokenizer)}, output_type="pil")["it"]
+    assert (np.asarray(shown[0][0]) == depth).all()
+    rows = processor.read_columns({"it": np.stack([depth] * 3)})
+    assert rows["it"].dtype == torch.int32 and rows["it"].shape == (3, 1, 8, 6)
+    absent = processor(observation={"it": [depth, None]})["observation"]
+    assert absent["it.present"].tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda depth: depth / 1000, "whole numbers in 400..4000 mm, got float64; multiply"),
+        (lambda depth: depth * 0, "expected 400..4000 mm, got 0..0; check the unit"),
+        (lambda depth: depth[:4], r"expected frames of \(8, 6, 1\)"),
+    ],
+)
+def test_depth_beyond_its_range_is_refused_and_clipped_only_when_asked(tokenizer, change, message):
+    depth = np.full((8, 6), 1000, np.uint16)
+    with pytest.raises(ValueError, match=message):
+        read(DEPTH, change(depth), tokenizer)
+    assert (read(DEPTH | {"clip": True}, depth * 0, tokenizer) == 400).all()
+
+
+def test_a_mask_without_its_sense_and_ragged_gaps_are_refused(processor):
+    with pytest.raises(ValueError, match="unknown: arm.present"):
+        processor(observation={"camera": FRAME, "arm.present": [True]})
+    with pytest.raises(ValueError, match=r"one number of steps, got \[1, 2\]"):
+        processor(observation={"camera": [[FRAME, None], [FRAME]]})
+
+
 # -- actions
+
+
+def test_actions_are_told_by_their_names_where_they_have_some(tokenizer):
+    named = ACTION | {"names": ["left", "right", "forward", "pickup", "drop", "toggle", "done"]}
+    for value, expected in [
+        ("forward", [[2]]),
+        (["left", "done"], [[0, 6]]),
+        ([["left"], ["right"]], [[0], [1]]),
+        (np.array(["drop", "left"]), [[4, 0]]),
+        ([1, 2], [[1, 2]]),
+    ]:
+        assert read(named, value, tokenizer, action=True).tolist() == expected
+    with pytest.raises(ValueError, match="no one action 'fly'; there are .*'left'"):
+        read(named, ["left", "fly"], tokenizer, action=True)
+    with pytest.raises(ValueError, match="expected integers in 0..6, got 'left'; these actions have no names"):
+        read(ACTION, "left", tokenizer, action=True)
 
 
 @pytest.mark.parametrize(

@@ -275,8 +275,18 @@ def test_a_text_that_is_too_long_is_refused_at_building_and_at_reading_and_clip_
         ValueError, match=r"said: 'open the red .* tokens long, .* build the model with a larger max_l"
     ):
         read_rows(long, built(short, words))
-    rows, _ = read_rows(long, built(long, words, said={"clip": True}))
+    with pytest.warns(UserWarning, match="Sense 'said': 1 of 2 texts have more than 64 tokens and are cut"):
+        rows, _ = read_rows(long, built(long, words, said={"clip": True}))
     assert rows["said"].shape == (6, 64)
+
+
+def test_texts_that_change_have_room_for_longer_ones_than_were_recorded(words):
+    text = "open the red door " * 5
+    length = len(words.text_ids([text])[0])
+    made = feature_of(FEATURES["observation.said"]).make_sense(
+        "said", np.array(["go", text]), np.zeros(2, int), words, {}
+    )
+    assert length > 8 and made.every_step and made.max_length == length + max(2, length // 4)
 
 
 def test_the_longest_of_all_texts_is_given_room(words):

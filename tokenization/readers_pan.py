@@ -249,7 +249,8 @@ class TextReader(Reader):
             if len(ids) > length and not self.spec.get("clip"):
                 raise ValueError(
                     f"{name}: {_brief(text)} is {len(ids)} tokens long, expected at most {length}; shorten it, or "
-                    "build the model with a larger max_length, or with clip=True, which cuts longer texts."
+                    f"build the model with a larger max_length (`--sense {name}.max_length={len(ids)}`), or with "
+                    f"clip=True, which cuts longer texts (`--sense {name}.clip=true`)."
                 )
             row[: len(ids)] = ids[:length]
         ids = table[[number[text] for text in texts.flat]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +92,13 @@ class TextFeature(Feature):
 
         # what is heard at some steps alone changes, even where it is always the same words
         changes = self.is_optional or bool(((episode[1:] == episode[:-1]) & (values[1:] != values[:-1])).any())
-        room = _room(f"Sense {name!r}", values, tokenizer, options, spare=2 if changes else 0)
+        room = _room(f"Sense {name!r}", name, values, tokenizer, options, has_spare=changes)
         return TextSense(**({"max_length": room, "every_step": changes} | options))
 
     def make_action(self, values: np.ndarray, tokenizer: Any, options: dict) -> Any:
         from pan_hf.modeling import TextAction
 
-        return TextAction(**({"max_length": _room("The action", values, tokenizer, options)} | options))
+        return TextAction(**({"max_length": _room("The action", "action", values, tokenizer, options)} | options))
 
     def to_processor(self, values: np.ndarray) -> list:
         return values.tolist()
@@ -149,8 +150,9 @@ def _is_mission(space: spaces.Space) -> bool:
     return any(kind.__name__ == "MissionSpace" for kind in type(space).__mro__)
 
 
-def _room(what: str, values: np.ndarray, tokenizer: Any, options: dict, spare: int = 0) -> int:
-    """Tokens that a model is given for each of the texts: those of the longest, and `spare` more for longer ones.
+def _room(what: str, name: str, values: np.ndarray, tokenizer: Any, options: dict, has_spare: bool = False) -> int:
+    """Tokens that a model is given for each of the texts: those of the longest, and a quarter more where texts change
+    from step to step, since one that was not recorded may be longer. Warns of texts that `clip` cuts.
 
     Raises:
         ValueError: the longest has more than `LONGEST_TEXT`, or than `options` give, and none of them says to cut it.
@@ -162,9 +164,15 @@ def _room(what: str, values: np.ndarray, tokenizer: Any, options: dict, spare: i
         text = textwrap.shorten(texts[lengths.index(longest)], 80)
         raise ValueError(
             f"{what}: {text!r} is {longest} tokens long, expected at most {most}. Build the model with "
-            f"max_length={longest}, or with clip=True, which cuts longer texts."
+            f"max_length={longest} (`--sense {name}.max_length={longest + longest // 4}`), or with clip=True "
+            f"(`--sense {name}.clip=true`), which cuts longer texts."
         )
-    return max(1, min(most, longest + spare))
+    if longest > most:
+        num_cut = sum(length > most for length in lengths)
+        warnings.warn(
+            f"{what}: {num_cut} of {len(texts)} texts have more than {most} tokens and are cut", stacklevel=3
+        )
+    return max(1, min(most, longest + (max(2, longest // 4) if has_spare else 0)))
 
 
 class Words(ActionForm):
