@@ -8,15 +8,16 @@ new token, and the two stay together. What a model finds by itself is in `learni
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .sense_configuration_pan import ACTION, MERGES
+from .validation_pan import strings, whole
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -67,12 +68,14 @@ class VocabularyGrowth:
             ValueError: no processor attached, no such segment, names that are taken or do not fit, a segment that
                 cannot grow or is full. Nothing has changed then.
         """
-        model = self.model
+        model, step = self.model, whole("step", step)
         model.ledger().capacity(segment)  # says so if there is no such segment
-        count = len(vectors) if vectors is not None else len(names or ())
-        _check_given(segment, count, names, descriptions)
+        names = None if names is None else strings("names", names)
+        descriptions = None if descriptions is None else strings("descriptions", descriptions)
+        vectors = None if vectors is None else _as_vectors(vectors)
+        _check_given(segment, names, descriptions, vectors)
         if segment == "text":
-            return self._grow_words(list(names or ()), descriptions)
+            return self._grow_words(names or [], descriptions)
         part, level = segment.rsplit(".", 1)
         if level == MERGES:
             raise ValueError(f"{segment} holds merged tokens, which are made of others: see `PanModel.merge`.")
@@ -92,7 +95,7 @@ class VocabularyGrowth:
         """`grow` for a level of an image sense, whatever the ledger's `reason`; corrections are zero."""
         model, ledger, segment = self.model, self.model.ledger(), f"{name}.{level}"
         dim = model.config.senses[name].code_dim
-        if vectors is None or vectors.ndim != 2 or vectors.shape[1] != dim or not bool(vectors.isfinite().all()):
+        if vectors is None or vectors.shape[1] != dim:
             shape = None if vectors is None else tuple(vectors.shape)
             raise ValueError(f"Codes of {segment} need finite `vectors` (count, {dim}), got {shape}.")
         if not bool(model.senses[name].codebooks[level].started):
@@ -122,8 +125,15 @@ class VocabularyGrowth:
         Raises:
             ValueError: no such codes, all of a level, or parts of merged tokens that stay. Nothing has changed then.
         """
-        model, ledger, (part, _, level) = self.model, self.model.ledger(), segment.rpartition(".")
-        codes = sorted({int(code) for code in codes})
+        model, ledger, step = self.model, self.model.ledger(), whole("step", step)
+        ledger.capacity(segment)  # says so if there is no such segment
+        part, _, level = segment.rpartition(".")
+        if isinstance(codes, str) or not isinstance(codes, Iterable):
+            raise ValueError(f"`codes` must be a list of numbers within {segment}, got {codes!r}.")
+        codes = sorted({whole("codes", code) for code in codes})
+        if not codes:
+            raise ValueError(f"`codes` names no token of {segment} to retire.")
+        into = None if into is None else whole("into", into)
         ids, book = [ledger.id_of(segment, code) for code in codes], None
         if level == MERGES:
             _, pairs = ledger.merged_pairs()
@@ -279,14 +289,30 @@ class VocabularyGrowth:
         return tuple(ids)
 
 
-def _check_given(segment: str, count: int, names: Sequence[str] | None, descriptions: Sequence[str] | None) -> None:
+def _as_vectors(vectors: Any) -> Tensor:
+    try:
+        vectors = torch.as_tensor(vectors)
+        if vectors.ndim == 2 and vectors.is_floating_point() and bool(vectors.isfinite().all()):
+            return vectors.float()
+    except (TypeError, ValueError, RuntimeError):
+        pass  # no numbers at all
+    got = f"{vectors.dtype} of {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else f"{vectors!r:.60}"
+    raise ValueError(f"Codes need finite `vectors` (count, code_dim), got {got}.")
+
+
+def _check_given(
+    segment: str, names: list[str] | None, descriptions: list[str] | None, vectors: Tensor | None
+) -> None:
     needs_names = segment == "text" or segment.startswith("action.")
+    if needs_names and vectors is not None:
+        raise ValueError(f"Tokens of {segment} have no `vectors`; describe them in words, with `descriptions`.")
+    count = len(names or ()) if vectors is None else len(vectors)
     if count < 1 or (needs_names and not names):
         raise ValueError(f"Nothing to grow {segment} by: give `names`{'' if needs_names else ' or `vectors`'}.")
-    for what, given in (("names", names), ("descriptions", descriptions)):
-        if isinstance(given, str):
-            raise ValueError(f"`{what}` must be a list of strings, got {given!r}; pass [{given!r}].")
-        if given is not None and len(given) != count:
-            raise ValueError(f"{count} tokens of {segment} need as many {what}, got {len(given)}.")
+    for what, items in (("names", names), ("descriptions", descriptions)):
+        if items is not None and len(items) != count:
+            raise ValueError(f"{count} tokens of {segment} need as many {what}, got {len(items)}: {items}.")
+    if blank := [name for name in names or () if not name.strip()]:
+        raise ValueError(f"`names` {blank} cannot be words: they are empty, or of spaces alone.")
     if names is not None and len(set(names)) != len(names):
         raise ValueError(f"`names` must differ, got {list(names)}.")

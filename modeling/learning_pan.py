@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from .distributed_pan import broadcast_from_main
 from .growth_pan import VocabularyGrowth
 from .image_codec_pan import LEAST_DISTANCE
-from .state_pan import Actions, Observation, as_action, check_observation
+from .simulation_pan import Simulator
+from .state_pan import Actions, Observation
+from .validation_pan import check_observation, check_values, real, truth, whole
 
 if TYPE_CHECKING:
     from .image_codec_pan import Codebook, CodebookCodec
@@ -109,11 +111,9 @@ class CodeLearning:
         Raises:
             ValueError: no processor attached, an observation that does not fit, or a threshold not above 0.
         """
-        self.model.ledger()
-        check_observation(self.model.config, observation)
-        if threshold <= 0 or max_new < 1:
-            raise ValueError(f"`threshold` must be above 0 and `max_new` at least 1, got {threshold} and {max_new}.")
-        growths, seen = [], (observation, action)
+        threshold, max_new = real("threshold", threshold, 0, above=True), whole("max_new", max_new, 1)
+        step, will_train = whole("step", step), truth("will_train", will_train)
+        growths, seen = [], self._checked(observation, action, held_out)
         for name, codec in self._learned_codecs().items():
             frames, room = Observation(observation).seen(name), max_new
             for level in range(len(codec.codebooks)):
@@ -145,9 +145,8 @@ class CodeLearning:
         Raises:
             ValueError: no processor attached, or an observation that does not fit.
         """
-        self.model.ledger()
-        check_observation(self.model.config, observation)
-        growths, seen = [], (observation, action)
+        step = whole("step", step)
+        growths, seen = [], self._checked(observation, action, held_out)
         for name, codec in self._learned_codecs().items():
             for level, book in enumerate(codec.codebooks):
                 used, _ = codec.encode(Observation(observation).seen(name))
@@ -175,10 +174,10 @@ class CodeLearning:
         Args: observation `(B, T, ...)` and action `(B, T - 1, ...)` as for `perceive`.
         """
         model = self.model
-        observation = Observation(observation, model.config.prefix_senses)
+        observation, action = self._as_past(observation, action)
         steps = observation.shape[1] - 1
         if action is not None and steps:
-            belief, action = model.perceive(observation.frames(0, 1)), as_action(action)[:, :steps]
+            belief, action = model.perceive(observation.frames(0, 1)), action[:, :steps]
             likely = model.log_prob(belief, action, observation.frames(1), latents=False)
             return float(likely.bits_per_observation.mean())
         bits = 0.0
@@ -189,6 +188,27 @@ class CodeLearning:
                 bits += level_codes.shape[1] * math.log2(int(model.table.active_codes(name, level).sum()))
             bits -= float(codec.log_prob(frames, codes).mean()) / math.log(2)
         return bits
+
+    def _as_past(
+        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None
+    ) -> tuple[Observation, Tensor | Actions | None]:
+        """An observation, and the actions between its frames, if they are known. Raises ValueError as `perceive`."""
+        config, simulator = self.model.config, Simulator(self.model)
+        if action is not None:
+            action = simulator.check_past(observation, action)
+        else:
+            check_observation(config, observation)
+            check_values(config, observation)
+        return Observation(observation, config.prefix_senses), action
+
+    def _checked(self, observation, action, held_out: HeldOut | None) -> tuple:
+        """Arguments of `learn` and `prune`, before anything has changed."""
+        self.model.ledger()
+        if held_out is not None:
+            if not isinstance(held_out, tuple | list) or len(held_out) != 2:
+                raise ValueError(f"`held_out` must be (observation, action), got {type(held_out).__name__}.")
+            self._as_past(*held_out)
+        return self._as_past(observation, action)
 
     def held_out_bits(self, seen: HeldOut, held_out: HeldOut | None) -> float:
         """Description length of what was held out, or of what was seen where nothing was."""

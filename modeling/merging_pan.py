@@ -12,6 +12,7 @@ B = batch, T = time, S = T // chunk sequences.
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from torch import Tensor
 from .embedding_pan import part_codec
 from .learning_pan import Growth, logged
 from .sense_configuration_pan import MERGES
+from .validation_pan import action_shape, action_tensor, has_action_shape, whole
 
 if TYPE_CHECKING:
     from .codecs_pan import Codec
@@ -53,7 +55,8 @@ class TokenMerging:
         Raises:
             ValueError: no such part, or values and chunk that do not fit.
         """
-        codec = self._codec(part, chunk)
+        codec, chunk = self._codec(part, chunk), operator.index(chunk)
+        values = self._checked_values(part, values)
         if values.shape[1] % chunk:
             raise ValueError(f"{values.shape[1]} steps of {part!r} make no whole chunks of {chunk}.")
         values = values.unflatten(1, (-1, chunk))  # (B, S, chunk, ...)
@@ -69,7 +72,13 @@ class TokenMerging:
         Raises:
             ValueError: no such part, a wrong length, or ids that are not codes of the part where they stand.
         """
-        codec = self._codec(part, chunk)
+        codec, chunk = self._codec(part, chunk), operator.index(chunk)
+        ids = action_tensor("`ids`", self.model.config.coded_parts()[part], ids, self.model.device)
+        if ids.dim() != 3 or ids.is_floating_point() or ids.is_complex() or 0 in ids.shape:
+            raise ValueError(f"`ids` must be whole numbers (B, S, length), got {ids.dtype} of {tuple(ids.shape)}.")
+        ids = ids.long()
+        if not 0 <= int(ids.min()) <= int(ids.max()) < self.model.config.vocab_size:
+            raise ValueError(f"`ids` go from 0 to {self.model.config.vocab_size - 1}, got {ids.min()} to {ids.max()}.")
         levels = self._codes_of(part, ids, codec.sequence_lengths(chunk))
         return codec.from_sequence(levels, chunk).unflatten(0, ids.shape[:2]).flatten(1, 2)
 
@@ -77,7 +86,7 @@ class TokenMerging:
         """Codes `(B * S, length)` of each level that stands in sequences `(B, S, sum of lengths)` of a part."""
         if ids.shape[2] != sum(lengths):
             expected = f"A sequence of {part!r} has {sum(lengths)} codes"
-            raise ValueError(f"{expected}, got {ids.shape[2]}; split merged tokens first.")
+            raise ValueError(f"{expected}, got {ids.shape[2]} `ids`: another `chunk`, or merged tokens to split.")
         codes_by_id = torch.full((self.model.config.vocab_size,), -1, device=ids.device)
         levels = []
         for level, level_ids in enumerate(ids.flatten(0, 1).split(lengths, 1)):
@@ -91,11 +100,23 @@ class TokenMerging:
 
     def _codec(self, part: str, chunk: int) -> Codec:
         parts = self.model.config.coded_parts()
-        if part not in parts:
+        if not isinstance(part, str) or part not in parts:
             raise ValueError(f"No part {part!r} is written in codes; expected one of {', '.join(parts)}.")
-        if chunk < 1 or (chunk > 1 and not parts[part].joins_steps):
+        if whole("chunk", chunk, 1) > 1 and not parts[part].joins_steps:
             raise ValueError(f"Each frame of {part!r} is a sequence; `chunk` must be 1 for it, got {chunk}.")
         return part_codec(self.model, part)
+
+    def _checked_values(self, part: str, values: Tensor) -> Tensor:
+        """Observations or actions as a tensor `(B, T, ...)`. Raises ValueError where they do not fit the part."""
+        described = self.model.config.coded_parts()[part]
+        values = action_tensor("`values`", described, values, self.model.device)
+        if not has_action_shape(described, values) or 0 in values.shape[:2]:
+            raise ValueError(f"`values` must be {action_shape(described, 'T')}, got {tuple(values.shape)}.")
+        try:
+            described.check_values(values)
+        except ValueError as error:
+            raise ValueError(f"`values` of {part!r}: {error}") from error
+        return values
 
     def merge(
         self,
@@ -128,7 +149,8 @@ class TokenMerging:
         Raises:
             ValueError: no processor attached, no such part, no room for a single merge, or values that do not fit.
         """
-        ledger, segment = self.model.ledger(), f"{part}.{MERGES}"
+        ledger, segment, step = self.model.ledger(), f"{part}.{MERGES}", whole("step", step)
+        count, min_count = whole("count", count, 1), whole("min_count", min_count, 1)
         seen = self.to_token_ids(part, values, chunk).flatten(0, 1).tolist()
         scored = seen if held_out is None else self.to_token_ids(part, held_out, chunk).flatten(0, 1).tolist()
         old, growths = self.model.processor.tokenizer.merges, []

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -47,9 +48,9 @@ from .objectives_pan import LossWithoutLabels, PanOutput, run_objective
 from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
 from .sense_configuration_pan import ACTION
 from .simulation_pan import Simulator
-from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors, check_observation
+from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors
 from .step_pan import CompiledStep, measure_compute
-from .validation_pan import check_new_parameters
+from .validation_pan import check_decodes, check_new_parameters, check_observation, check_values, truth
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -301,6 +302,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         """`perceive`, after growing codes for what no code describes if `learn`; the belief's `growths` say what was
         tried. Args: observation, action as for `perceive`; options as for `learn`."""
         action = Simulator(self).check_past(observation, action)  # before anything grows
+        if not truth("learn", learn) and options:
+            raise ValueError(f"Got {sorted(options)} without `learn=True`; these are options of `learn`.")
         growths = self.learn(observation, action, **options) if learn else []
         belief = self.perceive(observation, action)
         belief.growths = growths
@@ -330,12 +333,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
 
     # ---- imagining, see `simulation_pan`
 
-    def perceive(
-        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None = None, **_
-    ) -> Belief:
-        """Encodes what was observed into a belief about now; see [`Simulator.perceive`]."""
-        return Simulator(self).perceive(observation, action)
-
+    perceive = _of(Simulator, Simulator.perceive)
     simulate = _of(Simulator, Simulator.simulate)
     log_prob = _of(Simulator, Simulator.log_prob)
     teacher_forced = _of(Simulator, Simulator.teacher_forced)
@@ -379,9 +377,12 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             [`State`] with leading shape `(B, T)`, absent where a sense was.
 
         Raises:
-            ValueError: a sense is missing, was not configured, or has another shape.
+            ValueError: a sense is missing, was not configured or has another shape; in evaluation mode also values
+                out of range.
         """
         check_observation(self.config, observation)
+        if not self.training:  # where values come from a recording that was checked
+            check_values(self.config, observation)
         observation, state = Observation(observation, self.config.prefix_senses), State({})
         for name in self.config.coded_senses:
             codes, latents = self.senses[name].encode(observation[name])
@@ -409,14 +410,11 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         Raises:
             ValueError: no such sense, or no such prefix of levels.
         """
+        check_decodes(self.senses, state, sense, num_levels, latents)
         if sense in state.text:
             return state.text[sense]
-        if sense not in self.senses:
-            raise ValueError(f"No sense {sense!r} to decode; this model has {sorted([*self.senses, *state.text])}.")
         levels = state.codes[sense]
-        num_levels = len(levels) if num_levels is None else num_levels
-        if not 1 <= num_levels <= len(levels):
-            raise ValueError(f"{sense!r} has levels 1 to {len(levels)}; got num_levels={num_levels}.")
+        num_levels = len(levels) if num_levels is None else operator.index(num_levels)
         leading = levels[0].shape[:-1]
         flat = [level.flatten(0, len(leading) - 1) for level in levels[:num_levels]]
         helps = self.senses[sense].latents_help if latents is None else latents

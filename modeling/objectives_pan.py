@@ -33,9 +33,10 @@ from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
 from .simulation_pan import Simulator
-from .state_pan import Actions, Observation, State, action_tensors, check_observation
+from .state_pan import Actions, Observation, State, action_tensors
 from .step_pan import StepPredictor, Transition
 from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
+from .validation_pan import check_observation
 
 if TYPE_CHECKING:
     from .configuration_pan import PanConfig

@@ -19,7 +19,6 @@ from torch import Tensor
 from .validation_pan import MOST_PIXELS, MOST_ROWS, MOST_WIDE, Number, bounded, check_fields, require
 
 OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
-PRESENT = ".present"  # behind the name of a sense: in which frames it is there
 ACTION = "action"  # the name of what is done, where that has one part
 MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
 

@@ -7,7 +7,6 @@ each of them, which asks the model for its parts when they are needed.
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,16 +27,24 @@ from .state_pan import (
     Belief,
     Observation,
     State,
+)
+from .step_pan import StepPredictor, Transition, as_seed
+from .validation_pan import (
     action_shape,
+    action_tensor,
+    check_decodes,
     check_observation,
     check_values,
     has_action_shape,
+    real,
+    whole,
 )
-from .step_pan import StepPredictor, Transition, as_seed
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
-    from .sense_configuration_pan import Part
+
+
+BESIDE = {"input_ids", "attention_mask", "reward", "done", "importance"}
 
 
 class Simulator:
@@ -57,7 +64,7 @@ class Simulator:
 
     @torch.no_grad()
     def perceive(
-        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None = None
+        self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None = None, **rest
     ) -> Belief:
         """Encodes what was observed into a belief about now.
 
@@ -66,13 +73,17 @@ class Simulator:
                 frames a sense is there, if not in all, see [`Observation`].
             action: the T - 1 actions between the frames, `(B, T - 1, ...)`, by name where they have several parts, or
                 their names; may be None if T is 1.
+            rest: what else is in a batch of a processor or a data loader, `BESIDE`; it is passed over.
 
         Returns:
             [`Belief`] of batch B at the last frame, holding up to `config.context_steps - 1` earlier steps.
 
         Raises:
-            ValueError: senses that do not fit the configuration, or frames without the actions between them.
+            ValueError: senses that do not fit the configuration, frames without the actions between them, or another
+                argument.
         """
+        if unknown := sorted(set(rest) - BESIDE):
+            raise ValueError(f"`perceive` takes `observation` and `action`, got {unknown} too.")
         action = self.check_past(observation, action)
         model, state = self.model, self.model.encode(observation)
         steps = state.tensors()[0].shape[1]
@@ -147,7 +158,7 @@ class Simulator:
         expected = list(expected)
         if effort is not None and expected:
             raise ValueError("`expected` images take every code everywhere, so they go with no `effort`.")
-        num_rollouts, reencode = _whole("num_rollouts", num_rollouts, 1), _whole("reencode", reencode, 0)
+        num_rollouts, reencode = whole("num_rollouts", num_rollouts, 1), whole("reencode", reencode)
         if num_rollouts > 1:
             belief, actions = belief.repeat(num_rollouts), actions.repeat_interleave(num_rollouts, 0)
         blocks = ALL if effort is None else block_plan(as_effort(effort, self.model), self.model)
@@ -355,42 +366,6 @@ class Simulator:
         return _joined(parts, torch.cat, belief=parts[-1].belief, seed=seed, pasts=pasts)
 
 
-def action_tensor(what: str, described: Part, values, device: torch.device) -> Tensor:
-    """One part of actions as a tensor: of an array, of nested lists of numbers, or of names where its actions have
-    any. Raises ValueError for anything else. Args: what, the part in messages."""
-    if isinstance(values, Tensor):
-        return values.to(device)
-    names = getattr(described, "names", None) or []
-
-    def numbered(value: Any) -> Any:
-        if isinstance(value, str):
-            if value not in names:
-                known = f"its actions are {list(names)}" if names else "its actions have no names here; give numbers"
-                raise ValueError(f"{what}: there is no action {value!r}; {known}.")
-            return list(names).index(value)
-        return [numbered(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-    values = values.tolist() if hasattr(values, "tolist") else values  # an array
-    is_row_of_names = isinstance(values, (list, tuple)) and any(isinstance(value, str) for value in values)
-    numbers = numbered(values)
-    try:
-        tensor = torch.as_tensor(numbers, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{what} must be a tensor, an array or nested lists of equal lengths: {error}.") from error
-    return tensor.unsqueeze(0) if is_row_of_names else tensor
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    """A whole number as an int. Raises ValueError for anything else, or less than `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
-    return number
-
-
 def _joined(parts: Sequence[Transition | Futures], join: Callable, **others) -> Futures:
     """Transitions (join: `torch.stack`) or futures (`torch.cat`), one after the other. Args: others, fields of the
     result that are not those of its parts."""
@@ -498,7 +473,14 @@ class Futures:
         Raises:
             IndexError: there is no such row.
         """
-        index = torch.arange(len(self), device=self.log_prob.device)[rows].reshape(-1)
+        try:
+            if rows is None or isinstance(rows, bool):
+                raise IndexError("only numbers are")
+            index = torch.arange(len(self), device=self.log_prob.device)[rows].reshape(-1)
+        except (IndexError, TypeError, ValueError) as error:
+            raise IndexError(
+                f"Futures have rows 0 to {len(self) - 1}; {rows!r} is none of these ({error})."
+            ) from error
         for sense in self.conditions:  # the noise of a row depends on the rows before it
             self._draw_latents(sense)
         return replace(
@@ -533,11 +515,12 @@ class Futures:
         Raises:
             ValueError: the model has no such sense, or it has no pictures.
         """
-        names = picture_senses(self.belief.model)
-        name = sense or next(iter(names), None)
+        names, fps = picture_senses(self.belief.model), real("fps", fps, 0, above=True)
+        name = next(iter(names), None) if sense is None else sense
         if name not in names:
             options = f"one of {names}" if names else "and this model has none"
-            raise ValueError(f"A film needs a sense with pictures, {options}; got {sense!r}.")
+            raise ValueError(f"A film needs a `sense` with pictures, {options}; got {sense!r}.")
+        row = whole("row", row, -len(self), len(self) - 1)
         return Film(as_pictures(self.belief.model, name, self.decode(name)[row]), fps)
 
     def to_pandas(self) -> "pandas.DataFrame":  # type: ignore[name-defined]  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
@@ -572,6 +555,7 @@ class Futures:
         model = self.belief.model
         if latents is None and self.switch is not None:
             latents = True
+        check_decodes(model.senses, self.state, sense, num_levels, latents)
         if sense in self.conditions and (model.senses[sense].latents_help if latents is None else latents):
             self._draw_latents(sense)
         return model.decode(self.state, sense, num_levels=num_levels, latents=latents)

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .display_pan import as_pictures, code_shapes, picture_senses, strip_html
-from .sense_configuration_pan import ACTION, PRESENT
+from .sense_configuration_pan import ACTION
+from .validation_pan import MOST_ROWS, PRESENT, whole
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
-    from .sense_configuration_pan import Part
 
 Rows = TypeVar("Rows", Tensor, "Actions")
 
@@ -271,6 +271,20 @@ def _blank_rows(rows: int, like: Rows) -> Rows:
     return like.new_zeros(rows, *like.shape[1:])
 
 
+def _as_rows(index: Any, count: int) -> Tensor:
+    """Numbers of rows, int64 `(n,)`, less than `count`. Raises ValueError for anything else."""
+    try:
+        index = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"Rows are selected by their numbers, an index `(n,)`, got {index!r:.60}.") from error
+    if index.dtype == torch.bool:
+        raise ValueError("Select rows by their numbers, not by a mask; `mask.nonzero().squeeze(-1)` makes them.")
+    is_index = index.dim() == 1 and not (index.is_floating_point() or index.is_complex())
+    if index.numel() and not (is_index and -count <= int(index.min()) <= int(index.max()) < count):
+        raise ValueError(f"Rows are numbers `(n,)` from 0 to {count - 1}, got {index.dtype} of {tuple(index.shape)}.")
+    return index.long()
+
+
 def _padded_from(values: Tensor | None, like: Tensor, rows: int, start: int) -> Tensor:
     """Keys or values `(rows, heads, L, D)` with zeros behind the first `start` positions, so that there are as many
     positions as in `like`; all zeros without any."""
@@ -337,7 +351,9 @@ class Belief:
             steps (`int`, *optional*): a coarser key, of the newest so many earlier steps; it leaves out the older
                 ones. 0: the present alone, whatever led there.
         """
-        held = self.history if steps is None else self.history[max(0, len(self.history) - steps) :]
+        levels = None if levels is None else whole("levels", levels, 1)
+        steps = len(self.history) if steps is None else whole("steps", steps)
+        held = self.history[max(0, len(self.history) - steps) :]
         now = self.state.tensors(levels) + ([] if self.prefix is None else [self.prefix])
         before = [[*state.tensors(levels), *action_tensors(action)] for state, action in reversed(held)]
         present, *past = (torch.cat([_as_int32(part) for part in parts], 1) for parts in [now, *before])
@@ -389,10 +405,7 @@ class Belief:
 
     def select(self, index: Tensor) -> Belief:
         """The rows `index` (int64 `(N,)`, repeats allowed) as a belief of its own."""
-        index = torch.as_tensor(index)
-        if index.dtype == torch.bool:
-            raise ValueError("Select rows by their numbers, not by a mask; `mask.nonzero().squeeze(-1)` makes them.")
-        index = index.long()
+        index = _as_rows(index, len(self))
         chosen = replace(
             self,
             state=self.state.map(lambda tensor: tensor[index]),
@@ -422,7 +435,7 @@ class Belief:
 
     def repeat(self, count: int) -> Belief:
         """Each row `count` times, one after the other: row `b` becomes rows `b * count` to `(b + 1) * count - 1`."""
-        return self.select(torch.arange(len(self)).repeat_interleave(count))
+        return self.select(torch.arange(len(self)).repeat_interleave(whole("count", count, 1)))
 
     def put(self, rows: Tensor, other: Belief) -> Belief:
         """This belief with other rows in some places: where an episode of a batch has ended, another begins.
@@ -434,7 +447,9 @@ class Belief:
         Raises:
             ValueError: a row is out of range or named twice, or `other` has another number of rows.
         """
-        rows = torch.as_tensor(rows).long().flatten()
+        if not isinstance(other, Belief) or other.model is not self.model:
+            raise ValueError(f"`other` must be a belief of the same model, got {other!r}.")
+        rows = _as_rows(rows, MOST_ROWS)
         named = set(rows.tolist()) & set(range(len(self)))
         if not len(rows) == len(other) == len(named):
             raise ValueError(
@@ -492,77 +507,3 @@ class Belief:
     def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
         """The current observation in one sense; see [`PanModel.decode`]."""
         return self.model.decode(self.state, sense, num_levels=num_levels, latents=latents)
-
-
-# ---- What a model refuses: observations and actions that do not fit its configuration.
-#
-# The processor says more, and sooner; these checks are for tensors that did not come from one. They look at shapes and
-# values: an action out of range would quietly read another token's row, a vector would be clipped.
-
-
-def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: bool = False) -> None:
-    """Raises ValueError unless every sense is there, in its shape and with equally many frames, and with masks
-    (`<sense>.present`) that fit.
-
-    Args:
-        config (`PanConfig`): its senses.
-        observation: by sense, with leading shape `(B, T)`, constant text `(B,)`.
-        needs_prefix (`bool`): whether constant text must be there too.
-    """
-    masks = {name: values for name, values in observation.items() if name.endswith(PRESENT)}
-    observation = {name: values for name, values in observation.items() if name not in masks}
-    senses = set(config.senses)
-    missing = sorted((senses if needs_prefix else senses - set(config.prefix_senses)) - set(observation))
-    unknown = sorted(set(observation) - senses)
-    if missing or unknown:
-        raise ValueError(
-            f"The observation must hold the senses {sorted(senses)}; missing {missing}, unknown {unknown}."
-        )
-    for name, values in observation.items():
-        sense = config.senses[name]
-        leading_axes = ("B",) if sense.is_constant else ("B", "T")
-        expected = f"({', '.join(map(str, (*leading_axes, *sense.shape)))})"
-        if not isinstance(values, Tensor):
-            kind = type(values).__name__
-            raise ValueError(f"Sense {name!r}: expected a tensor {expected}, got {kind}; the processor makes one.")
-        is_empty = 0 in values.shape[: len(leading_axes)]
-        if is_empty or values.dim() < len(leading_axes) or values.shape[len(leading_axes) :] != sense.shape:
-            raise ValueError(f"Sense {name!r}: expected a tensor {expected}, got {tuple(values.shape)}.")
-    leading = {n: tuple(v.shape[:2]) for n, v in observation.items() if n not in config.prefix_senses}
-    if len(set(leading.values())) > 1:
-        raise ValueError(f"Every sense needs equally many rows and frames, got (B, T) of {leading}.")
-    for name, mask in masks.items():
-        shape = leading.get(name.removesuffix(PRESENT))
-        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-            raise ValueError(
-                f"{name!r} says in which frames a sense that changes is there: bool (B, T) of {shape}, got "
-                f"{mask.dtype} of {tuple(mask.shape)}; the senses that change are {sorted(leading)}."
-            )
-    rows = {len(values) for values in observation.values()}
-    if len(rows) > 1:
-        raise ValueError(f"Constant text needs a row for each of the batch, got batches of {sorted(rows)}.")
-
-
-def check_values(config, observation: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where values of an observation that fits are beyond their sense's range. Args: as above."""
-    for name, values in observation.items():
-        if name.endswith(PRESENT):
-            continue
-        mask, sense = observation.get(f"{name}{PRESENT}"), config.senses[name]
-        try:
-            if sense.is_coded:
-                sense.check_values(values if mask is None else values[mask])
-            elif values.is_floating_point() or not -1 <= int(values.min()) <= int(values.max()) < config.vocab_size:
-                raise ValueError(f"expected ids of words below {config.vocab_size}, got {values.dtype}: {values}.")
-        except ValueError as error:
-            raise ValueError(f"Sense {name!r}: {error}") from error
-
-
-def action_shape(action: Part, second: str = "H") -> str:
-    """How a tensor of actions looks, for messages; `second` names the axis of time."""
-    return f"({', '.join(map(str, ('B', second, *action.shape)))})"
-
-
-def has_action_shape(action: Part, actions: Tensor) -> bool:
-    """Whether actions are `(B, T, *action.shape)`."""
-    return actions.dim() == 2 + len(action.shape) and actions.shape[2:] == action.shape

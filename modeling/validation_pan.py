@@ -1,6 +1,7 @@
-"""Configurations whose every field is checked by type and range: where they are built, loaded and changed.
+"""What is refused: fields of configurations, arguments of functions, observations and actions that do not fit.
 
-Hugging Face's `type_validator` checks types; `bounded` adds a range. A configuration from elsewhere is bounded even
+Every field of a configuration is checked by type and range, where it is built, loaded and changed. Hugging Face's
+`type_validator` checks types; `bounded` adds a range. A configuration from elsewhere is bounded even
 where no model would be: nothing may take all memory or hours before its tensors are looked at.
 """
 
@@ -8,15 +9,23 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.dataclasses import type_validator
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .sense_configuration_pan import Part
+    from .state_pan import State
 
 Number = int | float  # a type checker takes an int for a float, `type_validator` does not
+
+PRESENT = ".present"  # behind the name of a sense: in which frames it is there
 
 # No configuration asks for more.
 MOST_ROWS = 2**22  # of a codebook
@@ -97,6 +106,51 @@ def _hints(cls: type) -> dict[str, Any]:
         return {}
 
 
+# ---- arguments of functions: NumPy's and tensors' numbers become Python's, and what is no such number is refused
+
+
+def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """An argument that counts. Raises ValueError for anything but a whole number from `least` to `most`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"`{name}` must be a whole number {limits}, got {value!r}.")
+    return number
+
+
+def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: bool = False) -> float:
+    """An argument that measures. Raises ValueError for anything but a finite number from `least` to `most`; `above`:
+    for `least` itself, too."""
+    is_number = hasattr(value, "__float__") and not getattr(value, "ndim", 0)
+    number = float(value) if is_number else math.nan
+    if not least <= number <= most or not math.isfinite(number) or (above and number == least):
+        limits = f"above {least}" if above else f"at least {least}" if least > -math.inf else "finite"
+        limits += f" and at most {most}" if most < math.inf else ""
+        raise ValueError(f"`{name}` must be {limits}, a number; got {value!r}.")
+    return number
+
+
+def truth(name: str, value: Any) -> bool:
+    """An argument that is so or not. Raises ValueError for anything but True and False, 1 and 0."""
+    plain = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 1) else value
+    if not (isinstance(plain, int) and plain in (0, 1)):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+    return bool(plain)
+
+
+def strings(name: str, value: Any) -> list[str]:
+    """An argument of several texts. Raises ValueError for one text, and for items that are none."""
+    if isinstance(value, str):
+        raise ValueError(f"`{name}` must be a list of strings, got {value!r}; pass [{value!r}].")
+    items = list(value) if isinstance(value, Iterable) and not isinstance(value, dict) else [value]
+    if not all(isinstance(item, str) for item in items):
+        raise ValueError(f"`{name}` must be a list of strings, got {value!r}.")
+    return [str(item) for item in items]  # NumPy's are a kind of their own
+
+
 def require(condition: bool, message: str) -> None:
     """Raises ValueError with the message unless the condition holds."""
     if not condition:
@@ -142,3 +196,132 @@ def check_new_parameters(config: Any, build: Any) -> None:
         f"because of {largest!r}: shape {tuple(part.shape)}, {sum(part.codes_per_token)} codes a state token. A "
         "picture is a sense of its own (uint8 frames, ImageSense); split a long vector into several senses."
     )
+
+
+# ---- What a model refuses: observations and actions that do not fit its configuration.
+#
+# The processor says more, and sooner; these checks are for tensors that did not come from one. They look at shapes and
+# values: an action out of range would quietly read another token's row, a vector would be clipped.
+
+
+def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: bool = False) -> None:
+    """Raises ValueError unless every sense is there, in its shape and with equally many frames, and with masks
+    (`<sense>.present`) that fit.
+
+    Args:
+        config (`PanConfig`): its senses.
+        observation: by sense, with leading shape `(B, T)`, constant text `(B,)`.
+        needs_prefix (`bool`): whether constant text must be there too.
+    """
+    if not isinstance(observation, Mapping) or not all(isinstance(name, str) for name in observation):
+        got = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
+        raise ValueError(f"The observation must be a dict of tensors by the names {sorted(config.senses)}, got {got}.")
+    masks = {name: values for name, values in observation.items() if name.endswith(PRESENT)}
+    observation = {name: values for name, values in observation.items() if name not in masks}
+    senses = set(config.senses)
+    missing = sorted((senses if needs_prefix else senses - set(config.prefix_senses)) - set(observation))
+    unknown = sorted(set(observation) - senses)
+    if missing or unknown:
+        raise ValueError(
+            f"The observation must hold the senses {sorted(senses)}; missing {missing}, unknown {unknown}."
+        )
+    for name, values in observation.items():
+        sense = config.senses[name]
+        leading_axes = ("B",) if sense.is_constant else ("B", "T")
+        expected = f"({', '.join(map(str, (*leading_axes, *sense.shape)))})"
+        if not isinstance(values, Tensor):
+            kind = type(values).__name__
+            raise ValueError(f"Sense {name!r}: expected a tensor {expected}, got {kind}; the processor makes one.")
+        check_dense(f"Sense {name!r}", values)
+        is_empty = 0 in values.shape[: len(leading_axes)]
+        if is_empty or values.dim() < len(leading_axes) or values.shape[len(leading_axes) :] != sense.shape:
+            raise ValueError(f"Sense {name!r}: expected a tensor {expected}, got {tuple(values.shape)}.")
+    leading = {n: tuple(v.shape[:2]) for n, v in observation.items() if n not in config.prefix_senses}
+    if len(set(leading.values())) > 1:
+        raise ValueError(f"Every sense needs equally many rows and frames, got (B, T) of {leading}.")
+    for name, mask in masks.items():
+        shape = leading.get(name.removesuffix(PRESENT))
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            got = f"{mask.dtype} of {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(
+                f"{name!r} says in which frames a sense that changes is there: bool (B, T) of {shape}, got {got}; the "
+                f"senses that change are {sorted(leading)}."
+            )
+    rows = {name: len(values) for name, values in observation.items()}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"Constant text needs a row for each of the batch, got batches of {rows}.")
+
+
+def check_dense(what: str, values: Tensor) -> None:
+    """Raises ValueError for tensors that hold nothing, or no plain numbers."""
+    if values.is_meta or values.layout != torch.strided or values.is_complex():
+        kind = "nothing (meta)" if values.is_meta else f"{values.layout} {values.dtype}"
+        raise ValueError(f"{what}: expected a dense tensor of real numbers, got {kind} of {tuple(values.shape)}.")
+
+
+def check_values(config, observation: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where values of an observation that fits are beyond their sense's range. Args: as above."""
+    for name, values in observation.items():
+        if name.endswith(PRESENT):
+            continue
+        mask, sense = observation.get(f"{name}{PRESENT}"), config.senses[name]
+        try:
+            if sense.is_coded:
+                sense.check_values(values if mask is None else values[mask])
+            elif values.dtype != torch.long or not -1 <= int(values.min()) <= int(values.max()) < config.vocab_size:
+                raise ValueError(f"expected ids of words, int64 below {config.vocab_size}, got {values.dtype}.")
+        except ValueError as error:
+            raise ValueError(f"Sense {name!r}: {error}") from error
+
+
+def check_decodes(senses, state: State, sense: str, num_levels: int | None, latents: bool | None) -> None:
+    """Raises ValueError unless these are arguments of [`PanModel.decode`]. Args: senses, the codecs by name."""
+    if not hasattr(state, "codes") or not hasattr(state, "text"):
+        raise ValueError(f"`state` must be a State, as `encode` returns it, got {type(state).__name__}.")
+    names = sorted([*senses, *state.text])
+    if not isinstance(sense, str) or sense not in names:
+        raise ValueError(f"No sense {sense!r} to decode; this model has {names}.")
+    if num_levels is not None and sense in state.codes:
+        count = len(state.codes[sense])
+        if not hasattr(num_levels, "__index__") or not 1 <= operator.index(num_levels) <= count:
+            raise ValueError(f"{sense!r} has levels 1 to {count}; got num_levels={num_levels!r}.")
+    if latents is not None:
+        truth("latents", latents)
+
+
+def action_shape(action: Part, second: str = "H") -> str:
+    """How a tensor of actions looks, for messages; `second` names the axis of time."""
+    return f"({', '.join(map(str, ('B', second, *action.shape)))})"
+
+
+def has_action_shape(action: Part, actions: Tensor) -> bool:
+    """Whether actions are `(B, T, *action.shape)`."""
+    return actions.dim() == 2 + len(action.shape) and actions.shape[2:] == action.shape
+
+
+def action_tensor(what: str, described: Part, values, device: torch.device) -> Tensor:
+    """One part of actions as a tensor: of an array, of nested lists of numbers, or of names where its actions have
+    any. Raises ValueError for anything else. Args: what, the part in messages."""
+    if isinstance(values, Tensor):
+        check_dense(what, values)
+        if values.dtype == torch.bool:
+            raise ValueError(f"{what}: actions are numbers, got {values.dtype} of {tuple(values.shape)}.")
+        return values.to(device)
+    names = getattr(described, "names", None) or []
+
+    def numbered(value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in names:
+                known = f"its actions are {list(names)}" if names else "its actions have no names here; give numbers"
+                raise ValueError(f"{what}: there is no action {value!r}; {known}.")
+            return list(names).index(value)
+        return [numbered(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+    values = values.tolist() if hasattr(values, "tolist") else values  # an array
+    is_row_of_names = isinstance(values, (list, tuple)) and any(isinstance(value, str) for value in values)
+    numbers = numbered(values)
+    try:
+        tensor = torch.as_tensor(numbers, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what} must be a tensor, an array or nested lists of equal lengths: {error}.") from error
+    return tensor.unsqueeze(0) if is_row_of_names else tensor

@@ -145,7 +145,7 @@ def test_old_names_of_methods_work_and_say_what_they_are_called_now():
         (lambda m: m.to_token_ids("camera", pictures(2, OLD), 2), "`chunk` must be 1"),
         (lambda m: m.to_token_ids("action", torch.zeros(1, 3, dtype=torch.long), 2), "no whole chunks of 2"),
         (lambda m: m.from_token_ids("camera", torch.zeros(1, 1, 15, dtype=torch.long)), "has 16 codes, got 15"),
-        (lambda m: m.from_token_ids("camera", torch.zeros(1, 1, 16, dtype=torch.long)), "not codes of it"),
+        (lambda m: m.from_token_ids("camera", torch.zeros(1, 1, 16, dtype=torch.long)), "are not codes of"),
         (lambda m: m.grow("camera.merges", names=["x"]), "made of others"),
         (lambda m: TokenMerging(m).add("action", [(0, 1, 2)]), "The next merged tokens of 'action' are"),
         (lambda m: TokenMerging(m).add("action", pair_of(m, "action", "camera.0", 0)), "these belong elsewhere"),

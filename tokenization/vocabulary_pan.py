@@ -405,7 +405,7 @@ class Vocabulary:
     def _run_of(self, segment: str) -> tuple[int, int]:
         if segment == TEXT:
             return 0, self.text_capacity
-        if segment not in self.segments:
+        if not isinstance(segment, str) or segment not in self.segments:
             raise ValueError(f"Unknown segment {segment!r}. Known segments: {', '.join([TEXT, *self.segments])}.")
         return self.segments[segment]
 

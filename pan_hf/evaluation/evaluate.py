@@ -57,8 +57,8 @@ from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
 from pan_hf.evaluation.comparison import Comparison, Step
 from pan_hf.features import feature_of
 from pan_hf.metrics import MetricAccumulator
-from pan_hf.modeling.sense_configuration_pan import PRESENT
 from pan_hf.modeling.state_pan import Actions, as_action
+from pan_hf.modeling.validation_pan import PRESENT
 from pan_hf.reporting.figures import curves, horizon_plot
 from pan_hf.reporting.results import Record, mean_stderr, read_records, record, write_records
 from pan_hf.reporting.strips import shown_senses, write_strips

@@ -1,0 +1,262 @@
+"""Planners, critics and the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fuzzing import values as v
+from fuzzing.outcomes import FREE, SAME, WRONG
+from fuzzing.targets import Call, a_belief, misspelt, model_state, raw_observation, target, without_marks
+from fuzzing.worlds import World
+from pan_hf import CEM, Effort, FunctionCritic, GoalCritic, GraphSearch, PanAgent, RandomShooting, RewardCritic
+
+
+def a_critic(world: World):
+    made = v.given(
+        free=[
+            lambda futures: -futures.reward,
+            lambda futures: futures.reward.tolist(),
+            lambda futures: futures.reward.numpy(),
+            lambda futures: (futures.reward > 0).int(),
+        ],
+        wrong=[
+            None,
+            RewardCritic,
+            "reward",
+            0.5,
+            lambda futures: None,
+            lambda futures: futures.reward * v.NAN,
+            lambda futures: futures.reward[:, 0],
+            lambda futures: 1.0,
+            lambda: 1.0,
+        ],
+    )
+    return RewardCritic(threshold=2.0), v.listed("critic", made, "score", "function")
+
+
+def a_generator():
+    made = v.given(free=[None], wrong=[3, np.random.default_rng(0), "0"])
+    return v.LEFT_OUT, v.listed("generator", made, "seed")
+
+
+def _planned(planner, world: World) -> Callable:
+    def plan(**given):
+        given = {"generator": torch.Generator().manual_seed(0)} | {
+            n: each for n, each in given.items() if each is not v.LEFT_OUT
+        }
+        return planner.plan(world.model, **given)
+
+    return plan
+
+
+def single_row(world: World, number: int):
+    belief, changes = a_belief(world, 1, number)
+    return belief, changes
+
+
+@target("CEM.plan", ("discrete", "vector"))
+def cem_plan(world: World, number: int) -> Call:
+    planner = CEM(num_samples=3, horizon=1, num_iterations=2)
+    arguments = {"belief": single_row(world, number), "critic": a_critic(world), "generator": a_generator()}
+    return Call(_planned(planner, world), arguments, state=model_state(world))
+
+
+@target("RandomShooting.plan", ("discrete", "vector"), weight=1)
+def shooting_plan(world: World, number: int) -> Call:
+    planner = RandomShooting(num_samples=3, horizon=1)
+    arguments = {"belief": single_row(world, number), "critic": a_critic(world), "generator": a_generator()}
+    return Call(_planned(planner, world), arguments, state=model_state(world))
+
+
+@target("GraphSearch.plan", ("discrete",), weight=1)
+def graph_plan(world: World, number: int) -> Call:
+    planner = GraphSearch(max_states=6, max_depth=2, sampled_searches=1)
+    arguments = {"belief": single_row(world, number), "critic": a_critic(world), "generator": a_generator()}
+    return Call(_planned(planner, world), arguments, state=model_state(world))
+
+
+@target("CEM", ("discrete",), numbers=1)
+def cem_made(world: World, number: int) -> Call:
+    arguments = {
+        "num_samples": (4, v.count("num_samples", 4)),
+        "horizon": (3, v.count("horizon", 3)),
+        "num_iterations": (2, v.count("num_iterations", 2)),
+        "elite_fraction": (0.5, v.number("elite_fraction", 0.5, 0, 1, open_low=True)),
+        "smoothing": (0.5, v.number("smoothing", 0.5, 0, 1)),
+        "initial_std": (1.0, v.number("initial_std", 1.0, 0, open_low=True)),
+        "num_rollouts": (1, v.count("num_rollouts", 1)),
+        "temperature": (0.5, v.number("temperature", 0.5, low=0)),
+        "batch_size": (4, v.count("batch_size", 4)),
+        **misspelt("num_sample", 3),
+    }
+    return Call(without_marks(CEM), arguments)
+
+
+@target("GraphSearch", ("discrete",), numbers=1)
+def graph_made(world: World, number: int) -> Call:
+    made = v.given(same=[[0, 1]], free=[np.array([0, 1])], wrong=[[-1], "01", [], 3, ["left"], [0.5]])
+    arguments = {
+        "max_states": (10, v.count("max_states", 10)),
+        "batch_size": (4, v.count("batch_size", 4)),
+        "max_depth": (3, v.count("max_depth", 3)),
+        "actions": ((0, 1), v.listed("actions", made)),
+        "key_levels": (1, v.count("key_levels", 1, optional=True)),
+        "sampled_searches": (0, v.count("sampled_searches", 1, least=0)[7:]),
+        **misspelt("depth", 3),
+    }
+    return Call(without_marks(GraphSearch), arguments)
+
+
+@target("RewardCritic", ("discrete",), weight=1, numbers=1)
+def reward_critic(world: World, number: int) -> Call:
+    arguments = {
+        "threshold": (0.5, v.number("threshold", 0.5)),
+        "discount": (0.9, v.number("discount", 0.9, 0, 1, open_low=True)),
+        "ends_episode": (False, v.flag("ends_episode", False)),
+        **misspelt("treshold", 0.5),
+    }
+    return Call(without_marks(RewardCritic), arguments)
+
+
+@target("FunctionCritic", ("discrete",), weight=1, numbers=1)
+def function_critic(world: World, number: int) -> Call:
+    made = v.given(wrong=[None, 3, "os:getcwd"])
+    arguments = {"function": (len, v.listed("function", made)), "threshold": (0.5, v.number("threshold", 0.5))}
+    return Call(FunctionCritic, arguments)
+
+
+@target("GoalCritic.from_observation", weight=2)
+def goal_critic(world: World, number: int) -> Call:
+    observation, changes = raw_observation(world, 1, number)
+    made = v.given(same=[("touch",)], free=["touch"], wrong=[["touhc"], [], 3, [3], ["mission"]])
+    arguments = {
+        "observation": (observation, changes),
+        "senses": (["touch"], v.listed("senses", made, "sense")),
+        "threshold": (1.0, v.number("threshold", 1.0)),
+        "tolerance": (0.02, v.number("tolerance", 0.02, low=0)),
+        "discount": (0.9, v.number("discount", 0.9, 0, 1, open_low=True)),
+    }
+
+    def make(**given):
+        return GoalCritic.from_observation(world.model, world.processor, **given)
+
+    return Call(make, arguments, state=model_state(world))
+
+
+@target("PanAgent", ("discrete", "vector"), weight=1)
+def agent_made(world: World, number: int) -> Call:
+    planners = v.given(wrong=[None, CEM, "cem", 3])
+    others = v.given(wrong=[None, "runs/mine", 3])
+    arguments = {
+        "model": (world.model, v.listed("model", others)),
+        "processor": (world.processor, v.listed("processor", others)),
+        "critic": (RewardCritic(), a_critic(world)[1][:4]),
+        "planner": (CEM(num_samples=2, horizon=1), v.listed("planner", planners)),
+        "replan": ("always", v.choice("replan", "always", ["at_end", "on_surprise"])),
+        "seed": (3, v.seed("seed")),
+        "patience": (2, v.count("patience", 2)),
+    }
+    return Call(lambda **given: PanAgent(**given).replan, arguments, state=model_state(world))
+
+
+@target("PanAgent.act", ("discrete", "vector"), weight=4)
+def agent_act(world: World, number: int) -> Call:
+    agent = PanAgent(
+        world.model, world.processor, RewardCritic(threshold=2.0), CEM(num_samples=2, horizon=1), "always"
+    )
+    agent.act(
+        {name: value[0] if not isinstance(value, str) else value for name, value in world.raw(1, number).items()}
+    )
+    first = {
+        name: value[0] if not isinstance(value, str) else value for name, value in world.raw(1, number + 1).items()
+    }
+    made: dict = {}
+    for sense, value in first.items():
+        kind = world.model.config.senses[sense].kind
+        listed = v.words([value])[3:] if kind == "text" else v.array(value[None], kind, value.ndim)
+        made[sense] = [(what, FREE if expects == SAME else expects, each) for what, expects, each in listed]
+        if kind != "text":
+            made[sense] += [
+                ("as its list", SAME, value.tolist),
+                ("as its tensor", SAME, lambda value=value: torch.from_numpy(value.copy())),
+            ]
+    arguments = {
+        "observation": (first, [each for each in v.entries("observation", first, made, "x") if each]),
+        "reward": (0.0, v.number("reward", 0.0, optional=True)),
+    }
+
+    def state() -> dict:
+        return {
+            "statistics": {"decisions": agent.statistics.decisions, "surprises": agent.statistics.surprises},
+            "observations": list(agent.observations),
+            "actions": list(agent.actions),
+            "plan": None if agent.plan is None else agent.plan.actions,
+            "generator": agent.generator.get_state(),
+        }
+
+    return Call(agent.act, arguments, state=(*model_state(world), state), is_pure=False)
+
+
+@target("PanAgent.reset", ("discrete",), weight=1)
+def agent_reset(world: World, number: int) -> Call:
+    agent = PanAgent(world.model, world.processor, RewardCritic(), CEM(num_samples=2, horizon=1), "always")
+    made = v.given(free=[None, "key " * 99], wrong=[3, ["go"]])
+    return Call(agent.reset, {"task": ("go", v.listed("task", made)), "seed": (3, v.seed("seed"))}, is_pure=False)
+
+
+@target("make_planners", ("discrete",), weight=1, numbers=1)
+def planners_made(world: World, number: int) -> Call:
+    from pan_hf.agents.registry import make_planners
+
+    given = ["cem?horizon=3", "random_shooting", "graph?max_depth=2"]
+    wrong = ["cme", "cem?horizons=3", "cem?horizon", "cem?horizon=-1", "cem?horizon=x", "cem?=3", "cem??horizon=3", ""]
+    wrong += [
+        "CEM",
+        "cem?horizon=3&horizon=4",
+        "cem?horizon=None",
+        "cem?temperature=nan",
+        "graph?actions=left",
+        " cem",
+    ]
+    wrong += ["cem?horizon=3?horizon=4", "os:system", "cem?horizon=[3]", "cem?num_samples=0.5", "graph?max_depth=1e9"]
+    made = [(f"with {text!r}", WRONG, lambda text=text: [text]) for text in wrong]
+    made += v.given(same=[tuple(given)], free=[None, "cem"], wrong=[3, [3], [], ["cem", "cem"]])
+    arguments = {"specs": (given, v.listed("specs", made, "planner", "cem", "graph"))}
+    return Call(lambda specs: make_planners(specs, world.model.config.action), arguments)
+
+
+@target("Effort", ("discrete",), weight=1, numbers=1)
+def effort_made(world: World, number: int) -> Call:
+    arguments = {
+        "price": (0.5, v.number("price", 0.5, low=0, optional=True)),
+        "task": ("planning", v.choice("task", "planning", ["pixels"])),
+        "least_change": (0.1, v.number("least_change", 0.1, 0, 1, optional=True)),
+        **misspelt("prices", 0.5),
+    }
+    return Call(without_marks(Effort), arguments)
+
+
+@target("parse_effort", ("discrete",), weight=1, numbers=1)
+def effort_parsed(world: World, number: int) -> Call:
+    from pan_hf.agents.world import parse_effort
+
+    wrong = [
+        "price=",
+        "price=x",
+        "cost=3",
+        "price=0.1,price=0.2",
+        "=3",
+        "price=nan",
+        "price=-1",
+        "task=nothing",
+        "cap=0",
+    ]
+    wrong += ["price=0.1,cap=0.5", "price=0.1,auto", "", ",", "price==1"]
+    made = [(f"= {text!r}", WRONG, lambda text=text: text) for text in wrong]
+    made += v.given(wrong=[3, None, ["all"]])
+    return Call(
+        parse_effort, {"text": ("price=0.5,task=planning", v.listed("text", made, "effort", "price", "cap", "task"))}
+    )

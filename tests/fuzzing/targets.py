@@ -1,0 +1,253 @@
+"""A function to call with right arguments, and the arguments that many functions share."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_worlds import board_world
+
+from fuzzing import values as v
+from fuzzing.outcomes import FREE, WRONG, Change
+from fuzzing.worlds import World, make_world
+from pan_hf import (
+    Effort,
+)
+
+Changes = list[Callable[[], Change]]
+
+
+@dataclass
+class Call:
+    """One function, its right arguments, and how each may change.
+
+    Args:
+        function: what is called, by keyword.
+        arguments (`dict`): name -> (right value, what it may become).
+        check: what is wrong with a result, "" if nothing is.
+        state (`tuple`): what a refused call must leave as it is.
+        is_pure (`bool`): an accepted one must too.
+        needs_change (`bool`): nothing that is right is at hand.
+    """
+
+    function: Callable
+    arguments: dict[str, tuple[Any, Changes]]
+    check: Callable[[Any], str] = lambda result: ""
+    state: tuple = ()
+    is_pure: bool = True
+    needs_change: bool = False
+
+    def right(self) -> dict[str, Any]:
+        return {name: value for name, (value, _) in self.arguments.items()}
+
+
+@dataclass
+class Target:
+    """A function to call in one of several worlds; `make(world, number)` gives the `number`-th right [`Call`]."""
+
+    name: str
+    worlds: tuple[str, ...]
+    make: Callable[[World, int], Call]
+    weight: int = 2
+    numbers: int = 4
+
+
+TARGETS: list[Target] = []
+EVERY = ("discrete", "vector", "parts")
+
+
+def target(name: str, worlds: tuple[str, ...] = EVERY, weight: int = 2, numbers: int = 4):
+    def register(make: Callable[[World, int], Call]):
+        TARGETS.append(Target(name, worlds, make, weight, numbers))
+        return make
+
+    return register
+
+
+@cache
+def world_of(name: str) -> World:
+    return make_world(name)
+
+
+@cache
+def board():
+    """A recording, an untrained checkpoint of it, and its trajectories; see `tiny_worlds`."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz"))
+    return board_world(folder)
+
+
+def fresh(world: World) -> World:
+    """A copy whose model may be changed."""
+    model = copy.deepcopy(world.model)
+    return World(world.name, model, model.processor)
+
+
+def model_state(world: World) -> tuple:
+    return world.model, world.processor.senses, world.processor.action, lambda: _ledger(world)
+
+
+def _ledger(world: World) -> dict:
+    ledger = world.processor.vocabulary
+    return {"digest": ledger.digest(), "events": len(ledger.events), "words": len(world.processor.tokenizer)}
+
+
+# ---- the arguments that many functions share
+
+
+def raw_observation(world: World, steps: int, number: int, name: str = "observation") -> tuple[dict, Changes]:
+    seen = world.raw(steps, number)
+    made = {}
+    for sense, value in seen.items():
+        kind = world.model.config.senses[sense].kind
+        made[sense] = v.words(value) if kind == "text" else v.array(value, kind, value.ndim - 1)
+        made[sense] += v.given(free=[None, [None] * steps])
+    return seen, v.entries(name, seen, made, next(iter(seen)) + "s")
+
+
+def raw_action(world: World, steps: int, number: int) -> tuple[Any, Changes]:
+    done = world.raw_actions(steps, number)
+    if isinstance(done, dict):
+        made = {name: _raw_part(world, name, value) for name, value in done.items()}
+        return done, v.entries("action", done, made, "moves")
+    return done, v.listed("action", _raw_part(world, "action", done))
+
+
+def _raw_part(world: World, name: str, value: Any) -> list:
+    kind = world.actions[name].kind
+    return v.words(value) if kind == "text" else v.array(value, kind, value.ndim - 1)
+
+
+def seen(
+    world: World,
+    steps: int,
+    number: int,
+    rows: int,
+    name: str = "observation",
+    needs_prefix: bool = True,
+    any_rows: bool = False,
+):
+    """An observation as the processor gives it."""
+    given = world.observation(steps, number, rows)
+    made = {}
+    for sense, value in given.items():
+        described = world.model.config.senses[sense]
+        made[sense] = v.tensor(value, described.kind, not described.is_constant, any_rows)
+        if described.is_constant and not needs_prefix:  # it stands before the first state, and is passed over here
+            made[sense] = [(what, FREE, make) for what, _, make in made[sense]]
+    given = dict(sorted(given.items(), key=lambda item: item[0] == "mission"))  # a sense that changes comes first
+    changes = v.entries(name, given, made, next(iter(given)) + "s")
+    first = next(sense for sense in given if not world.model.config.senses[sense].is_constant)
+    mask = torch.ones(rows, steps, dtype=torch.bool)
+    masks = v.given(
+        same=[{**given, f"{first}.present": mask}],
+        free=[{**given, f"{first}.present": mask.int()}, {**given, f"{first}.present": mask.tolist()}],
+        wrong=[{**given, f"{first}.present": mask[:, :0]}, {**given, "rgb.present": mask}],
+    )
+    return given, changes + v.listed(name, masks, first, "rgb")
+
+
+def acted(world: World, steps: int, number: int, rows: int, name: str = "action", any_rows: bool = False):
+    """Actions as the processor gives them."""
+    given = world.action(steps, number, rows)
+    if isinstance(given, dict):
+        made = {part: v.tensor(value, world.actions[part].kind, True, any_rows) for part, value in given.items()}
+        return given, v.entries(name, given, made, "moves")
+    return given, v.listed(name, v.tensor(given, world.actions["action"].kind, True, any_rows))
+
+
+def a_belief(world: World, rows: int, number: int):
+    belief = world.belief(rows, number)
+    made = v.given(
+        wrong=[
+            None,
+            world.observation(1, number, rows),
+            belief.state,
+            [belief],
+            belief.repeat(3),
+            belief.select(torch.tensor([], dtype=torch.long)),
+            "belief",
+            world_of("vector" if world.name != "vector" else "parts").belief(rows),
+        ]
+    )
+    return belief, v.listed("belief", made)
+
+
+def an_effort(world: World):
+    names = [block.name for block in world.model.blocks]
+    is_parallel = world.model.config.level0_sampling == "parallel"
+    good = FREE if is_parallel else WRONG if False else FREE
+    made = [
+        ("= 'all'", good, lambda: "all"),
+        ("= 'coarsest'", good, lambda: "coarsest"),
+        ("= 'auto'", good, lambda: "auto"),
+        ("= 'focused'", good, lambda: "focused"),
+        ("= Effort(cap)", good, lambda: Effort(cap=0.5)),
+        ("= block names", good, lambda: names),
+        ("= 'everything'", WRONG, lambda: "everything"),
+        ("= misspelt block", WRONG, lambda: [names[0] + "0"]),
+        ("= number", WRONG, lambda: 3),
+        ("= []", WRONG, list),
+        ("= [3]", WRONG, lambda: [3]),
+        ("= dict", WRONG, lambda: {"cap": 0.5}),
+        ("= ''", WRONG, lambda: ""),
+        ("= NaN", WRONG, lambda: v.NAN),
+        ("= the class", WRONG, lambda: Effort),
+    ]
+    return None, v.listed("effort", made, "block")
+
+
+def shapes_of(world: World, rows: int, steps: int) -> Callable[[Any], str]:
+    """Checks futures by their shapes."""
+
+    def check(futures) -> str:
+        for name in ("log_prob", "reward", "continue_prob"):
+            if tuple(getattr(futures, name).shape) != (rows, steps):
+                return f"{name} has shape {tuple(getattr(futures, name).shape)}, expected {(rows, steps)}"
+        return ""
+
+    return check
+
+
+def without_marks(function: Callable) -> Callable:
+    """Leaves out arguments that are right when they are not there."""
+    return lambda *places, **arguments: function(*places, **given_of(arguments))
+
+
+def given_of(arguments: dict) -> dict:
+    """Without those that are left out."""
+    return {name: value for name, value in arguments.items() if value is not v.LEFT_OUT}
+
+
+def misspelt(name: str, value: Any) -> dict:
+    return {name: (v.LEFT_OUT, v.listed(name, v.given(wrong=[value])))}
+
+
+def plain(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name not in ("text_config", "transformers_version")}
+
+
+def an_output(name: str = "output"):
+    """Where something is to be written: a new folder."""
+    path = Path(tempfile.mkdtemp(prefix="fuzz")) / "new"
+    file = path.parent / "file"
+    file.write_text("mine")
+    other = path.parent / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    made = v.given(
+        same=[str(path)], wrong=[file, file / "new", "\x00", other, None, 3, [path], "x" * 5000, Path("/proc/new")]
+    )
+    return path, v.listed(name, made, "file", "other", "new", "xxx", "folder", "/proc")
+
+
+def futures_of(world: World, number: int):
+    def make():
+        return world.model.simulate(world.belief(2, number), world.action(3, number, 2), seed=1)
+
+    return world.kept_as(("futures", number), make)
