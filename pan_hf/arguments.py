@@ -4,7 +4,7 @@
     def record(env_ids: str | Sequence[str], frames: int | None = None): ...
 
 What is meant all the same is taken: NumPy's numbers, and tensors and arrays of one number, become Python's. What is
-not raises ValueError with the name, what was expected and what was given.
+not raises ValueError with the name, what was expected and what was arguments.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from types import NoneType, UnionType
-from typing import Any
+from typing import Any, TypeVar
 
+F = TypeVar("F", bound=Callable)
 Bound = Callable[[Any], "str | None"]
 """What is wrong with a value of the right type, as "at least 1"; None for nothing."""
 
@@ -30,26 +31,26 @@ def least(lowest: float, above: bool = False) -> Bound:
     return lambda value: None if (value > lowest if above else value >= lowest) else words
 
 
-def checked(**bounds: Bound) -> Callable[[Callable], Callable]:
+def checked(**bounds: Bound) -> Callable[[F], F]:
     """Checks what a function is called with: by its annotations, and by `bounds` of its arguments."""
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: F) -> F:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
-                given = signature.bind(*args, **kwargs)
+                arguments = signature.bind(*args, **kwargs)
             except TypeError as error:
                 names = ", ".join(signature.parameters)
                 raise TypeError(f"{function.__qualname__}: {error}; it takes {names}") from None
             hints = _hints(function)
-            for name, value in given.arguments.items():
+            for name, value in arguments.arguments.items():
                 if name in hints:
-                    given.arguments[name] = as_type(name, value, hints[name], bounds.get(name))
-            return function(*given.args, **given.kwargs)
+                    arguments.arguments[name] = as_type(name, value, hints[name], bounds.get(name))
+            return function(*arguments.args, **arguments.kwargs)
 
-        return call
+        return typing.cast(F, call)
 
     return decorate
 
@@ -153,7 +154,13 @@ def _path(name: str, value: Any) -> Any:
 
 def _words(kind: Any) -> str:
     origin = typing.get_origin(kind) or kind
-    names = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", NoneType: "None"}
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a finite number",
+        bool: "True or False",
+        str: "a text",
+        NoneType: "None",
+    }
     names |= {Callable: "a callable", Mapping: "a dict", dict: "a dict"}
     names |= dict.fromkeys((Sequence, Iterable, list, tuple), "a list")
     if origin in names:

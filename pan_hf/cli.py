@@ -363,7 +363,8 @@ app.command(import_app)
 def _import(function: Callable, data: str, /, run: Run = RUN, output: Output = None, **options: Any) -> None:
     output = output or run / "data"
     info = function(data, output, **options)
-    senses = [name.removeprefix("observation.") for name in info["features"] if name != "action"]
+    columns = [name for name in info["features"] if name.startswith("observation.")]
+    senses = [name.removeprefix("observation.") for name in columns]
     counts = " and ".join(f"{number} {split}" for split, number in info["episodes"].items())
     print(f"Done. {counts} episodes, {info['frames']} frames of {', '.join(senses)} in {output}")
 

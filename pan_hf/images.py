@@ -166,7 +166,7 @@ def fitted_shape(height: int, width: int, size: int | None, crop: bool = False) 
 
 
 def read_picture(
-    source: bytes | Path, formats: Sequence[str] = FORMATS, size: tuple[int, int] | None = None
+    source: bytes | Path, formats: tuple[str, ...] = FORMATS, size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """A picture's pixels; its format and its size are looked at before they are read.
 
@@ -200,7 +200,7 @@ def pixels(image: Image.Image) -> np.ndarray:
         return np.asarray(image)
     if image.mode.startswith(("I", "F")):  # Pillow's modes of more than 8 bits; as colours they would all be white
         return np.asarray(image)[..., None]
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         raise ValueError(
             f"the picture (mode {image.mode}) is transparent in places, which RGB cannot say; paste it onto a "
             "background first (PIL.Image.alpha_composite)"

@@ -50,14 +50,14 @@ def import_object(target: str, what: str = "object") -> Any:
     if "" not in sys.path:
         sys.path.append("")  # a console script does not look in the working directory; last, so it shadows nothing
     try:
-        found = importlib.import_module(module_name)
+        loaded = importlib.import_module(module_name)
         for part in name.split("."):
-            found = getattr(found, part)
+            loaded = getattr(loaded, part)
     except ImportError as error:
         raise ValueError(f"{what} {target!r}: cannot import {module_name!r}: {error}") from error
     except AttributeError as error:
         raise ValueError(f"{what} {target!r}: module {module_name!r} has no {name!r}") from error
-    return found
+    return loaded
 
 
 def spelled(policy: str | Callable) -> str:
@@ -79,11 +79,11 @@ def load_callable(spec: str | Callable, what: str) -> Callable:
     if not isinstance(spec, str):
         return spec
     target, arguments = parse_spec(spec)
-    found = import_object(target, what)
-    if not callable(found):
-        raise ValueError(f"{what} {spec!r}: {target!r} is a {type(found).__name__}, expected a callable or a class")
+    loaded = import_object(target, what)
+    if not callable(loaded):
+        raise ValueError(f"{what} {spec!r}: {target!r} is a {type(loaded).__name__}, expected a callable or a class")
     try:
-        inspect.signature(found).bind_partial(**arguments)
+        inspect.signature(loaded).bind_partial(**arguments)
     except TypeError as error:
-        raise ValueError(f"{what} {spec!r}: {error}; {target} takes {inspect.signature(found)}") from error
-    return partial(found, **arguments) if arguments else found
+        raise ValueError(f"{what} {spec!r}: {error}; {target} takes {inspect.signature(loaded)}") from error
+    return partial(loaded, **arguments) if arguments else loaded

@@ -168,8 +168,8 @@ def _made_before(root: Path, info: dict, what: str) -> dict | None:
 
 
 def _settings(info: dict) -> dict:
-    told = {name: value for name, value in info.items() if name not in COUNTED}
-    return json.loads(json.dumps(told))  # as it is read from the file
+    settings = {name: value for name, value in info.items() if name not in COUNTED}
+    return json.loads(json.dumps(settings))  # as it is read from the file
 
 
 def _begin(partial: Path, info: dict) -> None:

@@ -302,8 +302,8 @@ def _streams(job: RecordingJob, frames: int | None, episodes: int | None) -> lis
 def _check_disk(root: Path, streams: list[Stream], bytes_per_frame: int) -> None:
     missing = sum(max(stream.frames - stream.total_rows, stream.episodes) for stream in streams)
     needed = int(missing * bytes_per_frame * _DISK_MARGIN) + _DISK_RESERVE
-    place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    folder = next(parent for parent in (root.absolute(), *root.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             f"Recording into {root} needs about {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free on that "

@@ -146,14 +146,13 @@ class Trajectories:
         )
 
     def _repr_html_(self) -> str:
-        first = {
-            name: torch.from_numpy(np.array(values[: self.episode_lengths[0]])) for name, values in self._pictures()
-        }
-        return strip_html({f"{name}, first episode": frames for name, frames in first.items()}, repr(self))
-
-    def _pictures(self) -> list[tuple[str, np.ndarray]]:
-        """The senses whose rows are pictures `(C, H, W)`."""
-        return [(name, values) for name, values in self.observations.items() if values.ndim == 4]
+        strips = {}
+        for name, values in self.observations.items():
+            feature = feature_of(self.features[f"observation.{name}"])
+            if feature.is_picture:
+                frames = feature.to_frames(torch.from_numpy(np.array(values[: self.episode_lengths[0]])))
+                strips[f"{name}, first episode"] = torch.from_numpy(frames).movedim(-1, 1)  # (T, 3, H, W)
+        return strip_html(strips, repr(self))
 
     @property
     def num_episodes(self) -> int:
@@ -181,7 +180,7 @@ class Trajectories:
         starts, lengths = self.episode_starts[episodes], self.episode_lengths[episodes]
         spans = zip(starts, lengths, strict=True)
         rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
-        names = ("observations", "actions", "rewards", "dones", "truncateds", "action_is_pad")
+        names: tuple[str, ...] = ("observations", "actions", "rewards", "dones", "truncateds", "action_is_pad")
         names += ("present", "action_masks", "actor_rewards", "actor_dones")
         by_row: dict = {name: map_columns(getattr(self, name), lambda column: column[rows]) for name in names}
         by_episode = ("tasks", "environments", "seeds", "fingerprints")

@@ -170,17 +170,17 @@ class RecordTrajectories(gymnasium.Wrapper):
             self._append(self._episode, recorded, (reward, terminated, truncated), observation, info)
         return observation, reward, terminated, truncated, info
 
-    def _append(self, episode: Episode, action: Any, told: tuple, observation: Any, info: dict) -> None:
+    def _append(self, episode: Episode, action: Any, outcome: tuple, observation: Any, info: dict) -> None:
         try:
-            outcome = self._senses.read_outcome(*told)
+            followed = self._senses.read_outcome(*outcome)
             seen = self._senses.observe(observation, info)
         except ValueError as error:
             self._episode = None  # what cannot be recorded whole is not recorded
             where = f"{episode.environment}, episode {episode.index} (seed {episode.seed})"
             raise ValueError(f"{where}, step {len(episode.actions)}: {error}") from error
-        follow(episode, action, outcome)
+        follow(episode, action, followed)
         see(episode, seen, self._senses)
-        self._has_ended = outcome.is_done or outcome.is_truncated
+        self._has_ended = followed.is_done or followed.is_truncated
         if self._has_ended:
             self._write()
 

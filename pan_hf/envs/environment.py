@@ -144,7 +144,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         )
         self.action_masks: dict[str, np.ndarray] = {}
         self.commands: list[str] = []
-        self.outcome: Outcome | None = None
+        self.outcome: Outcome  # from the first step on
         self._has_warned = False
 
     def _has_image(self) -> bool:

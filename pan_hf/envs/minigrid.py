@@ -140,13 +140,13 @@ def minigrid_random_state(
 
 def _standing_before(kinds: tuple[str, ...], world: Any, free: list[tuple[int, int]]) -> list[tuple]:
     """Every free cell and direction from which a thing of these kinds is looked at from beside it."""
-    found = []
+    poses = []
     for x, y in free:
         for direction, (right, down) in enumerate(_STEPS):
             cell = world.grid.get(x + right, y + down)
             if cell is not None and cell.type in kinds:
-                found.append(((x, y), direction))
-    return found
+                poses.append(((x, y), direction))
+    return poses
 
 
 def _is_open_door(cell: Any) -> bool:

@@ -212,10 +212,14 @@ class ActionParts(ActionForm):
             recorded[name] = self._parts[name].from_environment(value)
         return recorded
 
-    def masks(self, told: Any) -> dict[str, np.ndarray]:
-        if not isinstance(told, Mapping):
-            raise ValueError(f"action_mask: expected a dict by part of {list(self._parts)}, got {told!r:.80}")
-        parts = {name: form.masks(told[name]) for name, form in self._parts.items() if told.get(name) is not None}
+    def masks(self, action_mask: Any) -> dict[str, np.ndarray]:
+        if not isinstance(action_mask, Mapping):
+            raise ValueError(f"action_mask: expected a dict by part of {list(self._parts)}, got {action_mask!r:.80}")
+        parts = {
+            name: form.masks(action_mask[name])
+            for name, form in self._parts.items()
+            if action_mask.get(name) is not None
+        }
         return {name: mask[ACTION] for name, mask in parts.items() if mask}
 
     def sample(self, masks: Mapping[str, np.ndarray]) -> dict[str, Any]:

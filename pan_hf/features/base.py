@@ -92,11 +92,11 @@ class ActionForm:
         """By column, what is recorded of an action."""
         return {ACTION: self.feature}
 
-    def masks(self, told: Any) -> dict[str, np.ndarray]:
+    def masks(self, action_mask: Any) -> dict[str, np.ndarray]:
         """By part, which choices are allowed now, bool `(n,)`; a part that is no choice is left out.
 
         Args:
-            told: what the environment gives as `action_mask`.
+            action_mask: as the environment gives it.
 
         Raises:
             ValueError: it does not fit the choices there are.
@@ -409,10 +409,10 @@ def register_feature(feature: type[Feature]) -> type[Feature]:
     kind = getattr(feature, "kind", None)
     if not isinstance(kind, str) or not kind.isidentifier():
         raise ValueError(f"{feature.__name__}: expected `kind` to be a name, such as 'waveform', got {kind!r}.")
-    known = _FEATURES.get(kind)
+    before = _FEATURES.get(kind)
     # the same class again is a module that was loaded anew
-    if known is not None and (known.__module__, known.__qualname__) != (feature.__module__, feature.__qualname__):
-        raise ValueError(f"{feature.__name__}: {kind!r} is the kind of {known.__name__} already; choose another.")
+    if before is not None and (before.__module__, before.__qualname__) != (feature.__module__, feature.__qualname__):
+        raise ValueError(f"{feature.__name__}: {kind!r} is the kind of {before.__name__} already; choose another.")
     _FEATURES[kind] = feature
     return feature
 

@@ -159,15 +159,19 @@ class Choices(ActionForm):
         self.space = Discrete(self._num_choices)
         self.feature = {"kind": DiscreteFeature.kind, "n": self._num_choices}
 
-    def masks(self, told: Any) -> dict[str, np.ndarray]:
+    def masks(self, action_mask: Any) -> dict[str, np.ndarray]:
         """One mask for all choices; or one for each of several that are counted as one, as a tuple."""
-        several = [np.ravel(one) for one in told] if isinstance(told, tuple | list) and len(self._sizes) > 1 else []
+        several = (
+            [np.ravel(one) for one in action_mask]
+            if isinstance(action_mask, tuple | list) and len(self._sizes) > 1
+            else []
+        )
         if [len(one) for one in several] == list(self._sizes):
             mask = reduce(np.multiply.outer, several).ravel()
         else:
-            mask = np.asarray(told)
+            mask = np.asarray(action_mask)
         if mask.shape != (self._num_choices,) or mask.dtype.kind not in "iufb" or not np.isin(mask, (0, 1)).all():
-            raise ValueError(f"action_mask: expected {self._num_choices} numbers of 0 or 1, got {told!r:.200}")
+            raise ValueError(f"action_mask: expected {self._num_choices} numbers of 0 or 1, got {action_mask!r:.200}")
         return {ACTION: mask.astype(bool)}
 
     def check(self, action: Any) -> int:

@@ -291,7 +291,7 @@ class ImageFeature(Feature):
     @classmethod
     def blank_sense(cls, config: Mapping[str, Any]) -> str:
         if config.get("bits", 8) > 8:
-            return "np.full(({height}, {width}, 1), {low}, np.uint16)".format(**{"low": 0} | config)
+            return "np.full(({height}, {width}, 1), {low}, np.uint16)".format(**{"low": 0, **config})
         return "np.zeros(({height}, {width}, {channels}), np.uint8)".format(**config)
 
     # ---- Mirrored

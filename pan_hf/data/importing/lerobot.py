@@ -100,8 +100,8 @@ class _LeRobotTable:
 
     def _file(self, number: int) -> Path:
         one = self._episodes[number]
-        place = {"chunk_index": one["data/chunk_index"], "file_index": one["data/file_index"]}
-        return self.root / self._info["data_path"].format(**place)
+        file_keys = {"chunk_index": one["data/chunk_index"], "file_index": one["data/file_index"]}
+        return self.root / self._info["data_path"].format(**file_keys)
 
     def read(self, number: int, columns: Sequence[str]) -> dict[str, Iterable]:
         rows = self._rows(number)
@@ -146,8 +146,8 @@ class _LeRobotTable:
         missing = [key for key in keys.values() if key not in one]
         if missing:
             raise ValueError(f"{self.root}/meta/episodes: {missing} are missing, which say where {column!r} lies")
-        place = {name: one[keys[name]] for name in ("chunk_index", "file_index")}
-        path = self.root / self._info["video_path"].format(video_key=column, **place)
+        file_keys = {name: one[keys[name]] for name in ("chunk_index", "file_index")}
+        path = self.root / self._info["video_path"].format(video_key=column, **file_keys)
         if not path.is_file():
             raise FileNotFoundError(f"{self.where(number)}: the video {path} is missing; copy the data set again")
         times = np.arange(len(rows)) / self.fps

@@ -42,7 +42,7 @@ def steps_of(
             )
     if not uneven:
         return None
-    position = positions.get("time", positions.get("frame number"))
+    position = positions["time"] if "time" in positions else positions["frame number"]
     order = np.argsort(position, kind="stable")
     ascending = position[order] - position[order[0]]
     grid = np.arange(int(np.floor(ascending[-1] + 0.5)) + 1)
