@@ -131,3 +131,26 @@ def test_a_recording_of_before_has_no_checksums_and_says_so_once(cartpole, tmp_p
     for _ in range(2):
         load_trajectories(tmp_path, "train")
     assert sum("checksums" in str(warning.message) for warning in recwarn.list) == 1
+
+
+@pytest.mark.parametrize(
+    "features",
+    [{"observation.../../evil": {"kind": "vector"}}, {"observation.a/b": {"kind": "vector"}}, {"rows": {}}, [], None],
+)
+def test_a_sense_s_name_is_a_word_since_it_names_files(features, tmp_path):
+    (tmp_path / "meta").mkdir()
+    info = {"format": "pan-trajectories", "version": 1, "features": features}
+    (tmp_path / "meta" / "info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"`features` has .*expected observation.<word>"):
+        read_info(tmp_path)
+
+
+def test_no_room_is_made_for_pictures_that_are_not_there(tmp_path, monkeypatch):
+    record("CartPole-v1", tmp_path / "data", episodes=2, render=True, keep=["camera"], image_size=16, progress=False)
+    path = tmp_path / "data" / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"]["observation.camera"]["shape"] = [8192, 8192, 3]
+    path.write_text(json.dumps(info))
+    monkeypatch.setattr("pan_hf.data.trajectories.FrameArrays", lambda *kinds: pytest.fail("room was made"))
+    with pytest.raises(ValueError, match="frame 0: .*a picture of 16x16 pixels, expected 8192x8192"):
+        load_trajectories(tmp_path / "data", "train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ FORMAT = "pan-trajectories"
 VERSION = 1
 SPLITS = ("train", "test")
 UNKNOWN_SEED = -1
+_COLUMN = re.compile(r"observation\.\w+|action(\.\w+)?")
 _MOST_ROWS = 2**22  # of an episode
 _CHECKSUM = b"pan.checksum"  # of a file's metadata: what its checksums are of
 
@@ -190,6 +192,11 @@ def read_info(root: str | Path) -> dict:
     version = (info.get("format"), info.get("version")) if isinstance(info, dict) else type(info).__name__
     if version != (FORMAT, VERSION):
         raise ValueError(f"{path}: expected format {FORMAT!r} version {VERSION}, got {version}")
+    features = info.get("features")
+    # names of senses become names of files
+    if not isinstance(features, dict) or (wrong := [name for name in features if not _COLUMN.fullmatch(name)]):
+        names = "no dict" if not isinstance(features, dict) else wrong
+        raise ValueError(f"{path}: `features` has {names}; expected observation.<word>, action or action.<word>")
     return info
 
 

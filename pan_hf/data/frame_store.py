@@ -35,7 +35,7 @@ class FrameArrays:
     def __init__(self, root: Path, split: str, files: Iterable[Path], kinds: Mapping[str, tuple], in_memory: int):
         self._kinds = dict(kinds)
         self._paths: dict[str, Path] = {}
-        if sum(_num_bytes(*kind) for kind in kinds.values()) > in_memory:
+        if sum(num_bytes(*kind) for kind in kinds.values()) > in_memory:
             digest = _digest(files)
             self._paths = {name: root / "frames" / f"{split}-{name}-{digest}.npy" for name in kinds}
 
@@ -75,7 +75,8 @@ class FrameArrays:
         os.replace(temporary, path)
 
 
-def _num_bytes(shape: tuple[int, ...], dtype: type) -> int:
+def num_bytes(shape: tuple[int, ...], dtype: type) -> int:
+    """Of an array."""
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
@@ -83,7 +84,7 @@ def _create(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     """A file of that shape whose bytes are all there: writing to a mapped file that the disk cannot hold would end the
     process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = _num_bytes(shape, dtype), shutil.disk_usage(path.parent).free
+    needed, free = num_bytes(shape, dtype), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(
             errno.ENOSPC,

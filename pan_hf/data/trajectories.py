@@ -26,13 +26,15 @@ import torch
 
 from pan_hf.arguments import checked, least
 from pan_hf.data.episodes import SPLITS, Episode, episode_files, mask_columns, open_table, read_info
-from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays
+from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays, num_bytes
 from pan_hf.features import ACTION, Feature, action_column, action_parts, feature_of
 from pan_hf.hub import on_disk
 from pan_hf.modeling.display_pan import strip_html
 
 # Decoding PNG leaves the lock of the interpreter for half of its time: more threads cost time (measured: 1, 2, 4).
 _READ_THREADS = 2
+# Room for more than this is made only when the first picture is seen to be what meta/info.json says.
+_UNSEEN_BYTES = 2**28
 
 
 def read_episode(path: Path, index: int, features: dict[str, dict], actors: Sequence[str] = ()) -> Episode:
@@ -268,6 +270,9 @@ def load_trajectories(
         for name, feature in kinds.items()
         if feature.row_shape is not None
     }
+    if sum(num_bytes(*kind) for kind in shapes.values()) > _UNSEEN_BYTES:
+        index = next(iter(files))
+        _check_first(files[index], index, {f"observation.{name}": kinds[f"observation.{name}"] for name in shapes})
     frames = FrameArrays(root, split, files.values(), shapes, in_memory)
     with ThreadPoolExecutor(_READ_THREADS) as pool, frames.filling() as missing:
         # an optional picture is read all the same: its column says where it is there
@@ -288,6 +293,17 @@ def load_trajectories(
 
         tables = list(pool.map(read, files, files.values(), starts))
     return _assemble(list(files), tables, features, frames.arrays, actors)
+
+
+def _check_first(path: Path, index: int, images: dict[str, Feature]) -> None:
+    """Compares the first picture of each column with `meta/info.json`. What that says is not ours alone to write, and
+    room for all of them may be more than the disk has."""
+    table = _read_table(path, {name: feature.description for name, feature in images.items()})
+    for name, feature in images.items():
+        try:
+            feature.decode(table[name][0])
+        except (OSError, TypeError, ValueError) as error:
+            raise _not_as_described(index, 0, feature, error) from error
 
 
 def _brief(numbers: Iterable[int]) -> str:
@@ -383,10 +399,14 @@ def _decode(cells: list, frames: np.ndarray, feature: Feature, index: int) -> No
         try:
             frames[row] = feature.decode(cell)
         except (OSError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"Episode {index}, frame {row}: expected {feature.description} ({error}); delete the episode's file "
-                "and record again"
-            ) from error
+            raise _not_as_described(index, row, feature, error) from error
+
+
+def _not_as_described(index: int, row: int, feature: Feature, error: Exception) -> ValueError:
+    return ValueError(
+        f"Episode {index}, frame {row}: expected {feature.description} ({error}); delete the episode's file "
+        "and record again"
+    )
 
 
 def _fingerprint(parts: dict[str, np.ndarray], observations: dict[str, np.ndarray], span: slice) -> str:
