@@ -8,7 +8,7 @@ Takes finished runs (several: seeds of the same run), and on their held-out epis
 - `random at <price>`: the same blocks, dealt out to the rows at random, at as many places, but any: equal cost.
 - `oracle at <price>`: for each row the best choice in hindsight, at the places that did change.
 
-Distortion is 1 where a step is about as bad as standing still, see `switch_objective_pan.distortion`; compute is a
+Distortion is 1 where a step is about as bad as standing still, see `imagination_pan.distortion`; compute is a
 share of a whole step's; PSNR is that of the pixels that move. Then the agent plans with each, and steps a second are
 timed side by side on one thread.
 
@@ -46,8 +46,8 @@ from pan_hf.modeling.effort_pan import (
     block_plan,
     changed_tokens,
 )  # noqa: E402
+from pan_hf.modeling.imagination_pan import candidates, distortion, split_window  # noqa: E402
 from pan_hf.modeling.simulation_pan import Simulator  # noqa: E402
-from pan_hf.modeling.switch_objective_pan import candidates, distortion, split_window  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY, PLANNER  # noqa: E402
 from pan_hf.reporting.figures import OTHER_COLOURS, SERIES_COLOURS, write_figure  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402

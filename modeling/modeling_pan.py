@@ -204,7 +204,8 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         """
         check_settings(config)
         if isinstance(backbone, str):
-            backbone = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
+            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
+            backbone = loaded
         check_is_whole(backbone)
         text_size = backbone.get_input_embeddings().weight.shape[0]
         text_capacity = -(-(text_size + text_reserve) // 64) * 64 if senses else text_size
@@ -402,7 +403,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             sense (`str`): which.
             num_levels (`int`, *optional*): levels to use, coarse first; all by default.
             latents (`bool`, *optional*): use the state's latents, if it has them and all levels are used; by default
-                where they help, see `objectives_pan.update_latents_help`.
+                where they help, see `imagination_pan.update_latents_help`.
 
         Returns:
             images `(..., C, height, width)` uint8, vectors `(..., dim)` float, text `(..., max_length)` ids.

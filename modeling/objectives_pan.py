@@ -16,7 +16,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,13 +28,12 @@ from .effort_pan import changed_tokens
 from .embedding_pan import CodeTables, part_codec
 from .heads_pan import two_hot
 from .image_codec_pan import LEAST_ERROR
+from .imagination_pan import latents_given, switch_losses, switch_warm_up_losses
 from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
 from .simulation_pan import Simulator
 from .state_pan import Actions, Observation, State, action_tensors
-from .step_pan import StepPredictor, Transition
-from .switch_objective_pan import split_window, switch_losses, switch_warm_up_losses
 from .validation_pan import check_observation
 
 if TYPE_CHECKING:
@@ -486,7 +484,7 @@ def _agent_losses(
 def switch_objective(
     model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions, reward: Tensor, done: Tensor, **_
 ) -> PanOutput:
-    """Stage 5, from raw observations: the switch alone, see `switch_objective_pan`."""
+    """Stage 5, from raw observations: the switch alone, see `imagination_pan`."""
     return _sum_up(model, *switch_losses(model, observation, action, reward, done))
 
 
@@ -544,96 +542,10 @@ def _checked_window(model: PanModel, observation: Mapping[str, Tensor], action: 
     expected = f"with B = {rows} and T = {frames - 1}, one between two frames"
     action = Simulator(model).checked_actions("action", action, expected, rows, "T")
     shapes = {name: tuple(inputs[name].shape[:2]) for name in ("reward", "done") if inputs[name] is not None}
+    for name in shapes:
+        if not bool(inputs[name].isfinite().all()):
+            raise ValueError(f"`{name}` holds numbers that are not finite, and so would the loss.")
     shapes["action"] = tuple(action.shape[:2])
     if wrong := {name: shape for name, shape in shapes.items() if shape != (rows, frames - 1)}:
         raise ValueError(f"Windows of {frames} frames have (B, T) = {(rows, frames - 1)} transitions, got {wrong}.")
     return action
-
-
-# ---- Examples for the latent head: latents that hold what the *chosen* codes lack.
-#
-# Latents that go with the true codes say nothing of a code that is wrong. So where a world is deterministic
-# (`latent_head_pan`) the head learns on imagination: the model goes some steps by itself, taking the most likely
-# codes, and the latents are those that come from its codes to the true frames. Where futures branch, the codes are the
-# true ones.
-#
-# Shapes: B = windows, H = steps imagined, N = B * H.
-
-
-CARRIED = 0.05  # share of the examples in which no code is predicted, so that latents alone tell what happens
-
-
-def latents_given(model: PanModel, frames: dict[str, Tensor], state: State) -> dict[str, Tensor]:
-    """The latents with which codes come to frames `(N, ...)`, by sense that has a latent head: `(N, P, D)`."""
-    return {name: model.senses[name].latents_given(frames[name], state.codes[name]) for name in model.latent_heads}
-
-
-@torch.no_grad()
-def latent_examples(model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions) -> list[dict]:
-    """Imagines from the beginning of windows: the examples of latent heads, a batch of B for each of H steps.
-
-    Args: observation `(B, context_steps + H, ...)`, constant text `(B, max_length)`; action, those between its frames.
-
-    Returns: the inputs of objective `latent_head`, each by sense: `condition` `(B, P, C)`; `observation`, the frames
-        to come to; `state`, the `latents` that lead there `(B, P, D)`, the `codes` they go with, and their `start`
-        (see `SenseLatents.start`).
-    """
-    belief, actions, later = split_window(model, observation, action)
-    predictor, examples = StepPredictor(model, temperature=0.0), []
-    for index in range(actions.shape[1]):
-        true = later.state.map(itemgetter((slice(None), index)))
-        now, target = belief.state, None if reconstructs_latents(model.config) else true
-        step = predictor.step(belief, actions[:, index], target, has_outcome=False)
-        belief = step.belief
-        state, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)
-        frames, conditions, starts = {}, {}, {}
-        for name in model.latent_heads:
-            latents = SenseLatents(model, name)
-            conditions[name] = latents.condition(step.hidden, step.trunk, state, predictor.tables, shifts.get(name))
-            starts[name] = latents.start(conditions[name], state.codes[name])
-            frames[name] = later.observation[name][:, index]
-        coded: dict = {"latents": latents_given(model, frames, state), "start": starts}
-        coded["codes"] = {name: state.codes[name] for name in frames}
-        masks = {name: later.observation.present(name) for name in frames}
-        if present := {name: mask[:, index] for name, mask in masks.items() if mask is not None}:
-            coded["present"] = present
-        examples.append({"condition": conditions, "observation": frames, "state": coded})
-    return examples
-
-
-@torch.no_grad()
-def update_latents_help(model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions) -> None:
-    """Notes, for each image sense, whether imagined frames come closer to the true ones with latents than by codes
-    alone: in decibels, frame by frame, with moving pixels counted as much as in training. Where codes say everything,
-    latents add their noise alone, and a few frames with a great error that they make a little smaller are no gain.
-
-    Args: as for `latent_examples`.
-    """
-    belief, actions, later = split_window(model, observation, action)
-    futures = model.simulate(belief, actions, temperature=0.0, seed=0)
-    for name in model.latent_heads:
-        if model.senses[name].is_exact:
-            continue
-        codec, seen = model.senses[name], later.observation[name].flatten(0, 1)
-        moves = codec.differing(seen, later.before[name].flatten(0, 1))  # type: ignore[operator]  # none is exact
-        weight = 1 + model.config.training.motion_weight * moves
-        errors, is_present = [], later.state.present(name).flatten()
-        for latents in (True, False):
-            imagined = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
-            error = (weight * (imagined - codec.to_float(seen)).square()).flatten(1).mean(1)
-            errors.append((error[is_present] + LEAST_ERROR).log().mean())
-        assert isinstance(codec.latents_help, Tensor)  # a buffer, unless the codec is exact
-        codec.latents_help.fill_(bool(errors[0] < errors[1]))
-
-
-def _partly_carried(step: Transition, now: State) -> tuple[State, dict[str, list[Tensor]]]:
-    """The state `(B,)` of a step, in some rows as it was before; and its shifts, none there."""
-    first = now.tensors()[0]
-    stays = torch.rand(len(first), 1, device=first.device) < CARRIED
-
-    def mixed(levels: list[Tensor], before: list[Tensor]) -> list[Tensor]:
-        return [torch.where(stays, old, new) for new, old in zip(levels, before, strict=True)]
-
-    codes = {name: mixed(levels, now.codes[name]) for name, levels in step.state.codes.items()}
-    shifts = {name: [part * ~stays.unsqueeze(-1) for part in levels] for name, levels in step.shifts.items()}
-    return State(codes, {}, step.state.text), shifts

@@ -250,6 +250,12 @@ def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: b
     rows = {name: len(values) for name, values in observation.items()}
     if len(set(rows.values())) > 1:
         raise ValueError(f"Constant text needs a row for each of the batch, got batches of {rows}.")
+    for name, values in observation.items():
+        is_there = masks.get(f"{name}{PRESENT}")
+        seen = values if is_there is None else values[is_there]
+        if seen.is_floating_point() and not bool(seen.isfinite().all()):
+            problem = f"holds numbers that are not finite; `{name}{PRESENT}` is to say in which frames it is absent"
+            raise ValueError(f"Sense {name!r} {problem}.")
 
 
 def check_dense(what: str, values: Tensor) -> None:

@@ -6,8 +6,8 @@ import torch
 from tiny_worlds import WORDS, acts, language_model, observe, outcomes, world_model
 
 from pan_hf import DiscreteAction, Effort, PanModel, TextSense, VectorAction
+from pan_hf.modeling.imagination_pan import split_window, switch_examples
 from pan_hf.modeling.step_pan import StepPredictor
-from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
 
 NAMES = ["left", "right", "up", "down"]
 
@@ -132,6 +132,25 @@ def test_other_rows_or_frames_than_the_belief_has_are_refused(model, belief):
         model.simulate(None, acts(model, 2, 2))
 
 
+def test_senses_that_are_no_numbers_are_refused(model, belief):
+    frames = observe(model, 2)
+    frames["touch"][0, 0, 1] = float("nan")
+    uses = {
+        "encode": lambda: model.encode(frames),
+        "perceive": lambda: model.perceive(frames),
+        "log_prob": lambda: model.log_prob(belief, acts(model, 2, 1), frames),
+    }
+    for use in uses.values():
+        with pytest.raises(ValueError, match="Sense 'touch'"):
+            use()
+    with pytest.raises(ValueError, match="got NoneType"):
+        model.perceive(None)
+    with pytest.raises(ValueError, match="num_levels=1.5"):
+        belief.decode("touch", num_levels=1.5)
+    absent = frames | {"touch.present": torch.tensor([[False], [True]])}
+    assert model.perceive(absent).codes["touch"][0][0, 0] == -1  # nothing is said of what is not there
+
+
 @pytest.mark.parametrize("part", ["outcome.out.weight", "language_model.model.norm.weight"])
 def test_weights_that_are_not_finite_are_named(part):
     model = world_model(("touch",))
@@ -175,6 +194,7 @@ def window(model):
         ("joint", {"action": torch.zeros(2, 3, dtype=torch.long)}, r"3 frames .*\(2, 2\) .*'action': \(2, 3\)"),
         ("joint", {"action": torch.zeros(3, 2, dtype=torch.long)}, "B = 2 and T = 2"),
         ("joint", {"reward": torch.zeros(2, 1)}, r"'reward': \(2, 1\)"),
+        ("joint", {"reward": torch.full((2, 2), float("nan"))}, "`reward` holds numbers that are not finite"),
         ("joint", {"observation": {"touch": torch.zeros(2, 3, 3)}}, r"missing \['mission'\]"),
         ("joint", {"observation": None}, "needs"),
     ],

@@ -8,9 +8,9 @@ from accelerate.utils import concatenate
 from tiny_worlds import ACTIONS, SENSES, acts, language_model, observe, outcomes, world_model
 
 from pan_hf import PanConfig, PanModel
-from pan_hf.modeling import objectives_pan as objectives_pan
+from pan_hf.modeling import imagination_pan as imagination_pan
+from pan_hf.modeling.imagination_pan import latent_examples, update_latents_help
 from pan_hf.modeling.latent_head_pan import SCHEDULERS, SenseLatents, denoise, make_scheduler
-from pan_hf.modeling.objectives_pan import latent_examples, update_latents_help
 from pan_hf.modeling.step_pan import StepPredictor
 
 UNET = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16], "layers_per_block": 1}
@@ -145,7 +145,7 @@ def test_latents_do_not_help_where_they_make_bad_frames_a_little_better_and_spoi
 
 
 def test_where_a_world_is_deterministic_latents_are_given_the_codes_that_were_imagined(monkeypatch):
-    monkeypatch.setattr(objectives_pan, "CARRIED", 0.0)
+    monkeypatch.setattr(imagination_pan, "CARRIED", 0.0)
     model = world_model(("camera", "touch"))
     observation, action, found = examples(model)
     first = {name: values[:, :1] for name, values in observation.items()}
@@ -196,7 +196,7 @@ def test_latents_are_started_alike_whether_everything_is_predicted_or_an_effort_
 
 
 def test_in_some_examples_latents_alone_tell_what_happens(monkeypatch):
-    monkeypatch.setattr(objectives_pan, "CARRIED", 1.0)
+    monkeypatch.setattr(imagination_pan, "CARRIED", 1.0)
     model = world_model(("camera", "touch"))
     observation, _, found = examples(model, steps=1)
     held = [level[:, 0] for level in model.encode(observation).codes["camera"]]

@@ -8,7 +8,8 @@ from pan_hf import PanModel
 from pan_hf.modeling.configuration_pan import LOSS_WEIGHTS
 from pan_hf.modeling.heads_pan import reward_bins, symexp, symlog, two_hot
 from pan_hf.modeling.image_codec_pan import PARKED, Codebook
-from pan_hf.modeling.objectives_pan import _generative_loss, _vector_loss, latent_examples
+from pan_hf.modeling.imagination_pan import latent_examples
+from pan_hf.modeling.objectives_pan import _generative_loss, _vector_loss
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 

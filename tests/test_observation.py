@@ -7,7 +7,8 @@ from accelerate.utils import send_to_device
 from tiny_worlds import PAD, acts, observe, outcomes, world_model
 
 from pan_hf import PanProcessor, PanTokenizer
-from pan_hf.modeling.objectives_pan import _teacher_forced, latent_examples
+from pan_hf.modeling.imagination_pan import latent_examples
+from pan_hf.modeling.objectives_pan import _teacher_forced
 from pan_hf.modeling.state_pan import ABSENT, Observation, State
 from pan_hf.modeling.step_pan import StepPredictor
 

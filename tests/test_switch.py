@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_worlds import acts, observe, outcomes, world_model
 
-import pan_hf.modeling.switch_objective_pan as switching
+import pan_hf.modeling.imagination_pan as switching
 from pan_hf import Effort, PanModel, State
 from pan_hf.modeling.effort_pan import SwitchHead, SwitchPlan
 from pan_hf.modeling.state_pan import ABSENT

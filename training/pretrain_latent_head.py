@@ -5,7 +5,7 @@ python -m pan_hf.training.pretrain_latent_head --model DIR --data DIR --output_d
 
 import torch
 
-from pan_hf.modeling.objectives_pan import latent_examples
+from pan_hf.modeling.imagination_pan import latent_examples
 from pan_hf.training.arguments import RolloutArguments, Stage
 from pan_hf.training.rollouts import Examples, affordable, choose_latents, make_rollouts
 from pan_hf.training.stage import main

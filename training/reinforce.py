@@ -10,7 +10,7 @@ trained.
 
 import torch
 
-from pan_hf.modeling.switch_objective_pan import split_window, switch_examples
+from pan_hf.modeling.imagination_pan import split_window, switch_examples
 from pan_hf.training.arguments import RolloutArguments, Stage
 from pan_hf.training.rollouts import Examples, affordable, make_rollouts
 from pan_hf.training.stage import main

@@ -1,12 +1,8 @@
-"""How the switch is trained: by example first, then by group-relative policy gradient (section 5.3).
+"""Training on imagination: a window is split into its beginning and the true steps after it, and steps are imagined.
 
-The error of a step is its *distortion*, by task; its cost is its share of a whole step's compute times a price.
-Blocks are discrete choices, so no gradient goes through them. The warm-up knows the cost of every candidate set of
-blocks that is kept for some steps, and makes the expected cost least. The policy gradient compares several rollouts of
-the same beginning with one another (Shao et al. 2024, GRPO), with no value network. Only the switch learns; tasks and
-prices are drawn at random.
+From these come the examples of the latent heads, and the losses of the switch (section 5.3).
 
-Shapes: B = windows, G = rollouts of each, H = steps imagined, N = B * G, K = blocks.
+Shapes: B = windows, G = rollouts of each, H = steps imagined, N = B * G or B * H, K = blocks, P = state tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +11,7 @@ import itertools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,19 +20,14 @@ from torch import Tensor, nn
 from .blocks_pan import StepDraft
 from .distributed_pan import shared_mean
 from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput, SwitchPlan
+from .image_codec_pan import LEAST_ERROR
+from .latent_head_pan import SenseLatents, reconstructs_latents
 from .simulation_pan import Futures, Simulator
 from .state_pan import Actions, Belief, Observation, State, as_action
+from .step_pan import StepPredictor, Transition
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
-
-GROUP = 8  # rollouts of the same beginning that are compared
-MOST_CANDIDATES = 12  # sets of blocks that the warm-up chooses among
-CACHED = ("trunk", "queries", "chosen", "changed", "focus")  # fields of `SwitchInput` but price and task
-ENTROPY_WEIGHT = 0.003  # keeps choices open that have not been tried enough
-LEAST_MOVE = 1e-3  # squared error of standing still, as a share of the range, from which on a pixel moves
-LEAST_STILL = 1e-6  # least mean squared error of standing still that is divided by
-MOST_DISTORTION = 2.0  # of what moves in a row: twice that of standing still
 
 
 @dataclass
@@ -92,6 +84,111 @@ def split_window(
         done=done[:, seen - 1 : end],
     )
     return belief, action[:, seen - 1 : end], later
+
+
+# ---- Examples for the latent head: latents that hold what the *chosen* codes lack.
+#
+# Latents that go with the true codes say nothing of a code that is wrong. So where a world is deterministic
+# (`latent_head_pan`) the head learns on imagination: the model goes some steps by itself, taking the most likely
+# codes, and the latents are those that come from its codes to the true frames. Where futures branch, the codes are the
+# true ones.
+
+
+CARRIED = 0.05  # share of the examples in which no code is predicted, so that latents alone tell what happens
+
+
+def latents_given(model: PanModel, frames: dict[str, Tensor], state: State) -> dict[str, Tensor]:
+    """The latents with which codes come to frames `(N, ...)`, by sense that has a latent head: `(N, P, D)`."""
+    return {name: model.senses[name].latents_given(frames[name], state.codes[name]) for name in model.latent_heads}
+
+
+@torch.no_grad()
+def latent_examples(model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions) -> list[dict]:
+    """Imagines from the beginning of windows: the examples of latent heads, a batch of B for each of H steps.
+
+    Args: observation `(B, context_steps + H, ...)`, constant text `(B, max_length)`; action, those between its frames.
+
+    Returns: the inputs of objective `latent_head`, each by sense: `condition` `(B, P, C)`; `observation`, the frames
+        to come to; `state`, the `latents` that lead there `(B, P, D)`, the `codes` they go with, and their `start`
+        (see `SenseLatents.start`).
+    """
+    belief, actions, later = split_window(model, observation, action)
+    predictor, examples = StepPredictor(model, temperature=0.0), []
+    for index in range(actions.shape[1]):
+        true = later.state.map(itemgetter((slice(None), index)))
+        now, target = belief.state, None if reconstructs_latents(model.config) else true
+        step = predictor.step(belief, actions[:, index], target, has_outcome=False)
+        belief = step.belief
+        state, shifts = (step.state, step.shifts) if target is not None else _partly_carried(step, now)
+        frames, conditions, starts = {}, {}, {}
+        for name in model.latent_heads:
+            latents = SenseLatents(model, name)
+            conditions[name] = latents.condition(step.hidden, step.trunk, state, predictor.tables, shifts.get(name))
+            starts[name] = latents.start(conditions[name], state.codes[name])
+            frames[name] = later.observation[name][:, index]
+        coded: dict = {"latents": latents_given(model, frames, state), "start": starts}
+        coded["codes"] = {name: state.codes[name] for name in frames}
+        masks = {name: later.observation.present(name) for name in frames}
+        if present := {name: mask[:, index] for name, mask in masks.items() if mask is not None}:
+            coded["present"] = present
+        examples.append({"condition": conditions, "observation": frames, "state": coded})
+    return examples
+
+
+@torch.no_grad()
+def update_latents_help(model: PanModel, observation: Mapping[str, Tensor], action: Tensor | Actions) -> None:
+    """Notes, for each image sense, whether imagined frames come closer to the true ones with latents than by codes
+    alone: in decibels, frame by frame, with moving pixels counted as much as in training. Where codes say everything,
+    latents add their noise alone, and a few frames with a great error that they make a little smaller are no gain.
+
+    Args: as for `latent_examples`.
+    """
+    belief, actions, later = split_window(model, observation, action)
+    futures = model.simulate(belief, actions, temperature=0.0, seed=0)
+    for name in model.latent_heads:
+        if model.senses[name].is_exact:
+            continue
+        codec, seen = model.senses[name], later.observation[name].flatten(0, 1)
+        moves = codec.differing(seen, later.before[name].flatten(0, 1))  # type: ignore[operator]  # none is exact
+        weight = 1 + model.config.training.motion_weight * moves
+        errors, is_present = [], later.state.present(name).flatten()
+        for latents in (True, False):
+            imagined = codec.to_float(futures.decode(name, latents=latents).flatten(0, 1))
+            error = (weight * (imagined - codec.to_float(seen)).square()).flatten(1).mean(1)
+            errors.append((error[is_present] + LEAST_ERROR).log().mean())
+        assert isinstance(codec.latents_help, Tensor)  # a buffer, unless the codec is exact
+        codec.latents_help.fill_(bool(errors[0] < errors[1]))
+
+
+def _partly_carried(step: Transition, now: State) -> tuple[State, dict[str, list[Tensor]]]:
+    """The state `(B,)` of a step, in some rows as it was before; and its shifts, none there."""
+    first = now.tensors()[0]
+    stays = torch.rand(len(first), 1, device=first.device) < CARRIED
+
+    def mixed(levels: list[Tensor], before: list[Tensor]) -> list[Tensor]:
+        return [torch.where(stays, old, new) for new, old in zip(levels, before, strict=True)]
+
+    codes = {name: mixed(levels, now.codes[name]) for name, levels in step.state.codes.items()}
+    shifts = {name: [part * ~stays.unsqueeze(-1) for part in levels] for name, levels in step.shifts.items()}
+    return State(codes, {}, step.state.text), shifts
+
+
+# ---- Training of the switch: by example first, then by group-relative policy gradient.
+#
+# The error of a step is its *distortion*, by task; its cost is its share of a whole step's compute times a price.
+# Blocks are discrete choices, so no gradient goes through them. The warm-up knows the cost of every candidate set of
+# blocks that is kept for some steps, and makes the expected cost least. The policy gradient compares several rollouts
+# of the same beginning with one another (Shao et al. 2024, GRPO), with no value network. Only the switch learns; tasks
+# and prices are drawn at random.
+
+
+GROUP = 8  # rollouts of the same beginning that are compared
+MOST_CANDIDATES = 12  # sets of blocks that the warm-up chooses among
+CACHED = ("trunk", "queries", "chosen", "changed", "focus")  # fields of `SwitchInput` but price and task
+ENTROPY_WEIGHT = 0.003  # keeps choices open that have not been tried enough
+LEAST_MOVE = 1e-3  # squared error of standing still, as a share of the range, from which on a pixel moves
+LEAST_STILL = 1e-6  # least mean squared error of standing still that is divided by
+MOST_DISTORTION = 2.0  # of what moves in a row: twice that of standing still
 
 
 @torch.no_grad()
