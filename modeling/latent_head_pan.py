@@ -322,11 +322,22 @@ def check_latent_head(settings: dict, senses: dict) -> None:
         settings (`dict`): `config.latent_head`; senses: the configured senses by name.
 
     Raises:
-        ValueError: see `make_scheduler`; no steps; or a denoiser whose channels are not a sense's latents.
+        ValueError: see `make_scheduler`; an unknown setting; a part without `_class_name`; no steps, or more than
+            there are time steps; or a denoiser whose channels are not a sense's latents.
     """
+    if unknown := set(settings) - {"denoiser", "scheduler", "num_inference_steps"}:
+        raise ValueError(f"`latent_head` has denoiser, scheduler and num_inference_steps, got {sorted(unknown)} too.")
+    for part in ("denoiser", "scheduler"):
+        if not isinstance(settings[part], dict) or not isinstance(settings[part].get("_class_name"), str):
+            raise ValueError(
+                f"`latent_head.{part}` is a diffusers configuration with `_class_name`, got {settings[part]!r}."
+            )
     steps = settings["num_inference_steps"]
-    if not (isinstance(steps, int) and steps >= 1):
-        raise ValueError(f"`latent_head.num_inference_steps` must be a whole number of at least 1, got {steps!r}.")
+    if type(steps) is not int or not 1 <= steps <= NUM_TRAIN_TIMESTEPS:
+        raise ValueError(
+            f"`latent_head.num_inference_steps` must be a whole number of at least 1 and at most "
+            f"{NUM_TRAIN_TIMESTEPS}, got {steps!r}."
+        )
     make_scheduler(settings["scheduler"], steps)
     for part in ("in_channels", "out_channels"):
         channels = settings["denoiser"].get(part)

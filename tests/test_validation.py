@@ -57,6 +57,11 @@ def config(**fields):
         (lambda: config(training={"change_weight": -1}), "`change_weight` must be at least 0"),
         (lambda: config(training={"loss_weights": {"codes": True}}), "`loss_weights` must be"),
         (lambda: config(training=3), "`training` takes settings by name"),
+        (lambda: config(latent_head={"steps": 3}), r"got \['steps'\] too"),
+        (lambda: config(latent_head={"num_inference_steps": True}), "`latent_head.num_inference_steps` must be"),
+        (lambda: config(latent_head={"num_inference_steps": 10**9}), "at least 1 and at most 1000"),
+        (lambda: config(latent_head={"denoiser": "UNet2DConditionModel"}), "`latent_head.denoiser` is a diffusers"),
+        (lambda: config(latent_head={"scheduler": {}}), "`latent_head.scheduler` is a diffusers"),
         (
             lambda: config(text_config={"model_type": "qwen3", "num_hidden_layers": 2**40}),
             "`num_hidden_layers` must be",

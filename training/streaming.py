@@ -28,6 +28,7 @@ from pan_hf.data.episodes import episode_files
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.data.windows import read_rows
 from pan_hf.files import write_file
+from pan_hf.modeling.heads_pan import check_rewards
 from pan_hf.training.sampling import (
     Weighing,
     change_weights,
@@ -84,6 +85,7 @@ def dataset_stats(model, processor, root: str | Path, episodes: list[int], seed:
     outcomes = [pq.read_table(files[number], columns=["next.reward", "next.done"]) for number in episodes]
     rewards = [torch.from_numpy(one["next.reward"].to_numpy().copy()) for one in outcomes]
     dones = [torch.from_numpy(one["next.done"].to_numpy().astype(np.float32)) for one in outcomes]
+    check_rewards(torch.cat(rewards), model.config.reward_bound)
     usual = float(torch.cat(rewards).median())
     # the last row of an episode has an empty action, so a window never reaches it
     pairs = [(r[:-1].unfold(0, steps, 1), d[:-1].unfold(0, steps, 1)) for r, d in zip(rewards, dones, strict=True)
