@@ -52,7 +52,7 @@ from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.world import FixedEffort
 from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder, trained_fingerprints, trained_seeds
 from pan_hf.console import track
-from pan_hf.data.trajectories import load_trajectories
+from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
 from pan_hf.evaluation.comparison import Comparison, Step
 from pan_hf.features import feature_of
@@ -308,6 +308,8 @@ def evaluate_model(
     Raises:
         ValueError: an environment without episodes, episodes shorter than the shortest horizon, a missing sense.
     """
+    if not isinstance(trajectories, Trajectories):
+        raise ValueError(f"Expected Trajectories, see `load_trajectories`; got {type(trajectories).__name__}.")
     environments, skip = _choose_environments(trajectories, environments), list(skip)
     horizons = _check_horizons(horizons)
     check_settings({"num_windows": num_windows, "batch_size": batch_size}, least=1)
@@ -398,8 +400,8 @@ def load_for_evaluation(
         `(PanModel, PanProcessor, Trajectories, list[int])`, the model on `device` in evaluation mode.
 
     Raises:
-        ValueError: an episode was trained on (with `skip_trained`: all were), see [`check_held_out`]; or the processor
-            does not belong to the model.
+        ValueError: an episode was trained on (with `skip_trained`: all were), see [`check_held_out`]; the processor
+            does not belong to the model; or there is no such device.
         FileNotFoundError: no checkpoint or no recording.
     """
     checkpoint = find_checkpoint(path, adapters=True)
@@ -409,7 +411,10 @@ def load_for_evaluation(
     from pan_hf.checkpoints import load
 
     model, processor = load(checkpoint)
-    return model.to(device), processor, trajectories, skipped
+    try:
+        return model.to(device), processor, trajectories, skipped
+    except (RuntimeError, AssertionError) as error:  # torch built without it asserts
+        raise ValueError(f"The model cannot be put on the device {device!r}: {error}") from error
 
 
 def evaluate(

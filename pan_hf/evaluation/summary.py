@@ -10,17 +10,19 @@ PREDICTED = ("exact_frame", "psnr", "exact_state", "rmse_normalised", "token_acc
 
 PLANNED = ("success", "return", "steps", "episodes")
 
+_LEFT_OUT = ("teacher_forced_", "action_sensitivity_")
 _POOR_RECONSTRUCTION = 20.0  # dB, below which codes hide more of a frame than dynamics can get wrong
 
 
-def evaluation_summary(records: Sequence[Record]) -> str:
+def evaluation_summary(records: Sequence[Record] | None) -> str:
     """The records of an evaluation as a table: a row a metric and model, a column a horizon; and what stands out."""
+    if not records:
+        return "Nothing was measured."
     everywhere = [entry for entry in records if entry.environment == "all"] or list(records)
     horizons = sorted({entry.horizon for entry in everywhere if entry.horizon is not None})
     rows = [["steps ahead", "", *map(str, horizons)]]
     for entry in select(everywhere, model="pan", horizon=horizons[0]):
-        is_other = entry.metric.startswith(("teacher_forced_", "action_sensitivity_"))  # not about the state imagined
-        if is_other or not entry.metric.removeprefix("sampled_").endswith(PREDICTED):
+        if not entry.metric.endswith(PREDICTED) or entry.metric.removeprefix("sampled_").startswith(_LEFT_OUT):
             continue
         for model in ("pan", "copy_last"):
             cells = select(everywhere, metric=entry.metric, model=model, environment=entry.environment)
@@ -30,8 +32,10 @@ def evaluation_summary(records: Sequence[Record]) -> str:
     return "\n".join([_aligned(rows), *_advice(everywhere)])
 
 
-def planning_summary(records: Sequence[Record]) -> str:
+def planning_summary(records: Sequence[Record] | None) -> str:
     """The records of planning as a table: a row a policy, beside random play on the same seeds."""
+    if not records:
+        return "No episode was played."
     tables = []
     for environment in dict.fromkeys(entry.environment for entry in records):
         own = select(records, environment=environment)
