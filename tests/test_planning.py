@@ -407,7 +407,8 @@ def test_a_plan_is_as_long_as_its_horizon_where_every_step_is_paid(planner):
 def test_a_search_claims_no_goal_where_every_action_is_paid():
     world = GridWorld("S..")
     world.simulate = _with(world.simulate, continue_prob=1.0, reward=1.0)
-    assert not GraphSearch(max_depth=1).plan(world, world.root(), RewardCritic()).reaches_goal
+    for depth in (1, 3):
+        assert not GraphSearch(max_depth=depth).plan(world, world.root(), RewardCritic()).reaches_goal
 
 
 # --- Names, and several parts

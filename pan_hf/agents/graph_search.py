@@ -175,6 +175,7 @@ class _Search:
         self.seen = {belief.keys(**self.folded_by)[0]}
         self.best, self.best_score = 0, float("-inf")
         self.num_simulated = self.num_folded = self.num_unconfirmed = 0
+        self.has_goal = True
 
     def run(self) -> Plan:
         frontier, nodes = self.root, [0]
@@ -233,8 +234,9 @@ class _Search:
         scores = check_scores(self.critic.score(futures), futures)
         claims = self.critic.reached(futures, scores)[:, 0]
         if nodes == [0] and len(moves) > 1 and claims.all():
-            # Whatever is done reaches this "goal", as a reward for every step does: there is nothing to search for.
-            claims = torch.zeros_like(claims)
+            # Whatever is done reaches this "goal", as a reward for every step does: there is none to search for.
+            self.has_goal = False
+        claims &= self.has_goal
         return _Successors(
             belief=futures.belief,
             edges=[(nodes[row], action) for row, action in moves],
