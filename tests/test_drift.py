@@ -99,5 +99,5 @@ def test_encoding_anew_takes_place_every_so_many_steps(reencode, same):
 
 def test_a_negative_number_of_steps_is_refused():
     model = world_model(("camera",))
-    with pytest.raises(ValueError, match="`reencode` is a number of steps"):
+    with pytest.raises(ValueError, match="`reencode` must be a whole number of at least 0, got -1"):
         model.simulate(model.perceive(observe(model, 1, 1)), acts(model, 1, 1), reencode=-1)

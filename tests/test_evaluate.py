@@ -413,5 +413,5 @@ def test_a_command_on_a_stage_s_checkpoint_names_the_file_it_wrote(
 
     monkeypatch.setattr(f"pan_hf.{function}", write)
     app([command, "--run", str(folder)])
-    named = Path("".join(capsys.readouterr().out.split("See ")[1].split()))
+    named = Path("".join(capsys.readouterr().out.split(" are in ")[1].split("\nNext: ")[0].split()))
     assert named.read_text() == "[]" and named == tmp_path / "refined" / file

@@ -99,10 +99,10 @@ def test_rows_start_the_same_every_time_and_leave_the_chance_of_others_alone():
 
 def test_the_senses_stage_starts_rows_once_and_never_those_a_backbone_was_trained_on():
     model = world_model(("camera",))
-    finish = pretrain_senses.prepare(model)
+    finish = pretrain_senses.prepare(model, None)
     _start_codebook(model)
     before = _rows(model, "camera")
-    again = pretrain_senses.prepare(model)
+    again = pretrain_senses.prepare(model, None)
     again(model, None)
     assert torch.equal(before, _rows(model, "camera"))
     finish(model, None)

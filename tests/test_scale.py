@@ -101,7 +101,7 @@ def test_a_file_or_a_flag_chooses_the_other_stage_of_a_script(tmp_path):
         ("early_stopping_patience: 3\n", WHERE, ["need episodes held out; give `eval_fraction`"]),
         ("max_steps: 3\n", ["--data", "d"], ["--model is required"]),
         ("loss_weights: {rewrd: 1.0}\n", WHERE, ["names of ['change', 'codes'", "got {'rewrd': 1.0}"]),
-        ("loss_weights: {reward: -1}\n", WHERE, ["numbers of at least 0, got {'reward': -1}"]),
+        ("loss_weights: {reward: -1}\n", WHERE, ["`loss_weights` must be at least 0", "got {'reward': -1}"]),
         ("max_steps: 3\n", [*WHERE, "--loss_weights", "reward=1"], ["`loss_weights` is not JSON", "'reward=1'"]),
     ],
 )
@@ -131,7 +131,9 @@ def test_a_recipe_asks_for_what_the_published_run_was_asked_for(recipe, monkeypa
     given = []
     monkeypatch.setattr(train, "train", wraps(train.train)(lambda **options: given.append({"seed": 0} | options)))
     run = ["--run", f"runs/{recipe}", "--data", f"runs/{recipe}/data"]
-    flags = flags.replace("place_stride", "spatial_merge_size")  # as it was called then
+    flags = flags.replace("place_stride", "spatial_merge_size").replace(
+        "crop_places", "crop_tokens"
+    )  # as it was called then
     for words in (shlex.split(flags), ["--config", recipe]):
         app(["train", *words, *run])
     assert given[0] == given[1] and given[0]["overrides"]["dynamics"]

@@ -412,7 +412,7 @@ def test_stages_share_what_is_left_of_the_time():
 
 def test_too_few_seconds_are_refused_before_anything_is_written(world, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_window_seconds", lambda *_: 2.0)
-    with pytest.raises(ValueError, match=r"^10 seconds are too few .* takes about \d+\. Give more .*--seconds"):
+    with pytest.raises(ValueError, match=r"^10 seconds are too few .* take about \d+\. Give more .*--seconds"):
         train(tmp_path / "run", world.data, backbone="debug", seconds=10, progress=False)
     assert not list((tmp_path / "run").glob("**/*.*"))
     for wrong in (0, -1.0, float("nan"), float("inf")):

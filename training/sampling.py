@@ -22,8 +22,8 @@ from pan_hf.training.windows import Windows
 
 def make_encoded(model, processor, trajectories, args=None, stats=None):
     """Windows of codes, encoded once by the senses as they are."""
-    check_rewards(trajectories.all_rewards(), model.config.reward_bound)
     tensors, actions = read_rows(trajectories, processor)
+    check_rewards(trajectories.all_rewards(), model.config.reward_bound)
     encoded = encode_once(model, tensors, trajectories, None if args is None else args.encoded)
     constant = set(model.config.prefix_senses)
     encoded = _without_absent(encoded, tensors)

@@ -49,13 +49,20 @@ class Plan:
         return [self.parts.label(self.parts.to_environment(self.actions[index])) for index in range(len(self))]
 
     def __repr__(self) -> str:
-        shown = [str(index) for index in range(len(self))] if self.parts is None else self.names
+        shown = self.names if self.parts is not None else [str(action) for action in _numbers(self.actions)]
         actions = ", ".join(shown[:_SHOWN_ACTIONS]) + (", ..." if len(shown) > _SHOWN_ACTIONS else "")
         goal = "reaches the goal, " if self.reaches_goal else ""
         return (
             f"Plan({len(self)} actions: {actions}; {goal}expected return {self.expected_return:.3g}; "
             f"{self.num_simulated} imagined steps in {self.seconds:.2g} s)"
         )
+
+
+def _numbers(actions: torch.Tensor | Actions) -> list:
+    """Actions as plain numbers, of worlds whose names are not known."""
+    if isinstance(actions, torch.Tensor):
+        return actions.tolist()
+    return [{name: part[index].tolist() for name, part in actions.parts.items()} for index in range(len(actions))]
 
 
 @dataclass
