@@ -59,7 +59,7 @@ def update_page(page: str | os.PathLike, run_dirs: Iterable[str | os.PathLike]) 
 def check_page(page: str | os.PathLike, run_dirs: Iterable[str | os.PathLike]) -> list[str]:
     """What in `page` does not come from the result files of `run_dirs`; an empty list if all does.
 
-    Two kinds are found: a marked block that differs from what its file says, and a number with a unit of measurement
+    Two kinds do not: a marked block that differs from what its file says, and a number with a unit of measurement
     (%, dB, GiB, bits, /s) outside of markers and code. Raises what `update_page` raises.
     """
     text = Path(page).read_text(encoding="utf-8")
@@ -149,7 +149,7 @@ def _chosen(source: str, where: dict[str, Any], runs: dict[str, Path]) -> list[R
 def _in_order(records: list[Record], where: dict[str, Any]) -> list[Record]:
     """Sorts by the order in which the marker names its values, so that the author decides what comes first."""
 
-    def place(entry: Record) -> tuple:
+    def position(entry: Record) -> tuple:
         return tuple(values.index(getattr(entry, name)) for name, values in where.items() if name != "seeds")
 
-    return sorted(records, key=place)
+    return sorted(records, key=position)

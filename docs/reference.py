@@ -20,7 +20,8 @@ FOUND = ["agents", "data", "envs", "evaluation", "features", "publishing", "repo
 def modules() -> list[str]:
     """What pdoc is asked for: a package, whose modules it finds by itself, and those with an `__all__`, beside which
     it finds none."""
-    names = [*(f"pan_hf.{name}" for name in FOUND), *CURATED.values()]
+    top = [package for package in CURATED.values() if package.count(".") < 2]  # one within another is found with it
+    names = [*(f"pan_hf.{name}" for name in FOUND), *top]
     for folder, package in CURATED.items():
         names += [f"{package}.{path.stem}" for path in sorted((ROOT / folder).glob("[!_]*.py"))]
     return names

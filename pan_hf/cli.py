@@ -245,7 +245,7 @@ def _build(function: Callable, target: str, flags: dict[str, str]) -> Callable:
 
 def _as_help(docstring: str, flags: dict[str, str]) -> str:
     """A docstring that names flags where it names parameters, and marks no links."""
-    plain = re.sub(r"\[(`[^`]*`)\]", r"\1", docstring)
+    plain = re.sub(r"\[`(?:~[\w.]*\.)?([^`]*)`\]", r"`\1`", docstring)
     for name, flag in flags.items():
         plain = plain.replace(f"`{name}`", f"`--{flag}`")
     return plain

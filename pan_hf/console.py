@@ -57,8 +57,8 @@ class Progress:
             return
         self.written = time.monotonic()
         rate = (self.done - self.first) / max(self.written - self.begun, 1e-9)
-        pace = f"{1 / rate:.3g} s each" if 0 < rate < 1 else f"{rate:.3g} a second"
-        line = f"{self.task}: {self.done} of {self.total} {self.unit}, {pace}"
+        pace = f", {1 / rate:.3g} s each" if 0 < rate < 1 else f", {rate:.3g} a second"
+        line = f"{self.task}: {self.done} of {self.total} {self.unit}{pace if rate > 0 else ''}"  # none is done yet
         line += f", {self.note}" if self.note else ""
         if sys.stderr.isatty():
             line = f"{line[: shutil.get_terminal_size().columns - 1]}\x1b[K"  # and clear what was longer before

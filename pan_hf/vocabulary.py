@@ -1,7 +1,7 @@
 """`pan vocabulary`: what a checkpoint's one vocabulary holds, how it came to be, and how a full part of it gets room.
 
 Counts and births come from the ledger, usage from the codebooks' running averages of training, and the picture of an
-image code is what the decoder makes of it alone: every place of the frame holds it, and one place is cut out. Codes of
+image code is what the decoder makes of it alone: every cell of the frame holds it, and one cell is cut out. Codes of
 finer levels stand on the most used code of the level before.
 """
 
@@ -20,10 +20,10 @@ from PIL import Image
 from pan_hf.checkpoints import find_checkpoint, load, results_folder
 from pan_hf.console import without_bars
 from pan_hf.extras import extra
+from pan_hf.features import feature_of
 from pan_hf.files import whole_folder
 from pan_hf.hub import hub_id
-from pan_hf.modeling import ImageSense, PanModel
-from pan_hf.modeling.image_codec_pan import as_bytes
+from pan_hf.modeling import PanModel
 from pan_hf.modeling.learning_pan import UNUSED
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization import PanProcessor, Vocabulary
@@ -67,41 +67,43 @@ def _usage(model: PanModel, segment: str) -> torch.Tensor | None:
 
 @torch.no_grad()
 def code_pictures(model: PanModel, sense: str, level: int) -> np.ndarray:
-    """What each code that describes something decodes to, in their order: uint8 `(codes, side, side, channels)`.
+    """What each code that describes something decodes to, in their order: uint8 `(codes, height, width, 3)`.
 
     Raises:
-        ValueError: no such image sense or level.
+        ValueError: no such level, or a sense without pictures.
     """
-    codec = model.senses[sense] if sense in model.senses else None
-    if codec is None or not codec.can_grow or not 0 <= level < len(codec.codebooks):
-        raise ValueError(f"No codes {sense}.{level} with pictures; image senses are {_image_senses(model)}.")
+    if sense not in _pictured(model) or not 0 <= level < len(model.senses[sense].codebooks):
+        raise ValueError(f"No codes {sense}.{level} with pictures; senses with pictures are {_pictured(model)}.")
+    codec = model.senses[sense]
     codes = codec.codebooks[level].describes().nonzero().squeeze(1)
     usages = (_usage(model, f"{sense}.{coarser}") for coarser in range(level))
     prefix = [int(usage.argmax()) for usage in usages if usage is not None]
-    picture: ImageSense = codec.sense  # type: ignore[assignment]  # codes of other kinds have no pictures
-    side = picture.patch_size * picture.level_strides[level]
-    top, left = (size // 2 // side * side for size in (picture.height, picture.width))
+    rows, columns = codec.sense.level_grid(level)
     pictures = []
     for chunk in codes.split(64):
         grids = [torch.full((len(chunk), _num_codes(codec.sense, at)), code) for at, code in enumerate(prefix)]
         grids.append(chunk.unsqueeze(1).expand(-1, _num_codes(codec.sense, level)))
-        frames = as_bytes(codec.decode([grid.to(model.device) for grid in grids]))
-        pictures.append(frames[:, :, top : top + side, left : left + side].permute(0, 2, 3, 1))
-    return torch.cat(pictures).cpu().numpy()
+        decoded = codec.as_output(codec.decode([grid.to(model.device) for grid in grids]))
+        frames = feature_of(codec.sense).to_frames(decoded)
+        height, width = frames.shape[1] // rows, frames.shape[2] // columns  # of the part that one code describes
+        top, left = rows // 2 * height, columns // 2 * width
+        pictures.append(frames[:, top : top + height, left : left + width])
+    return np.concatenate(pictures)
 
 
 def _num_codes(sense, level: int) -> int:
     return sense.num_state_tokens * sense.codes_per_token[level]
 
 
-def _image_senses(model: PanModel) -> list[str]:
-    return [name for name, codec in model.senses.items() if codec.can_grow]
+def _pictured(model: PanModel) -> list[str]:
+    """The senses whose learned codes can be looked at."""
+    return [name for name, codec in model.senses.items() if codec.can_grow and feature_of(codec.sense).is_picture]
 
 
 def picture(model: PanModel) -> Image.Image | None:
-    """All codes of all image senses, level by level, 16 a row; None where there is no image sense."""
+    """All codes of all senses with pictures, level by level, 16 a row; None where no sense has pictures."""
     rows = []
-    for sense in _image_senses(model):
+    for sense in _pictured(model):
         for level in range(model.config.senses[sense].num_levels):
             rows += _rows_of(code_pictures(model, sense, level))
             rows.append(np.full((TILE // 3, COLUMNS * TILE, 3), 255, np.uint8))
@@ -111,8 +113,7 @@ def picture(model: PanModel) -> Image.Image | None:
 def _rows_of(pictures: np.ndarray) -> list[np.ndarray]:
     tiles = []
     for code in pictures:
-        rgb = np.repeat(code, 3, -1) if code.shape[-1] == 1 else code[..., :3]
-        tile = Image.fromarray(rgb).resize((TILE - 2, TILE - 2), Image.Resampling.NEAREST)
+        tile = Image.fromarray(code).resize((TILE - 2, TILE - 2), Image.Resampling.NEAREST)
         tiles.append(np.pad(np.asarray(tile), ((1, 1), (1, 1), (0, 0)), constant_values=255))
     tiles += [np.full((TILE, TILE, 3), 255, np.uint8)] * (-len(tiles) % COLUMNS)
     return [np.concatenate(tiles[start : start + COLUMNS], 1) for start in range(0, len(tiles), COLUMNS)]

@@ -60,6 +60,11 @@ def test_a_slow_task_says_how_long_one_takes(capsys):
     assert capsys.readouterr().err == "planning: 2 of 4 episodes, 5 s each\n"
 
 
+def test_where_nothing_is_done_yet_no_pace_is_told(capsys):
+    Progress("planning", 4, "episodes").close()
+    assert capsys.readouterr().err == "planning: 0 of 4 episodes\n"
+
+
 def test_bars_are_off_inside_and_as_they_were_after():
     from transformers.utils import logging
 

@@ -19,7 +19,7 @@ from pan_hf.agents.registry import make_planners
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
-from pan_hf.evaluation.control import RANDOM, RecordedFacts, plan, reward_critic
+from pan_hf.evaluation.control import RANDOM, Outcome, RecordedFacts, _Trial, plan, reward_critic, trial_records
 from pan_hf.evaluation.summary import planning_summary
 from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, VectorAction, VectorSense
 from pan_hf.reporting.figures import load_film
@@ -293,3 +293,14 @@ def test_a_model_that_has_grown_an_action_plans_in_a_world_without_it():
     assert _within(model, "World-v0", features(4)) is model
     with pytest.raises(ValueError, match="train one for it"):
         _within(model, "World-v0", features(5))
+
+
+def test_an_episode_that_the_clock_cut_short_counts_for_no_return():
+    """Two steps of a world that costs a point a step would look better than a whole episode."""
+    trial = _Trial("Acrobot-v1", None, "pan/cem", None, None, 500)
+    trial.outcomes = [Outcome(0, False, 2, -2.0, was_given_up=True), Outcome(1, True, 90, -89.0)]
+    values = {entry.metric: entry.value for entry in trial_records(trial)}
+    assert (values["return"], values["steps"], values["success"]) == (-89.0, 90.0, 0.5)
+    assert (values["given_up"], values["episodes"]) == (1.0, 2.0)
+    trial.outcomes = trial.outcomes[:1]
+    assert not {"return", "steps"} & {entry.metric for entry in trial_records(trial)}

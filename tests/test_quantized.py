@@ -70,8 +70,8 @@ def bits(quantization_config, folder):
     return PanModel.from_pretrained(folder, quantization_config=quantization_config).eval()
 
 
-# nats of 20 to 30: a random backbone says little, and what it says is rounded to 8 or 4 bits
-@pytest.mark.parametrize(("settings", "largest"), [(EIGHT_BITS, 0.05), (FOUR_BITS, 0.5)])
+# nats of 80 to 120: a random backbone says little, and what it says is rounded to 8 or 4 bits
+@pytest.mark.parametrize(("settings", "largest"), [(EIGHT_BITS, 0.05), (FOUR_BITS, 1.0)])
 def test_loaded_by_bitsandbytes_it_imagines_much_the_same_and_is_saved_so(saved, settings, largest, tmp_path):
     pytest.importorskip("bitsandbytes", reason="pip install 'pan_hf[quantize]'")
     model, folder = saved

@@ -68,3 +68,12 @@ def test_every_link_of_a_page_leads_to_a_file_and_to_a_heading(page):
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not heading or heading in anchors(target), link
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "experiments"], ids=lambda page: page.stem)
+def test_every_file_of_ours_that_a_page_names_is_there(page):
+    """A dated log of experiments names what was there then."""
+    named = re.findall(
+        r"`((?:modeling|tokenization|training|pan_hf|tests|benchmarks|docs)/[\w/.-]+\.\w+)`", page.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -372,7 +372,7 @@ def test_where_no_goal_is_defined_a_card_tells_the_return_beside_random_play_and
     write_records(run / "planning.json", [*planning(), *played])
     text = write_card(run, model_id="me/pan").read_text()
     assert "| environment | model | return | steps | episodes |" in text
-    assert "| CartPole-v1 | pan/cem | 21.5 | 22.0 | 1.0 |" in text
+    assert "| CartPole-v1 | pan/cem | 21.5 | 22.0 | 1 |" in text
     assert "CartPole-v1: the best planner (pan/cem) is no better than random play in return: 21.5 against 23." in text
     assert not re.search(r"CartPole-v1: the best planner \(pan/cem\) solves", text)
     told = {(r.dataset_name, r.metric_type): r.metric_value for r in ModelCard(text).data.eval_results}

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from PIL import Image
 from rich.console import Console
 from test_growth import OLD, PROMPT, codec_vectors, grown_up, observation, pictures
 from tiny_worlds import ARCHITECTURES, acts
+from waveform_kind import WaveformSense
 
+from pan_hf import ImageSense
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.cli import app
+from pan_hf.modeling.codecs_pan import build_codec
 from pan_hf.vocabulary import code_pictures, double, picture, show
 
 
@@ -41,6 +45,23 @@ def test_counts_and_newest_births_are_shown(checkpoint):
     assert ["7", "camera.0", "1", "novelty"] in [line[:4] for line in lines]
     assert ["mug,", "lava"] in [line[-2:] for line in lines]
     assert image == checkpoint / "vocabulary.png" and Image.open(image).size[0] == 16 * 36
+
+
+def test_codes_of_depth_are_shown_in_greys_and_those_without_pictures_are_not():
+    rows = {"level_strides": [1], "codebook_size": [4], "codebook_capacity": [8]}
+    depth = ImageSense(size=[8, 16], channels=1, bits=16, low=0, high=4000, patch_size=4, **rows)
+    codec = build_codec(depth).eval()
+    book = codec.codebooks[0]  # as after training: its codes lie where values do
+    book.started.fill_(True)
+    book.live[:4] = True
+    book.vectors.zero_()
+    model = SimpleNamespace(senses={"depth": codec}, device="cpu", config=SimpleNamespace(senses={"depth": depth}))
+    tiles = code_pictures(model, "depth", 0)
+    assert tiles.dtype == np.uint8 and tiles.shape[1:] == (4, 4, 3) and len(tiles)
+    assert (tiles == tiles[..., :1]).all()
+    model.senses = {"voice": build_codec(WaveformSense())}
+    with pytest.raises(ValueError, match="senses with pictures are \\[\\]"):
+        code_pictures(model, "voice", 0)
 
 
 def test_a_learned_code_looks_like_what_it_was_learned_from(checkpoint):

@@ -16,6 +16,7 @@ or few, depends on the world |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
 | `clipped_per_episode` | observed vectors outside the range that the model knows, if there were any |
 | `episodes` | how many were played: fewer than asked for if the time limit came first |
+| `given_up` | how many of them the clock cut short: no success, and no part of `return` and `steps` |
 | `compute_per_simulated_step`, `tokens_per_simulated_step`, `denoiser_calls_per_simulated_step`, \
 `simulated_steps_per_second` | with an effort: what one imagined step cost, compute as a share of a whole step's |
 """
@@ -75,6 +76,7 @@ class Outcome:
     replans: int = 0
     surprises: int = 0
     clipped: int = 0
+    was_given_up: bool = False  # by the clock, so its return and steps are those of a part
 
 
 @dataclass
@@ -132,14 +134,17 @@ class _Trial:
                 total, steps = total + float(reward), steps + 1
                 on_step(steps)
                 # An episode that is given up is a failure: dropping it would count only the easy ones.
-                is_late = steps >= self.max_steps or time.perf_counter() - start > max_seconds
+                is_late = time.perf_counter() - start > max_seconds
+                if steps >= self.max_steps:
+                    break
             ending = Ending(self.environment, self.env, float(reward or 0), terminated, truncated, info, total)
             success = self.success(ending)
         except Exception as error:
             where = f"{self.environment}, {self.model}, episode {len(self.outcomes)} (seed {seed}), step {steps}"
             what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise ValueError(f"{where}: {what}") from error
-        outcome = Outcome(seed, success, steps, total, **self._statistics())
+        was_given_up = is_late and not (terminated or truncated)
+        outcome = Outcome(seed, success, steps, total, **self._statistics(), was_given_up=was_given_up)
         self.outcomes.append(outcome)
         self.seconds += time.perf_counter() - start
         if self.agent is not None and success not in self.films:
@@ -388,6 +393,7 @@ def _so_far(trials: list[_Trial]) -> str:
 def _result_so_far(trial: _Trial) -> str:
     outcomes = trial.outcomes
     if all(outcome.success is None for outcome in outcomes):
+        outcomes = [outcome for outcome in outcomes if not outcome.was_given_up]
         mean = f"{np.mean([outcome.total_reward for outcome in outcomes]):.3g}" if outcomes else "none yet"
         return f"{trial.model} return {mean}"
     return f"{trial.model} {sum(bool(outcome.success) for outcome in outcomes)} of {len(outcomes)}"
@@ -413,10 +419,12 @@ def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
         "seeds": [outcome.seed for outcome in outcomes],
     }
     won = [outcome for outcome in outcomes if outcome.success]
+    # -2 after two steps of Acrobot would look far better than random play's -500 of a whole episode
+    whole = [outcome for outcome in outcomes if not outcome.was_given_up]
     columns: dict[str, list] = {
         "success": [bool(outcome.success) for outcome in outcomes] if has_goal else [],
-        "return": [outcome.total_reward for outcome in outcomes],
-        "steps": [outcome.steps for outcome in outcomes],
+        "return": [outcome.total_reward for outcome in whole],
+        "steps": [outcome.steps for outcome in whole],
         "steps_to_success": [outcome.steps for outcome in won],
     }
     if trial.agent is not None:
@@ -438,6 +446,8 @@ def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
     if has_goal:
         low, high = wilson(len(won), len(outcomes))
         records[1:1] = [record("success_low", low, **where), record("success_high", high, **where)]
+    if len(whole) < len(outcomes):
+        records.append(record("given_up", len(outcomes) - len(whole), **where))
     return [*records, record("episodes", len(outcomes), **where)]
 
 

@@ -45,19 +45,19 @@ _PREDICTED = ("exact_frame", "exact_state", "psnr_moving", "rmse_normalised", "p
 _SAID_BY = {"exact_state": "exact_frame", "psnr_moving": "exact_frame", "psnr": "psnr_moving"}
 _SAMPLED = ("coherent_futures", "calibration_within_3se")
 _HORIZONS = (1, 10)
-_PLANNED = ("success", "success_low", "success_high", "episodes", "steps_to_success", "seconds_per_decision")
-_PLAYED = ("return", "steps", "episodes", "seconds_per_decision")  # where no goal is defined
+_PLANNED = ("success", "success_low", "success_high", "return", "episodes", "given_up", "seconds_per_decision")
+_PLAYED = ("return", "steps", "episodes", "given_up", "seconds_per_decision")  # where no goal is defined
 _SMALLER_IS_BETTER = ("bits_per_observation", "rmse_normalised")  # of the CURVE_METRICS
 
 
-def write_card(run_dir: str | os.PathLike, path: str | os.PathLike | None = None, **told: str | None) -> Path:
+def write_card(run_dir: str | os.PathLike, path: str | os.PathLike | None = None, **facts: str | None) -> Path:
     """Writes the model card of a run.
 
     Args:
         run_dir (`str` or `Path`): the run folder, with `checkpoint/` and the result files, or a folder of published
             results with `checkpoint.json`; what is absent is said to be so in the card.
         path (`str` or `Path`, *optional*): where to write; `README.md` in the checkpoint by default.
-        told: what [`checkpoint_facts`] cannot see.
+        facts: what [`checkpoint_facts`] cannot see.
 
     Returns:
         `Path`: the file.
@@ -69,7 +69,7 @@ def write_card(run_dir: str | os.PathLike, path: str | os.PathLike | None = None
     run = Path(run_dir)
     if not run.is_dir():
         raise NotADirectoryError(f"{run} is not a run folder. Give the folder that `pan train` wrote.")
-    return write_file(path or run / "checkpoint" / "README.md", card_text(checkpoint_facts(run, **told), run))
+    return write_file(path or run / "checkpoint" / "README.md", card_text(checkpoint_facts(run, **facts), run))
 
 
 def checkpoint_facts(
@@ -90,10 +90,10 @@ def checkpoint_facts(
         license (`str`, *optional*): as the Hub names it. By default ours where the model began with random weights,
             and none otherwise, since the license of what it began as holds on.
     """
-    told = {"model_id": model_id, "base_model": base_model, "dataset": dataset, "license": license}
-    told = {name: value for name, value in told.items() if value is not None}
+    named = {"model_id": model_id, "base_model": base_model, "dataset": dataset, "license": license}
+    named = {name: value for name, value in named.items() if value is not None}
     if (run / FACTS).exists():
-        return _read_json(run / FACTS) | told
+        return _read_json(run / FACTS) | named
     folder = run / "checkpoint" if (run / "checkpoint").exists() or not (run / "config.json").exists() else run
     config, trained = _read_json(folder / "config.json"), _read_json(folder / "training_data.json")
     began_as, is_fresh = _beginning(run)
@@ -112,7 +112,7 @@ def checkpoint_facts(
         "results": RESULTS,
         "license": OWN_LICENSE if is_fresh and base_model is None else None,
     }
-    return facts | told
+    return facts | named
 
 
 def _shape(part: dict[str, Any]) -> dict[str, Any]:
@@ -139,9 +139,9 @@ def _beginning(run: Path) -> tuple[str | None, bool]:
     backbone = settings.get("backbone")
     if backbone is None:
         return None, True
-    found = hub_id(address(backbone) or backbone)
-    if found is not None:
-        return found.id, False
+    published = hub_id(address(backbone) or backbone)
+    if published is not None:
+        return published.id, False
     from pan_hf.build import PRESETS
 
     named = None if backbone in PRESETS or Path(backbone).exists() else backbone
@@ -195,13 +195,13 @@ def check_card(path: str | os.PathLike, results: str | os.PathLike) -> list[str]
     """
     facts = json.loads((Path(results) / FACTS).read_text(encoding="utf-8"))
     expected = card_text(facts, results).splitlines()
-    found = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     problems = []
-    for kind, *_, first, last in difflib.SequenceMatcher(None, expected, found, autojunk=False).get_opcodes():
+    for kind, *_, first, last in difflib.SequenceMatcher(None, expected, lines, autojunk=False).get_opcodes():
         if kind == "delete":
             problems.append(f"line {first + 1}: something that the result files say is missing here.")
         elif kind != "equal":
-            problems += [f"line {n + 1}: {found[n]!r} is not what the result files say." for n in range(first, last)]
+            problems += [f"line {n + 1}: {lines[n]!r} is not what the result files say." for n in range(first, last)]
     return problems
 
 
@@ -230,10 +230,10 @@ def _eval_results(records: dict[str, list[Record]]) -> list[EvalResult]:
     """The headline metrics as entries of the Hub's model-index."""
     sampled = select(records["futures"], metric=_SAMPLED, model="pan")
     several_seeds = len({tuple(entry.seeds) for entry in sampled}) > 1
-    found = [_eval_result(entry, "reinforcement-learning") for entry in best_plans(records["planning"])]
-    found += [_eval_result(entry, "any-to-any", several_seeds) for entry in _in_order(sampled, _SAMPLED)]
-    found += [_eval_result(entry, "any-to-any") for entry in _headline_predictions(records["evaluation"])]
-    return found[:MAX_HEADLINES]
+    results = [_eval_result(entry, "reinforcement-learning") for entry in best_plans(records["planning"])]
+    results += [_eval_result(entry, "any-to-any", several_seeds) for entry in _in_order(sampled, _SAMPLED)]
+    results += [_eval_result(entry, "any-to-any") for entry in _headline_predictions(records["evaluation"])]
+    return results[:MAX_HEADLINES]
 
 
 def _headline_predictions(records: Sequence[Record]) -> list[Record]:
@@ -279,11 +279,11 @@ def rounded(value: float, metric: str) -> float:
 def _shown(records: Iterable[Record]) -> list[Record]:
     """The headline metrics of the model and of its baseline, at the horizons that a card shows. A metric that is zero
     throughout is none (in a continuous world no frame is exact)."""
-    found = select(records, metric=_PREDICTED, model=["pan", "copy_last"])
-    found = select(found, horizon=_HORIZONS) or found
-    measured = {entry.metric for entry in found if entry.model == "pan" and entry.value and math.isfinite(entry.value)}
+    shown = select(records, metric=_PREDICTED, model=["pan", "copy_last"])
+    shown = select(shown, horizon=_HORIZONS) or shown
+    measured = {entry.metric for entry in shown if entry.model == "pan" and entry.value and math.isfinite(entry.value)}
     telling = [metric for metric in measured if _SAID_BY.get(metric) not in measured]
-    return [entry for entry in select(found, metric=telling) if math.isfinite(entry.value)]
+    return [entry for entry in select(shown, metric=telling) if math.isfinite(entry.value)]
 
 
 def _predicted(records: Sequence[Record]) -> str:
@@ -317,7 +317,8 @@ def _not_better_than_copying(records: Sequence[Record]) -> list[str]:
         where = {"metric": entry.metric, "horizon": entry.horizon, "environment": entry.environment}
         for copied in select(records, model="copy_last", split=entry.split, **where):
             sign = -1 if entry.metric.endswith(_SMALLER_IS_BETTER) else 1
-            if sign * entry.value <= sign * copied.value:
+            says_something = entry.value or copied.value  # where nothing is ever exact, neither is right nor wrong
+            if says_something and sign * entry.value <= sign * copied.value:
                 numbers = f"at horizon {entry.horizon} {format_value(entry)} against {format_value(copied)}"
                 lost.setdefault((entry.environment, entry.metric), []).append(numbers)
     return [

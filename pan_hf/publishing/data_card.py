@@ -137,5 +137,5 @@ def _origin(info: dict[str, Any]) -> list[Markdown]:
 
 def _settings(what: Markdown, entry: dict[str, Any]) -> str:
     """What was set, in words; nothing where nothing was."""
-    told = [f"{escaped(name)} {code(value)}" for name, value in entry.items() if name != "id" and value]
-    return f"{what} with {', '.join(told)}" if told else what
+    settings = [f"{escaped(name)} {code(value)}" for name, value in entry.items() if name != "id" and value]
+    return f"{what} with {', '.join(settings)}" if settings else what

@@ -212,33 +212,33 @@ def _tensors(path: Path) -> dict[str, str]:
 
 def _portable(path: Path, recording: str | None) -> bytes:
     """training_data.json with a recording that others can find, and no path of this machine."""
-    known = json.loads(path.read_text())
-    root = recording or known.pop("root", None)
+    about = json.loads(path.read_text())
+    root = recording or about.pop("root", None)
     if root is not None and hub_id(root, "dataset") is not None:
-        known["root"] = root
-    return _json(known)
+        about["root"] = root
+    return _json(about)
 
 
 def _pinned(dataset: str) -> str:
     """`hf://datasets/user/name@commit` of a data set, so that the card's figures stay those of what was recorded."""
-    found = hub_id(dataset, "dataset")
-    if found is None:
+    published = hub_id(dataset, "dataset")
+    if published is None:
         raise ValueError(f"`dataset` {dataset!r} is no Hub id; push the recording first (`pan push --data`).")
     about = patiently(
-        f"look up the data set {found.id}", lambda: HfApi().dataset_info(found.id, revision=found.revision)
+        f"look up the data set {published.id}", lambda: HfApi().dataset_info(published.id, revision=published.revision)
     )
-    return f"hf://datasets/{found.id}@{about.sha}"
+    return f"hf://datasets/{published.id}@{about.sha}"
 
 
-def _base_of(settings: dict[str, Any], given: str | None) -> str:
-    noted = given or settings.get("base_model_name_or_path") or ""
-    found = hub_id(address(noted) or noted)
-    if found is None:
+def _base_of(settings: dict[str, Any], named: str | None) -> str:
+    base = named or settings.get("base_model_name_or_path") or ""
+    published = hub_id(address(base) or base)
+    if published is None:
         raise ValueError(
-            f"The adapter's base is {noted!r}, which is no Hub id. Push the base first, and name it as `base_model` "
+            f"The adapter's base is {base!r}, which is no Hub id. Push the base first, and name it as `base_model` "
             "(`--base-model`)."
         )
-    return found.id
+    return published.id
 
 
 def _adapter_card(

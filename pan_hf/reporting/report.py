@@ -4,7 +4,7 @@ Everything is inside the file: pictures as base64, curves as SVG, style as CSS; 
 been run is named together with the command that runs it.
 
 What is read of a run folder:
-    evaluation.json, futures.json, planning.json, timing.json   records, see `pan_hf.results`
+    evaluation.json, futures.json, planning.json, timing.json   records, see `pan_hf.reporting.results`
     report/strips/*.npz + .json                   `figures.load_strip`
     report/films/*.npz + .json                    `figures.load_film`
     report/codes/*.png (+ .json with "title", "caption")

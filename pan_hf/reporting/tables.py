@@ -29,7 +29,8 @@ def _matches(value: Any, wanted: Any) -> bool:
 
 # metric (or the end of its name) -> unit, factor, digits. The first that fits is taken.
 UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
-    (("steps_to_success", "steps", "episodes"), "", 1, 1),
+    (("steps_to_success", "steps"), "", 1, 1),
+    (("episodes", "given_up"), "", 1, 0),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
     (("ssim",), "", 1, 3),
     (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
@@ -87,16 +88,16 @@ def seeds_text(seeds: Sequence[int]) -> str:
 def distinct_origins(records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
     """Every distinct (command, commit, hardware, seeds in words). Where one command measured several seeds each by
     itself, they make one origin."""
-    found: dict[tuple, list[list[int]]] = {}
+    by_origin: dict[tuple, list[list[int]]] = {}
     for entry in records:
-        groups = found.setdefault((entry.command, entry.commit, entry.hardware), [])
+        groups = by_origin.setdefault((entry.command, entry.commit, entry.hardware), [])
         if entry.seeds not in groups:
             groups.append(entry.seeds)
     origins = []
-    for origin, groups in found.items():
+    for origin, groups in by_origin.items():
         alone = sorted({seed for seeds in groups if len(seeds) == 1 for seed in seeds})
-        told = [seeds for seeds in groups if len(seeds) != 1] + ([alone] if alone else [])
-        origins += [(*origin, seeds_text(seeds)) for seeds in told]
+        together = [seeds for seeds in groups if len(seeds) != 1] + ([alone] if alone else [])
+        origins += [(*origin, seeds_text(seeds)) for seeds in together]
     return origins
 
 

@@ -74,29 +74,29 @@ class RolloutImages(TrainerCallback):
 
     def show(self, model, args, state) -> None:
         """One picture a window and sense, to every tracker. Every process imagines; the first one writes."""
-        found = rollout_pictures(model, self.observation, self.action, self.seed)
+        pictures = rollout_pictures(model, self.observation, self.action, self.seed)
         if not state.is_world_process_zero:
             return
         if "tensorboard" in args.report_to:
-            self._to_tensorboard(found, args, state.global_step)
+            self._to_tensorboard(pictures, args, state.global_step)
         if "trackio" in args.report_to:
-            self._to_trackio(found, state.global_step)
+            self._to_trackio(pictures, state.global_step)
 
-    def _to_tensorboard(self, found: dict[str, np.ndarray], args, step: int) -> None:
+    def _to_tensorboard(self, pictures: dict[str, np.ndarray], args, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = self._writer
         if writer is None:
             folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or Path(args.output_dir) / "runs"
             writer = self._writer = SummaryWriter(str(Path(folder) / "rollouts"))
-        for name, picture in found.items():
+        for name, picture in pictures.items():
             writer.add_image(name, picture, step, dataformats="HWC")
         writer.flush()
 
-    def _to_trackio(self, found: dict[str, np.ndarray], step: int) -> None:
+    def _to_trackio(self, pictures: dict[str, np.ndarray], step: int) -> None:
         import trackio
 
-        images = {name: trackio.Image(picture, caption=f"step {step}") for name, picture in found.items()}
+        images = {name: trackio.Image(picture, caption=f"step {step}") for name, picture in pictures.items()}
         trackio.log(images, step=step)
 
 
@@ -119,12 +119,12 @@ def rollout_pictures(
     belief = model.perceive(on_device.frames(0, before), action[:, : before - 1])
     futures = model.simulate(belief, action[:, before - 1 :], temperature=0.0, seed=seed)
     model.train(was_training)
-    found = {}
+    pictures = {}
     for name in shown:
         to_frames = feature_of(config.senses[name]).to_frames
         for window, imagined in enumerate(futures.decode(name)):
             real = on_device[name][window, before - 1 :]
             strip = Strip(to_frames(real), to_frames(torch.cat([real[:1], imagined])))
             rows = [np.concatenate(list(frames), 1) for _, frames in strip.rows()]
-            found[f"rollout/{name}/{window}"] = np.concatenate(rows, 0)
-    return found
+            pictures[f"rollout/{name}/{window}"] = np.concatenate(rows, 0)
+    return pictures

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pan_hf.arguments import checked, least
+from pan_hf.console import without_bars
 from pan_hf.data.importing.columns import Table, TableSource, Taking, assign
 from pan_hf.data.importing.hdf5 import Hdf5Table, is_hdf5
 from pan_hf.data.importing.writing import write_recording
@@ -58,8 +59,9 @@ def import_dataset(
         split: which split of the data set.
         image_size: side in pixels that pictures are averaged to; as they are when None.
         crop: cut pictures to their middle square first.
-        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
-            be whole numbers of 16 bits, and the unit they have then: 1000 and `"mm"` for metres.
+        depth_scale: what numbers of a picture that are no colours, such as depth, are multiplied with to be whole
+            numbers of 16 bits: 1000 makes metres millimetres. Whole numbers need none.
+        depth_unit: the unit that they have then, e.g. `"mm"`.
         optional: senses that may be missing in some rows.
         resample: where rows are missing, doubled or of another rate, repeat and leave out rows, and say how many.
         skip_short: leave out episodes of fewer than two observations.
@@ -75,11 +77,14 @@ def import_dataset(
         FileNotFoundError: there is no such data set.
         ValueError: a column is missing or does not fit, see `pan_hf.data.importing.columns`; nothing is written then.
     """
+    import datasets  # noqa: F401  # what is not imported yet could turn its bars on
+
     mapping = map or {}
-    if isinstance(data, str | os.PathLike) and is_hdf5(Path(data)):
-        table: Table = Hdf5Table(Path(data), fps)
-    else:
-        table = _DatasetTable(data, split, mapping, fps, encoding)
+    with without_bars(downloads=not progress):
+        if isinstance(data, str | os.PathLike) and is_hdf5(Path(data)):
+            table: Table = Hdf5Table(Path(data), fps)
+        else:
+            table = _DatasetTable(data, split, mapping, fps, encoding)
     taking = Taking(View(image_size, crop, depth_scale, depth_unit), optional, resample)
     return write_recording(TableSource(table, mapping, taking), output, test_fraction, progress, skip_short)
 

@@ -56,8 +56,9 @@ def import_lerobot(
             `observation.images.top` becomes the sense `top`, `observation.state` becomes `state`.
         image_size: side in pixels that pictures are averaged to; as they are when None.
         crop: cut pictures to their middle square first.
-        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
-            be whole numbers of 16 bits, and the unit they have then: 1000 and `"mm"` for metres.
+        depth_scale: what numbers of a picture that are no colours, such as depth, are multiplied with to be whole
+            numbers of 16 bits: 1000 makes metres millimetres. Whole numbers need none.
+        depth_unit: the unit that they have then, e.g. `"mm"`.
         optional: senses that may be missing in some rows.
         resample: where rows are missing, doubled or of another rate, repeat and leave out rows, and say how many.
         skip_short: leave out episodes of fewer than two observations.

@@ -40,8 +40,9 @@ def import_minari(
             `text`, one of a Dict by its keys.
         image_size: side in pixels that pictures are averaged to; as they are when None.
         crop: cut pictures to their middle square first.
-        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
-            be whole numbers of 16 bits, and the unit they have then: 1000 and `"mm"` for metres.
+        depth_scale: what numbers of a picture that are no colours, such as depth, are multiplied with to be whole
+            numbers of 16 bits: 1000 makes metres millimetres. Whole numbers need none.
+        depth_unit: the unit that they have then, e.g. `"mm"`.
         fps: frames a second, for timestamps; what the environment says, or 10, when None.
         test_fraction: share of the episodes that is kept for testing, in [0, 0.5], or 1.
         progress: show it, on stderr.

@@ -57,8 +57,9 @@ def import_videos(
             it out. Columns of one name are joined in the order of `map`. The frames are the column `camera`.
         image_size: side in pixels that frames are averaged to; as they are when None.
         crop: cut frames to their middle square first.
-        depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
-            be whole numbers of 16 bits, and the unit they have then: 1000 and `"mm"` for metres.
+        depth_scale: what numbers of a picture that are no colours, such as depth, are multiplied with to be whole
+            numbers of 16 bits: 1000 makes metres millimetres. Whole numbers need none.
+        depth_unit: the unit that they have then, e.g. `"mm"`.
         encoding: of the CSV.
         skip_short: leave out videos of fewer than two frames.
         test_fraction: share of the videos that is kept for testing, in [0, 0.5], or 1.
