@@ -2,11 +2,14 @@
 
 import json
 import re
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pan_hf.agents.actions import ActionParts
+from pan_hf.data.trajectories import map_columns
 from pan_hf.features import feature_class, feature_of
 from pan_hf.files import whole_file, write_file
 from pan_hf.images import to_rgb
@@ -66,13 +69,14 @@ def write_strips(
     """
     if not (shown := shown_senses(reader.model.config)):
         return []
-    action, written = feature_of(reader.model.config.action), []
+    parts, written = ActionParts(reader.model.config), []
     for rank, row in pick_by_rank(errors).items():
         pictures, compute = _imagined(reader, shown[0], row, horizon, temperature, seed)
+        actions = [map_columns(reader.trajectories.actions, itemgetter(step)) for step in range(row, row + horizon)]
         about = {
             "title": f"{environment}: {_rank_words(rank, len(errors))} by squared error at step {horizon}",
             "environment": environment,
-            "actions": [action.label(value) for value in reader.trajectories.actions[row : row + horizon]],
+            "actions": [parts.label(action) for action in actions],
             "horizon": horizon,
             "compute": compute,
         }
@@ -85,7 +89,7 @@ def _imagined(reader, shown: str, row: int, horizon: int, temperature: float, se
     """Pictures `(horizon + 1, height, width, 3)` of one sense by view, and the mean compute of a step by task."""
     model, feature = reader.model, feature_of(reader.model.config.senses[shown])
     batch = reader.batch(np.array([row]), horizon)
-    actions = batch["action"][:, reader.lead :]
+    actions = map_columns(batch["action"], lambda part: part[:, reader.lead :])
     belief = reader.perceive(batch)
     futures = model.simulate(belief, actions, temperature=temperature, seed=seed)
     real = batch["observation"][shown][0, reader.lead :]
