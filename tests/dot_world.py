@@ -128,6 +128,7 @@ class DotModel:
             action=DiscreteAction(5, names=["stay", "right", "left", "down", "up"]),
             context_steps=2,
         )
+        self.senses = self.config.senses  # of which only the names are asked for
 
     def encode(self, observation):
         cells = observation["camera"][..., 0, PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]
