@@ -69,8 +69,9 @@ class PanPreTrainedModel(PreTrainedModel):
             raise ValueError("`use_safetensors=False` would read a pickle; only safetensors are loaded. Leave it out.")
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = layers_alone(kwargs["quantization_config"])
-        FINISH_WRITING(pretrained_model_name_or_path)
-        check_folder(pretrained_model_name_or_path)
+        if pretrained_model_name_or_path is not None:  # None makes a model from `config` and `state_dict`
+            FINISH_WRITING(pretrained_model_name_or_path)
+            check_folder(pretrained_model_name_or_path)
         with explained(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
