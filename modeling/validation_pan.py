@@ -242,10 +242,10 @@ def check_observation(config, observation: Mapping[str, Tensor], needs_prefix: b
     for name, mask in masks.items():
         shape = leading.get(name.removesuffix(PRESENT))
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
-            got = f"{mask.dtype} of {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            kind = f"{mask.dtype} of {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(
-                f"{name!r} says in which frames a sense that changes is there: bool (B, T) of {shape}, got {got}; the "
-                f"senses that change are {sorted(leading)}."
+                f"{name!r} says in which frames a sense that changes is there: bool (B, T) of {shape}, got {kind}; the"
+                f" senses that change are {sorted(leading)}."
             )
     rows = {name: len(values) for name, values in observation.items()}
     if len(set(rows.values())) > 1:

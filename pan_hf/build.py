@@ -142,7 +142,8 @@ def recorded_texts(trajectories: Trajectories) -> list[str]:
         for name, feature in parts.items()
         if feature.is_text
     ]
-    return sorted({str(text) for column in [trajectories.tasks, *texts] for text in np.unique(column)} - {""})
+    columns: list[np.ndarray] = [np.asarray(trajectories.tasks), *texts]
+    return sorted({str(text) for column in columns for text in np.unique(column)} - {""})
 
 
 def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer, options: dict):

@@ -149,8 +149,10 @@ class Declarations(dict):
         declared = self.functions[name].args
         positional = [*declared.posonlyargs, *declared.args]
         defaults = [None] * (len(positional) - len(declared.defaults)) + [*declared.defaults, *declared.kw_defaults]
-        kinds = [inspect.Parameter.POSITIONAL_OR_KEYWORD] * len(positional)
-        kinds += [inspect.Parameter.KEYWORD_ONLY] * len(declared.kwonlyargs)
+        kinds = [
+            *[inspect.Parameter.POSITIONAL_OR_KEYWORD] * len(positional),
+            *[inspect.Parameter.KEYWORD_ONLY] * len(declared.kwonlyargs),
+        ]
         return inspect.Signature(
             [
                 inspect.Parameter(

@@ -229,7 +229,7 @@ class PanProcessor(ProcessorMixin):
         unknown = [name for name in columns if name not in self.senses and name != ACTION]
         if unknown:
             raise ValueError(f"Unknown senses {', '.join(unknown)}; known: {', '.join(self.senses) or 'none'}.")
-        rows = {}
+        rows: dict[str, torch.Tensor | dict[str, torch.Tensor]] = {}
         for name, values in columns.items():
             if name == ACTION:
                 rows |= _convert({name: self._read_action(values)}, lambda array: torch.from_numpy(array[0]))

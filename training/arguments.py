@@ -75,7 +75,7 @@ def parse(stage: Stage, variants: dict[str, Stage], command: list[str] | None = 
                 raise ValueError(f"--{name} is required")
         return stage, stage.arguments(**{name: value for name, value in vars(values).items() if name != "config"})
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        return parser.error(str(error))  # which exits
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

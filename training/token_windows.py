@@ -76,8 +76,8 @@ class SentenceWindows(Dataset):
             raise ValueError(f"Sentences of {self.parts}: expected parts that have codes, {', '.join(coded)}.")
         self.rows = trajectories.windows(window * chunk)
         tensors, actions = read_rows(trajectories, processor)
-        parts = actions if isinstance(actions, dict) else {ACTION: actions}
-        tensors |= {action_column(name): values for name, values in parts.items()}
+        by_part = actions if isinstance(actions, dict) else {ACTION: actions}
+        tensors |= {action_column(name): values for name, values in by_part.items()}
         self.pad = pad = processor.tokenizer.pad_token_id
         self.goals = [
             [word for name in model.config.prefix_senses for word in tensors[name][row].tolist() if word != pad]

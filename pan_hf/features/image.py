@@ -243,11 +243,12 @@ class ImageFeature(Feature):
         from pan_hf import metrics
 
         grey, true_grey = self._grey(predicted), self._grey(true)
-        measures = {"psnr": metrics.psnr(grey, true_grey), "ssim": metrics.ssim(grey, true_grey)}
+        psnr = metrics.psnr(grey, true_grey)
+        measures: Measures = {"psnr": psnr, "ssim": metrics.ssim(grey, true_grey)}
         measures["psnr_moving"] = "psnr", self.moving_error(predicted, true, last_seen, reference)
         exact = metrics.exact_frames(grey, true_grey)
         measures["exact_frame"] = metrics.mean_of(exact)
-        measures["psnr_inexact"] = metrics.only_where(measures["psnr"], ~exact)
+        measures["psnr_inexact"] = metrics.only_where(psnr, ~exact)
         if self.is_deep:  # in the unit of the recording
             measures["rmse"] = metrics.rmse(predicted.flatten(1).float(), true.flatten(1).float())
         return {key: value for key, value in measures.items() if value is not None}

@@ -22,7 +22,7 @@ from pan_hf.features import feature_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-from pan_hf.modeling.state_pan import Observation
+from pan_hf.modeling.state_pan import Actions, Observation
 from pan_hf.reporting.figures import Strip
 from pan_hf.reporting.strips import shown_senses
 
@@ -44,7 +44,7 @@ class RolloutImages(TrainerCallback):
     Args:
         observation (`dict[str, torch.Tensor]`): by sense `(B, context_steps + H, ...)`, constant text
             `(B, max_length)`: windows that are best held out of training.
-        action (`torch.Tensor` of shape `(B, context_steps - 1 + H, ...)`): what is done between the frames.
+        action (`torch.Tensor` or [`Actions`] of `(B, context_steps - 1 + H, ...)`): what is done between frames.
         every (`int`): steps between pictures.
         seed (`int`): of the futures; they are the most likely ones (temperature 0).
 
@@ -53,7 +53,9 @@ class RolloutImages(TrainerCallback):
             that are shared out among processes.
     """
 
-    def __init__(self, observation: dict[str, torch.Tensor], action: torch.Tensor, every: int = 500, seed: int = 0):
+    def __init__(
+        self, observation: dict[str, torch.Tensor], action: torch.Tensor | Actions, every: int = 500, seed: int = 0
+    ):
         if every < 1:
             raise ValueError(f"`every` must be at least 1, got {every}.")
         self.observation, self.action, self.every, self.seed = observation, action, every, seed
