@@ -109,11 +109,11 @@ class EmbeddingTable:
         """Input rows of codes `(...)` of one level of a sense, or of the part `action`: `(..., hidden_size)`."""
         runs = self.model.config.runs(f"{part}.{level}")
         ids = codes + runs[0][0] if len(runs) == 1 else self.segment_rows(part, level)[codes]
-        return check_table(self.model.get_input_embeddings())(ids)
+        return _looked_up(check_table(self.model.get_input_embeddings()), ids)
 
     def word_rows(self, ids: Tensor) -> Tensor:
         """Input rows of words `(...)`, `(..., hidden_size)`; zero for what is absent (below 0)."""
-        return self.model.get_input_embeddings()(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1)
+        return _looked_up(self.model.get_input_embeddings(), ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1)
 
     def code_table(self, part: str, level: int) -> Tensor:
         """Output rows of one level's segment, `(capacity, hidden_size)`: logits cost its size, not the
@@ -198,6 +198,12 @@ class EmbeddingTable:
             if part in model.glances:
                 tables.change[part] = model.glances[part].tables(rows[0])
         return tables
+
+
+def _looked_up(table: nn.Module, ids: Tensor) -> Tensor:
+    """Rows of ids `(...)`, `(..., hidden_size)`, asked for as a batch of one: hooks on a table, such as that of
+    NEFTune, take comes out for `(batch, length, hidden_size)`."""
+    return table(ids.reshape(1, -1)).reshape(*ids.shape, -1)
 
 
 def part_codec(model: PanModel, part: str) -> Codec:
@@ -309,6 +315,18 @@ def check_table(module: T) -> T:
             "new tokens are trained by pan_hf.adapters.train_grown_rows and saved with the adapter."
         )
     return module
+
+
+def check_tied(model: PanModel) -> None:
+    """Raises ValueError where tied tables have an adapter each. PEFT ties adapters by the whole names of the layers,
+    and the two would drift apart until merging puts one of them into both."""
+    tables = model.get_input_embeddings(), model.get_output_embeddings()
+    read, written = (getattr(table, "token_adapter", None) for table in tables)
+    if model.config.tie_word_embeddings and None not in (read, written) and written.tied_adapter is None:
+        raise ValueError(
+            "The tied tables have an adapter each, of which merging would keep one. Give `trainable_token_indices` as "
+            "a list, or name both tables whole: language_model.model.embed_tokens and language_model.lm_head."
+        )
 
 
 @dataclass

@@ -107,6 +107,15 @@ class PanPreTrainedModel(PreTrainedModel):
         if self.processor is not None and not is_direct:
             self.processor.note_model(save_directory)
 
+    def add_adapter(self, *args, **kwargs) -> None:
+        """As in Transformers. Raises ValueError, with the other way, where Transformers wants a newer PEFT."""
+        try:
+            super().add_adapter(*args, **kwargs)
+        except ValueError as error:
+            if "version of PEFT" not in str(error):
+                raise
+            raise ValueError(f"{error}; `peft.get_peft_model(model, config)` works with the one installed.") from error
+
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
         """What `from_pretrained` does once a model stands on the meta device and its files are known."""

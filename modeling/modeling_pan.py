@@ -33,6 +33,7 @@ from .embedding_pan import (
     EmbeddingTable,
     StateTokenEmbedding,
     check_room,
+    check_tied,
     module_dict,
     module_list,
     part_codec,
@@ -101,6 +102,10 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         self.is_world_model = bool(config.senses)
         if self.is_world_model:
             self._build_world(config)
+        # libraries ask the model itself which weights are tied, PEFT where an adapter is on one of them
+        tied = getattr(self.language_model, "_tied_weights_keys", None) or {}
+        prefix = "language_model."
+        self._tied_weights_keys = {prefix + weight: prefix + source for weight, source in tied.items()}
         # Transformers warns of each name without a module
         present = {name for name in self._keep_in_fp32_modules_strict if len(getattr(self, name, []))}
         self._keep_in_fp32_modules_strict = present
@@ -551,6 +556,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
                 "Give `input_ids` (or `inputs_embeds`) to run the language model, or `objective` with an observation "
                 "to train the world model; to imagine, use `perceive` and `simulate`."
             )
+        check_tied(self)
         output = self.language_model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -3,15 +3,18 @@ hot, under growth; and what does not belong together is refused."""
 
 import copy
 import json
+import math
 import shutil
+import zlib
 
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from test_growth import OLD, PROMPT, grown_up, observation, pictures
-from tiny_worlds import acts, all_tensors, differing, observe, outcomes, world_model
+from tiny_worlds import acts, all_tensors, differing, language_model, observe, outcomes, world_model
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from pan_hf import DiscreteAction, PanModel, VectorSense
 from pan_hf.adapters import ia3_config, load_adapter, lora_config, save_adapter, targets
@@ -300,3 +303,92 @@ def test_an_adapter_on_the_table_is_refused_where_it_would_be_passed_over(config
     adapted = get_peft_model(model, LoraConfig(r=2, **({"target_modules": ["q_proj"]} | config)))
     with pytest.raises(ValueError, match="An adapter is on the vocabulary's table"):
         adapted.simulate(adapted.perceive(observation(model, pictures(1, OLD))), acts(model, batch=1))
+
+
+# what PEFT documents for tables of words, of a tied and of an untied backbone; the layers as a plain Qwen3 names them
+TABLES = {
+    "rows of both": {"trainable_token_indices": [6, 7]},
+    "rows by name": {"trainable_token_indices": {"embed_tokens": [6, 7]}},
+    "rows, tied": {"trainable_token_indices": [6, 7], "ensure_weight_tying": True},
+    "both tables": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "one table": {"modules_to_save": ["embed_tokens"]},
+    "one table, tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "adapter of the head": {"target_modules": ["q_proj", "lm_head"]},
+    "adapter of the table": {"target_modules": ["q_proj", "embed_tokens"]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize("options", TABLES.values(), ids=TABLES)
+def test_adapters_of_the_table_do_what_they_do_to_a_plain_language_model(architecture, options, tmp_path):
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+    def outcome(model, name):
+        config = LoraConfig(**({"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False} | options))
+        adapted = get_peft_model(model, config).eval()
+        for path, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                seed = zlib.crc32(path.replace("language_model.", "").encode())
+                parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
+        adapted.save_pretrained(tmp_path / name)
+        logits = adapted(input_ids=ids).logits
+        trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        again = PeftModel.from_pretrained(fresh_model(name), tmp_path / name)(input_ids=ids).logits
+        merged = adapted.merge_and_unload()
+        is_tied = merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+        return logits, trained, again, merged(input_ids=ids).logits, is_tied
+
+    def fresh_model(name):
+        plain = language_model(architecture)
+        return plain if name == "plain" else PanModel.from_backbone(plain).eval()
+
+    plain, ours = outcome(fresh_model("plain"), "plain"), outcome(fresh_model("ours"), "ours")
+    assert ours[1] == plain[1] and ours[4] == plain[4]
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_adapters_that_part_tied_tables_are_refused():
+    both = {"embed_tokens": [6, 7], "lm_head": [6, 7]}  # a plain Qwen3 ties them; PEFT compares whole names
+    model = PanModel.from_backbone(language_model("qwen3"))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=both))
+    with pytest.raises(ValueError, match="would keep one. Give `trainable_token_indices` as a list"):
+        adapted(input_ids=torch.tensor([[5, 6]]))
+    whole = {"language_model.model.embed_tokens": [6, 7], "language_model.lm_head": [6, 7]}
+    model = PanModel.from_backbone(language_model("qwen3"))
+    config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=whole, init_lora_weights=False)
+    adapted = get_peft_model(model, config).eval()
+    before = adapted(input_ids=torch.tensor([[5, 6]])).logits
+    torch.testing.assert_close(adapted.merge_and_unload()(input_ids=torch.tensor([[5, 6]])).logits, before)
+
+
+def test_noise_on_embeddings_reaches_a_world_model_s_training():
+    model = world_model(senses=("camera", "touch", "heard", "mission"))
+    table = model.get_input_embeddings()
+    table.neftune_noise_alpha = 5.0
+    hook = table.register_forward_hook(neftune_post_forward_hook)
+    observed, action = observe(model, 2, 3), acts(model, 2, 2)
+    zeros = torch.zeros(2, 2)
+
+    def loss():
+        torch.manual_seed(0)
+        batch = {"observation": observed, "action": action, "reward": zeros, "done": zeros}
+        return float(model.train()(objective="joint", **batch).loss)
+
+    noisy = loss()
+    hook.remove()
+    assert noisy != loss() and math.isfinite(noisy)
+
+
+def test_transformers_own_way_to_add_an_adapter_works_or_names_the_other(monkeypatch):
+    model = world_model(senses=("camera",))
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    with pytest.raises(
+        ValueError, match=r"99\.0.* `peft.get_peft_model\(model, config\)` works with the one installed"
+    ):
+        model.add_adapter(lora_config(model))
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.1")
+    model.add_adapter(lora_config(model, r=2))
+    model.simulate(model.perceive(observe(model)), acts(model, 2, 1), seed=0)
