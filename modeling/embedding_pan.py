@@ -202,7 +202,7 @@ class EmbeddingTable:
 
 def _looked_up(table: nn.Module, ids: Tensor) -> Tensor:
     """Rows of ids `(...)`, `(..., hidden_size)`, asked for as a batch of one: hooks on a table, such as that of
-    NEFTune, take comes out for `(batch, length, hidden_size)`."""
+    NEFTune, take what comes out for `(batch, length, hidden_size)`."""
     return table(ids.reshape(1, -1)).reshape(*ids.shape, -1)
 
 
