@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from numbers import Real
-from types import NoneType
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from .blocks_pan import Block, StepDraft, may_follow
 from .embedding_pan import ChangeTables, ZeroInitLinear
 from .layout_pan import TokenSelection, group_by_token, ungroup_tokens, with_absent
+from .validation_pan import real
 
 if TYPE_CHECKING:
     from .configuration_pan import PanConfig
@@ -66,16 +65,12 @@ class Effort:
         limits = [name for name in ("blocks", "cap", "price") if getattr(self, name) is not None]
         if len(limits) > 1:
             raise ValueError(f"An effort has blocks, a cap or a price, one of them; got {limits}.")
-        for name in ("cap", "price", "least_change"):
-            if not isinstance(getattr(self, name), (Real, NoneType)):
-                raise ValueError(f"`{name}` must be a number or None, got {getattr(self, name)!r}.")
-        if self.price is not None and not 0 <= self.price < math.inf:
-            raise ValueError(f"`price` must be finite and at least 0, got {self.price}.")
-        if self.cap is not None and not self.cap > 0:
-            raise ValueError(f"`cap` is a share of a whole step's compute, above 0; got {self.cap}.")
+        for name, above in (("cap", True), ("price", False)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, real(name, getattr(self, name), 0, above=above))
         if self.task not in TASKS:
             raise ValueError(f"`task` must be one of {TASKS}, got {self.task!r}.")
-        if self.least_change is not None and not 0 <= self.least_change < 1:
+        if self.least_change is not None and not real("least_change", self.least_change, 0) < 1:
             raise ValueError(f"`least_change` is a probability, or None; got {self.least_change}.")
 
 

@@ -9,8 +9,6 @@ Shapes: N = rows, H = backbone width, K = blocks, P = state tokens of one sense 
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +25,7 @@ from .embedding_pan import CodeTables
 from .layout_pan import TokenSelection
 from .readout_pan import scalar_features
 from .state_pan import Actions, Belief, State, action_tensors, as_action
+from .validation_pan import real, whole
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -87,7 +86,8 @@ class StepPredictor:
 
     def __init__(self, model: PanModel, temperature: float = 1.0, seed: int | None = None):
         self.model, seed = model, as_seed(seed)
-        self.sampler = CodeSampler(as_temperature(temperature), _generator(seed, model.device), model.device)
+        temperature = real("temperature", temperature, 0)
+        self.sampler = CodeSampler(temperature, _generator(seed, model.device), model.device)
         # a generator of their own, of latents and of the switch: codes do not depend on whether latents are drawn
         self.generator = _generator(seed, model.device)
         compiled = model.compiled_step
@@ -306,26 +306,9 @@ def _blank_step(model: PanModel) -> tuple[StepPredictor, StepDraft]:
     return predictor, predictor._begin(belief, action, state, plan, False)
 
 
-def as_temperature(temperature: float) -> float:
-    """The same as a float. Raises ValueError unless it is a finite number of at least 0."""
-    try:
-        number = float(temperature)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise ValueError(f"`temperature` must be a finite number of at least 0, got {temperature!r}.")
-    return number
-
-
 def as_seed(seed: int | None) -> int | None:
     """The same as an int. Raises ValueError for anything that is no whole number, or that no generator takes."""
-    try:
-        number = None if seed is None else operator.index(seed)
-    except TypeError:
-        raise ValueError(f"`seed` must be a whole number or None, got {seed!r}.") from None
-    if number is not None and not -(2**63) <= number < 2**64:
-        raise ValueError(f"`seed` must have 64 bits at most, got {number}.")
-    return number
+    return None if seed is None else whole("seed", seed, -(2**63), 2**64 - 1)
 
 
 def _generator(seed: int | None, device: torch.device) -> torch.Generator | None:

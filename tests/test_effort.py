@@ -411,8 +411,8 @@ def test_an_effort_that_a_model_cannot_make_is_refused(effort, message):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"price": -0.1}, "at least 0, got -0.1"),
-        ({"price": float("nan")}, "finite"),
+        ({"price": -0.1}, "`price` must be at least 0, a number; got -0.1"),
+        ({"price": float("nan")}, "at least 0, a number; got nan"),
         ({"cap": 0}, "above 0"),
         ({"task": "chess"}, "must be one of .*pixels"),
         ({"least_change": 1.5}, "probability"),
