@@ -152,11 +152,17 @@ def open_table(path: Path) -> pq.ParquetFile:
         OSError, pyarrow.ArrowException: the file is damaged, here or when it is read.
     """
     file = pq.ParquetFile(path, page_checksum_verification=True)
-    if file.metadata.num_rows > _MOST_ROWS:  # a few bytes can stand for any number of equal rows
-        raise ValueError(f"it says that it holds {file.metadata.num_rows} rows; expected at most {_MOST_ROWS}")
+    check_num_rows(file.metadata.num_rows)
     if _CHECKSUM not in (file.metadata.metadata or {}):
         _warn_of_no_checksums(path.parents[2])
     return file
+
+
+def check_num_rows(num_rows: int) -> int:
+    """Raises ValueError for more rows than an episode has: a few bytes can stand for any number of equal ones."""
+    if num_rows > _MOST_ROWS:
+        raise ValueError(f"it says that it holds {num_rows} rows; expected at most {_MOST_ROWS}")
+    return num_rows
 
 
 @cache

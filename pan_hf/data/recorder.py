@@ -7,7 +7,6 @@ Several processes play ahead of each other; what they played past the last one n
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import signal
@@ -27,7 +26,7 @@ import pyarrow as pa
 
 from pan_hf.data.episodes import SPLITS, Episode, episode_path, episode_table, write_table
 from pan_hf.data.info import is_test_episode
-from pan_hf.envs.environment import Outcome, SenseEnvironment, make_environment, named_failure
+from pan_hf.envs.environment import EnvironmentFailure, Outcome, SenseEnvironment, make_environment
 from pan_hf.envs.policies import PolicyMixture
 from pan_hf.features import task_of
 
@@ -107,16 +106,20 @@ class Recorder:
         env.action_space.seed(episode.seed)
         observation, _ = env.reset(seed=episode.seed)
         observation = _explore(env, observation, int(rng.integers(self._job.explore_steps + 1)), rng)
-        with named_failure("the policy"):
+        try:
             act = self._job.policies.for_episode(env, rng)
+        except Exception as error:
+            raise EnvironmentFailure.of("the policy", error) from error
         episode.task = task_of(observation, self._job.features)
         see(episode, observation, env)
         limit = self._job.max_episode_steps or (env.spec and env.spec.max_episode_steps) or _DEFAULT_MAX_STEPS
         while not (episode.is_done or episode.is_truncated):
             if self._is_stopped():
                 raise _Stopped
-            with named_failure("the policy"):
+            try:
                 action = act(observation, rng)
+            except Exception as error:
+                raise EnvironmentFailure.of("the policy", error) from error
             action = env.check_action(action)
             observation, *_ = env.step(action)
             follow(episode, action, env.outcome)
@@ -128,7 +131,7 @@ def see(episode: Episode, observation: dict, env: SenseEnvironment) -> None:
     """Adds an observation, and what `env` allows there."""
     for sense, value in observation.items():
         # copied: the environment, or whoever plays it, may write into it later
-        episode.observations.setdefault(sense, []).append(copy.copy(value))
+        episode.observations.setdefault(sense, []).append(value.copy() if isinstance(value, np.ndarray) else value)
     for part, mask in env.action_masks.items():
         episode.action_masks.setdefault(part, []).append(mask)
 

@@ -22,10 +22,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from pan_hf.arguments import checked, least
-from pan_hf.data.episodes import SPLITS, Episode, episode_files, mask_columns, open_table, read_info
+from pan_hf.data.episodes import (
+    SPLITS,
+    Episode,
+    check_num_rows,
+    episode_files,
+    mask_columns,
+    open_table,
+    read_info,
+)
 from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays, num_bytes
 from pan_hf.features import ACTION, Feature, action_column, action_parts, feature_of
 from pan_hf.hub import on_disk
@@ -350,7 +359,7 @@ def _read_table(path: Path, features: dict[str, dict], actors: Sequence[str] = (
 
 def _num_rows(path: Path) -> int:
     try:
-        return open_table(path).metadata.num_rows
+        return check_num_rows(pq.read_metadata(path).num_rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error
 

@@ -16,8 +16,7 @@ import difflib
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +34,9 @@ with extra("envs", "An environment"):
 
 # Environments that are registered by a module that their id does not name.
 _PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py"}
+
+
+_MOST_REWARD = float(np.finfo(np.float32).max)  # rewards are recorded in that
 
 
 # The environment
@@ -68,6 +70,11 @@ class StartingState(gymnasium.Wrapper):
 
 class EnvironmentFailure(ValueError):
     """An environment, a wrapper around it, or a policy raised an error of its own."""
+
+    @classmethod
+    def of(cls, what: str, error: Exception) -> EnvironmentFailure:
+        """Says whose error it is. Args: what, that raised it."""
+        return cls(f"{what} raised {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -190,24 +197,25 @@ class SenseEnvironment(gymnasium.Wrapper):
         Raises:
             ValueError: an observation is not as its space says, or a mask does not fit the actions.
         """
-        mask, commands = (
-            next((where[key] for where in (info, observation) if isinstance(where, Mapping) and key in where), None)
-            for key in ("action_mask", "admissible_commands")
-        )
+        mask, commands = (_said(key, info, observation) for key in ("action_mask", "admissible_commands"))
         self.action_masks = {} if mask is None else self._action.masks(mask)
         self.commands = [] if commands is None else list(commands)
         seen: dict[str, Any] = {"camera": self._rendered()} if self._camera else {}
         return seen | {sense.name: sense.read(observation) for sense in self.senses}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        with named_failure("reset() of the environment"):
-            observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = self._reset(seed=seed, options=options)
         return self.observe(observation, info), info
+
+    def _reset(self, **options: Any) -> tuple[Any, dict]:
+        try:
+            return self.env.reset(**options)
+        except Exception as error:
+            raise EnvironmentFailure.of("reset() of the environment", error) from error
 
     def look(self, seed: int) -> dict[str, Any]:
         """A first observation, as senses; ValueError also where a sense means something else than it seems to."""
-        with named_failure("reset() of the environment"):
-            observation, info = self.env.reset(seed=seed)
+        observation, info = self._reset(seed=seed)
         self.check_senses(observation)
         return self.observe(observation, info)
 
@@ -246,8 +254,10 @@ class SenseEnvironment(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
         raw_action = self._action.to_environment(self._action.check(action))
-        with named_failure("step() of the environment"):
+        try:
             observation, reward, terminated, truncated, info = self.env.step(raw_action)
+        except Exception as error:
+            raise EnvironmentFailure.of("step() of the environment", error) from error
         self.outcome = self.read_outcome(reward, terminated, truncated)
         seen = self.observe(observation, info)
         return seen, self.outcome.reward, self.outcome.is_done, self.outcome.is_truncated, info
@@ -275,20 +285,20 @@ class SenseEnvironment(gymnasium.Wrapper):
         return Outcome(total, is_done, is_cut, rewards, dones)
 
     def _number(self, reward: Any) -> float:
-        value = np.asarray(reward)
-        # recorded as float32; NaN is not below anything
-        if value.size != 1 or value.dtype.kind not in "iufb" or not abs(value.item()) <= np.finfo(np.float32).max:
+        value = reward
+        if not isinstance(reward, float):  # most are, and a step is short
+            array = np.asarray(reward)
+            value = array.item() if array.size == 1 and array.dtype.kind in "iufb" else np.nan
+        if not abs(value) <= _MOST_REWARD:  # NaN is not below anything
             raise ValueError(f"{self.env} gave the reward {reward!r:.80}; expected a finite number")
-        return float(value.item())
+        return float(value)
 
 
-@contextmanager
-def named_failure(what: str) -> Iterator[None]:
-    """An error that an environment or a policy raises itself is said to be its own. Args: what, that runs."""
-    try:
-        yield
-    except Exception as error:
-        raise EnvironmentFailure(f"{what} raised {type(error).__name__}: {error}") from error
+def _said(key: str, info: Any, observation: Any) -> Any:
+    """What an environment says beside or in an observation, None where it says nothing."""
+    if isinstance(info, dict) and key in info:
+        return info[key]
+    return observation.get(key) if isinstance(observation, dict) else None
 
 
 def _action_names(env: gymnasium.Env, space: spaces.Space) -> list[str] | None:

@@ -6,8 +6,7 @@ is a part of the action. The kinds themselves say which spaces are theirs, see `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +31,8 @@ class Sense:
     def check(self, observation: Any) -> None:
         """Raises ValueError where the value means something else than it seems to."""
         value = self._value(observation)
-        with _named(self.name):
-            if value is not None:
-                self.form.check(value)
+        if value is not None:
+            self._named(self.form.check, value)
 
     def _value(self, observation: Any) -> Any:
         for key in self.path:
@@ -58,16 +56,13 @@ class Sense:
                 f"sense {self.name!r}: the observation has no value for it; name a sense that comes seldom in "
                 "optional (--optional), or leave it out with keep"
             )
-        with _named(self.name):
-            return self.form.convert(value)
+        return self._named(self.form.convert, value)
 
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"sense {name!r}: {error}") from error
+    def _named(self, function: Callable[[Any], Any], value: Any) -> Any:
+        try:
+            return function(value)
+        except ValueError as error:
+            raise ValueError(f"sense {self.name!r}: {error}") from error
 
 
 def leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tuple, spaces.Space]]:
