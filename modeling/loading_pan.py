@@ -144,6 +144,17 @@ class PanPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
+@contextlib.contextmanager
+def in_float32():
+    """Makes modules in float32, whatever the model around them is made in (`_keep_in_fp32_modules_strict`)."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def check_folder(folder: str | Path) -> None:
     """Raises before anything is loaded where `folder` is a path to nothing, or to another kind of model.
 

@@ -9,7 +9,6 @@ holds the parts and how they are wired. What a step of simulation does is in `si
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import operator
@@ -43,7 +42,7 @@ from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .latent_head_pan import LatentHead, shift_size
 from .layout_pan import StepLayout
 from .learning_pan import CodeLearning
-from .loading_pan import PanPreTrainedModel, check_is_whole
+from .loading_pan import PanPreTrainedModel, check_is_whole, in_float32
 from .merging_pan import TokenMerging
 from .objectives_pan import LossWithoutLabels, PanOutput, run_objective
 from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
@@ -117,7 +116,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         self.table.register_masks()
         senses = config.coded_senses
         self.layout = StepLayout(config)
-        with _in_float32():
+        with in_float32():
             self.senses = module_dict({name: build_codec(sense) for name, sense in senses.items()})
         self.state_embeddings = module_dict({n: StateTokenEmbedding(s, hidden_size) for n, s in senses.items()})
         slots = 1 if config.fold_levels else self.layout.num_levels
@@ -167,7 +166,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         num_actors = None if config.actors is None else len(config.actors)
         self.outcome = OutcomeHead(hidden_size, width, config.reward_bound, grids, num_actors)
         self.inverse_dynamics = InverseDynamicsHead(hidden_size, width, self.layout.num_action_codes)
-        with _in_float32():
+        with in_float32():
             self.latent_heads = module_dict(
                 {
                     name: LatentHead(sense, 4 * hidden_size + shift_size(config, name), config.latent_head)
@@ -591,17 +590,6 @@ def _blank(values: Tensor, absent: Tensor | None, with_what: float) -> Tensor:
     if absent is None:
         return values
     return values.masked_fill(absent.view(*absent.shape, *[1] * (values.dim() - 2)), with_what)
-
-
-@contextlib.contextmanager
-def _in_float32():
-    """Makes modules in float32, whatever the model around them is made in (`_keep_in_fp32_modules_strict`)."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 PanModel.register_for_auto_class("AutoModel")
