@@ -322,7 +322,9 @@ def check_tied(model: PanModel) -> None:
     and the two would drift apart until merging puts one of them into both."""
     tables = model.get_input_embeddings(), model.get_output_embeddings()
     read, written = (getattr(table, "token_adapter", None) for table in tables)
-    if model.config.tie_word_embeddings and None not in (read, written) and written.tied_adapter is None:
+    if not model.config.tie_word_embeddings or read is None or written is None:
+        return
+    if written.tied_adapter is None:
         raise ValueError(
             "The tied tables have an adapter each, of which merging would keep one. Give `trainable_token_indices` as "
             "a list, or name both tables whole: language_model.model.embed_tokens and language_model.lm_head."

@@ -110,7 +110,7 @@ class PanPreTrainedModel(PreTrainedModel):
     def add_adapter(self, *args, **kwargs) -> None:
         """As in Transformers. Raises ValueError, with the other way, where Transformers wants a newer PEFT."""
         try:
-            super().add_adapter(*args, **kwargs)
+            super().add_adapter(*args, **kwargs)  # type: ignore[misc]  # a mixin of Transformers has it
         except ValueError as error:
             if "version of PEFT" not in str(error):
                 raise

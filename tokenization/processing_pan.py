@@ -212,7 +212,7 @@ class PanProcessor(ProcessorMixin):
             arrays |= self.tokenizer(text if isinstance(text, list) else [text], **settings, return_tensors="np")
         return PanBatch(_convert(arrays, torch.tensor if return_tensors == "pt" else np.array))
 
-    def read_columns(self, columns: Mapping) -> dict[str, torch.Tensor]:
+    def read_columns(self, columns: Mapping) -> dict[str, Any]:
         """Columns of a recording as a call gives them, all rows at once, without axes of batch and time.
 
         Args:
@@ -221,7 +221,8 @@ class PanProcessor(ProcessorMixin):
 
         Returns:
             N rows by name: image uint8 `(N, C, H, W)`, in the memory of the array that was given where that is laid
-            out so; vector float32 `(N, D)`; text int64 `(N, L)`, padded; discrete action int64 `(N,)`.
+            out so; vector float32 `(N, D)`; text int64 `(N, L)`, padded; discrete action int64 `(N,)`;
+            an action of several parts as a dict of these.
 
         Raises:
             ValueError: as for a call.
@@ -229,7 +230,7 @@ class PanProcessor(ProcessorMixin):
         unknown = [name for name in columns if name not in self.senses and name != ACTION]
         if unknown:
             raise ValueError(f"Unknown senses {', '.join(unknown)}; known: {', '.join(self.senses) or 'none'}.")
-        rows: dict[str, torch.Tensor | dict[str, torch.Tensor]] = {}
+        rows: dict[str, Any] = {}
         for name, values in columns.items():
             if name == ACTION:
                 rows |= _convert({name: self._read_action(values)}, lambda array: torch.from_numpy(array[0]))

@@ -244,7 +244,7 @@ class ImageFeature(Feature):
 
         grey, true_grey = self._grey(predicted), self._grey(true)
         psnr = metrics.psnr(grey, true_grey)
-        measures: Measures = {"psnr": psnr, "ssim": metrics.ssim(grey, true_grey)}
+        measures: dict[str, tuple[str, Tensor] | None] = {"psnr": psnr, "ssim": metrics.ssim(grey, true_grey)}
         measures["psnr_moving"] = "psnr", self.moving_error(predicted, true, last_seen, reference)
         exact = metrics.exact_frames(grey, true_grey)
         measures["exact_frame"] = metrics.mean_of(exact)

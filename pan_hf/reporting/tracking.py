@@ -104,7 +104,7 @@ class RolloutImages(TrainerCallback):
 
 @torch.no_grad()
 def rollout_pictures(
-    model, observation: dict[str, torch.Tensor], action: torch.Tensor, seed: int = 0
+    model, observation: dict[str, torch.Tensor], action: torch.Tensor | Actions, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """By `rollout/<sense>/<window>`, rows of frames as one uint8 picture `(height, width, 3)`: real, imagined, and
     where they differ. Args: as for [`RolloutImages`]; the model's mode is left as it was."""
