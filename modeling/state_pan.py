@@ -132,6 +132,9 @@ class Actions:
     def device(self) -> torch.device:
         return next(iter(self.parts.values())).device
 
+    def to(self, device: torch.device) -> Actions:
+        return self.map(lambda part: part.to(device))
+
     def flatten(self, start: int, end: int) -> Actions:
         return self.map(lambda part: part.flatten(start, end))
 

@@ -58,7 +58,7 @@ class _Shooting:
         rows, rollouts = len(actions), self.num_rollouts
         futures = world.simulate(
             belief.select(torch.zeros(rows, dtype=torch.long)),
-            _on_device(actions, device_of(world)),
+            actions.to(device_of(world)),
             num_rollouts=rollouts,
             temperature=self.temperature,
             seed=None if self.temperature == 0 else draw_seed(generator),
@@ -251,10 +251,6 @@ def _redraw_forbidden(parts: dict[str, Tensor], masks: dict[str, Tensor], genera
         first = parts[name][:, 0]
         drawn = torch.multinomial(mask.float(), len(first), replacement=True, generator=generator)
         parts[name][:, 0] = torch.where(mask[first], first, drawn)
-
-
-def _on_device(actions: Tensor | Actions, device: torch.device) -> Tensor | Actions:
-    return actions.map(lambda part: part.to(device)) if isinstance(actions, Actions) else actions.to(device)
 
 
 def _cut_before_forbidden(futures, numbers: Tensor):
