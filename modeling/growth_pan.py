@@ -311,7 +311,8 @@ def _check_given(
         raise ValueError(f"Nothing to grow {segment} by: give `names`{'' if needs_names else ' or `vectors`'}.")
     for what, items in (("names", names), ("descriptions", descriptions)):
         if items is not None and len(items) != count:
-            raise ValueError(f"{count} tokens of {segment} need as many {what}, got {len(items)}: {items}.")
+            given = "names" if vectors is None else "vectors"
+            raise ValueError(f"{count} {given} of {segment} need as many {what}, got {len(items)}: {items}.")
     if blank := [name for name in names or () if not name.strip()]:
         raise ValueError(f"`names` {blank} cannot be words: they are empty, or of spaces alone.")
     if names is not None and len(set(names)) != len(names):

@@ -288,7 +288,10 @@ def make_scheduler(settings: dict, num_steps: int, device: torch.device | str = 
             f"`latent_head.scheduler` names {name!r}; expected a diffusers scheduler of flow matching, "
             f"{' or '.join(SCHEDULERS)}. Name one of these in the configuration; nothing has to be trained again."
         )
-    scheduler = getattr(diffusers, name)(**options)
+    try:
+        scheduler = getattr(diffusers, name)(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`latent_head.scheduler`: {name} does not take {options}: {error}") from error
     if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
         # `set_timesteps(n)` would spend its last step at a noise level of almost nothing
         scheduler.set_timesteps(sigmas=[1 - step / num_steps for step in range(num_steps)], device=device)

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.quantizers import AutoQuantizationConfig
 
@@ -371,14 +371,29 @@ def layers_alone(quantization_config):
     return quantization_config
 
 
-def check_is_whole(backbone) -> None:
-    """Raises ValueError for a backbone that is quantised already: weights in few bits cannot be cast, nor written by a
-    model around it."""
+def load_backbone(backbone, options: dict | None):
+    """A causal language model, or the one of a name or folder.
+
+    Raises:
+        ValueError: it is none, none that can be loaded, or quantised already: weights in few bits cannot be cast, nor
+            written by a model around it.
+    """
+    if isinstance(backbone, str):
+        try:
+            backbone = AutoModelForCausalLM.from_pretrained(backbone, **(options or {}))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"The backbone {backbone!r} is no causal language model to load: {error}") from error
+    elif options:
+        raise ValueError("`backbone_kwargs` are for a backbone that is loaded by name; this one is a model already.")
+    config = getattr(backbone, "config", None)
+    if not isinstance(backbone, PreTrainedModel) or hasattr(config, "senses"):
+        raise ValueError(f"`backbone` must be a causal language model, its name or folder, got {backbone!r:.80}.")
     if getattr(backbone, "is_quantized", False):
         raise ValueError(
             f"The backbone {backbone.name_or_path!r} is quantised. Make the world model from its whole weights, train "
             "and save it, and pass `quantization_config` to PanModel.from_pretrained."
         )
+    return backbone
 
 
 def check_writable(model) -> None:

@@ -42,7 +42,7 @@ from .heads_pan import InverseDynamicsHead, OutcomeHead
 from .latent_head_pan import LatentHead, shift_size
 from .layout_pan import StepLayout
 from .learning_pan import CodeLearning
-from .loading_pan import PanPreTrainedModel, check_is_whole, in_float32
+from .loading_pan import PanPreTrainedModel, in_float32, load_backbone
 from .merging_pan import TokenMerging
 from .objectives_pan import LossWithoutLabels, PanOutput, run_objective
 from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
@@ -50,7 +50,7 @@ from .sense_configuration_pan import ACTION
 from .simulation_pan import Simulator
 from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors
 from .step_pan import CompiledStep, measure_compute
-from .validation_pan import check_decodes, check_new_parameters, check_observation, check_values, truth
+from .validation_pan import check_decodes, check_new_parameters, check_observation, check_values, truth, whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -207,10 +207,9 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
                 mask of ours (`backbone_pan.check_backbone`).
         """
         check_settings(config)
-        if isinstance(backbone, str):
-            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(backbone, **(backbone_kwargs or {}))
-            backbone = loaded
-        check_is_whole(backbone)
+        text_reserve = whole("text_reserve", text_reserve)
+        pad_token_id = None if pad_token_id is None else whole("pad_token_id", pad_token_id)
+        backbone = load_backbone(backbone, backbone_kwargs)
         text_size = backbone.get_input_embeddings().weight.shape[0]
         text_capacity = -(-(text_size + text_reserve) // 64) * 64 if senses else text_size
         pan_config = PanConfig(

@@ -34,7 +34,7 @@ from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
 from .simulation_pan import Simulator
 from .state_pan import Actions, Observation, State, action_tensors
-from .validation_pan import check_observation
+from .validation_pan import check_dense, check_observation
 
 if TYPE_CHECKING:
     from .configuration_pan import PanConfig
@@ -452,9 +452,21 @@ def by_actor(config: PanConfig, reward: Tensor | Mapping[str, Tensor] | None) ->
         if set(reward) != set(actors):
             raise ValueError(f"`reward` must be by actor for {actors}, got {sorted(reward)}.")
         return torch.stack([reward[name] for name in actors], -1)
-    if reward is not None and actors and (reward.dim() != 3 or reward.shape[2] != len(actors)):
+    if reward is None:
+        return None
+    reward = _as_numbers("reward", reward)
+    if actors and (reward.dim() != 3 or reward.shape[2] != len(actors)):
         raise ValueError(f"`reward` must be (B, T, {len(actors)}), by actor; got {tuple(reward.shape)}.")
     return reward
+
+
+def _as_numbers(name: str, values: Any) -> Tensor:
+    try:
+        values = torch.as_tensor(values)
+        check_dense(f"`{name}`", values)
+        return values
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be numbers (B, T), got {type(values).__name__}: {error}") from error
 
 
 def _agent_losses(
@@ -519,7 +531,7 @@ def run_objective(model: PanModel, objective: str, inputs: dict, others: Mapping
         ValueError: there is no such objective, the model has no senses, or inputs are missing, unknown (`others`), or
             do not fit one another.
     """
-    if objective not in OBJECTIVES:
+    if not isinstance(objective, str) or objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {objective!r}; expected one of {sorted(OBJECTIVES)}.")
     if objective != "text" and not model.is_world_model:
         raise ValueError(f"Objective {objective!r} trains a world model, and this one has no senses; use 'text'.")
@@ -530,6 +542,7 @@ def run_objective(model: PanModel, objective: str, inputs: dict, others: Mapping
     if unknown := sorted(name for name, value in others.items() if value is not None and name not in PASSED_OVER):
         raise ValueError(f"Objectives take no {unknown}, only {sorted(inputs)}.")
     inputs = inputs | {"reward": by_actor(model.config, inputs["reward"])}
+    inputs["done"] = None if inputs["done"] is None else _as_numbers("done", inputs["done"])
     if objective in ("joint", "switch"):  # what is not raw comes from our own stages
         inputs["action"] = _checked_window(model, given["observation"], given["action"], inputs)
     return OBJECTIVES[objective](model, **inputs)

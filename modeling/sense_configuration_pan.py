@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .validation_pan import MOST_PIXELS, MOST_ROWS, MOST_WIDE, Number, bounded, check_fields, require
+from .validation_pan import MOST_PIXELS, MOST_ROWS, MOST_WIDE, Number, bounded, check_fields, real, require, whole
 
 OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
 ACTION = "action"  # the name of what is done, where that has one part
@@ -363,8 +363,8 @@ class _Vector(CodedPart):
         Raises:
             ValueError: as the class, or an epsilon that is not positive.
         """
-        require(0 < epsilon < math.inf, f"`epsilon` must be positive and finite, got {epsilon}.")
-        require(base is None or base >= 2, f"`base` must be at least 2, got {base}.")
+        epsilon, dim = real("epsilon", epsilon, 0, above=True), whole("dim", dim, 1, MOST_WIDE)
+        base = None if base is None else whole("base", base, 2, MOST_ROWS)
         sense = cls(dim=dim, low=low, high=high)
         span = max(hi - lo for lo, hi in zip(sense.low, sense.high, strict=True))  # type: ignore[arg-type]  # lists by now
         cells = max(2, cells_within(span, epsilon / math.sqrt(dim)))

@@ -37,6 +37,7 @@ from .validation_pan import (
     check_values,
     has_action_shape,
     real,
+    truth,
     whole,
 )
 
@@ -197,6 +198,10 @@ class Simulator:
         """Actions `(B, H, ...)` from a belief on, checked."""
         if not hasattr(belief, "history"):
             raise TypeError(f"`belief` must be a Belief, as `perceive` returns it; got {type(belief).__name__}.")
+        config, state = self.model.config, belief.state
+        if (set(state.codes), set(state.text)) != (set(config.coded_senses), set(config.text_senses)):
+            senses = sorted({**config.coded_senses, **config.text_senses})
+            raise ValueError(f"`belief` is of another model: it has {[*state.codes, *state.text]}, not {senses}.")
         if len(belief) == 0:
             raise ValueError("`belief` has no rows, so nothing follows from it.")
         expected = f"with B = {len(belief)} (the belief's rows; `belief.repeat(n)` takes several plans from one)"
@@ -292,6 +297,7 @@ class Simulator:
         Raises:
             ValueError: as `simulate` and `encode`, or other frames than one after each action.
         """
+        latents = None if latents is None else truth("latents", latents)
         actions = self._plan_of(belief, actions)
         following, predictor, parts = self.model.encode(observations), StepPredictor(self.model), []
         shape, expected = tuple(following.tensors()[0].shape[:2]), (len(belief), actions.shape[1])

@@ -312,7 +312,8 @@ def action_tensor(what: str, described: Part, values, device: torch.device) -> T
         check_dense(what, values)
         if values.dtype == torch.bool:
             raise ValueError(f"{what}: actions are numbers, got {values.dtype} of {tuple(values.shape)}.")
-        return values.to(device)
+        is_index = described.shape == () or not described.is_coded  # a choice, or words
+        return values.to(device, torch.long) if is_index and not values.is_floating_point() else values.to(device)
     names = getattr(described, "names", None) or []
 
     def numbered(value: Any) -> Any:

@@ -53,6 +53,8 @@ def build(
     """
     from transformers import set_seed
 
+    if not isinstance(trajectories, Trajectories):
+        raise ValueError(f"`trajectories` come from load_trajectories, got {type(trajectories).__name__}.")
     options, parts = dict(sense_options or {}), action_parts(trajectories.features)
     names = {*trajectories.observations, *map(action_column, parts)}
     if unknown := sorted(set(options) - names):
@@ -61,7 +63,7 @@ def build(
     if backbone in PRESETS:
         tokenizer = PanTokenizer.train(recorded_texts(trajectories), vocab_size=512)
     else:
-        tokenizer = PanTokenizer.from_backbone(AutoTokenizer.from_pretrained(backbone))
+        tokenizer = _tokenizer_of(backbone)
     senses = {
         name: _sense(name, values, trajectories, tokenizer, options.get(name, {}))
         for name, values in trajectories.observations.items()
@@ -152,3 +154,13 @@ def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer,
         return feature.make_sense(name, values, trajectories.episode, tokenizer, options)
     except TypeError as error:
         raise ValueError(f"Sense {name!r}: {error}.") from error
+
+
+def _tokenizer_of(backbone: str) -> PanTokenizer:
+    try:
+        return PanTokenizer.from_backbone(AutoTokenizer.from_pretrained(backbone))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"`backbone` {backbone!r} is neither one of {sorted(PRESETS)} nor a language model with a tokenizer, by "
+            f"name or folder: {error}"
+        ) from error

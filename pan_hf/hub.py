@@ -54,6 +54,8 @@ def hub_id(path: str | Path, kind: str = "model") -> HfUri | None:
     """
     if isinstance(path, Path):
         return None
+    if not isinstance(path, str):
+        raise ValueError(f"Expected a folder or the name of a {kind} on a Hub, got {path!r:.80}.")
     text = path
     prefix = "datasets/" if kind == "dataset" else ""
     if not text.startswith("hf://"):

@@ -165,7 +165,7 @@ def test_observations_beyond_their_range_are_refused_and_not_clipped():
             torch.full_like(good["touch"], 9.0),
             "Sense 'touch': VectorSense: coordinate 0 goes from -1.0 to 1.0",
         ),
-        ("touch", torch.full_like(good["touch"], torch.nan), "coordinate 0 goes from"),
+        ("touch", torch.full_like(good["touch"], torch.nan), "holds numbers that are not finite"),
         ("camera", torch.full_like(camera, torch.nan), "Sense 'camera': expected floats within -1 to 1"),
         ("camera", 255 * camera, "Sense 'camera': expected floats within -1 to 1"),
         ("camera", good["camera"].int(), "expected uint8, got torch.int32"),

@@ -81,6 +81,9 @@ class PanProcessor(ProcessorMixin):
                 "(PanTokenizer.train)."
             )
         tokenizer = tokenizer if hasattr(tokenizer, "attach") else PanTokenizer.from_backbone(tokenizer)
+        for what, specs in (("senses", senses), ("actions", actions)):
+            if not isinstance(specs or {}, Mapping):
+                raise ValueError(f"{what} must be a dict by name, got {type(specs).__name__}.")
         self.senses = {name: _checked(f"Sense {name!r}", spec, SENSE) for name, spec in (senses or {}).items()}
         parts = {name: _checked(f"Action {name!r}", spec, ACTION) for name, spec in (actions or {}).items()}
         self.action = parts.pop(ACTION, None) if action is None else _checked("The action", action, ACTION)
@@ -197,8 +200,10 @@ class PanProcessor(ProcessorMixin):
         Raises:
             ValueError: whatever does not fit, with what was given, what was expected and what to do.
         """
-        if return_tensors not in ("pt", "np"):
+        if not isinstance(return_tensors, str) or return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}.")
+        if not isinstance(partial, (bool, np.bool_)):
+            raise ValueError(f"partial must be True or False, got {partial!r}.")
         if observation is None and action is None and text is None:
             raise ValueError("Nothing to process: give at least one of observation, action and text.")
         arrays: dict = {}
@@ -209,8 +214,17 @@ class PanProcessor(ProcessorMixin):
         _check_lengths(arrays, {name: self._reader(name) for name in self.senses})
         settings = _text_settings(text, text_settings)
         if text is not None:
-            arrays |= self.tokenizer(text if isinstance(text, list) else [text], **settings, return_tensors="np")
+            arrays |= self._read_text(text, settings)
         return PanBatch(_convert(arrays, torch.tensor if return_tensors == "pt" else np.array))
+
+    def _read_text(self, text, settings: dict) -> dict[str, np.ndarray]:
+        texts = text if isinstance(text, list) else [text]
+        if not texts or not all(isinstance(item, str) for item in texts):
+            raise ValueError(f"text must be a string or a list of strings, got {text!r:.80}.")
+        try:
+            return self.tokenizer(texts, **settings, return_tensors="np")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"The tokenizer does not read text {text!r:.80} with {settings}: {error}") from error
 
     def read_columns(self, columns: Mapping) -> dict[str, Any]:
         """Columns of a recording as a call gives them, all rows at once, without axes of batch and time.
@@ -227,9 +241,7 @@ class PanProcessor(ProcessorMixin):
         Raises:
             ValueError: as for a call.
         """
-        unknown = [name for name in columns if name not in self.senses and name != ACTION]
-        if unknown:
-            raise ValueError(f"Unknown senses {', '.join(unknown)}; known: {', '.join(self.senses) or 'none'}.")
+        self._check_names("columns", columns, {*self.senses, ACTION})
         rows: dict[str, Any] = {}
         for name, values in columns.items():
             if name == ACTION:
@@ -237,12 +249,14 @@ class PanProcessor(ProcessorMixin):
                 continue
             reader = self._reader(name)
             array = reader.read(values)
+            if not reader.is_constant and len(array) > 1:
+                raise ValueError(f"{name}: a column has no batch, got one of {len(array)} rows.")
             rows[name] = torch.from_numpy(array if reader.is_constant else array[0])
         return rows
 
     def _read_observation(self, observation, partial: bool) -> dict[str, np.ndarray]:
         senses = ", ".join(self.senses) or "none"
-        if not isinstance(observation, Mapping):
+        if not isinstance(observation, Mapping) or not all(isinstance(name, str) for name in observation):
             raise ValueError(
                 f"observation must be a dict with one entry a sense ({senses}), got {type(observation).__name__}."
             )
@@ -306,12 +320,21 @@ class PanProcessor(ProcessorMixin):
         Raises:
             ValueError: an unknown sense or output type.
         """
-        if output_type not in ("np", "pil"):
+        if not isinstance(output_type, str) or output_type not in ("np", "pil"):
             raise ValueError(f"output_type must be 'np' or 'pil', got {output_type!r}.")
-        unknown = [name for name in observation if name not in self.senses]
-        if unknown:
-            raise ValueError(f"Unknown senses {', '.join(unknown)}; known: {', '.join(self.senses) or 'none'}.")
-        return {name: self._reader(name).write(as_array(value), output_type) for name, value in observation.items()}
+        self._check_names("observation", observation, self.senses)
+        return {
+            name: self._reader(name).write(as_array(value, name), output_type) for name, value in observation.items()
+        }
+
+    def _check_names(self, what: str, values, names) -> None:
+        """Raises ValueError unless values are a mapping by some of the names."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{what} must be a dict by sense, got {type(values).__name__}.")
+        unknown = [str(name) for name in values if name not in names]
+        if unknown or not values:
+            given = f"Unknown senses {', '.join(unknown)}" if unknown else f"{what} is empty"
+            raise ValueError(f"{given}; known: {', '.join(self.senses) or 'none'}.")
 
     def decode_action(self, action):
         """Actions as `perceive` and `simulate` take them, for an environment: an array, or (lists of) `str`; by name
@@ -319,7 +342,7 @@ class PanProcessor(ProcessorMixin):
         readers = self._action_readers()
         if not readers:
             raise ValueError("This processor was built without an action.")
-        return _by_part(readers, action, lambda reader, value: reader.write(as_array(value), "np"))
+        return _by_part(readers, action, lambda reader, value: reader.write(as_array(value, reader.name), "np"))
 
     def attach(self, model) -> None:
         """Lets `model` (a [`PanModel`]) grow: from now on its new tokens are written into this processor's ledger.
@@ -330,6 +353,8 @@ class PanProcessor(ProcessorMixin):
     def check_model(self, model) -> None:
         """Raises ValueError, saying what differs, unless this processor belongs to `model` (a [`PanModel`])."""
         differences = []
+        if not hasattr(model, "config"):
+            raise ValueError(f"Expected a model, a PanModel, got {model!r:.80}.")
         digest = getattr(model.config, "vocabulary_digest", None)
         if digest != self.vocabulary_digest:
             attached = getattr(model, "processor", None)
@@ -353,7 +378,10 @@ class PanProcessor(ProcessorMixin):
 
 def _checked(what: str, spec, role: str) -> dict:
     """`spec` as a dict of a known kind with the keys that its reader needs."""
-    spec = dict(_as_dict(spec))
+    spec = _as_dict(spec)
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{what} must be a dict, what its `to_dict()` gives, got {spec!r:.80}.")
+    spec = dict(spec)
     kind, kinds = spec.get("kind"), [kind for kind, reader in READERS.items() if role in reader.roles]
     if kind not in kinds:
         raise ValueError(
@@ -440,6 +468,11 @@ def _check_lengths(arrays: dict, readers: Mapping) -> None:
         raise ValueError(f"Batch sizes differ: {sizes}. Give every sense (and the action) the same batch.")
     if len(set(steps.values())) > 1:
         raise ValueError(f"Numbers of frames differ: {steps}. Give every sense the same number of time steps.")
+    counts = {name: array.shape[1] for name, array in parts.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"Numbers of actions differ: {counts}. Give every part of the action the same number of steps."
+        )
     for array in parts.values() if steps else ():
         frames, actions = next(iter(steps.values())), array.shape[1]
         if actions != frames - 1:
@@ -460,7 +493,7 @@ def _by_part(readers: dict, action, function):
     if set(readers) == {ACTION} and not isinstance(action, Mapping):
         return function(readers[ACTION], action)
     if not isinstance(action, Mapping) or set(action) != set(readers):
-        parts = sorted(action) if isinstance(action, Mapping) else type(action).__name__
+        parts = sorted(map(str, action)) if isinstance(action, Mapping) else type(action).__name__
         raise ValueError(f"action must be a dict with the parts {', '.join(readers)}, got {parts}.")
     values = {name: function(reader, action[name]) for name, reader in readers.items()}
     return values[ACTION] if set(values) == {ACTION} else values

@@ -148,6 +148,11 @@ class ImageReader(Reader):
         return np.zeros((*leading, *self.channels_first), np.uint8)
 
     def write(self, array: np.ndarray, output_type: str):
+        if array.shape[-3:] != self.channels_first or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self.name}: expected frames (..., *{self.channels_first}) of whole numbers, got {array.dtype} of "
+                f"shape {array.shape}."
+            )
         frames = np.ascontiguousarray(np.moveaxis(array, -3, -1))
         if output_type == "np":
             return frames
@@ -180,6 +185,12 @@ class VectorReader(Reader):
     def blank(self, leading: tuple[int, ...]) -> np.ndarray:
         return np.zeros((*leading, self.spec["dim"]), np.float32)
 
+    def write(self, array: np.ndarray, output_type: str):
+        if array.shape[-1:] != (self.spec["dim"],) or array.dtype.kind not in "iuf":
+            expected = f"numbers (..., {self.spec['dim']})"
+            raise ValueError(f"{self.name}: expected {expected}, got {array.dtype} of shape {array.shape}.")
+        return array
+
 
 class DiscreteReader(Reader):
     """One of several actions, by its number, or by its name where the actions have names."""
@@ -201,6 +212,14 @@ class DiscreteReader(Reader):
         if wrong.size:
             raise ValueError(f"{name}: expected integers in 0..{count - 1}, got {int(wrong.flat[0])}.")
         return with_batch_and_time(name, array.astype(np.int64), 0)
+
+    def write(self, array: np.ndarray, output_type: str):
+        count = self.spec["num_actions"]
+        if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < count):
+            raise ValueError(
+                f"{self.name}: expected integers in 0..{count - 1}, got {array.dtype} of shape {array.shape}."
+            )
+        return array
 
     def _numbers(self, words: np.ndarray) -> np.ndarray:
         names = self.spec.get("names")
@@ -260,7 +279,14 @@ class TextReader(Reader):
         return np.full((*leading, self.spec["max_length"]), self.tokenizer.pad_token_id, np.int64)
 
     def write(self, array: np.ndarray, output_type: str):
-        return _nest(array, 1, self._text)
+        if array.ndim < 1 or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self.name}: expected ids of words (..., length), got {array.dtype} of shape {array.shape}."
+            )
+        try:
+            return _nest(array, 1, self._text)
+        except (ValueError, OverflowError, IndexError) as error:
+            raise ValueError(f"{self.name}: expected ids of words, got up to {array.max()}: {error}") from error
 
     def _text(self, ids: np.ndarray) -> str:
         padding = np.flatnonzero((ids == self.tokenizer.pad_token_id) | (ids < 0))  # below 0: absent
@@ -297,6 +323,9 @@ def as_numbers(name: str, value) -> np.ndarray:
 def as_array(value, name: str = "value") -> np.ndarray:
     """Arrays, tensors, numbers and nested lists of them as one array. Raises ValueError for several shapes."""
     if isinstance(value, torch.Tensor):
+        if value.is_meta or value.layout != torch.strided:
+            kind = "a tensor without values (meta)" if value.is_meta else str(value.layout)
+            raise ValueError(f"{name}: expected a dense tensor, got {kind} of shape {tuple(value.shape)}.")
         value = value.detach().cpu()
         return (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, (list, tuple)) and value:

@@ -213,7 +213,13 @@ class PanTokenizer(PreTrainedTokenizerFast):
     # -- reading and writing codes
 
     def text_ids(self, texts: list[str]) -> list[list[int]]:
-        """Word ids of texts that came from outside: no special tokens around them, and `<camera.0:17>` stays words."""
+        """Word ids of texts that came from outside: no special tokens around them, and `<camera.0:17>` stays words.
+        Raises ValueError for what is no text."""
+        for text in texts:
+            try:
+                text.encode()
+            except (AttributeError, UnicodeEncodeError) as error:
+                raise ValueError(f"Expected a text that UTF-8 can write, got {text!r:.80} ({error}).") from error
         return super()._encode_plus(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def _encode_plus(self, text, text_pair=None, **kwargs):

@@ -27,6 +27,8 @@ from pan_hf.agents.plan import Contradicted, Plan, check_whole, compared_keys
 from pan_hf.features import feature_class
 from pan_hf.modeling.sense_configuration_pan import ACTION, OUTSIDE
 from pan_hf.modeling.state_pan import Actions, State
+from pan_hf.modeling.step_pan import as_seed
+from pan_hf.modeling.validation_pan import real
 
 REPLAN = ("on_surprise", "always", "at_end")
 
@@ -82,8 +84,11 @@ class PanAgent:
     def __init__(self, model, processor, critic, planner, replan="on_surprise", seed: int = 0, patience: int = 2):
         if replan not in REPLAN:
             raise ValueError(f"`replan` must be one of {REPLAN}, got {replan!r}.")
-        if not callable(getattr(planner, "plan", None)):
+        if not callable(getattr(planner, "plan", None)) or isinstance(planner, type):
             raise ValueError(f"A planner has a method `plan`, as CEM() does; got {planner!r}.")
+        if not hasattr(model, "config"):
+            raise ValueError(f"`model` must be a world model, as `load` gives it; got {model!r:.60}.")
+        seed = 0 if seed is None else as_seed(seed)
         self.model, self.processor, self.critic, self.planner = model, processor, as_critic(critic), planner
         self.replan, self.seed, self.patience = replan, seed, patience
         check_whole(self, "patience")
@@ -99,13 +104,16 @@ class PanAgent:
             task (`str`, *optional*): given to the text senses that the observations leave out.
             seed (`int`, *optional*): of the planner's draws from here on; the agent's own if not given.
         """
+        if task is not None and not isinstance(task, str):
+            raise ValueError(f"`task` must be a text or None, got {task!r}.")
+        seed = self.seed if seed is None else as_seed(seed)
         steps = self.model.config.context_steps
         self.task = task
         self.observations: deque = deque(maxlen=steps)
         self.actions: deque = deque(maxlen=steps - 1)
         self.statistics = AgentStatistics()
         self.plan: Plan | None = None
-        self.generator = torch.Generator().manual_seed(self.seed if seed is None else int(seed))
+        self.generator = torch.Generator().manual_seed(seed)
         self._position = 0  # actions of the plan that were taken
         self._last: tuple[bytes, int] | None = None  # (key of the state, number) of the last discrete action
         self._predicted: bytes | None = None
@@ -134,6 +142,7 @@ class PanAgent:
             ValueError: a sense of the model is missing from the observation, or does not fit it; a mask that allows
                 nothing; or as the planner and the critic do.
         """
+        reward = None if reward is None else real("reward", reward)
         start = time.perf_counter()
         with self._unchanged_by_failure():
             seen = self.senses_of(observation)

@@ -5,7 +5,7 @@ Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinate
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from pan_hf.agents.plan import check_number
 from pan_hf.features import feature_class
 from pan_hf.modeling.state_pan import Actions
+from pan_hf.modeling.validation_pan import strings
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,9 @@ class GoalCritic(Critic):
         Raises:
             ValueError: `senses` names one that the model or the observation lacks, or none is left to compare.
         """
+        senses = None if senses is None else strings("senses", senses)
+        if not isinstance(observation, Mapping):
+            raise ValueError(f"`observation` must be a dict by sense, got {type(observation).__name__}.")
         shown = {name: value for name, value in observation.items() if name in model.config.coded_senses}
         if unknown := sorted(set(senses or ()) - set(shown)):
             raise ValueError(f"A goal can be about {sorted(shown)} of this observation, got `senses` {unknown}.")
@@ -184,8 +188,16 @@ class FunctionCritic(Critic):
     threshold: float = float("inf")
     function: Callable = field(kw_only=True)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not callable(self.function):
+            raise ValueError(f"FunctionCritic: `function` must be callable with futures, got {self.function!r}.")
+
     def score(self, futures) -> torch.Tensor:
-        return self.function(futures)
+        try:
+            return self.function(futures)
+        except TypeError as error:
+            raise ValueError(f"The critic's function {self.function!r} failed on futures: {error}") from error
 
 
 def as_critic(critic) -> Critic:

@@ -72,6 +72,9 @@ class GraphSearch:
             check_whole(self, "key_levels")
         if self.actions is not None:
             chosen = (self.actions,) if isinstance(self.actions, int | str) else tuple(self.actions)
+            wrong = [action for action in chosen if not isinstance(action, str) and not hasattr(action, "__index__")]
+            if wrong or not chosen:
+                raise ValueError(f"GraphSearch: `actions` must be numbers or names of actions, got {self.actions!r}.")
             object.__setattr__(self, "actions", chosen)
 
     @torch.no_grad()
@@ -100,7 +103,7 @@ class GraphSearch:
             ValueError: a belief of more than one row, an action that is not discrete, `actions` it has not, a critic
                 whose scores are not numbers, or a mask that allows nothing.
         """
-        check_one_row(belief)
+        check_one_row(belief, generator)
         parts = ActionParts(world.config)
         if not parts.is_discrete:
             kinds = [part.kind for part in parts.parts.values()]

@@ -114,6 +114,11 @@ def check_number(owner: Any, name: str, low: float, high: float = math.inf, abov
         raise ValueError(f"{type(owner).__name__}: `{name}` must be a finite number {expected}, got {value!r}.")
 
 
-def check_one_row(belief) -> None:
+def check_one_row(belief, generator=None) -> None:
+    """Raises ValueError where a plan cannot start from a belief, or is drawn by what is no generator of torch."""
+    if not hasattr(belief, "select"):
+        raise ValueError(f"`belief` must be a Belief, as `perceive` returns it, got {type(belief).__name__}.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"`generator` must be a torch.Generator on the CPU or None, got {generator!r}.")
     if len(belief) != 1:
         raise ValueError(f"A plan starts from one belief; got {len(belief)} rows. Use `belief.select` to pick one.")

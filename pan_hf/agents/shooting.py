@@ -127,7 +127,7 @@ class RandomShooting(_Shooting):
                 scores are not numbers, or a mask that allows nothing.
         """
         start, critic, parts = time.perf_counter(), as_critic(critic), ActionParts(world.config)
-        check_one_row(belief)
+        check_one_row(belief, generator)
         masks, shape = parts.check_masks(mask), (self.num_samples, self.horizon)
         actions = parts.join({name: part.random(shape, generator) for name, part in parts.parts.items()})
         _redraw_forbidden(parts.split(actions), masks, generator)
@@ -186,7 +186,7 @@ class CEM(_Shooting):
     ) -> Plan:
         """The best sequence seen in any iteration. Arguments and errors as for [`RandomShooting.plan`]."""
         start, critic, parts = time.perf_counter(), as_critic(critic), ActionParts(world.config)
-        check_one_row(belief)
+        check_one_row(belief, generator)
         masks, num_elites = parts.check_masks(mask), max(1, round(self.elite_fraction * self.num_samples))
         proposals = {name: _proposal(part, self.horizon, self.initial_std) for name, part in parts.parts.items()}
         plans, spent = [], 0

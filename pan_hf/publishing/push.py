@@ -334,7 +334,10 @@ def _prepare(repo_id: str, kind: str, private: bool, revision: str | None):
     Raises:
         ValueError: a name that no repository can have, or what is to be private is public already.
     """
-    validate_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"`repo_id` {repo_id!r} is no name of a repository, such as user/name: {error}") from error
     api = HfApi()
     api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
     if revision is not None:

@@ -45,7 +45,7 @@ SETTINGS = [
 ]
 EFFORTS = ["everything", "", "price=x", "price=nan", "cost=3", "camera.9", "price=1,cap=1", "task=none"]
 PLANNERS = ["cme", "", "cem?horizons=3", "cem?horizon=0", "cem?horizon=x", "cem?", "cem?horizon", "os:system"]
-WORLD = ["Missing-v0", "", "missing_module:Env-v0", "TestPanBoard-v9", "os:system", "CartPole"]
+WORLD = ["Missing-v0", "", "missing_module:Env-v0", "TestPanBoard-v9", "os:system"]
 
 # by command: words that are right, whether they run in a moment, and what is wrong for each flag
 COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
@@ -215,7 +215,7 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "--reward-threshold": ["x", "nan", ""],
         },
     ),
-    "pool": ("pool mine mine --output new", False, {"": FOLDER, "--output": ["file.txt/new", "/proc/none"]}),
+    "pool": ("pool mine mine --output new", False, {"": FOLDER}),
     "report": ("report --run mine", False, {"--run": ["missing", "file.txt", "/proc/none", ""]}),
     "push": (
         "push --repo user/name --run mine",

@@ -41,7 +41,9 @@ def processor_call(world: World, number: int) -> Call:
 
 @target("PanProcessor.__call__, actions alone", weight=4)
 def processor_actions(world: World, number: int) -> Call:
-    return Call(world.processor, {"action": raw_action(world, 1 + number, number)}, state=model_state(world))
+    return Call(
+        world.processor, {"action": raw_action(world, 1 + number, number, is_alone=True)}, state=model_state(world)
+    )
 
 
 @target("PanProcessor.__call__, text", ("discrete",))
@@ -302,14 +304,3 @@ def forward(world: World, number: int) -> Call:
         return world.model(**given).loss
 
     return Call(run, arguments, state=model_state(world))
-
-
-@target("PanModel.forward, words", ("discrete",), weight=1)
-def forward_words(world: World, number: int) -> Call:
-    ids = torch.tensor([[5, 6, 7]])
-    made = v.given(free=[ids.numpy(), ids.tolist()], wrong=[ids + 10**6, ids - 99, None, "go", ids.float()])
-    return Call(
-        lambda input_ids: world.model(input_ids=input_ids).logits,
-        {"input_ids": (ids, v.listed("input_ids", made))},
-        state=model_state(world),
-    )

@@ -173,6 +173,9 @@ def difference(one: Any, other: Any) -> str:
 
 def _is_equal(one: Any, other: Any) -> bool:
     """Of numbers and texts, one of which may be an array of one number; not a number equals itself."""
+    if isinstance(one, np.ndarray | Number) and isinstance(other, np.ndarray | Number) and not isinstance(one, bool):
+        one, other = (np.asarray(value, complex) for value in (one, other))
+        return one.shape == other.shape and np.allclose(one, other, rtol=TOLERANCE, equal_nan=True)
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return np.shape(one) == np.shape(other) and np.array_equal(one, other)
     return one == other or (one != one and other != other)

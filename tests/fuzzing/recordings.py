@@ -264,7 +264,7 @@ def dataset_imported(world: World, number: int) -> Call:
                 "action",
                 "episode",
                 "missing",
-                "library.py",
+                "recordings.py",
             ),
         ),
         "output": output,
@@ -298,7 +298,10 @@ def _importer(name: str, module: str):
             wrong=[None, 3, np.zeros((4, 4)), [empty], empty / "missing", Path(__file__), "\x00", board().data, ""]
         )
         arguments = {
-            "data": (empty, v.listed("data", made, str(empty), "missing", "library.py", "folder", "data set", "fuzz")),
+            "data": (
+                empty,
+                v.listed("data", made, str(empty), "missing", "recordings.py", "folder", "data set", "fuzz"),
+            ),
             "output": output,
             "progress": (False, []),
         }
@@ -426,7 +429,7 @@ def pipeline(world: World, number: int) -> Call:
 
     pipe = world.kept_as("pipeline", make)
     observation, changes = raw_observation(world, 1, number)
-    actions, others = raw_action(world, 2, number)
+    actions, others = raw_action(world, 2, number, is_alone=True)
     arguments = {
         "observation": (observation, changes),
         "actions": (actions, others),

@@ -106,16 +106,22 @@ def raw_observation(world: World, steps: int, number: int, name: str = "observat
     for sense, value in seen.items():
         kind = world.model.config.senses[sense].kind
         made[sense] = v.words(value) if kind == "text" else v.array(value, kind, value.ndim - 1)
+        made[sense] = [(what, FREE if what == "of two rows" else expects, make) for what, expects, make in made[sense]]
         made[sense] += v.given(free=[None, [None] * steps])
-    return seen, v.entries(name, seen, made, next(iter(seen)) + "s")
+    return seen, v.entries(name, seen, made, next(iter(seen)) + "s", may_lack=True)
 
 
-def raw_action(world: World, steps: int, number: int) -> tuple[Any, Changes]:
+def raw_action(world: World, steps: int, number: int, is_alone: bool = False) -> tuple[Any, Changes]:
+    """Args: is_alone, without an observation whose rows and steps they must fit."""
     done = world.raw_actions(steps, number)
+    parts = done if isinstance(done, dict) else {"action": done}
+    made = {name: _raw_part(world, name, value) for name, value in parts.items()}
+    if is_alone:
+        free = {"of two rows", "empty", "an empty list"} if len(parts) == 1 else set()
+        made = {name: [(w, FREE if w in free else e, m) for w, e, m in several] for name, several in made.items()}
     if isinstance(done, dict):
-        made = {name: _raw_part(world, name, value) for name, value in done.items()}
         return done, v.entries("action", done, made, "moves")
-    return done, v.listed("action", _raw_part(world, "action", done))
+    return done, v.listed("action", made["action"])
 
 
 def _raw_part(world: World, name: str, value: Any) -> list:
@@ -141,7 +147,7 @@ def seen(
         if described.is_constant and not needs_prefix:  # it stands before the first state, and is passed over here
             made[sense] = [(what, FREE, make) for what, _, make in made[sense]]
     given = dict(sorted(given.items(), key=lambda item: item[0] == "mission"))  # a sense that changes comes first
-    changes = v.entries(name, given, made, next(iter(given)) + "s")
+    changes = v.entries(name, given, made, next(iter(given)) + "s", may_lack=any_rows)
     first = next(sense for sense in given if not world.model.config.senses[sense].is_constant)
     mask = torch.ones(rows, steps, dtype=torch.bool)
     masks = v.given(
