@@ -492,6 +492,16 @@ def test_a_recording_without_a_configured_sense_is_refused(world, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rewards_beyond_the_model_s_bound_are_refused_and_not_clipped(streaming, world, tmp_path):
+    copied = shutil.copytree(world.model, tmp_path / "model")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"reward_bound": 0.5}))
+    with pytest.raises(ValueError, match="rewards as large as 1; the model was built for rewards within .* 0.5"):
+        run_stage(world, "dynamics", tmp_path / "stage", model=str(copied), streaming=streaming)
+    assert not (tmp_path / "stage").exists()
+
+
 def test_a_processor_of_another_model_is_refused_before_training(world, tmp_path):
     copied = shutil.copytree(world.model, tmp_path / "model")
     config = json.loads((copied / "config.json").read_text())

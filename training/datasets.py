@@ -18,6 +18,7 @@ from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.features import feature_of
 from pan_hf.hub import on_disk
+from pan_hf.modeling.heads_pan import check_rewards
 from pan_hf.modeling.state_pan import Actions, as_action
 from pan_hf.training.arguments import last_checkpoint
 from pan_hf.training.rollouts import make_rollouts
@@ -67,7 +68,7 @@ def make_stage_data(
 
     Raises:
         FileNotFoundError: there is no recording.
-        ValueError: it does not fit the model, or has too few episodes to hold some out.
+        ValueError: it does not fit the model, its rewards among others, or has too few episodes to hold some out.
     """
     if args.streaming:
         args.data = str(on_disk(args.data, "dataset", only=("meta/*", "data/train/*")))
@@ -79,6 +80,8 @@ def make_stage_data(
         logger.warning(f"Stage {stage.name!r} reads {len(chosen)} episodes, drawn at random, into memory.")
         trajectories = load_trajectories(args.data, "train", episodes=chosen)
     trajectories = trajectories or load_trajectories(args.data, "train")
+    for rewards in (trajectories.rewards, *trajectories.actor_rewards.values()):
+        check_rewards(rewards, model.config.reward_bound)
     in_memory = list(zip(trajectories.fingerprints, trajectories.environments, strict=True))
     trained, kept = trajectories, None
     if args.eval_fraction:

@@ -14,7 +14,6 @@ from torch.utils.data import Sampler
 
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.data.windows import read_rows
-from pan_hf.modeling.heads_pan import check_rewards
 from pan_hf.modeling.state_pan import ABSENT
 from pan_hf.training.code_cache import encode_once
 from pan_hf.training.windows import Windows
@@ -23,7 +22,6 @@ from pan_hf.training.windows import Windows
 def make_encoded(model, processor, trajectories, args=None, stats=None):
     """Windows of codes, encoded once by the senses as they are."""
     tensors, actions = read_rows(trajectories, processor)
-    check_rewards(trajectories.all_rewards(), model.config.reward_bound)
     encoded = encode_once(model, tensors, trajectories, None if args is None else args.encoded)
     constant = set(model.config.prefix_senses)
     encoded = _without_absent(encoded, tensors)

@@ -82,10 +82,13 @@ def dataset_stats(model, processor, root: str | Path, episodes: list[int], seed:
     trajectories = load_trajectories(root, "train", episodes=chosen.tolist())
     tensors, _ = read_rows(trajectories, processor)
     steps, files = model.config.context_steps, episode_files(Path(root), "train")
-    outcomes = [pq.read_table(files[number], columns=["next.reward", "next.done"]) for number in episodes]
+    of_actors = [f"next.reward.{name}" for name in model.config.actors or ()]
+    columns = ["next.reward", "next.done", *of_actors]
+    outcomes = [pq.read_table(files[number], columns=columns) for number in episodes]
+    for outcome, column in itertools.product(outcomes, ["next.reward", *of_actors]):
+        check_rewards(outcome[column].to_numpy(), model.config.reward_bound)
     rewards = [torch.from_numpy(one["next.reward"].to_numpy().copy()) for one in outcomes]
     dones = [torch.from_numpy(one["next.done"].to_numpy().astype(np.float32)) for one in outcomes]
-    check_rewards(torch.cat(rewards), model.config.reward_bound)
     usual = float(torch.cat(rewards).median())
     # the last row of an episode has an empty action, so a window never reaches it
     pairs = [(r[:-1].unfold(0, steps, 1), d[:-1].unfold(0, steps, 1)) for r, d in zip(rewards, dones, strict=True)
