@@ -191,7 +191,10 @@ class Simulator:
                 low, high, size = part.min().item(), part.max().item(), self.model.config.vocab_size
                 if part.is_floating_point() or low < 0 or high >= size:
                     raise ValueError(f"{names[name]} must be ids of words, from 0 to {size - 1}; got {low} to {high}.")
-            described[name].check_values(part)
+            try:
+                described[name].check_values(part)
+            except ValueError as error:
+                raise ValueError(f"{names[name]}: {error}") from error
         return tensors[ACTION] if set(parts) == {ACTION} else Actions(tensors)
 
     def _plan_of(self, belief: Belief, actions: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:

@@ -269,7 +269,19 @@ def _annotation(hint: Any, flag: str | None) -> Any:
         return None
     metavar = None if mapping is None else PART_FIELD if get_args(mapping)[1:] == (dict,) else FIELD
     name = None if flag is None else f"--{flag.replace('_', '-')}"
-    return Annotated[taken | None if NoneType in kinds else taken, Parameter(name=name, metavar=metavar), *extras]
+    convert = _whole_numbers if taken in (int, list[int]) else None  # cyclopts would cut 2.5 to 2
+    parameter = Parameter(name=name, metavar=metavar, converter=convert)
+    return Annotated[taken | None if NoneType in kinds else taken, parameter, *extras]
+
+
+def _whole_numbers(kind: Any, tokens: Sequence[Token]) -> Any:
+    """What was typed, as an int or a list of them. Raises ValueError for anything else."""
+    numbers = []
+    for token in tokens:
+        if not re.fullmatch(r"[+-]?[0-9]+", token.value):
+            raise ValueError(f"{token.keyword} takes a whole number, got {token.value!r}.")
+        numbers.append(int(token.value))
+    return numbers if any(get_origin(each) is list for each in _kinds(kind)[0]) else numbers[-1]
 
 
 def _kinds(hint: Any) -> tuple[list, tuple]:

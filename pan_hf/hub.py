@@ -56,6 +56,8 @@ def hub_id(path: str | Path, kind: str = "model") -> HfUri | None:
         return None
     if not isinstance(path, str):
         raise ValueError(f"Expected a folder or the name of a {kind} on a Hub, got {path!r:.80}.")
+    if "\0" in path:
+        raise ValueError(f"No folder and no {kind} on a Hub has a null byte in its name, got {path!r:.80}.")
     text = path
     prefix = "datasets/" if kind == "dataset" else ""
     if not text.startswith("hf://"):

@@ -74,11 +74,13 @@ def quickstart(
     """
     from pan_hf.data.record import record
     from pan_hf.evaluation.evaluate import evaluate
+    from pan_hf.modeling.validation_pan import real
     from pan_hf.publishing.card import write_card
     from pan_hf.reporting.report import write_report
     from pan_hf.training.pipeline import train
 
     run, budget = Path(run), budget or Budget()
+    real("seconds", budget.seconds, 0, above=True)
     environments = [EMPTY, FOUR_ROOMS, DOOR_KEY]
     with stage_timer(run / "timing.json", "record", seeds=[seed], resume=(run / "data").exists()):
         record(

@@ -240,6 +240,8 @@ class StageArguments(TrainingArguments):
             raise ValueError(
                 "Early stopping and pictures of rollouts need episodes held out; give `eval_fraction`, e.g. 0.1."
             )
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"`learning_rate` must be at least 0, got {self.learning_rate}.")
         self.check_least(eval_windows=1, early_stopping_patience=1, stream_buffer=1, rollout_every=0)
         if self.streaming and self.dataloader_num_workers:
             raise ValueError("A stream is read where its place is known; leave `dataloader_num_workers` at 0.")

@@ -21,6 +21,7 @@ from pan_hf.data.info import check_fits
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.hub import address
 from pan_hf.modeling import PanConfig, PanModel
+from pan_hf.modeling.validation_pan import real, whole
 from pan_hf.tokenization import PanProcessor
 from pan_hf.training.align import DYNAMICS
 from pan_hf.training.arguments import Stage, StageArguments
@@ -129,7 +130,10 @@ def finetune(
         ValueError: the recording does not fit the model, an unknown adapter, a run that was begun with other settings
             or that would overwrite what it starts from. Nothing has been written then.
     """
-    run = Path(run)
+    run, seed = Path(run), whole("seed", seed)
+    seconds = real("seconds", seconds, 0, above=True)
+    max_steps = max_steps if max_steps is None else whole("max_steps", max_steps, 1)
+    learning_rate = learning_rate if learning_rate is None else real("learning_rate", learning_rate, 0, above=True)
     source, recording = find_start(run, start), recording_folder(run / "data" if data is None else data)
     config, processor = PanConfig.from_pretrained(source), PanProcessor.from_pretrained(source)
     check_fits(config, processor, load_trajectories(recording, "train"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -89,6 +90,7 @@ def keeping_settings(path: Path, settings: dict, begun: Path) -> Iterator[None]:
         ValueError: other settings stand in `path`.
     """
     is_new = not path.exists()
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     if is_new:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(settings, indent=1))
@@ -104,6 +106,9 @@ def keeping_settings(path: Path, settings: dict, begun: Path) -> Iterator[None]:
     except BaseException:
         if is_new and not begun.exists():
             path.unlink()
+            for folder in made:
+                with contextlib.suppress(OSError):  # something else stands in it
+                    folder.rmdir()
         raise
 
 

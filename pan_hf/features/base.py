@@ -311,7 +311,10 @@ class Feature:
         `(1, T, ...)`, of a text that holds for the whole episode the last one."""
         if any(value is None for value in values):
             return [list(values)]  # absent at some steps, which the processor reads off the list
-        return np.stack([np.asarray(value) for value in values])[None]
+        arrays = [np.asarray(value) for value in values]
+        if len({array.shape for array in arrays}) > 1:
+            raise ValueError(f"Expected steps of one shape, got {', '.join(str(array.shape) for array in arrays)}.")
+        return np.stack(arrays)[None]
 
     def check_sense(self, name: str, sense: Any, values: np.ndarray, processor: PanProcessor) -> None:
         """Raises ValueError where the column `values` does not fit a model's `sense` of this kind."""

@@ -190,11 +190,6 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "--reward-threshold": NUMBER,
         },
     ),
-    "futures": (
-        "futures --run mine --states 1 --samples 2 --true 2 --no-progress",
-        False,
-        {"--run": FOLDER, "--data": FOLDER, "--states": COUNT, "--samples": COUNT, "--true": COUNT, "--env": WORLD},
-    ),
     "plan": (
         "plan --run mine --episodes 1 --max-steps 2 --planner random_shooting?num_samples=2&horizon=1 --no-progress",
         False,
@@ -232,7 +227,9 @@ def _finished() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
     shutil.copytree(board().data, folder / "mine" / "data")
     shutil.copytree(board().model, folder / "mine" / "checkpoint")
-    (folder / "mine" / "checkpoint" / "training_data.json").write_text('{"root": "../data", "fingerprints": []}')
+    (folder / "mine" / "checkpoint" / "training_data.json").write_text(
+        '{"root": "../data", "fingerprints": [], "environments": []}'
+    )
     (folder / "file.txt").write_text("neither yaml: [nor\x00 a checkpoint")
     return folder
 

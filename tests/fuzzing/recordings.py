@@ -269,7 +269,6 @@ def dataset_imported(world: World, number: int) -> Call:
         ),
         "output": output,
         "map": ({}, v.listed("map", maps, "palce")),
-        "split": ("train", v.choice("split", "train")[-3:]),
         "image_size": (None, v.count("image_size", 16, optional=True)[7:]),
         "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True)),
         "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 0.5)),
@@ -302,7 +301,7 @@ def _importer(name: str, module: str):
                 empty,
                 v.listed("data", made, str(empty), "missing", "recordings.py", "folder", "data set", "fuzz"),
             ),
-            "output": output,
+            "output": (output[0], []),
             "progress": (False, []),
         }
 
