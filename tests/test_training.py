@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_worlds import all_tensors, board_world, differing
@@ -16,6 +18,7 @@ from transformers import TrainerControl, TrainerState
 
 from pan_hf import PanModel, PanProcessor
 from pan_hf.checkpoints import save_checkpoint
+from pan_hf.data.episodes import episode_files
 from pan_hf.training import (
     align,
     pipeline,
@@ -494,11 +497,15 @@ def test_a_recording_without_a_configured_sense_is_refused(world, tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rewards_beyond_the_model_s_bound_are_refused_and_not_clipped(streaming, world, tmp_path):
-    copied = shutil.copytree(world.model, tmp_path / "model")
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(config | {"reward_bound": 0.5}))
-    with pytest.raises(ValueError, match="rewards as large as 1; the model was built for rewards within .* 0.5"):
-        run_stage(world, "dynamics", tmp_path / "stage", model=str(copied), streaming=streaming)
+    data = shutil.copytree(world.data, tmp_path / "data")
+    path = next(iter(episode_files(data, "train").values()))
+    table = pq.read_table(path)
+    rewards = pa.array([-20.0] + [0.0] * (len(table) - 1), pa.float32())
+    pq.write_table(table.set_column(table.column_names.index("next.reward"), "next.reward", rewards), path)
+    given = {"model": str(world.model), "data": str(data), "output_dir": str(tmp_path / "stage"), "max_steps": 1}
+    args = arguments(STAGES["dynamics"], streaming=streaming, **given, **QUICK)
+    with pytest.raises(ValueError, match="rewards as large as 20; the model was built for rewards within .* 10 "):
+        run(STAGES["dynamics"], args)
     assert not (tmp_path / "stage").exists()
 
 

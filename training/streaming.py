@@ -86,7 +86,7 @@ def dataset_stats(model, processor, root: str | Path, episodes: list[int], seed:
     columns = ["next.reward", "next.done", *of_actors]
     outcomes = [pq.read_table(files[number], columns=columns) for number in episodes]
     for outcome, column in itertools.product(outcomes, ["next.reward", *of_actors]):
-        check_rewards(outcome[column].to_numpy(), model.config.reward_bound)
+        check_rewards(outcome[column].to_numpy().copy(), model.config.reward_bound)
     rewards = [torch.from_numpy(one["next.reward"].to_numpy().copy()) for one in outcomes]
     dones = [torch.from_numpy(one["next.done"].to_numpy().astype(np.float32)) for one in outcomes]
     usual = float(torch.cat(rewards).median())
