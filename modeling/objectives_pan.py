@@ -33,7 +33,7 @@ from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
 from .simulation_pan import Simulator
-from .state_pan import Actions, Observation, State, action_tensors
+from .state_pan import Actions, Observation, State, action_tensors, as_action
 from .validation_pan import check_dense, check_observation
 
 if TYPE_CHECKING:
@@ -545,6 +545,8 @@ def run_objective(model: PanModel, objective: str, inputs: dict, others: Mapping
     inputs["done"] = None if inputs["done"] is None else _as_numbers("done", inputs["done"])
     if objective in ("joint", "switch"):  # what is not raw comes from our own stages
         inputs["action"] = _checked_window(model, given["observation"], given["action"], inputs)
+    else:
+        inputs["action"] = as_action(inputs["action"])
     return OBJECTIVES[objective](model, **inputs)
 
 

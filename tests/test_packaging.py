@@ -317,7 +317,7 @@ USES = {
         "yaml",
         "cli",
     ),
-    "import pan_hf.reporting.figures": ("matplotlib", "report"),
+    "import pan_hf.reporting.figures": ("jinja2", "report"),
     "sys.modules.pop('matplotlib'); import pan_hf.reporting.report": ("jinja2", "report"),
     "sys.modules['psutil'] = None; import pan_hf.reporting.timing": ("psutil", "report"),
     "from pan_hf.metrics import ssim; ssim(*[pan_hf.metrics.torch.zeros(1, 3, 16, 16)] * 2)": (
