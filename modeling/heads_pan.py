@@ -37,12 +37,13 @@ def reward_bins(bound: float, device=None) -> Tensor:
 
 
 def reward_bound(rewards: ArrayLike) -> float:
-    """The bound of a head for a recording with these rewards: a tenth beyond the largest, and at least `LEAST_BOUND`.
+    """The bound of a head for a recording with these rewards: twice the largest, and at least `LEAST_BOUND`.
+    Bins are spaced by symlog, so that the room costs little, and the next recording often holds a larger reward.
 
     Raises:
         ValueError: a reward is not finite.
     """
-    return max(LEAST_BOUND, 1.1 * _largest(rewards))
+    return max(LEAST_BOUND, 2 * _largest(rewards))
 
 
 def check_rewards(rewards: ArrayLike, bound: float) -> None:
@@ -53,7 +54,7 @@ def check_rewards(rewards: ArrayLike, bound: float) -> None:
         raise ValueError(
             f"The recording has rewards as large as {largest:.6g}; the model was built for rewards within plus and "
             f"minus {bound:.6g} (`reward_bound`), and would take all beyond for that. Divide the rewards, or build "
-            f"the model with reward_bound={1.1 * largest:.4g}."
+            f"the model with reward_bound={2 * largest:.4g}."
         )
 
 
