@@ -317,9 +317,15 @@ USES = {
         "yaml",
         "cli",
     ),
-    "import pan_hf.reporting.figures": ("jinja2", "report"),
-    "sys.modules.pop('matplotlib'); import pan_hf.reporting.report": ("jinja2", "report"),
-    "sys.modules['psutil'] = None; import pan_hf.reporting.timing": ("psutil", "report"),
+    "import pan_hf.reporting.report": ("jinja2", "report"),
+    "[sys.modules.pop(name) for name in ('jinja2', 'markupsafe')]; import pan_hf.reporting.figures": (
+        "matplotlib",
+        "report",
+    ),
+    "sys.modules.pop('matplotlib'); sys.modules['psutil'] = None; import pan_hf.reporting.timing": (
+        "psutil",
+        "report",
+    ),
     "from pan_hf.metrics import ssim; ssim(*[pan_hf.metrics.torch.zeros(1, 3, 16, 16)] * 2)": (
         "torchmetrics",
         "report",
