@@ -209,37 +209,37 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         check_settings(config)
         text_reserve = whole("text_reserve", text_reserve)
         pad_token_id = None if pad_token_id is None else whole("pad_token_id", pad_token_id)
-        backbone = load_backbone(backbone, backbone_kwargs)
-        text_size = backbone.get_input_embeddings().weight.shape[0]
+        language_model = load_backbone(backbone, backbone_kwargs)
+        text_size = language_model.get_input_embeddings().weight.shape[0]
         text_capacity = -(-(text_size + text_reserve) // 64) * 64 if senses else text_size
         pan_config = PanConfig(
-            text_config=backbone.config,
+            text_config=language_model.config,
             senses=senses,
             **({"actions": action} if isinstance(action, dict) and "kind" not in action else {"action": action}),
             text_size=text_size,
             text_capacity=text_capacity,
-            attn_implementation=backbone.config._attn_implementation,
-            **({"backbone_is_pretrained": bool(backbone.name_or_path)} | config),
+            attn_implementation=language_model.config._attn_implementation,
+            **({"backbone_is_pretrained": bool(language_model.name_or_path)} | config),
         )
-        eos = backbone.config.eos_token_id
-        candidates = (pad_token_id, backbone.config.pad_token_id, eos[0] if isinstance(eos, list) else eos, 0)
+        eos = language_model.config.eos_token_id
+        candidates = (pad_token_id, language_model.config.pad_token_id, eos[0] if isinstance(eos, list) else eos, 0)
         pan_config.pad_token_id = next(token for token in candidates if token is not None)
         if senses:
-            check_backbone(backbone)
+            check_backbone(language_model)
             rows = -(-(text_capacity + pan_config.code_capacity) // 64) * 64
             planned = copy.deepcopy(pan_config)
             planned.vocab_size = rows
             check_new_parameters(planned, cls)
-            std = float(backbone.get_input_embeddings().weight.detach().float().std())
-            backbone.resize_token_embeddings(rows, mean_resizing=False)
-            fill_new_rows(backbone, text_size, std)
+            std = float(language_model.get_input_embeddings().weight.detach().float().std())
+            language_model.resize_token_embeddings(rows, mean_resizing=False)
+            fill_new_rows(language_model, text_size, std)
             pan_config.initializer_range = std
-        model = cls(pan_config, language_model=backbone)
+        model = cls(pan_config, language_model=language_model)
         model.table.start_code_rows([name for name, part in pan_config.coded_parts().items() if part.has_digits])
-        model.generation_config = copy.deepcopy(backbone.generation_config)
+        model.generation_config = copy.deepcopy(language_model.generation_config)
         for name, parameter in model.named_parameters():
             if not name.startswith(tuple(f"{part}." for part in cls._keep_in_fp32_modules_strict)):
-                parameter.data = parameter.data.to(backbone.dtype)
+                parameter.data = parameter.data.to(language_model.dtype)
         return model
 
     def reset_pan_parameters(self, _std: float) -> None:

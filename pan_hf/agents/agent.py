@@ -88,9 +88,9 @@ class PanAgent:
             raise ValueError(f"A planner has a method `plan`, as CEM() does; got {planner!r}.")
         if not hasattr(model, "config"):
             raise ValueError(f"`model` must be a world model, as `load` gives it; got {model!r:.60}.")
-        seed = 0 if seed is None else as_seed(seed)
+        self.seed = 0 if seed is None else as_seed(seed) or 0
         self.model, self.processor, self.critic, self.planner = model, processor, as_critic(critic), planner
-        self.replan, self.seed, self.patience = replan, seed, patience
+        self.replan, self.patience = replan, patience
         check_whole(self, "patience")
         self.parts = ActionParts(model.config)
         self._compared_by = compared_keys(model, getattr(planner, "key_levels", None))  # as the planner compares them
@@ -106,14 +106,14 @@ class PanAgent:
         """
         if task is not None and not isinstance(task, str):
             raise ValueError(f"`task` must be a text or None, got {task!r}.")
-        seed = self.seed if seed is None else as_seed(seed)
+        first_seed = self.seed if seed is None else as_seed(seed) or 0
         steps = self.model.config.context_steps
         self.task = task
         self.observations: deque = deque(maxlen=steps)
         self.actions: deque = deque(maxlen=steps - 1)
         self.statistics = AgentStatistics()
         self.plan: Plan | None = None
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(first_seed)
         self._position = 0  # actions of the plan that were taken
         self._last: tuple[bytes, int] | None = None  # (key of the state, number) of the last discrete action
         self._predicted: bytes | None = None
