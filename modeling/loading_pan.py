@@ -31,8 +31,8 @@ from .configuration_pan import VERSION, PanConfig, newer_version
 WHOLE_FOLDER: Callable[[Any], contextlib.AbstractContextManager] = contextlib.nullcontext
 FINISH_WRITING: Callable[[Any], object] = str
 
+_OF_A_PUSH = {"repo_id", "commit_message", "private", "token", "revision", "create_pr"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_INDEX = "model.safetensors.index.json"
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as families of backbones call them
 _LARGER, _SPARE = 4, 10**7  # how far a model may exceed its files: tied tables are in them once, 4 bits are packed
 _MANY = 4  # names shown of a long list
@@ -71,7 +71,7 @@ class PanPreTrainedModel(PreTrainedModel):
             kwargs["quantization_config"] = layers_alone(kwargs["quantization_config"])
         if pretrained_model_name_or_path is not None:  # None makes a model from `config` and `state_dict`
             FINISH_WRITING(pretrained_model_name_or_path)
-            check_folder(pretrained_model_name_or_path)
+            check_folder(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         with explained(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -96,16 +96,18 @@ class PanPreTrainedModel(PreTrainedModel):
         check_writable(self)
         code = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModelForCausalLM": code}
-        # a push looks at the folder itself, and other processes of a training run write into that of the first
-        is_direct = kwargs.get("push_to_hub") or not is_main_process
-        with contextlib.nullcontext(save_directory) if is_direct else WHOLE_FOLDER(save_directory) as folder:
+        is_pushed = kwargs.pop("push_to_hub", False)
+        push = {name: kwargs.pop(name) for name in _OF_A_PUSH & set(kwargs)} if is_pushed else {}
+        # other processes of a training run write into the folder of the first
+        with WHOLE_FOLDER(save_directory) if is_main_process else contextlib.nullcontext(save_directory) as folder:
             if self.processor is not None and self.processor.vocabulary is not None:
                 self.processor.vocabulary.check_replaces(save_directory)
             super().save_pretrained(folder, is_main_process, *args, **kwargs)
-            if self.processor is not None and not is_direct:
+            if self.processor is not None and is_main_process:
                 self.processor.save_pretrained(folder)
-        if self.processor is not None and not is_direct:
-            self.processor.note_model(save_directory)
+                self.processor.note_model(folder, save_directory)
+        if is_pushed and is_main_process:  # which saves both again, and uploads them as one commit
+            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), **push)
 
     def add_adapter(self, *args, **kwargs) -> None:
         """As in Transformers. Raises ValueError, with the other way, where Transformers wants a newer PEFT."""
@@ -155,7 +157,7 @@ def in_float32():
         torch.set_default_dtype(before)
 
 
-def check_folder(folder: str | Path) -> None:
+def check_folder(folder: str | Path, subfolder: str = "") -> None:
     """Raises before anything is loaded where `folder` is a path to nothing, or to another kind of model.
 
     Raises:
@@ -165,7 +167,7 @@ def check_folder(folder: str | Path) -> None:
     """
     if folder is None:  # a configuration and a state dict instead
         return
-    path = Path(folder)
+    path = Path(folder) / subfolder
     if not path.exists() and (path.is_absolute() or str(folder).startswith((".", "~"))):
         raise FileNotFoundError(f"No checkpoint at {folder}; expected a folder with config.json, model.safetensors.")
     config = path / "config.json"
@@ -181,8 +183,10 @@ def check_folder(folder: str | Path) -> None:
             f"{config}: expected a PAN world model (model_type 'pan'), got {kind!r}. To turn a language model "
             f"into one, use PanModel.from_backbone({str(folder)!r}, senses=..., action=...)."
         )
-    if (path / _INDEX).is_file():
-        _check_index(path / _INDEX)
+    if "transformers_weights" in described:
+        raise ValueError(f"{config} names the file of its weights, which may lie anywhere; leave that out. {_RESTORE}")
+    for index in path.glob("*.index*.json"):  # a variant of weights has its own
+        _check_index(index)
     _check_depth(path, described)
     pickles = sorted(found.name for ending in _PICKLES for found in path.glob(f"*model*{ending}"))
     if pickles and not _tensor_files(path):

@@ -14,6 +14,7 @@ from hub_server import FIRST, hub
 from huggingface_hub import DatasetCard, ModelCard
 from tiny_worlds import build_board, record_board
 
+from pan_hf import PanModel, PanProcessor
 from pan_hf.checkpoints import find_recording, save_checkpoint
 from pan_hf.data.episodes import read_info
 from pan_hf.data.trajectories import load_trajectories
@@ -184,6 +185,19 @@ def test_a_checkpoint_is_one_commit_of_model_processor_results_and_a_card_that_t
     assert told == {"exact_state": (0.875, {"horizon": 1}), "psnr": (31.2, {"horizon": 1})}
     (there / "README.md").write_text((there / "README.md").read_text().replace("87.5 ±", "97.5 ±"))
     assert len(check_card(there / "README.md", there / "results")) == 1
+
+
+@pytest.mark.slow
+def test_a_model_that_is_saved_and_pushed_goes_with_its_processor_in_one_commit(short, server, tmp_path):
+    model, processor = (
+        PanModel.from_pretrained(short / "checkpoint"),
+        PanProcessor.from_pretrained(short / "checkpoint"),
+    )
+    processor.attach(model)
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="user/both", private=True)
+    assert {"model.safetensors", "processor_config.json", "config.json"} <= set(server.files("user/both"))
+    assert len(server.commits("user/both")) == 2  # the first one makes the repository
+    assert PanProcessor.from_pretrained(tmp_path / "saved").vocabulary_digest == processor.vocabulary_digest
 
 
 @pytest.mark.slow

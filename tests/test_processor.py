@@ -560,3 +560,21 @@ def test_a_process_without_pan_hf_loads_processor_and_tokenizer(processor, tmp_p
     assert result.returncode == 0, result.stderr
     digest = processor.vocabulary_digest
     assert result.stdout.split() == ["PanProcessor", "PanTokenizer", digest, digest]
+
+
+def test_what_stands_where_an_array_is_absent_is_passed_over(tokenizer):
+    processor = PanProcessor(tokenizer, senses={"arm": {"kind": "vector", "dim": 2, "low": [-1, -1], "high": [1, 1]}})
+    arm = np.array([[np.nan, 9.0], [0.5, 0.25], [np.inf, 0.0]], np.float32)
+    for array in (arm, torch.from_numpy(arm)):
+        batch = processor(observation={"arm": array, "arm.present": [False, True, False]})["observation"]
+        assert batch["arm"][0, 1].tolist() == [0.5, 0.25] and batch["arm.present"].tolist() == [[False, True, False]]
+    assert np.isnan(arm[0, 0])  # what was given is as it was
+    with pytest.raises(ValueError, match="arm"):
+        processor(observation={"arm": array, "arm.present": [True, True, False]})
+
+
+def test_a_column_of_actions_has_no_batch(tokenizer):
+    processor = PanProcessor(tokenizer, action={"kind": "discrete", "num_actions": 3})
+    assert processor.read_columns({"action": [0, 2, 1]})["action"].tolist() == [0, 2, 1]
+    with pytest.raises(ValueError, match="action: a column has no batch, got one of 2 rows"):
+        processor.read_columns({"action": [[0, 2], [1, 1]]})

@@ -55,6 +55,21 @@ def test_an_index_names_safetensors_beside_it_alone(copied, name):
         PanModel.from_pretrained(copied)
 
 
+@pytest.mark.parametrize("place", ["model.safetensors.index.fp16.json", "inner/model.safetensors.index.json"])
+def test_an_index_of_a_variant_or_a_subfolder_is_read_as_strictly(copied, place):
+    shutil.copytree(copied, copied / "inner")
+    (copied / place).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "../elsewhere.safetensors"}}))
+    options = {"subfolder": "inner"} if "/" in place else {"variant": "fp16"}
+    with pytest.raises(ValueError, match="must name safetensors beside it"):
+        PanModel.from_pretrained(copied, **options)
+
+
+def test_a_configuration_does_not_name_the_file_of_its_weights(copied):
+    change(copied / "config.json", transformers_weights="../elsewhere.safetensors.index.json")
+    with pytest.raises(ValueError, match="names the file of its weights"):
+        PanModel.from_pretrained(copied)
+
+
 def test_a_configuration_larger_than_its_files_is_refused_before_numbers_are_allocated(copied):
     config = json.loads((copied / "config.json").read_text())
     change(copied / "config.json", text_config=config["text_config"] | {"intermediate_size": 2**20})

@@ -127,9 +127,10 @@ class PanProcessor(ProcessorMixin):
                 self._write_kinds(folder)
         return [str(file).replace(str(folder), str(save_directory)) for file in files or ()]
 
-    def note_model(self, folder) -> None:
-        """Remembers the model that was saved into a folder together with this processor."""
-        self._model = _config_in(folder) or (None, b"")
+    def note_model(self, folder, final) -> None:
+        """Remembers the model that was written into a folder together with this processor, and will stand in
+        `final`."""
+        self._model = Path(final).resolve() / "config.json", (Path(folder) / "config.json").read_bytes()
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         """What `save_pretrained(push_to_hub=True)` ends with: the files of kinds that are not ours must be there."""
@@ -245,13 +246,11 @@ class PanProcessor(ProcessorMixin):
         rows: dict[str, Any] = {}
         for name, values in columns.items():
             if name == ACTION:
-                rows |= _convert({name: self._read_action(values)}, lambda array: torch.from_numpy(array[0]))
+                rows |= _convert({name: self._read_action(values)}, lambda array: _only_row(ACTION, array))
                 continue
             reader = self._reader(name)
             array = reader.read(values)
-            if not reader.is_constant and len(array) > 1:
-                raise ValueError(f"{name}: a column has no batch, got one of {len(array)} rows.")
-            rows[name] = torch.from_numpy(array if reader.is_constant else array[0])
+            rows[name] = torch.from_numpy(array) if reader.is_constant else _only_row(name, array)
         return rows
 
     def _read_observation(self, observation, partial: bool) -> dict[str, np.ndarray]:
@@ -417,7 +416,22 @@ def _without_gaps(observation: Mapping) -> tuple[dict, dict]:
         values[name], there = _filled(value)
         if there is not None:
             present[name] = there
+    for name in present.keys() & values.keys():
+        values[name] = _over_gaps(values[name], present[name])
     return values, present
+
+
+def _over_gaps(value, there: np.ndarray):
+    """An array with its first present frame in place of the absent ones, where anything may stand."""
+    if not hasattr(value, "shape") or there.dtype != bool or tuple(value.shape[: there.ndim]) != there.shape:
+        return value  # a list, or a mask that does not fit, which is said later
+    if there.all() or not there.any():
+        return value
+    filled = value.clone() if isinstance(value, torch.Tensor) else np.array(value)
+    filled[~there if isinstance(filled, np.ndarray) else torch.from_numpy(~there)] = value[
+        tuple(np.argwhere(there)[0])
+    ]
+    return filled
 
 
 def _filled(value) -> tuple:
@@ -454,6 +468,12 @@ def _mask(name: str, mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
             f"{mask.shape}. A sense is absent in whole frames: give None in place of a frame."
         )
     return np.array(np.broadcast_to(mask, shape))
+
+
+def _only_row(name: str, array: np.ndarray) -> torch.Tensor:
+    if len(array) > 1:
+        raise ValueError(f"{name}: a column has no batch, got one of {len(array)} rows.")
+    return torch.from_numpy(array[0])
 
 
 def _check_lengths(arrays: dict, readers: Mapping) -> None:
