@@ -9,7 +9,7 @@ its files may exist twice. Vectors use a lattice, whose remainder is the latent;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from .sense_configuration_pan import (
     VectorAction,
     VectorSense,
 )
+from .state_pan import ABSENT, Observation, State
 from .validation_pan import check_fields, require
 
 if TYPE_CHECKING:
@@ -517,3 +518,35 @@ class PositionBlock(nn.Module):
         if self.mix is not None:
             hidden = nn.functional.gelu(self.mix(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return x + self.contract(nn.functional.gelu(self.expand(hidden)))
+
+
+# ---- a whole observation
+
+
+def encode_observation(model: PanModel, observation: Mapping[str, Tensor]) -> State:
+    """An observation that fits (see [`PanModel.encode`], which checks it) as codes and latents, absent where a sense
+    was."""
+    config, state = model.config, State({})
+    observation = Observation(observation, config.prefix_senses)
+    for name in config.coded_senses:
+        codes, latents = model.senses[name].encode(observation[name])
+        absent = _absent(observation, name)
+        state.codes[name] = [_blank(level, absent, ABSENT) for level in codes]
+        if latents is not None:
+            state.latents[name] = _blank(latents, absent, torch.nan)
+    texts = config.text_senses
+    state.text = {name: _blank(observation[name], _absent(observation, name), ABSENT) for name in texts}
+    return state
+
+
+def _absent(observation: Observation, sense: str) -> Tensor | None:
+    """In which frames a sense is absent, `(B, T)` bool; None: in none."""
+    present = observation.present(sense)
+    return None if present is None else ~present
+
+
+def _blank(values: Tensor, absent: Tensor | None, with_what: float) -> Tensor:
+    """Values `(B, T, ...)` replaced where they are absent."""
+    if absent is None:
+        return values
+    return values.masked_fill(absent.view(*absent.shape, *[1] * (values.dim() - 2)), with_what)

@@ -359,7 +359,7 @@ def newer_version(written_by: str) -> str:
 
 
 def _release(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+    return [int(number) for number in re.findall(r"\d+", str(version))[:3]]
 
 
 _INHERITED = {item.name for item in fields(PreTrainedConfig)}

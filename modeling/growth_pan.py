@@ -226,6 +226,7 @@ class VocabularyGrowth:
         if odd:
             raise ValueError(f"{odd} cannot be words: empty, with space around them, or spelled like codes.")
         groups, waiting = self._words_of(descriptions), self._waiting_words()
+        self.model.ledger().check_room("text", len(names))  # before anything changes
         if waiting:
             self._start_words(waiting, None)
         tokenizer.add_tokens(names)

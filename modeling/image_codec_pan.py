@@ -363,12 +363,12 @@ class ImageCodec(CodebookCodec):
         self.head = nn.Linear(width, pixels)
 
     def to_float(self, values: Tensor) -> Tensor:
-        if values.dtype == torch.uint8:
+        if values.dtype == torch.uint8 and not self.sense.is_deep:
             return values.float() / 127.5 - 1
         if values.is_floating_point():
             return values.float()
         low, high = self.sense.value_range
-        return (values.clamp(low, high).float() - low) / ((high - low) / 2) - 1
+        return (values.float().clamp(low, high) - low) / ((high - low) / 2) - 1
 
     def as_output(self, decoded: Tensor) -> Tensor:
         if not self.sense.is_deep:

@@ -116,6 +116,8 @@ class CodeLearning:
         growths, seen = [], self._checked(observation, action, held_out)
         for name, codec in self._learned_codecs().items():
             frames, room = Observation(observation).seen(name), max_new
+            if not len(frames):  # absent throughout
+                continue
             for level in range(len(codec.codebooks)):
                 vectors = self._novel_vectors(name, level, frames, threshold, room)
                 if len(vectors):
@@ -148,8 +150,11 @@ class CodeLearning:
         step = whole("step", step)
         growths, seen = [], self._checked(observation, action, held_out)
         for name, codec in self._learned_codecs().items():
+            frames = Observation(observation).seen(name)
+            if not len(frames):  # absent throughout, which says nothing of its codes
+                continue
             for level, book in enumerate(codec.codebooks):
-                used, _ = codec.encode(Observation(observation).seen(name))
+                used, _ = codec.encode(frames)
                 for reason, codes, into in broadcast_from_main(find_idle(book, used[level])):
                     bits = self.held_out_bits(seen, held_out), self._bits_without(name, level, codes, seen, held_out)
                     before, after = broadcast_from_main(bits)
@@ -183,6 +188,8 @@ class CodeLearning:
         bits = 0.0
         for name, codec in self._learned_codecs().items():
             frames = observation.seen(name)
+            if not len(frames):
+                continue
             codes, _ = codec.encode(frames)
             for level, level_codes in enumerate(codes):
                 bits += level_codes.shape[1] * math.log2(int(model.table.active_codes(name, level).sum()))

@@ -24,7 +24,7 @@ from transformers.utils import can_return_tuple
 
 from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
 from .blocks_pan import state_blocks
-from .codecs_pan import build_action_codec, build_codec
+from .codecs_pan import build_action_codec, build_codec, encode_observation
 from .configuration_pan import PanConfig, check_settings
 from .effort_pan import ChangePredictor, ComputeModel, SwitchHead, focusable
 from .embedding_pan import (
@@ -48,7 +48,7 @@ from .objectives_pan import LossWithoutLabels, PanOutput, run_objective
 from .readout_pan import LevelReadout, drawn_scalars, num_readout_scalars
 from .sense_configuration_pan import ACTION
 from .simulation_pan import Simulator
-from .state_pan import ABSENT, Actions, Belief, Observation, State, action_tensors
+from .state_pan import Actions, Belief, State, action_tensors
 from .step_pan import CompiledStep, measure_compute
 from .validation_pan import check_decodes, check_new_parameters, check_observation, check_values, truth, whole
 
@@ -387,16 +387,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         check_observation(self.config, observation)
         if not self.training:  # where values come from a recording that was checked
             check_values(self.config, observation)
-        observation, state = Observation(observation, self.config.prefix_senses), State({})
-        for name in self.config.coded_senses:
-            codes, latents = self.senses[name].encode(observation[name])
-            absent = _absent(observation, name)
-            state.codes[name] = [_blank(level, absent, ABSENT) for level in codes]
-            if latents is not None:
-                state.latents[name] = _blank(latents, absent, torch.nan)
-        texts = self.config.text_senses
-        state.text = {name: _blank(observation[name], _absent(observation, name), ABSENT) for name in texts}
-        return state
+        return encode_observation(self, observation)
 
     def decode(self, state: State, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
         """The decoder g for one sense, from any prefix of blocks.
@@ -548,7 +539,10 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             inputs: dict = {"observation": observation, "state": state, "condition": condition, "action": action}
             inputs |= {"reward": reward, "done": done, "importance": importance}
             inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-            return run_objective(self, objective, inputs, kwargs)
+            others = {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+            return run_objective(self, objective, inputs, kwargs | others)
+        if observation is not None:
+            raise ValueError("An observation without an action is not trained on, nor read as text; use `perceive`.")
         if input_ids is None and inputs_embeds is None:
             raise ValueError(
                 "Give `input_ids` (or `inputs_embeds`) to run the language model, or `objective` with an observation "
@@ -576,19 +570,6 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             hidden_states=output.hidden_states,
             attentions=getattr(output, "attentions", None),  # models without attention have none
         )
-
-
-def _absent(observation: Observation, sense: str) -> Tensor | None:
-    """In which frames a sense is absent, `(B, T)` bool; None: in none."""
-    present = observation.present(sense)
-    return None if present is None else ~present
-
-
-def _blank(values: Tensor, absent: Tensor | None, with_what: float) -> Tensor:
-    """Values `(B, T, ...)` replaced where they are absent."""
-    if absent is None:
-        return values
-    return values.masked_fill(absent.view(*absent.shape, *[1] * (values.dim() - 2)), with_what)
 
 
 PanModel.register_for_auto_class("AutoModel")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .augmentation_pan import ReadoutView, corrupt_context, crop, nested_dropout, training_focus
+from .codecs_pan import encode_observation
 from .distributed_pan import log_of_mean, shared_mean
 from .effort_pan import changed_tokens
 from .embedding_pan import CodeTables, part_codec
@@ -183,7 +184,7 @@ def joint_objective(
     observation = Observation(observation, model.config.prefix_senses)
     # the codebooks are not updated: by now each code has a row, and an id never changes its meaning
     alone = _senses_losses(model, observation.frames(-2), update=False)
-    state = model.encode(observation)  # codes are constants; latents carry the gradient back to the encoder
+    state = encode_observation(model, observation)  # codes are constants, latents carry gradients to the encoder
     window = _teacher_forced(model, state, action, model.prefix_ids(observation))
     importance = _by_transition(importance, action)
     losses, metrics, logits = _code_losses(model, window, importance)
@@ -451,12 +452,16 @@ def by_actor(config: PanConfig, reward: Tensor | Mapping[str, Tensor] | None) ->
     if isinstance(reward, Mapping):
         if set(reward) != set(actors):
             raise ValueError(f"`reward` must be by actor for {actors}, got {sorted(reward)}.")
-        return torch.stack([reward[name] for name in actors], -1)
+        rewards = [_as_numbers(f"reward[{name!r}]", reward[name]) for name in actors]
+        if len({each.shape for each in rewards}) != 1 or rewards[0].dim() != 2:
+            raise ValueError(f"`reward` must be (B, T) for each actor, got {[tuple(each.shape) for each in rewards]}.")
+        return torch.stack(rewards, -1)
     if reward is None:
         return None
     reward = _as_numbers("reward", reward)
-    if actors and (reward.dim() != 3 or reward.shape[2] != len(actors)):
-        raise ValueError(f"`reward` must be (B, T, {len(actors)}), by actor; got {tuple(reward.shape)}.")
+    expected = f"(B, T, {len(actors)}), by actor" if actors else "(B, T); several rewards need `actors`"
+    if reward.dim() != (3 if actors else 2) or (actors and reward.shape[2] != len(actors)):
+        raise ValueError(f"`reward` must be {expected}; got {tuple(reward.shape)}.")
     return reward
 
 
@@ -556,10 +561,12 @@ def _checked_window(model: PanModel, observation: Mapping[str, Tensor], action: 
     rows, frames = Observation(observation, model.config.prefix_senses).shape
     expected = f"with B = {rows} and T = {frames - 1}, one between two frames"
     action = Simulator(model).checked_actions("action", action, expected, rows, "T")
-    shapes = {name: tuple(inputs[name].shape[:2]) for name in ("reward", "done") if inputs[name] is not None}
+    shapes = {name: tuple(inputs[name].shape) for name in ("reward", "done") if inputs[name] is not None}
     for name in shapes:
         if not bool(inputs[name].isfinite().all()):
             raise ValueError(f"`{name}` holds numbers that are not finite, and so would the loss.")
+    if model.config.actors and "reward" in shapes:  # beside them stand actors
+        shapes["reward"] = shapes["reward"][:2]
     shapes["action"] = tuple(action.shape[:2])
     if wrong := {name: shape for name, shape in shapes.items() if shape != (rows, frames - 1)}:
         raise ValueError(f"Windows of {frames} frames have (B, T) = {(rows, frames - 1)} transitions, got {wrong}.")

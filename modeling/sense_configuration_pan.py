@@ -276,7 +276,7 @@ class ImageSense(CodedPart):
         return self.channels, self.height, self.width
 
     def check_values(self, values: Tensor) -> None:
-        if values.numel() == 0 or values.dtype == torch.uint8:
+        if values.numel() == 0 or (values.dtype == torch.uint8 and not self.is_deep):
             return
         least, most = (bound.item() for bound in values.aminmax())
         if values.is_floating_point():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .backbone_pan import fill_cache
+from .codecs_pan import encode_observation
 from .display_pan import Film, as_pictures, code_shapes, picture_senses, strip_html
 from .effort_pan import ALL, BlockPlan, Cost, Effort, as_effort, block_plan
 from .image_codec_pan import LATENT_BLUR
@@ -30,6 +31,7 @@ from .state_pan import (
 )
 from .step_pan import StepPredictor, Transition, as_seed
 from .validation_pan import (
+    PRESENT,
     action_shape,
     action_tensor,
     check_decodes,
@@ -86,7 +88,7 @@ class Simulator:
         if unknown := sorted(set(rest) - BESIDE):
             raise ValueError(f"`perceive` takes `observation` and `action`, got {unknown} too.")
         action = self.check_past(observation, action)
-        model, state = self.model, self.model.encode(observation)
+        model, state = self.model, encode_observation(self.model, observation)
         steps = state.tensors()[0].shape[1]
         first = max(0, steps - model.config.context_steps)
         history = []
@@ -268,10 +270,11 @@ class Simulator:
         has none, and encoded."""
         model, state = self.model, transition.state
         helpful = {name: each for name, each in transition.conditions.items() if model.senses[name].latents_help}
-        whole = State(state.codes, draw_latents(model, helpful, state, generator) | state.latents, state.text)
-        seen = {name: model.decode(whole, name).unsqueeze(1) for name in model.config.coded_senses}
+        complete = State(state.codes, draw_latents(model, helpful, state, generator) | state.latents, state.text)
+        seen = {name: model.decode(complete, name).unsqueeze(1) for name in model.config.coded_senses}
         seen |= {name: words.unsqueeze(1) for name, words in state.text.items()}
-        return model.encode(seen).map(lambda tensor: tensor[:, 0])
+        seen |= {f"{name}{PRESENT}": state.present(name).unsqueeze(1) for name in list(seen)}
+        return encode_observation(model, seen).map(lambda tensor: tensor[:, 0])
 
     @torch.no_grad()
     def log_prob(
@@ -498,6 +501,7 @@ class Futures:
             log_prob=self.log_prob[index],
             reward=self.reward[index],
             continue_prob=self.continue_prob[index],
+            duration=self.duration[index],
             belief=self.belief.select(index),
             conditions={name: condition[index] for name, condition in self.conditions.items()},
             switch=None if self.switch is None else self.switch[index],

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from .display_pan import as_pictures, code_shapes, picture_senses, strip_html
 from .sense_configuration_pan import ACTION
-from .validation_pan import MOST_ROWS, PRESENT, whole
+from .validation_pan import PRESENT, whole
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -274,7 +274,7 @@ def _blank_rows(rows: int, like: Rows) -> Rows:
     return like.new_zeros(rows, *like.shape[1:])
 
 
-def _as_rows(index: Any, count: int) -> Tensor:
+def _as_rows(index: Any, count: int = torch.iinfo(torch.long).max) -> Tensor:
     """Numbers of rows, int64 `(n,)`, less than `count`. Raises ValueError for anything else."""
     try:
         index = torch.as_tensor(index)
@@ -452,7 +452,7 @@ class Belief:
         """
         if not isinstance(other, Belief) or other.model is not self.model:
             raise ValueError(f"`other` must be a belief of the same model, got {other!r}.")
-        rows = _as_rows(rows, MOST_ROWS)
+        rows = _as_rows(rows)
         named = set(rows.tolist()) & set(range(len(self)))
         if not len(rows) == len(other) == len(named):
             raise ValueError(

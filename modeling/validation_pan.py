@@ -112,8 +112,8 @@ def _hints(cls: type) -> dict[str, Any]:
 def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """An argument that counts. Raises ValueError for anything but a whole number from `least` to `most`."""
     try:
-        number = operator.index(value)
-    except TypeError:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except (TypeError, RuntimeError):  # the latter from tensors that hold nothing
         number = least - 1
     if number < least or (most is not None and number > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -124,8 +124,11 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
 def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: bool = False) -> float:
     """An argument that measures. Raises ValueError for anything but a finite number from `least` to `most`; `above`:
     for `least` itself, too."""
-    is_number = hasattr(value, "__float__") and not getattr(value, "ndim", 0)
-    number = float(value) if is_number else math.nan
+    is_number = hasattr(value, "__float__") and not getattr(value, "ndim", 0) and not isinstance(value, bool)
+    try:
+        number = float(value) if is_number else math.nan
+    except (OverflowError, RuntimeError):  # the latter from tensors that hold nothing
+        number = math.nan
     if not least <= number <= most or not math.isfinite(number) or (above and number == least):
         limits = f"above {least}" if above else f"at least {least}" if least > -math.inf else "finite"
         limits += f" and at most {most}" if most < math.inf else ""
@@ -275,7 +278,9 @@ def check_values(config, observation: Mapping[str, Tensor]) -> None:
             if sense.is_coded:
                 sense.check_values(values if mask is None else values[mask])
             elif values.dtype != torch.long or not -1 <= int(values.min()) <= int(values.max()) < config.vocab_size:
-                raise ValueError(f"expected ids of words, int64 below {config.vocab_size}, got {values.dtype}.")
+                least, most = (bound.item() for bound in values.aminmax())
+                expected = f"ids of words, int64 from 0 to {config.vocab_size - 1} (-1 where there is none)"
+                raise ValueError(f"expected {expected}, got {values.dtype} from {least} to {most}.")
         except ValueError as error:
             raise ValueError(f"Sense {name!r}: {error}") from error
 
@@ -284,11 +289,13 @@ def check_decodes(senses, state: State, sense: str, num_levels: int | None, late
     """Raises ValueError unless these are arguments of [`PanModel.decode`]. Args: senses, the codecs by name."""
     if not hasattr(state, "codes") or not hasattr(state, "text"):
         raise ValueError(f"`state` must be a State, as `encode` returns it, got {type(state).__name__}.")
-    names = sorted([*senses, *state.text])
+    names = sorted([*(set(senses) & set(state.codes)), *state.text])
     if not isinstance(sense, str) or sense not in names:
-        raise ValueError(f"No sense {sense!r} to decode; this model has {names}.")
-    if num_levels is not None and sense in state.codes:
-        count = len(state.codes[sense])
+        raise ValueError(f"No sense {sense!r} to decode; there are {names}.")
+    if num_levels is not None:
+        count = len(state.codes.get(sense, ()))
+        if not count:
+            raise ValueError(f"{sense!r} is a text, which has no levels; leave `num_levels` out.")
         if not hasattr(num_levels, "__index__") or not 1 <= operator.index(num_levels) <= count:
             raise ValueError(f"{sense!r} has levels 1 to {count}; got num_levels={num_levels!r}.")
     if latents is not None:
@@ -314,14 +321,15 @@ def action_tensor(what: str, described: Part, values, device: torch.device) -> T
             raise ValueError(f"{what}: actions are numbers, got {values.dtype} of {tuple(values.shape)}.")
         is_index = described.shape == () or not described.is_coded  # a choice, or words
         return values.to(device, torch.long) if is_index and not values.is_floating_point() else values.to(device)
-    names = getattr(described, "names", None) or []
+    names = list(getattr(described, "names", None) or [])
 
     def numbered(value: Any) -> Any:
         if isinstance(value, str):
-            if value not in names:
-                known = f"its actions are {list(names)}" if names else "its actions have no names here; give numbers"
-                raise ValueError(f"{what}: there is no action {value!r}; {known}.")
-            return list(names).index(value)
+            if names.count(value) != 1:
+                known = f"its actions are {names}" if names else "its actions have no names here; give numbers"
+                problem = "there is no action" if value not in names else "more than one action is called"
+                raise ValueError(f"{what}: {problem} {value!r}; {known}.")
+            return names.index(value)
         return [numbered(each) for each in value] if isinstance(value, (list, tuple)) else value
 
     values = values.tolist() if hasattr(values, "tolist") else values  # an array

@@ -1,11 +1,14 @@
 """What simulating and scoring refuse, in a sentence that names what was given; and what they take beside tensors."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from test_growth import grown_up
 from tiny_worlds import WORDS, acts, language_model, observe, outcomes, world_model
 
-from pan_hf import DiscreteAction, Effort, PanModel, TextSense, VectorAction
+from pan_hf import DiscreteAction, Effort, ImageSense, PanModel, TextSense, VectorAction
 from pan_hf.modeling.imagination_pan import split_window, switch_examples
 from pan_hf.modeling.step_pan import StepPredictor
 
@@ -214,3 +217,55 @@ def test_a_window_may_be_trained_on_by_names_of_its_actions(model, window):
 def test_a_language_model_has_no_objective_but_text():
     with pytest.raises(ValueError, match="no senses; use 'text'"):
         PanModel.from_backbone(language_model())(objective="joint", observation={}, action=torch.zeros(1, 1))
+
+
+# ---- what is not there, and rows of what is
+
+
+def test_rows_of_futures_hold_that_many_rows_of_everything(model, belief):
+    some = model.simulate(belief, acts(model, 2, 3), num_rollouts=2, effort="focused")[torch.tensor([3, 0, 1])]
+    for item in dataclasses.fields(some):
+        value = getattr(some, item.name)
+        assert not isinstance(value, torch.Tensor) or len(value) == 3, item.name
+    assert some.elapsed.shape == some.reward.shape == (3, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (2,)])
+def test_a_reward_has_a_number_for_each_transition(model, window, shape):
+    with pytest.raises(ValueError, match=r"`reward` must be \(B, T\); several rewards need `actors`; got"):
+        model(objective="joint", **window | {"reward": torch.zeros(shape)})
+
+
+def test_ends_have_a_number_for_each_transition(model, window):
+    with pytest.raises(ValueError, match=r"'done': \(2, 2, 2\)"):
+        model(objective="joint", **window | {"done": torch.zeros(2, 2, 2)})
+
+
+def test_codes_are_not_learned_from_a_camera_that_saw_nothing():
+    model = grown_up()
+    seen = observe(model, 2, 2)
+    seen["camera.present"] = torch.zeros(2, 2, dtype=torch.bool)
+    assert model.learn(seen) == [] == model.prune(seen)
+    assert np.isfinite(model.description_length(seen))
+
+
+def test_depth_in_bytes_is_depth():
+    books = {"level_strides": [1], "codebook_size": [8], "codebook_capacity": [8]}
+    depth = ImageSense(size=8, channels=1, bits=16, low=0, high=200, unit="mm", patch_size=4, **books)
+    model = world_model({"depth": depth})
+    frames = observe(model)["depth"].clamp(max=200)
+    as_bytes, as_whole = (model.encode({"depth": kind}) for kind in (frames, frames.to(torch.int32)))
+    assert all(map(torch.equal, as_bytes.tensors(), as_whole.tensors()))
+    with pytest.raises(ValueError, match="whole numbers from 0 to 200 mm"):
+        model.encode({"depth": torch.full_like(frames, 201)})
+
+
+def test_an_observation_without_an_action_is_not_passed_over(model, window):
+    with pytest.raises(ValueError, match="use `perceive`"):
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long), observation=window["observation"])
+
+
+def test_an_action_of_two_like_names_is_given_by_number():
+    model = world_model(("touch",), DiscreteAction(2, names=["go", "go"]))
+    with pytest.raises(ValueError, match="more than one action is called 'go'"):
+        model.simulate(model.perceive(observe(model)), [["go"]])
