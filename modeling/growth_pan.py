@@ -21,6 +21,7 @@ from .validation_pan import strings, whole
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
+    from .sense_configuration_pan import Part
 
 
 @dataclass
@@ -280,14 +281,22 @@ class VocabularyGrowth:
         ids = ledger.grow(f"{part}.0", len(names), "named", step, names=names)
         self._write_rows(ids, means)
         grown = action.to_dict() | {"num_actions": action.num_actions + len(names), "names": [*older, *names]}
-        name, action = part.removeprefix(f"{ACTION}."), type(action)(**grown)
-        if name == ACTION:
-            model.config.action, model.processor.action = action, action.to_dict()
-        else:
-            model.config.actions = model.config.actions | {name: action}
-            model.processor.actions = model.processor.actions | {name: action.to_dict()}
+        set_part(model, part, type(action)(**grown))
         model.config.vocabulary_digest = ledger.digest()
         return tuple(ids)
+
+
+def set_part(model: Any, part: str, described: Part) -> None:
+    """Lets a model and its processor know how a sense, or a part of the action, is described from now on."""
+    config, processor, name = model.config, model.processor, part.removeprefix(f"{ACTION}.")
+    if part in model.senses:
+        config.senses[part] = model.senses[part].sense = described
+        processor.senses[part] = described.to_dict()
+    elif name == ACTION:
+        config.action, processor.action = described, described.to_dict()
+    else:
+        config.actions = config.actions | {name: described}
+        processor.actions = processor.actions | {name: described.to_dict()}
 
 
 def _as_vectors(vectors: Any) -> Tensor:

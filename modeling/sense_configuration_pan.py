@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -117,6 +117,23 @@ class CodedPart(Part):
         levels = zip(self.codebook_capacity, self.codebook_size, strict=True)
         sizes = {str(level): pair for level, pair in enumerate(levels)}
         return sizes | ({MERGES: (self.merge_capacity, 0)} if self.merge_capacity else {})
+
+    def with_rows(self, level: str, rows: int) -> Self:
+        """The part with `rows` more rows in a segment, of which `level` is what comes after the dot of its name.
+
+        Raises:
+            ValueError: the level cannot be extended.
+        """
+        if level == MERGES:
+            return replace(self, merge_capacity=self.merge_capacity + rows)  # type: ignore[call-arg]  # a field of it
+        require(
+            self.can_grow,
+            f"Level {level} of a {type(self).__name__} cannot be extended: its number of codes is fixed. Levels of "
+            "images, discrete actions, merged tokens and words can.",
+        )
+        capacity = [*self.codebook_capacity]
+        capacity[int(level)] += rows
+        return replace(self, codebook_capacity=capacity)  # type: ignore[call-arg]  # a field of it
 
     @property
     def num_places(self) -> int:  # what `num_state_tokens` was called; goes in 0.3
@@ -526,6 +543,11 @@ class DiscreteAction(CodedPart):
         require(not values.is_floating_point(), f"Discrete actions are whole numbers, got {values.dtype}.")
         low, high, last = int(values.min()), int(values.max()), self.num_actions - 1
         require(0 <= low and high <= last, f"Discrete actions are 0 to {last}, got {low} to {high}.")
+
+    def with_rows(self, level: str, rows: int) -> Self:
+        if level == MERGES:
+            return super().with_rows(level, rows)
+        return replace(self, capacity=self.capacity + rows)  # type: ignore[operator]  # set when it was built
 
     def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return torch.randint(self.num_actions, shape, generator=generator)

@@ -509,7 +509,7 @@ def vocabulary(
         print(f"Done. The larger checkpoint is in {larger}")
         return
     tables, picture = library("pan_hf.vocabulary:show")(model or run, output or (run if model else None))
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # names are shown as they are
     for table in tables:
         console.print(table)
     if picture is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,10 @@ from pan_hf.checkpoints import find_checkpoint, load, results_folder
 from pan_hf.console import without_bars
 from pan_hf.extras import extra
 from pan_hf.features import feature_of
-from pan_hf.files import whole_folder
+from pan_hf.files import whole_file, whole_folder
 from pan_hf.hub import hub_id
 from pan_hf.modeling import PanModel
+from pan_hf.modeling.growth_pan import set_part
 from pan_hf.modeling.learning_pan import UNUSED
 from pan_hf.modeling.sense_configuration_pan import MERGES
 from pan_hf.tokenization import PanProcessor, Vocabulary
@@ -45,7 +45,7 @@ def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
         born, live = ledger.born(segment), ledger.live(segment)
         usage = _usage(model, segment)
         used = "" if usage is None else str(int((usage >= UNUSED).sum()))
-        counts.add_row(segment, str(ledger.capacity(segment)), str(born), str(born - live), str(live), used)
+        counts.add_row(*map(_shown, (segment, ledger.capacity(segment), born, born - live, live, used)))
     newest = Table("step", "segment", "count", "reason", "names or ids", title="Newest tokens")
     for birth in [birth for birth in ledger.births if birth["reason"] != "start"][: -NEWEST - 1 : -1]:
         first, *others = ledger.ids_of(birth)
@@ -53,8 +53,14 @@ def tables(model: PanModel, processor: PanProcessor) -> list[Table]:
         spelled = [" ".join(map(str, merges.split([item]))) for item in ledger.ids_of(birth)[:NEWEST]]
         names = ", ".join(birth.get("names", [])) or ids
         names += f" = {'; '.join(spelled)}" if birth["reason"] == "merge" else ""
-        newest.add_row(str(birth["step"]), birth["segment"], str(birth["count"]), birth["reason"], names)
+        about = (birth[key] for key in ("step", "segment", "count", "reason"))
+        newest.add_row(*map(_shown, (*about, names)))
     return [counts, newest] if newest.row_count else [counts]
+
+
+def _shown(value: object) -> str:
+    """A value in one line; what would steer the terminal is left out."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(value))
 
 
 def _usage(model: PanModel, segment: str) -> torch.Tensor | None:
@@ -128,8 +134,8 @@ def show(path: str | Path, output: str | Path | None = None) -> tuple[list[Table
     if image is None:
         return tables(model, processor), None
     target = folder / "vocabulary.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    image.save(target)
+    with whole_file(target) as temporary:
+        image.save(temporary, format="PNG")
     return tables(model, processor), target
 
 
@@ -137,13 +143,14 @@ def show(path: str | Path, output: str | Path | None = None) -> tuple[list[Table
 def double(path: str | Path, segments: Iterable[str], output: str | Path | None = None) -> Path:
     """Doubles the rows of segments in a checkpoint; its tokens keep their ids, its predictions stay as they were.
 
-    A segment that has not used any of the rows it was last given stays as it is. So a command that was killed can be
-    run again, whether or not it had come to its end.
+    A segment that has not used any of the rows it was last given stays as it is. So a command that was killed while it
+    replaced the old checkpoint can be run again, whether or not it had come to its end. Without an end `output` is
+    not there.
 
     Args:
         path: a run or a checkpoint.
         segments: levels of image senses ("camera.0"), discrete actions ("action.0"), merged tokens ("camera.merges"),
-            words ("text").
+            words ("text"), or those of a part of the action ("action.legs.0").
         output: where the larger checkpoint goes; in place of the old one by default.
 
     Returns:
@@ -189,8 +196,7 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
 
     Args:
         model: attached to its processor.
-        segment (`str`): a level of an image sense, "action.0" of discrete actions, merged tokens, "camera.merges", or
-            words, "text".
+        segment (`str`): as for `double`.
         rows (`int`): how many more.
 
     Raises:
@@ -198,37 +204,14 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
     """
     ledger, (part, _, level) = model.processor.vocabulary, segment.rpartition(".")
     ledger.capacity(segment)
-    described = model.config.coded_parts().get(part)
-    if described is not None and described.is_coded and described.has_digits and level != MERGES:
-        raise ValueError(
-            f"{segment} cannot be extended: its digits are all. Levels of images, discrete actions, merged tokens and "
-            "words can."
-        )
+    larger = model.config.coded_parts()[part].with_rows(level, rows) if part else None
     offset, _ = ledger.extend(segment, rows)
     config = model.config
     model.table.resize(max(config.vocab_size, -(-ledger.size // 64) * 64))
     config.extensions = config.extensions | {segment: [*config.extensions.get(segment, []), [offset, rows]]}
     config.code_capacity = ledger.code_capacity
-    if part:
-        _enlarge(model, part, level, rows)
-    config.vocabulary_digest = ledger.digest()
-
-
-def _enlarge(model: PanModel, part: str, level: str, rows: int) -> None:
-    """Lets model and processor know that a level of a part has `rows` more rows."""
-    config = model.config
-    described = config.coded_parts()[part]
-    if level == MERGES:
-        larger = replace(described, merge_capacity=described.merge_capacity + rows)
-    elif part == "action":
-        larger = replace(described, capacity=described.capacity + rows)
-    else:
-        capacity = list(described.codebook_capacity)
-        capacity[int(level)] += rows
-        larger = replace(described, codebook_capacity=capacity)
+    if larger is not None:
+        set_part(model, part, larger)
+    if part in model.senses and level != MERGES:
         model.senses[part].codebooks[int(level)].reserve(rows)
-    if part == "action":
-        config.action, model.processor.action = larger, larger.to_dict()
-    else:
-        config.senses[part] = model.senses[part].sense = larger
-        model.processor.senses[part] = larger.to_dict()
+    config.vocabulary_digest = ledger.digest()

@@ -14,7 +14,7 @@ from test_growth import OLD, PROMPT, codec_vectors, grown_up, observation, pictu
 from tiny_worlds import ARCHITECTURES, acts
 from waveform_kind import WaveformSense
 
-from pan_hf import ImageSense
+from pan_hf import DiscreteAction, ImageSense, VectorAction
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.cli import app
 from pan_hf.modeling.codecs_pan import build_codec
@@ -101,6 +101,21 @@ def test_a_doubled_checkpoint_predicts_what_it_predicted_and_has_room(architectu
     assert torch.equal(again(PROMPT).logits, larger(PROMPT).logits)
 
 
+@pytest.mark.parametrize("segment", ["action.legs.0", "action.legs.merges", "action.arm.merges"])
+def test_rows_of_a_part_of_the_action_are_doubled(segment, tmp_path):
+    arm = VectorAction(dim=2, low=-1, high=1, base=4, num_levels=2)
+    model = grown_up(action={"legs": DiscreteAction(3, names=["left", "stay", "right"]), "arm": arm})
+    save_checkpoint(tmp_path / "one", model, model.processor)
+    before = model.processor.vocabulary.capacity(segment)
+    double(tmp_path / "one", [segment], tmp_path / "two")
+    larger, processor = load(tmp_path / "two")
+    assert processor.vocabulary.capacity(segment) == 2 * before
+    assert torch.equal(model(PROMPT).logits[..., model.live_rows], larger(PROMPT).logits[..., larger.live_rows])
+    names = [f"kick{number}" for number in range(before)]
+    if segment == "action.legs.0":
+        assert larger.grow(segment, names=names)[-1] >= processor.vocabulary.runs(segment)[1][0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_words_without_room_go_on_behind_the_codes_once_doubled(architecture, tmp_path):
@@ -162,6 +177,16 @@ def test_a_folder_that_is_something_else_is_not_replaced(checkpoint, tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(ValueError, match="exists already"):
         double(checkpoint, ["camera.0"], tmp_path / "photos")
+
+
+def test_a_stranger_s_names_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    model = grown_up()
+    model.grow("text", names=["[link=https://example.com]here[/link]", "[/b]", ":smile:", "\x1b[31mred"])
+    save_checkpoint(tmp_path / "checkpoint", model, model.processor)
+    app(["vocabulary", "--run", str(tmp_path / "checkpoint")])
+    shown = capsys.readouterr().out
+    assert "[link=https://example.com]here[/link], [/b], :smile:,  [31mred" in shown and "\x1b" not in shown
 
 
 @pytest.mark.slow
