@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
-import operator
 import os
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, TypeVar
+
+from pan_hf.modeling.validation_pan import real, whole
 
 F = TypeVar("F", bound=Callable)
 Bound = Callable[[Any], "str | None"]
@@ -112,20 +112,16 @@ def _item(name: str, value: Any, inner: tuple, index: int) -> Any:
     return as_type(name, value, inner[index]) if index < len(inner) else value
 
 
-def _as_int(value: Any) -> Any:
-    if isinstance(value, bool) or getattr(value, "ndim", 0) > 0:
-        return _OTHER
-    try:
-        return operator.index(value)
-    except TypeError:
-        return _OTHER
+def _number(check: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Takes what `whole` or `real` takes."""
 
+    def take(value: Any) -> Any:
+        try:
+            return check("", value)
+        except ValueError:
+            return _OTHER
 
-def _as_float(value: Any) -> Any:
-    value = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        return _OTHER
-    return float(value)
+    return take
 
 
 def _as_bool(value: Any) -> Any:
@@ -134,8 +130,8 @@ def _as_bool(value: Any) -> Any:
 
 
 _PLAIN: dict[Any, Callable[[Any], Any]] = {
-    int: _as_int,
-    float: _as_float,
+    int: _number(functools.partial(whole, least=-sys.maxsize)),
+    float: _number(real),
     bool: _as_bool,
     str: lambda value: str(value) if isinstance(value, str) else _OTHER,
     NoneType: lambda value: None if value is None else _OTHER,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
@@ -353,20 +354,20 @@ def test_wrong_settings_are_refused_with_what_to_do():
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: RandomShooting(horizon=0), "`horizon` must be a whole number from 1 up, got 0"),
-        (lambda: RandomShooting(horizon="8"), "`horizon` must be a whole number from 1 up, got '8'"),
+        (lambda: RandomShooting(horizon=0), "`horizon` must be a whole number of at least 1, got 0"),
+        (lambda: RandomShooting(horizon="8"), "`horizon` must be a whole number of at least 1, got '8'"),
         (lambda: CEM(num_samples=2.5), "`num_samples` must be a whole number"),
-        (lambda: CEM(temperature=-1.0), "`temperature` must be a finite number from 0 up"),
-        (lambda: CEM(temperature=math.nan), "`temperature` must be a finite number"),
-        (lambda: CEM(temperature=None), "`temperature` must be a finite number"),
-        (lambda: CEM(elite_fraction=1.5), "`elite_fraction` must be a finite number above 0 to 1"),
-        (lambda: CEM(smoothing=math.nan), "`smoothing` must be a finite number"),
-        (lambda: CEM(initial_std=math.inf), "`initial_std` must be a finite number"),
+        (lambda: CEM(temperature=-1.0), "CEM: `temperature` must be at least 0, a number; got -1.0"),
+        (lambda: CEM(temperature=math.nan), "`temperature` must be at least 0, a number"),
+        (lambda: CEM(temperature=None), "`temperature` must be at least 0, a number"),
+        (lambda: CEM(elite_fraction=1.5), "`elite_fraction` must be above 0 and at most 1, a number"),
+        (lambda: CEM(smoothing=math.nan), "`smoothing` must be at least 0 and at most 1, a number"),
+        (lambda: CEM(initial_std=math.inf), "`initial_std` must be above 0, a number"),
         (lambda: GraphSearch(max_states=True), "`max_states` must be a whole number"),
-        (lambda: GraphSearch(sampled_searches=-1), "`sampled_searches` must be a whole number from 0 up"),
-        (lambda: RewardCritic(discount=0.0), "`discount` must be a finite number above 0 to 1"),
-        (lambda: RewardCritic(discount=1.01), "`discount` must be a finite number above 0 to 1"),
-        (lambda: RewardCritic(discount=math.nan), "`discount` must be a finite number above 0 to 1"),
+        (lambda: GraphSearch(sampled_searches=-1), "`sampled_searches` must be a whole number of at least 0"),
+        (lambda: RewardCritic(discount=0.0), "`discount` must be above 0 and at most 1, a number"),
+        (lambda: RewardCritic(discount=1.01), "`discount` must be above 0 and at most 1, a number"),
+        (lambda: RewardCritic(discount=math.nan), "`discount` must be above 0 and at most 1, a number"),
         (lambda: RewardCritic(threshold=math.nan), "`threshold` must be a number"),
         (lambda: GoalCritic(vectors={"at": PointWorld.target}, tolerance=-1.0), "`tolerance` must be"),
         (lambda: make_planners(["cem?horizon=0"], GridWorld().config), "`horizon` must be a whole number"),
@@ -408,7 +409,8 @@ def test_a_search_claims_no_goal_where_every_action_is_paid():
     world = GridWorld("S..")
     world.simulate = _with(world.simulate, continue_prob=1.0, reward=1.0)
     for depth in (1, 3):
-        assert not GraphSearch(max_depth=depth).plan(world, world.root(), RewardCritic()).reaches_goal
+        plan = GraphSearch(max_depth=depth).plan(world, world.root(), RewardCritic())
+        assert not plan.reaches_goal and plan.num_simulated == len(MOVES)  # no search: there is nothing to find
 
 
 # --- Names, and several parts
@@ -492,7 +494,7 @@ def test_a_plan_begins_with_an_action_that_is_allowed(planner):
     world = GridWorld("S.G\n...")
     plan = planner.plan(world, world.root(), RewardCritic(), mask=[0, 1, 0, 0, 0])
     assert plan.actions[0] == 1
-    for mask, said in (([0] * 5, "allows no action"), ([1, 1], "has 2 numbers, and the choices are .*5")):
+    for mask, said in (([0] * 5, "allows no action"), ([1, 1], "'action' does not fit: expected 5 numbers of 0 or 1")):
         with pytest.raises(ValueError, match=said):
             planner.plan(world, world.root(), RewardCritic(), mask=mask)
 
@@ -732,6 +734,28 @@ def test_a_missing_sense_is_named():
     agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
     with pytest.raises(ValueError, match="camera"):
         agent.act({"picture": np.zeros(2)})
+
+
+def test_an_observation_without_names_is_refused_with_how_to_name_it():
+    agent = PanAgent(GridWorld(), processor, RewardCritic(), GraphSearch())
+    with pytest.raises(ValueError, match="must be a dict of senses by name, got ndarray; wrap it"):
+        agent.act(np.zeros(2))
+
+
+def test_a_mask_is_what_an_environment_gives():
+    parts = ActionParts(SimpleNamespace(actions={"legs": DiscreteAction(6), "arm": VectorAction(2)}))
+    for told in (np.array([0, 0, 0, 1, 0, 1]), ([0, 1], [1, 0, 1]), [False] * 3 + [True, False, True]):
+        (mask,) = parts.check_masks({"legs": told, "arm": None}).values()
+        assert mask.tolist() == [False, False, False, True, False, True]
+    assert parts.check_masks(None) == {}
+    wrong = [
+        ({"legs": [0.5] * 6}, "numbers of 0 or 1"),
+        ({"legs": [1, 1]}, "expected 6"),
+        ({"arm": [1]}, "no choices"),
+    ]
+    for told, said in [*wrong, ({"wings": [1]}, r"parts \['legs', 'arm'\], got \['wings'\]")]:
+        with pytest.raises(ValueError, match=said):
+            parts.check_masks(told)
 
 
 def _with(simulate, continue_prob, reward=None):

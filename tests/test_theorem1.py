@@ -124,9 +124,9 @@ def test_what_cannot_be_counted_or_lies_beyond_the_bound_is_refused():
         LatticeLanguage(1, 1, 1.0, 1e-17, base=2)
     with pytest.raises(ValueError, match="finer than float32"):
         VectorSense.within(1e-8, 1, -1, 1)
-    with pytest.raises(ValueError, match="`base` must be at least 2"):
+    with pytest.raises(ValueError, match="`base` must be a whole number from 2"):
         VectorSense.within(0.1, 1, -1, 1, base=1)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="`epsilon` must be above 0"):
         VectorSense.within(0.0, 1, -1, 1)
 
 

@@ -97,21 +97,23 @@ class ActionParts:
         """By part, which choices are allowed, bool `(num_actions,)`; parts that are left out may do anything.
 
         Args:
-            told: a mask of 0 and 1, of an action of one part; masks by part; or None.
+            told: as an environment gives it, of an action of one part; these by part; or None.
 
         Raises:
-            ValueError: a mask has another size, allows nothing, or is of a part that is not discrete.
+            ValueError: a mask does not fit its part, allows nothing, or is of a part that is not discrete.
         """
-        if told is None:
-            return {}
         by_part = told if isinstance(told, Mapping) else {next(iter(self.parts)): told}
-        masks = {name: torch.as_tensor(np.asarray(mask)).reshape(-1) > 0.5 for name, mask in by_part.items()}
-        for name, mask in masks.items():
-            expected = getattr(self.parts.get(name), "num_actions", None)
-            if len(mask) != expected or len(masks) > len(self.parts):
-                sizes = {part: getattr(described, "num_actions", None) for part, described in self.parts.items()}
-                raise ValueError(f"The mask of {name!r} has {len(mask)} numbers, and the choices are {sizes}.")
-            if not mask.any():
+        if unknown := sorted(set(by_part) - set(self.parts)):
+            raise ValueError(f"A mask is of some of the parts {list(self.parts)}, got {unknown}.")
+        masks = {}
+        for name, mask in by_part.items():
+            if mask is None:
+                continue
+            try:
+                masks[name] = torch.as_tensor(feature_of(self.parts[name]).mask(mask))
+            except ValueError as error:
+                raise ValueError(f"The mask of {name!r} does not fit: {error}") from error
+            if not masks[name].any():
                 raise ValueError(f"The mask of {name!r} allows no action, so there is nothing to plan.")
         return masks
 

@@ -12,7 +12,7 @@ import copy
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,12 +23,12 @@ from torch import Tensor
 
 from pan_hf.agents.actions import ActionParts, find_mask
 from pan_hf.agents.critics import as_critic, check_scores
-from pan_hf.agents.plan import Contradicted, Plan, check_whole, compared_keys
+from pan_hf.agents.plan import Contradicted, Plan, compared_keys
 from pan_hf.features import feature_class
 from pan_hf.modeling.sense_configuration_pan import ACTION, OUTSIDE
 from pan_hf.modeling.state_pan import Actions, State
 from pan_hf.modeling.step_pan import as_seed
-from pan_hf.modeling.validation_pan import real
+from pan_hf.modeling.validation_pan import real, whole
 
 REPLAN = ("on_surprise", "always", "at_end")
 
@@ -90,9 +90,13 @@ class PanAgent:
             raise ValueError(f"`model` must be a world model, as `load` gives it; got {model!r:.60}.")
         self.seed = 0 if seed is None else as_seed(seed) or 0
         self.model, self.processor, self.critic, self.planner = model, processor, as_critic(critic), planner
-        self.replan, self.patience = replan, patience
-        check_whole(self, "patience")
+        self.replan, self.patience = replan, whole("patience", patience, 1)
         self.parts = ActionParts(model.config)
+        self._bounds = {
+            name: tuple(bound.numpy() for bound in sense.bounds())
+            for name, sense in model.config.senses.items()
+            if feature_class(sense.kind).is_numeric and hasattr(sense, "low")
+        }
         self._compared_by = compared_keys(model, getattr(planner, "key_levels", None))  # as the planner compares them
         self._has_warned: set[str] = set()
         self.reset()
@@ -132,8 +136,9 @@ class PanAgent:
                 warning.
             reward (`float`, *optional*): what the last action brought. An agent that is told notices a goal that
                 was only imagined, and stops going there.
-            mask (*optional*): which actions are allowed now, `(num_actions,)` of 0 and 1, by part where there are
-                several; the observation's "action_mask" by default, if it has one.
+            mask (*optional*): which actions are allowed now, as an environment gives it: `(num_actions,)` of 0 and 1,
+                a tuple of masks for choices that are counted as one, by part where there are several; the
+                observation's "action_mask" by default, if it has one.
 
         Returns:
             `int` for a discrete action, `np.ndarray` of shape `(D,)` for a vector, a dict of these for several parts.
@@ -183,6 +188,11 @@ class PanAgent:
         Raises:
             ValueError: a sense of the model is missing.
         """
+        if not isinstance(observation, Mapping):
+            kind = type(observation).__name__
+            raise ValueError(
+                f"`observation` must be a dict of senses by name, got {kind}; wrap it as {{name: value}}."
+            )
         senses = self.model.config.senses
         texts = [name for name, sense in senses.items() if feature_class(sense.kind).is_text]
         tasks = {} if self.task is None else dict.fromkeys(texts, self.task)
@@ -198,10 +208,9 @@ class PanAgent:
 
     def _within_range(self, name: str, value: Any) -> Any:
         """A vector clipped to the range of its sense, and counted; other values and misfits as they are."""
-        sense = self.model.config.senses[name]
-        if value is None or not feature_class(sense.kind).is_numeric or not hasattr(sense, "low"):
+        if value is None or name not in self._bounds:
             return value
-        low, high = (bound.numpy() for bound in sense.bounds())
+        low, high = self._bounds[name]
         try:
             vector = np.asarray(value, dtype=np.float32)
         except (TypeError, ValueError):

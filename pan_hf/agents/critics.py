@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from pan_hf.agents.plan import check_number
+from pan_hf.agents.plan import check_numbers
 from pan_hf.features import feature_class
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import strings
+from pan_hf.modeling.validation_pan import real, strings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Critic:
     discount: float = 0.99
 
     def __post_init__(self):
-        check_number(self, "discount", 0.0, 1.0, above=True)
+        check_numbers(self, real, "discount", least=0, most=1, above=True)
         if not isinstance(self.threshold, numbers.Real) or math.isnan(self.threshold):
             raise ValueError(f"{type(self).__name__}: `threshold` must be a number, got {self.threshold!r}.")
 
@@ -112,7 +112,7 @@ class GoalCritic(Critic):
 
     def __post_init__(self):
         super().__post_init__()
-        check_number(self, "tolerance", 0.0)
+        check_numbers(self, real, "tolerance", least=0)
         if not self.codes and not self.vectors:
             raise ValueError("GoalCritic needs at least one image or vector sense to compare; got neither.")
 

@@ -21,13 +21,14 @@ from pan_hf.agents.critics import Critic, as_critic, check_scores
 from pan_hf.agents.plan import (
     Contradicted,
     Plan,
+    check_numbers,
     check_one_row,
-    check_whole,
     compared_keys,
     device_of,
     draw_seed,
 )
 from pan_hf.agents.world import World
+from pan_hf.modeling.validation_pan import whole
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +67,9 @@ class GraphSearch:
     sampled_searches: int = 4
 
     def __post_init__(self):
-        check_whole(self, "max_states", "batch_size", "max_depth")
-        check_whole(self, "sampled_searches", least=0)
-        if self.key_levels is not None:
-            check_whole(self, "key_levels")
+        counts = ["max_states", "batch_size", "max_depth"] + ["key_levels"] * (self.key_levels is not None)
+        check_numbers(self, whole, *counts, least=1)
+        check_numbers(self, whole, "sampled_searches")
         if self.actions is not None:
             chosen = (self.actions,) if isinstance(self.actions, int | str) else tuple(self.actions)
             wrong = [action for action in chosen if not isinstance(action, str) and not hasattr(action, "__index__")]
@@ -126,7 +126,7 @@ class GraphSearch:
             spent += result.num_simulated
             if result.reaches_goal or sample is None:
                 plan = result
-            if result.reaches_goal:
+            if result.reaches_goal or (sample is None and not search.has_goal):
                 break
         if not len(plan):  # every way out is refuted: believe the model again
             return self.plan(world, belief, critic, generator=generator, mask=mask)
@@ -195,6 +195,8 @@ class _Search:
                     worth = self.critic.discount ** self.elapsed[self.parents[node]]
                     return self._plan(node, worth * successors.scores[row], reaches_goal=True)
                 fresh = self._fold(successors)
+                if not self.has_goal:
+                    return self._plan(self.best, self.best_score)
                 if fresh:
                     beliefs.append(successors.belief.select(torch.tensor(list(fresh))))
                     children += fresh.values()
@@ -237,7 +239,8 @@ class _Search:
         scores = check_scores(self.critic.score(futures), futures)
         claims = self.critic.reached(futures, scores)[:, 0]
         if nodes == [0] and len(moves) > 1 and claims.all():
-            # Whatever is done reaches this "goal", as a reward for every step does: there is none to search for.
+            # Whatever is done reaches this "goal", as a reward for every step does: there is none to search for, and
+            # the plan is the best single action.
             self.has_goal = False
         claims &= self.has_goal
         return _Successors(

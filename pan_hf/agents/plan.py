@@ -1,7 +1,6 @@
 """A plan: actions, and what the planner expects of them."""
 
-import math
-import numbers
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,25 +92,14 @@ def device_of(world) -> torch.device:
     return getattr(world, "device", torch.device("cpu"))
 
 
-def check_whole(owner: Any, *names: str, least: int = 1) -> None:
-    """Raises ValueError unless these fields are whole numbers from `least` up."""
+def check_numbers(owner: Any, check: Callable[..., float], *names: str, **limits: Any) -> None:
+    """Makes fields of a frozen dataclass Python's numbers. Args: check, `whole` or `real`, which refuses others."""
     for name in names:
-        value = getattr(owner, name)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-            raise ValueError(
-                f"{type(owner).__name__}: `{name}` must be a whole number from {least} up, got {value!r}."
-            )
-
-
-def check_number(owner: Any, name: str, low: float, high: float = math.inf, above: bool = False) -> None:
-    """Raises ValueError unless a field is a number from `low` (or `above` it) to `high`; infinity only where `high`
-    is a number."""
-    value = getattr(owner, name)
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not (low < value if above else low <= value) or value > high:
-        start = f"above {low:g}" if above else f"from {low:g} up"
-        expected = start if high == math.inf else f"{start} to {high:g}".replace(" up to", " to")
-        raise ValueError(f"{type(owner).__name__}: `{name}` must be a finite number {expected}, got {value!r}.")
+        try:
+            number = check(name, getattr(owner, name), **limits)
+        except ValueError as error:
+            raise ValueError(f"{type(owner).__name__}: {error}") from None
+        object.__setattr__(owner, name, number)
 
 
 def check_one_row(belief, generator=None) -> None:

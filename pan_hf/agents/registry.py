@@ -37,8 +37,9 @@ def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) ->
             raise ValueError("'graph' tries every action, and this model's are not discrete; use cem.")
         if name == "graph" and not has_goal:
             raise ValueError(
-                "'graph' searches the nearest goal, and there is none: most recorded steps are rewarded as much as a "
-                "goal would be. Use cem, or name a reward that few steps bring with `reward_threshold`."
+                "'graph' searches the nearest goal, and there is none: no recorded step is rewarded, or most recorded "
+                "steps are rewarded as much as a goal would be. Use cem, or name a reward that few steps bring with "
+                "`reward_threshold`."
             )
         try:
             label = name if names.count(name) == 1 else spec  # settings are in the record's command

@@ -15,15 +15,14 @@ from pan_hf.agents.critics import Critic, as_critic, check_scores
 from pan_hf.agents.plan import (
     Contradicted,
     Plan,
-    check_number,
+    check_numbers,
     check_one_row,
-    check_whole,
     device_of,
     draw_seed,
 )
 from pan_hf.agents.world import World
 from pan_hf.features import feature_class
-from pan_hf.modeling.state_pan import Actions
+from pan_hf.modeling.validation_pan import real, whole
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,19 @@ class _Shooting:
     """What random shooting and the cross-entropy method share: how sequences are imagined."""
 
     def _check_imagining(self: Any) -> None:
-        check_whole(self, "num_samples", "horizon", "num_rollouts", "batch_size")
-        check_number(self, "temperature", 0.0)
+        check_numbers(self, whole, "num_samples", "horizon", "num_rollouts", "batch_size", least=1)
+        check_numbers(self, real, "temperature", least=0)
         if self.num_rollouts > 1 and self.temperature == 0:
             raise ValueError(
                 f"{type(self).__name__}: {self.num_rollouts} rollouts at temperature 0 are all the same future; use "
                 "num_rollouts=1, or a temperature above 0."
             )
 
-    def _imagine(self: Any, world: World, belief, critic: Critic, actions: Tensor | Actions, generator):
+    def _imagine(self: Any, world: World, parts: ActionParts, belief, critic: Critic, actions, generator):
         """Value `(N,)`, length up to the goal or the end `(N,)` and whether the goal is reached `(N,)`, on the CPU."""
         first_rows = range(0, len(actions), self.batch_size)
         batches = [
-            self._imagine_batch(world, belief, critic, actions[first : first + self.batch_size], generator)
+            self._imagine_batch(world, parts, belief, critic, actions[first : first + self.batch_size], generator)
             for first in first_rows
         ]
         values, reached, ended = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
@@ -53,7 +52,7 @@ class _Shooting:
         lengths = _first_true(reached | ended)
         return values, lengths, reached.gather(1, lengths[:, None] - 1)[:, 0]
 
-    def _imagine_batch(self: Any, world: World, belief, critic: Critic, actions: Tensor | Actions, generator):
+    def _imagine_batch(self: Any, world: World, parts: ActionParts, belief, critic: Critic, actions, generator):
         """Value `(n,)`; in which steps the goal is reached, and the episode ended, `(n, H)` bool each."""
         rows, rollouts = len(actions), self.num_rollouts
         futures = world.simulate(
@@ -63,7 +62,6 @@ class _Shooting:
             temperature=self.temperature,
             seed=None if self.temperature == 0 else draw_seed(generator),
         )
-        parts = ActionParts(world.config)
         if parts.predicts_mask(world.config):
             futures = _cut_before_forbidden(futures, parts.numbers(actions).repeat_interleave(rollouts, 0))
         scores = check_scores(critic.score(futures), futures)
@@ -132,7 +130,7 @@ class RandomShooting(_Shooting):
         actions = parts.join({name: part.random(shape, generator) for name, part in parts.parts.items()})
         _redraw_forbidden(parts.split(actions), masks, generator)
         spent = self.num_samples * self.horizon * self.num_rollouts
-        values, lengths, reached = self._imagine(world, belief, critic, actions, generator)
+        values, lengths, reached = self._imagine(world, parts, belief, critic, actions, generator)
         return _best_plan(parts, actions, values, lengths, reached, spent, start)
 
 
@@ -166,10 +164,10 @@ class CEM(_Shooting):
 
     def __post_init__(self):
         self._check_imagining()
-        check_whole(self, "num_iterations")
-        check_number(self, "elite_fraction", 0.0, 1.0, above=True)
-        check_number(self, "smoothing", 0.0, 1.0)
-        check_number(self, "initial_std", 0.0, above=True)
+        check_numbers(self, whole, "num_iterations", least=1)
+        check_numbers(self, real, "elite_fraction", least=0, most=1, above=True)
+        check_numbers(self, real, "smoothing", least=0, most=1)
+        check_numbers(self, real, "initial_std", least=0, above=True)
         if self.smoothing == 1:
             raise ValueError("CEM: `smoothing` of 1 keeps the first distribution for ever; choose one below 1.")
 
@@ -194,7 +192,7 @@ class CEM(_Shooting):
             sampled = {name: each.sample(self.num_samples, generator) for name, each in proposals.items()}
             actions = parts.join(sampled)
             _redraw_forbidden(sampled, masks, generator)
-            values, lengths, reached = self._imagine(world, belief, critic, actions, generator)
+            values, lengths, reached = self._imagine(world, parts, belief, critic, actions, generator)
             spent += self.num_samples * self.horizon * self.num_rollouts
             elites = values.topk(num_elites).indices
             for name, part in parts.split(actions).items():

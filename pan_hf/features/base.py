@@ -149,6 +149,11 @@ class Feature:
         """The description of what a model's sense or action (its configuration) takes."""
         return part.to_dict()
 
+    def mask(self, told: Any, sizes: Sequence[int] | None = None) -> np.ndarray:
+        """Which choices of an action are allowed, bool `(n,)`, from what an environment gives. Raises ValueError where
+        it does not fit, or there are no choices."""
+        raise ValueError(f"an action of kind {self.kind!r} has no choices to allow")
+
     # ---- From an environment or a table
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,18 @@ class DiscreteFeature(Feature):
         names = getattr(part, "names", None)
         names = {"names": list(names)} if names else {}
         return {"kind": cls.kind, "n": part.num_actions, **names}
+
+    def mask(self, told: Any, sizes: Sequence[int] | None = None) -> np.ndarray:
+        """One mask for all choices; or one for each of several that are counted as one, as a tuple. Args: sizes, of
+        these, where they are known."""
+        is_several = isinstance(told, tuple | list) and any(map(np.ndim, told))
+        masks = [np.ravel(one) for one in told] if is_several else [np.asarray(told)]
+        is_binary = all(one.ndim == 1 and one.dtype.kind in "iufb" and np.isin(one, (0, 1)).all() for one in masks)
+        lengths = list(map(np.size, masks))
+        fits = math.prod(lengths) == self.description["n"] and (not is_several or sizes is None or lengths == [*sizes])
+        if not is_binary or not fits:
+            raise ValueError(f"expected {self.description['n']} numbers of 0 or 1, got {told!r:.200}")
+        return reduce(np.multiply.outer, masks).ravel().astype(bool)
 
     # ---- From an environment or a table
 
@@ -160,19 +173,10 @@ class Choices(ActionForm):
         self.feature = {"kind": DiscreteFeature.kind, "n": self._num_choices}
 
     def masks(self, action_mask: Any) -> dict[str, np.ndarray]:
-        """One mask for all choices; or one for each of several that are counted as one, as a tuple."""
-        several = (
-            [np.ravel(one) for one in action_mask]
-            if isinstance(action_mask, tuple | list) and len(self._sizes) > 1
-            else []
-        )
-        if [len(one) for one in several] == list(self._sizes):
-            mask = reduce(np.multiply.outer, several).ravel()
-        else:
-            mask = np.asarray(action_mask)
-        if mask.shape != (self._num_choices,) or mask.dtype.kind not in "iufb" or not np.isin(mask, (0, 1)).all():
-            raise ValueError(f"action_mask: expected {self._num_choices} numbers of 0 or 1, got {action_mask!r:.200}")
-        return {ACTION: mask.astype(bool)}
+        try:
+            return {ACTION: DiscreteFeature(self.feature).mask(action_mask, self._sizes)}
+        except ValueError as error:
+            raise ValueError(f"action_mask: {error}") from error
 
     def check(self, action: Any) -> int:
         value = np.asarray(action)
