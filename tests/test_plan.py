@@ -19,7 +19,17 @@ from pan_hf.agents.registry import make_planners
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
-from pan_hf.evaluation.control import RANDOM, Outcome, RecordedFacts, _Trial, plan, reward_critic, trial_records
+from pan_hf.evaluation import control
+from pan_hf.evaluation.control import (
+    RANDOM,
+    Outcome,
+    RecordedFacts,
+    _Trial,
+    plan,
+    reward_critic,
+    run_trials,
+    trial_records,
+)
 from pan_hf.evaluation.summary import planning_summary
 from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, VectorAction, VectorSense
 from pan_hf.reporting.figures import load_film
@@ -119,6 +129,55 @@ def test_the_time_limit_stops_after_the_episode_at_hand(run_dir, tmp_path):
     assert played and all(1 <= count < 50 or model == "random_policy" for model, count in played.items())
 
 
+class Clock:
+    """Time goes by with the steps of an environment, a second each, whose episodes have some steps."""
+
+    action_space = SimpleNamespace(seed=lambda seed: None)
+
+    def __init__(self, *lengths: int):
+        self.seconds, self.lengths = 0.0, list(lengths)
+
+    def perf_counter(self):
+        return self.seconds
+
+    def reset(self, seed):
+        self.left = self.lengths.pop(0)
+        return {}, {}
+
+    def sample_action(self, rng):
+        return 0
+
+    def step(self, action):
+        self.seconds, self.left = self.seconds + 1, self.left - 1
+        return {}, 0.0, self.left == 0, False, {}
+
+
+def played_by(clock, count, time_limit, monkeypatch, **limits):
+    monkeypatch.setattr(control, "time", clock)
+    trials = [_Trial("A-v0", clock, f"policy{number}", None, lambda ending: None, 10**6) for number in range(count)]
+    run_trials(trials, list(range(9)), time_limit, progress=False, **limits)
+    return [[(outcome.steps, outcome.was_given_up) for outcome in trial.outcomes] for trial in trials]
+
+
+def test_the_time_limit_bounds_all_that_is_played_and_counts_nothing_that_it_cut(monkeypatch):
+    clock = Clock(4, 4, 4)
+    assert played_by(clock, 1, 10.0, monkeypatch) == [[(4, False), (4, False)]] and clock.seconds == 11
+    clock = Clock(10**9, 10**9)  # a first episode is given up after its share, so that each policy has one
+    assert played_by(clock, 2, 10.0, monkeypatch) == [[(6, True)], [(6, True)]] and clock.seconds == 12
+    clock = Clock(10**9, 10**9)
+    clock.seconds = 6.0  # that loading took
+    assert played_by(clock, 2, 10.0, monkeypatch, start=0.0) == [[(3, True)], [(3, True)]]
+    clock = Clock(10**9, 10**9, 10**9)  # and one that takes too long is a failure, as long as there is time
+    assert played_by(clock, 1, 10.0, monkeypatch, episode_time_limit=3.0) == [[(4, True), (4, True)]]
+
+
+def test_what_is_known_so_far_is_told_once_an_episode_and_not_computed_in_every_step(monkeypatch):
+    told = []
+    monkeypatch.setattr(control, "_so_far", lambda trials: told.append(1) or "")
+    played_by(Clock(*[50] * 9), 1, None, monkeypatch)
+    assert len(told) <= 2 * 9
+
+
 @pytest.mark.slow
 def test_an_interrupted_plan_keeps_the_finished_episodes(run_dir, tmp_path):
     calls = []
@@ -166,6 +225,9 @@ def test_the_goal_is_read_from_the_recording():
     assert reward_critic(dense).threshold == pytest.approx(0.45) and not reward_critic(dense).ends_episode
     assert reward_critic(sparse, threshold=0.1).threshold == 0.1
     assert reward_critic(None) == RewardCritic()
+    # MountainCar and Acrobot cost a point a step, and pay for nothing
+    assert reward_critic(RecordedFacts(num_steps=100)).threshold == math.inf
+    assert reward_critic(RecordedFacts(num_steps=100), threshold=0.1) == RewardCritic(threshold=0.1)
 
 
 def test_a_reward_that_most_steps_bring_is_no_goal(run_dir, tmp_path, monkeypatch):
@@ -205,7 +267,15 @@ def test_what_an_environment_raises_is_told_with_where_and_when(run_dir, tmp_pat
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"time_limit": 0}, {"time_limit": math.nan}, {"episode_time_limit": -1.0}, {"max_steps": 0}, {"seed": -1}],
+    [
+        {"success": 3},
+        {"episodes": True},
+        {"time_limit": 0},
+        {"time_limit": math.nan},
+        {"episode_time_limit": -1.0},
+        {"max_steps": 0},
+        {"seed": -1},
+    ],
 )
 def test_limits_of_planning_are_checked_first(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

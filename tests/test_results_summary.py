@@ -34,6 +34,16 @@ def test_an_evaluation_ends_in_a_row_a_model_and_a_column_a_horizon(records):
     assert lines[3:] == ["Frames reconstruct at 6.9 ± 0.0 dB: give the senses stage more time."]
 
 
+def test_an_evaluation_at_an_effort_of_one_environment_has_its_table_too():
+    predicted = measured("exact_frame", {1: 0.9, 5: 0.5}, environment="A-v0")
+    cost = measured("compute_per_step", {None: 0.4})  # over all environments, at no horizon
+    rebuilt = measured("reconstruction_psnr", {None: 6.94}, environment="A-v0")
+    lines = evaluation_summary([*cost, *predicted, *rebuilt]).splitlines()
+    assert lines[0].split() == ["steps", "ahead", "1", "5"] and lines[1].startswith("exact frame")
+    assert lines[-1].startswith("Frames reconstruct")
+    assert "Nothing" in evaluation_summary(cost)
+
+
 def test_planning_ends_in_a_row_a_policy_with_success_first_where_it_is_defined():
     entries = []
     for model, won in (("pan/graph", 1.0), ("random_policy", 0.25)):

@@ -50,7 +50,8 @@ def test_known_environments_end_at_their_goals(environment, given, expected):
         ("return>=475", {"total": 474.0}, False),
         ("return>-200", {"total": -110.5}, True),
         ("info.landed", {"landed": 1}, True),
-        ("info.landed", {}, False),
+        ("info.landed", {"landed": 0}, False),
+        ("info.landed", {}, None),
         (lambda env, reward, terminated, info: reward > 3, {"reward": 4.0}, True),
     ],
 )

@@ -16,7 +16,8 @@ or few, depends on the world |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
 | `clipped_per_episode` | observed vectors outside the range that the model knows, if there were any |
 | `episodes` | how many were played: fewer than asked for if the time limit came first |
-| `given_up` | how many of them the clock cut short: no success, and no part of `return` and `steps` |
+| `given_up` | how many of them the clock cut short: no success, and no part of `return` and `steps`. One that was at \
+hand at the end of the time limit is not counted at all |
 | `compute_per_simulated_step`, `tokens_per_simulated_step`, `denoiser_calls_per_simulated_step`, \
 `simulated_steps_per_second` | with an effort: what one imagined step cost, compute as a share of a whole step's |
 """
@@ -29,7 +30,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ from pan_hf.agents.agent import PanAgent, perceive
 from pan_hf.agents.critics import RewardCritic, as_critic
 from pan_hf.agents.registry import comparing, make_planners
 from pan_hf.agents.world import FixedEffort, within
+from pan_hf.arguments import checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.envs.environment import describe_environment, make_recorded_environment
-from pan_hf.evaluation.evaluate import check_settings
 from pan_hf.evaluation.success import Ending, Success, success_rule
 from pan_hf.features import feature_of
 from pan_hf.files import write_file
@@ -106,12 +106,15 @@ class _Trial:
     def model(self) -> str:
         return self.label if self.agent is None else f"pan/{self.label}"
 
-    def play(self, seed: int, max_seconds: float, on_step: Callable[[int], None]) -> Outcome:
-        """Carries one episode out and keeps its outcome.
+    def play(
+        self, seed: int, max_seconds: float, on_step: Callable[[int], None], time_left: float = math.inf
+    ) -> Outcome | None:
+        """Carries one episode out and keeps its outcome; None where the time that was left has cut it.
 
         Args:
             seed (`int`): of the environment, the agent and random actions.
             max_seconds (`float`): after which it is given up.
+            time_left (`float`): in seconds, for all that is still to be played.
             on_step: called with the number of steps so far.
 
         Raises:
@@ -134,7 +137,7 @@ class _Trial:
                 total, steps = total + float(reward), steps + 1
                 on_step(steps)
                 # An episode that is given up is a failure: dropping it would count only the easy ones.
-                is_late = time.perf_counter() - start > max_seconds
+                is_late = time.perf_counter() - start > min(max_seconds, time_left)
                 if steps >= self.max_steps:
                     break
             ending = Ending(self.environment, self.env, float(reward or 0), terminated, truncated, info, total)
@@ -144,6 +147,8 @@ class _Trial:
             what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise ValueError(f"{where}: {what}") from error
         was_given_up = is_late and not (terminated or truncated)
+        if was_given_up and time_left < max_seconds:
+            return None
         outcome = Outcome(seed, success, steps, total, **self._statistics(), was_given_up=was_given_up)
         self.outcomes.append(outcome)
         self.seconds += time.perf_counter() - start
@@ -169,11 +174,15 @@ class _Trial:
         return {name: getattr(self.agent.statistics, name) for name in names}
 
 
+_POSITIVE = least(0, above=True)
+
+
+@checked(episodes=least(1), seed=least(0), max_steps=least(1), time_limit=_POSITIVE, episode_time_limit=_POSITIVE)
 def plan(
     run: str | Path,
     data_root: str | Path | None = None,
     *,
-    planners: Sequence[str] | None = None,
+    planners: str | Sequence[str] | None = None,
     environments: Sequence[str] | None = None,
     episodes: int = 50,
     seed: int = 10_000,
@@ -191,9 +200,9 @@ def plan(
 ) -> list[Record]:
     """Plans with a checkpoint in the real environments and writes `planning.json` and films.
 
-    With a time limit, planners get equal time rather than equal episodes, and the episode at hand is finished, if it
-    takes no longer than a policy's share of the limit. Interrupted or failed, the finished episodes are written all
-    the same.
+    With a time limit, planners get equal time rather than equal episodes. Loading is part of it, the films at the end
+    are not. Each policy has one episode at least, which is given up after its share of the limit; the episode at hand
+    when the time is up is not counted. Interrupted or failed, the finished episodes are written all the same.
 
     Args:
         run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
@@ -225,18 +234,18 @@ def plan(
         `list[Record]`: what was written.
 
     Raises:
-        ValueError: a seed that the recording used, an unknown planner or environment, a planner that does not fit the
-            action or the reward, an environment whose action is not the model's, a limit that is no number; or an
-            environment raised something while it was played.
+        ValueError: an argument of another type or out of range, a seed that the recording used, an unknown planner or
+            environment, a planner that does not fit the action or the reward, an environment whose action is not the
+            model's; or an environment raised something while it was played.
         FileNotFoundError: no checkpoint or no recording.
     """
-    _check_limits(episodes, seed, max_steps, time_limit, episode_time_limit)
+    start = time.perf_counter()
     output = results_folder(run, output)
     checkpoint = find_checkpoint(run, adapters=True)
     root = find_recording(checkpoint, data_root)
     entries = _choose_environments(read_info(root)["environments"], environments)
     facts = _recorded_facts(root)
-    seeds = list(range(int(seed), int(seed) + int(episodes)))
+    seeds = list(range(seed, seed + episodes))
     _check_seeds(seeds, entries, facts)
     rule = success_rule(success)
     model, processor = load(checkpoint)
@@ -256,7 +265,7 @@ def plan(
             for name, agent in (agents | {RANDOM: None}).items()
         ]
     try:
-        run_trials(trials, seeds, time_limit, episode_time_limit, progress)
+        run_trials(trials, seeds, time_limit, episode_time_limit, progress, start)
     finally:
         records = [entry for trial in trials for entry in trial_records(trial, _has_goal(trials, trial.environment))]
         if records:
@@ -266,15 +275,6 @@ def plan(
         for env in {id(trial.env): trial.env for trial in trials}.values():
             env.close()
     return records
-
-
-def _check_limits(episodes, seed, max_steps, time_limit, episode_time_limit) -> None:
-    check_settings({"episodes": episodes, "max_steps": 1 if max_steps is None else max_steps}, least=1)
-    check_settings({"seed": seed})
-    for name, seconds in (("time_limit", time_limit), ("episode_time_limit", episode_time_limit)):
-        is_number = isinstance(seconds, Real) and not isinstance(seconds, bool)
-        if seconds is not None and not (is_number and seconds > 0):
-            raise ValueError(f"`{name}` must be a number of seconds above 0, or None for no limit; got {seconds!r}.")
 
 
 # --- What the recording says ---------------------------------------------------------------------------------------
@@ -296,16 +296,16 @@ def reward_critic(facts: RecordedFacts | None, threshold: float | None = None) -
 
     Where every reward ended its episode, half the mean reward is the goal, and the continuation head has to agree.
     Elsewhere rewards come in degrees, and nine tenths of the largest is the goal. A reward that most steps bring is no
-    goal; then the threshold is infinite.
+    goal, and where no step was rewarded none is known; then the threshold is infinite.
 
     Args:
         facts ([`RecordedFacts`], *optional*): of the environment.
         threshold (`float`, *optional*): in place of the recording's.
     """
-    if facts is None or not facts.rewards:
-        return RewardCritic() if threshold is None else RewardCritic(threshold=threshold)
     if threshold is not None:
-        return RewardCritic(threshold=threshold, ends_episode=facts.reward_ends)
+        return RewardCritic(threshold=threshold, ends_episode=facts is not None and facts.reward_ends)
+    if facts is None or not facts.rewards:
+        return RewardCritic() if facts is None else RewardCritic(threshold=math.inf)
     own = 0.5 * float(np.mean(facts.rewards)) if facts.reward_ends else 0.9 * max(facts.rewards)
     num_reaching = sum(reward >= own for reward in facts.rewards)
     is_common = facts.num_steps is not None and num_reaching > _MOSTLY * facts.num_steps
@@ -364,11 +364,17 @@ def run_trials(
     time_limit: float | None = None,
     episode_time_limit: float | None = None,
     progress: bool = True,
+    start: float | None = None,
 ) -> None:
     """Plays until each trial has had every seed, or the time is up and each has had one; next is the trial that took
-    least time so far. An episode that begins before the time is up may take its trial's share of the limit."""
-    limit = math.inf if time_limit is None else time_limit
-    deadline, share = time.perf_counter() + limit, limit / len(trials)
+    least time so far. A first episode may take the trial's share of the time, and a later one what is left.
+
+    Args:
+        start (`float`, *optional*): when the time began, by `time.perf_counter`; now by default.
+    """
+    limit, longest = time_limit or math.inf, episode_time_limit or math.inf
+    deadline = limit + (time.perf_counter() if start is None else start)
+    share = max(0.0, deadline - time.perf_counter()) / len(trials)
     bound = "" if time_limit is None else f" in {time_limit:g} s at most"
     with Progress(f"planning{bound}", len(seeds) * len(trials), "episodes", progress) as line:
         while pending := [index for index, trial in enumerate(trials) if len(trial.outcomes) < len(seeds)]:
@@ -378,12 +384,16 @@ def run_trials(
                 break
             trial = trials[min(pending, key=lambda index: trials[index].seconds)]
             number = len(trial.outcomes)
+            where, so_far = f"{trial.model}, episode {number + 1}", _so_far(trials)
 
-            def say(step: int, trial: _Trial = trial, number: int = number) -> None:
-                line.update(line.done, f"{trial.model}, episode {number + 1}, step {step}; {_so_far(trials)}")
+            def say(step: int, where: str = where, so_far: str = so_far) -> None:
+                line.update(line.done, f"{where}, step {step}; {so_far}")
 
-            trial.play(seeds[number], min(max(left, share), episode_time_limit or math.inf), say)
-            line.update(line.done + 1, _so_far(trials))
+            if number:
+                trial.play(seeds[number], longest, say, left)
+            else:
+                trial.play(seeds[number], min(longest, share), say)
+            line.update(sum(len(trial.outcomes) for trial in trials), _so_far(trials))
 
 
 def _so_far(trials: list[_Trial]) -> str:

@@ -39,7 +39,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ from torch import Tensor
 from pan_hf import metrics
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.world import FixedEffort
+from pan_hf.arguments import checked
 from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder, trained_fingerprints, trained_seeds
 from pan_hf.console import track
 from pan_hf.data.trajectories import Trajectories, load_trajectories
@@ -58,7 +58,7 @@ from pan_hf.evaluation.comparison import Comparison, Step
 from pan_hf.features import feature_of
 from pan_hf.metrics import MetricAccumulator
 from pan_hf.modeling.state_pan import Actions, as_action
-from pan_hf.modeling.validation_pan import PRESENT
+from pan_hf.modeling.validation_pan import PRESENT, real, whole
 from pan_hf.reporting.figures import curves, horizon_plot
 from pan_hf.reporting.results import Record, mean_stderr, read_records, record, write_records
 from pan_hf.reporting.strips import shown_senses, write_strips
@@ -280,7 +280,7 @@ def evaluate_model(
     processor,
     trajectories,
     *,
-    horizons: Iterable[int] = HORIZONS,
+    horizons: Iterable[int] | int = HORIZONS,
     num_windows: int = 256,
     batch_size: int = 64,
     seed: int = 0,
@@ -312,12 +312,12 @@ def evaluate_model(
         raise ValueError(f"Expected Trajectories, see `load_trajectories`; got {type(trajectories).__name__}.")
     environments, skip = _choose_environments(trajectories, environments), list(skip)
     horizons = _check_horizons(horizons)
-    check_settings({"num_windows": num_windows, "batch_size": batch_size}, least=1)
-    check_settings({"seed": seed, "reencode": reencode})
-    check_settings({} if context is None else {"context": context}, least=1)
-    check_settings({"temperature": temperature, "reward_threshold": reward_threshold}, kind=Real)
+    num_windows, batch_size = whole("num_windows", num_windows, 1), whole("batch_size", batch_size, 1)
+    seed, reencode = whole("seed", seed), whole("reencode", reencode)
+    temperature = real("temperature", temperature, 0)
+    reward_threshold = real("reward_threshold", reward_threshold, 0)
+    context = None if context is None else whole("context", context, 1)
     reader = WindowReader(trajectories, processor, model, context)
-    seed, temperature = int(seed), float(temperature)  # numpy's numbers are no numbers to torch
     run = _Evaluation(reader, seed, temperature, reward_threshold, reencode)
     batches, windows = [], {}
     for environment in environments:
@@ -336,23 +336,13 @@ def evaluate_model(
     return _records(run.tallies, names, prefix, [seed] if seeds is None else list(seeds))
 
 
-def check_settings(values: Mapping[str, Any], least: int = 0, kind: type = Integral) -> None:
-    """Raises ValueError where a value is no number of its kind, finite and not below `least`."""
-    for name, value in values.items():
-        is_number = isinstance(value, kind) and not isinstance(value, bool)
-        if not (is_number and least <= value < math.inf):
-            word = "whole" if kind is Integral else "finite"
-            raise ValueError(f"`{name}` must be a {word} number, at least {least}; got {value!r}.")
-
-
 def _check_horizons(horizons: Iterable[int] | int) -> list[int]:
     """The horizons as a list. Raises ValueError where one is no number of steps."""
-    steps: list[Any] = [horizons] if isinstance(horizons, Integral) else list(horizons)  # type: ignore[arg-type]  # see above
-    for step in steps:
-        check_settings({"horizons": step}, least=1)
+    given = horizons if isinstance(horizons, Iterable) else [horizons]
+    steps = [whole("horizons", step, 1) for step in given]
     if not steps:
         raise ValueError("`horizons` names no step to compare at; give some of 1 or more.")
-    return [int(step) for step in steps]
+    return steps
 
 
 def _choose_environments(trajectories, environments: Sequence[str] | None) -> list[str]:
@@ -417,12 +407,13 @@ def load_for_evaluation(
         raise ValueError(f"The model cannot be put on the device {device!r}: {error}") from error
 
 
+@checked()
 def evaluate(
     run: str | Path,
     data_root: str | Path | None = None,
     output: str | Path | None = None,
     *,
-    horizons: Iterable[int] = HORIZONS,
+    horizons: Iterable[int] | int = HORIZONS,
     num_windows: int = 256,
     batch_size: int = 64,
     seed: int = 0,

@@ -6,7 +6,7 @@ where the environment says it in `info`, where the id is known here, or as the u
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def success_rule(asked: str | Callable | None) -> Success:
     if asked in ("terminated", "truncated"):
         return operator.attrgetter(asked)
     if asked.startswith("info.") and ":" not in asked:
-        return lambda ending: bool(np.all(ending.info.get(asked.removeprefix("info."), False)))
+        return lambda ending: _told(ending, [asked.removeprefix("info.")])
     if compared := re.fullmatch(r"(reward|return)\s*(>=|>)\s*(-?\d+(?:\.\d+)?)", asked):
         field = {"reward": "reward", "return": "total_reward"}[compared[1]]
         holds = operator.ge if compared[2] == ">=" else operator.gt
@@ -78,10 +78,14 @@ def success_rule(asked: str | Callable | None) -> Success:
     return success_rule(load_callable(asked, "success"))
 
 
+def _told(ending: Ending, keys: Sequence[str]) -> bool | None:
+    """What `info` says by the first of these keys that it has; None where it has none of them."""
+    return next((bool(np.all(ending.info[key])) for key in keys if key in ending.info), None)
+
+
 def _default(ending: Ending) -> bool | None:
-    for key in KEYS:
-        if key in ending.info:
-            return bool(np.all(ending.info[key]))
+    if (told := _told(ending, KEYS)) is not None:
+        return told
     name = ending.environment.rpartition(":")[2]
     known = next((form for prefixes, form in GOALS.items() if name.startswith(prefixes)), None)
     return None if known is None else success_rule(known)(ending)

@@ -1,6 +1,6 @@
 """What `pan evaluate` and `pan plan` say in the end: a small table, and what to do next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pan_hf.reporting.results import MISSING, Record
 from pan_hf.reporting.tables import format_value, metric_label, select
@@ -16,9 +16,9 @@ _POOR_RECONSTRUCTION = 20.0  # dB, below which codes hide more of a frame than d
 
 def evaluation_summary(records: Sequence[Record] | None) -> str:
     """The records of an evaluation as a table: a row a metric and model, a column a horizon; and what stands out."""
-    if not records:
+    everywhere = _everywhere(entry for entry in records or () if entry.horizon is not None)
+    if not everywhere:
         return "Nothing was measured."
-    everywhere = [entry for entry in records if entry.environment == "all"] or list(records)
     horizons = sorted({entry.horizon for entry in everywhere if entry.horizon is not None})
     rows = [["steps ahead", "", *map(str, horizons)]]
     for entry in select(everywhere, model="pan", horizon=horizons[0]):
@@ -29,7 +29,7 @@ def evaluation_summary(records: Sequence[Record] | None) -> str:
             values = {cell.horizon: format_value(cell) for cell in cells}
             label = metric_label(entry.metric) if model == "pan" else ""
             rows.append([label, model, *(values.get(horizon, MISSING) for horizon in horizons)])
-    return "\n".join([_aligned(rows), *_advice(everywhere)])
+    return "\n".join([_aligned(rows), *_advice(records or ())])
 
 
 def planning_summary(records: Sequence[Record] | None) -> str:
@@ -46,18 +46,25 @@ def planning_summary(records: Sequence[Record] | None) -> str:
             rows.append([model, *(values.get(metric, MISSING) for metric in metrics)])
         tables.append(_aligned(rows))
         if "success" not in metrics:
-            tables.append("Nothing says when an episode has reached a goal; `--success` can, e.g. 'return>=475'.")
+            tables.append(
+                "Nothing says when an episode has reached a goal; `--success` can, e.g. 'return>=475', or 'info.KEY' "
+                "with a key that `info` has."
+            )
     return "\n".join(tables)
 
 
 def _advice(records: Sequence[Record]) -> list[str]:
     """What to do about a model whose frames do not come back from their codes."""
-    lines = []
-    for entry in records:
-        is_whole = entry.metric.endswith("reconstruction_psnr") and "levels_" not in entry.metric
-        if is_whole and "latents_" not in entry.metric and entry.value < _POOR_RECONSTRUCTION:
-            lines.append(f"Frames reconstruct at {format_value(entry)}: give the senses stage more time.")
-    return lines
+    rebuilt = [entry for entry in records if entry.metric.endswith("reconstruction_psnr")]
+    whole = [entry for entry in rebuilt if "levels_" not in entry.metric and "latents_" not in entry.metric]
+    poor = [entry for entry in _everywhere(whole) if entry.value < _POOR_RECONSTRUCTION]
+    return [f"Frames reconstruct at {format_value(entry)}: give the senses stage more time." for entry in poor]
+
+
+def _everywhere(records: Iterable[Record]) -> list[Record]:
+    """Those over all environments together; all, where there is one environment."""
+    records = list(records)
+    return select(records, environment="all") or records
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
