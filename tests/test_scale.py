@@ -13,14 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tiny_worlds import all_tensors, board_world, differing
+from tiny_worlds import acts, all_tensors, board_world, differing, observe, world_model
 from transformers import Trainer, TrainingArguments
 from two_processes import crop_chances_by_row
 
 from pan_hf import PanModel, PanProcessor
 from pan_hf.cli import app
 from pan_hf.data.trajectories import load_trajectories
-from pan_hf.reporting.tracking import RolloutImages
+from pan_hf.reporting.tracking import RolloutImages, rollout_pictures
 from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, windows
 from pan_hf.training import pipeline as train
 from pan_hf.training.arguments import CONFIGS, arguments, last_checkpoint, parse, read_config
@@ -558,6 +558,23 @@ def test_a_trainer_of_one_s_own_trains_a_world_model_on_what_the_processor_gives
     own.train()
     losses = [entry["loss"] for entry in own.state.log_history if "loss" in entry]
     assert len(losses) == 8 and min(losses[-3:]) < losses[0] and len(pictures) == 2
+
+
+def test_pictures_are_shown_every_so_many_steps_and_at_the_end():
+    shown, at = RolloutImages({}, None, every=4), []
+    shown.show = lambda model, args, state: at.append(state.global_step)
+    for step in range(1, 11):
+        control = SimpleNamespace(should_training_stop=step == 10)
+        shown.on_step_end(None, SimpleNamespace(global_step=step), control)
+    assert at == [4, 8, 10]
+
+
+def test_a_picture_that_fails_leaves_the_model_in_training(monkeypatch):
+    model = world_model(("camera",)).train()
+    monkeypatch.setattr(model, "simulate", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rollout_pictures(model, observe(model, steps=4), acts(model, 2, 3))
+    assert model.training
 
 
 @pytest.mark.slow

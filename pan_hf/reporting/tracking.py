@@ -66,7 +66,7 @@ class RolloutImages(TrainerCallback):
             raise ValueError("Pictures need whole weights, and FSDP has shared them out; leave `rollout_every` at 0.")
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0:
+        if state.global_step % self.every == 0 or control.should_training_stop:
             self.show(model, args, state)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
@@ -115,12 +115,14 @@ def rollout_pictures(
             f"Pictures need an image sense and at least {before} actions; got senses {list(config.senses)} and "
             f"{action.shape[1]} actions."
         )
-    model.eval()
     on_device = Observation(observation, config.prefix_senses).to(model.device)
     action = action.to(model.device)
-    belief = model.perceive(on_device.frames(0, before), action[:, : before - 1])
-    futures = model.simulate(belief, action[:, before - 1 :], temperature=0.0, seed=seed)
-    model.train(was_training)
+    model.eval()
+    try:
+        belief = model.perceive(on_device.frames(0, before), action[:, : before - 1])
+        futures = model.simulate(belief, action[:, before - 1 :], temperature=0.0, seed=seed)
+    finally:
+        model.train(was_training)
     pictures = {}
     for name in shown:
         to_frames = feature_of(config.senses[name]).to_frames
