@@ -223,12 +223,15 @@ def _read(folder: Path) -> _Saved:
         config = PeftConfig.from_pretrained(str(folder))
         with safe_open(folder / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            wrong = [name for name in file.keys() if not file.get_tensor(name).isfinite().all()]
         with safe_open(folder / GROWN, "pt") as file:
             about = file.metadata()
         ids = json.loads(about["ids"])
         tensors = load_file(folder / GROWN)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"The adapter at {folder} is damaged or cut short ({error}); save it again.") from error
+    if wrong := [*wrong, *(name for name, tensor in tensors.items() if not tensor.isfinite().all())]:
+        raise ValueError(f"The adapter at {folder} holds numbers that are not finite, in {wrong[:_MANY]}.")
     return _Saved(folder, config, shapes, tensors, ids, about, Vocabulary.load(folder / FILE_NAME))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pan_hf.console import without_bars
-from pan_hf.files import finish_writing, whole_folder
+from pan_hf.files import finish_writing, read_json, whole_folder
 from pan_hf.hub import hub_id, on_disk
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
@@ -60,7 +59,7 @@ def find_checkpoint(path: str | Path, adapters: bool = False) -> Path:
 def trained_seeds(run: str | Path) -> list[int]:
     """The seed that a run was trained with by `pan train`; none where the folder does not tell."""
     settings = Path(run) / "stages" / "settings.json"
-    return [json.loads(settings.read_text())["seed"]] if settings.is_file() else []
+    return [read_json(settings)["seed"]] if settings.is_file() else []
 
 
 def results_folder(run: str | Path, output: str | Path | None) -> Path:
@@ -88,7 +87,7 @@ def find_recording(checkpoint: Path, given: str | Path | None) -> Path:
     if given is not None:
         return on_disk(given, "dataset")
     about = checkpoint / "training_data.json"
-    known = json.loads(about.read_text()).get("root") if about.exists() else None
+    known = read_json(about, may_lack=True).get("root")
     if known is None:
         raise FileNotFoundError(f"{about} does not name a recording; pass `data_root` (`--data` of `pan`).")
     if hub_id(known, "dataset") is not None and known.startswith("hf://"):
@@ -109,7 +108,7 @@ def trained_fingerprints(checkpoint: Path) -> set[str]:
     """
     path = Path(checkpoint) / "training_data.json"
     try:
-        return set(json.loads(path.read_text())["fingerprints"])
+        return set(read_json(path)["fingerprints"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not say which episodes the checkpoint was trained on ({error!r}), so nothing shows that the "

@@ -2,7 +2,8 @@
 
 A file is written beside its place and renamed. A folder that exists takes three steps, and a kill may fall into any:
 
-1. Everything is written into `.NAME.PID.pan.tmp` beside the folder. A full disk ends here, and nothing has changed.
+1. Everything is written into `.NAME.HOST.PID.pan.tmp` beside the folder. A full disk ends here, and nothing
+   has changed.
 2. That becomes `.NAME.ready`, in one rename. From now on the new content counts.
 3. Its files move into the folder. The files that say what the folder is (`config.json`) go first and come last, so
    that no reader takes new weights for those of an old configuration.
@@ -20,11 +21,12 @@ import json
 import os
 import re
 import shutil
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -40,12 +42,32 @@ CONFIGURATIONS = ("config.json", "processor_config.json", "adapter_config.json")
 # weights that lack in the new content would be loaded in the place of the new ones
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 _CONTENT = ".content.json"  # names of all files of a folder that is ready
+_HOST = re.sub(r"\W", "-", socket.gethostname())
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _writing: set[Path] = set()  # temporary folders of this process
 _locks: set[Path] = set()  # parents that this process has locked
 _turn = threading.RLock()
 _cleaned: set[Path] = set()  # folders in which this process has looked for what others left
+
+
+def read_json(path: str | os.PathLike, kind: type = dict, may_lack: bool = False) -> Any:
+    """The content of a JSON file, a dict or what else `kind` says; an empty one where the file `may_lack` and does.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: it is not JSON, is nested too deeply, or holds something else; the message names the file.
+    """
+    path = Path(path)
+    if may_lack and not path.exists():
+        return kind()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # brackets nested a thousand deep exhaust the parser
+        raise ValueError(f"{path} is damaged: it is not JSON ({error}). Restore it, or write it anew.") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path}: expected a {kind.__name__}, got {type(content).__name__}.")
+    return content
 
 
 def write_file(path: str | os.PathLike, content: str | bytes | pa.Buffer) -> Path:
@@ -93,7 +115,7 @@ def whole_folder(folder: str | os.PathLike, replaced: Sequence[str] = ()) -> Ite
         replaced: patterns of names of further files that go where the new content lacks them.
 
     Raises:
-        ValueError: `folder` is a file.
+        ValueError: `folder` is a file, or `.NAME.ready` beside it is somebody's own.
         OSError: it cannot be written; a full disk is named as such.
     """
     folder = Path(os.path.realpath(folder))
@@ -105,6 +127,8 @@ def whole_folder(folder: str | os.PathLike, replaced: Sequence[str] = ()) -> Ite
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent), _naming_a_full_disk(folder):
         _finish(folder)
+        if (ready := _beside(folder, "ready")).exists():
+            raise ValueError(f"{ready} is in the way of writing {folder}, and is not of pan_hf; rename it.")
         _remove_stale(folder.parent)
         temporary = _temporary(folder)
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
@@ -118,7 +142,7 @@ def whole_folder(folder: str | os.PathLike, replaced: Sequence[str] = ()) -> Ite
             names = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
             content = json.dumps({"names": names, "replaced": [*WEIGHTS, *replaced]})
             (temporary / _CONTENT).write_text(content)
-            os.replace(temporary, _beside(folder, "ready"))
+            os.replace(temporary, ready)
             _finish(folder)
         finally:
             _writing.discard(temporary)
@@ -134,27 +158,34 @@ def finish_writing(folder: str | os.PathLike) -> None:
 
 
 def _finish(folder: Path) -> None:
-    """The last step of writing a folder, from wherever it had come to."""
+    """The last step of writing a folder, from wherever it had come to. Somebody's own folders of such names stay."""
     old, ready = _beside(folder, "old"), _beside(folder, "ready")
-    if old.exists():  # of versions before 0.2, which moved the old folder out of the way of the new one
+    # of versions before 0.2, which moved the old folder out of the way of the new one
+    if any((old / name).is_file() for name in CONFIGURATIONS):
         shutil.rmtree(old) if folder.exists() else os.replace(old, folder)
         shutil.rmtree(_beside(folder, "tmp"), ignore_errors=True)
-    if not ready.exists():
-        return
-    if (ready / _CONTENT).exists():
-        content = json.loads((ready / _CONTENT).read_text())
-        names = [path for path in content["names"] if (ready / path).exists()]  # that were not moved before a kill
-        configurations = [name for name in names if name in CONFIGURATIONS]
-        for name in configurations:
-            (folder / name).unlink(missing_ok=True)
-        if any(_matches(name, WEIGHTS) for name in content["names"]):
-            for path in folder.glob("*"):
-                if _matches(path.name, content["replaced"]) and path.name not in content["names"]:
-                    path.unlink()
-        for name in [*(name for name in names if name not in configurations), *configurations]:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(ready / name, folder / name)
-    shutil.rmtree(ready)
+    if (ready / _CONTENT).is_file():
+        _move(ready, folder, read_json(ready / _CONTENT))
+        for emptied in filter(Path.is_dir, ready.iterdir()):
+            shutil.rmtree(emptied)
+        (ready / _CONTENT).unlink()
+    if ready.is_dir() and not any(ready.iterdir()):
+        ready.rmdir()
+
+
+def _move(ready: Path, folder: Path, content: dict[str, Any]) -> None:
+    """Moves what a kill has left in `ready` of its content into the folder."""
+    names = [path for path in content["names"] if (ready / path).exists()]
+    configurations = [name for name in names if name in CONFIGURATIONS]
+    for name in configurations:
+        (folder / name).unlink(missing_ok=True)
+    if any(_matches(name, WEIGHTS) for name in content["names"]):
+        for path in folder.glob("*"):
+            if _matches(path.name, content["replaced"]) and path.name not in content["names"]:
+                path.unlink()
+    for name in [*(name for name in names if name not in configurations), *configurations]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(ready / name, folder / name)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -166,15 +197,15 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _temporary(path: Path) -> Path:
-    return _beside(path, f"{os.getpid()}.pan.tmp")
+    return _beside(path, f"{_HOST}.{os.getpid()}.pan.tmp")
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes what processes that were killed left in a folder in which they wrote."""
+    """Removes what killed processes of this host left in a folder; those of other hosts may be at work."""
     if folder in _cleaned:  # a recording has thousands of episodes in one folder
         return
     _cleaned.add(folder)
-    for stale in folder.glob(".*.pan.tmp"):
+    for stale in folder.glob(f".*.{_HOST}.*.pan.tmp"):
         process = stale.name.split(".")[-3]
         if process.isdigit() and not _is_running(int(process)):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)

@@ -84,7 +84,15 @@ def test_a_model_card_shows_a_name_and_nothing_comes_of_it(name, tmp_path):
 
 def test_a_card_links_only_to_files_beside_it_and_runs_no_text_of_a_configuration(tmp_path):
     facts = json.loads((OLD.parents[2] / "docs/results/quickstart/checkpoint.json").read_text())
-    for address in ("javascript:alert(1)", "https://example.com", "a) [b](c"):
+    for address in (
+        "javascript:alert(1)",
+        "https://example.com",
+        "//example.com/x",
+        "/x",
+        "a/../../x",
+        "",
+        "a) [b](c",
+    ):
         with pytest.raises(ValueError, match="`results` is .*expected the path of a folder beside the card"):
             card_text(facts | {"results": address}, tmp_path)
     senses = {"camera": {"kind": "image", "height": "8)) or exit(1)", "width": 8, "channels": 3}}

@@ -33,7 +33,7 @@ def write(folder: Path) -> None:
 
 
 def calls_of(folder: Path, monkeypatch, stop_at: int) -> int:
-    """Writes the folder; `os.replace`, `unlink` and `rmtree` number `stop_at` raises as if the process ended there."""
+    """Writes the folder; call `stop_at` of `os.replace`, `unlink`, `rmdir` and `rmtree` raises, as a process ends."""
     count = 0
 
     def counted(function):
@@ -49,6 +49,7 @@ def calls_of(folder: Path, monkeypatch, stop_at: int) -> int:
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", counted(os.replace))
         patch.setattr(files.Path, "unlink", counted(Path.unlink))
+        patch.setattr(files.Path, "rmdir", counted(Path.rmdir))
         patch.setattr(files.shutil, "rmtree", counted(files.shutil.rmtree))
         try:
             write(folder)
@@ -86,13 +87,28 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path):
-    (tmp_path / ".folder.99999999.pan.tmp").mkdir()
-    (tmp_path / ".file.json.99999999.pan.tmp").write_text("half")
-    (tmp_path / f".other.{os.getppid()}.pan.tmp").write_text("of a process that runs")
+    host = files._HOST
+    (tmp_path / f".folder.{host}.99999999.pan.tmp").mkdir()
+    (tmp_path / f".file.json.{host}.99999999.pan.tmp").write_text("half")
+    (tmp_path / f".other.{host}.{os.getppid()}.pan.tmp").write_text("of a process that runs")
+    (tmp_path / f".other.{host}-2.99999999.pan.tmp").write_text("of another host, where it may run")
     (tmp_path / ".notes.12.tmp").write_text("of another program")
     write(tmp_path / "folder")
-    kept = {f".other.{os.getppid()}.pan.tmp", ".notes.12.tmp", "folder"}
+    kept = {f".other.{host}.{os.getppid()}.pan.tmp", f".other.{host}-2.99999999.pan.tmp", ".notes.12.tmp", "folder"}
     assert set(os.listdir(tmp_path)) == kept
+
+
+def test_hidden_folders_that_somebody_made_stay(tmp_path):
+    put(tmp_path / ".folder.old", MINE)
+    put(tmp_path / ".folder.tmp", MINE)
+    write(tmp_path / "folder")
+    assert content(tmp_path / "folder") == NEW
+    assert content(tmp_path / ".folder.old") == content(tmp_path / ".folder.tmp") == MINE
+    put(tmp_path / ".folder.ready", MINE)
+    finish_writing(tmp_path / "folder")
+    with pytest.raises(ValueError, match=r"\.folder\.ready is in the way of writing .*rename it"):
+        write(tmp_path / "folder")
+    assert content(tmp_path / "folder") == NEW and content(tmp_path / ".folder.ready") == MINE
 
 
 def test_an_old_copy_of_an_older_version_is_put_back_first(tmp_path):

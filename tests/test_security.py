@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,7 +16,12 @@ from tiny_worlds import all_tensors, differing, world_model
 
 from pan_hf import PanModel
 from pan_hf.adapters import load_adapter, save_adapter
-from pan_hf.checkpoints import load, save_checkpoint
+from pan_hf.checkpoints import find_recording, load, save_checkpoint, trained_fingerprints, trained_seeds
+from pan_hf.files import finish_writing
+from pan_hf.publishing.card import check_card, checkpoint_facts
+from pan_hf.publishing.push import _portable
+from pan_hf.reporting.figures import load_strip
+from pan_hf.reporting.results import read_records
 from pan_hf.tokenization import Vocabulary
 from pan_hf.tokenization.vocabulary_pan import MOST_ROWS
 
@@ -119,6 +125,30 @@ def test_a_ledger_of_a_billion_rows_is_refused(values):
         Vocabulary.from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("stages/settings.json", trained_seeds),
+        ("training_data.json", lambda run: find_recording(run, None)),
+        ("training_data.json", trained_fingerprints),
+        ("evaluation.json", lambda run: read_records(run / "evaluation.json")),
+        ("checkpoint.json", lambda run: check_card(run / "README.md", run)),
+        ("checkpoint.json", checkpoint_facts),
+        ("config.json", checkpoint_facts),
+        ("training_data.json", lambda run: _portable(run / "training_data.json", None)),
+        ("strip.json", lambda run: load_strip(run / "strip.npz")),
+        (".folder.ready/.content.json", lambda run: finish_writing(run / "folder")),
+    ],
+)
+def test_deeply_nested_json_beside_a_checkpoint_is_refused_in_a_sentence(name, read, tmp_path):
+    frame = np.zeros((1, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "strip.npz", real=frame, imagined=frame)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(DEEP)
+    with pytest.raises(ValueError, match=f"{Path(name).name} .*maximum recursion depth"):
+        read(tmp_path)
+
+
 def test_a_deeply_nested_ledger_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "vocabulary.json").write_text(DEEP)
     with pytest.raises(ValueError, match="not JSON .*truncated or damaged"):
@@ -171,6 +201,23 @@ def test_an_adapter_changes_no_row_of_its_base_s_own_tokens(adapter, tmp_path):
         with pytest.raises(ValueError, match=message):
             load_adapter(model, hostile)
         assert not differing(before, all_tensors(model))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "grown.safetensors"])
+def test_an_adapter_whose_numbers_are_not_finite_is_refused(adapter, tmp_path, name):
+    folder, _ = adapter
+    hostile = shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    tensors = load_file(hostile / name)
+    with safe_open(hostile / name, "pt") as file:
+        about = file.metadata()
+    key = min(tensors)
+    tensors[key].view(-1)[0] = torch.nan
+    save_file(tensors, hostile / name, metadata=about)
+    model, _ = load(folder / "base")
+    before = all_tensors(model)
+    with pytest.raises(ValueError, match=f"holds numbers that are not finite, in .*{re.escape(key)}"):
+        load_adapter(model, hostile)
+    assert not differing(before, all_tensors(model))
 
 
 # ---- the document

@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from pan_hf.console import Progress, without_bars
 from pan_hf.data.trajectories import Trajectories
-from pan_hf.files import write_file
+from pan_hf.files import read_json, write_file
 from pan_hf.modeling import PanModel
 from pan_hf.reporting.tracking import RolloutImages, check_trackers
 from pan_hf.tokenization import PanProcessor
@@ -170,7 +170,7 @@ class ProgressLine(TrainerCallback):
 def training_data(args: StageArguments, fingerprints: list[str], environments: list[str]) -> dict:
     """The episodes trained on, with those the checkpoint was already trained on; evaluation refuses them all."""
     path = Path(args.model) / TRAINING_DATA
-    before = json.loads(path.read_text()) if path.exists() else {"fingerprints": [], "environments": []}
+    before = read_json(path) if path.exists() else {"fingerprints": [], "environments": []}
     return {
         "fingerprints": sorted({*before["fingerprints"], *fingerprints}),
         "environments": sorted({*before["environments"], *environments}),

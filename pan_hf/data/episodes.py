@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pan_hf.features import ACTION, action_column, action_parts, feature_of
-from pan_hf.files import write_file
+from pan_hf.files import read_json, write_file
 from pan_hf.hub import address, on_disk
 
 FORMAT = "pan-trajectories"
@@ -191,11 +191,8 @@ def read_info(root: str | Path) -> dict:
         if published := address(root):
             raise FileNotFoundError(f"{published} is no recording, or is still being pushed")
         raise FileNotFoundError(f"{root} is no recording: {path} is missing. Make one by `pan record` or `pan import`")
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # brackets nested a thousand deep exhaust the parser
-        raise ValueError(f"{path} is damaged ({error}); restore it, or record again into another folder") from error
-    version = (info.get("format"), info.get("version")) if isinstance(info, dict) else type(info).__name__
+    info = read_json(path)
+    version = info.get("format"), info.get("version")
     if version != (FORMAT, VERSION):
         raise ValueError(f"{path}: expected format {FORMAT!r} version {VERSION}, got {version}")
     features = info.get("features")

@@ -7,7 +7,6 @@ the result files, so that anyone can make the card anew from them and compare: `
 """
 
 import difflib
-import json
 import math
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pan_hf.features import feature_class
-from pan_hf.files import write_file
+from pan_hf.files import read_json, write_file
 from pan_hf.hub import address, hub_id
 from pan_hf.reporting.figures import CURVE_METRICS, series_name
 from pan_hf.reporting.report import (
@@ -93,9 +92,9 @@ def checkpoint_facts(
     named = {"model_id": model_id, "base_model": base_model, "dataset": dataset, "license": license}
     named = {name: value for name, value in named.items() if value is not None}
     if (run / FACTS).exists():
-        return _read_json(run / FACTS) | named
+        return read_json(run / FACTS) | named
     folder = run / "checkpoint" if (run / "checkpoint").exists() or not (run / "config.json").exists() else run
-    config, trained = _read_json(folder / "config.json"), _read_json(folder / "training_data.json")
+    config, trained = (read_json(folder / name, may_lack=True) for name in ("config.json", "training_data.json"))
     began_as, is_fresh = _beginning(run)
     model_id = model_id or str(folder)
     others = config.get("actions") or {}  # parts of the action beside that of the name "action"
@@ -133,9 +132,9 @@ def _shape(part: dict[str, Any]) -> dict[str, Any]:
 
 def _beginning(run: Path) -> tuple[str | None, bool]:
     """Hub name of what a run began as, if it has one, and whether that was random weights."""
-    settings = _read_json(run / "stages" / "settings.json")
+    settings = read_json(run / "stages" / "settings.json", may_lack=True)
     for grown in sorted((run / "stages").glob("*.settings.json")):
-        settings = {"backbone": _read_json(grown)["model"]}
+        settings = {"backbone": read_json(grown)["model"]}
     backbone = settings.get("backbone")
     if backbone is None:
         return None, True
@@ -156,7 +155,7 @@ def card_text(facts: dict[str, Any], results: str | os.PathLike) -> str:
     """
     records = read_results(Path(results))
     folder = facts.get("results", RESULTS)
-    if not re.fullmatch(r"[\w./-]+", folder):
+    if not re.fullmatch(r"(\.\./)?\w[\w.-]*(/\w[\w.-]*)*", str(folder)):
         raise ValueError(f"{FACTS}: `results` is {folder!r}, expected the path of a folder beside the card.")
     content = template("model_card.md.jinja").render(
         facts,
@@ -193,7 +192,7 @@ def check_card(path: str | os.PathLike, results: str | os.PathLike) -> list[str]
     Raises:
         FileNotFoundError: there is no card, or no `checkpoint.json`.
     """
-    facts = json.loads((Path(results) / FACTS).read_text(encoding="utf-8"))
+    facts = read_json(Path(results) / FACTS)
     expected = card_text(facts, results).splitlines()
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     problems = []
@@ -203,10 +202,6 @@ def check_card(path: str | os.PathLike, results: str | os.PathLike) -> list[str]
         elif kind != "equal":
             problems += [f"line {n + 1}: {lines[n]!r} is not what the result files say." for n in range(first, last)]
     return problems
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 # ------------------------------------------------------------------------------------------------------------ metadata

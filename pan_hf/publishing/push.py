@@ -24,6 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from pan_hf.data.episodes import SPLITS, episode_files, read_info
+from pan_hf.files import read_json
 from pan_hf.hub import address, hub_id, patiently
 from pan_hf.publishing import data_card
 from pan_hf.publishing.card import FACTS, card_text, checkpoint_facts
@@ -112,7 +113,7 @@ def push_adapter(
         raise FileNotFoundError(f"No adapter at {folder}: {missing} are missing, which `save_adapter` writes.")
     about = _tensors(folder / GROWN)
     _tensors(folder / "adapter_model.safetensors")
-    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings = read_json(folder / "adapter_config.json")
     base = _base_of(settings, base_model)
     contents: dict[str, Path | bytes] = {name: folder / name for name in names}
     contents["adapter_config.json"] = _json(settings | {"base_model_name_or_path": base})
@@ -185,10 +186,10 @@ def _check_checkpoint(folder: Path) -> None:
     for path in weights:
         _tensors(path)
     index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    shards = set(read_json(index, may_lack=True).get("weight_map", {}).values())
     if missing := sorted(shards - names):
         raise ValueError(f"{folder}: {index.name} names {missing}, which are missing. Save the model again.")
-    belongs_to = json.loads((folder / "config.json").read_text()).get("vocabulary_digest")
+    belongs_to = read_json(folder / "config.json").get("vocabulary_digest")
     ledger = Vocabulary.load(folder).digest()
     if belongs_to != ledger:
         raise ValueError(
@@ -212,7 +213,7 @@ def _tensors(path: Path) -> dict[str, str]:
 
 def _portable(path: Path, recording: str | None) -> bytes:
     """training_data.json with a recording that others can find, and no path of this machine."""
-    about = json.loads(path.read_text())
+    about = read_json(path)
     root = recording or about.pop("root", None)
     if root is not None and hub_id(root, "dataset") is not None:
         about["root"] = root

@@ -5,7 +5,6 @@ model is one square on the screen and a wrong pixel can be seen.
 """
 
 import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pan_hf.extras import extra
-from pan_hf.files import write_file
+from pan_hf.files import read_json, write_file
 from pan_hf.metrics import EXACT_TOLERANCE
 from pan_hf.modeling.effort_pan import TASKS
 from pan_hf.reporting.results import Record
@@ -217,8 +216,7 @@ def _load(path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str
     if len({array.shape[1:] for array in arrays.values()}) > 1:
         shapes = {name: array.shape for name, array in arrays.items()}
         raise ValueError(f"{path}: frames of different sizes {shapes}, expected one (H, W, 3).")
-    sidecar = path.with_suffix(".json")
-    return arrays, {"title": path.stem} | (json.loads(sidecar.read_text()) if sidecar.exists() else {})
+    return arrays, {"title": path.stem} | read_json(path.with_suffix(".json"), may_lack=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- curves

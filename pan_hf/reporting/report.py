@@ -11,7 +11,6 @@ What is read of a run folder:
 """
 
 import base64
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pan_hf.extras import extra
-from pan_hf.files import write_file
+from pan_hf.files import read_json, write_file
 from pan_hf.metrics import EXACT_TOLERANCE
 from pan_hf.reporting.figures import (
     CURVE_METRICS,
@@ -241,8 +240,7 @@ def _film_view(film: Film) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> dict[str, str]:
-    sidecar = path.with_suffix(".json")
-    about = json.loads(sidecar.read_text()) if sidecar.exists() else {}
+    about = read_json(path.with_suffix(".json"), may_lack=True)
     return {
         "uri": data_uri(path.read_bytes(), "image/png"),
         "title": about.get("title", path.stem.replace("_", " ")),

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from pan_hf.extras import extra
-from pan_hf.files import write_file
+from pan_hf.files import read_json, write_file
 
 with extra("report", "A record of results"):
     import psutil
@@ -179,13 +179,7 @@ def read_records(path: str | os.PathLike) -> list[Record]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a JSON list of records; the message names the file and what is wrong with it.
     """
-    path = Path(path)
-    try:
-        rows = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Run the command that writes it again.") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}, expected a list of records.")
+    rows = read_json(path, list)
     for index, row in enumerate(rows):
         if not isinstance(row, dict) or set(row) != set(FIELDS):
             got = sorted(row) if isinstance(row, dict) else row

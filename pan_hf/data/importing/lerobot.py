@@ -11,7 +11,6 @@ A row holds an observation and the action taken there, so what the last action l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from pan_hf.data.importing.frames import as_image, read_frames
 from pan_hf.data.importing.writing import write_recording
 from pan_hf.data.info import PICTURES
 from pan_hf.features import View
+from pan_hf.files import read_json
 
 
 @checked(**PICTURES)
@@ -178,10 +178,10 @@ def _read_info(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{root} holds no LeRobot data set: {path} is missing")
     try:
-        info = json.loads(path.read_text())
+        info = read_json(path)
         version = str(info["codebase_version"])
         missing = [key for key in ("fps", "features", "data_path") if key not in info]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy the data set again") from error
     if not version.startswith("v3."):
         raise ValueError(f"{path}: expected format v3, got {version}; convert it with lerobot's own script first")
