@@ -53,6 +53,7 @@ class Codec(Float32Module):
     """
 
     is_exact = False  # codes and latents say all there is, so `log_prob` counts nothing beyond the codes
+    notes: tuple[str, ...] = ()  # buffers in which stages note something that `encode` does not depend on
     latents_help: bool | Tensor
     codebooks: list[Codebook]  # where codes are learned
 

@@ -40,6 +40,7 @@ class CodebookCodec(Codec):
     """
 
     num_values: int = 256  # values of one number of an observation, evenly over [-1, 1]; `log_prob` is of these
+    notes = ("refinements", "latents_help")
     residual_scale: Tensor
     latents_help: Tensor
     latent_scale: Tensor

@@ -146,6 +146,9 @@ def test_what_the_senses_make_of_a_recording_is_kept_for_the_next_stage(world, t
     encode_once(model, tensors, world.trajectories, tmp_path)
     (kept,) = tmp_path.iterdir()
     monkeypatch.setattr(encoded, "encode_all", lambda *_, **__: pytest.fail("encoded again"))
+    camera = model.senses["camera"]
+    camera.note_refinements([level.flatten(0, -2) for level in first["codes"]["camera"]])  # as stages do
+    camera.latents_help.logical_not_()
     again = encode_once(model, tensors, world.trajectories, tmp_path)
     for name, levels in first["codes"].items():
         assert all(torch.equal(one, other) for one, other in zip(levels, again["codes"][name], strict=True))

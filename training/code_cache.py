@@ -38,11 +38,13 @@ def forget(folder: str | Path) -> None:
 
 
 def _digest(model, trajectories: Trajectories) -> str:
-    """Of the senses' weights and of the recording's episodes."""
+    """Of what the senses encode by, and of the recording's episodes."""
     digest = hashlib.sha256(" ".join(trajectories.fingerprints).encode())
-    for name, tensor in sorted(model.senses.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for sense, codec in sorted(model.senses.items()):
+        for name, tensor in sorted(codec.state_dict(prefix=f"{sense}.").items()):
+            if name.rpartition(".")[2] not in codec.notes:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
