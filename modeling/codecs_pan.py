@@ -389,10 +389,15 @@ register_action(TextAction, TextCodec)
 
 def _from_dict(kinds: dict[str, type[Part]], what: str, values: Any) -> Any:
     """Builds the dataclass named by `values["kind"]`; an object that already is one passes through."""
+    expected = f"expected one of the kinds {sorted(kinds)}"
     if is_dataclass(values) and not isinstance(values, type) and hasattr(values, "kind"):
+        # by name: a module that travels may exist twice, and a user's kind need not be known yet
+        others = {part.__name__ for part in (*SENSES.values(), *ACTIONS.values())} - {
+            part.__name__ for part in kinds.values()
+        }
+        require(type(values).__name__ not in others, f"{what}: {expected}, got {values!r}.")
         check_fields(values)  # those of a user's kind, which need not check themselves
         return values
-    expected = f"expected one of the kinds {sorted(kinds)}"
     require(isinstance(values, dict), f"{what}: {expected} or a dict with `kind`, got {values!r}.")
     kind = values.get("kind")
     require(

@@ -160,7 +160,7 @@ class VocabularyGrowth:
         Raises:
             ValueError: more words than reserved rows, or words that no attached tokenizer knows.
         """
-        if num_words is None or num_words <= int(self.model.table.active_words().sum()):
+        if num_words is None or whole("new_num_tokens", num_words, 1) <= int(self.model.table.active_words().sum()):
             return
         ledger = self.model.ledger()
         if num_words > sum(ledger.runs("text")[-1]):

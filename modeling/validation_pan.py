@@ -296,8 +296,7 @@ def check_decodes(senses, state: State, sense: str, num_levels: int | None, late
         count = len(state.codes.get(sense, ()))
         if not count:
             raise ValueError(f"{sense!r} is a text, which has no levels; leave `num_levels` out.")
-        if not hasattr(num_levels, "__index__") or not 1 <= operator.index(num_levels) <= count:
-            raise ValueError(f"{sense!r} has levels 1 to {count}; got num_levels={num_levels!r}.")
+        whole("num_levels", num_levels, 1, count)
     if latents is not None:
         truth("latents", latents)
 

@@ -189,6 +189,9 @@ class VectorReader(Reader):
         if array.shape[-1:] != (self.spec["dim"],) or array.dtype.kind not in "iuf":
             expected = f"numbers (..., {self.spec['dim']})"
             raise ValueError(f"{self.name}: expected {expected}, got {array.dtype} of shape {array.shape}.")
+        is_absent = np.isnan(array).all(-1) & (self.role == SENSE)
+        if not np.isfinite(array[~is_absent]).all():
+            raise ValueError(f"{self.name}: expected finite numbers, got NaN or inf.")
         return array
 
 
@@ -264,7 +267,11 @@ class TextReader(Reader):
             raise ValueError(f"{name}: the tokenizer has no padding token; set `tokenizer.pad_token`.")
         number = {text: index for index, text in enumerate(dict.fromkeys(texts.flat))}  # a mission is in every row
         table = np.full((len(number), length), pad, np.int64)
-        for row, text, ids in zip(table, number, self.tokenizer.text_ids(list(number)), strict=True):
+        try:
+            words = self.tokenizer.text_ids(list(number))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        for row, text, ids in zip(table, number, words, strict=True):
             if len(ids) > length and not self.spec.get("clip"):
                 raise ValueError(
                     f"{name}: {_brief(text)} is {len(ids)} tokens long, expected at most {length}; shorten it, or "

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import SupportsIndex
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -100,23 +101,23 @@ class PanTokenizer(PreTrainedTokenizerFast):
             vocabulary (`Vocabulary` or `dict`, *optional*): the ledger to attach.
 
         Raises:
-            ValueError: `vocab_size` below 259, or `texts` is one string.
+            ValueError: `vocab_size` is no whole number from 259 up, `texts` is one string or holds what is no text.
         """
-        if isinstance(texts, str):
-            raise ValueError("Expected a list of texts to train on, got one string; pass [text].")
-        smallest = len(_SPECIAL_TOKENS) + 256
-        if vocab_size < smallest:
-            raise ValueError(f"vocab_size must be at least {smallest}: special tokens and bytes; got {vocab_size}.")
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise ValueError(f"`texts` must be a list of texts to train on, got {texts!r:.60}; pass [text].")
+        smallest = len(_SPECIAL_TOKENS) + 256  # and every byte
+        if not isinstance(vocab_size, SupportsIndex) or getattr(vocab_size, "ndim", 0) or int(vocab_size) < smallest:
+            raise ValueError(f"`vocab_size` must be a whole number of at least {smallest}, got {vocab_size!r}.")
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=int(vocab_size),
             special_tokens=list(_SPECIAL_TOKENS.values()),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator(map(_as_text, texts), trainer)
         return cls(tokenizer_object=backend, vocabulary=vocabulary, **_SPECIAL_TOKENS)
 
     # -- the ledger
@@ -215,12 +216,8 @@ class PanTokenizer(PreTrainedTokenizerFast):
     def text_ids(self, texts: list[str]) -> list[list[int]]:
         """Word ids of texts that came from outside: no special tokens around them, and `<camera.0:17>` stays words.
         Raises ValueError for what is no text."""
-        for text in texts:
-            try:
-                text.encode()
-            except (AttributeError, UnicodeEncodeError) as error:
-                raise ValueError(f"Expected a text that UTF-8 can write, got {text!r:.80} ({error}).") from error
-        return super()._encode_plus(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        texts = [_as_text(text) for text in texts]
+        return super()._encode_plus(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _encode_plus(self, text, text_pair=None, **kwargs):
         texts = text if isinstance(text, (list, tuple)) else [text]
@@ -339,6 +336,15 @@ class PanTokenizer(PreTrainedTokenizerFast):
     def _save_pretrained(self, save_directory, file_names, legacy_format=None, filename_prefix=None):
         files = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         return files if self._vocabulary is None else (*files, self._vocabulary.save(save_directory))
+
+
+def _as_text(text: str) -> str:
+    """The text. Raises ValueError for what is none, or cannot be written in UTF-8."""
+    try:
+        text.encode()
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise ValueError(f"Expected a text that UTF-8 can write, got {text!r:.80} ({error}).") from error
+    return text
 
 
 def _num_words(vocabulary: Vocabulary, next_id: int) -> int:

@@ -291,8 +291,9 @@ def _command_target(name: str, right: str, is_quick: bool, flags: dict[str, list
 
         def changed(flag: str, value: str) -> Callable[[], Change]:
             given = _changes(words, flag, value, not flag)
-            names = (flag, flag.lstrip("-"), flag.lstrip("-").replace("-", "_"), value, Path(value).name, "argument")
-            return lambda: Change(f"{flag} {value!r:.40}", WRONG, given, names)
+            names = [flag, flag.lstrip("-"), flag.lstrip("-").replace("-", "_"), value, Path(value).name, "argument"]
+            names += [value.partition("=")[0].rpartition(".")[2], "PanConfig" if flag == "--set" else flag]  # a field
+            return lambda: Change(f"{flag} {value!r:.40}", WRONG, given, tuple(names))
 
         made = [changed(flag, value) for flag, values in flags.items() for value in values]
         typed = {

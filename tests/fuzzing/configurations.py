@@ -129,7 +129,7 @@ def text_sense(world: World, number: int) -> Call:
 def discrete_action(world: World, number: int) -> Call:
     names = ["stay", "left", "right"]
     made = v.texts("names", names, optional=True)
-    made += v.listed("names", v.given(wrong=[["a", "a", "b"], ["a"]]))
+    made += v.listed("names", v.given(wrong=[["a"]]))
     arguments = {
         "num_actions": (3, v.count("num_actions", 3)),
         "names": (names, made),

@@ -50,8 +50,7 @@ def processor_actions(world: World, number: int) -> Call:
 def processor_text(world: World, number: int) -> Call:
     arguments = {
         "text": ("go to key", v.listed("text", v.words("go to key"))),
-        "padding": (True, v.choice("padding", "longest", ["max_length"])),
-        "max_length": (8, v.count("max_length", 8, optional=True)),
+        "padding": (True, v.listed("padding", v.given(free=["max_length", False], wrong=["longer", []]))),
         "truncation": (True, v.flag("truncation", True)),
     }
     return Call(world.processor, arguments, state=model_state(world))
@@ -292,7 +291,7 @@ def forward(world: World, number: int) -> Call:
         wrong=[reward * v.NAN, reward[:1].repeat(3, 1), "high"],
     )
     arguments = {
-        "objective": ("joint", v.choice("objective", "joint", ["senses"], optional=True)),
+        "objective": ("joint", v.choice("objective", "joint", optional=True)),
         "observation": seen(world, 3, number, 2),
         "action": acted(world, 2, number, 2),
         "reward": (reward, v.listed("reward", made)),

@@ -225,7 +225,7 @@ def planners_made(world: World, number: int) -> Call:
     made = [(f"with {text!r}", WRONG, lambda text=text: [text]) for text in wrong]
     made += v.given(same=[tuple(given)], free=[None, "cem"], wrong=[3, [3], [], ["cem", "cem"]])
     arguments = {"specs": (given, v.listed("specs", made, "planner", "cem", "graph"))}
-    return Call(lambda specs: make_planners(specs, world.model.config.action), arguments)
+    return Call(lambda specs: make_planners(specs, world.model.config), arguments)
 
 
 @target("Effort", ("discrete",), weight=1, numbers=1)
