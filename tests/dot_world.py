@@ -133,7 +133,7 @@ class DotModel:
     def encode(self, observation):
         cells = observation["camera"][..., 0, PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]
         index = cells.flatten(-2).argmax(-1, keepdim=True)
-        return State({"camera": [index // SIDE, index % SIDE]})
+        return State({name: [index // SIDE, index % SIDE] for name in ("camera", "place")})
 
     def decode(self, state, sense, num_levels=None, latents=True):
         if num_levels == 1:  # of the row alone: the dot in its first column
@@ -161,7 +161,7 @@ class DotModel:
             states.append(after)
             before = after
         places, ends = torch.stack(states, 1), torch.stack(ends, 1).float()
-        state = State({"camera": list(places.split(1, -1))})
+        state = State({name: list(places.split(1, -1)) for name in ("camera", "place")})
         belief = Belief(state, [], None, None, self)
         shown = state.map(lambda codes: codes[:, sorted(expected)])
         images = {"camera": self.decode(shown, "camera")} if expected else {}
