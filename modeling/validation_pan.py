@@ -296,7 +296,10 @@ def check_decodes(senses, state: State, sense: str, num_levels: int | None, late
         count = len(state.codes.get(sense, ()))
         if not count:
             raise ValueError(f"{sense!r} is a text, which has no levels; leave `num_levels` out.")
-        whole("num_levels", num_levels, 1, count)
+        try:
+            whole("num_levels", num_levels, 1, count)
+        except ValueError as error:
+            raise ValueError(f"{sense!r} has levels 1 to {count}; got num_levels={num_levels!r}.") from error
     if latents is not None:
         truth("latents", latents)
 
