@@ -24,6 +24,7 @@ from pan_hf import RecordTrajectories
 from pan_hf.cli import app
 from pan_hf.data.episodes import read_info
 from pan_hf.data.importing import columns, import_dataset, import_lerobot, import_minari, import_videos, writing
+from pan_hf.data.importing.times import steps_of
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_environment
 from pan_hf.features import View
@@ -577,12 +578,29 @@ def steps(frames, times=None):
 
 @pytest.mark.parametrize("frames", [[0, 1, 2, 4, 5], [0, 1, 1, 2, 3]])
 def test_missing_and_doubled_rows_are_refused_or_resampled(frames, tmp_path, recwarn):
+    rows = [row | {"next.reward": 2.0**number, "next.done": number == 4} for number, row in enumerate(steps(frames))]
     with pytest.raises(ValueError, match=r"row \d: its frame number is [02] steps after"):
-        import_dataset(steps(frames), tmp_path / "data", **WHOLE)
-    import_dataset(steps(frames), tmp_path / "data", resample=True, **WHOLE)
-    state = load_trajectories(tmp_path / "data", "train").observations["state"][:, 0]
+        import_dataset(rows, tmp_path / "data", **WHOLE)
+    import_dataset(rows, tmp_path / "data", resample=True, **WHOLE)
+    found = load_trajectories(tmp_path / "data", "train")
+    state = found.observations["state"][:, 0]
     assert state.tolist() == ([0, 1, 2, 2, 4, 5] if 4 in frames else [0, 1, 2, 3])
     assert any("resampled to" in str(warning.message) for warning in recwarn.list)
+    # each reward counts once; the last two fall on the last action whose outcome was seen
+    assert found.rewards.tolist() == ([1, 2, 0, 4, 24, 0] if 4 in frames else [1, 6, 24, 0])
+    assert np.flatnonzero(found.dones).tolist() == [len(found) - 2]
+
+
+@pytest.mark.parametrize("has_action", [True, False])
+def test_the_last_row_stands_once_at_the_end_whatever_its_time(has_action):
+    made = steps_of("episode 0", None, [0, 1, 1.2, 2.6], 1, True)
+    assert made.shown([0, 1, 2, 3]) == [0, 1, 2, 3] and made.rows.tolist()[-1] == 3
+    made = steps_of("episode 0", None, [0, 1, 2.6], 1, True)
+    assert made.shown([0, 1, 2]) == [0, 1, 1, 2]
+    values = [1, 2, 4][: 2 + has_action]
+    assert made.shown(values) == [1, 2, 2, 4][: 3 + has_action]
+    assert made.summed(np.array(values, float)) == [1, 0, 2, 4][: 3 + has_action]
+    assert made.any([False, True, False][: 2 + has_action]) == [False, False, True, False][: 3 + has_action]
 
 
 def test_the_rate_is_read_off_the_times(tmp_path):

@@ -17,8 +17,8 @@ from PIL import Image
 
 from pan_hf.data.episodes import Episode
 from pan_hf.data.importing.frames import as_image
-from pan_hf.data.importing.times import steps_of
-from pan_hf.data.importing.writing import as_text, make_episode
+from pan_hf.data.importing.times import Steps, steps_of
+from pan_hf.data.importing.writing import as_rewards, as_text, make_episode
 from pan_hf.features import ACTION, Form, TextFeature, View, check_sense_name, is_reserved, kinds
 from pan_hf.images import SUFFIXES, pixels
 
@@ -274,27 +274,27 @@ class TableSource:
         where = self._table.where(number)
         columns = self._read(number)
         rows = {name: list(values) for name, values in columns.items() if name not in self._senses}
-        taken = steps_of(where, rows.pop("frame", None), rows.pop("time", None), self.fps, self._taking.resample)
+        steps = steps_of(where, rows.pop("frame", None), rows.pop("time", None), self.fps, self._taking.resample)
         num_padding = int(np.sum(rows.pop("pad", [])))
         task = self._task(where, rows.pop("task", []))
         rows = {name: values[: len(values) - num_padding] for name, values in rows.items()}
         observations = {name: self._converted(where, name, columns[name]) for name in self._senses}
-        if taken is not None:
-            observations = {name: [values[row] for row in taken] for name, values in observations.items()}
-            rows = {name: [values[row] for row in taken if row < len(values)] for name, values in rows.items()}
-        num_frames = max(len(values) for values in observations.values())
-        if task is not None:
-            observations["task"] = [task] * num_frames
         parts = {name: rows[name] for name in self._actions}
+        num_frames = max(len(values) for values in observations.values())
         while num_frames and all(len(values) == num_frames and values[-1] is None for values in parts.values()):
             parts = {name: values[:-1] for name, values in parts.items()}  # an empty last action is padding too
+        num_actions = min(len(values) for values in parts.values())
+        outcomes: dict = {
+            f"{name}s": rows[name][:num_actions] for name in ("reward", "done", "truncated") if name in rows
+        }
+        if steps is not None:
+            observations, parts, outcomes = _resampled(where, steps, observations, parts, outcomes)
+        if task is not None:
+            observations["task"] = [task] * max(len(values) for values in observations.values())
         converted = {name: self._converted(where, name, values) for name, values in parts.items()}
         if len({len(values) for values in converted.values()}) > 1:
             raise ValueError(f"{where}: the parts {self._actions} of the action differ in length")
         actions = converted.get(ACTION) or _steps(converted)
-        outcomes: dict = {
-            f"{name}s": rows[name][: len(actions)] for name in ("reward", "done", "truncated") if name in rows
-        }
         return make_episode(where, self.environment["id"], number, observations, actions, **outcomes, task=task or "")
 
     def _read(self, number: int) -> dict[str, Iterable]:
@@ -328,6 +328,16 @@ class TableSource:
                 f"{distinct[:3]}; a text that changes is a sense, say map COLUMN=NAME"
             )
         return distinct[0]
+
+
+def _resampled(where: str, steps: Steps, observations: dict, parts: dict, outcomes: dict) -> tuple[dict, dict, dict]:
+    """What is seen and done at each step is a row's; what followed is that of all rows that fall into it."""
+    counted = {
+        name: steps.summed(as_rewards(where, values)) if name == "rewards" else steps.any(values)
+        for name, values in outcomes.items()
+    }
+    seen = {name: steps.shown(values) for name, values in observations.items()}
+    return seen, {name: steps.shown(values) for name, values in parts.items()}, counted
 
 
 def _steps(parts: Mapping[str, list]) -> list[dict]:

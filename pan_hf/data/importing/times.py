@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 
-def steps_of(
-    where: str, frames: Sequence | None, times: Sequence | None, fps: float, resample: bool
-) -> np.ndarray | None:
-    """The rows that make an episode of equal steps, int64; None where that is every row.
+@dataclass(frozen=True)
+class Steps:
+    """An episode of T equal steps, made of N rows that are not.
+
+    Args:
+        rows: int64 `(T,)`, the row that each step shows.
+        of_row: int64 `(N,)`, the step in which what followed a row is counted.
+    """
+
+    rows: np.ndarray
+    of_row: np.ndarray
+
+    def shown(self, values: Sequence) -> list:
+        """A column's values step by step; one without values for the last rows has none for as many steps."""
+        return [values[min(row, len(values) - 1)] for row in self.rows[: self._count(values)]]
+
+    def summed(self, rewards: np.ndarray) -> list[float]:
+        """By step, the rewards of its rows together: each is counted once."""
+        return np.bincount(self._of(rewards), rewards, self._count(rewards)).tolist()
+
+    def any(self, flags: Sequence) -> list[bool]:
+        """By step, whether a flag of one of its rows is set."""
+        return (np.bincount(self._of(flags), np.ravel(flags).astype(bool), self._count(flags)) > 0).tolist()
+
+    def _count(self, values: Sequence | np.ndarray) -> int:
+        return max(0, len(self.rows) - (len(self.of_row) - len(values)))
+
+    def _of(self, values: Any) -> np.ndarray:
+        return np.minimum(self.of_row[: len(values)], max(0, self._count(values) - 1))
+
+
+def steps_of(where: str, frames: Sequence | None, times: Sequence | None, fps: float, resample: bool) -> Steps | None:
+    """How rows make an episode of equal steps; None where each row is a step.
 
     Args:
         where: what an error names.
@@ -48,6 +79,8 @@ def steps_of(
     grid = np.arange(int(np.floor(ascending[-1] + 0.5)) + 1)
     after = np.searchsorted(ascending, grid).clip(1, len(order) - 1)
     nearest = np.where(grid - ascending[after - 1] <= ascending[after] - grid, after - 1, after)
+    # the last row is shown once, at the end: nothing follows what it led to
+    nearest = np.append(np.minimum(nearest[:-1], len(order) - 2), len(order) - 1)
     taken = order[nearest]
     num_used = len(np.unique(taken))
     warnings.warn(
@@ -55,7 +88,10 @@ def steps_of(
         f"{len(position) - num_used} were left out",
         stacklevel=2,
     )
-    return taken
+    of_row = np.empty_like(order)
+    # of a row that is repeated, at the last of its steps: the one after it shows what followed
+    of_row[order] = (np.searchsorted(nearest, np.arange(len(order)), side="right") - 1).clip(0)
+    return Steps(taken, of_row)
 
 
 def _numbers(where: str, name: str, values: Sequence) -> np.ndarray:

@@ -173,15 +173,21 @@ def make_episode(
 def _rewards(where: str, rewards: Sequence | None, num_steps: int) -> list[float]:
     if rewards is None:
         return [0.0] * num_steps
+    values = as_rewards(where, rewards)
+    kept = values[:num_steps].copy()
+    kept[-1] += values[num_steps:].sum()
+    return kept.tolist()
+
+
+def as_rewards(where: str, rewards: Sequence) -> np.ndarray:
+    """A column of rewards as float64 `(T,)`; ValueError where one is no finite number."""
     try:
         values = np.asarray(rewards, dtype=np.float64).reshape(len(rewards), -1)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: expected a number as the reward of each step ({error})") from error
     if values.shape[1] != 1 or not np.isfinite(values).all():
         raise ValueError(f"{where}: expected a finite number as the reward of each step, got {np.ravel(values)[:8]}")
-    kept = values[:num_steps, 0].copy()
-    kept[-1] += values[num_steps:, 0].sum()
-    return kept.tolist()
+    return values[:, 0]
 
 
 def _ends(where: str, name: str, flags: Sequence | None, num_steps: int) -> bool:
