@@ -2,8 +2,11 @@
 
 import io
 
+import datasets
 import gymnasium
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from gymnasium import spaces
@@ -197,6 +200,28 @@ def test_a_column_of_file_names_is_opened(tmp_path):
     rows = [{"observation.camera": f"{k}.png", "action": 0, "episode_index": 0} for k in range(3)]
     with pytest.raises(ValueError, match="names a picture, and it is not known in which folder"):
         import_dataset(rows, tmp_path / "more", **WHOLE)
+
+
+@pytest.mark.filterwarnings("ignore:The data have no rewards")
+def test_a_cell_that_names_a_file_opens_it_only_beside_its_table(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "private.png"
+    inside.mkdir()
+    for path in (outside, inside / "0.png"):
+        Image.new("RGB", (16, 16), (90, 0, 0)).save(path)
+
+    def naming(path):
+        rows = [{"observation.camera": {"bytes": None, "path": path}, "action": k, "episode_index": 0} for k in (0, 1)]
+        cells = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        columns = {"observation.camera": cells, "action": pa.int64(), "episode_index": pa.int64()}
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), inside / "rows.parquet")
+        return inside / "rows.parquet"
+
+    for name, told in ((str(outside), "lies outside"), ("../private.png", "lies outside"), (None, "got neither")):
+        with pytest.raises(ValueError, match=f"column 'observation.camera': .*{told}"):
+            import_dataset(naming(name), tmp_path / "data", **WHOLE)
+    import_dataset(naming("0.png"), tmp_path / "data", **WHOLE)
+    assert (load_trajectories(tmp_path / "data", "train").observations["camera"][:, 0] == 90).all()
+    import_dataset(datasets.Dataset.from_parquet(str(naming(str(outside)))), tmp_path / "own", **WHOLE)
 
 
 # --------------------------------------------------------------------------------------------------- of a stranger's

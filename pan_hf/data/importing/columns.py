@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,10 +148,10 @@ def form_of(value: Any, view: View, root: Path | None = None) -> Form:
         ValueError: it is neither a picture nor numbers nor a text, or a picture whose numbers have no known meaning.
     """
     opened = _opener(value, root)
-    first = _plain(opened(value))
+    first = _plain(opened(value), root)
     if not isinstance(first, str) and first.dtype.kind not in "iufb":
         raise ValueError(f"expected a picture, numbers or a text, got {first.dtype} {first!r:.80}")
-    form = _form(first, (kind.from_value(first, view) for kind in kinds()))
+    form = _form(first, (kind.from_value(first, view) for kind in kinds()), root)
     return Form(form.feature, lambda value: form.convert(opened(value)))
 
 
@@ -182,23 +183,23 @@ def action_form(value: Any, largest: Callable[[], int]) -> Form:
     return _form(first, (kind.action_from_value(first, largest) for kind in kinds()))
 
 
-def _form(first: str | np.ndarray, offered: Iterable[Form | None]) -> Form:
+def _form(first: str | np.ndarray, offered: Iterable[Form | None], root: Path | None = None) -> Form:
     """The first form that a kind offers, for values as they stand in the table: the last kind takes any numbers."""
     form = next(form for form in offered if form is not None)
-    plain = as_text if isinstance(first, str) else _array
+    plain = as_text if isinstance(first, str) else partial(_array, root=root)
     return Form(form.feature, lambda value: form.convert(plain(value)))
 
 
-def _plain(value: Any) -> str | np.ndarray:
-    return as_text(value) if isinstance(value, str | bytes) else _array(value)
+def _plain(value: Any, root: Path | None = None) -> str | np.ndarray:
+    return as_text(value) if isinstance(value, str | bytes) else _array(value, root)
 
 
-def _array(value: Any) -> np.ndarray:
-    """A value as an array; pictures as their pixels."""
+def _array(value: Any, root: Path | None = None) -> np.ndarray:
+    """A value as an array; pictures as their pixels. Args: root, see `as_image`."""
     if isinstance(value, Image.Image):
         return pixels(value)
     if isinstance(value, Mapping) and {"bytes", "path"} >= set(value):
-        return as_image(value)
+        return as_image(value, root)
     try:
         return np.asarray(value)
     except ValueError as error:

@@ -110,6 +110,8 @@ def as_image(stored: Mapping, root: Path | None = None) -> np.ndarray:
     """
     if stored.get("bytes") is not None:
         return read_picture(stored["bytes"])
+    if not isinstance(stored.get("path"), str):
+        raise ValueError("expected a picture's bytes or the path of its file, got neither; leave the row out")
     path = Path(stored["path"]) if root is None else root / stored["path"]
     if root is not None and not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"the picture {stored['path']!r} lies outside {root}, and a table may name what lies inside")

@@ -115,7 +115,8 @@ def _load(data: Any, split: str, encoding: str) -> tuple[Any, str, Path | None]:
             ) from error
         return table, str(data), path if path.is_dir() else path.parent
     try:
-        return datasets.load_dataset(str(data), split=split), str(data), None
+        # what it may name is what came with it
+        return datasets.load_dataset(str(data), split=split), str(data), Path(datasets.config.HF_CACHE_HOME)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(f"{data} is neither a file or folder nor a data set on the Hub ({error})") from error
 
