@@ -554,6 +554,18 @@ def test_a_dropped_frame_is_named_with_its_row_and_resampled_where_that_is_asked
     assert len(load_trajectories(tmp_path / "all", "train")) == len(found)
 
 
+@pytest.mark.filterwarnings("ignore:.*resampled to")
+def test_rows_out_of_order_keep_their_own_frames_of_a_video(tmp_path):
+    root = lerobot_with_times(tmp_path / "in")
+    import_lerobot(root, tmp_path / "whole", **WHOLE)
+    with_rows(root, 0, lambda table: table.take([0, 2, 1, *range(3, len(table))]))
+    with pytest.raises(ValueError, match="episode 0, row 1: its frame number is 2 steps after"):
+        import_lerobot(root, tmp_path / "data", **WHOLE)
+    import_lerobot(root, tmp_path / "data", resample=True, **WHOLE)
+    whole, found = (load_trajectories(tmp_path / name, "train").observations for name in ("whole", "data"))
+    assert all((found[name] == whole[name]).all() for name in whole)
+
+
 def test_times_and_frame_numbers_that_jump_are_named(tmp_path):
     root = lerobot_with_times(tmp_path / "in")
 

@@ -154,12 +154,23 @@ class _LeRobotTable:
         times = np.arange(len(rows)) / self.fps
         if "timestamp" in rows.column_names:
             times = np.asarray(rows["timestamp"].to_pylist(), np.float64).ravel()
-        return read_frames(path, times + one[keys["from_timestamp"]], self.fps, self._resample)
+        return _in_order_of(times + one[keys["from_timestamp"]], path, self.fps, self._resample)
 
     def largest(self, column: str) -> int:
         files = pads.dataset(sorted((self.root / "data").glob("*/*.parquet")), format="parquet")
         values = files.to_table(columns=[column])[column].combine_chunks()
         return int(pc.max(values.flatten() if pa.types.is_nested(values.type) else values).as_py())
+
+
+def _in_order_of(times: np.ndarray, path: Path, fps: float, resample: bool) -> Iterator[np.ndarray]:
+    """The frames at `times`; of times out of order, all of them are held, since a video is read forwards."""
+    order = np.argsort(times, kind="stable")
+    frames = read_frames(path, times[order].tolist(), fps, resample)
+    if (np.diff(order) > 0).all():
+        yield from frames
+        return
+    held = list(frames)
+    yield from (held[place] for place in np.argsort(order))
 
 
 @lru_cache(maxsize=1)
