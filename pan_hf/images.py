@@ -30,6 +30,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # MiniGrid's symbols: an object's number up to 10, its colour up to 5, its state up to 3; grids are at most this wide.
 _MOST_SYMBOLS = 10
 _WIDEST_GRID = 32
+_SPACE, _LAST_LETTER = 32, 126  # of ASCII, what is printed
+_WHERE = "by a wrapper of your own, or in the data"  # a picture is changed
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Layout:
     high: float = 255.0
     is_deep: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its numbers are the colours that are kept, of 0 to 255."""
+        return (self.low, self.high) == (0, 255)
+
     def size(self, shape: Sequence[int]) -> tuple[int, int]:
         """Height and width of an array of that shape."""
         return shape[self.axes.index("H")], shape[self.axes.index("W")]
@@ -57,21 +64,22 @@ def picture_layout(shape: tuple[int, ...], dtype: np.dtype, low: float, high: fl
 
     Args:
         shape, dtype: of the array.
-        low, high: what its numbers lie within, as far as is known.
+        low, high: what its numbers lie within, as far as is known: bytes from 0 to 1 are black and white, those to
+            another number than 255 no colours.
 
     Raises:
         ValueError: it has the shape of a picture, and it is not known what its numbers mean.
     """
-    is_bytes, is_big = dtype == np.uint8, sorted(shape)[1:2] >= [_LEAST_SIDE]
+    is_bytes, is_big = dtype == np.uint8, sorted(shape)[-2:-1] >= [_LEAST_SIDE]  # the shorter side, without channels
     if len(shape) == 2 and is_big and dtype in (np.uint8, np.uint16):
-        return Layout("HW", is_deep=not is_bytes)
+        return _of_bytes("HW", shape, high) if is_bytes else Layout("HW", is_deep=True)
     if len(shape) != 3 or not (is_bytes or is_big):
         return None
     axes = "HWC" if shape[2] in (1, 3) else "CHW" if shape[0] in (1, 3) else None
     if is_bytes:
         if axes is None:
             raise ValueError(f"an image has 1 or 3 channels, first or last, got shape {shape}")
-        return Layout(axes)
+        return _of_bytes(axes, shape, high)
     num_channels = min(shape[0], shape[2])
     if axes is None or min(Layout(axes).size(shape)) < _LEAST_SIDE:
         return None
@@ -86,6 +94,16 @@ def picture_layout(shape: tuple[int, ...], dtype: np.dtype, low: float, high: fl
     )
 
 
+def _of_bytes(axes: str, shape: tuple[int, ...], high: float) -> Layout:
+    """A layout of uint8. Args: high, the largest number that is declared."""
+    if high not in (1, 255):
+        raise ValueError(
+            f"uint8 of shape {shape} that is declared from 0 to {high:g} holds symbols, not colours, which go to 255. "
+            f"Draw them as colours; if they are grey levels or colours, make them floats within 0..1 ({_WHERE})"
+        )
+    return Layout(axes, high=high)
+
+
 def _channels_last(value: np.ndarray, layout: Layout) -> np.ndarray:
     value = value.transpose({"HWC": (0, 1, 2), "CHW": (1, 2, 0), "HW": (0, 1)}[layout.axes])
     return value.reshape(*value.shape[:2], -1)
@@ -97,7 +115,7 @@ def as_rgb(value: np.ndarray, layout: Layout) -> np.ndarray:
     Raises:
         ValueError: numbers outside what the layout says, or NaN.
     """
-    if value.dtype != np.uint8:
+    if value.dtype != np.uint8 or not layout.is_plain:
         if not (np.all(value >= layout.low) and np.all(value <= layout.high)):  # NaN fails this too
             raise ValueError(
                 f"expected an image in [{layout.low:g}, {layout.high:g}], got NaN or values outside it: "
@@ -133,13 +151,20 @@ def as_deep(value: np.ndarray, layout: Layout, scale: float | None) -> np.ndarra
 
 
 def check_colours(image: np.ndarray) -> None:
-    """Raises ValueError for a grid of symbols (uint8 of three axes), as MiniGrid's `image` is one: a model would take
-    neighbouring numbers for similar colours."""
-    if max(image.shape[:2]) <= _WIDEST_GRID and len(np.unique(image)) > 1 and image.max() <= _MOST_SYMBOLS:
+    """Raises ValueError for a grid of symbols (MiniGrid's `image`) or of letters (NetHack's `chars`), whose spaces say
+    0 to 255, as those of colours do: a model would take neighbouring numbers for similar colours."""
+    if max(image.shape) <= _WIDEST_GRID and len(np.unique(image)) > 1 and image.max() <= _MOST_SYMBOLS:
         raise ValueError(
             f"{image.shape} with numbers up to {image.max()} is a grid of symbols, not of colours. Record MiniGrid's "
-            "pictures with the wrapper minigrid.wrappers:RGBImgPartialObsWrapper (RGBImgObsWrapper: the whole grid), "
-            "or leave it out with keep"
+            "pictures with the wrapper minigrid.wrappers:RGBImgPartialObsWrapper (RGBImgObsWrapper: the whole grid). "
+            f"If they are dark colours, make them floats within 0..1 ({_WHERE})"
+        )
+    is_printed = image.ndim == 2 and image.min() >= _SPACE and image.max() <= _LAST_LETTER
+    if is_printed and 0.5 < np.mean(image == _SPACE) < 1:
+        raise ValueError(
+            f"{image.shape} with numbers from {image.min()} to {image.max()}, most of them {_SPACE}, is a grid of "
+            "letters, not of colours. Draw them as colours. If they are grey levels, make them floats within 0..1 "
+            f"({_WHERE})"
         )
 
 

@@ -18,7 +18,7 @@ from pan_hf.data.importing import import_dataset
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_environment
-from pan_hf.features import ImageFeature, feature_of
+from pan_hf.features import ImageFeature, View, feature_of
 from pan_hf.images import MOST_PIXELS, check_colours, fit, read_picture
 
 WHOLE = {"test_fraction": 0, "progress": False}
@@ -39,7 +39,13 @@ class Picture(gymnasium.Env):
         "depth16": ((16, 24), np.uint16, 0, 65535),
         "depthmetres": ((16, 24, 1), np.float32, 0, 10),
         "symbols": ((7, 7, 3), np.uint8, 0, 255),
+        "letters": ((21, 79), np.uint8, 0, 255),
+        "sixteen": ((21, 79), np.uint8, 0, 15),
+        "twotone": ((16, 16, 3), np.uint8, 0, 1),
+        "dark": ((16, 16, 3), np.float32, 0, 1),
+        "row": ((4, 100), np.uint8, 0, 255),
     }
+    TWO = {"letters": (ord(" "), ord("@")), "dark": (0, 4 / 255), "twotone": (0, 1)}  # numbers, the second at a third
 
     def __init__(self, kind):
         self.kind, (shape, dtype, low, high) = kind, self.KINDS[kind]
@@ -47,6 +53,9 @@ class Picture(gymnasium.Env):
 
     def _look(self):
         space = self.observation_space
+        if self.kind in self.TWO:
+            is_second = np.arange(np.prod(space.shape)).reshape(space.shape) % 3 == 0
+            return np.where(is_second, *reversed(self.TWO[self.kind])).astype(space.dtype)
         if self.kind == "symbols":
             return np.broadcast_to(np.array([[2, 5, 0]], np.uint8), (7, 7, 3)) * (np.arange(7)[:, None, None] % 2)
         low, high = (0, 1) if self.kind == "unbounded" else (space.low.astype(float), space.high.astype(float))
@@ -84,7 +93,9 @@ def test_colours_of_a_known_range_become_bytes(kind, tmp_path):
         ("unbounded", "looks like a picture, and it is not known which numbers are black.*RescaleObservation"),
         ("many", "has 4800 numbers; expected at most 4096 in a vector"),
         ("depthmetres", "floats from .* say what to multiply them with.*--depth-scale 1000"),
-        ("symbols", "grid of symbols, not of colours.*RGBImgPartialObsWrapper"),
+        ("symbols", "grid of symbols, not of colours.*RGBImgPartialObsWrapper.*floats within 0..1"),
+        ("letters", "grid of letters, not of colours.*floats within 0..1"),
+        ("sixteen", r"uint8 of shape \(21, 79\) that is declared from 0 to 15 holds symbols.*floats within 0..1"),
     ],
 )
 def test_a_picture_of_unknown_meaning_is_said_before_anything_is_recorded(kind, message, tmp_path):
@@ -101,6 +112,28 @@ def test_symbols_are_told_from_colours_at_any_size_that_is_asked_for(tmp_path):
         env.reset()
     check_colours(np.zeros((16, 16, 3), np.uint8))  # a dark frame is no symbol
     check_colours(np.full((64, 64, 3), 7, np.uint8))
+
+
+@pytest.mark.parametrize(("kind", "high"), [("dark", 4), ("twotone", 255)])
+def test_dark_and_two_toned_pictures_are_what_they_are_declared_to_be(kind, high, tmp_path):
+    recorded(kind, tmp_path / "data")
+    frames = load_trajectories(tmp_path / "data", "train").observations["camera"]
+    assert set(frames.ravel().tolist()) == {0, high}
+
+
+def test_a_strip_of_few_rows_is_no_picture():
+    env = make_environment("pictures/Picture-v0", {"kind": "row"})
+    assert env.features["observation.state"]["kind"] == "vector" and env.features["observation.state"]["dim"] == 400
+
+
+def test_a_column_of_no_picture_is_told_how_it_is_left_out():
+    many = np.zeros((16, 16, 4), np.uint8)
+    with pytest.raises(ValueError, match="1 or 3 channels.*leave the column out with map COLUMN="):
+        ImageFeature.from_value(many, View())
+    grid = np.zeros((7, 7, 3), np.uint8)
+    grid[::2] = 2, 5, 0
+    with pytest.raises(ValueError, match="grid of symbols.*leave the column out with map COLUMN="):
+        ImageFeature.from_value(grid, View())
 
 
 def test_depth_keeps_its_bits_its_range_and_its_unit(tmp_path):

@@ -81,16 +81,20 @@ class ImageFeature(Feature):
     def from_value(cls, value: Any, view: View) -> Form | None:
         if isinstance(value, str) or not value.size:
             return None
-        low, high = float(value.min()), float(value.max())
+        # what bytes lie within is not told by the first ones
+        low, high = (0.0, 255.0) if value.dtype == np.uint8 else (float(value.min()), float(value.max()))
         if value.dtype.kind == "f" and value.ndim == 3:  # what the first one lies in says what all do
             is_deep = view.depth_scale is not None and 1 in (value.shape[0], value.shape[2])
             low, high = (0.0, 1.0) if low >= 0 and high <= 1 and not is_deep else (low, high)
-        layout = picture_layout(value.shape, value.dtype, low, high)
-        if layout is None:
-            return None
-        form = cls._form(value.shape, value.dtype, layout, view)
-        form.convert(value)  # what is no picture is said before anything is imported
-        form.check(value)
+        try:
+            layout = picture_layout(value.shape, value.dtype, low, high)
+            if layout is None:
+                return None
+            form = cls._form(value.shape, value.dtype, layout, view)
+            form.convert(value)  # what is no picture is said before anything is imported
+            form.check(value)
+        except ValueError as error:
+            raise ValueError(f"{error}; or leave the column out with map COLUMN=") from error
         return form
 
     @classmethod
@@ -120,8 +124,10 @@ class ImageFeature(Feature):
             described = {"kind": cls.kind, "shape": [*size, 1], "unit": view.depth_unit}
             described |= {"bits": DEEP_BITS, "low": None, "high": None}
             return Form(described, convert)
+        if not layout.is_plain:  # nobody declares symbols as floats, or as two colours
+            return Form(described, convert)
         # of the first one only: a world may well turn dark
-        return Form(described, convert, lambda value: check_colours(as_rgb(np.asarray(value), layout)))
+        return Form(described, convert, lambda value: check_colours(np.asarray(value)))
 
     def space(self) -> spaces.Space:
         from gymnasium.spaces import Box
