@@ -4,7 +4,7 @@
     def record(env_ids: str | Sequence[str], frames: int | None = None): ...
 
 What is meant all the same is taken: NumPy's numbers, and tensors and arrays of one number, become Python's. What is
-not raises ValueError with the name, what was expected and what was arguments.
+not raises ValueError with the name, what was expected and what was given.
 """
 
 from __future__ import annotations

@@ -274,6 +274,8 @@ def test_a_text_that_is_too_long_is_refused_at_building_and_at_reading_and_clip_
         built(long, words)
     with pytest.raises(ValueError, match="expected at most 3. Build the model with max_length=.*, or with clip=True"):
         built(short, words, said={"max_length": 3})
+    with pytest.raises(ValueError, match=r"max_length=(\d+) \(`--sense said.max_length=\1`\)"):
+        built(long, words)
     with pytest.raises(
         ValueError, match=r"said: 'open the red .* tokens long, .* build the model with a larger max_l"
     ):

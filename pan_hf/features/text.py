@@ -160,11 +160,12 @@ def _room(what: str, name: str, values: np.ndarray, tokenizer: Any, options: dic
     texts = np.unique(values).tolist()
     lengths = [len(ids) for ids in tokenizer.text_ids(texts)]
     longest, most = max(lengths), options.get("max_length", LONGEST_TEXT)
+    room = longest + (max(2, longest // 4) if has_spare else 0)
     if longest > most and not options.get("clip"):
         text = textwrap.shorten(texts[lengths.index(longest)], 80)
         raise ValueError(
             f"{what}: {text!r} is {longest} tokens long, expected at most {most}. Build the model with "
-            f"max_length={longest} (`--sense {name}.max_length={longest + longest // 4}`), or with clip=True "
+            f"max_length={room} (`--sense {name}.max_length={room}`), or with clip=True "
             f"(`--sense {name}.clip=true`), which cuts longer texts."
         )
     if longest > most:
@@ -172,7 +173,7 @@ def _room(what: str, name: str, values: np.ndarray, tokenizer: Any, options: dic
         warnings.warn(
             f"{what}: {num_cut} of {len(texts)} texts have more than {most} tokens and are cut", stacklevel=3
         )
-    return max(1, min(most, longest + (max(2, longest // 4) if has_spare else 0)))
+    return max(1, min(most, room))
 
 
 class Words(ActionForm):
