@@ -388,6 +388,18 @@ def test_what_came_before_the_first_step_and_comes_after_the_last_is_in_the_budg
     assert now[0] == 55.0 and state.global_step == 47
 
 
+def test_several_processes_tell_the_time_by_one_number_at_every_step(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(budgets, "are_several", lambda: True)
+    monkeypatch.setattr(budgets, "broadcast_from_main", lambda moment: sent.append(moment) or moment + 1)
+    callback = trainer.BudgetCallback(budgets.Budget(tmp_path, 10, 60.0))
+    args, state = SimpleNamespace(device="cpu"), TrainerState(global_step=0)
+    callback.on_train_begin(args, state, TrainerControl())
+    callback.on_step_end(args, state, TrainerControl())
+    assert len(sent) == 2 and all(moment.dtype == torch.float64 and moment.ndim == 0 for moment in sent)
+    assert callback.started == float(sent[0]) + 1
+
+
 def test_examples_are_made_as_long_as_their_share_of_the_budget_lasts(monkeypatch):
     now, rows = [0.0], torch.arange(1000)
     monkeypatch.setattr(budgets, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -419,8 +431,27 @@ def test_too_few_seconds_are_refused_before_anything_is_written(world, tmp_path,
         train(tmp_path / "run", world.data, backbone="debug", seconds=10, progress=False)
     assert not list((tmp_path / "run").glob("**/*.*"))
     for wrong in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="`seconds` must be a number above 0, got"):
+        with pytest.raises(ValueError, match="seconds: expected (more than 0|a finite number), got"):
             train(tmp_path / "run", world.data, seconds=wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"overrides": {"reinforce": {"sed": 1}}}, r"Stage 'reinforce': .*'sed' \(near: .*seed"),
+        ({"overrides": {"joint": {"data": "elsewhere"}}}, "Stage 'joint': .*'data'"),
+        ({"overrides": {"reinforce": {"max_steps": "many"}}}, "reinforce.max_steps: expected a whole number"),
+        ({"overrides": {"switch": {"learning_rate": -1.0}}}, "Stage 'switch': `learning_rate` must be at least 0"),
+        ({"seconds": "400"}, "seconds: expected a finite number, got str"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
+        ({"num_processes": 0}, "num_processes: expected at least 1"),
+        ({"skip": "senses"}, "skip: expected a list"),
+    ],
+)
+def test_what_a_stage_does_not_take_is_refused_before_the_first_one(given, message, world, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", world.data, backbone="debug", progress=False, **given)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -442,6 +473,16 @@ def test_the_cost_of_a_window_is_measured_on_a_model_that_stays_as_it_was(world)
     assert 0 < pipeline._window_seconds(model, processor, world.trajectories) < 5
     assert differing(before, all_tensors(model)) == []
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_cost_of_a_window_is_measured_where_stages_run(world, monkeypatch):
+    model, processor = PanModel.from_pretrained(world.model), PanProcessor.from_pretrained(world.model)
+    asked, waited = [], []
+    cuda = SimpleNamespace(is_available=lambda: True, synchronize=lambda: waited.append(True))
+    monkeypatch.setattr(pipeline, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(model, "to", lambda device: asked.append(str(device)) or model)
+    pipeline._window_seconds(model, processor, world.trajectories)
+    assert asked == ["cuda", "cpu"] and len(waited) == 2  # a GPU is behind what it is told
 
 
 def test_a_large_picture_is_told_its_cost_and_the_flag_that_makes_it_smaller(world, monkeypatch):

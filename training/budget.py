@@ -6,10 +6,11 @@ import json
 import time
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback
 
 from pan_hf.files import write_file
-from pan_hf.modeling.distributed_pan import broadcast_from_main
+from pan_hf.modeling.distributed_pan import are_several, broadcast_from_main
 
 MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
 CHECK_EVERY = 10  # steps between corrections of their number
@@ -79,15 +80,14 @@ class BudgetCallback(TrainerCallback):
         self.budget, self.save_seconds = budget, save_seconds
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # the first process's clock: processes that decide by their own part ways, and wait for each other for ever
-        begun = self.saved = broadcast_from_main(now())
+        begun = self.saved = _of_main(now(), args)
         started = self.budget.started
-        self.started = begun if started is None else broadcast_from_main(started)
+        self.started = begun if started is None else _of_main(started, args)
         self.first_step, self.mark = state.global_step, (begun, state.global_step)  # that the pace is counted from
         state.max_steps = self.budget.max_steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        moment, step, budget = broadcast_from_main(now()), state.global_step, self.budget
+        moment, step, budget = _of_main(now(), args), state.global_step, self.budget
         if budget.seconds is not None:
             left = budget.seconds - budget.reserve - (moment - self.started)
             pace = (moment - self.mark[0]) / max(1, step - self.mark[1])  # seconds a step
@@ -115,3 +115,11 @@ class BudgetCallback(TrainerCallback):
         is_open = self.first_step == 0 and state.global_step < self.budget.max_steps / 2
         if affordable < 0.97 * self.budget.max_steps or (is_open and affordable > 1.03 * self.budget.max_steps):
             self._decide(state, affordable)
+
+
+def _of_main(moment: float, args) -> float:
+    """A moment on the first process's clock: processes that decide by their own part ways, and wait for each other for
+    ever. A tensor of one number is sent, since this is done at every step. Args: args, of the Trainer."""
+    if not are_several():
+        return moment
+    return float(broadcast_from_main(torch.tensor(moment, dtype=torch.float64, device=args.device)))

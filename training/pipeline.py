@@ -11,15 +11,18 @@ A finished stage is not run again and an interrupted one goes on, so the same co
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, NoneType
+from typing import Any, get_args, get_type_hints
 
+import torch
+
+from pan_hf.arguments import as_type, checked, least
 from pan_hf.build import build
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.console import without_bars
@@ -32,7 +35,7 @@ from pan_hf.reporting.results import read_records
 from pan_hf.reporting.tables import select
 from pan_hf.reporting.timing import stage_timer
 from pan_hf.training import align, merge, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce
-from pan_hf.training.arguments import Stage, arguments
+from pan_hf.training.arguments import Stage, arguments, unknown_names
 from pan_hf.training.budget import now
 from pan_hf.training.code_cache import forget
 from pan_hf.training.run_folder import keeping_settings, publish
@@ -73,6 +76,62 @@ PARTS = {
 SHARES = {name: part.share for name, part in PARTS.items()}
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The stages that a run has and the time they get.
+
+    Args:
+        seconds: of the `shared` stages together.
+        chosen: the stages that run, in order.
+        overrides: by stage, fields of its arguments.
+    """
+
+    seconds: float
+    chosen: list[str]
+    overrides: dict[str, dict]
+
+    @property
+    def shared(self) -> list[str]:
+        """The stages without a budget of their own."""
+        return [name for name in self.chosen if not _has_budget(self.overrides.get(name, {}))]
+
+
+def _has_budget(fields: dict) -> bool:
+    return bool({"seconds", "max_steps"} & set(fields))
+
+
+def _schedule(seconds: float, overrides: dict[str, dict], skip: Sequence[str]) -> Schedule:
+    """Raises ValueError for stages that there are not, or without time, and for fields that a stage does not take."""
+    if unknown := sorted({*overrides, *skip} - set(SHARES)):
+        raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
+    if endless := [name for name, given in overrides.items() if not SHARES[name] and not _has_budget(given)]:
+        raise ValueError(f"{endless} have no share of the time; give them `seconds` or `max_steps`.")
+    for name, given in overrides.items():
+        _check_fields(name, given)
+    chosen = [name for name in SHARES if name not in skip and (SHARES[name] or overrides.get(name))]
+    return Schedule(seconds, chosen, overrides)
+
+
+PLACES = ("model", "data", "output_dir", "encoded")  # arguments of a stage that a run fills in itself
+
+
+def _check_fields(name: str, given: dict) -> None:
+    """Raises ValueError for a field of a stage's arguments that it does not take, or not with that value."""
+    stage = PARTS[name].stage
+    known = [field.name for field in fields(stage.arguments) if field.init and field.name not in PLACES]
+    if unknown := [field for field in given if field not in known]:
+        raise ValueError(f"Stage {name!r}: {unknown_names(unknown, 'fields', known)}.")
+    hints = get_type_hints(stage.arguments)
+    for field, value in given.items():
+        if {*(get_args(hints[field]) or [hints[field]])} <= {int, float, bool, str, NoneType}:
+            as_type(f"{name}.{field}", value, hints[field])
+    try:
+        arguments(stage, **given, output_dir="")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Stage {name!r}: {error}") from error
+
+
+@checked(seconds=least(0, above=True), num_processes=least(1), seed=least(0))
 def train(
     run: str | Path,
     data: str | Path | None = None,
@@ -114,67 +173,83 @@ def train(
 
     Raises:
         FileNotFoundError: there is no recording.
-        ValueError: the run was begun with other settings, a stage is unknown, or there are too few seconds for a step
-            of each stage. Nothing has been written then.
+        ValueError: the run was begun with other settings, a stage or a field of one is unknown or has a value that it
+            cannot have, or there are too few seconds for a step of each stage. Nothing has been written then.
     """
-    begun, run, overrides = now(), Path(run), dict(overrides or {})
+    begun, run = now(), Path(run)
     with without_bars(downloads=not progress):
         data = on_disk(data, "dataset") if data is not None else run / "data"
-    unknown = sorted({*overrides, *skip} - set(SHARES))
-    if unknown:
-        raise ValueError(f"Unknown stages {unknown}; there are {list(SHARES)}.")
-    own = {name for name, fields in overrides.items() if {"seconds", "max_steps"} & set(fields)}
-    if endless := [name for name in overrides if not SHARES[name] and name not in own]:
-        raise ValueError(f"{endless} have no share of the time; give them `seconds` or `max_steps`.")
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"`seconds` must be a number above 0, got {seconds}.")
-    chosen = [name for name in SHARES if name not in skip and (SHARES[name] or overrides.get(name))]
-    shared = [name for name in chosen if name not in own]
+    schedule = _schedule(seconds, overrides or {}, skip)
     settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
-    settings |= {"seconds": seconds, "overrides": overrides, "skip": list(skip)}
-    trajectories = load_trajectories(data, "train")
-    current = run / "stages" / "0-init"
-    with keeping_settings(run / "stages" / "settings.json", settings, begun=current):
-        if not current.exists():
+    settings |= {"seconds": seconds, "overrides": schedule.overrides, "skip": list(skip)}
+    trajectories, start = load_trajectories(data, "train"), run / "stages" / "0-init"
+    with keeping_settings(run / "stages" / "settings.json", settings, begun=start):
+        if not start.exists():
             with without_bars(downloads=not progress):  # a backbone may be downloaded
                 model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
             trajectories.windows(model.config.context_steps)  # raises where no episode is long enough
-            cost = check_seconds(model, processor, trajectories, shared, seconds)
-            save_checkpoint(current, model, processor, {COST: json.dumps(cost)})
-    measured = current / COST  # runs begun by older versions have none
-    cost = json.loads(measured.read_text()) if measured.exists() else 0.0
-    # what is left for the stages that share the seconds; those with a budget of their own do not count
-    left = seconds * sum(SHARES[name] for name in shared) - (now() - begun)
-    for number, name in enumerate(SHARES, start=1):
-        folder = run / "stages" / f"{number}-{name}"
-        if name not in chosen:
-            continue
-        if (folder / "final").exists():
-            current = folder / "final"
-            left -= _seconds_spent(run, name) if name in shared else 0.0
-            continue
-        given: dict[str, Any] = {"seed": seed, "progress": progress}
-        if name in shared:
-            given["seconds"] = part = _seconds_of(name, shared, seconds, left)
-            if name not in ESSENTIAL and not folder.exists() and _is_too_long(least := _least(name, cost), part):
-                warnings.warn(
-                    f"Stage {name!r} is left out: a step of it takes about {least:.0f} seconds, and there are "
-                    f"{part:.0f}. Give more (`--seconds`).",
-                    stacklevel=2,
-                )
-                continue
-        given |= overrides.get(name, {})
-        given |= {"model": str(current), "data": str(data), "output_dir": str(folder), "encoded": str(folder.parent)}
-        before = now()
-        with stage_timer(run / "timing.json", name, seeds=[seed], resume=folder.exists()):
-            current = _run_stage(name, given, trajectories, num_processes, accelerate_config)
-        left -= now() - before if name in shared else 0.0
+            cost = check_seconds(model, processor, trajectories, schedule.shared, seconds)
+            save_checkpoint(start, model, processor, {COST: json.dumps(cost)})
+    given = {"seed": seed, "progress": progress, "data": str(data), "encoded": str(start.parent)}
+    current = _run_stages(run, schedule, given, trajectories, begun, num_processes, accelerate_config)
     forget(run / "stages")
     checkpoint = publish(current, run / "checkpoint", data)
     if progress:
         for line in summary(*load(checkpoint), trajectories):
             print(line, file=sys.stderr)
     return checkpoint
+
+
+def _run_stages(
+    run: Path,
+    schedule: Schedule,
+    given: dict[str, Any],
+    trajectories: Trajectories,
+    begun: float,
+    num_processes: int,
+    launched_with: str | Path | None,
+) -> Path:
+    """Runs what is not finished yet, each stage from the result of the one before, and returns the last one's.
+
+    Args:
+        given: arguments of every stage.
+        begun: when the run did, as `now` says.
+    """
+    current = run / "stages" / "0-init"
+    measured = current / COST  # runs begun by older versions have none
+    cost = json.loads(measured.read_text()) if measured.exists() else 0.0
+    # what is left for the stages that share the seconds; those with a budget of their own do not count
+    left = schedule.seconds * sum(SHARES[name] for name in schedule.shared) - (now() - begun)
+    for name in schedule.chosen:
+        folder = run / "stages" / f"{list(SHARES).index(name) + 1}-{name}"
+        before, is_shared = now(), name in schedule.shared
+        if (folder / "final").exists():
+            current = folder / "final"
+            left -= _seconds_spent(run, name) if is_shared else 0.0
+            continue
+        own: dict[str, Any] = {"model": str(current), "output_dir": str(folder)}
+        if is_shared:
+            own["seconds"] = _seconds_of(name, schedule.shared, schedule.seconds, left)
+            if not folder.exists() and _is_left_out(name, cost, own["seconds"]):
+                continue
+        own |= schedule.overrides.get(name, {})
+        with stage_timer(run / "timing.json", name, seeds=[given["seed"]], resume=folder.exists()):
+            current = _run_stage(name, given | own, trajectories, num_processes, launched_with)
+        left -= now() - before if is_shared else 0.0
+    return current
+
+
+def _is_left_out(stage: str, cost: float, seconds: float) -> bool:
+    """Whether a stage that a world model can do without has no time for a step, of which it then warns."""
+    least = _least(stage, cost)
+    if stage in ESSENTIAL or not _is_too_long(least, seconds):
+        return False
+    warnings.warn(
+        f"Stage {stage!r} is left out: a step of it takes about {least:.0f} seconds, and there are {seconds:.0f}. "
+        "Give more (`--seconds`).",
+        stacklevel=5,  # whoever called `train`
+    )
+    return True
 
 
 SAVING = 0.7  # seconds that a stage takes to start, to load and to save
@@ -239,13 +314,16 @@ def check_seconds(model, processor, trajectories: Trajectories, stages: list[str
         warnings.warn(
             f"{seconds:g} seconds are worth about {steps:.0f} steps of the stage 'dynamics' in this world; some "
             f"hundreds are the least that teaches anything. Give more (`--seconds`).{smaller}",
-            stacklevel=3,
+            stacklevel=4,  # whoever called `train`
         )
     return cost
 
 
 def _window_seconds(model, processor, trajectories: Trajectories) -> float:
-    """Seconds that a window takes forwards and backwards, in a batch of a few; the model is left as it was."""
+    """Seconds that a window takes forwards and backwards, in a batch of a few, where stages run; the model is left as
+    it was."""
+    device = model.device
+    model.to("cuda" if torch.cuda.is_available() else device)
     reader, steps = WindowReader(trajectories, processor, model), model.config.context_steps
     rows = trajectories.windows(steps)[:FEW_WINDOWS] + reader.lead
     batch, was_training = reader.batch(rows, 1), model.training
@@ -254,8 +332,11 @@ def _window_seconds(model, processor, trajectories: Trajectories) -> float:
         before = now()
         model(objective="joint", observation=batch["observation"], action=batch["action"]).loss.backward()
         model.zero_grad()
-    model.train(was_training)
-    return (now() - before) / len(rows)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    spent = now() - before
+    model.train(was_training).to(device)
+    return spent / len(rows)
 
 
 def _seconds_spent(run: Path, stage: str) -> float:
