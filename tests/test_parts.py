@@ -195,6 +195,43 @@ def test_an_environments_own_error_is_told_with_environment_episode_seed_and_ste
         record("parts/Walled-v0", tmp_path / "data", episodes=4, policy=stubborn, progress=False)
 
 
+class Seldom(Walled):
+    """Says what is allowed after an action alone, or after the reset and every other action."""
+
+    def __init__(self, after_reset=True):
+        self.after_reset = after_reset
+        self.observation_space = spaces.Dict({"place": spaces.Box(0, 4, (1,), np.float32)})
+
+    def reset(self, *, seed=None, options=None):
+        seen, _ = super().reset(seed=seed)
+        mask = seen.pop("action_mask")
+        return seen, {"action_mask": mask} if self.after_reset else {}
+
+    def step(self, action):
+        self.place = min(max(self.place, 1), 3)  # no wall is met
+        seen, *followed, info = super().step(action)
+        mask = seen.pop("action_mask")
+        return seen, *followed, {"action_mask": mask} if self.steps % 2 == 0 else info
+
+
+gymnasium.register("parts/Seldom-v0", Seldom, disable_env_checker=True)
+
+
+def test_where_no_mask_is_told_all_is_allowed(tmp_path):
+    record("parts/Seldom-v0", tmp_path / "data", episodes=4, keep=["place"], progress=False)
+    seen = load_trajectories(tmp_path / "data", "train")
+    step = np.concatenate([np.arange(length) for length in seen.episode_lengths])
+    assert seen.action_masks["action"][step % 2 == 1].all() and len(seen.action_masks["action"]) == len(seen)
+    place, told = seen.observations["place"][:, 0], step % 2 == 0
+    np.testing.assert_array_equal(seen.action_masks["action"][told], np.stack([place > 0, place < 4], 1)[told])
+
+
+def test_a_mask_that_the_first_reset_did_not_promise_is_named(tmp_path):
+    given = {"env_args": {"after_reset": False}, "keep": ["place"], "progress": False}
+    with pytest.raises(ValueError, match=r"parts/Seldom-v0, episode 0: .*mask of \['action'\] .*after every reset"):
+        record("parts/Seldom-v0", tmp_path / "data", episodes=4, **given)
+
+
 @pytest.mark.parametrize("mask", [[1, 1, 1], [2, 0], ["yes", "no"], None])
 def test_a_mask_that_does_not_fit_the_actions_is_named(mask):
     env = make_environment("parts/Walled-v0", keep=["place"])

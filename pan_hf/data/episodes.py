@@ -106,10 +106,7 @@ def episode_table(episode: Episode, features: dict[str, dict], schema: pa.Schema
         # after the last observation nothing is done
         values = episode.column(name) + ([] if name.startswith("observation.") else [feature.blank()])
         columns[name] = [None if value is None else feature.stored(value) for value in values]
-    for name, action in mask_columns(features).items():
-        masks = episode.action_masks.get(action.removeprefix(f"{ACTION}."))
-        # one environment of several may allow everything
-        columns[name] = masks or [np.ones(features[action]["n"], bool)] * num_rows
+    columns |= _mask_rows(episode, features)
     for actor, rewards in episode.actor_rewards.items():
         columns |= {f"next.reward.{actor}": [*rewards, 0.0]}
         columns |= {f"next.done.{actor}": [*episode.actor_dones[actor], False]}
@@ -128,6 +125,22 @@ def episode_table(episode: Episode, features: dict[str, dict], schema: pa.Schema
     metadata = {**schema.metadata, b"pan": json.dumps(extremes(episode, features)).encode(), _CHECKSUM: b"page"}
     table = pa.table({column.name: pa.array(columns[column.name], column.type) for column in schema})
     return table.replace_schema_metadata(metadata)
+
+
+def _mask_rows(episode: Episode, features: dict[str, dict]) -> dict[str, list[np.ndarray]]:
+    """By column of masks, those of each row; where an environment told none, all is allowed."""
+    parts = {name: action.removeprefix(f"{ACTION}.") for name, action in mask_columns(features).items()}
+    if unexpected := sorted(set(episode.action_masks) - set(parts.values())):
+        raise ValueError(
+            f"{episode.environment}, episode {episode.index}: it told an action mask of {unexpected} and none after "
+            "the first reset, which says what is recorded; tell one after every reset"
+        )
+    rows = {}
+    for name, part in parts.items():
+        told = episode.action_masks.get(part, [])
+        missing = len(episode.actions) + 1 - len(told)
+        rows[name] = [*told, *[np.ones(features[action_column(part)]["n"], bool)] * missing]
+    return rows
 
 
 def extremes(episode: Episode, features: dict[str, dict]) -> dict[str, list]:

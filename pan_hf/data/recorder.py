@@ -120,9 +120,8 @@ class Recorder:
                 action = act(observation, rng)
             except Exception as error:
                 raise EnvironmentFailure.of("the policy", error) from error
-            action = env.check_action(action)
             observation, *_ = env.step(action)
-            follow(episode, action, env.outcome)
+            follow(episode, env.action_taken, env.outcome)
             see(episode, observation, env)
             episode.is_truncated |= len(episode.actions) >= limit and not episode.is_done
 
@@ -133,7 +132,9 @@ def see(episode: Episode, observation: dict, env: SenseEnvironment) -> None:
         # copied: the environment, or whoever plays it, may write into it later
         episode.observations.setdefault(sense, []).append(value.copy() if isinstance(value, np.ndarray) else value)
     for part, mask in env.action_masks.items():
-        episode.action_masks.setdefault(part, []).append(mask)
+        masks = episode.action_masks.setdefault(part, [])
+        # where nothing was told, all was allowed
+        masks += [np.ones_like(mask)] * (len(episode.actions) - len(masks)) + [mask]
 
 
 def follow(episode: Episode, action: Any, outcome: Outcome) -> None:

@@ -150,11 +150,12 @@ class RecordTrajectories(gymnasium.Wrapper):
         """A new episode, from its first observation on."""
         if not self._is_looked_at:
             self._senses.check_senses(observation)
-            self._is_looked_at = True
         self._episode = Episode(self._info["environments"][0]["id"], self._number, seed)
         self._has_ended = False
         see(self._episode, self._senses.observe(observation, info), self._senses)
-        self.features = self._senses.features  # which now know whether actions are masked
+        if not self._is_looked_at:
+            self.features = self._senses.features  # which now know whether actions are masked
+            self._is_looked_at = True
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict]:
         recorded = self._senses.recorded_action(action)

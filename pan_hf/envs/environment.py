@@ -117,6 +117,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         action_masks (`dict[str, np.ndarray]`): by part of the action, the choices that are allowed now, bool `(n,)`;
             read off `action_mask` in what `reset` and `step` tell, or in the observation. Empty where all are.
         commands (`list[str]`): what may be said now, where `admissible_commands` is told; of text actions.
+        action_taken: the last action, as it is recorded.
         outcome ([`Outcome`]): of the last step.
     """
 
@@ -151,6 +152,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         )
         self.action_masks: dict[str, np.ndarray] = {}
         self.commands: list[str] = []
+        self.action_taken: Any = None
         self.outcome: Outcome  # from the first step on
         self._has_warned = False
 
@@ -253,7 +255,8 @@ class SenseEnvironment(gymnasium.Wrapper):
         return self._action.sample(self.action_masks)
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
-        raw_action = self._action.to_environment(self._action.check(action))
+        self.action_taken = self._action.check(action)
+        raw_action = self._action.to_environment(self.action_taken)
         try:
             observation, reward, terminated, truncated, info = self.env.step(raw_action)
         except Exception as error:
