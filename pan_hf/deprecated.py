@@ -28,7 +28,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation.evaluate", "checkpoints"),
     "figures": ("reporting.figures",),
     "finetune": ("training.finetune",),
-    "fit": ("data.info",),
+    "fit": ("data.compat",),
     "four_rooms": ("envs.minigrid_rooms",),
     "frame_store": ("data.frame_store",),
     "grow": ("training.grow", "training.merge"),
@@ -59,7 +59,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "tracking": ("reporting.tracking",),
     "train": ("training.pipeline", "training.run_folder"),
     "trajectories": ("data.trajectories", "data.episodes", "files", "images"),
-    "whole_recording": ("data.info",),
+    "whole_recording": ("data.whole",),
     "windows": ("data.windows",),
 }
 

@@ -15,12 +15,15 @@ from pan_hf import PanConfig, PanModel, PanProcessor
 from pan_hf.build import build
 from pan_hf.checkpoints import find_checkpoint, load, save_checkpoint
 from pan_hf.cli import app
-from pan_hf.data.info import check_fits
+from pan_hf.data.compat import check_fits
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.evaluation.evaluate import evaluate
 from pan_hf.reporting.tables import select
+from pan_hf.training import run_folder
 from pan_hf.training.finetune import finetune
+from pan_hf.training.grow import grow
+from pan_hf.training.merge import merge
 from pan_hf.training.pipeline import train
 from pan_hf.training.trainer import PanTrainer
 
@@ -128,6 +131,32 @@ def test_what_cannot_be_is_refused_before_anything_is_written(world, tmp_path):
     with pytest.raises(ValueError, match="would overwrite the checkpoint it starts from"):
         finetune(world.base, world.base, world.data)
     assert not run.exists() and not (world.base / "stages").exists()
+
+
+@pytest.mark.parametrize("further", [finetune, grow, merge])
+def test_what_does_not_fit_is_refused_before_anything_is_written(further, world, tmp_path):
+    record("CartPole-v1", tmp_path / "data", episodes=2, test_fraction=0, progress=False)
+    with pytest.raises(ValueError, match=r"senses \['mission', 'place'\] are not"):
+        further(tmp_path / "run", world.base, tmp_path / "data", max_steps=1, progress=False)
+    for given in ({"seconds": 0}, {"max_steps": 0}, {"max_steps": 1.5}, {"seed": -1}):
+        with pytest.raises(ValueError, match=rf"{next(iter(given))}: expected"):
+            further(tmp_path / "run", world.base, world.data, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recording_is_read_once(world, tmp_path, monkeypatch):
+    read = []
+
+    def run_stage(stage, args, trajectories):
+        raise InterruptedError
+
+    monkeypatch.setattr(
+        run_folder, "load_trajectories", lambda *where: read.append(where) or load_trajectories(*where)
+    )
+    monkeypatch.setattr(run_folder, "run_stage", run_stage)
+    with pytest.raises(InterruptedError):
+        finetune(tmp_path / "run", world.base, world.data, max_steps=1, progress=False)
+    assert len(read) == 1
 
 
 def feature(trajectories, name, **fields):

@@ -1,11 +1,16 @@
 """What is recorded beside one action and one reward: parts, actors, masks, senses that are absent; and read back."""
 
+import copy
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from pan_hf import RecordTrajectories
+from pan_hf.build import build
+from pan_hf.data.compat import check_fits
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.data.mirror import mirror
 from pan_hf.data.record import record
@@ -146,6 +151,25 @@ def test_an_episode_of_parts_is_read_as_it_was_played(duel, tmp_path):
     assert set(episode.actions[0]) == {"legs", "arm"} and episode.observations["lamp"][0] is None
     assert len(episode.action_masks["legs"]) == len(episode.actions) + 1
     assert episode.actor_rewards["guard"] == [1.0] * len(episode.actions)
+
+
+def test_a_model_of_parts_and_actors_is_trained_further_on_what_fits_it_alone(duel):
+    seen = load_trajectories(duel, "train")
+    model, processor = build(seen, "debug")
+    stranger = {"stranger": np.full(len(seen), 1e9, np.float32)}  # of whom the model knows nothing
+    check_fits(model.config, processor, replace(seen, actor_rewards=seen.actor_rewards | stranger))
+    more, fewer = copy.deepcopy(seen.features), dict(seen.features)
+    more["action.legs"]["n"] = 4
+    del fewer["action.arm"]
+    for change, message in (
+        ({"features": more}, "Action 'legs': The recording has 4 actions, the model 3"),
+        ({"features": fewer}, r"action has the parts \['legs'\], the model's \['arm', 'legs'\]"),
+        ({"actions": seen.actions | {"arm": seen.actions["arm"] + 9}}, "Action 'arm': .*is within"),
+        ({"actor_rewards": {}}, r"actors \['guard', 'thief'\] are not rewarded in the recording"),
+        ({"actor_rewards": {name: one * 1e6 for name, one in seen.actor_rewards.items()}}, "rewards as large as"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_fits(model.config, processor, replace(seen, **change))
 
 
 def test_parts_masks_and_absent_senses_are_mirrored(duel, tmp_path):

@@ -14,11 +14,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from pan_hf.data.compat import check_reward_range
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.features import feature_of
 from pan_hf.hub import on_disk
-from pan_hf.modeling.heads_pan import check_rewards
 from pan_hf.modeling.state_pan import Actions, as_action
 from pan_hf.training.arguments import last_checkpoint
 from pan_hf.training.rollouts import make_rollouts
@@ -80,8 +80,7 @@ def make_stage_data(
         logger.warning(f"Stage {stage.name!r} reads {len(chosen)} episodes, drawn at random, into memory.")
         trajectories = load_trajectories(args.data, "train", episodes=chosen)
     trajectories = trajectories or load_trajectories(args.data, "train")
-    for rewards in (trajectories.rewards, *trajectories.actor_rewards.values()):
-        check_rewards(rewards, model.config.reward_bound)
+    check_reward_range(model.config, trajectories.rewards, trajectories.actor_rewards)
     in_memory = list(zip(trajectories.fingerprints, trajectories.environments, strict=True))
     trained, kept = trajectories, None
     if args.eval_fraction:

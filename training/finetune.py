@@ -15,17 +15,14 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from pan_hf.adapters import check_family, ia3_config, lora_config, save_adapter
+from pan_hf.arguments import checked, least
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.data.episodes import recording_folder
-from pan_hf.data.info import check_fits
-from pan_hf.data.trajectories import load_trajectories
 from pan_hf.hub import address
 from pan_hf.modeling import PanConfig, PanModel
-from pan_hf.modeling.validation_pan import real, whole
-from pan_hf.tokenization import PanProcessor
 from pan_hf.training.align import DYNAMICS
 from pan_hf.training.arguments import Stage, StageArguments
-from pan_hf.training.run_folder import find_start, publish, run_one_stage
+from pan_hf.training.run_folder import TIME, find_start, publish, run_one_stage
 from pan_hf.training.sampling import make_encoded
 from pan_hf.training.stage import TRAINING_DATA, main
 
@@ -90,6 +87,7 @@ STAGE = Stage(
 #     <run>/checkpoint         with `merge`, or without an adapter: a checkpoint like any other
 
 
+@checked(**TIME, learning_rate=least(0, above=True))
 def finetune(
     run: str | Path,
     start: str | Path,
@@ -130,14 +128,9 @@ def finetune(
         ValueError: the recording does not fit the model, an unknown adapter, a run that was begun with other settings
             or that would overwrite what it starts from. Nothing has been written then.
     """
-    run, seed = Path(run), whole("seed", seed)
-    seconds = real("seconds", seconds, 0, above=True)
-    max_steps = max_steps if max_steps is None else whole("max_steps", max_steps, 1)
-    learning_rate = learning_rate if learning_rate is None else real("learning_rate", learning_rate, 0, above=True)
+    run = Path(run)
     source, recording = find_start(run, start), recording_folder(run / "data" if data is None else data)
-    config, processor = PanConfig.from_pretrained(source), PanProcessor.from_pretrained(source)
-    check_fits(config, processor, load_trajectories(recording, "train"))
-    check_family(config, adapter)
+    check_family(PanConfig.from_pretrained(source), adapter)
     settings = {"base": address(source) or str(source.resolve()), "adapter": adapter, "rank": rank, "seed": seed}
     settings |= {"seconds": seconds, "max_steps": max_steps, "learning_rate": learning_rate}
     final = run_one_stage(STAGE, run, source, recording, settings, progress, encoded=True)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from pan_hf.arguments import checked
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
 from pan_hf.training.arguments import Stage, last_checkpoint
 from pan_hf.training.growth_callback import GrowthArguments, GrowthCallback, candidates_and_held_out, in_last_episodes
 from pan_hf.training.rollouts import choose_latents
-from pan_hf.training.run_folder import run_growing_stage
+from pan_hf.training.run_folder import TIME, run_growing_stage
 from pan_hf.training.sampling import make_raw
 from pan_hf.training.stage import main
 from pan_hf.training.windows import Windows
@@ -56,6 +57,7 @@ STAGE = Stage(
 )
 
 
+@checked(**TIME)
 def grow(
     run: str | Path,
     start: str | Path,

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from pan_hf.arguments import checked
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
 from pan_hf.training.arguments import Stage
 from pan_hf.training.growth_callback import candidates_and_held_out, in_last_episodes
 from pan_hf.training.merge_callback import MergeCallback
-from pan_hf.training.run_folder import run_growing_stage
+from pan_hf.training.run_folder import TIME, run_growing_stage
 from pan_hf.training.stage import main
 from pan_hf.training.token_windows import SentenceArguments, SentenceWindows
 
@@ -51,6 +52,7 @@ STAGE = Stage(
 )
 
 
+@checked(**TIME)
 def merge(
     run: str | Path,
     start: str | Path,

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pan_hf.arguments import least
 from pan_hf.checkpoints import find_checkpoint
+from pan_hf.data.compat import check_fits
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.files import whole_folder, write_file
 from pan_hf.hub import address, on_disk
+from pan_hf.modeling import PanConfig
 from pan_hf.reporting.timing import stage_timer
+from pan_hf.tokenization import PanProcessor
 from pan_hf.training.arguments import Stage, arguments
 from pan_hf.training.budget import now
 from pan_hf.training.code_cache import forget
@@ -26,6 +30,10 @@ from pan_hf.training.stage import run as run_stage
 #     <run>/stages/<stage>    the stage, see the script of its name
 #     <run>/checkpoint        its result, like that of `pan train`; of `pan finetune` mostly <run>/adapter
 #     <run>/growth.json       of `pan grow` and `pan merge`: what was tried, accepted and rejected, and the bits saved
+
+
+# bounds of the arguments that say how long they train, for `checked`
+TIME = {"seconds": least(0, above=True), "max_steps": least(1), "seed": least(0)}
 
 
 def find_start(run: Path, start: str | Path) -> Path:
@@ -50,8 +58,12 @@ def run_one_stage(
 
     Returns:
         the stage's `final` folder.
+
+    Raises:
+        ValueError: the recording does not fit the model; nothing has been written then.
     """
     started, folder, trajectories = now(), run / "stages" / stage.name, load_trajectories(data, "train")
+    check_fits(PanConfig.from_pretrained(start), PanProcessor.from_pretrained(start), trajectories)
     given = {"model": str(start), "data": str(data), "output_dir": str(folder)} | settings
     given = {name: value for name, value in given.items() if value is not None}
     if "max_steps" in given:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pan_hf.data.compat import check_has_actors
 from pan_hf.data.trajectories import Trajectories, map_columns
 
 
@@ -77,11 +78,7 @@ class Windows(Dataset):
 
 def _actor_rewards(trajectories: Trajectories, actors: list[str]) -> Tensor:
     """Every row's rewards `(N, A)`."""
-    if missing := sorted(set(actors) - set(trajectories.actor_rewards)):
-        raise ValueError(
-            f"The model's actors {missing} are not rewarded in the recording, whose actors are "
-            f"{sorted(trajectories.actor_rewards)}. Take the data that the model was trained for."
-        )
+    check_has_actors(trajectories.actor_rewards, actors)
     return torch.from_numpy(np.stack([trajectories.actor_rewards[name] for name in actors], 1))
 
 

@@ -31,8 +31,9 @@ from pan_hf.data.episodes import (
     recording_folder,
     write_table,
 )
-from pan_hf.data.info import write_counted, write_whole
+from pan_hf.data.info import write_counted
 from pan_hf.data.trajectories import read_episode
+from pan_hf.data.whole import write_whole
 from pan_hf.features import ACTION, Feature, action_column, feature_of
 from pan_hf.features.vector import FLIPS, Pair
 

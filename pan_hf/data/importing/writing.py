@@ -21,7 +21,8 @@ from pan_hf.data.episodes import (
     episode_table,
     write_table,
 )
-from pan_hf.data.info import check_test_fraction, is_test_episode, new_info, write_counted, write_whole
+from pan_hf.data.info import check_test_fraction, is_test_episode, new_info, write_counted
+from pan_hf.data.whole import write_whole
 
 
 class Source(Protocol):
