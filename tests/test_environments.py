@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from pan_hf.envs.environment import SenseEnvironment, describe_environment, make_environment
+from pan_hf.envs.environment import EnvironmentFailure, SenseEnvironment, describe_environment, make_environment
 from pan_hf.envs.minigrid import minigrid_expert, minigrid_random_state
 from pan_hf.envs.policies import load_policies
 from pan_hf.specs import import_object, load_callable, parse_spec
@@ -122,6 +122,30 @@ def test_render_adds_a_camera_where_no_observation_is_an_image():
 def test_an_environment_that_cannot_render_is_refused():
     with pytest.raises(ValueError, match=r"render\(\)"):
         sensed(render=True)
+
+
+class Failing(gymnasium.Env):
+    """Fails where it is told to."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+    render_mode = "rgb_array"
+
+    def __init__(self, where):
+        self.where = where
+
+    def reset(self, *, seed=None, options=None):
+        if self.where == "reset":
+            raise RuntimeError("no room")
+        return np.zeros(2, np.float32), {}
+
+    def render(self):
+        raise RuntimeError("no screen")
+
+
+@pytest.mark.parametrize(("where", "message"), [("reset", "no room"), ("render", "no screen")])
+def test_an_environment_that_fails_while_its_camera_is_looked_at_is_named(where, message):
+    with pytest.raises(EnvironmentFailure, match=rf"{where}\(\) of the environment raised RuntimeError: {message}"):
+        SenseEnvironment(Failing(where), render=True)
 
 
 # senses

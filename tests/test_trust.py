@@ -68,6 +68,13 @@ def test_trust_shows_each_import_and_its_arguments(capsys):
     assert f"imports and runs {__name__}:unwrap?deep=1" in capsys.readouterr().err
 
 
+def test_letters_that_move_the_cursor_hide_no_import(capsys):
+    entry = {**SIDES, "wrappers": [f"{__name__}:unwrap?deep='\x1b[2K\\r'"]}
+    make_recorded_environment(entry, trust_recording=True)
+    shown = capsys.readouterr().err
+    assert f"{__name__}:unwrap" in shown and "\\x1b[2K" in shown and "\x1b" not in shown
+
+
 def unwrap(env, deep):
     return env.unwrapped
 
@@ -76,6 +83,19 @@ def unwrap(env, deep):
 def test_an_entry_of_another_shape_is_refused(entry):
     with pytest.raises(ValueError, match="expected `id` and some of"):
         make_recorded_environment(entry)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"wrappers": [1]}, r"environments of the recording, wrappers\[0\]: expected a text, got int 1"),
+        ({"env_args": "rows=3"}, "env_args: expected a dict"),
+        ({"image_size": "64"}, "image_size: expected a whole number or None"),
+    ],
+)
+def test_a_field_of_an_entry_that_is_of_another_type_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_recorded_environment({**SIDES, **fields})
 
 
 def test_deep_json_is_a_sentence(cartpole, tmp_path):

@@ -18,10 +18,11 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
+from pan_hf.arguments import as_type
 from pan_hf.envs.spaces import action_form_of, leaves, sense_name, senses_of
 from pan_hf.extras import extra
 from pan_hf.features import ACTION, ImageFeature, View, action_column, feature_of
@@ -162,7 +163,7 @@ class SenseEnvironment(gymnasium.Wrapper):
     def _camera_feature(self) -> dict:
         if any(sense.name == "camera" for sense in self.senses):
             raise ValueError("render adds the sense 'camera', and an observation has that name: rename that one")
-        self.env.reset(seed=0)  # nothing can be drawn before a reset
+        self._reset(seed=0)  # nothing can be drawn before a reset
         return ImageFeature.of_shape(self._rendered().shape).description
 
     def _rendered(self) -> np.ndarray:
@@ -170,6 +171,8 @@ class SenseEnvironment(gymnasium.Wrapper):
             frame = self.env.render()
         except NotImplementedError as error:
             raise ValueError(f"{self.env} has no render(), so render cannot add a camera") from error
+        except Exception as error:
+            raise EnvironmentFailure.of("render() of the environment", error) from error
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
             what = getattr(frame, "shape", type(frame).__name__)
             raise ValueError(f"render() of {self.env} gave {what}; expected a (height, width, 3) uint8 frame")
@@ -403,6 +406,9 @@ def make_recorded_environment(
         raise ValueError(
             f"An environment of the recording has {sorted(entry)}; expected `id` and some of {sorted(_ENTRY)}."
         )
+    entry = {
+        name: as_type(f"environments of the recording, {name}", value, _TYPES[name]) for name, value in entry.items()
+    }
     imports = [*_foreign_environment(entry["id"]), *filter(_is_foreign_wrapper, entry.get("wrappers") or ())]
     if imports and not trust_recording:
         raise ValueError(
@@ -410,12 +416,14 @@ def make_recorded_environment(
             "recording, pass --trust-recording (trust_recording=True); or import the modules that you know yourself."
         )
     for text in imports:
-        print(f"trusting the recording: imports and runs {text} {entry.get('env_args') or ''}", file=sys.stderr)
+        shown = text.encode("unicode_escape").decode()  # on a terminal, letters that move its cursor hide others
+        print(f"trusting the recording: imports and runs {shown} {entry.get('env_args') or ''}", file=sys.stderr)
     return make_environment(**entry, max_episode_steps=max_episode_steps)
 
 
 _ENTRY = {"id", "env_args", "wrappers", "render", "keep", "rename", "image_size", "crop", "optional"}
 _ENTRY |= {"depth_scale", "depth_unit"}
+_TYPES = get_type_hints(make_environment)
 
 
 def _foreign_environment(id: str) -> list[str]:
