@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -10,6 +11,7 @@ from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from two_processes import crop_chances_by_row
 
 from pan_hf import PanModel, PanProcessor
 from pan_hf.cli import app
+from pan_hf.data.episodes import episode_files
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.reporting.tracking import RolloutImages, rollout_pictures
 from pan_hf.training import align, pretrain_backbone, pretrain_senses, reinforce, windows
@@ -27,7 +30,7 @@ from pan_hf.training.arguments import CONFIGS, arguments, last_checkpoint, parse
 from pan_hf.training.datasets import split
 from pan_hf.training.distributed import check_can_be_shared_out, check_needs_no_whole_weights, read_training_state
 from pan_hf.training.stage import run
-from pan_hf.training.streaming import WindowStream, collate
+from pan_hf.training.streaming import WindowStream, collate, dataset_stats
 from pan_hf.training.trainer import PanTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -301,6 +304,25 @@ def test_a_stream_gives_every_window_of_every_epoch_and_holds_few_episodes(world
     assert drawn[:per_epoch] != drawn[per_epoch : 2 * per_epoch]
     assert len(stream.buffer) <= 12 + int(trajectories.episode_lengths.max()) >= len(stream._open)
     assert set(stream.seen) == set(trajectories.episode_indices.tolist())
+
+
+def test_a_stream_looks_for_its_files_once(world, monkeypatch):
+    stream, searched = stream_of(world), []
+    monkeypatch.setattr("pan_hf.data.trajectories.episode_files", lambda *folder: searched.append(folder) or {})
+    assert len(take(stream, 20)) == 20 and not searched
+
+
+def test_a_flipped_bit_is_noticed_before_a_stream_s_rewards_are_looked_at(world, tmp_path):
+    root = shutil.copytree(world.data, tmp_path / "data")
+    files, model = episode_files(root, "train"), PanModel.from_pretrained(world.model)
+    path, metadata = files[max(files)], pq.read_metadata(files[max(files)])
+    chunks = map(metadata.row_group(0).column, range(metadata.num_columns))
+    chunk = next(one for one in chunks if one.path_in_schema == "next.reward")
+    damaged = bytearray(path.read_bytes())
+    damaged[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        dataset_stats(model, PanProcessor.from_pretrained(world.model), root, list(files), seed=0)
 
 
 @pytest.mark.slow

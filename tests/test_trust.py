@@ -1,15 +1,19 @@
 """A recording that somebody else made: what it may ask for, and what of it is noticed when it is damaged."""
 
 import json
+import shutil
 
 import gymnasium
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pan_hf.data.episodes import episode_files, read_info, read_summary
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_recorded_environment
+from pan_hf.evaluation.control import _recorded_facts
+from pan_hf.publishing.data_card import _counts
 
 SIDES = {"id": "CartPole-v1"}
 
@@ -134,9 +138,28 @@ def test_a_flipped_bit_is_never_read_as_other_data(cartpole, tmp_path):
     assert num_noticed > 20  # the others are of bytes that say nothing
 
 
-def test_a_recording_of_before_has_no_checksums_and_says_so_once(cartpole, tmp_path, recwarn):
-    import pyarrow.parquet as pq
+@pytest.mark.parametrize("reader", [_counts, _recorded_facts])
+def test_a_flipped_bit_is_noticed_by_what_reads_some_columns(reader, cartpole, tmp_path):
+    root = shutil.copytree(cartpole, tmp_path / "data")
+    path = next(iter(episode_files(root, "test").values()))
+    whole, data = str(reader(root)), path.read_bytes()
+    metadata = pq.read_metadata(path)
+    chunks = map(metadata.row_group(0).column, range(metadata.num_columns))
+    chunk = next(one for one in chunks if one.path_in_schema == "environment")
+    num_noticed, start = 0, chunk.dictionary_page_offset
+    for offset in range(start, start + chunk.total_compressed_size, 3):
+        damaged = bytearray(data)
+        damaged[offset] ^= 1
+        path.write_bytes(damaged)
+        try:
+            assert str(reader(root)) == whole
+        except ValueError as error:
+            assert "damaged" in str(error)
+            num_noticed += 1
+    assert num_noticed > 10
 
+
+def test_a_recording_of_before_has_no_checksums_and_says_so_once(cartpole, tmp_path, recwarn):
     from pan_hf.data import episodes
 
     for split in ("train", "test"):
@@ -162,6 +185,15 @@ def test_a_sense_s_name_is_a_word_since_it_names_files(features, tmp_path):
     info = {"format": "pan-trajectories", "version": 1, "features": features}
     (tmp_path / "meta" / "info.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match=r"`features` has .*expected observation.<word>"):
+        read_info(tmp_path)
+
+
+@pytest.mark.parametrize("feature", [3, None, [], {}, {"kind": 3}])
+def test_a_column_without_a_kind_is_named(feature, tmp_path):
+    (tmp_path / "meta").mkdir()
+    info = {"format": "pan-trajectories", "version": 1, "features": {"observation.state": feature}}
+    (tmp_path / "meta" / "info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"`features` tells no kind of \['observation.state'\]"):
         read_info(tmp_path)
 
 

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from pan_hf.data.episodes import episode_files
-from pan_hf.data.trajectories import load_trajectories
+from pan_hf.data.compat import check_has_actors, check_reward_range
+from pan_hf.data.episodes import episode_files, read_columns, read_info
+from pan_hf.data.trajectories import load_files, load_trajectories
 from pan_hf.data.windows import read_rows
 from pan_hf.files import write_file
-from pan_hf.modeling.heads_pan import check_rewards
 from pan_hf.training.sampling import (
     Weighing,
     change_weights,
@@ -82,11 +82,13 @@ def dataset_stats(model, processor, root: str | Path, episodes: list[int], seed:
     trajectories = load_trajectories(root, "train", episodes=chosen.tolist())
     tensors, _ = read_rows(trajectories, processor)
     steps, files = model.config.context_steps, episode_files(Path(root), "train")
-    of_actors = [f"next.reward.{name}" for name in model.config.actors or ()]
-    columns = ["next.reward", "next.done", *of_actors]
-    outcomes = [pq.read_table(files[number], columns=columns) for number in episodes]
-    for outcome, column in itertools.product(outcomes, ["next.reward", *of_actors]):
-        check_rewards(outcome[column].to_numpy().copy(), model.config.reward_bound)
+    of_actors = {name: f"next.reward.{name}" for name in model.config.actors or ()}
+    check_has_actors(trajectories.actor_rewards, list(of_actors))
+    columns = ["next.reward", "next.done", *of_actors.values()]
+    outcomes = [read_columns(files[number], columns) for number in episodes]
+    for outcome in outcomes:
+        by_actor = {name: outcome[column].to_numpy().copy() for name, column in of_actors.items()}
+        check_reward_range(model.config, outcome["next.reward"].to_numpy().copy(), by_actor)
     rewards = [torch.from_numpy(one["next.reward"].to_numpy().copy()) for one in outcomes]
     dones = [torch.from_numpy(one["next.done"].to_numpy().astype(np.float32)) for one in outcomes]
     usual = float(torch.cat(rewards).median())
@@ -133,8 +135,8 @@ class WindowStream(IterableDataset):
         least_rows: int = 2,
     ):
         self.root, self.make_data = Path(root), make_data
-        files = episode_files(self.root, "train")
-        self.episodes = [n for n in sorted(episodes) if pq.read_metadata(files[n]).num_rows >= least_rows]
+        self.info, self.files = read_info(root), episode_files(self.root, "train")
+        self.episodes = [n for n in sorted(episodes) if pq.read_metadata(self.files[n]).num_rows >= least_rows]
         if not self.episodes:
             raise ValueError(f"{root} has no episode of {least_rows - 1} transitions; record longer episodes.")
         self.seed, self.size, self.keep_every = seed, buffer, keep_every
@@ -193,7 +195,7 @@ class WindowStream(IterableDataset):
             self._open[episode] = dataset
 
     def _read(self, episode: int) -> tuple:
-        trajectories = load_trajectories(self.root, "train", episodes=[episode])
+        trajectories = load_files(self.root, "train", self.info, {episode: self.files[episode]})
         self.seen[episode] = (trajectories.fingerprints[0], trajectories.environments[0])
         return self.make_data(trajectories)
 

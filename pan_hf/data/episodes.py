@@ -171,6 +171,19 @@ def open_table(path: Path) -> pq.ParquetFile:
     return file
 
 
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Some columns of an episode's file, verified.
+
+    Raises:
+        ValueError: it is damaged, or lacks one of them.
+    """
+    try:
+        # One thread a file: files are many and small.
+        return open_table(path).read(list(columns), use_threads=False).select(list(columns)).combine_chunks()
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged or does not fit meta/info.json ({error}); record it again") from error
+
+
 def check_num_rows(num_rows: int) -> int:
     """Raises ValueError for more rows than an episode has: a few bytes can stand for any number of equal ones."""
     if num_rows > _MOST_ROWS:
@@ -183,7 +196,7 @@ def _warn_of_no_checksums(root: Path) -> None:
     warnings.warn(
         f"{root} was written before episodes had checksums: a flipped bit in it would not be noticed. "
         "Record or import it again to have them",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
@@ -213,6 +226,9 @@ def read_info(root: str | Path) -> dict:
     if not isinstance(features, dict) or (wrong := [name for name in features if not _COLUMN.fullmatch(name)]):
         names = "no dict" if not isinstance(features, dict) else wrong
         raise ValueError(f"{path}: `features` has {names}; expected observation.<word>, action or action.<word>")
+    kinds = {name: isinstance(one, dict) and one.get("kind") for name, one in features.items()}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(kind, str)]:
+        raise ValueError(f"{path}: `features` tells no kind of {wrong}; expected a dict with `kind`, such as 'vector'")
     return info
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from pan_hf.data.episodes import (
     check_num_rows,
     episode_files,
     mask_columns,
-    open_table,
+    read_columns,
     read_info,
 )
 from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays, num_bytes
@@ -261,17 +261,31 @@ def load_trajectories(
         raise ValueError(f"Expected the split 'train' or 'test', got {split!r}")
     root = on_disk(root, "dataset", revision, only=("meta/*", f"data/{split}/*"))
     info = read_info(root)
-    features, actors = info["features"], info.get("actors", ())
     files = episode_files(root, split)
     if not files:
         raise ValueError(f"{root} has no {split} episode; run the same `pan record` again, or with more episodes")
-    kinds = {name: feature_of(described) for name, described in features.items()}
-    if unbounded := [name for name, feature in kinds.items() if not feature.is_measured]:
-        raise ValueError(f"{root}: recording stopped before the bounds of {unbounded} were measured; run it again")
     if episodes is not None:
         if unknown := [index for index in episodes if index not in files] or not episodes:
             raise ValueError(f"episodes: expected some of {root}'s {split} episodes, {_brief(files)}, got {unknown}")
         files, in_memory = {index: files[index] for index in episodes}, sys.maxsize
+    return load_files(root, split, info, files, in_memory)
+
+
+def load_files(
+    root: Path, split: str, info: Mapping[str, Any], files: Mapping[int, Path], in_memory: int = sys.maxsize
+) -> Trajectories:
+    """Reads some episodes of a split whose folder is known.
+
+    Args:
+        info: what `meta/info.json` holds; files: by number, see `episode_files`.
+
+    Raises:
+        ValueError, OSError: as for [`load_trajectories`].
+    """
+    features, actors = info["features"], info.get("actors", ())
+    kinds = {name: feature_of(described) for name, described in features.items()}
+    if unbounded := [name for name, feature in kinds.items() if not feature.is_measured]:
+        raise ValueError(f"{root}: recording stopped before the bounds of {unbounded} were measured; run it again")
     lengths = np.array([_num_rows(path) for path in files.values()])
     starts = np.cumsum(lengths) - lengths
     shapes = {
@@ -334,10 +348,9 @@ def _read_table(path: Path, features: dict[str, dict], actors: Sequence[str] = (
     filled, see [`Trajectories`], and `<column>.present` says where they were."""
     plain = [*_COLUMNS, *(f"next.{what}.{actor}" for actor in actors for what in ("reward", "done"))]
     masks = mask_columns(features)
+    table = read_columns(path, [*features, *masks, *plain, *_CONSTANT])
+    columns: dict[str, Any] = {}
     try:
-        # One thread a file: files are many and small.
-        table = open_table(path).read([*features, *masks, *plain, *_CONSTANT], use_threads=False).combine_chunks()
-        columns: dict[str, Any] = {}
         for name, described in features.items():
             feature, column = feature_of(described), table[name]
             if feature.is_optional:

@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from pan_hf.agents.actions import ActionParts
@@ -45,7 +44,7 @@ from pan_hf.agents.world import FixedEffort, within
 from pan_hf.arguments import checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
-from pan_hf.data.episodes import episode_files, read_info
+from pan_hf.data.episodes import episode_files, read_columns, read_info
 from pan_hf.envs.environment import describe_environment, make_recorded_environment
 from pan_hf.evaluation.success import Ending, Success, success_rule
 from pan_hf.features import feature_of
@@ -320,7 +319,7 @@ def _recorded_facts(root: Path) -> dict[str, RecordedFacts]:
     ends: dict[str, bool] = {}
     for split in ("train", "test"):
         for path in episode_files(root, split).values():
-            table = pq.read_table(path, columns=["environment", "seed", "next.reward", "next.done"])
+            table = read_columns(path, ["environment", "seed", "next.reward", "next.done"])
             name = table["environment"][0].as_py()
             seeds.setdefault(name, set()).add(int(table["seed"][0].as_py()))
             if split != "train":

@@ -10,10 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary
+from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_columns, read_info, read_summary
 from pan_hf.features import feature_of
 from pan_hf.reporting.tables import markdown_table
 from pan_hf.reporting.templates import Markdown, code, escaped, template
@@ -68,7 +67,7 @@ def _counts(root: Path) -> tuple[Counter, Counter, Counter]:
     for split in SPLITS:
         for path in episode_files(root, split).values():
             rows, _ = read_summary(path)
-            environment = pq.read_table(path, columns=["environment"])["environment"][0].as_py()
+            environment = read_columns(path, ["environment"])["environment"][0].as_py()
             episodes[environment, split] += 1
             frames[environment, split] += rows
             sizes[split] += path.stat().st_size
