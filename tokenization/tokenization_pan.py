@@ -106,7 +106,8 @@ class PanTokenizer(PreTrainedTokenizerFast):
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise ValueError(f"`texts` must be a list of texts to train on, got {texts!r:.60}; pass [text].")
         smallest = len(_SPECIAL_TOKENS) + 256  # and every byte
-        if not isinstance(vocab_size, SupportsIndex) or getattr(vocab_size, "ndim", False) or int(vocab_size) < smallest:
+        is_number = isinstance(vocab_size, SupportsIndex) and not getattr(vocab_size, "ndim", False)
+        if not is_number or int(vocab_size) < smallest:
             raise ValueError(f"`vocab_size` must be a whole number of at least {smallest}, got {vocab_size!r}.")
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
