@@ -40,7 +40,7 @@ class Budget:
     """
 
     frames: int = 40_000
-    seconds: float = 390.0
+    seconds: float = 460.0
     windows: int = 96
     episodes: tuple[tuple[str, int], ...] = ((EMPTY, 100), (DOOR_KEY, 20))
     plan_seconds: float = 50.0
