@@ -41,6 +41,7 @@ class AgentStatistics:
         decisions (`int`): calls of `act`.
         replans (`int`): plans made, the first included.
         repairs (`int`): surprises after which the rest of the plan still reached the goal.
+        followed (`int`): states for which the plan had another branch, see [`Strategy`].
         surprises (`int`): observations whose codes differ from the predicted ones.
         clipped (`int`): vectors that lay outside the range the model knows, and were clipped to it.
         num_simulated (`int`): imagined steps.
@@ -50,6 +51,7 @@ class AgentStatistics:
     decisions: int = 0
     replans: int = 0
     repairs: int = 0
+    followed: int = 0
     surprises: int = 0
     clipped: int = 0
     num_simulated: int = 0
@@ -71,14 +73,17 @@ class PanAgent:
         model ([`PanModel`]): imagines.
         processor ([`PanProcessor`]): the model's own.
         critic ([`~pan_hf.agents.critics.Critic`] or function of futures): what is wanted.
-        planner: `RandomShooting`, `CEM`, `GraphSearch`, or anything with their `plan`.
+        planner: one of [`PLANNERS`](registry), or anything with their `plan`. It may have `check_world(config)`, which
+            raises where it cannot take the actions of a world, and `begins_with_previous = True` to be given what is
+            left of the last plan as `previous`.
         replan (`str`): "on_surprise": when a plan ends, or the world differs so that it fails. "always": at every
             step (model-predictive control). "at_end": only when a plan ends: cheapest, where no two states are equal.
         seed (`int`): of the planner's draws.
         patience (`int`): surprises by one action in one state after which plans avoid it.
 
     Raises:
-        ValueError: an unknown `replan`, a `patience` below 1, or a planner without `plan`.
+        ValueError: an unknown `replan`, a `patience` below 1, a planner without `plan`, or one that cannot take
+            the actions of the model.
     """
 
     def __init__(self, model, processor, critic, planner, replan="on_surprise", seed: int = 0, patience: int = 2):
@@ -88,6 +93,8 @@ class PanAgent:
             raise ValueError(f"A planner has a method `plan`, as CEM() does; got {planner!r}.")
         if not hasattr(model, "config"):
             raise ValueError(f"`model` must be a world model, as `load` gives it; got {model!r:.60}.")
+        if hasattr(planner, "check_world"):
+            planner.check_world(model.config)
         self.seed = 0 if seed is None else as_seed(seed) or 0
         self.model, self.processor, self.critic, self.planner = model, processor, as_critic(critic), planner
         self.replan, self.patience = replan, whole("patience", patience, 1)
@@ -157,6 +164,7 @@ class PanAgent:
             belief = self._with_what_is_not_seen(belief, seen)
             key = belief.keys(**self._compared_by)[0]
             surprised = self._compare(key, reward)
+            surprised = not self._follow(key, surprised) and surprised
             if self._needs_plan(surprised, masks) and not (surprised and self._repair(belief, key, masks)):
                 self.plan, self._position = self._new_plan(belief, masks), 0
             assert self.plan is not None  # one was needed until there was one
@@ -266,15 +274,40 @@ class PanAgent:
     def _compare(self, key: bytes, reward: float | None) -> bool:
         """Whether `key` differs from what was predicted; notes what the world has refuted."""
         surprised = self._predicted is not None and key != self._predicted
-        if surprised:
-            self.statistics.surprises += 1
-            self._surprises[self._last] += 1
-            if self._last is not None and self._surprises[self._last] >= self.patience:
+        self.statistics.surprises += surprised
+        if self._predicted is not None:
+            assert self.plan is not None  # that predicted it
+            told = self.plan.evidence(self._position, key)
+            evidence = self._surprises[self._last] + (surprised if told is None else told)
+            self._surprises[self._last] = max(0, evidence)
+            if surprised and self._last is not None and evidence >= self.patience:
                 self._refuted.transitions.add(self._last)
         goal_taken = self.plan is not None and self.plan.reaches_goal and self._position == len(self.plan)
         if goal_taken and not surprised and self._last is not None and reward is not None and reward <= 0:
             self._refuted.goals.add(self._last)
         return surprised
+
+    def _follow(self, key: bytes, surprised: bool) -> bool:
+        """Whether the plan has another branch for the state that its last action led to; if so, it goes on there."""
+        plan = self.plan
+        if plan is None or not self._position or self.replan == "always":
+            return False
+        if not surprised and self._position < len(plan):
+            return False
+        branch = plan.branch(self._position, key)
+        if branch is None or self._has_refuted(key, branch.actions, branch.states or []):
+            return False
+        self.plan, self._position = branch, 0
+        self.statistics.followed += 1
+        return True
+
+    def _has_refuted(self, key: bytes, actions: Tensor | Actions, keys: list[bytes]) -> bool:
+        """Whether the world has refuted a step of a way. Args: key, of where it begins; keys, of where each action
+        leads."""
+        if not self.parts.is_discrete:
+            return False
+        steps = set(zip([key, *keys], self.parts.numbers(actions).tolist(), strict=False))
+        return bool(steps & (self._refuted.transitions | self._refuted.goals))
 
     def _needs_plan(self, surprised: bool, masks: dict[str, Tensor]) -> bool:
         if self.plan is None or self._position >= len(self.plan) or self.replan == "always":
@@ -294,13 +327,11 @@ class PanAgent:
         futures = self.model.simulate(belief, self._batch_of(actions), temperature=0.0)
         self.statistics.num_simulated += len(actions)
         keys = futures.keys(**self._compared_by)[0]
-        if self.parts.is_discrete:
-            steps = set(zip([key, *keys], self.parts.numbers(actions).tolist(), strict=False))
-            if steps & (self._refuted.transitions | self._refuted.goals):
-                return False
+        if self._has_refuted(key, actions, keys):
+            return False
         if not self.critic.reached(futures, check_scores(self.critic.score(futures), futures))[0, -1]:
             return False
-        self.plan, self._position = replace(plan, actions=actions, states=keys), 0
+        self.plan, self._position = plan.along(actions, keys), 0
         self.statistics.repairs += 1
         return True
 
@@ -308,6 +339,8 @@ class PanAgent:
         settings: dict[str, Any] = {"generator": self.generator, "refuted": self._refuted}
         if masks:  # planners of one's own need not know of them
             settings["mask"] = masks
+        if getattr(self.planner, "begins_with_previous", False):
+            settings["previous"] = None if self.plan is None else self.plan.rest(self._position)
         plan = self.planner.plan(self.model, belief, self.critic, **settings)
         self.statistics.replans += 1
         self.statistics.num_simulated += plan.num_simulated

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from pan_hf.agents.plan import check_numbers
@@ -48,6 +49,21 @@ class Critic:
         alive[:, 0] = 1.0
         return (_discounts(self.discount, futures, scores) * alive * scores).sum(dim=1)
 
+    def combine(self, score: Any, after: Any) -> Any:
+        """What a step is worth together with what follows it: `value`, one step at a time, for searches that meet
+        futures in pieces. Numbers or arrays.
+
+        Args:
+            score: of the step.
+            after: what follows is worth, discounted and weighed by the chance that the episode goes on.
+        """
+        return score + after
+
+    def outlook(self, score: float, steps: int) -> float:
+        """What the next `steps` steps from a state are taken to be worth before anything of them is imagined: its
+        score stays."""
+        return score * (steps if self.discount == 1 else (1 - self.discount**steps) / (1 - self.discount))
+
     def confirms(self, world, belief, actions: torch.Tensor | Actions) -> bool:
         """Whether a plan, `actions` of shape `(H,)`, holds on a second look. Plain critics trust the first."""
         return True
@@ -79,6 +95,9 @@ class RewardCritic(Critic):
         if self.actor not in actors:
             raise ValueError(f"RewardCritic: this world rewards {actors or 'nobody by name'}, not {self.actor!r}.")
         return futures.reward[..., actors.index(self.actor)].float()
+
+    def outlook(self, score: float, steps: int) -> float:
+        return 0.0  # a reward is of the step that brought it
 
     def reached(self, futures, scores: torch.Tensor) -> torch.Tensor:
         reached = scores >= self.threshold
@@ -160,6 +179,12 @@ class GoalCritic(Critic):
 
     def value(self, futures, scores: torch.Tensor) -> torch.Tensor:
         return (_discounts(self.discount, futures, scores) * scores).amax(dim=1)
+
+    def combine(self, score: Any, after: Any) -> Any:
+        return np.maximum(score, after)
+
+    def outlook(self, score: float, steps: int) -> float:
+        return score
 
     @staticmethod
     def _matching(codes: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:

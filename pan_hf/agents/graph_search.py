@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 
 from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.critics import Critic, as_critic, check_scores
+from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.plan import (
     Contradicted,
     Plan,
+    check_choices,
+    check_discrete,
     check_numbers,
     check_one_row,
     compared_keys,
     device_of,
     draw_seed,
 )
+from pan_hf.agents.successors import Successors, imagine_step
 from pan_hf.agents.world import World
 from pan_hf.modeling.validation_pan import whole
 
@@ -70,12 +73,11 @@ class GraphSearch:
         counts = ["max_states", "batch_size", "max_depth"] + ["key_levels"] * (self.key_levels is not None)
         check_numbers(self, whole, *counts, least=1)
         check_numbers(self, whole, "sampled_searches")
-        if self.actions is not None:
-            chosen = (self.actions,) if isinstance(self.actions, int | str) else tuple(self.actions)
-            wrong = [action for action in chosen if not isinstance(action, str) and not hasattr(action, "__index__")]
-            if wrong or not chosen:
-                raise ValueError(f"GraphSearch: `actions` must be numbers or names of actions, got {self.actions!r}.")
-            object.__setattr__(self, "actions", chosen)
+        check_choices(self)
+
+    def check_world(self, config: Any) -> None:
+        """Raises ValueError where the actions of a world are not discrete."""
+        check_discrete(self, ActionParts(config))
 
     @torch.no_grad()
     def plan(
@@ -105,11 +107,7 @@ class GraphSearch:
         """
         check_one_row(belief, generator)
         parts = ActionParts(world.config)
-        if not parts.is_discrete:
-            kinds = [part.kind for part in parts.parts.values()]
-            raise ValueError(
-                f"GraphSearch tries every action, so it needs 'discrete' ones; got {kinds}. Use CEM or RandomShooting."
-            )
+        check_discrete(self, parts)
         preferred = None if self.actions is None else [parts.number_of(action) for action in self.actions]
         masks = parts.check_masks(mask)
         allowed = parts.allows(masks, parts.of_numbers(torch.arange(parts.num_choices))) if masks else None
@@ -136,20 +134,6 @@ class GraphSearch:
             len(plan), plan.reaches_goal, len(search.keys), plan.num_folded, search.num_unconfirmed, plan.seconds,
         )  # fmt: skip
         return plan
-
-
-@dataclass(frozen=True)
-class _Successors:
-    """The states after one imagined step, a row an edge: (parent node, action), keys, score..."""
-
-    belief: Any
-    edges: list[tuple[int, int]]
-    keys: list[bytes]  # of the beliefs, which fold if they are equal
-    states: list[bytes]  # of what would be seen
-    scores: list[float]
-    durations: list[int]  # in steps
-    claims: list[bool]
-    going_on: list[bool]
 
 
 class _Search:
@@ -226,7 +210,7 @@ class _Search:
             return None
         return frontier.select(torch.arange(first, first + len(nodes))).decode(MASK) > 0.5
 
-    def _expand(self, frontier, first: int, nodes: list[int]) -> "_Successors | None":
+    def _expand(self, frontier, first: int, nodes: list[int]) -> Successors | None:
         """One imagined step of all actions from `nodes`, whose beliefs are rows `first`... of `frontier`."""
         moves = self._moves(nodes, self._allowed(frontier, first, nodes))
         if not moves:
@@ -234,27 +218,20 @@ class _Search:
         numbers = torch.tensor([[action] for _, action in moves], device=device_of(self.world))
         parents = frontier.select(torch.tensor([first + row for row, _ in moves]))
         drawn = {"temperature": 0.0} if self.sample is None else {"temperature": 1.0, "seed": self.sample()}
-        futures = self.world.simulate(parents, self.parts.of_numbers(numbers), **drawn)
+        edges = [(nodes[row], action) for row, action in moves]
+        keys = (self.folded_by, self.compared_by)
+        successors = imagine_step(
+            self.world, parents, self.parts.of_numbers(numbers), edges, self.critic, *keys, **drawn
+        )
         self.num_simulated += len(moves)
-        scores = check_scores(self.critic.score(futures), futures)
-        claims = self.critic.reached(futures, scores)[:, 0]
-        if nodes == [0] and len(moves) > 1 and claims.all():
+        if nodes == [0] and len(moves) > 1 and all(successors.claims):
             # Whatever is done reaches this "goal", as a reward for every step does: there is none to search for, and
             # the plan is the best single action.
             self.has_goal = False
-        claims &= self.has_goal
-        return _Successors(
-            belief=futures.belief,
-            edges=[(nodes[row], action) for row, action in moves],
-            keys=futures.belief.keys(**self.folded_by),
-            states=futures.belief.keys(**self.compared_by),
-            scores=scores[:, 0].tolist(),
-            durations=futures.duration[:, 0].tolist() if hasattr(futures, "duration") else [1] * len(moves),
-            claims=claims.tolist(),
-            going_on=(futures.continue_prob[:, 0] >= 0.5).tolist(),
-        )
+        successors.claims = [claimed and self.has_goal for claimed in successors.claims]
+        return successors
 
-    def _goal(self, successors: "_Successors") -> tuple[int, int] | None:
+    def _goal(self, successors: Successors) -> tuple[int, int] | None:
         """The best confirmed goal among the successors, as (its row, its new node), if there is one."""
         claims = [row for row, claimed in enumerate(successors.claims) if claimed]
         for row in sorted(claims, key=lambda row: -successors.scores[row]):
@@ -272,7 +249,7 @@ class _Search:
         self.num_simulated += len(numbers)
         return self.critic.confirms(self.world, self.root, self.parts.of_numbers(numbers))
 
-    def _fold(self, successors: "_Successors") -> dict[int, int]:
+    def _fold(self, successors: Successors) -> dict[int, int]:
         """Adds the states not seen before; returns those to go on from, row -> node."""
         fresh = {}
         for row, key in enumerate(successors.keys):
@@ -288,7 +265,7 @@ class _Search:
                 fresh[row] = node
         return fresh
 
-    def _add(self, successors: "_Successors", row: int) -> int:
+    def _add(self, successors: Successors, row: int) -> int:
         """A node for one of the successors."""
         parent, action = successors.edges[row]
         self.parents.append(parent)

@@ -1,7 +1,7 @@
 """A plan: actions, and what the planner expects of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -40,6 +40,28 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def rest(self, taken: int) -> "Plan | None":
+        """What is left of it after its first `taken` actions; None where nothing is."""
+        if taken >= len(self):
+            return None
+        states = None if self.states is None else self.states[taken:]
+        return self.along(self.actions[taken:], states)
+
+    def along(self, actions: torch.Tensor | Actions, states: list[bytes] | None) -> "Plan":
+        """A plain plan of other actions and states, and of all else that this one says."""
+        own = {item.name: getattr(self, item.name) for item in fields(Plan)}
+        return Plan(**(own | {"actions": actions, "states": states}))
+
+    def branch(self, taken: int, key: bytes) -> "Plan | None":
+        """What to do where the last of the first `taken` actions led to the state `key`; None where it does not say.
+        See [`Strategy`]."""
+        return None
+
+    def evidence(self, taken: int, key: bytes) -> float | None:
+        """How much it speaks against the model that the last of the first `taken` actions led to the state `key`, in
+        surprises; None where the plan tells no chances."""
+        return None
 
     @property
     def names(self) -> list[str]:
@@ -100,6 +122,30 @@ def check_numbers(owner: Any, check: Callable[..., float], *names: str, **limits
         except ValueError as error:
             raise ValueError(f"{type(owner).__name__}: {error}") from None
         object.__setattr__(owner, name, number)
+
+
+def check_choices(owner: Any) -> None:
+    """Makes the field `actions` of a planner a tuple, unless it is None. Raises ValueError for anything but numbers
+    and names of actions."""
+    if owner.actions is None:
+        return
+    chosen = (owner.actions,) if isinstance(owner.actions, int | str) else tuple(owner.actions)
+    wrong = [action for action in chosen if not isinstance(action, str) and not hasattr(action, "__index__")]
+    if wrong or not chosen:
+        raise ValueError(
+            f"{type(owner).__name__}: `actions` must be numbers or names of actions, got {owner.actions!r}."
+        )
+    object.__setattr__(owner, "actions", chosen)
+
+
+def check_discrete(owner: Any, parts: ActionParts) -> None:
+    """Raises ValueError unless all parts of an action are choices."""
+    if not parts.is_discrete:
+        kinds = [part.kind for part in parts.parts.values()]
+        raise ValueError(
+            f"{type(owner).__name__} tries every action, so it needs 'discrete' ones; got {kinds}. Use CEM or "
+            "RandomShooting."
+        )
 
 
 def check_one_row(belief, generator=None) -> None:

@@ -6,26 +6,37 @@ from typing import Any
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.graph_search import GraphSearch
+from pan_hf.agents.mcts import MCTS
 from pan_hf.agents.shooting import CEM, RandomShooting
+from pan_hf.agents.strategy_search import StrategySearch
 from pan_hf.specs import parse_spec
 
-PLANNERS: dict[str, type] = {"graph": GraphSearch, "cem": CEM, "random_shooting": RandomShooting}
+PLANNERS: dict[str, type] = {
+    "graph": GraphSearch,
+    "cem": CEM,
+    "random_shooting": RandomShooting,
+    "mcts": MCTS,
+    "strategy": StrategySearch,
+}
+UNASKED = ("graph", "cem", "random_shooting")
+"""Planners that are compared where none is named."""
 
 
 def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) -> dict[str, Any]:
-    """Planners by name, or by the whole text, such as "cem?horizon=8", where one name is asked for twice; None: all
-    that fit.
+    """Planners by name, or by the whole text, such as "cem?horizon=8", where one name is asked for twice; None: those
+    of `UNASKED` that fit.
 
     Args:
         config: of the world, with its actions.
         has_goal (`bool`): whether what is wanted is a goal to be reached, rather than as much as possible.
 
     Raises:
-        ValueError: an unknown planner or setting, or graph search over actions that are not discrete, or for no goal.
+        ValueError: an unknown planner or setting, a planner that cannot take the actions of the world, or graph
+            search for no goal.
     """
     is_discrete = ActionParts(config).is_discrete
     if specs is None:
-        specs = [name for name in PLANNERS if name != "graph" or (is_discrete and has_goal)]
+        specs = [name for name in UNASKED if name != "graph" or (is_discrete and has_goal)]
     specs = [specs] if isinstance(specs, str) else list(specs)
     names = [parse_spec(spec)[0] for spec in specs]
     made = {}
@@ -43,10 +54,13 @@ def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) ->
             )
         try:
             label = name if names.count(name) == 1 else spec  # settings are in the record's command
-            made[label] = PLANNERS[name](**settings)
+            planner = PLANNERS[name](**settings)
         except TypeError as error:
             settings_of = sorted(field.name for field in fields(PLANNERS[name]))
             raise ValueError(f"Planner {spec!r}: {error}; its settings are {settings_of}.") from error
+        if hasattr(planner, "check_world"):
+            planner.check_world(config)
+        made[label] = planner
     if not made:
         raise ValueError(f"No planner was asked for; expected some of {sorted(PLANNERS)}.")
     return made
@@ -55,6 +69,6 @@ def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) ->
 def comparing(planner, world):
     """A planner that compares states as far as a world at an effort predicts them."""
     levels = getattr(world, "key_levels", None)
-    if levels is None or not isinstance(planner, GraphSearch) or planner.key_levels is not None:
+    if levels is None or getattr(planner, "key_levels", levels) is not None:
         return planner
     return replace(planner, key_levels=levels)

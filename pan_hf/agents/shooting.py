@@ -22,6 +22,7 @@ from pan_hf.agents.plan import (
 )
 from pan_hf.agents.world import World
 from pan_hf.features import feature_class
+from pan_hf.modeling.state_pan import Actions
 from pan_hf.modeling.validation_pan import real, whole
 
 
@@ -62,12 +63,8 @@ class _Shooting:
             temperature=self.temperature,
             seed=None if self.temperature == 0 else draw_seed(generator),
         )
-        if parts.predicts_mask(world.config):
-            futures = _cut_before_forbidden(futures, parts.numbers(actions).repeat_interleave(rollouts, 0))
-        scores = check_scores(critic.score(futures), futures)
-        values = critic.value(futures, scores).view(rows, rollouts).mean(dim=1)
-        if values.isnan().any():
-            raise ValueError("The critic's value of a future is not a number; check its `value` and its discount.")
+        futures, scores, values = judge_futures(world, parts, critic, futures, actions.repeat_interleave(rollouts, 0))
+        values = values.view(rows, rollouts).mean(dim=1)
         # The plan is cut where most rollouts have reached the goal, or ended.
         reached = critic.reached(futures, scores).view(rows, rollouts, -1).float().mean(dim=1) > 0.5
         ended = futures.continue_prob.view(rows, rollouts, -1).mean(dim=1) < 0.5
@@ -260,6 +257,22 @@ def _cut_before_forbidden(futures, numbers: Tensor):
     cut.continue_prob = futures.continue_prob.clone()
     cut.continue_prob[:, :-1] *= is_allowed
     return cut
+
+
+def judge_futures(world: World, parts: ActionParts, critic: Critic, futures, actions: Tensor | Actions):
+    """What a critic says of futures: these without what the imagined mask forbids, scores `(N, H)` and values `(N,)`.
+    Args: actions, `(N, H, ...)`.
+
+    Raises:
+        ValueError: scores or values that are not numbers.
+    """
+    if parts.predicts_mask(world.config):
+        futures = _cut_before_forbidden(futures, parts.numbers(actions))
+    scores = check_scores(critic.score(futures), futures)
+    values = critic.value(futures, scores)
+    if values.isnan().any():
+        raise ValueError("The critic's value of a future is not a number; check its `value` and its discount.")
+    return futures, scores, values
 
 
 def _first_true(flags: Tensor) -> Tensor:
