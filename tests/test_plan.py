@@ -204,7 +204,7 @@ def test_seeds_of_the_recording_are_refused(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"planners": ["mcts"]}, "Unknown planner 'mcts'"),
+        ({"planners": ["astar"]}, "Unknown planner 'astar'"),
         ({"planners": ["cem?width=3"]}, "its settings are"),
         ({"environments": ["MiniGrid-Empty-8x8-v0"]}, "not in the recording"),
         ({"episodes": 0}, "at least 1"),

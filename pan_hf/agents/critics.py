@@ -47,7 +47,7 @@ class Critic:
         """What each future is worth as a whole, `(N,)`: discounted scores, each weighed by the chance to get there."""
         alive = torch.cumprod(futures.continue_prob, dim=1).roll(1, dims=1)
         alive[:, 0] = 1.0
-        return (_discounts(self.discount, futures, scores) * alive * scores).sum(dim=1)
+        return (discounts(self.discount, futures, scores) * alive * scores).sum(dim=1)
 
     def combine(self, score: Any, after: Any) -> Any:
         """What a step is worth together with what follows it: `value`, one step at a time, for searches that meet
@@ -178,7 +178,7 @@ class GoalCritic(Critic):
         return torch.stack(scores).mean(dim=0)
 
     def value(self, futures, scores: torch.Tensor) -> torch.Tensor:
-        return (_discounts(self.discount, futures, scores) * scores).amax(dim=1)
+        return (discounts(self.discount, futures, scores) * scores).amax(dim=1)
 
     def combine(self, score: Any, after: Any) -> Any:
         return np.maximum(score, after)
@@ -254,7 +254,7 @@ def check_scores(scores: Any, futures) -> torch.Tensor:
     return scores.float()
 
 
-def _discounts(discount: float, futures, scores: torch.Tensor) -> torch.Tensor:
+def discounts(discount: float, futures, scores: torch.Tensor) -> torch.Tensor:
     """What a score counts for after the steps that have gone by, `(H,)` or `(N, H)`; transitions of a world that does
     not say how long they take are of one step."""
     elapsed = getattr(futures, "elapsed", None)

@@ -6,7 +6,9 @@ from typing import Any
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.graph_search import GraphSearch
+from pan_hf.agents.icem import ICEM
 from pan_hf.agents.mcts import MCTS
+from pan_hf.agents.mppi import MPPI
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.agents.strategy_search import StrategySearch
 from pan_hf.specs import parse_spec
@@ -15,6 +17,8 @@ PLANNERS: dict[str, type] = {
     "graph": GraphSearch,
     "cem": CEM,
     "random_shooting": RandomShooting,
+    "icem": ICEM,
+    "mppi": MPPI,
     "mcts": MCTS,
     "strategy": StrategySearch,
 }

@@ -4,14 +4,14 @@ Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinate
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.critics import Critic, as_critic, check_scores
+from pan_hf.agents.critics import Critic, as_critic, check_scores, discounts
 from pan_hf.agents.plan import (
     Contradicted,
     Plan,
@@ -25,10 +25,17 @@ from pan_hf.features import feature_class
 from pan_hf.modeling.state_pan import Actions
 from pan_hf.modeling.validation_pan import real, whole
 
+OBJECTIVES = ("critic", "path", "end", "both")
+"""What a sequence is worth: as its critic says; the discounted mean of the scores on its way; the score at its end;
+the sum of these two. The way ends where the goal is reached, or the episode is over, and the score at that step then
+counts for the steps that are left. So sequences that reach the same end are worth the same by "end", and the sooner
+the more by "path" and "both"."""
+
 
 @dataclass(frozen=True)
-class _Shooting:
-    """What random shooting and the cross-entropy method share: how sequences are imagined."""
+class Shooting:
+    """What planners that sample sequences share. A subclass is a frozen dataclass with `num_samples`, `horizon`,
+    `num_rollouts`, `temperature`, `batch_size` and `objective`."""
 
     def _check_imagining(self: Any) -> None:
         check_numbers(self, whole, "num_samples", "horizon", "num_rollouts", "batch_size", least=1)
@@ -38,41 +45,89 @@ class _Shooting:
                 f"{type(self).__name__}: {self.num_rollouts} rollouts at temperature 0 are all the same future; use "
                 "num_rollouts=1, or a temperature above 0."
             )
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"{type(self).__name__}: `objective` must be one of {OBJECTIVES}, got {self.objective!r}."
+            )
 
-    def _imagine(self: Any, world: World, parts: ActionParts, belief, critic: Critic, actions, generator):
-        """Value `(N,)`, length up to the goal or the end `(N,)` and whether the goal is reached `(N,)`, on the CPU."""
-        first_rows = range(0, len(actions), self.batch_size)
-        batches = [
-            self._imagine_batch(world, parts, belief, critic, actions[first : first + self.batch_size], generator)
-            for first in first_rows
-        ]
-        values, reached, ended = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    def check_world(self, config: Any) -> None:
+        """Raises ValueError where a part of the action cannot be drawn."""
+        for part in ActionParts(config).parts.values():
+            part.random((1,), torch.Generator())
+
+
+class Imagined:
+    """What a planner has imagined so far from one belief, and the best of it.
+
+    Args:
+        planner ([`Shooting`]): says how sequences are imagined.
+        world, belief, critic, generator, mask: as for `plan`.
+
+    Raises:
+        ValueError: as `plan`.
+    """
+
+    def __init__(self, planner: Any, world: World, belief, critic, generator, mask):
+        self.start, self.planner, self.world, self.belief = time.perf_counter(), planner, world, belief
+        self.critic, self.generator, self.parts = as_critic(critic), generator, ActionParts(world.config)
+        check_one_row(belief, generator)
+        planner.check_world(world.config)
+        self.masks = self.parts.check_masks(mask)
+        self.num_simulated = 0
+        self.best: Plan | None = None
+
+    def judge(self, sampled: dict[str, Tensor]) -> Tensor:
+        """What sequences are worth, `(N,)` on the CPU. Args: sampled, `(N, H, ...)` by part; first actions that are
+        not allowed now are replaced in place."""
+        _redraw_forbidden(sampled, self.masks, self.generator)
+        actions, size = self.parts.join(sampled), self.planner.batch_size
+        batches = [self._judge_batch(actions[first : first + size]) for first in range(0, len(actions), size)]
+        values, reached, ended = (torch.cat(column).cpu() for column in zip(*batches, strict=True))
         if len(reached) > 1 and reached[:, 0].all():
             # Whatever is done reaches this "goal", as a reward for every step does: it tells no plan from another.
             reached = torch.zeros_like(reached)
         lengths = _first_true(reached | ended)
-        return values, lengths, reached.gather(1, lengths[:, None] - 1)[:, 0]
+        best = int(values.argmax())
+        if self.best is None or float(values[best]) > self.best.expected_return:
+            length = int(lengths[best])
+            self.best = Plan(
+                actions=actions[best][:length],
+                expected_return=float(values[best]),
+                states=None,
+                num_simulated=0,  # filled in by `plan`
+                seconds=0.0,
+                reaches_goal=bool(reached[best, length - 1]),
+                parts=self.parts,
+            )
+        return values
 
-    def _imagine_batch(self: Any, world: World, parts: ActionParts, belief, critic: Critic, actions, generator):
+    def plan(self) -> Plan:
+        """The best of all sequences."""
+        assert self.best is not None  # something was imagined
+        return replace(self.best, num_simulated=self.num_simulated, seconds=time.perf_counter() - self.start)
+
+    def _judge_batch(self, actions: Tensor | Actions) -> tuple[Tensor, Tensor, Tensor]:
         """Value `(n,)`; in which steps the goal is reached, and the episode ended, `(n, H)` bool each."""
-        rows, rollouts = len(actions), self.num_rollouts
-        futures = world.simulate(
-            belief.select(torch.zeros(rows, dtype=torch.long)),
-            actions.to(device_of(world)),
+        planner, rows, rollouts = self.planner, len(actions), self.planner.num_rollouts
+        futures = self.world.simulate(
+            self.belief.select(torch.zeros(rows, dtype=torch.long)),
+            actions.to(device_of(self.world)),
             num_rollouts=rollouts,
-            temperature=self.temperature,
-            seed=None if self.temperature == 0 else draw_seed(generator),
+            temperature=planner.temperature,
+            seed=None if planner.temperature == 0 else draw_seed(self.generator),
         )
-        futures, scores, values = judge_futures(world, parts, critic, futures, actions.repeat_interleave(rollouts, 0))
-        values = values.view(rows, rollouts).mean(dim=1)
+        self.num_simulated += rows * rollouts * planner.horizon
+        taken = actions.repeat_interleave(rollouts, 0)
+        futures, scores, values = judge_futures(self.world, self.parts, self.critic, futures, taken)
+        values = _by_objective(planner.objective, self.critic, futures, scores, values)
         # The plan is cut where most rollouts have reached the goal, or ended.
-        reached = critic.reached(futures, scores).view(rows, rollouts, -1).float().mean(dim=1) > 0.5
+        reached = self.critic.reached(futures, scores).view(rows, rollouts, -1).float().mean(dim=1) > 0.5
         ended = futures.continue_prob.view(rows, rollouts, -1).mean(dim=1) < 0.5
-        return values.float(), reached, ended
+        return values.view(rows, rollouts).mean(dim=1).float(), reached, ended
 
 
 @dataclass(frozen=True)
-class RandomShooting(_Shooting):
+class RandomShooting(Shooting):
     """Imagines random action sequences and keeps the best.
 
     Args:
@@ -81,6 +136,7 @@ class RandomShooting(_Shooting):
         num_rollouts (`int`): futures sampled for each sequence; their values are averaged. For stochastic worlds.
         temperature (`float`): of sampled codes; 0 takes the most likely ones.
         batch_size (`int`): sequences in one `simulate` call; bounds memory.
+        objective (`str`): what a sequence is worth, see `OBJECTIVES`.
 
     Raises:
         ValueError: a setting is no number of its range, or several rollouts would be the same.
@@ -91,6 +147,7 @@ class RandomShooting(_Shooting):
     num_rollouts: int = 1
     temperature: float = 0.0
     batch_size: int = 256
+    objective: str = "critic"
 
     def __post_init__(self):
         self._check_imagining()
@@ -121,18 +178,14 @@ class RandomShooting(_Shooting):
             ValueError: a belief of more than one row, an action kind that cannot be drawn at random, a critic whose
                 scores are not numbers, or a mask that allows nothing.
         """
-        start, critic, parts = time.perf_counter(), as_critic(critic), ActionParts(world.config)
-        check_one_row(belief, generator)
-        masks, shape = parts.check_masks(mask), (self.num_samples, self.horizon)
-        actions = parts.join({name: part.random(shape, generator) for name, part in parts.parts.items()})
-        _redraw_forbidden(parts.split(actions), masks, generator)
-        spent = self.num_samples * self.horizon * self.num_rollouts
-        values, lengths, reached = self._imagine(world, parts, belief, critic, actions, generator)
-        return _best_plan(parts, actions, values, lengths, reached, spent, start)
+        imagined = Imagined(self, world, belief, critic, generator, mask)
+        shape, parts = (self.num_samples, self.horizon), imagined.parts.parts
+        imagined.judge({name: part.random(shape, generator) for name, part in parts.items()})
+        return imagined.plan()
 
 
 @dataclass(frozen=True)
-class CEM(_Shooting):
+class CEM(Shooting):
     """Cross-entropy method: samples sequences, refits the distribution to the best of them, and again.
 
     Discrete actions have one categorical distribution a step, vector actions one Gaussian a step and coordinate,
@@ -144,6 +197,7 @@ class CEM(_Shooting):
         elite_fraction (`float`): share of the samples it is refitted to, in (0, 1]; one sample at least.
         smoothing (`float`): share of the old distribution kept at each refit, in [0, 1).
         initial_std (`float`): of the Gaussian, as a share of half the action's range.
+        objective (`str`): what a sequence is worth, see `OBJECTIVES`.
 
     Raises:
         ValueError: as [`RandomShooting`].
@@ -158,6 +212,7 @@ class CEM(_Shooting):
     num_rollouts: int = 1
     temperature: float = 0.0
     batch_size: int = 256
+    objective: str = "critic"
 
     def __post_init__(self):
         self._check_imagining()
@@ -166,7 +221,13 @@ class CEM(_Shooting):
         check_numbers(self, real, "smoothing", least=0, most=1)
         check_numbers(self, real, "initial_std", least=0, above=True)
         if self.smoothing == 1:
-            raise ValueError("CEM: `smoothing` of 1 keeps the first distribution for ever; choose one below 1.")
+            name = type(self).__name__
+            raise ValueError(f"{name}: `smoothing` of 1 keeps the first distribution for ever; choose one below 1.")
+
+    def check_world(self, config: Any) -> None:
+        """Raises ValueError where a part of the action has no distribution to be drawn from."""
+        for part in ActionParts(config).parts.values():
+            proposal_of(part, 1, 1.0)
 
     @torch.no_grad()
     def plan(
@@ -180,43 +241,43 @@ class CEM(_Shooting):
         mask=None,
     ) -> Plan:
         """The best sequence seen in any iteration. Arguments and errors as for [`RandomShooting.plan`]."""
-        start, critic, parts = time.perf_counter(), as_critic(critic), ActionParts(world.config)
-        check_one_row(belief, generator)
-        masks, num_elites = parts.check_masks(mask), max(1, round(self.elite_fraction * self.num_samples))
-        proposals = {name: _proposal(part, self.horizon, self.initial_std) for name, part in parts.parts.items()}
-        plans, spent = [], 0
+        imagined = Imagined(self, world, belief, critic, generator, mask)
+        num_elites = max(1, round(self.elite_fraction * self.num_samples))
+        parts = imagined.parts.parts
+        proposals = {name: proposal_of(part, self.horizon, self.initial_std) for name, part in parts.items()}
         for _ in range(self.num_iterations):
             sampled = {name: each.sample(self.num_samples, generator) for name, each in proposals.items()}
-            actions = parts.join(sampled)
-            _redraw_forbidden(sampled, masks, generator)
-            values, lengths, reached = self._imagine(world, parts, belief, critic, actions, generator)
-            spent += self.num_samples * self.horizon * self.num_rollouts
-            elites = values.topk(num_elites).indices
-            for name, part in parts.split(actions).items():
-                proposals[name].refit(part[elites], self.smoothing)
-            plans.append(_best_plan(parts, actions, values, lengths, reached, spent, start))
-        best = max(plans, key=lambda plan: plan.expected_return)
-        last = {"num_simulated": spent, "seconds": time.perf_counter() - start}
-        return Plan(**(vars(best) | last))
+            elites = imagined.judge(sampled).topk(num_elites).indices
+            for name, proposal in proposals.items():
+                proposal.refit(sampled[name][elites], self.smoothing)
+        return imagined.plan()
 
 
-class _Categorical:
+class Categorical:
     """An independent choice at each step: `probabilities` (H, num_actions)."""
 
     def __init__(self, num_actions: int, horizon: int):
         self.probabilities = torch.full((horizon, num_actions), 1.0 / num_actions)
 
+    @property
+    def center(self) -> Tensor:
+        """The most likely sequence, `(H,)`."""
+        return self.probabilities.argmax(dim=1)
+
     def sample(self, num_samples: int, generator) -> Tensor:
         return torch.multinomial(self.probabilities, num_samples, replacement=True, generator=generator).T.contiguous()
 
-    def refit(self, elites: Tensor, smoothing: float) -> None:
-        counts = torch.nn.functional.one_hot(elites, self.probabilities.shape[1]).float().mean(dim=0)
+    def refit(self, elites: Tensor, smoothing: float, weights: Tensor | None = None) -> None:
+        """Moves towards sequences `(N, H)`. Args: smoothing, the share of the old distribution that is kept; weights,
+        `(N,)` of sum 1; equal ones by default."""
+        chosen = torch.nn.functional.one_hot(elites, self.probabilities.shape[1]).float()
+        counts = chosen.mean(dim=0) if weights is None else torch.einsum("n,nha->ha", weights, chosen)
         # A twentieth stays uniform: an action that no elite happened to take must not be lost for good.
         floor = 0.05 / self.probabilities.shape[1]
         self.probabilities = smoothing * self.probabilities + (1 - smoothing) * (0.95 * counts + floor)
 
 
-class _Gaussian:
+class Gaussian:
     """An independent Gaussian at each step and coordinate, clipped to the bounds: `mean`, `std` (H, D)."""
 
     def __init__(self, low: Tensor, high: Tensor, horizon: int, initial_std: float):
@@ -224,8 +285,15 @@ class _Gaussian:
         self.mean = ((low + high) / 2).repeat(horizon, 1)
         self.std = initial_std * ((high - low) / 2).repeat(horizon, 1)
 
-    def sample(self, num_samples: int, generator) -> Tensor:
-        noise = torch.randn((num_samples, *self.mean.shape), generator=generator)
+    @property
+    def center(self) -> Tensor:
+        """The mean sequence, `(H, D)`."""
+        return self.mean.clamp(self.low, self.high)
+
+    def sample(self, num_samples: int, generator, noise_beta: float = 0.0) -> Tensor:
+        """Sequences `(N, H, D)`. Args: noise_beta, of the colour of the noise over time; 0: none, which is white."""
+        shape = (num_samples, *self.mean.shape)
+        noise = colored_noise(shape, noise_beta, generator) if noise_beta else torch.randn(shape, generator=generator)
         return (self.mean + self.std * noise).clamp(self.low, self.high)
 
     def refit(self, elites: Tensor, smoothing: float) -> None:
@@ -233,11 +301,42 @@ class _Gaussian:
         self.std = smoothing * self.std + (1 - smoothing) * elites.std(dim=0, correction=0)
 
 
-def _proposal(part, horizon: int, initial_std: float):
+def proposal_of(part, horizon: int, initial_std: float) -> Categorical | Gaussian:
+    """What the actions of a part are drawn from at first. Raises ValueError for a part without choices or bounds."""
     if feature_class(part.kind).is_discrete:
-        return _Categorical(part.num_actions, horizon)
+        return Categorical(part.num_actions, horizon)
     low, high = part.bounds()
-    return _Gaussian(low, high, horizon, initial_std)
+    return Gaussian(low, high, horizon, initial_std)
+
+
+def colored_noise(shape: tuple[int, int, int], beta: float, generator: torch.Generator | None) -> Tensor:
+    """Gaussian noise `(N, H, D)` of variance 1 whose power falls as `1 / frequency ** beta` over the H steps (Timmer &
+    König 1995): steps are alike the more the larger `beta` is."""
+    rows, steps, dim = shape
+    frequency = torch.fft.rfftfreq(steps)
+    frequency[0] = 1 / steps
+    scale = frequency ** (-beta / 2)
+    real_part, imaginary = (torch.randn((rows, dim, len(scale)), generator=generator) for _ in range(2))
+    waves = torch.fft.irfft(scale * torch.complex(real_part, imaginary), n=steps)
+    # the real parts of the first and, of an even number of steps, of the last frequency count once, others twice
+    power = 4 * scale**2
+    power[0] = scale[0] ** 2
+    if steps % 2 == 0:
+        power[-1] = scale[-1] ** 2
+    return (waves * steps / power.sum().sqrt()).transpose(1, 2)
+
+
+def _by_objective(objective: str, critic: Critic, futures, scores: Tensor, values: Tensor) -> Tensor:
+    """What futures are worth by one of `OBJECTIVES`, `(N,)`. Args: values, as the critic says, `(N,)`."""
+    if objective == "critic":
+        return values
+    over = critic.reached(futures, scores) | (futures.continue_prob < 0.5)
+    last = _first_true(over)[:, None] - 1
+    end = scores.gather(1, last)
+    steps = torch.arange(scores.shape[1], device=scores.device)
+    weights = discounts(critic.discount, futures, scores).expand_as(scores)
+    path = (torch.where(steps <= last, scores, end) * weights).sum(1) / weights.sum(1)
+    return {"path": path, "end": end[:, 0], "both": path + end[:, 0]}[objective]
 
 
 def _redraw_forbidden(parts: dict[str, Tensor], masks: dict[str, Tensor], generator) -> None:
@@ -279,16 +378,3 @@ def _first_true(flags: Tensor) -> Tensor:
     """Steps up to and including the first true one, all of them where there is none: `(N, H)` -> `(N,)`."""
     first = flags.int().argmax(dim=1) + 1
     return torch.where(flags.any(dim=1), first, flags.shape[1])
-
-
-def _best_plan(parts, actions, values, lengths, reached, num_simulated: int, start: float) -> Plan:
-    best = int(values.argmax())
-    return Plan(
-        actions=actions[best][: int(lengths[best])],
-        expected_return=float(values[best]),
-        states=None,
-        num_simulated=num_simulated,
-        seconds=time.perf_counter() - start,
-        reaches_goal=bool(reached[best]),
-        parts=parts,
-    )

@@ -1,0 +1,138 @@
+"""The improved cross-entropy method, iCEM (Pinneri et al. 2020): as good as [`CEM`] on a fraction of the samples.
+
+Noise is coloured, so that neighbouring steps push the same way; elites stay from one iteration to the next and from
+one plan to the next; each iteration has fewer samples than the one before; the mean itself is tried in the last one.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pan_hf.agents.actions import ActionParts
+from pan_hf.agents.plan import Contradicted, Plan, check_numbers
+from pan_hf.agents.shooting import CEM, Gaussian, Imagined, proposal_of
+from pan_hf.agents.world import World
+from pan_hf.features import feature_class
+from pan_hf.modeling.state_pan import Actions
+from pan_hf.modeling.validation_pan import real
+
+
+@dataclass(frozen=True, repr=False)
+class SampledPlan(Plan):
+    """A plan and the best sequences that were sampled with it, with which the next plan begins.
+
+    Args:
+        elites (`dict[str, torch.Tensor]`): `(K, H, ...)` by part of the action, the best first.
+    """
+
+    elites: dict[str, Tensor] = field(default_factory=dict, compare=False)
+
+    def rest(self, taken: int) -> Plan | None:
+        if all(taken >= part.shape[1] for part in self.elites.values()):
+            return None
+        left = super().rest(taken) or self.along(self.actions[-1:], None)
+        return SampledPlan(**vars(left), elites={name: part[:, taken:] for name, part in self.elites.items()})
+
+
+@dataclass(frozen=True)
+class ICEM(CEM):
+    """Improved cross-entropy method. Vector actions have coloured noise; other parts of an action are drawn as in
+    [`CEM`].
+
+    Args:
+        num_samples (`int`): sequences of the first iteration.
+        horizon, num_iterations, elite_fraction, smoothing, initial_std, num_rollouts, temperature, batch_size,
+            objective: see [`CEM`].
+        noise_beta (`float`): exponent of the noise's colour; 0 is white, 2 a random walk.
+        shrinking (`float`): each iteration has so many times fewer samples, 1 or more; twice the elites at least.
+        keep_fraction (`float`): share of the elites that stay for the next iteration, and for the next plan.
+
+    Raises:
+        ValueError: as [`CEM`].
+    """
+
+    noise_beta: float = 2.0
+    shrinking: float = 1.25
+    keep_fraction: float = 0.3
+
+    begins_with_previous: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, real, "noise_beta", least=0)
+        check_numbers(self, real, "shrinking", least=1)
+        check_numbers(self, real, "keep_fraction", least=0, most=1)
+
+    def check_world(self, config: Any) -> None:
+        """Raises ValueError where no part of the action is numbers, or one cannot be drawn."""
+        super().check_world(config)
+        check_has_numbers(self, config)
+
+    @torch.no_grad()
+    def plan(
+        self,
+        world: World,
+        belief,
+        critic,
+        *,
+        generator: torch.Generator | None = None,
+        refuted: Contradicted | None = None,
+        mask=None,
+        previous: Plan | None = None,
+    ) -> Plan:
+        """The best sequence seen in any iteration. Arguments and errors as for [`RandomShooting.plan`].
+
+        Args:
+            previous (`Plan`, *optional*): what is left of the last plan, to begin with.
+        """
+        imagined = Imagined(self, world, belief, critic, generator, mask)
+        num_elites = max(1, round(self.elite_fraction * self.num_samples))
+        num_kept = round(self.keep_fraction * num_elites)
+        parts = imagined.parts.parts
+        proposals = {name: proposal_of(part, self.horizon, self.initial_std) for name, part in parts.items()}
+        kept = begin_with(previous, imagined.parts, self.horizon)
+        for name, proposal in proposals.items():
+            if kept and isinstance(proposal, Gaussian):
+                proposal.mean = kept[name].mean(dim=0)
+        kept = {name: part[:num_kept] for name, part in kept.items()}
+        for iteration in range(self.num_iterations):
+            num = max(2 * num_elites, round(self.num_samples / self.shrinking**iteration))
+            sampled = {name: self._sample(proposal, num, generator) for name, proposal in proposals.items()}
+            added = [kept] if kept else []
+            if iteration == self.num_iterations - 1:
+                added.append({name: proposal.center[None] for name, proposal in proposals.items()})
+            sampled = {name: torch.cat([part, *(each[name] for each in added)]) for name, part in sampled.items()}
+            elites = imagined.judge(sampled).topk(num_elites).indices
+            best = {name: part[elites] for name, part in sampled.items()}
+            kept = {name: part[:num_kept] for name, part in best.items()} if num_kept else {}
+            for name, proposal in proposals.items():
+                proposal.refit(best[name], self.smoothing)
+        return SampledPlan(**vars(imagined.plan()), elites=best)
+
+    def _sample(self, proposal: Any, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        colour = {"noise_beta": self.noise_beta} if isinstance(proposal, Gaussian) else {}
+        return proposal.sample(num_samples, generator, **colour)
+
+
+def begin_with(previous: Plan | None, parts: ActionParts, horizon: int) -> dict[str, Tensor]:
+    """The sequences `(K, horizon, ...)` by part that the last plan leaves, the best first; their last action is
+    repeated. Empty without one, or of other parts."""
+    if previous is None:
+        return {}
+    actions = previous.actions.map(lambda part: part[None]) if isinstance(previous.actions, Actions) else None
+    left = parts.split(previous.actions[None] if actions is None else actions)  # type: ignore[index]  # a tensor
+    left = getattr(previous, "elites", None) or left
+    steps = torch.arange(horizon)
+    return {name: part[:, steps.clamp(max=part.shape[1] - 1)].cpu() for name, part in left.items()}
+
+
+def check_has_numbers(owner: Any, config: Any) -> None:
+    """Raises ValueError where no part of a world's action is numbers."""
+    kinds = [part.kind for part in ActionParts(config).parts.values()]
+    if not any(feature_class(kind).is_numeric for kind in kinds):
+        raise ValueError(
+            f"{type(owner).__name__} moves numbers, so it needs a part of 'vector' in the action; got {kinds}. Use "
+            "CEM, or a search such as MCTS or GraphSearch."
+        )
