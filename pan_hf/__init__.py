@@ -26,6 +26,7 @@ if TYPE_CHECKING or not _IS_COMMAND_LINE:
 
 # imported when first asked for, with what they need; commands are in modules of their own
 _LAZY = {
+    "BeamSearch": "pan_hf.agents.beam_search",
     "CEM": "pan_hf.agents.shooting",
     "Critic": "pan_hf.agents.critics",
     "FunctionCritic": "pan_hf.agents.critics",
@@ -37,6 +38,9 @@ _LAZY = {
     "PanAgent": "pan_hf.agents.agent",
     "Plan": "pan_hf.agents.plan",
     "RandomShooting": "pan_hf.agents.shooting",
+    "ReasonersConfig": "pan_hf.agents.reasoners",
+    "ReasonersSearch": "pan_hf.agents.reasoners",
+    "ReasonersWorld": "pan_hf.agents.reasoners",
     "RewardCritic": "pan_hf.agents.critics",
     "RecordTrajectories": "pan_hf.data.wrapper",
     "Strategy": "pan_hf.agents.strategy",
@@ -44,6 +48,7 @@ _LAZY = {
     "load_trajectories": "pan_hf.data.trajectories",
 }
 __all__ = [  # noqa: F405  # star imports
+    "BeamSearch",
     "CEM",
     "Belief",
     "Critic",
@@ -65,6 +70,9 @@ __all__ = [  # noqa: F405  # star imports
     "PanTokenizer",
     "Plan",
     "RandomShooting",
+    "ReasonersConfig",
+    "ReasonersSearch",
+    "ReasonersWorld",
     "RecordTrajectories",
     "RewardCritic",
     "SimulationPipeline",

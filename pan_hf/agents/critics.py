@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ class Critic:
 
     threshold: float = 0.5
     discount: float = 0.99
+
+    scores_states: ClassVar[bool] = True
+    """Whether a score is of a state, and stays while the state does; a reward is of a step."""
 
     def __post_init__(self):
         check_numbers(self, real, "discount", least=0, most=1, above=True)
@@ -61,7 +64,9 @@ class Critic:
 
     def outlook(self, score: float, steps: int) -> float:
         """What the next `steps` steps from a state are taken to be worth before anything of them is imagined: its
-        score stays."""
+        score stays, or, of rewards, nothing."""
+        if not self.scores_states:
+            return 0.0
         return score * (steps if self.discount == 1 else (1 - self.discount**steps) / (1 - self.discount))
 
     def confirms(self, world, belief, actions: torch.Tensor | Actions) -> bool:
@@ -87,6 +92,8 @@ class RewardCritic(Critic):
     ends_episode: bool = False
     actor: str | None = None
 
+    scores_states: ClassVar[bool] = False
+
     def score(self, futures) -> torch.Tensor:
         if self.actor is None:
             rewards = futures.reward.float()
@@ -95,9 +102,6 @@ class RewardCritic(Critic):
         if self.actor not in actors:
             raise ValueError(f"RewardCritic: this world rewards {actors or 'nobody by name'}, not {self.actor!r}.")
         return futures.reward[..., actors.index(self.actor)].float()
-
-    def outlook(self, score: float, steps: int) -> float:
-        return 0.0  # a reward is of the step that brought it
 
     def reached(self, futures, scores: torch.Tensor) -> torch.Tensor:
         reached = scores >= self.threshold

@@ -31,7 +31,7 @@ from pan_hf.agents.plan import (
     draw_seed,
 )
 from pan_hf.agents.strategy import Decision, Strategy, likely_way, stacked
-from pan_hf.agents.successors import Successors, imagine_step
+from pan_hf.agents.successors import Successors, gather, imagine_step
 from pan_hf.agents.world import World
 from pan_hf.modeling.validation_pan import real, whole
 
@@ -197,7 +197,7 @@ class OutcomeGraph:
         drawn: dict[str, Any] = {"temperature": 0.0}
         if is_sampled:
             drawn = {"temperature": self.search.temperature, "seed": draw_seed(self.generator)}
-        parents = _gather([edge.node.belief for edge in edges])
+        parents = gather([edge.node.belief for edge in edges])
         actions, rows = self.parts.of_numbers(numbers), [(row, edge.action) for row, edge in enumerate(edges)]
         successors = imagine_step(
             self.world, parents, actions, rows, self.critic, self.folded_by, self.compared_by, **drawn
@@ -439,22 +439,6 @@ class OutcomeGraph:
 
 def _likeliest(edge: Edge) -> Outcome:
     return max(zip(edge.weights(), edge.outcomes.values(), strict=True), key=lambda pair: pair[0])[1]
-
-
-def _gather(rows: list[tuple[Any, int] | None]):
-    """Rows of several beliefs, in order, as one belief."""
-    batches: dict[int, tuple[Any, list[int], list[int]]] = {}
-    for place, held in enumerate(rows):
-        assert held is not None  # held until every action is complete
-        belief, row = held
-        _, places, wanted = batches.setdefault(id(belief), (belief, [], []))
-        places.append(place)
-        wanted.append(row)
-    parts = [belief.select(torch.tensor(wanted)) for belief, _, wanted in batches.values()]
-    if len(parts) == 1:
-        return parts[0]
-    order = torch.tensor([place for _, places, _ in batches.values() for place in places]).argsort()
-    return type(parts[0]).cat(parts).select(order)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 from pan_hf.agents.actions import ActionParts
+from pan_hf.agents.beam_search import BeamSearch
 from pan_hf.agents.graph_search import GraphSearch
 from pan_hf.agents.icem import ICEM
 from pan_hf.agents.mcts import MCTS
 from pan_hf.agents.mppi import MPPI
+from pan_hf.agents.reasoners import ReasonersSearch
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.agents.strategy_search import StrategySearch
 from pan_hf.specs import parse_spec
@@ -19,8 +21,10 @@ PLANNERS: dict[str, type] = {
     "random_shooting": RandomShooting,
     "icem": ICEM,
     "mppi": MPPI,
+    "beam": BeamSearch,
     "mcts": MCTS,
     "strategy": StrategySearch,
+    "reasoners": ReasonersSearch,
 }
 UNASKED = ("graph", "cem", "random_shooting")
 """Planners that are compared where none is named."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pan_hf.agents.critics import Critic, check_scores
@@ -79,3 +80,19 @@ def imagine_step(
         durations=futures.duration[:, 0].tolist() if has_duration else [1] * len(edges),
         log_probs=futures.log_prob[:, 0].tolist() if has_log_prob else None,
     )
+
+
+def gather(rows: list[tuple[Any, int] | None]) -> Any:
+    """Rows of several beliefs, in order, as one belief. Args: rows, (belief, row)."""
+    batches: dict[int, tuple[Any, list[int], list[int]]] = {}
+    for place, held in enumerate(rows):
+        assert held is not None  # none is dropped while it is needed
+        belief, row = held
+        _, places, wanted = batches.setdefault(id(belief), (belief, [], []))
+        places.append(place)
+        wanted.append(row)
+    parts = [belief.select(torch.tensor(wanted)) for belief, _, wanted in batches.values()]
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.tensor([place for _, places, _ in batches.values() for place in places]).argsort()
+    return type(parts[0]).cat(parts).select(order)
