@@ -402,3 +402,14 @@ def test_a_model_s_beliefs_are_searched_whatever_they_remember(planner, context_
     futures = model.simulate(belief, plans[0].actions[None, :1], temperature=0.0)
     steps = {} if context_steps == 1 else {"steps": 0}
     assert futures.keys(**steps)[0][0] in plans[0].decisions[0].outcomes
+
+
+def test_a_way_that_leads_back_is_followed_only_where_it_may_reach_the_goal():
+    world = WindyWorld("S~G", slip=0.6)  # the likely outcome is to stay
+    agent = PanAgent(world, processor, RewardCritic(), MCTS(num_outcomes=16))
+    assert SlippingWalk(world, slips={1, 2, 3})(agent) == 5
+    assert agent.statistics.replans == 1 and agent.statistics.followed >= 3
+    world = WindyWorld("S..")  # nothing to reach: what it does is planned anew, not repeated for ever
+    agent = PanAgent(world, processor, RewardCritic(), MCTS(num_outcomes=16))
+    SlippingWalk(world, slips=set())(agent, limit=8)
+    assert agent.statistics.followed == 0 and agent.statistics.replans > 1

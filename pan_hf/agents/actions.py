@@ -122,6 +122,16 @@ class ActionParts:
         parts = self.split(actions)
         return torch.stack([mask[parts[name].cpu()] for name, mask in masks.items()]).all(0)
 
+    def redrawn(
+        self, drawn: Mapping[str, Tensor], masks: Mapping[str, Tensor], generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """Actions `(N, ...)` by part in which choices that the masks forbid are replaced by random ones they allow."""
+        result = dict(drawn)
+        for name, mask in masks.items():
+            others = torch.multinomial(mask.float(), len(drawn[name]), replacement=True, generator=generator)
+            result[name] = torch.where(mask[drawn[name]], drawn[name], others)
+        return result
+
     def predicts_mask(self, config: Any) -> bool:
         """Whether the world has the mask as a sense, so that it is known in imagined states too."""
         sense = getattr(config, "senses", {}).get(MASK)

@@ -288,7 +288,8 @@ class PanAgent:
         return surprised
 
     def _follow(self, key: bytes, surprised: bool) -> bool:
-        """Whether the plan has another branch for the state that its last action led to; if so, it goes on there."""
+        """Whether the plan has another branch for the state that its last action led to; if so, it goes on there. A
+        way that leads back to where it has been is gone on only where it may reach the goal."""
         plan = self.plan
         if plan is None or not self._position or self.replan == "always":
             return False
@@ -296,6 +297,8 @@ class PanAgent:
             return False
         branch = plan.branch(self._position, key)
         if branch is None or self._has_refuted(key, branch.actions, branch.states or []):
+            return False
+        if not surprised and not getattr(branch, "chance", 0.0):
             return False
         self.plan, self._position = branch, 0
         self.statistics.followed += 1

@@ -16,6 +16,7 @@ from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.plan import (
     Contradicted,
     Plan,
+    check_drawable,
     check_numbers,
     check_one_row,
     compared_keys,
@@ -62,8 +63,7 @@ class BeamSearch:
 
     def check_world(self, config: Any) -> None:
         """Raises ValueError where a part of the action cannot be drawn."""
-        for part in ActionParts(config).parts.values():
-            part.random((1,), torch.Generator())
+        check_drawable(ActionParts(config))
 
     @torch.no_grad()
     def plan(
@@ -172,7 +172,7 @@ class _Beam:
             parents = beliefs.select(torch.tensor(some))
             keys, step = (self.folded_by, self.compared_by), taken.to(device_of(self.world))
             edges = [(row, 0) for row in some]
-            successors = imagine_step(self.world, parents, _one_step(step), edges, self.critic, *keys, **drawn)
+            successors = imagine_step(self.world, parents, step[:, None], edges, self.critic, *keys, **drawn)
             self.num_simulated += len(some)
             if not ways[0].actions and len(rows) > 1 and len(some) == len(rows) and all(successors.claims):
                 self.has_goal = False  # whatever is done reaches this "goal", as a reward for every step does
@@ -232,22 +232,11 @@ class _Beam:
             actions = self.parts.of_numbers(torch.arange(num_all).repeat(len(ways)))
         else:
             rows = torch.arange(len(ways)).repeat_interleave(self.config.num_actions)
-            parts = self.parts.parts.items()
-            actions = self.parts.join({name: part.random((len(rows),), self.generator) for name, part in parts})
-        if not ways[0].actions:
-            actions = self._redrawn(actions)
+            drawn = {n: part.random((len(rows),), self.generator) for n, part in self.parts.parts.items()}
+            masks = {} if ways[0].actions else self.masks
+            actions = self.parts.join(self.parts.redrawn(drawn, masks, self.generator))
         wanted = self._allowed(beliefs, ways, rows, actions)
         return rows[wanted].tolist(), actions[wanted]
-
-    def _redrawn(self, actions: Tensor | Actions) -> Tensor | Actions:
-        """First actions, those that are not allowed now replaced by others; all of a small world are tried anyway."""
-        if not self.masks or (self.parts.is_discrete and self.parts.num_choices <= self.config.num_actions):
-            return actions
-        drawn = dict(self.parts.split(actions))
-        for name, mask in self.masks.items():
-            others = torch.multinomial(mask.float(), len(drawn[name]), replacement=True, generator=self.generator)
-            drawn[name] = torch.where(mask[drawn[name]], drawn[name], others)
-        return self.parts.join(drawn)
 
     def _allowed(self, beliefs, ways: list[_Way], rows: Tensor, actions: Tensor | Actions) -> Tensor:
         """Which of the actions are allowed, bool `(len(rows),)`."""
@@ -277,8 +266,3 @@ class _Beam:
             return True
         self.num_simulated += len(way.actions)
         return self.critic.confirms(self.world, self.root, stacked(way.actions).to(device_of(self.world)))
-
-
-def _one_step(actions: Tensor | Actions) -> Tensor | Actions:
-    """Actions `(N, ...)` as `(N, 1, ...)`."""
-    return actions.map(lambda part: part[:, None]) if isinstance(actions, Actions) else actions[:, None]

@@ -15,7 +15,6 @@ from pan_hf.agents.plan import Contradicted, Plan, check_numbers
 from pan_hf.agents.shooting import CEM, Gaussian, Imagined, proposal_of
 from pan_hf.agents.world import World
 from pan_hf.features import feature_class
-from pan_hf.modeling.state_pan import Actions
 from pan_hf.modeling.validation_pan import real
 
 
@@ -121,9 +120,7 @@ def begin_with(previous: Plan | None, parts: ActionParts, horizon: int) -> dict[
     repeated. Empty without one, or of other parts."""
     if previous is None:
         return {}
-    actions = previous.actions.map(lambda part: part[None]) if isinstance(previous.actions, Actions) else None
-    left = parts.split(previous.actions[None] if actions is None else actions)  # type: ignore[index]  # a tensor
-    left = getattr(previous, "elites", None) or left
+    left = getattr(previous, "elites", None) or parts.split(previous.actions[None])
     steps = torch.arange(horizon)
     return {name: part[:, steps.clamp(max=part.shape[1] - 1)].cpu() for name, part in left.items()}
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from pan_hf.agents.outcomes import Edge, Node, OutcomeGraph, OutcomeSearch
+from pan_hf.agents.outcome_search import OutcomeSearch
+from pan_hf.agents.outcomes import Edge, Node, OutcomeGraph
 from pan_hf.agents.plan import check_numbers, device_of, draw_seed
 from pan_hf.agents.shooting import judge_futures
 from pan_hf.modeling.validation_pan import real, whole

@@ -10,22 +10,17 @@ nothing that it owns is left to explore. Values follow all edges.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.critics import Critic, as_critic
+from pan_hf.agents.critics import Critic
 from pan_hf.agents.plan import (
     Contradicted,
-    Plan,
-    check_choices,
-    check_discrete,
-    check_numbers,
-    check_one_row,
     compared_keys,
     device_of,
     draw_seed,
@@ -33,7 +28,9 @@ from pan_hf.agents.plan import (
 from pan_hf.agents.strategy import Decision, Strategy, likely_way, stacked
 from pan_hf.agents.successors import Successors, gather, imagine_step
 from pan_hf.agents.world import World
-from pan_hf.modeling.validation_pan import real, whole
+
+if TYPE_CHECKING:
+    from pan_hf.agents.outcome_search import OutcomeSearch
 
 _SHORTER = 1 - 1e-6  # a discount at least, so that of ways worth the same the shorter is taken
 
@@ -374,8 +371,11 @@ class OutcomeGraph:
         return max(tried, key=lambda edge: (round(edge.value, 9), edge.visits), default=None)
 
     def chance(self) -> float:
-        """Of reaching the goal, where each node takes its best action. `solve` comes first."""
-        chosen = self._chosen()
+        """Of reaching the goal from the root, where each node takes its best action. `solve` comes first."""
+        return self._chances(self._chosen()).get(self.root, 0.0)
+
+    def _chances(self, chosen: dict[Node, Edge]) -> dict[Node, float]:
+        """Of reaching the goal from each node that takes the chosen action."""
         chances = dict.fromkeys(chosen, 0.0)
         for _ in range(self.search.max_depth):
             before = chances
@@ -388,7 +388,7 @@ class OutcomeGraph:
             }
             if all(abs(chances[node] - before[node]) < 1e-6 for node in chances):
                 break
-        return chances.get(self.root, 0.0)
+        return chances
 
     def half_known(self) -> list[Edge]:
         """Actions that would be taken and of which there are outcomes to draw. `solve` comes first."""
@@ -411,7 +411,8 @@ class OutcomeGraph:
         self.solve()
         chosen = self._chosen()
         numbers = {node: number for number, node in enumerate(chosen)}
-        decisions = [self._decision(edge, numbers) for edge in chosen.values()]
+        chances = self._chances(chosen)
+        decisions = [self._decision(edge, numbers, chances[node]) for node, edge in chosen.items()]
         path, states = likely_way(decisions, 0)
         last = list(chosen.values())[path[-1]]
         return Strategy(
@@ -425,111 +426,17 @@ class OutcomeGraph:
             parts=self.parts,
             decisions=decisions,
             path=path,
-            chance=self.chance(),
+            chance=decisions[0].chance,
         )
 
-    def _decision(self, edge: Edge, numbers: dict[Node, int]) -> Decision:
+    def _decision(self, edge: Edge, numbers: dict[Node, int], chance: float) -> Decision:
         outcomes: dict[bytes, float] = {}
         for weight, each in zip(edge.weights(), edge.outcomes.values(), strict=True):
             outcomes[each.node.key] = outcomes.get(each.node.key, 0.0) + weight
         following = {each.node.key: numbers[each.node] for each in edge.outcomes.values() if each.node in numbers}
         action = self.parts.of_numbers(torch.tensor([edge.action]))[0]
-        return Decision(action, outcomes, following, _likeliest(edge).node.key)
+        return Decision(action, outcomes, following, _likeliest(edge).node.key, chance)
 
 
 def _likeliest(edge: Edge) -> Outcome:
     return max(zip(edge.weights(), edge.outcomes.values(), strict=True), key=lambda pair: pair[0])[1]
-
-
-@dataclass(frozen=True)
-class OutcomeSearch:
-    """What searches over outcomes share: their settings, and how a plan comes about. Needs discrete actions.
-
-    Args:
-        budget (`int`): imagined steps after which the search gives up.
-        batch_size (`int`): edges imagined in one call.
-        max_depth (`int`): longest way.
-        num_outcomes (`int`): outcomes drawn of an action in a state, at most; the first is the most likely one.
-        coverage (`float`): probability of the outcomes met from which on no more are drawn, where the model tells it.
-        temperature (`float`): of drawn outcomes; 0: the most likely outcomes are all there is.
-        enough (`float`): chance of reaching the goal with which the search is content; above 1: never.
-        actions (`Sequence[int | str]`, *optional*): numbers or names of the actions to try; all by default.
-        key_levels (`int`, *optional*): see [`GraphSearch`].
-
-    Raises:
-        ValueError: a setting is no number of its range.
-    """
-
-    budget: int = 20_000
-    batch_size: int = 32
-    max_depth: int = 100
-    num_outcomes: int = 4
-    coverage: float = 0.95
-    temperature: float = 1.0
-    enough: float = 0.9
-    actions: tuple[int | str, ...] | None = None
-    key_levels: int | None = None
-
-    def __post_init__(self):
-        counts = ["budget", "batch_size", "max_depth", "num_outcomes"]
-        check_numbers(self, whole, *counts, *["key_levels"] * (self.key_levels is not None), least=1)
-        check_numbers(self, real, "coverage", least=0, most=1, above=True)
-        check_numbers(self, real, "temperature", "enough", least=0)
-        check_choices(self)
-
-    def check_world(self, config: Any) -> None:
-        """Raises ValueError where the actions of a world are not discrete."""
-        check_discrete(self, ActionParts(config))
-
-    @torch.no_grad()
-    def plan(
-        self,
-        world: World,
-        belief,
-        critic,
-        *,
-        generator: torch.Generator | None = None,
-        refuted: Contradicted | None = None,
-        mask=None,
-    ) -> Plan:
-        """A [`Strategy`]: what to do now, and in each outcome met. Arguments and errors as for
-        [`GraphSearch.plan`]."""
-        check_one_row(belief, generator)
-        self.check_world(world.config)
-        start, critic = time.perf_counter(), as_critic(critic)
-        masks = ActionParts(world.config).check_masks(mask)
-        graph = OutcomeGraph(self, world, belief, critic, refuted or Contradicted(), masks, generator)
-        if not graph.root.choices and refuted is not None:  # every way out is refuted: believe the model again
-            graph = OutcomeGraph(self, world, belief, critic, Contradicted(), masks, generator)
-        if not graph.root.choices:
-            raise ValueError(f"{type(self).__name__}: none of `actions` {self.actions} is allowed now.")
-        graph.draw_root()
-        self._search(graph, Content(graph, self.enough))
-        return graph.strategy(start)
-
-    def _search(self, graph: OutcomeGraph, is_content: Callable[[], bool]) -> None:
-        """Draws outcomes until the budget is spent, nothing is open, or `is_content()`."""
-        raise NotImplementedError
-
-    def judge(self, graph: OutcomeGraph, beliefs, nodes: list[Node]) -> None:
-        """Says more of new nodes than the critic's outlook. Args: beliefs, a row a node."""
-
-
-class Content:
-    """Whether a search has found what is good enough. It is looked at where another goal was met, or the graph has
-    grown by a quarter."""
-
-    def __init__(self, graph: OutcomeGraph, enough: float):
-        self.graph, self.enough, self.num_goals, self.size = graph, enough, 0, 0
-
-    def __call__(self) -> bool:
-        graph = self.graph
-        has_grown = graph.num_goals > self.num_goals or graph.num_simulated > 1.25 * self.size
-        if not graph.num_goals or not has_grown:
-            return False
-        graph.solve()
-        while (is_content := graph.chance() >= self.enough) and (open_edges := graph.half_known()):
-            graph.draw(open_edges)  # what was not met yet may spoil it
-            graph.solve()
-        self.num_goals, self.size = graph.num_goals, graph.num_simulated
-        return is_content

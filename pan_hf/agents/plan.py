@@ -148,6 +148,12 @@ def check_discrete(owner: Any, parts: ActionParts) -> None:
         )
 
 
+def check_drawable(parts: ActionParts) -> None:
+    """Raises ValueError where a part of an action cannot be drawn at random."""
+    for part in parts.parts.values():
+        part.random((1,), torch.Generator())
+
+
 def check_one_row(belief, generator=None) -> None:
     """Raises ValueError where a plan cannot start from a belief, or is drawn by what is no generator of torch."""
     if not hasattr(belief, "select"):

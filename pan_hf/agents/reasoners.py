@@ -17,7 +17,16 @@ import torch
 
 from pan_hf.agents.actions import MASK, ActionParts
 from pan_hf.agents.critics import as_critic
-from pan_hf.agents.plan import Contradicted, Plan, check_numbers, check_one_row, compared_keys, device_of, draw_seed
+from pan_hf.agents.plan import (
+    Contradicted,
+    Plan,
+    check_drawable,
+    check_numbers,
+    check_one_row,
+    compared_keys,
+    device_of,
+    draw_seed,
+)
 from pan_hf.agents.strategy import stacked
 from pan_hf.agents.successors import Successors, gather, imagine_step
 from pan_hf.agents.world import World
@@ -201,12 +210,11 @@ class ReasonersWorld:
 
     def _imagine(self, wanted: list[tuple[ReasonersState, Any]]) -> None:
         actions = stacked([self._as_action(action) for _, action in wanted]).to(device_of(self.world))
-        one_step = actions.map(lambda part: part[:, None]) if isinstance(actions, Actions) else actions[:, None]
         drawn: dict[str, Any] = {"temperature": self.temperature}
         drawn |= {"seed": draw_seed(self.generator)} if self.temperature else {}
         belief, rows = gather([state.belief for state, _ in wanted]), [(row, 0) for row in range(len(wanted))]
         keys = (self.folded_by, self.compared_by)
-        successors = imagine_step(self.world, belief, one_step, rows, self.critic, *keys, **drawn)
+        successors = imagine_step(self.world, belief, actions[:, None], rows, self.critic, *keys, **drawn)
         self.num_simulated += len(wanted)
         self.num_calls += 1
         self._imagined |= {pair: (successors, row) for row, pair in enumerate(wanted)}
@@ -242,9 +250,8 @@ class ReasonersWorld:
         if not self.parts.is_discrete:
             parts = self.parts.parts.items()
             drawn = {name: part.random((self.num_actions,), self.generator) for name, part in parts}
-            if not state.actions:
-                drawn = self._redrawn(drawn)
-            actions = self.parts.join(drawn)
+            masks = {} if state.actions else self.masks
+            actions = self.parts.join(self.parts.redrawn(drawn, masks, self.generator))
             moves = (actions[index] for index in range(self.num_actions))
             return [Move(move, self.parts.label(self.parts.to_environment(move))) for move in moves]
         numbers = torch.arange(self.parts.num_choices)
@@ -262,13 +269,6 @@ class ReasonersWorld:
         if state.actions and self.parts.predicts_mask(self.world.config):
             return (gather([state.belief]).decode(MASK)[0] > 0.5).cpu()
         return torch.ones(len(numbers), dtype=torch.bool)
-
-    def _redrawn(self, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Choices among parts that are not allowed now are replaced by allowed ones."""
-        for name, mask in self.masks.items():
-            others = torch.multinomial(mask.float(), self.num_actions, replacement=True, generator=self.generator)
-            drawn[name] = torch.where(mask[drawn[name]], drawn[name], others)
-        return drawn
 
     def _as_action(self, action) -> torch.Tensor | Actions:
         """One action as the world takes it, of what a search handed back: a number, a name or a [`Move`]."""
@@ -393,9 +393,3 @@ class ReasonersSearch:
             reaches_goal=arrived.is_goal,
             parts=asked.parts,
         )
-
-
-def check_drawable(parts: ActionParts) -> None:
-    """Raises ValueError where a part of the action cannot be drawn."""
-    for part in parts.parts.values():
-        part.random((1,), torch.Generator())

@@ -15,6 +15,7 @@ from pan_hf.agents.critics import Critic, as_critic, check_scores, discounts
 from pan_hf.agents.plan import (
     Contradicted,
     Plan,
+    check_drawable,
     check_numbers,
     check_one_row,
     device_of,
@@ -52,8 +53,7 @@ class Shooting:
 
     def check_world(self, config: Any) -> None:
         """Raises ValueError where a part of the action cannot be drawn."""
-        for part in ActionParts(config).parts.values():
-            part.random((1,), torch.Generator())
+        check_drawable(ActionParts(config))
 
 
 class Imagined:
@@ -79,7 +79,9 @@ class Imagined:
     def judge(self, sampled: dict[str, Tensor]) -> Tensor:
         """What sequences are worth, `(N,)` on the CPU. Args: sampled, `(N, H, ...)` by part; first actions that are
         not allowed now are replaced in place."""
-        _redraw_forbidden(sampled, self.masks, self.generator)
+        first = {name: part[:, 0] for name, part in sampled.items()}
+        for name, part in self.parts.redrawn(first, self.masks, self.generator).items():
+            sampled[name][:, 0] = part
         actions, size = self.parts.join(sampled), self.planner.batch_size
         batches = [self._judge_batch(actions[first : first + size]) for first in range(0, len(actions), size)]
         values, reached, ended = (torch.cat(column).cpu() for column in zip(*batches, strict=True))
@@ -337,14 +339,6 @@ def _by_objective(objective: str, critic: Critic, futures, scores: Tensor, value
     weights = discounts(critic.discount, futures, scores).expand_as(scores)
     path = (torch.where(steps <= last, scores, end) * weights).sum(1) / weights.sum(1)
     return {"path": path, "end": end[:, 0], "both": path + end[:, 0]}[objective]
-
-
-def _redraw_forbidden(parts: dict[str, Tensor], masks: dict[str, Tensor], generator) -> None:
-    """Replaces first actions that are not allowed now by allowed ones, in place. Args: parts, `(N, H)` by name."""
-    for name, mask in masks.items():
-        first = parts[name][:, 0]
-        drawn = torch.multinomial(mask.float(), len(first), replacement=True, generator=generator)
-        parts[name][:, 0] = torch.where(mask[first], first, drawn)
 
 
 def _cut_before_forbidden(futures, numbers: Tensor):

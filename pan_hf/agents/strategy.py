@@ -21,12 +21,14 @@ class Decision:
         outcomes (`dict[bytes, float]`): chance of each state, by its key, see `compared_keys`.
         next (`dict[bytes, int]`): number of the decision in each of them; states that are left out end the strategy.
         likely (`bytes`): key of the most likely state.
+        chance (`float`): of reaching the goal from here.
     """
 
     action: torch.Tensor | Actions
     outcomes: dict[bytes, float]
     next: dict[bytes, int]
     likely: bytes
+    chance: float = 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +71,7 @@ class Strategy(Plan):
         path, states = likely_way(self.decisions, number)
         actions = stacked([self.decisions[step].action for step in path])
         own = vars(self) | {"actions": actions, "states": states, "path": path}
+        own["chance"] = self.decisions[number].chance
         return Strategy(**own)
 
 

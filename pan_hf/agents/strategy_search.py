@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from pan_hf.agents.outcomes import Node, OutcomeGraph, OutcomeSearch
+from pan_hf.agents.outcome_search import OutcomeSearch
+from pan_hf.agents.outcomes import Node, OutcomeGraph
 
 
 @dataclass(frozen=True)

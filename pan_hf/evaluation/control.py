@@ -207,8 +207,9 @@ def plan(
         run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
         data_root (`str` or `Path`, *optional*): the recording, a folder or a Hub id; by default
             the one the checkpoint was trained on.
-        planners (`Sequence[str]`, *optional*): "graph", "cem" or "random_shooting", with settings as in
-            "cem?horizon=8&num_samples=128"; by default all that fit the action and the reward.
+        planners (`Sequence[str]`, *optional*): names of `PLANNERS`, such as "graph", "mcts" or "cem", with settings as
+            in "cem?horizon=8&num_samples=128"; by default "graph", "cem" and "random_shooting", where they fit the
+            action and the reward.
         environments (`Sequence[str]`, *optional*): ids of the recording; all by default.
         episodes (`int`): episodes of each environment and policy.
         seed (`int`): the first environment seed; episode i has `seed + i`.
