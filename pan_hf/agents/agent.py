@@ -11,7 +11,7 @@ What is not seen is no surprise: where a sense is absent, the agent believes wha
 import copy
 import time
 import warnings
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -130,7 +130,7 @@ class PanAgent:
         self._predicted: bytes | None = None
         self._before: tuple[Any, Any] | None = None  # (belief, action) of the last step
         self._imagined: Any = None  # the belief after it, once that was asked for
-        self._surprises: Counter = Counter()
+        self._surprises: dict[Any, float] = defaultdict(float)
         self._refuted = Contradicted()
 
     @torch.no_grad()

@@ -217,7 +217,9 @@ class _Search:
             return None
         numbers = torch.tensor([[action] for _, action in moves], device=device_of(self.world))
         parents = frontier.select(torch.tensor([first + row for row, _ in moves]))
-        drawn = {"temperature": 0.0} if self.sample is None else {"temperature": 1.0, "seed": self.sample()}
+        drawn: dict[str, Any] = (
+            {"temperature": 0.0} if self.sample is None else {"temperature": 1.0, "seed": self.sample()}
+        )
         edges = [(nodes[row], action) for row, action in moves]
         keys = (self.folded_by, self.compared_by)
         successors = imagine_step(

@@ -149,8 +149,8 @@ class ReasonersWorld:
             self._offered, self._pending, self._imagined, self.best = {}, {}, {}, None
 
     def init_state(self) -> ReasonersState:
-        keys = (self.belief.keys(**by)[0] for by in (self.folded_by, self.compared_by))
-        return ReasonersState(*keys, (self.belief, 0))
+        key, state = (self.belief.keys(**by)[0] for by in (self.folded_by, self.compared_by))
+        return ReasonersState(key, state, (self.belief, 0))
 
     def step(self, state: ReasonersState, action) -> tuple[ReasonersState, dict[str, Any]]:
         """The state after an action, and its `score` and `is_goal`."""

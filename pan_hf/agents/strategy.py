@@ -78,7 +78,9 @@ class Strategy(Plan):
 def likely_way(decisions: list[Decision], first: int) -> tuple[list[int], list[bytes]]:
     """Numbers of the decisions on the most likely way from one of them, and the state that each leads to; it ends
     before it meets a decision for the second time."""
-    path, states, number = [], [], first
+    path: list[int] = []
+    states: list[bytes] = []
+    number: int | None = first
     while number is not None and number not in path:
         path.append(number)
         states.append(decisions[number].likely)
