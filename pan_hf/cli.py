@@ -48,6 +48,7 @@ Effort = Annotated[
     str | None,
     Parameter(help="all, focused, coarsest, auto, blocks as camera.0,camera.1, or price=0.1,task=planning."),
 ]
+Cache = Annotated[Path | None, Parameter(help="folder of the simulation cache. `<run>/cache` by default.")]
 Recipe = Annotated[
     str | None, Parameter(name="--config", help="YAML file of these flags, or name of a recipe. Flags override it.")
 ]
@@ -462,6 +463,66 @@ def plan(
     print(library("pan_hf.evaluation.summary:planning_summary")(records))
     print(f"Done. All figures are in {where['output'] / 'planning.json'}")
     _next("report", run)
+
+
+@command("pan_hf.evaluation.precompute:precompute", **MEASURED)
+def precompute(
+    function: Callable,
+    run: Run = RUN,
+    model: Model = None,
+    data_root: Data = None,
+    cache: Cache = None,
+    effort: Effort = None,
+    **options: Any,
+) -> None:
+    where = _where(run, model, data_root, None) | {"effort": _effort(effort)}
+    output = where.pop("output")
+    cache = cache or output / "cache"
+    told = function(**where, cache=cache, **options)
+    print(
+        f"Done. {told['entries']} entries ({told['new_entries']} of them new) are in {cache}; for "
+        f"{told['answered']:.0%} of the recorded states an action is known"
+    )
+    _next("cache", run)
+
+
+@app.command(name="cache", sort_key=next(ORDER))
+def show_cache(
+    run: Run = RUN,
+    *,
+    model: Model = None,
+    data: Data = None,
+    cache: Cache = None,
+    samples: int = 200,
+    check: int = 0,
+    reward_threshold: float | None = None,
+    effort: Effort = None,
+    export: Path | None = None,
+    take: Annotated[Path | None, Parameter(name="--import")] = None,
+) -> None:
+    """Shows what a simulation cache holds and what it is good for; or takes it in and out as a data set.
+
+    Args:
+        samples: recorded states that are looked up, to tell how many have an answer.
+        check: cached outcomes that are imagined anew, to tell how many differ by now.
+        reward_threshold: expected reward that counts as the goal; from the recording by default.
+        export: folder to write the entries to, as parquet files.
+        take: folder that --export wrote, whose entries are added.
+    """
+    where = _where(run, model, data, None)
+    place = cache or where["output"] / "cache"
+    if take is not None:
+        added = library("pan_hf.evaluation.cache_summary:import_cache")(where["run"], take, cache=place)
+        print(f"Done. {added} entries were not in {place} before; pan precompute values them")
+    if export is not None:
+        library("pan_hf.evaluation.cache_summary:export_cache")(where["run"], export, cache=place)
+        print(f"Done. The entries are in {export}")
+    if take is None and export is None:
+        settings: dict[str, Any] = {"samples": samples, "check": check, "reward_threshold": reward_threshold}
+        told = library("pan_hf.evaluation.cache_summary:describe_cache")(
+            where["run"], where["data_root"], cache=place, effort=_effort(effort), **settings
+        )
+        print(library("pan_hf.evaluation.cache_summary:cache_summary")(told))
 
 
 def _next(name: str, run: Path) -> None:

@@ -28,7 +28,7 @@ from pan_hf.agents.cache_keys import Filed, Keys
 from pan_hf.agents.cache_neighbours import Neighbours
 from pan_hf.agents.cache_scope import Scope, fingerprint, scope_of, task_of, tensors_of
 from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow
-from pan_hf.agents.critics import Critic, as_critic, check_scores
+from pan_hf.agents.critics import Critic, RewardCritic, as_critic, check_scores
 from pan_hf.agents.plan import Contradicted, Plan, compared_keys
 from pan_hf.modeling.state_pan import Actions
 from pan_hf.modeling.validation_pan import real, whole
@@ -149,6 +149,11 @@ class SimulationCache:
         named = [(level.name, level.leaves_out) for level in self._bound.keys.levels]
         return [*named, (NEIGHBOURS, "that the two states differ")]
 
+    @property
+    def any_critic(self) -> Critic:
+        """What was wanted last; a reward where nothing was."""
+        return RewardCritic() if self._bound is None else self._bound.critic
+
     def close(self) -> None:
         """Writes down what was of use, and closes the file."""
         self._note_use()
@@ -232,6 +237,7 @@ class SimulationCache:
         *,
         mask: Mapping[str, Tensor] | None = None,
         refuted: Contradicted | None = None,
+        counts: bool = True,
     ) -> Answer | None:
         """What to do in a belief, from the finest level that knows.
 
@@ -241,6 +247,7 @@ class SimulationCache:
             critic ([`Critic`] or function of futures): what is wanted.
             mask (*optional*): which choices are allowed now, by part, as [`ActionParts.check_masks`] gives them.
             refuted ([`Contradicted`], *optional*): what the real world has shown to be wrong.
+            counts (`bool`): whether it is counted as a hit or a miss, and its state as used.
 
         Returns:
             [`Answer`], or None for a miss: nothing that is known leads to the goal, or has a plan behind it.
@@ -260,6 +267,8 @@ class SimulationCache:
             answer = self._from_neighbours(bound, belief, filed)
         if answer is not None and not self._is_allowed(bound, world, belief, answer, mask, refuted):
             answer = None  # the values of all else count on it: a planner has to find the way round
+        if not counts:
+            return answer
         self._counts["miss" if answer is None else f"hit {answer.level}"] += 1
         self._touched.append(filed.nodes[0][0])
         if len(self._touched) >= _TOUCHED:
@@ -354,8 +363,16 @@ class SimulationCache:
         yield recorded
         recorded.write()
 
-    def write(self, world: Any, critic: Any, recorded: Recorded, expanded: Sequence[bytes] = ()) -> int:
-        """Writes what was imagined, and backs values up. Returns how many entries are new."""
+    def write(
+        self,
+        world: Any,
+        critic: Any,
+        recorded: Recorded,
+        expanded: Sequence[bytes] = (),
+        events: int | None = None,
+    ) -> int:
+        """Writes what was imagined, and backs values up. Returns how many entries are new. Args: expanded, nodes of
+        which every action is there now; events, of the ledger of the other cache that it comes from."""
         bound, added = self.bind(world, critic), 0
         if bound.grown is not None:
             self.store.move_space(bound.space, bound.grown)
@@ -366,7 +383,9 @@ class SimulationCache:
             needed = {node for outcome in some for node in (outcome.state, outcome.next)}
             states = [recorded.states[node] for node in needed]
             done = expanded if first + _WRITTEN >= len(outcomes) else ()
-            added += self.store.write(bound.space, bound.events, states, some, bound.task, done)
+            made = bound.events if events is None else events
+            merges = events is not None
+            added += self.store.write(bound.space, made, states, some, bound.task, done, merges)
         if recorded.planned:
             self.store.write_planned((node, bound.task, action, value) for node, action, value in recorded.planned)
         if bound.backs_up and recorded.backs_up and math.isfinite(bound.critic.threshold):
@@ -427,7 +446,7 @@ class Recorded:
     """
 
     def __init__(self, cache: SimulationCache, world: Any, bound: _Bound, keeps_all: bool | None = None):
-        self._model, self._cache, self._bound = world, cache, bound
+        self._model, self._cache, self._bound, self.keys = world, cache, bound, bound.keys
         self.keeps_all = bound.parts.is_discrete if keeps_all is None else keeps_all
         self.backs_up = True
         self.states: dict[bytes, StateRow] = {}

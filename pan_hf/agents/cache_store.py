@@ -252,9 +252,11 @@ class CacheStore:
         outcomes: Iterable[OutcomeRow],
         task: int | None = None,
         expanded: Iterable[bytes] = (),
+        merges: bool = False,
     ) -> int:
         """Keeps states and outcomes in one transaction; returns how many outcomes are new. Args: events, of the ledger
-        of whoever predicted them; expanded, states of which every action is there now."""
+        of whoever predicted them; expanded, states of which every action is there now; merges, counts are those of
+        another cache, so of what is in both the larger one stays."""
         with self.transaction() as connection:
             clock = self._tick(connection)
             states = list(states)
@@ -272,12 +274,13 @@ class CacheStore:
                 "INSERT OR IGNORE INTO members VALUES (?, ?)",
                 [(node, state.nodes[0]) for state in states for node in state.nodes[1:]],
             )
-            added = self._write_outcomes(connection, events, list(outcomes), task)
+            added = self._write_outcomes(connection, events, list(outcomes), task, merges)
             connection.executemany("UPDATE states SET is_expanded=1 WHERE node=?", [(node,) for node in expanded])
             return added
 
+    @staticmethod
     def _write_outcomes(
-        self, connection: sqlite3.Connection, events: int, outcomes: list[OutcomeRow], task: int | None
+        connection: sqlite3.Connection, events: int, outcomes: list[OutcomeRow], task: int | None, merges: bool
     ) -> int:
         before = _total(connection)
         connection.executemany(
@@ -288,9 +291,9 @@ class CacheStore:
         added = _total(connection) - before
         _count(connection, "entries", added)
         connection.executemany(
-            "UPDATE outcomes SET count = CASE WHEN ? THEN count + ? ELSE max(count, 1) END "
+            "UPDATE outcomes SET count = CASE WHEN ? THEN count + ? ELSE max(count, ?, 1) END "
             "WHERE state=? AND action=? AND next=?",
-            [(o.count > 0, o.count, o.state, o.action, o.next) for o in outcomes],
+            [(o.count > 0 and not merges, o.count, o.count, o.state, o.action, o.next) for o in outcomes],
         )
         if task is not None:
             connection.executemany(
@@ -332,7 +335,7 @@ class CacheStore:
         were of no use for longest. Returns how many are gone."""
         gone = 0
         while gone < surplus:
-            some = self._oldest(spaces_first)
+            some = self._oldest(spaces_first, min(500, surplus - gone))
             if not some:
                 break
             gone += self._forget(some)
@@ -348,14 +351,14 @@ class CacheStore:
                 connection.execute("DELETE FROM spaces WHERE id=?", (space,))
         return gone
 
-    def _oldest(self, spaces_first: Sequence[int]) -> list[bytes]:
+    def _oldest(self, spaces_first: Sequence[int], count: int) -> list[bytes]:
         """A few states that have entries."""
         marks = ", ".join("?" * len(spaces_first))
         for where in ([f"space IN ({marks})"] if spaces_first else []) + ["1"]:
             rows = self.query(
                 f"SELECT node FROM states s WHERE {where} AND EXISTS (SELECT 1 FROM outcomes WHERE state=s.node) "
-                "ORDER BY used LIMIT 500",
-                tuple(spaces_first) if where != "1" else (),
+                "ORDER BY used LIMIT ?",
+                (*(spaces_first if where != "1" else ()), count),
             )
             if rows:
                 return [row[0] for row in rows]

@@ -244,7 +244,7 @@ def plan(
     checkpoint = find_checkpoint(run, adapters=True)
     root = find_recording(checkpoint, data_root)
     entries = _choose_environments(read_info(root)["environments"], environments)
-    facts = _recorded_facts(root)
+    facts = recorded_facts(root)
     seeds = list(range(seed, seed + episodes))
     _check_seeds(seeds, entries, facts)
     rule = success_rule(success)
@@ -312,7 +312,7 @@ def reward_critic(facts: RecordedFacts | None, threshold: float | None = None) -
     return RewardCritic(threshold=math.inf if is_common else own, ends_episode=facts.reward_ends)
 
 
-def _recorded_facts(root: Path) -> dict[str, RecordedFacts]:
+def recorded_facts(root: Path) -> dict[str, RecordedFacts]:
     """By environment id: seeds of both splits, rewards of the training split only."""
     seeds: dict[str, set[int]] = {}
     rewards: dict[str, list[float]] = {}

@@ -1,0 +1,191 @@
+"""`pan precompute` and `pan cache`, on the recorded board with an untrained model."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from forked import run_forked
+from tiny_worlds import board_world
+
+from pan_hf import cli
+from pan_hf.agents.cache import SimulationCache
+from pan_hf.agents.cache_store import CacheStore
+from pan_hf.agents.critics import RewardCritic
+from pan_hf.checkpoints import load, save_checkpoint
+from pan_hf.evaluation.cache_summary import cache_summary, describe_cache, export_cache, import_cache
+from pan_hf.evaluation.precompute import _Filler, precompute
+
+# an untrained model imagines rewards around nothing, so that some steps are goals
+GOAL = {"critic": RewardCritic(threshold=0.1)}
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """A run folder with a recording and an untrained checkpoint, and a cache of a few of its states."""
+    folder = tmp_path_factory.mktemp("board")
+    world = board_world(folder)
+    world.cache = folder / "cache"
+    world.told = precompute(world.model, world.data, cache=world.cache, frames=8, depth=1, progress=False, **GOAL)
+    return world
+
+
+def content(folder):
+    """What is in a cache, in a form that does not depend on the order of writing."""
+    rows = CacheStore(folder).query(
+        "SELECT s.raw, o.action, n.raw, o.count, o.reward, o.continue_prob, o.duration FROM outcomes o "
+        "JOIN states s ON s.node=o.state JOIN states n ON n.node=o.next"
+    )
+    return {(*row[:4], round(row[4], 3), round(row[5], 3), row[6]) for row in rows}
+
+
+def test_every_action_is_imagined_once_from_every_state_that_is_met(board):
+    store = CacheStore(board.cache)
+    done = store.query("SELECT node FROM states WHERE is_expanded=1")
+    for (node,) in done:
+        actions = store.query("SELECT COUNT(DISTINCT action), COUNT(*) FROM outcomes WHERE state=?", (node,))
+        assert actions == [(5, 5)]
+    assert board.told["entries"] == 5 * len(done) == board.told["new_entries"] == len(content(board.cache))
+
+
+def test_states_are_found_again_as_an_agent_perceives_them(board):
+    told = describe_cache(board.model, board.data, cache=board.cache, split="train", samples=1000, **GOAL)
+    answered = told["coverage"]
+    assert 0 < answered <= 1 and set(told["covered"]) <= {"exact", "present", "levels=1", "neighbours"}
+    assert told["stale"] == 0.0 and told["entries"] == board.told["entries"] and told["bytes"] > 10_000
+
+
+def test_a_second_run_has_nothing_left_to_do_and_a_deeper_one_goes_on(board, monkeypatch, tmp_path):
+    work = []
+    monkeypatch.setattr(_Filler, "do", lambda self, nodes: work.append(nodes) or len(nodes))
+    again = precompute(board.model, board.data, cache=board.cache, frames=8, depth=1, progress=False, **GOAL)
+    assert not work and again["new_entries"] == 0 and again["entries"] == board.told["entries"]
+    precompute(board.model, board.data, cache=board.cache, frames=8, depth=2, progress=False, **GOAL)
+    done = {node for (node,) in CacheStore(board.cache).query("SELECT node FROM states WHERE is_expanded=1")}
+    assert work and not done & {node for batch in work for node in batch}
+
+
+def test_it_ends_at_its_bound_and_says_so(board, tmp_path, capsys):
+    told = precompute(board.model, board.data, cache=tmp_path, frames=8, depth=5, max_entries=20, **GOAL)
+    assert told["entries"] >= 20 and told["states"] < 100
+    assert "the limit is reached" in capsys.readouterr().err
+
+
+def test_where_there_is_no_goal_a_planner_plans_from_the_recorded_states(board, tmp_path):
+    settings = {"planner": "cem?num_samples=4&horizon=3&num_iterations=1", "reward_threshold": 1e9}
+    told = precompute(board.model, board.data, cache=tmp_path, frames=2, progress=False, **settings)
+    assert 2 <= told["states"]
+    with pytest.raises(ValueError, match="Unknown planner 'astar'"):
+        precompute(board.model, board.data, cache=tmp_path / "no", planner="astar", progress=False)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_content_as_one(board, tmp_path):
+    precompute(board.model, board.data, cache=tmp_path, frames=8, depth=1, workers=2, progress=False, **GOAL)
+    assert content(tmp_path) == content(board.cache)
+
+
+@pytest.mark.slow
+def test_what_was_killed_goes_on_where_it_was(board, tmp_path):
+    def kill_within():
+        filling = _Filler.do
+
+        def do(self, nodes):
+            count = filling(self, nodes[:2])
+            if self.entries > 15:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return count
+
+        _Filler.do = do
+        precompute(board.model, board.data, cache=tmp_path / "cache", frames=8, depth=1, progress=False, **GOAL)
+
+    assert run_forked(kill_within, tmp_path).returncode == -signal.SIGKILL
+    kept = CacheStore(tmp_path / "cache")
+    assert kept.counters()["entries"] >= 10
+    kept.check()
+    told = precompute(board.model, board.data, cache=tmp_path / "cache", frames=8, depth=1, progress=False, **GOAL)
+    assert content(tmp_path / "cache") == content(board.cache) and told["new_entries"] < board.told["entries"]
+
+
+def test_a_critic_that_no_worker_can_be_handed_is_refused(board, tmp_path):
+    wanted = lambda futures: futures.reward  # noqa: E731  a function without a name that another process could import
+    with pytest.raises(ValueError, match="use one worker"):
+        precompute(board.model, board.data, cache=tmp_path, critic=wanted, workers=2, progress=False)
+
+
+# --- As a data set
+
+
+def test_what_is_exported_and_imported_is_the_same_and_once(board, tmp_path):
+    export_cache(board.model, tmp_path / "set", cache=board.cache)
+    assert pq.read_table(tmp_path / "set" / "outcomes.parquet").num_rows == board.told["entries"]
+    assert import_cache(board.model, tmp_path / "set", cache=tmp_path / "cache") == board.told["entries"]
+    assert content(tmp_path / "cache") == content(board.cache)
+    assert import_cache(board.model, tmp_path / "set", cache=tmp_path / "cache") == 0
+    assert content(tmp_path / "cache") == content(board.cache)
+    model, _ = load(board.model)
+    taken, own = (SimulationCache(folder) for folder in (tmp_path / "cache", board.cache))
+    assert taken.back_up(model, GOAL["critic"]) == own.back_up(model, GOAL["critic"])
+    values = "SELECT value, reach FROM worth WHERE value IS NOT NULL ORDER BY value, reach"
+    both = [torch.tensor(each.store.query(values)) for each in (taken, own)]
+    torch.testing.assert_close(*both)
+
+
+def test_a_data_set_of_other_weights_or_damaged_is_refused_and_changes_nothing(board, tmp_path):
+    export_cache(board.model, tmp_path / "set", cache=board.cache)
+    model, processor = load(board.model)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    save_checkpoint(tmp_path / "other", model, processor)
+    with pytest.raises(ValueError, match="holds for other weights"):
+        import_cache(tmp_path / "other", tmp_path / "set", cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="nothing to export"):
+        export_cache(tmp_path / "other", tmp_path / "none", cache=board.cache)
+    path = tmp_path / "set" / "planned.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="is damaged"):
+        import_cache(board.model, tmp_path / "set", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "none").exists()
+    told = describe_cache(tmp_path / "other", board.data, cache=board.cache, samples=5)
+    assert told["stale"] == 1.0 and "coverage" not in told
+
+
+def test_after_growth_the_share_of_outcomes_that_differ_is_measured(board, tmp_path):
+    model, processor = load(board.model)
+    model.grow("action.0", ["jump"])
+    save_checkpoint(tmp_path / "grown", model, processor)
+    told = describe_cache(tmp_path / "grown", board.data, cache=board.cache, samples=0, check=20)
+    assert told["stale"] == 0.0 and told["differing"] == 0.0  # a new action changes no outcome of the old ones
+
+
+# --- From a shell
+
+
+def test_pan_cache_says_what_is_there(board, capsys, tmp_path):
+    words = ["--model", str(board.model), "--data", str(board.data), "--cache", str(board.cache)]
+    cli.app(["cache", *words, "--samples", "5", "--check", "5", "--reward-threshold", "0.3"])
+    said = capsys.readouterr().out
+    assert f"{board.told['entries']} entries" in said and "stale: 0 entries (0%)" in said
+    assert "of recorded states" in said and "0.0% of the checked outcomes differ" in said
+    cli.app(["cache", *words, "--export", str(tmp_path / "set")])
+    assert sorted(path.name for path in Path(tmp_path / "set").iterdir()) == ["outcomes.parquet", "planned.parquet"]
+    with pytest.raises(FileNotFoundError, match="No simulation cache"):
+        cli.app(["cache", *words[:-1], str(tmp_path / "none")])
+
+
+def test_a_summary_says_when_nobody_has_looked_yet():
+    told = {"entries": 0, "states": 0, "bytes": 0, "stale_entries": 0, "stale": 0.0, "hit_rate": None, "hits": {}}
+    assert "no look-up yet" in cache_summary(told)
+
+
+def test_bad_arguments_are_told_before_anything_is_made(board, tmp_path):
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="frames: expected at least 1"):
+        precompute(board.model, board.data, cache=tmp_path / "cache", frames=0)
+    with pytest.raises(ValueError, match="not in the recording's train split"):
+        precompute(board.model, board.data, cache=tmp_path / "cache", environments=["Other-v0"], progress=False)
+    assert not (tmp_path / "cache").exists() and time.perf_counter() - start < 60
