@@ -16,6 +16,7 @@ from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.cache_store import CacheStore
 from pan_hf.agents.critics import RewardCritic
 from pan_hf.checkpoints import load, save_checkpoint
+from pan_hf.evaluation import precompute as filler
 from pan_hf.evaluation.cache_summary import cache_summary, describe_cache, export_cache, import_cache
 from pan_hf.evaluation.precompute import _Filler, precompute
 
@@ -95,12 +96,12 @@ def test_what_was_killed_goes_on_where_it_was(board, tmp_path):
         filling = _Filler.do
 
         def do(self, nodes):
-            count = filling(self, nodes[:2])
+            count = filling(self, nodes)
             if self.entries > 15:
                 os.kill(os.getpid(), signal.SIGKILL)
             return count
 
-        _Filler.do = do
+        _Filler.do, filler._BATCH = do, 2
         precompute(board.model, board.data, cache=tmp_path / "cache", frames=8, depth=1, progress=False, **GOAL)
 
     assert run_forked(kill_within, tmp_path).returncode == -signal.SIGKILL

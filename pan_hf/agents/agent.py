@@ -11,10 +11,10 @@ What is not seen is no surprise: where a sense is absent, the agent believes wha
 import copy
 import time
 import warnings
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pan_hf.agents.actions import ActionParts, find_mask
+from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.critics import as_critic, check_scores
 from pan_hf.agents.plan import Contradicted, Plan, compared_keys
 from pan_hf.features import feature_class
@@ -40,6 +41,8 @@ class AgentStatistics:
     Args:
         decisions (`int`): calls of `act`.
         replans (`int`): plans made, the first included.
+        recalled (`int`): actions taken from the simulation cache instead; `recalled_by` (`dict`): how many at which
+            of its levels.
         repairs (`int`): surprises after which the rest of the plan still reached the goal.
         followed (`int`): states for which the plan had another branch, see [`Strategy`].
         surprises (`int`): observations whose codes differ from the predicted ones.
@@ -50,12 +53,14 @@ class AgentStatistics:
 
     decisions: int = 0
     replans: int = 0
+    recalled: int = 0
     repairs: int = 0
     followed: int = 0
     surprises: int = 0
     clipped: int = 0
     num_simulated: int = 0
     seconds: float = 0.0
+    recalled_by: dict[str, int] = field(default_factory=dict)
 
     @property
     def seconds_per_decision(self) -> float:
@@ -80,13 +85,25 @@ class PanAgent:
             step (model-predictive control). "at_end": only when a plan ends: cheapest, where no two states are equal.
         seed (`int`): of the planner's draws.
         patience (`int`): surprises by one action in one state after which plans avoid it.
+        cache ([`SimulationCache`], *optional*): asked for an action before the planner; what the planner imagines is
+            written to it.
 
     Raises:
         ValueError: an unknown `replan`, a `patience` below 1, a planner without `plan`, or one that cannot take
-            the actions of the model.
+            the actions of the model; or a cache of other weights.
     """
 
-    def __init__(self, model, processor, critic, planner, replan="on_surprise", seed: int = 0, patience: int = 2):
+    def __init__(
+        self,
+        model,
+        processor,
+        critic,
+        planner,
+        replan="on_surprise",
+        seed: int = 0,
+        patience: int = 2,
+        cache: SimulationCache | None = None,
+    ):
         if replan not in REPLAN:
             raise ValueError(f"`replan` must be one of {REPLAN}, got {replan!r}.")
         if not callable(getattr(planner, "plan", None)) or isinstance(planner, type):
@@ -99,6 +116,11 @@ class PanAgent:
         self.model, self.processor, self.critic, self.planner = model, processor, as_critic(critic), planner
         self.replan, self.patience = replan, whole("patience", patience, 1)
         self.parts = ActionParts(model.config)
+        if cache is not None and not isinstance(cache, SimulationCache):
+            raise ValueError(f"`cache` must be a SimulationCache or None, got {type(cache).__name__} {cache!r:.60}.")
+        self.cache = cache
+        if cache is not None:
+            cache.bind(model, self.critic)  # says now whose entries it holds
         self._bounds = {
             name: tuple(bound.numpy() for bound in sense.bounds())
             for name, sense in model.config.senses.items()
@@ -131,6 +153,8 @@ class PanAgent:
         self._before: tuple[Any, Any] | None = None  # (belief, action) of the last step
         self._imagined: Any = None  # the belief after it, once that was asked for
         self._surprises: dict[Any, float] = defaultdict(float)
+        self._recalled: Counter = Counter()  # how often the cache has answered in a state
+        self._is_recalled = False  # the plan is from the cache
         self._refuted = Contradicted()
 
     @torch.no_grad()
@@ -176,8 +200,8 @@ class PanAgent:
     @contextmanager
     def _unchanged_by_failure(self) -> Iterator[None]:
         """Puts the episode back as it was where the block raises."""
-        replaced = ("plan", "_position", "_last", "_predicted", "_before", "_imagined")
-        changed = ("observations", "actions", "statistics", "_surprises")
+        replaced = ("plan", "_position", "_last", "_predicted", "_before", "_imagined", "_is_recalled")
+        changed = ("observations", "actions", "statistics", "_surprises", "_recalled")
         kept = {name: getattr(self, name) for name in replaced}
         kept |= {name: copy.copy(getattr(self, name)) for name in changed}
         kept["_refuted"] = copy.deepcopy(self._refuted)
@@ -339,12 +363,40 @@ class PanAgent:
         return True
 
     def _new_plan(self, belief, masks: dict[str, Tensor]) -> Plan:
+        """From the cache if it knows an action, else from the planner, whose search is written to the cache."""
+        if self.cache is None:
+            return self._search(self.model, belief, masks)
+        recalled = self._recall(belief, masks)
+        self._is_recalled = recalled is not None
+        if recalled is not None:
+            return recalled
+        with self.cache.recording(self.model, self.critic) as recorded:
+            plan = self._search(recorded, belief, masks)
+            recorded.keep_plan(belief, plan)
+        return plan
+
+    def _recall(self, belief, masks: dict[str, Tensor]) -> Plan | None:
+        """What the cache says; nothing in a state where it was followed `patience` times already."""
+        assert self.cache is not None
+        key = belief.keys(**self._compared_by)[0]
+        if self._recalled[key] >= self.patience:
+            return None
+        answer = self.cache.lookup(self.model, belief, self.critic, mask=masks, refuted=self._refuted)
+        if answer is None:
+            return None
+        self._recalled[key] += 1
+        self.statistics.recalled += 1
+        by_level = self.statistics.recalled_by
+        self.statistics.recalled_by = by_level | {answer.level: by_level.get(answer.level, 0) + 1}
+        return answer.plan
+
+    def _search(self, world, belief, masks: dict[str, Tensor]) -> Plan:
         settings: dict[str, Any] = {"generator": self.generator, "refuted": self._refuted}
         if masks:  # planners of one's own need not know of them
             settings["mask"] = masks
         if getattr(self.planner, "begins_with_previous", False):
             settings["previous"] = None if self.plan is None else self.plan.rest(self._position)
-        plan = self.planner.plan(self.model, belief, self.critic, **settings)
+        plan = self.planner.plan(world, belief, self.critic, **settings)
         self.statistics.replans += 1
         self.statistics.num_simulated += plan.num_simulated
         return plan
@@ -354,7 +406,9 @@ class PanAgent:
         self._before, self._imagined = (belief, action), None
         if plan.states is not None:
             self._predicted = plan.states[self._position]
-        elif self.replan == "on_surprise":  # what a planner without states expects is imagined here
+        elif (
+            self.replan == "on_surprise" and not self._is_recalled
+        ):  # what a planner without states expects is imagined here
             self._predicted = self._imagine_step().keys(**self._compared_by)[0]
         else:
             self._predicted = None

@@ -31,7 +31,7 @@ from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow
 from pan_hf.agents.critics import Critic, RewardCritic, as_critic, check_scores
 from pan_hf.agents.plan import Contradicted, Plan, compared_keys
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import real, whole
+from pan_hf.modeling.validation_pan import real, truth, whole
 
 ON_STALE = ("refuse", "keep", "drop")
 NEIGHBOURS = "neighbours"
@@ -93,6 +93,7 @@ class SimulationCache:
         on_stale (`str`): what to do with a cache that holds nothing but entries of other weights: "refuse" it, "keep"
             them beside the new ones, or "drop" them.
         create (`bool`): make the cache if there is none.
+        writes (`bool`): keep what planners imagine; off, the cache stays as it was filled.
         scope (`str`, *optional*): names a world without weights; it has to change whenever the world does.
         task (`str`, *optional*): names what is wanted, for critics that cannot be told apart by their fields.
 
@@ -112,6 +113,7 @@ class SimulationCache:
         least_abstract_reach: float = 0.9,
         on_stale: str = "refuse",
         create: bool = True,
+        writes: bool = True,
         scope: str | None = None,
         task: str | None = None,
     ):
@@ -126,6 +128,7 @@ class SimulationCache:
         self.radius = real("radius", radius, 0)
         self.least_reach = real("least_reach", least_reach, 0, 1)
         self.least_abstract_reach = real("least_abstract_reach", least_abstract_reach, 0, 1)
+        self.writes = truth("writes", writes)
         self.on_stale, self.scope, self.task_name = on_stale, scope, task
         self.store = CacheStore(path, create)
         self._bound: _Bound | None = None
@@ -359,9 +362,11 @@ class SimulationCache:
 
         Every outcome of discrete actions is kept. Of others, which never repeat, hand the plan to
         [`Recorded.keep_plan`]."""
-        recorded = Recorded(self, world, self.bind(world, critic))
+        recorded = Recorded(world, self.bind(world, critic))
+        recorded.keeps_nothing = not self.writes
         yield recorded
-        recorded.write()
+        if self.writes:
+            self.write(world, critic, recorded)
 
     def write(
         self,
@@ -441,14 +446,14 @@ class Recorded:
     """A world that passes every question on, and remembers the outcomes that it imagined.
 
     Args:
-        cache ([`SimulationCache`]), world, bound: what they are kept for.
+        world, bound: what they are kept for.
         keeps_all (`bool`, *optional*): keep every outcome; by default where actions are discrete.
     """
 
-    def __init__(self, cache: SimulationCache, world: Any, bound: _Bound, keeps_all: bool | None = None):
-        self._model, self._cache, self._bound, self.keys = world, cache, bound, bound.keys
+    def __init__(self, world: Any, bound: _Bound, keeps_all: bool | None = None):
+        self._model, self._bound, self.keys = world, bound, bound.keys
         self.keeps_all = bound.parts.is_discrete if keeps_all is None else keeps_all
-        self.backs_up = True
+        self.backs_up, self.keeps_nothing = True, False
         self.states: dict[bytes, StateRow] = {}
         self.outcomes: dict[tuple[bytes, bytes, bytes], OutcomeRow] = {}
         self.planned: list[tuple[bytes, bytes, float]] = []
@@ -460,7 +465,7 @@ class Recorded:
     def simulate(self, belief: Any, actions: Tensor | Actions, *args: Any, **kwargs: Any) -> Any:
         """`simulate` of the world."""
         futures = self._model.simulate(belief, actions, *args, **kwargs)
-        if self.keeps_all:
+        if self.keeps_all and not self.keeps_nothing:
             rollouts = kwargs.get("num_rollouts", args[0] if args else 1)
             temperature = kwargs.get("temperature", args[1] if len(args) > 1 else 1.0)
             self._keep(belief, actions, futures, rollouts, drawn=temperature > 0)
@@ -512,6 +517,8 @@ class Recorded:
     def keep_plan(self, belief: Any, plan: Plan) -> None:
         """Keeps what a planner expects of its plan. Where not everything was recorded, the plan is imagined once more,
         and what is met on its way is kept."""
+        if self.keeps_nothing:
+            return
         keys, stored = self._bound.keys, self._bound.keys.of_actions(plan.actions)
         start = keys.of_belief(belief, with_features=False)
         self.planned += [(level[0], stored[0], plan.expected_return) for level in start.nodes]
@@ -526,9 +533,6 @@ class Recorded:
         after = keys.of_futures(futures, with_features=False)
         for step, worth in enumerate(_values_to_go(self._bound.critic, futures)):
             self.planned += [(level[step], stored[step + 1], worth) for level in after.nodes]
-
-    def write(self) -> None:
-        self._cache.write(self._model, self._cache._asked[1], self)
 
 
 def _values_to_go(critic: Critic, futures: Any) -> list[float]:

@@ -242,7 +242,7 @@ def import_cache(run: str | Path, source: str | Path, *, cache: str | Path | Non
     bound = found.bind(model, found.any_critic)
     added = 0
     for rows in _batches(paths[0]):
-        recorded = Recorded(found, model, bound)
+        recorded = Recorded(model, bound)
         recorded.backs_up = False
         nodes = _file(recorded, [row["state"] for row in rows] + [row["next"] for row in rows])
         for row in rows:
@@ -253,7 +253,7 @@ def import_cache(run: str | Path, source: str | Path, *, cache: str | Path | Non
             )
         added += found.write(model, found.any_critic, recorded, events=scope.events)
     for rows in _batches(paths[1]):
-        recorded = Recorded(found, model, bound)
+        recorded = Recorded(model, bound)
         nodes = _file(recorded, [row["state"] for row in rows])
         for row in rows:
             if row["task"] not in task_digests:

@@ -14,6 +14,7 @@ Wilson 95% interval |
 or few, depends on the world |
 | `seconds_per_decision`, `simulated_per_decision` | wall time and imagined steps for one action |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
+| `recalled`, `recalled_<level>` | with a cache: share of actions that it answered, in all and at each of its levels |
 | `clipped_per_episode` | observed vectors outside the range that the model knows, if there were any |
 | `episodes` | how many were played: fewer than asked for if the time limit came first |
 | `given_up` | how many of them the clock cut short: no success, and no part of `return` and `steps`. One that was at \
@@ -38,6 +39,7 @@ import torch
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.agent import PanAgent, perceive
+from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.critics import RewardCritic, as_critic
 from pan_hf.agents.registry import comparing, make_planners
 from pan_hf.agents.world import FixedEffort, within
@@ -75,6 +77,8 @@ class Outcome:
     replans: int = 0
     surprises: int = 0
     clipped: int = 0
+    recalled: int = 0
+    recalled_by: dict[str, int] = field(default_factory=dict)
     was_given_up: bool = False  # by the clock, so its return and steps are those of a part
 
 
@@ -158,9 +162,9 @@ class _Trial:
 
     def _act(self, agent: PanAgent, observation: dict, reward: float | None, trace: _Trace) -> Any:
         statistics = agent.statistics
-        plans = statistics.replans + statistics.repairs
+        plans = statistics.replans + statistics.repairs + statistics.recalled
         action = agent.act(observation, reward, mask=self.env.action_masks or None)
-        if statistics.replans + statistics.repairs > plans:
+        if statistics.replans + statistics.repairs + statistics.recalled > plans:
             trace.plans.append(len(trace.actions))
         trace.observations.append(agent.observations[-1])
         trace.actions.append(action)
@@ -169,7 +173,7 @@ class _Trial:
     def _statistics(self) -> dict:
         if self.agent is None:
             return {}
-        names = ("seconds", "num_simulated", "replans", "surprises", "clipped")
+        names = ("seconds", "num_simulated", "replans", "surprises", "clipped", "recalled", "recalled_by")
         return {name: getattr(self.agent.statistics, name) for name in names}
 
 
@@ -191,6 +195,8 @@ def plan(
     reward_threshold: float | None = None,
     critic=None,
     effort=None,
+    cache: str | Path | None = None,
+    write_back: bool = True,
     time_limit: float | None = TIME_LIMIT,
     episode_time_limit: float | None = None,
     output: str | Path | None = None,
@@ -223,6 +229,8 @@ def plan(
         critic (*optional*): a critic in place of the expected reward, see `pan_hf.agents.critics`.
         effort (*optional*): what planners may spend on an imagined step, as [`PanModel.simulate`] takes it. Graph
             search then compares states by their coarsest level, unless every level is predicted.
+        cache (`str` or `Path`, *optional*): folder of a simulation cache that agents ask before they plan.
+        write_back (`bool`): agents keep what they imagine in the cache.
         time_limit (`float`, *optional*): seconds for all of it; None for no limit.
         episode_time_limit (`float`, *optional*): seconds after which an episode is given up and counts as a failure.
         output (`str` or `Path`, *optional*): folder to write into; the run folder by default.
@@ -259,7 +267,8 @@ def plan(
         agents: dict[str, PanAgent | None] = {}
         for name, planner in make_planners(planners, model.config, has_goal).items():
             imagined = world if effort is None else FixedEffort(world, effort)  # an account of its own for each
-            agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when)
+            known = None if cache is None else SimulationCache(cache, writes=write_back)
+            agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, cache=known)
         trials += [
             _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE)
             for name, agent in (agents | {RANDOM: None}).items()
@@ -274,6 +283,9 @@ def plan(
                 write_films(trial, model, processor, output / "report" / "films")
         for env in {id(trial.env): trial.env for trial in trials}.values():
             env.close()
+        for trial in trials:
+            if trial.agent is not None and trial.agent.cache is not None:
+                trial.agent.cache.close()
     return records
 
 
@@ -444,6 +456,11 @@ def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
             "replans_per_episode": [outcome.replans for outcome in outcomes],
             "surprises_per_episode": [outcome.surprises for outcome in outcomes],
         }
+        if trial.agent.cache is not None:
+            columns["recalled"] = [outcome.recalled / outcome.steps for outcome in outcomes]
+            for level in dict.fromkeys(level for outcome in outcomes for level in outcome.recalled_by):
+                shares = [outcome.recalled_by.get(level, 0) / outcome.steps for outcome in outcomes]
+                columns[f"recalled_{level}"] = shares
         clipped = [outcome.clipped for outcome in outcomes]
         columns |= {"clipped_per_episode": clipped} if any(clipped) else {}
         if isinstance(trial.agent.model, FixedEffort):

@@ -193,7 +193,7 @@ class _Filler:
             reader = WindowReader(trajectories, processor, self.world, lead + 1)
             for first in range(0, len(some), _PERCEIVED):
                 belief = reader.perceive(reader.batch(some[first : first + _PERCEIVED], 1))
-                recorded = Recorded(self.cache, self.world, self.bound)
+                recorded = Recorded(self.world, self.bound)
                 nodes |= dict.fromkeys(recorded.file(belief))
                 store = self.cache.store
                 store.write(self.bound.space, self.bound.events, recorded.states.values(), ())
@@ -256,7 +256,7 @@ class _Filler:
         for length in sorted({len(raw) for raw in raws.values()}):
             some = [node for node, raw in raws.items() if len(raw) == length]
             belief = self.bound.keys.belief([raws[node] for node in some])
-            recorded = Recorded(self.cache, self.world, self.bound)
+            recorded = Recorded(self.world, self.bound)
             recorded.backs_up = False  # at the end, all at once
             if self.planner is None:
                 self._imagine_all(recorded, belief)

@@ -1,0 +1,238 @@
+"""The simulation cache at a million entries: look-ups, neighbours, memory, two processes, and kills while writing.
+
+    python benchmarks/cache.py                       # a million entries; minutes, and about 1 GB of disk
+    python benchmarks/cache.py --entries 20000       # seconds
+
+States are random codes as a 64x64 camera of two levels has them (80 codes), in clusters, since what an agent meets is
+alike; seven actions a state. An *exact look-up* is a node's actions and values as the agent reads them. A *neighbour*
+is right if no state is nearer (a plain scan tells). A *kill* is SIGKILL at a random moment of a process that writes;
+what it had said was written has to be there, whole, and the file has to pass SQLite's own check.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]  # also from a checkout that is not installed
+
+from pan_hf.agents.cache_keys import FEATURES  # noqa: E402
+from pan_hf.agents.cache_neighbours import Neighbours  # noqa: E402
+from pan_hf.agents.cache_scope import scope_of  # noqa: E402
+from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow  # noqa: E402
+
+ACTIONS, CODES, CLUSTERS = 7, 80, 2000
+BATCH = 500  # states in one transaction
+FORK = multiprocessing.get_context("fork")
+
+
+def node_of(index: int) -> bytes:
+    return np.random.default_rng(index).bytes(16)
+
+
+def state_of(index: int) -> StateRow:
+    """A random state near the middle of one of the clusters."""
+    rng, node = np.random.default_rng(index), node_of(index)
+    middle = np.random.default_rng(10**9 + index % CLUSTERS).normal(size=FEATURES)
+    features = (middle + 0.3 * rng.normal(size=FEATURES)).astype(np.float16)
+    codes = rng.integers(0, 128, CODES).astype(np.int32).tobytes()
+    return StateRow([node, node[:12] + b"0000"], codes, len(codes), b"", features.tobytes())
+
+
+def outcomes_of(index: int, count: int) -> list[OutcomeRow]:
+    """Every action of a state; half of them change nothing."""
+    rng, node = np.random.default_rng(index), node_of(index)
+    targets = [index if rng.random() < 0.5 else int(rng.integers(count)) for _ in range(ACTIONS)]
+    return [
+        OutcomeRow(node, action.to_bytes(4, "little"), node_of(target), 0, 0.0, 1.0, -0.1, 1, 0.0, False)
+        for action, target in enumerate(targets)
+    ]
+
+
+def fill(folder: Path, entries: int) -> float:
+    """Writes so many entries and a value for each; returns the seconds it took."""
+    store, count, start = CacheStore(folder), entries // ACTIONS, time.perf_counter()
+    space, _ = store.add_space(scope_of(None, "benchmark"))
+    task = store.task("benchmark", "")
+    for first in range(0, count, BATCH):
+        some = range(first, min(first + BATCH, count))
+        outcomes = [outcome for index in some for outcome in outcomes_of(index, count)]
+        store.write(space, 0, [state_of(index) for index in some], outcomes, task)
+        values = [(o.state, task, o.action, 0.5, 1.0) for o in outcomes]
+        with store.transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO worth (node, task, action, value, reach) VALUES (?, ?, ?, ?, ?)", values
+            )
+    store.close()
+    return time.perf_counter() - start
+
+
+def look_up(folder: Path, entries: int, number: int = 20_000, seed: int = 0) -> dict[str, float]:
+    """Exact look-ups of random states, in microseconds."""
+    store, rng = CacheStore(folder), np.random.default_rng(seed)
+    nodes = [node_of(int(index)) for index in rng.integers(entries // ACTIONS, size=number)]
+    query, times = "SELECT action, value, reach, planned FROM worth WHERE node=? AND task=?", []
+    for node in nodes:
+        start = time.perf_counter()
+        rows = store.query(query, (node, 1))
+        times.append(time.perf_counter() - start)
+        assert len(rows) == ACTIONS
+    micro = 1e6 * np.array(times[len(times) // 10 :])  # the first ones bring pages in
+    return {"median": float(np.median(micro)), "percentile_99": float(np.percentile(micro, 99))}
+
+
+def find_neighbours(folder: Path, number: int = 300) -> dict[str, float]:
+    """Neighbours of states that are not there, in milliseconds, and how often the first one is the nearest."""
+    store, start = CacheStore(folder), time.perf_counter()
+    neighbours = Neighbours(store, 1)
+    loading = time.perf_counter() - start
+    matrix = next(iter(neighbours._matrices.values()))
+    times, right = [], 0
+    for index in range(number):
+        query = np.frombuffer(state_of(10**8 + index).features or b"", np.float16).astype(np.float32)
+        start = time.perf_counter()
+        found = neighbours.nearest(b"", query)
+        times.append(time.perf_counter() - start)
+        nearest = int((matrix.squares - 2 * (matrix.features @ query)).argmin())
+        right += found[0][0] == matrix.nodes[nearest]
+    return {
+        "states": len(neighbours),
+        "median_ms": 1e3 * float(np.median(times)),
+        "percentile_99_ms": 1e3 * float(np.percentile(times, 99)),
+        "recall_at_1": right / number,
+        "loading_s": loading,
+        "with_faiss": matrix.index is not None,
+    }
+
+
+def resident_mib() -> float:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def in_a_process(function, *arguments):
+    """What a function returns and the memory that its process holds at the end."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=lambda: sender.send((function(*arguments), resident_mib())))
+    process.start()
+    return process, receiver
+
+
+def both(folder: Path, entries: int) -> tuple[dict, float]:
+    """Look-ups and neighbours in one process, and its memory."""
+
+    def work():
+        return look_up(folder, entries, seed=os.getpid()) | find_neighbours(folder)
+
+    process, receiver = in_a_process(work)
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def two_processes(folder: Path, entries: int) -> dict[str, float]:
+    """Look-ups in one process while another writes 2000 states more."""
+
+    def write():
+        store, times = CacheStore(folder), []
+        for index in range(10**7, 10**7 + 2000, 10):
+            some = range(index, index + 10)
+            start = time.perf_counter()
+            outcomes = [o for each in some for o in outcomes_of(each, 10**7)]
+            store.write(1, 0, [state_of(each) for each in some], outcomes, 1)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+    writing, written = in_a_process(write)
+    reading, read = in_a_process(look_up, folder, entries)
+    (told, memory), (seconds, others) = read.recv(), written.recv()
+    writing.join()
+    reading.join()
+    return told | {"write_of_70_ms": 1e3 * seconds, "resident_mib": memory + others}
+
+
+def kills(folder: Path, number: int, seed: int = 0) -> dict[str, int]:
+    """Kills a writer so many times; counts what went wrong."""
+    draw, lost, torn, acknowledged = random.Random(seed), 0, 0, 0
+    for turn in range(number):
+        receiver, sender = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_write_and_say, args=(folder, turn, sender))
+        process.start()
+        sender.close()
+        receiver.recv()  # it has begun
+        time.sleep(draw.random() * 0.15)
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        said = []
+        while receiver.poll():
+            try:
+                said.append(receiver.recv())
+            except EOFError:
+                break
+        store = CacheStore(folder)
+        acknowledged += len(said)
+        for index in said:
+            rows = store.query("SELECT COUNT(*) FROM outcomes WHERE state=?", (node_of(index),))
+            lost += rows[0][0] != ACTIONS
+        query = "SELECT COUNT(*) FROM outcomes GROUP BY state HAVING COUNT(*) != ?"
+        torn += len(store.query(query, (ACTIONS,)))
+        store.check()
+        counted = store.query("SELECT COUNT(*) FROM outcomes")[0][0]
+        torn += counted != store.counters().get("entries", 0)
+        store.close()
+    return {"kills": number, "acknowledged": acknowledged * ACTIONS, "lost": lost, "torn": torn}
+
+
+def _write_and_say(folder: Path, turn: int, sender) -> None:
+    store = CacheStore(folder)
+    space, _ = store.add_space(scope_of(None, "kills"))
+    sender.send(-1)
+    for index in range(turn * 10**6, turn * 10**6 + 10**5):
+        outcomes = [OutcomeRow(*row) for row in _own_outcomes(index)]
+        store.write(space, 0, [state_of(index)], outcomes)
+        sender.send(index)
+
+
+def _own_outcomes(index: int) -> list[tuple]:
+    node = node_of(index)
+    return [(node, action.to_bytes(4, "little"), node, 0, 0.0, 1.0, -0.1, 1) for action in range(ACTIONS)]
+
+
+def main(
+    entries: int = 1_000_000,
+    kill: Annotated[int, typer.Option(help="times a writer is killed.")] = 50,
+    folder: Annotated[Path | None, typer.Option(help="where the cache is made; kept if given.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Measures and prints; what `docs/guide/cache.md` states comes from here."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = folder or Path(temporary)
+        told: dict = {"entries": entries, "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))}
+        if not (place / "full").exists():
+            told["fill_s"] = fill(place / "full", entries)
+        told["disk_mib"] = sum(path.stat().st_size for path in (place / "full").iterdir()) / 2**20
+        told["alone"], told["resident_mib"] = both(place / "full", entries)
+        told["beside_a_writer"] = two_processes(place / "full", entries)
+        told["kills"] = kills(place / "kills", kill)
+        text = json.dumps(told, indent=1)
+        print(text)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
