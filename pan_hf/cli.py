@@ -500,7 +500,8 @@ def show_cache(
     export: Path | None = None,
     take: Annotated[Path | None, Parameter(name="--import")] = None,
 ) -> None:
-    """Shows what a simulation cache holds and what it is good for; or takes it in and out as a data set.
+    """Shows what a simulation cache holds and what it is good for, with a picture; or takes it in and out as a data
+    set.
 
     Args:
         samples: recorded states that are looked up, to tell how many have an answer.
@@ -520,9 +521,16 @@ def show_cache(
     if take is None and export is None:
         settings: dict[str, Any] = {"samples": samples, "check": check, "reward_threshold": reward_threshold}
         told = library("pan_hf.evaluation.cache_summary:describe_cache")(
-            where["run"], where["data_root"], cache=place, effort=_effort(effort), **settings
+            where["run"],
+            where["data_root"],
+            cache=place,
+            effort=_effort(effort),
+            pictures=where["output"] / "report" / "codes",
+            **settings,
         )
         print(library("pan_hf.evaluation.cache_summary:cache_summary")(told))
+        if told.get("picture"):
+            print(f"A picture of it, which pan report shows: {told['picture']}")
 
 
 def _next(name: str, run: Path) -> None:

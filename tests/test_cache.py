@@ -425,13 +425,14 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path, content):
     assert (tmp_path / FILE).read_bytes() == content
 
 
-def test_a_file_of_somebody_else_is_refused_and_left_as_it_is(tmp_path):
+@pytest.mark.parametrize("number", [0, 7])
+def test_a_file_of_somebody_else_is_refused_and_left_as_it_is(tmp_path, number):
     connection = sqlite3.connect(tmp_path / FILE)
     connection.execute("CREATE TABLE mine (value)")
-    connection.execute("PRAGMA application_id=7")
+    connection.execute(f"PRAGMA application_id={number}")
     connection.close()
     content = (tmp_path / FILE).read_bytes()
-    with pytest.raises(ValueError, match="no simulation cache"):
+    with pytest.raises(ValueError, match="another's database"):
         SimulationCache(tmp_path)
     assert (tmp_path / FILE).read_bytes() == content
 

@@ -1,5 +1,6 @@
 """`pan precompute` and `pan cache`, on the recorded board with an untrained model."""
 
+import json
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from forked import run_forked
+from PIL import Image
 from tiny_worlds import board_world
 
 from pan_hf import cli
@@ -118,6 +120,14 @@ def test_a_critic_that_no_worker_can_be_handed_is_refused(board, tmp_path):
         precompute(board.model, board.data, cache=tmp_path, critic=wanted, workers=2, progress=False)
 
 
+def test_the_graph_of_abstract_states_is_drawn_for_the_report(board, tmp_path):
+    told = describe_cache(board.model, board.data, cache=board.cache, samples=3, pictures=tmp_path, **GOAL)
+    with Image.open(told["picture"]) as picture:
+        assert picture.size[0] > 400 and picture.convert("L").getextrema()[0] < 200
+    about = json.loads((tmp_path / "cache.json").read_text())
+    assert "finer codes, and the earlier steps" in about["caption"]
+
+
 # --- As a data set
 
 
@@ -128,6 +138,8 @@ def test_what_is_exported_and_imported_is_the_same_and_once(board, tmp_path):
     assert content(tmp_path / "cache") == content(board.cache)
     assert import_cache(board.model, tmp_path / "set", cache=tmp_path / "cache") == 0
     assert content(tmp_path / "cache") == content(board.cache)
+    expanded = "SELECT COUNT(*) FROM states WHERE is_expanded=1"
+    assert CacheStore(tmp_path / "cache").query(expanded) == CacheStore(board.cache).query(expanded)
     model, _ = load(board.model)
     taken, own = (SimulationCache(folder) for folder in (tmp_path / "cache", board.cache))
     assert taken.back_up(model, GOAL["critic"]) == own.back_up(model, GOAL["critic"])
@@ -166,7 +178,8 @@ def test_after_growth_the_share_of_outcomes_that_differ_is_measured(board, tmp_p
 # --- From a shell
 
 
-def test_pan_cache_says_what_is_there(board, capsys, tmp_path):
+def test_pan_cache_says_what_is_there(board, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     words = ["--model", str(board.model), "--data", str(board.data), "--cache", str(board.cache)]
     cli.app(["cache", *words, "--samples", "5", "--check", "5", "--reward-threshold", "0.3"])
     said = capsys.readouterr().out

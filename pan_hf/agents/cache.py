@@ -93,7 +93,7 @@ class SimulationCache:
         on_stale (`str`): what to do with a cache that holds nothing but entries of other weights: "refuse" it, "keep"
             them beside the new ones, or "drop" them.
         create (`bool`): make the cache if there is none.
-        writes (`bool`): keep what planners imagine; off, the cache stays as it was filled.
+        writes (`bool`): keep what planners imagine, and count look-ups; off, entries stay as they were filled.
         scope (`str`, *optional*): names a world without weights; it has to change whenever the world does.
         task (`str`, *optional*): names what is wanted, for critics that cannot be told apart by their fields.
 
@@ -153,6 +153,11 @@ class SimulationCache:
         return [*named, (NEIGHBOURS, "that the two states differ")]
 
     @property
+    def bound(self) -> _Bound | None:
+        """What is kept for the world and the critic that were asked about last."""
+        return self._bound
+
+    @property
     def any_critic(self) -> Critic:
         """What was wanted last; a reward where nothing was."""
         return RewardCritic() if self._bound is None else self._bound.critic
@@ -172,10 +177,10 @@ class SimulationCache:
             ValueError: the cache holds entries of other weights, or of a vocabulary that has grown beyond this one's
                 (with `on_stale="refuse"`); or a world or critic that nothing tells from others.
         """
-        bound = self._bound
-        is_same = bound is not None and self._asked[0] is world and self._asked[1] is critic
-        if is_same and fingerprint(bound.tensors) == bound.fingerprint:
-            return bound
+        bound, asked = self._bound, self._asked
+        if bound is not None and asked[0] is world and asked[1] is critic:
+            if fingerprint(bound.tensors) == bound.fingerprint:
+                return bound
         wanted = as_critic(critic)
         about = repr(wanted)[:2000] if self.task_name is None else self.task_name
         digest = task_of(wanted, self.task_name)
@@ -279,9 +284,9 @@ class SimulationCache:
         return answer
 
     def _note_use(self) -> None:
-        if self._touched or self._counts:
+        if self.writes and (self._touched or self._counts):
             self.store.touch(set(self._touched), self._counts)
-            self._touched, self._counts = [], Counter()
+        self._touched, self._counts = [], Counter()
 
     @staticmethod
     def _is_allowed(
@@ -383,7 +388,7 @@ class SimulationCache:
             self.store.move_space(bound.space, bound.grown)
             bound.grown = None
         outcomes = list(recorded.outcomes.values())
-        for first in range(0, len(outcomes), _WRITTEN):
+        for first in range(0, max(1, len(outcomes)), _WRITTEN):
             some = outcomes[first : first + _WRITTEN]
             needed = {node for outcome in some for node in (outcome.state, outcome.next)}
             states = [recorded.states[node] for node in needed]

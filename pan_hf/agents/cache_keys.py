@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pan_hf.agents.actions import ActionParts
+from pan_hf.agents.cache_scope import model_of
 from pan_hf.modeling.backbone_pan import fill_cache
 from pan_hf.modeling.state_pan import Actions, Belief, State, action_tensors, as_action
 
@@ -156,9 +157,7 @@ class Keys:
             state = self._state(rows[:, start : start + state_size])
             history.append((state, self._actions(rows[:, start + state_size : start + past], parts, actions)))
         prefix = rows[:, state_size:now].long().to(model.device) if prefix_length else None
-        belief = Belief(
-            self._state(rows[:, :state_size]), history[::-1], prefix, None, getattr(model, "_model", model)
-        )
+        belief = Belief(self._state(rows[:, :state_size]), history[::-1], prefix, None, model_of(model))
         return fill_cache(belief.model, belief, model.table.code_tables()) if fills else belief
 
     def _state(self, rows: Tensor) -> State:

@@ -47,7 +47,7 @@ class Scope:
 
     def holds_for(self, world: Any) -> bool:
         """Whether a model predicts as the one did that made the entries, as far as its vocabulary went then."""
-        model = _model_of(world)
+        model = model_of(world)
         rows = _mask(self.rows, model) if hasattr(model, "born_rows") else None
         return (rows is not None or not self.rows) and digest_of(world, rows) == self.digest
 
@@ -64,7 +64,7 @@ def scope_of(world: Any, name: str | None = None) -> Scope:
     """
     if name is not None:
         return Scope(hashlib.sha256(name.encode()).hexdigest()[:32], [])
-    model = _model_of(world)
+    model = model_of(world)
     if not hasattr(model, "state_dict"):
         raise ValueError(
             f"A cache holds for the weights of a model, and a {type(world).__name__} has none; give it a `scope`, a "
@@ -83,7 +83,7 @@ def scope_of(world: Any, name: str | None = None) -> Scope:
 @torch.no_grad()
 def digest_of(world: Any, rows: Tensor | None) -> str:
     """Digest of a world's predictions. Args: rows, bool `(vocab_size,)`, which of its vocabulary count."""
-    model, digest = _model_of(world), hashlib.blake2b(digest_size=16)
+    model, digest = model_of(world), hashlib.blake2b(digest_size=16)
     settings = {"config": _settings(model), "effort": repr(getattr(world, "effort", None))}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in _counted(model, rows):
@@ -94,7 +94,7 @@ def digest_of(world: Any, rows: Tensor | None) -> str:
 
 def tensors_of(world: Any) -> list[Tensor]:
     """Every weight and buffer of a world; none where it has none."""
-    model = _model_of(world)
+    model = model_of(world)
     return [*model.parameters(), *model.buffers()] if hasattr(model, "state_dict") else []
 
 
@@ -104,7 +104,7 @@ def fingerprint(tensors: list[Tensor]) -> int:
     return sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
-def _model_of(world: Any) -> Any:
+def model_of(world: Any) -> Any:
     """What wrappers of a world pass their questions on to."""
     while "_model" in vars(world):
         world = vars(world)["_model"]

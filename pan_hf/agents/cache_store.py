@@ -172,20 +172,17 @@ class CacheStore:
             connection.execute("COMMIT")
 
     def _check_or_make(self) -> None:
-        """The header says whose file it is before anything is read or written."""
-        if self.path.exists() and (size := self.path.stat().st_size):
-            header = self.path.open("rb").read(72)
-            kind = int.from_bytes(header[68:72], "big")
-            if not header.startswith(b"SQLite format 3\0") or (size >= 100 and kind not in (APPLICATION, 0)):
-                raise ValueError(f"{self.path} is damaged, or no simulation cache; move it away, it is left as it is.")
+        """Makes the tables if there are none. A file of somebody else's is looked at and left as it is."""
+        if self.path.exists():
+            plain = sqlite3.connect(self.path, timeout=_WAIT)
+            try:
+                self._is_made(plain)
+            finally:
+                plain.close()
         connection = self.connection
         connection.execute("BEGIN IMMEDIATE")  # of two that make it, one waits and finds it made
         try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-            if version not in (0, VERSION) or (version == 0 and tables):
-                raise ValueError(f"{self.path} is of version {version}; this pan_hf reads version {VERSION}.")
-            if version == 0:
+            if not self._is_made(connection):
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id={APPLICATION}")
@@ -194,6 +191,18 @@ class CacheStore:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
+
+    def _is_made(self, connection: sqlite3.Connection) -> bool:
+        """Whether the tables are there. Raises ValueError where others are, or those of another version."""
+        if not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            return False
+        names = ("application_id", "user_version")
+        kind, version = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        if kind != APPLICATION:
+            raise ValueError(f"{self.path} is no simulation cache but another's database; name another folder.")
+        if version != VERSION:
+            raise ValueError(f"{self.path} is of version {version}, this pan_hf reads {VERSION}; name another folder.")
+        return True
 
     def query(self, text: str, values: Sequence[Any] = ()) -> list[tuple]:
         """Rows of a SELECT."""
@@ -309,6 +318,15 @@ class CacheStore:
                 "INSERT INTO worth (node, task, action, planned) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET planned = max(coalesce(planned, excluded.planned), excluded.planned)",
                 list(rows),
+            )
+
+    def mark_expanded(self, space: int, num_actions: int) -> None:
+        """Notes of which states of a space every action is there."""
+        with self.transaction() as connection:
+            connection.execute(
+                "UPDATE states SET is_expanded=1 WHERE space=? AND is_expanded=0 AND "
+                "(SELECT COUNT(DISTINCT action) FROM outcomes WHERE state=states.node) >= ?",
+                (space, num_actions),
             )
 
     def touch(self, nodes: Iterable[bytes], counts: dict[str, int]) -> None:

@@ -29,6 +29,7 @@ from pan_hf.arguments import checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
+from pan_hf.evaluation.cache_picture import write_cache_picture
 from pan_hf.evaluation.control import recorded_facts, reward_critic
 from pan_hf.evaluation.precompute import CACHE
 from pan_hf.files import whole_file, whole_folder
@@ -64,6 +65,7 @@ def describe_cache(
     critic=None,
     effort=None,
     seed: int = 0,
+    pictures: str | Path | None = None,
 ) -> dict[str, Any]:
     """What a cache holds, and what it is good for.
 
@@ -76,11 +78,12 @@ def describe_cache(
         check (`int`): cached outcomes that are imagined anew, to see how many differ now; 0: none.
         reward_threshold (`float`, *optional*), critic (*optional*), effort (*optional*): as of `precompute`.
         seed (`int`): of the choice of states.
+        pictures (`str` or `Path`, *optional*): folder for a picture of the graph of abstract states.
 
     Returns:
         `dict`: `entries`, `states`, `bytes`; `stale_entries`, those of other weights, and `stale`, their share;
         `hit_rate` and `hits` by level, of all look-ups so far; `coverage`, the share of recorded states that are
-        answered, and `covered` by level; `differing`, the share of checked outcomes that differ.
+        answered, and `covered` by level; `differing`, the share of checked outcomes that differ; `picture`, its path.
 
     Raises:
         ValueError: the cache is damaged, or an argument is of another type or out of range.
@@ -118,6 +121,8 @@ def describe_cache(
                 covered["none" if answer is None else answer.level] += 1
                 total += 1
         told["coverage"] = 1 - covered.pop("none", 0) / max(1, total)
+        if pictures is not None:
+            told["picture"] = write_cache_picture(found, pictures)
         told["covered"] = {name: count / max(1, total) for name, count in covered.items()}
     if check and valid:
         told["differing"] = differing_share(world, found, valid[0], check, seed)
@@ -252,6 +257,8 @@ def import_cache(run: str | Path, source: str | Path, *, cache: str | Path | Non
                 start, row["action"], end, row["count"], told, row["continue_prob"], row["log_prob"], row["duration"]
             )
         added += found.write(model, found.any_critic, recorded, events=scope.events)
+    if bound.parts.is_discrete:  # `precompute` need not do again what is whole
+        found.store.mark_expanded(bound.space, bound.parts.num_choices)
     for rows in _batches(paths[1]):
         recorded = Recorded(model, bound)
         nodes = _file(recorded, [row["state"] for row in rows])

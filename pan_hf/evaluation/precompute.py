@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import pickle
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
@@ -21,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -308,8 +308,8 @@ def _workers(job: _Job, count: int, own: _Filler) -> Iterator[Any]:
         yield lambda batches: map(own.do, batches)
         return
     try:
-        pickle.dumps(job)  # how processes are handed what they need; nothing of it is kept
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        ForkingPickler.dumps(job)  # how processes are handed what they need; nothing of it is kept
+    except Exception as error:
         raise ValueError(
             f"Workers cannot be handed this critic or effort ({error}); define its function at the top of a module, "
             "or use one worker."
