@@ -11,6 +11,7 @@ what it had said was written has to be there, whole, and the file has to pass SQ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -34,19 +35,19 @@ from pan_hf.agents.cache_scope import scope_of  # noqa: E402
 from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow  # noqa: E402
 
 ACTIONS, CODES, CLUSTERS = 7, 80, 2000
+MIDDLES = np.random.default_rng(0).normal(size=(CLUSTERS, FEATURES))
 BATCH = 500  # states in one transaction
 FORK = multiprocessing.get_context("fork")
 
 
 def node_of(index: int) -> bytes:
-    return np.random.default_rng(index).bytes(16)
+    return hashlib.blake2b(index.to_bytes(8, "big"), digest_size=16).digest()
 
 
 def state_of(index: int) -> StateRow:
     """A random state near the middle of one of the clusters."""
     rng, node = np.random.default_rng(index), node_of(index)
-    middle = np.random.default_rng(10**9 + index % CLUSTERS).normal(size=FEATURES)
-    features = (middle + 0.3 * rng.normal(size=FEATURES)).astype(np.float16)
+    features = (MIDDLES[index % CLUSTERS] + 0.3 * rng.normal(size=FEATURES)).astype(np.float16)
     codes = rng.integers(0, 128, CODES).astype(np.int32).tobytes()
     return StateRow([node, node[:12] + b"0000"], codes, len(codes), b"", features.tobytes())
 

@@ -163,7 +163,9 @@ class Keys:
     def _state(self, rows: Tensor) -> State:
         """Ids `(N, state_size)` as a state `(N,)`."""
         config, rows = self.world.config, rows.long().to(self.world.device)
-        first, codes, text = 0, {}, {}
+        first = 0
+        codes: dict[str, list[Tensor]] = {}
+        text: dict[str, Tensor] = {}
         for name, sense in config.coded_senses.items():
             codes[name] = []
             for count in sense.codes_per_token:

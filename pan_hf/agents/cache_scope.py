@@ -88,7 +88,8 @@ def digest_of(world: Any, rows: Tensor | None) -> str:
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in _counted(model, rows):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(numbers.data)
     return digest.hexdigest()
 
 

@@ -221,9 +221,9 @@ def export_cache(run: str | Path, output: str | Path, *, cache: str | Path | Non
             "JOIN tasks t ON t.id=w.task WHERE s.space=? AND w.planned IS NOT NULL ORDER BY s.id, w.action",
             (number,),
         )
-        columns = [list(column) for column in zip(*planned, strict=True)] or [[], [], [], []]
+        arrays = [[row[column] for row in planned] for column in range(len(_PLANNED))]
         with whole_file(folder / PLANNED) as temporary:
-            pq.write_table(pa.table(columns, schema=_PLANNED.with_metadata(metadata)), temporary)
+            pq.write_table(pa.table(arrays, schema=_PLANNED.with_metadata(metadata)), temporary)
     return Path(output)
 
 
@@ -308,7 +308,7 @@ def _batches(path: Path) -> Iterator[list[dict]]:
 
 def _file(recorded: Recorded, raws: list[bytes]) -> dict[bytes, bytes]:
     """Files whole keys; returns the node of each."""
-    nodes = {}
+    nodes: dict[bytes, bytes] = {}
     for length in {len(raw) for raw in raws}:
         some = list(dict.fromkeys(raw for raw in raws if len(raw) == length))
         nodes |= dict(zip(some, recorded.file(recorded.keys.belief(some, fills=False)), strict=True))
