@@ -271,6 +271,7 @@ def test_the_core_has_at_most_12_dependencies_and_all_has_the_rest_but_what_few_
     assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == set(EXTRAS) - {
         "agent",
         "all",
+        "cache",
         "dev",
         "quantize",
         "tracking",
