@@ -77,6 +77,13 @@ def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:
     return chosen.reshape(len(chosen), -1).sum(-1)
 
 
+def entropy_of(logits: Tensor) -> Tensor:
+    """Entropy in nats of distributions of logits `(N, ..., K)`, added up a row: `(N,)`; a code that cannot be, of
+    logit minus infinity, adds nothing."""
+    entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return entropy.reshape(len(entropy), -1).sum(-1)
+
+
 @dataclass
 class StepDraft:
     """The next state of N rows as far as it is predicted, and the inputs of its blocks.
@@ -95,6 +102,7 @@ class StepDraft:
         codes, text, latents: of the next state.
         log_prob `(N,)`: of its codes and words, at temperature 1.
         logits: by sense, a level `(N, n, K)`.
+        word_entropy: by text `(N,)`, beside the logits, since those of every word would be large.
         shifts: by sense and level `(N, n, code_dim)`: what leads from the vectors of the codes to the expected ones.
         nobody: an index of no row.
     """
@@ -121,6 +129,7 @@ class StepDraft:
         self.text = dict(self.current.text)
         self.log_prob = torch.zeros(self.num_rows, device=self.trunk.device)
         self.logits: dict[str, list[Tensor]] = {name: [] for name in self.current.codes}
+        self.word_entropy: dict[str, Tensor] = {}
         hedged = hedged_senses(self.model.config) if self.keeps_shifts else ()
         self.shifts: dict[str, list[Tensor]] = {name: [] for name in hedged}
         self.nobody = torch.zeros(0, dtype=torch.long, device=self.trunk.device)
@@ -318,7 +327,7 @@ class TextBlock(AutoregressiveBlock):
     def draw(self, draft: StepDraft, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         model, run, words = draft.model, draft.run, []
         log_prob = draft.log_prob if rows is None else draft.log_prob[rows]
-        ended = torch.zeros(run.rows, dtype=torch.bool, device=log_prob.device)
+        ended, entropy = torch.zeros(run.rows, dtype=torch.bool, device=log_prob.device), torch.zeros_like(log_prob)
         x = model.text_start.detach().expand(run.rows, 1, -1)
         for index in range(model.layout.passes[self.number].length):
             logits = model.table.word_logits(run.words(x))
@@ -327,9 +336,12 @@ class TextBlock(AutoregressiveBlock):
             else:
                 word = draft.target.text[self.sense][:, index]
             log_prob = torch.where(ended, log_prob, log_prob + log_prob_of(logits, word))
+            if draft.keeps_logits:
+                entropy = torch.where(ended, entropy, entropy + entropy_of(logits))
             words.append(word.masked_fill(ended, model.config.pad_token_id))
             ended = ended | (words[-1] == model.config.pad_token_id)
             x = model.table.word_rows(words[-1]).unsqueeze(1)
+        draft.word_entropy[self.sense] = entropy
         return torch.stack(words, 1), log_prob
 
 

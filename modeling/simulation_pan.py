@@ -124,6 +124,7 @@ class Simulator:
         expected: Collection[int] = (),
         effort: Effort | str | Collection[str] | None = None,
         reencode: int = 0,
+        uncertainty: bool = False,
     ) -> Futures:
         """Imagines what follows from actions.
 
@@ -144,6 +145,7 @@ class Simulator:
                 Without one, every discrete block everywhere, and latents when something is decoded and they help.
             reencode (`int`): against drift, after every so many steps what was imagined is decoded and encoded anew,
                 and the next step is predicted from that; 0: never.
+            uncertainty (`bool`): fill in `futures.entropy`: how open each imagined step was, by sense.
 
         Returns:
             [`Futures`] of N rows and H steps; observations are decoded only when asked for. With an effort,
@@ -159,13 +161,15 @@ class Simulator:
         if not isinstance(expected, Collection) or not all(step in steps for step in expected):
             raise ValueError(f"`expected` steps must be 0 to {len(steps) - 1}, got {expected!r}.")
         expected = list(expected)
-        if effort is not None and expected:
-            raise ValueError("`expected` images take every code everywhere, so they go with no `effort`.")
+        uncertainty = truth("uncertainty", uncertainty)
+        if effort is not None and (expected or uncertainty):
+            what = "`expected` images take" if expected else "`uncertainty` is measured of"
+            raise ValueError(f"{what} every code everywhere, so they go with no `effort`.")
         num_rollouts, reencode = whole("num_rollouts", num_rollouts, 1), whole("reencode", reencode)
         if num_rollouts > 1:
             belief, actions = belief.repeat(num_rollouts), actions.repeat_interleave(num_rollouts, 0)
         blocks = ALL if effort is None else block_plan(as_effort(effort, self.model), self.model)
-        return self.rollout(belief, actions, blocks, temperature, seed, expected, reencode)
+        return self.rollout(belief, actions, blocks, temperature, seed, expected, reencode, uncertainty)
 
     def checked_actions(
         self, what: str, actions: Tensor | Mapping[str, Tensor] | Actions, expected: str, rows: int, second: str = "H"
@@ -225,13 +229,15 @@ class Simulator:
         seed: int | None = None,
         expected: Collection[int] = (),
         reencode: int = 0,
+        uncertainty: bool = False,
     ) -> Futures:
         """`simulate` of a belief and actions `(N, H, ...)` that were checked, with a plan of blocks."""
         started, predictor, seed = time.perf_counter(), StepPredictor(self.model, temperature, seed), as_seed(seed)
         transitions, pasts, codecs = [], [], self.model.senses
         images: dict[str, list[Tensor]] = {name: [] for name in codecs if codecs[name].can_grow and expected}
         for index in range(actions.shape[1]):
-            transition = predictor.step(belief, actions[:, index], blocks=blocks, keeps_logits=index in expected)
+            action, keeps = actions[:, index], index in expected
+            transition = predictor.step(belief, action, None, blocks, keeps, keeps_entropy=uncertainty)
             for name in images if index in expected else ():
                 probabilities = [logits.softmax(-1) for logits in transition.logits[name]]
                 images[name].append(codecs[name].as_output(codecs[name].decode_probabilities(probabilities)))
@@ -305,7 +311,8 @@ class Simulator:
         """
         latents = None if latents is None else truth("latents", latents)
         actions = self._plan_of(belief, actions)
-        following, predictor, parts = self.model.encode(observations), StepPredictor(self.model), []
+        following, predictor = self.model.encode(observations), StepPredictor(self.model)
+        parts, senses = [], []
         shape, expected = tuple(following.tensors()[0].shape[:2]), (len(belief), actions.shape[1])
         if shape != expected:
             raise ValueError(f"`observations` must be (B, H) of {expected}, one after each action; got {shape}.")
@@ -315,7 +322,10 @@ class Simulator:
             belief = transition.belief
             true = {name: observations[name][:, index] for name in self.model.senses}
             parts.append((transition.log_prob, *self._residual_log_prob(transition, predictor, true, latents)))
-        log_prob = LogProb(*(torch.stack(column, 1) for column in zip(*parts, strict=True)))
+            senses.append(transition.log_probs)
+        by_sense = {name: torch.stack([each[name] for each in senses], 1) for name in senses[0]}
+        codes, latent, seen = (torch.stack(column, 1) for column in zip(*parts, strict=True))
+        log_prob = LogProb(codes, latent, seen, by_sense)
         self._check_numbers(log_prob.total)
         return log_prob
 
@@ -385,6 +395,7 @@ def _joined(parts: Sequence[Transition | Futures], join: Callable, **others) -> 
     return Futures(
         state=State.combine([part.state for part in parts], lambda tensors: join(tensors, 1)),
         conditions={name: join([part.conditions[name] for part in parts], 1) for name in parts[0].conditions},
+        entropy={name: join([part.entropy[name] for part in parts], 1) for name in parts[0].entropy},
         **{name: join([getattr(part, name) for part in parts], 1) for name in names},
         **others,
     )
@@ -420,6 +431,8 @@ class Futures:
         focus, which places were looked at, `(N, H, places of all senses)` bool; cost, an `effort_pan.Cost`.
         pasts: by step, the `history` and the `ages` of the belief after each action; None where it holds no past.
         duration: of each transition in steps, int64 `(N, H)`; one by default, several for a macro-action.
+        entropy: by sense, how open each step was: the entropy of what was predicted, nats `(N, H)` at temperature 1,
+            of each code given those drawn before it. Empty unless `simulate` was asked for it.
         expected: images that `simulate` was asked to expect, uint8 `(N, steps asked for, C, height, width)` a sense.
     """
 
@@ -436,6 +449,7 @@ class Futures:
     expected: dict[str, Tensor] = field(default_factory=dict)
     pasts: list[tuple[list[tuple[State, Tensor | Actions]], Tensor | None]] | None = field(repr=False, default=None)
     duration: Tensor = None  # type: ignore[assignment]  # filled in when it is built
+    entropy: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.duration is None:
@@ -508,6 +522,7 @@ class Futures:
             focus=None if self.focus is None else self.focus[index],
             cost=None if self.cost is None else self.cost.rows(index),
             expected={name: images[index] for name, images in self.expected.items()},
+            entropy={name: nats[index] for name, nats in self.entropy.items()},
             pasts=None if self.pasts is None else [_rows_of_past(past, index) for past in self.pasts],
         )
 
@@ -538,7 +553,8 @@ class Futures:
 
     def to_pandas(self) -> "pandas.DataFrame":  # type: ignore[name-defined]  # noqa: F821, UP037  # loading a checkpoint asks for what is imported
         """What was imagined as a table, a line a row and step: `reward` (`reward.<actor>` where there are several),
-        `continue_prob`, `log_prob`, and each number of the senses that are vectors, `<sense>.<coordinate>`."""
+        `continue_prob`, `log_prob`, `entropy.<sense>` if it was asked for, and each number of the senses that are
+        vectors, `<sense>.<coordinate>`."""
         rows, steps = self.log_prob.shape
         index = {
             "row": torch.arange(rows).repeat_interleave(steps),
@@ -550,6 +566,7 @@ class Futures:
             "continue_prob": self.continue_prob,
             "log_prob": self.log_prob,
         }
+        columns |= {f"entropy.{name}": nats for name, nats in self.entropy.items()}
         for name, sense in self.belief.model.config.senses.items():
             if name in self.codes and len(sense.shape) == 1:
                 decoded = self.decode(name)
@@ -577,11 +594,22 @@ class Futures:
 @dataclass
 class LogProb:
     """log p(o' | o, a) of true next observations, nats `(B, H)` a part: exact for the discrete codes, lower bounds for
-    latents and observation (see [`PanModel.log_prob`])."""
+    latents and observation (see [`PanModel.log_prob`]).
+
+    Args:
+        codes, latents, observation: the parts.
+        by_sense: by sense, its share of `codes`, that of words included.
+    """
 
     codes: Tensor
     latents: Tensor
     observation: Tensor
+    by_sense: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def surprise(self) -> dict[str, Tensor]:
+        """By sense, how little what was seen had been expected: -log p of its codes or words, nats `(B, H)`."""
+        return {name: -log_prob for name, log_prob in self.by_sense.items()}
 
     @property
     def total(self) -> Tensor:

@@ -10,7 +10,7 @@ Shapes: N = rows, H = backbone width, K = blocks, P = state tokens of one sense 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import DynamicCache
 
 from .backbone_pan import BackboneRun, fill_cache
-from .blocks_pan import Block, CodeSampler, StepDraft
+from .blocks_pan import Block, CodeSampler, StepDraft, entropy_of
 from .effort_pan import ALL, BlockPlan, ComputeModel, Cost
 from .embedding_pan import CodeTables
 from .layout_pan import TokenSelection
@@ -42,6 +42,9 @@ class Transition:
         hidden: by pass `(N, length, H)`, the backbone's hidden states, and "action" `(N, H)`.
         trunk `(N, trunk_length, H)`: the state before and the action, embedded.
         logits: by sense, of each level `(N, n, K)`, if they were asked for.
+        log_probs: by sense `(N,)`, the part of `log_prob` that is that of its codes or words.
+        entropy: by sense `(N,)`, of what was predicted, in nats at temperature 1, if it was asked for; of each code or
+            word given those before it.
         shifts: by sense and level `(N, n, code_dim)`, what leads from the vectors of the codes to the expected ones.
         conditions: by sense `(N, P, C)`, the condition of its latent head, if latents are left to whoever decodes.
         switch `(N, K)` bool: blocks predicted; focus `(N, P)` bool: state tokens predicted; cost, of the step. None
@@ -62,6 +65,8 @@ class Transition:
     focus: Tensor | None = None
     cost: Cost | None = None
     duration: int = 1
+    log_probs: dict[str, Tensor] = field(default_factory=dict)
+    entropy: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def state(self) -> State:
@@ -103,6 +108,7 @@ class StepPredictor:
         blocks: BlockPlan = ALL,
         keeps_logits: bool = False,
         has_outcome: bool = True,
+        keeps_entropy: bool = False,
     ) -> Transition:
         """One step.
 
@@ -113,23 +119,33 @@ class StepPredictor:
             blocks: what is predicted; every discrete block everywhere by default.
             keeps_logits (`bool`): fill in `Transition.logits`.
             has_outcome (`bool`): fill in `Transition.reward` and `continue_prob`.
+            keeps_entropy (`bool`): fill in `Transition.entropy`, of a whole step.
 
         Raises:
             ValueError: actions or targets of another number of rows.
         """
+        assert not keeps_entropy or blocks is ALL, "what is carried over has no distribution"
         counts = {"action": len(action), "target": len(belief if target is None else target.tensors()[0])}
         if wrong := {name: count for name, count in counts.items() if count != len(belief)}:
             raise ValueError(f"A step needs as many rows of everything as of its belief, {len(belief)}; got {wrong}.")
-        draft = self._begin(belief, action, target, blocks, keeps_logits)
+        draft = self._begin(belief, action, target, blocks, keeps_logits or keeps_entropy)
+        log_probs: dict[str, Tensor] = {}
         for number, block in enumerate(self.model.blocks):
             self.run_pass(draft, block, blocks)
             rows = blocks.rows(number, draft)
             if rows is not None and len(rows) == 0:
                 block.carry(draft)
                 continue
+            before = draft.log_prob
             block.predict(draft, rows)
+            if block.is_discrete:
+                log_probs[block.sense] = log_probs.get(block.sense, 0) + draft.log_prob - before
             blocks.note(number, rows, draft)
-        return self._finish(draft, belief, action, blocks, has_outcome)
+        transition = self._finish(draft, belief, action, blocks, has_outcome)
+        transition.log_probs = log_probs
+        if keeps_entropy:
+            transition.entropy = entropies(draft)
+        return transition
 
     def _begin(
         self, belief: Belief, action: Tensor | Actions, target: State | None, blocks: BlockPlan, keeps_logits: bool
@@ -235,6 +251,12 @@ class StepPredictor:
         spread over the steps until it is full anew."""
         newer = belief.history[-max(1, self.model.config.context_steps // 2) :]
         return fill_cache(self.model, Belief(belief.state, newer, belief.prefix, None, self.model), self.tables)
+
+
+def entropies(draft: StepDraft) -> dict[str, Tensor]:
+    """By sense, the entropy of what a draft that keeps its logits predicts, `(N,)` nats."""
+    parts = {name: [entropy_of(level) for level in levels] for name, levels in draft.logits.items()}
+    return {name: torch.stack(levels).sum(0) for name, levels in parts.items() if levels} | draft.word_entropy
 
 
 @torch.no_grad()
