@@ -6,8 +6,8 @@ vector or a string. `make_environment` builds one from an id and flags, `describ
 actions are. An entry of `environments` in `meta/info.json` holds arguments of `make_environment`, so a recording, a
 plan and an evaluation see the same world.
 
-Importing this module registers `pan_hf/FourRooms-8x8-v0` and `pan_hf/Scattered-8x8-v0`; minigrid is imported when one
-is made.
+Importing this module registers `pan_hf/FourRooms-8x8-v0` and `pan_hf/Scattered-8x8-v0`, of which minigrid is imported
+when one is made, and `pan_hf/Imagined-v0`, the imagined world of a checkpoint.
 """
 
 from __future__ import annotations
@@ -523,6 +523,12 @@ def _suggestion(id: str) -> str:
     return hint + " An environment of another package is named 'module:Id', which imports the module first."
 
 
+if "pan_hf/Imagined-v0" not in gymnasium.registry:
+    gymnasium.register(
+        "pan_hf/Imagined-v0",
+        entry_point="pan_hf.imagined_worlds:make_imagined_env",
+        vector_entry_point="pan_hf.imagined_worlds:make_imagined_vector_env",
+    )
 for _name, _entry_point in {
     "pan_hf/FourRooms-8x8-v0": "pan_hf.envs.minigrid_rooms:FourRoomsEnv",
     "pan_hf/Scattered-8x8-v0": "pan_hf.envs.minigrid_rooms:ScatteredEnv",
