@@ -10,6 +10,7 @@ from pan_hf.agents.graph_search import GraphSearch
 from pan_hf.agents.icem import ICEM
 from pan_hf.agents.mcts import MCTS
 from pan_hf.agents.mppi import MPPI
+from pan_hf.agents.policy import PolicyPlanner
 from pan_hf.agents.reasoners import ReasonersSearch
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.agents.strategy_search import StrategySearch
@@ -25,6 +26,7 @@ PLANNERS: dict[str, type] = {
     "mcts": MCTS,
     "strategy": StrategySearch,
     "reasoners": ReasonersSearch,
+    "policy": PolicyPlanner,
 }
 UNASKED = ("graph", "cem", "random_shooting")
 """Planners that are compared where none is named."""
