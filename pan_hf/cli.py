@@ -533,6 +533,22 @@ def show_cache(
             print(f"A picture of it, which pan report shows: {told['picture']}")
 
 
+@command("pan_hf.training.imagine:imagine", data_root="data", environment="env")
+def imagine(
+    function: Callable,
+    run: Run = RUN,
+    model: Model = None,
+    data_root: Data = None,
+    output: Output = None,
+    **options: Any,
+) -> None:
+    policy = function(**_where(run, model, data_root, output), **options)
+    print(f"Done. The policy is in {policy}")
+    print(
+        f"Next: pan plan{'' if run == RUN else f' --run {shlex.quote(str(run))}'} --planner 'policy?folder={policy}'"
+    )
+
+
 def _next(name: str, run: Path) -> None:
     """Says the command that usually follows."""
     print(f"Next: pan {name}{'' if run == RUN else f' --run {shlex.quote(str(run))}'}")

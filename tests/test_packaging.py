@@ -274,6 +274,7 @@ def test_the_core_has_at_most_12_dependencies_and_all_has_the_rest_but_what_few_
         "cache",
         "dev",
         "quantize",
+        "rl",
         "tracking",
     }
 
@@ -335,6 +336,10 @@ USES = {
     "import pan_hf.envs.minigrid_rooms": ("minigrid", "envs"),
     "from pan_hf.data.importing.frames import frame_rate; frame_rate('a.mp4')": ("av", "data"),
     "from pan_hf.reporting.tracking import check_trackers; check_trackers(['trackio'])": ("trackio", "tracking"),
+    "sys.modules.pop('gymnasium'); from pan_hf.agents.stable_baselines import ppo_class; ppo_class()": (
+        "stable_baselines3",
+        "rl",
+    ),
 }
 
 

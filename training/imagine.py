@@ -1,0 +1,251 @@
+"""Learning in imagination (equation 9): a policy that is trained on imagined experience alone.
+
+    <run>/policy                  the policy, see `pan_hf/agents/policy.py`; how it came to be: log.json, curves.svg
+    <run>/policy.settings.json    what it was begun with
+
+PPO of Stable-Baselines3 acts in many imagined episodes at once. Every rollout begins anew at recorded steps and is as
+long as the horizon. The policy reads what the model believes, so it needs no frames, and acts in the world by the same
+beliefs. Run again, training goes on after its last whole rollout and ends, bit for bit, where it would have ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from pan_hf.agents.policy import Policy, check_hidden
+from pan_hf.agents.stable_baselines import as_vec_env, make_ppo, network_of, ppo_class
+from pan_hf.arguments import checked, least
+from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder
+from pan_hf.console import Progress
+from pan_hf.envs.imagined import HORIZON, ImaginedVectorEnv
+from pan_hf.files import finish_writing, read_json
+from pan_hf.imagined_worlds import load_imagined
+from pan_hf.modeling import PanModel
+from pan_hf.reporting.learning import learning_curves
+from pan_hf.training.run_folder import keeping_settings
+
+STATE = "training.safetensors"  # weights and optimizer as they are after a rollout
+SAVE_SECONDS = 30.0  # between two writes; the last rollout is always written
+FRACTION = least(0)
+POSITIVE = least(0, above=True)
+
+
+@checked(
+    steps=least(1),
+    horizon=least(1),
+    num_envs=least(1),
+    temperature=FRACTION,
+    uncertainty_penalty=FRACTION,
+    discount=POSITIVE,
+    learning_rate=POSITIVE,
+    entropy_weight=FRACTION,
+    epochs=least(1),
+    batch_size=least(2),
+    seed=least(0),
+)
+def imagine(
+    run: str | Path,
+    data_root: str | Path | None = None,
+    *,
+    steps: int = 200_000,
+    horizon: int = HORIZON,
+    num_envs: int = 64,
+    temperature: float = 1.0,
+    uncertainty_penalty: float = 0.0,
+    discount: float = 0.99,
+    learning_rate: float = 3e-4,
+    entropy_weight: float = 0.01,
+    epochs: int = 4,
+    batch_size: int = 256,
+    hidden: Sequence[int] = (256, 256),
+    environment: str | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Trains a policy in the imagination of a world model, by PPO of Stable-Baselines3.
+
+    Args:
+        run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint, or its Hub id.
+        data_root (`str` or `Path`, *optional*): the recording, whose training episodes hold the steps to begin at; by
+            default the one the checkpoint was trained on.
+        steps (`int`): imagined steps in all, rounded up to whole rollouts. Run again with more of them, training goes
+            on.
+        horizon (`int`): steps after which an imagined episode is cut.
+        num_envs (`int`): episodes that are imagined side by side.
+        temperature (`float`): of what is imagined; 0 takes the likeliest.
+        uncertainty_penalty (`float`): taken from the reward for each nat of entropy in what is predicted.
+        discount (`float`): of rewards, a step.
+        learning_rate (`float`): of Adam.
+        entropy_weight (`float`): what a nat of the policy's own entropy is worth, which keeps choices open.
+        epochs (`int`): times a rollout is learned from.
+        batch_size (`int`): steps in a batch.
+        hidden (`Sequence[int]`): widths of the layers of policy and value.
+        environment (`str`, *optional*): id, to begin in its episodes only.
+        seed (`int`): of everything random.
+        output (`str` or `Path`, *optional*): folder to write into; the run folder by default.
+        progress (`bool`): show a line of progress.
+
+    Returns:
+        the folder of the policy.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no recording.
+        ImportError: Stable-Baselines3 is not installed; the message says how it is.
+        ValueError: an argument is out of its range, the world's actions are said, or the policy in the folder was
+            begun with other settings.
+    """
+    ppo_class()  # or what to install is said at once
+    widths, folder = check_hidden(hidden), results_folder(run, output) / "policy"
+    checkpoint = find_checkpoint(run, adapters=True)
+    data = find_recording(checkpoint, data_root)
+    model, processor, starts = load_imagined(run, data, environment)
+    model.requires_grad_(False)
+    imagined = {"horizon": horizon, "temperature": temperature, "uncertainty_penalty": uncertainty_penalty}
+    env = ImaginedVectorEnv(
+        model, processor, starts, num_envs, "SameStep", observation="state", measures_entropy=True, **imagined
+    )
+    rewards = np.abs(starts.trajectories.all_rewards())
+    scale = float(rewards.max()) or 1.0
+    learned = {"gamma": discount, "learning_rate": learning_rate, "ent_coef": entropy_weight, "n_epochs": epochs}
+    ppo = make_ppo(as_vec_env(env, scale), widths, seed, batch_size=batch_size, **learned)
+    settings = imagined | learned | {"num_envs": num_envs, "batch_size": batch_size, "hidden": widths}
+    settings |= {"environment": environment, "seed": seed, "weights": weights_digest(model)}
+    about = settings | {"reward_scale": scale, "checkpoint": str(run)}
+    with keeping_settings(folder.with_name("policy.settings.json"), settings, begun=folder):
+        _learn(ppo, steps, folder, model, about, progress)
+    return folder
+
+
+def _learn(ppo: Any, steps: int, folder: Path, model: PanModel, about: dict[str, Any], progress: bool) -> None:
+    """Rollout, update, and so on, from where the folder has come to."""
+    finish_writing(folder)
+    log = _resume(ppo, folder)
+    _, callback = ppo._setup_learn(max(0, steps - ppo.num_timesteps), reset_num_timesteps=False)
+    begun, saved = time.monotonic(), time.monotonic()
+    before = log[-1]["seconds"] if log else 0.0
+    with Progress("learning in imagination", steps, "steps", progress, ppo.num_timesteps) as line:
+        while ppo.num_timesteps < steps:
+            ppo.ep_info_buffer.clear()
+            ppo.collect_rollouts(ppo.env, callback, ppo.rollout_buffer, ppo.n_steps)
+            ppo.train()
+            log.append(_note(ppo, before + time.monotonic() - begun))
+            line.update(ppo.num_timesteps, f"return {log[-1]['return']:.3g}, {log[-1]['length']:.3g} steps an episode")
+            if ppo.num_timesteps >= steps or time.monotonic() - saved > SAVE_SECONDS:
+                _save(ppo, folder, model, about, log)
+                saved = time.monotonic()
+
+
+def _note(ppo: Any, seconds: float) -> dict[str, Any]:
+    """What the last rollout and its update have shown, numbers that are finite."""
+    told, episodes = ppo.logger.name_to_value, list(ppo.ep_info_buffer)
+    env = ppo.env
+    noted = {
+        "return": np.mean([episode["r"] for episode in episodes]),
+        "length": np.mean([episode["l"] for episode in episodes]),
+        "ended": np.mean([not episode["cut"] for episode in episodes]),
+        "entropy": env.mean_entropy(),
+        "policy_entropy": -told["train/entropy_loss"],
+        "value_loss": told["train/value_loss"],
+        "approx_kl": told["train/approx_kl"],
+        "explained_variance": told["train/explained_variance"],
+        "seconds": seconds,
+    }
+    told.clear()
+    finite = {name: float(value) for name, value in noted.items() if np.isfinite(value)}
+    return {"steps": ppo.num_timesteps, "episodes": len(episodes), **finite}
+
+
+# ---- what a run is kept by
+
+
+def _save(ppo: Any, folder: Path, model: PanModel, about: dict[str, Any], log: list[dict]) -> None:
+    """Writes the policy, and what training goes on from, whole or not at all."""
+    env = ppo.env
+    facts = about | {"steps": ppo.num_timesteps, "seconds": log[-1]["seconds"]}
+    policy = Policy(model, network_of(ppo), env.env.imagination.features, env.flat, facts)
+    files: dict[str, str | bytes] = {
+        STATE: to_bytes(_tensors(ppo), {"counts": json.dumps([ppo.num_timesteps, ppo._n_updates])}),
+        "log.json": json.dumps(log, indent=1),
+        "curves.svg": learning_curves(log),
+        "README.md": card(facts, log),
+    }
+    policy.save(folder, files)
+
+
+def _tensors(ppo: Any) -> dict[str, torch.Tensor]:
+    """Weights, and what the optimizer holds of each."""
+    tensors = {f"policy.{name}": tensor for name, tensor in ppo.policy.state_dict().items()}
+    for index, held in ppo.policy.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in held.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _resume(ppo: Any, folder: Path) -> list[dict]:
+    """Takes up what was kept, if anything was; the log so far."""
+    path = folder / STATE
+    if not path.exists():
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            ppo.num_timesteps, ppo._n_updates = json.loads(file.metadata()["counts"])
+        weights = {name[len("policy.") :]: tensors[name] for name in tensors if name.startswith("policy.")}
+        ppo.policy.load_state_dict(weights)
+        optimizer, state = ppo.policy.optimizer, dict[int, dict[str, torch.Tensor]]()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, what = name.split(".", 2)
+                state.setdefault(int(index), {})[what] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        return read_json(folder / "log.json", list)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); remove {folder} and train the policy again.") from error
+
+
+def weights_digest(model: PanModel) -> str:
+    """16 hex digits of SHA-256 over a model's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def card(facts: dict[str, Any], log: list[dict]) -> str:
+    """The card of a policy."""
+    last = {name: value for name, value in log[-1].items() if name != "steps"}
+    return f"""---
+library_name: pan_hf
+pipeline_tag: reinforcement-learning
+---
+# A policy that was learned in imagination
+
+{facts["steps"]} imagined steps of the world model below, by PPO (Stable-Baselines3), in {facts["seconds"]:.0f} s.
+It has not acted in the world yet: `pan plan --planner 'policy?folder=<this folder>'` measures how it does there.
+`policy.safetensors` and `policy.json` are all it needs. `training.safetensors` holds the optimizer, to go on from.
+
+![curves](curves.svg)
+
+Trained with
+
+```json
+{json.dumps(facts, indent=1)}
+```
+
+Its last rollout
+
+```json
+{json.dumps(last, indent=1)}
+```
+"""
