@@ -60,6 +60,15 @@ def _psnr_gain(sums: np.ndarray) -> np.ndarray:
     return _psnr(sums[..., [0, 2]]) - _psnr(sums[..., [1, 2]])
 
 
+def _auroc(sums: np.ndarray) -> np.ndarray:
+    """The share of pairs of a case and another in which the case has the greater number; half of those in one bin."""
+    others, cases = np.split(sums, 2, axis=-1)
+    below = others.cumsum(-1) - others
+    pairs = cases.sum(-1) * others.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (cases * (below + others / 2)).sum(-1) / pairs
+
+
 FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": _ratio,
     "psnr": _psnr,
@@ -67,10 +76,14 @@ FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "f1": _f1,
     "mean_gain": _ratio_gain,
     "psnr_gain": _psnr_gain,
+    "auroc": _auroc,
 }
 """Formula name -> function of summed components `(..., k)`: `mean`, `psnr` and `rmse` of `(total, count)`, `f1` of
-`(true positives, false positives, false negatives, true negatives)`, and the gains of `(total with, total without,
-count)`."""
+`(true positives, false positives, false negatives, true negatives)`, the gains of `(total with, total without,
+count)`, and `auroc` of how many others, and how many cases, lie in each of `AUROC_BINS`."""
+
+AUROC_BINS = 128
+"""Bins by which two numbers are told apart in an AUROC, equally wide in their logarithm, from 1e-4 to 1e4."""
 
 
 @lru_cache(maxsize=16)
@@ -149,6 +162,13 @@ def _unit(frames: Tensor) -> Tensor:
 
 def _with_count(totals: Tensor) -> Tensor:
     return torch.stack([totals.double(), torch.ones_like(totals, dtype=torch.double)], dim=-1)
+
+
+def auroc(numbers: Tensor, is_case: Tensor) -> tuple[str, Tensor]:
+    """Whether numbers of at least 0 `(n,)` tell cases, bool `(n,)`, from others: 0.5 is chance, 1 always."""
+    edges = torch.logspace(-4, 4, AUROC_BINS - 1, dtype=torch.double)
+    bins = torch.bucketize(numbers.double().cpu(), edges) + AUROC_BINS * is_case.long().cpu()
+    return "auroc", torch.nn.functional.one_hot(bins, 2 * AUROC_BINS).double()
 
 
 def mean_of(values: Tensor) -> tuple[str, Tensor]:

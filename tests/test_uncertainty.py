@@ -1,11 +1,16 @@
 """How open the next step is (entropy), and how little what came had been expected (surprise), sense by sense."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_worlds import acts, observe, world_model
+from tiny_worlds import acts, build_board, observe, record_board, world_model
 
+from pan_hf import RandomShooting, RewardCritic, metrics
+from pan_hf.agents.cautious import CautiousCritic, uncertainty_of
+from pan_hf.data.trajectories import load_trajectories
+from pan_hf.evaluation.evaluate import evaluate_model
 from pan_hf.modeling.blocks_pan import entropy_of
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
@@ -65,3 +70,66 @@ def test_what_is_carried_over_has_no_entropy_to_ask_for(world):
     model, belief, actions = world
     with pytest.raises(ValueError, match="`uncertainty` is measured of every code everywhere"):
         model.simulate(belief, actions, uncertainty=True, effort="coarsest")
+
+
+# ---- what it is good for
+
+
+def futures_of(reward, nats, **more):
+    """Two futures of three steps."""
+    goes_on = torch.ones(2, 3)
+    return SimpleNamespace(reward=torch.tensor(reward), continue_prob=goes_on, log_prob=-torch.tensor(nats), **more)
+
+
+def test_a_cautious_critic_prefers_what_is_sure_and_keeps_the_goal():
+    plain = RewardCritic(threshold=1.0, discount=0.9)
+    cautious = CautiousCritic(critic=plain, penalty=0.1)
+    futures = futures_of([[0.0, 0.0, 1.0], [0.0, 0.0, 0.95]], [[3.0, 3.0, 3.0], [0.1, 0.1, 0.1]])
+    assert (cautious.threshold, cautious.discount) == (1.0, 0.9)
+    values = [critic.value(futures, critic.score(futures)) for critic in (plain, cautious)]
+    assert values[0][0] > values[0][1] and values[1][0] < values[1][1]
+    expected = sum(0.9**step * (reward - 0.1 * 3.0) for step, reward in enumerate([0.0, 0.0, 1.0]))
+    assert float(values[1][0]) == pytest.approx(expected, abs=1e-6)
+    assert cautious.reached(futures, cautious.score(futures)).tolist() == [[False, False, True], [False] * 3]
+
+
+def test_caution_takes_the_entropy_where_it_is_measured_and_says_where_nothing_is():
+    futures = futures_of([[0.0] * 3] * 2, [[9.0] * 3] * 2, entropy={"a": torch.ones(2, 3), "b": torch.ones(2, 3)})
+    assert uncertainty_of(futures).tolist() == [[2.0] * 3] * 2
+    with pytest.raises(ValueError, match="which this world does not tell"):
+        uncertainty_of(SimpleNamespace())
+    with pytest.raises(ValueError, match="`penalty` must be"):
+        CautiousCritic(critic=RewardCritic(), penalty=-1)
+
+
+def test_a_planner_plans_with_caution(world):
+    model, belief, _ = world
+    settings = {"num_samples": 32, "horizon": 3, "temperature": 1.0}
+    costly = CautiousCritic(critic=RewardCritic(), penalty=100.0)
+    plans = [
+        RandomShooting(**settings).plan(model, belief.select([0]), critic, generator=torch.Generator().manual_seed(0))
+        for critic in (RewardCritic(), costly)
+    ]
+    assert plans[1].expected_return < plans[0].expected_return
+
+
+def test_auroc_is_the_share_of_pairs_in_their_order():
+    numbers, is_case = torch.rand(300, dtype=torch.double) * 50, torch.rand(300) < 0.3
+    numbers = numbers + 10 * is_case
+    formula, components = metrics.auroc(numbers, is_case)
+    exact = (numbers[is_case, None] > numbers[~is_case]).double().mean()
+    assert metrics.FORMULAS[formula](components.sum(0).numpy()) == pytest.approx(float(exact), abs=0.02)  # of the bins
+    _, alike = metrics.auroc(torch.ones(4), torch.tensor([True, False, True, False]))
+    assert metrics.FORMULAS[formula](alike.sum(0).numpy()) == 0.5
+    _, alone = metrics.auroc(torch.ones(4), torch.ones(4, dtype=torch.bool))
+    assert math.isnan(metrics.FORMULAS[formula](alone.sum(0).numpy()))
+
+
+def test_an_evaluation_says_whether_entropy_tells_errors(tmp_path):
+    trajectories = load_trajectories(record_board(tmp_path / "data", episodes=8), "train")
+    model, processor = build_board(trajectories)
+    records = evaluate_model(model.eval(), processor, trajectories, horizons=[1, 2], num_windows=16, progress=False)
+    told = {(entry.metric, entry.horizon): entry.value for entry in records if entry.model == "pan"}
+    assert 0 < told["entropy", 1] < told["entropy", 2]
+    assert 0 < told["exact_state", 1] < 1  # or there are no pairs
+    assert 0 <= told["entropy_auroc", 1] <= 1

@@ -40,6 +40,7 @@ import torch
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.agent import PanAgent, perceive
 from pan_hf.agents.cache import SimulationCache
+from pan_hf.agents.cautious import CautiousCritic
 from pan_hf.agents.critics import RewardCritic, as_critic
 from pan_hf.agents.registry import comparing, make_planners
 from pan_hf.agents.world import FixedEffort, within
@@ -194,6 +195,7 @@ def plan(
     success: str | Callable | None = None,
     reward_threshold: float | None = None,
     critic=None,
+    uncertainty_penalty: float = 0.0,
     effort=None,
     cache: str | Path | None = None,
     write_back: bool = True,
@@ -227,6 +229,8 @@ def plan(
             By default what the environment says in `info`, or what is known of its id; elsewhere no goal is defined.
         reward_threshold (`float`, *optional*): expected reward that counts as the goal; by default from the recording.
         critic (*optional*): a critic in place of the expected reward, see `pan_hf.agents.critics`.
+        uncertainty_penalty (`float`): what a critic's score loses for each nat by which an imagined step was open, see
+            [`~pan_hf.agents.cautious.CautiousCritic`].
         effort (*optional*): what planners may spend on an imagined step, as [`PanModel.simulate`] takes it. Graph
             search then compares states by their coarsest level, unless every level is predicted.
         cache (`str` or `Path`, *optional*): folder of a simulation cache that agents ask before they plan.
@@ -263,6 +267,7 @@ def plan(
         world = within(model, entry["id"], describe_environment(env))
         wanted = reward_critic(facts.get(entry["id"]), reward_threshold) if critic is None else as_critic(critic)
         has_goal = critic is not None or math.isfinite(wanted.threshold)
+        wanted = CautiousCritic(critic=wanted, penalty=uncertainty_penalty) if uncertainty_penalty else wanted
         when = replan or ("on_surprise" if ActionParts(model.config).is_discrete else "at_end")
         agents: dict[str, PanAgent | None] = {}
         for name, planner in make_planners(planners, model.config, has_goal).items():

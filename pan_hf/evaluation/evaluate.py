@@ -22,6 +22,8 @@ where the observation changed since the last frame seen |
 | `token_accuracy` | text senses that change with time |
 | `reward_mae`, `reward_f1`, `done_f1` | the step's reward and end; an event is a reward beyond the threshold, and \
 there is no F1 where every step is one |
+| `entropy`, `entropy_auroc` | nats in all that was predicted up to the step, and whether they tell wrong states: \
+the share of pairs of a wrong and a right one in which the wrong one has more |
 | `<actor>_reward_mae` | the reward of each actor, where there are several; `reward_mae` is of their sum |
 | `bits_per_observation`, `codes_bits`, `latents_bits`, `observation_bits` | minus log2-probability of the true \
 observation and its parts (a bound for latents and decoder) |
@@ -57,6 +59,7 @@ from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
 from pan_hf.evaluation.comparison import Comparison, Step
 from pan_hf.features import feature_of
 from pan_hf.metrics import MetricAccumulator
+from pan_hf.modeling import PanModel
 from pan_hf.modeling.state_pan import Actions, as_action
 from pan_hf.modeling.validation_pan import PRESENT, real, whole
 from pan_hf.reporting.figures import curves, horizon_plot
@@ -114,6 +117,7 @@ class _Evaluation:
                 index, facts = sorted(wanted).index(horizon), (true[horizon].where(kept), true[0].where(kept))
                 images = {name: values[kept, index] for name, values in futures.expected.items()}
                 self._add(*where, "pan_expected", self.compare.observed(images, *facts))
+            self._add(*where, "pan", self._foretelling(futures, horizon, kept, imagined, true))
             seen = belief
             if horizon == 1:  # the first step is the same in both ways
                 self._reconstruction(where, kept, batch)
@@ -132,9 +136,19 @@ class _Evaluation:
         settings: dict = {"temperature": self.temperature, "seed": self.seed}
         if self.reencode:
             settings["reencode"] = self.reencode
+        if isinstance(self.model, PanModel):
+            settings["uncertainty"] = True
         if self.temperature == 0 and not isinstance(self.model, FixedEffort):
             settings["expected"] = [horizon - 1 for horizon in expected]
         return self.model.simulate(belief, actions, **settings)
+
+    def _foretelling(self, futures, horizon: int, kept: Tensor, imagined, true) -> dict[str, tuple[str, Tensor]]:
+        """Whether the entropy of all steps up to a horizon tells the windows in which the state there is wrong."""
+        if not futures.entropy:
+            return {}
+        nats = torch.stack(list(futures.entropy.values())).sum(0)[:, :horizon].sum(1)
+        exact = self.compare.exact(imagined[horizon].where(kept), true[horizon].where(kept))
+        return {"entropy_auroc": metrics.auroc(nats[kept], ~exact), "entropy": metrics.mean_of(nats[kept])}
 
     def _one_step(self, belief, actions: Tensor | Actions) -> Step:
         """What is predicted after the actions `(n, 1, ...)`."""
