@@ -49,7 +49,7 @@ class CautiousCritic(Critic):
     def __post_init__(self):
         object.__setattr__(self, "critic", as_critic(self.critic))
         object.__setattr__(self, "penalty", real("penalty", self.penalty, 0))
-        for name in ("threshold", "discount"):
+        for name in ("threshold", "discount", "scores_states"):
             object.__setattr__(self, name, getattr(self.critic, name))
         super().__post_init__()
 
@@ -63,6 +63,12 @@ class CautiousCritic(Critic):
 
     def value(self, futures, scores: torch.Tensor) -> torch.Tensor:
         return self.critic.value(futures, scores)
+
+    def combine(self, score, after):
+        return self.critic.combine(score, after)
+
+    def outlook(self, score: float, steps: int) -> float:
+        return self.critic.outlook(score, steps)
 
     def confirms(self, world, belief, actions: torch.Tensor | Actions) -> bool:
         return self.critic.confirms(world, belief, actions)
