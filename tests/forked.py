@@ -7,7 +7,9 @@ for it.
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +45,17 @@ def run_pan(*arguments: str, cwd: Path) -> Done:
         cli.main()
 
     return run_forked(main, cwd)
+
+
+def is_gone(process: int) -> bool:
+    """Whether a process ends within seconds; one that nobody has waited for counts as ended."""
+    for _ in range(100):
+        status = Path(f"/proc/{process}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    os.kill(process, signal.SIGKILL)
+    return False
 
 
 def _call(function: Callable[[], object], folder: Path, told: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from forked import run_forked
+from forked import is_gone, run_forked
 from PIL import Image
 from tiny_worlds import board_world
 
@@ -112,6 +112,22 @@ def test_what_was_killed_goes_on_where_it_was(board, tmp_path):
     kept.check()
     told = precompute(board.model, board.data, cache=tmp_path / "cache", frames=8, depth=1, progress=False, **GOAL)
     assert content(tmp_path / "cache") == content(board.cache) and told["new_entries"] < board.told["entries"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are not listed in /proc")
+def test_workers_end_with_what_was_killed(board, tmp_path):
+    def kill_within():
+        def kill(pool, *_):
+            pool.submit(int).result()  # a worker has begun
+            (tmp_path / "processes").write_text(" ".join(map(str, pool._processes)))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        filler._in_turn = kill
+        precompute(board.model, board.data, cache=tmp_path / "cache", workers=2, progress=False, **GOAL)
+
+    assert run_forked(kill_within, tmp_path).returncode == -signal.SIGKILL
+    assert all([is_gone(int(process)) for process in (tmp_path / "processes").read_text().split()])
 
 
 def test_a_critic_that_no_worker_can_be_handed_is_refused(board, tmp_path):

@@ -21,10 +21,11 @@ from pan_hf.arguments import checked, least
 from pan_hf.console import Progress
 from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary, write_info
 from pan_hf.data.info import PICTURES, check_test_fraction, new_info, rare_options, write_counted
-from pan_hf.data.recorder import RecordingJob, Stream, call_in_fork, is_forked, record_streams, recording_processes
+from pan_hf.data.recorder import RecordingJob, Stream, record_streams, recording_processes
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.envs.policies import load_policies
 from pan_hf.features import feature_of
+from pan_hf.processes import call_in_fork, is_forked
 from pan_hf.specs import load_callable, spelled
 
 # Disk space that is left alone, and what a frame may take beyond what the first one does.

@@ -8,7 +8,6 @@ Several processes play ahead of each other; what they played past the last one n
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait as wait_for_sentinel
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from pan_hf.data.info import is_test_episode
 from pan_hf.envs.environment import EnvironmentFailure, Outcome, SenseEnvironment, make_environment
 from pan_hf.envs.policies import PolicyMixture
 from pan_hf.features import task_of
+from pan_hf.processes import end_with_parent, is_forked
 
 # Steps of an episode where neither the user nor the environment limits it.
 _DEFAULT_MAX_STEPS = 1000
@@ -177,18 +176,10 @@ _recorder: Recorder | None = None  # of this worker process
 def _start_worker(job: RecordingJob, stop: Any) -> None:
     global _recorder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the recording process decides what Ctrl-C means
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # OpenMP's threads do not survive a fork
     _recorder = Recorder(job, stop.is_set)
-
-
-def _end_with_parent() -> None:
-    """A killed recording leaves no process behind."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # a worker has one
-    wait_for_sentinel([parent.sentinel])
-    os._exit(1)
 
 
 def _record_in_worker(environment: int, number: int) -> int:
@@ -222,11 +213,6 @@ def recording_processes(job: RecordingJob, workers: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def is_forked() -> bool:
-    """Whether a new process begins as a copy of this one (Linux, before Python 3.14)."""
-    return multiprocessing.get_context().get_start_method() == "fork"
-
-
 def _check_travels(job: RecordingJob, workers: int) -> None:
     try:
         ForkingPickler.dumps(job)
@@ -235,25 +221,6 @@ def _check_travels(job: RecordingJob, workers: int) -> None:
             f"workers={workers}: other processes find policy and start by name; pass 'module:callable' instead of "
             f"{job.policies.names}, start {job.start!r} ({error})"
         ) from error
-
-
-_held: Callable[[], Any]  # of this worker process
-
-
-def _hold(function: Callable[[], Any]) -> None:
-    global _held
-    _held = function
-
-
-def _call_held() -> Any:
-    return _held()
-
-
-def call_in_fork(function: Callable[[], Any]) -> Any:
-    """What `function` returns, called in a copy of this process."""
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(1, context, _hold, (function,)) as pool:
-        return pool.submit(_call_held).result()
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from pan_hf.console import Progress
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
 from pan_hf.evaluation.control import recorded_facts, reward_critic
+from pan_hf.processes import end_with_parent
 
 CACHE = "cache"  # the folder of it in a run
 _BATCH = 32  # states whose actions are imagined in one call
@@ -339,6 +340,7 @@ def _in_turn(pool: ProcessPoolExecutor, ahead: int, batches: Iterable[list[bytes
 
 
 def _begin(job: _Job, num_threads: int) -> None:
+    end_with_parent()
     torch.set_num_threads(num_threads)
     model, _ = load(job.checkpoint)
     _mine[:] = [_Filler(job, model)]
