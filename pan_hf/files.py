@@ -85,6 +85,13 @@ def write_file(path: str | os.PathLike, content: str | bytes | pa.Buffer) -> Pat
     return Path(path)
 
 
+def holds_nothing(folder: str | os.PathLike) -> bool:
+    """Whether a folder is absent or without files; those that a killed process did not finish are none."""
+    folder = Path(folder)
+    within = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return not folder.is_file() and all(fnmatch.fnmatch(path.name, ".*.pan.tmp") for path in within)
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary file to fill, which then takes the name `path`: a reader never sees half a file. If filling it

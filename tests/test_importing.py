@@ -4,6 +4,8 @@ Each source is a small real data set: what its own library writes or, for LeRobo
 """
 
 import json
+import os
+import signal
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,11 +18,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked import run_forked
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from tiny_worlds import Board
 
-from pan_hf import RecordTrajectories
+from pan_hf import RecordTrajectories, files
 from pan_hf.cli import app
 from pan_hf.data.episodes import read_info
 from pan_hf.data.importing import columns, import_dataset, import_lerobot, import_minari, import_videos, writing
@@ -340,6 +343,25 @@ def test_a_loop_of_ones_own_is_recorded_as_it_is_played_and_goes_on(tmp_path):
     assert set(found.observations) == {"camera", "touch", "mission"}
     with pytest.raises(ValueError, match="another test_fraction: 0.25 there, 0.5 now"):
         RecordTrajectories(board(), tmp_path / "data", rename={"place": "touch"}, test_fraction=0.5)
+
+
+@pytest.mark.parametrize("number", range(4))  # of its files: what is recorded, an episode, how many, an episode
+def test_a_loop_of_ones_own_goes_on_wherever_it_was_killed(tmp_path, number):
+    replace, calls = os.replace, iter(range(5))
+
+    def replace_or_die(*paths):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*paths)
+
+    def killed():
+        files.os.replace = replace_or_die
+        play(RecordTrajectories(board(), "data"), 3)
+
+    assert run_forked(killed, tmp_path).returncode == -signal.SIGKILL
+    play(RecordTrajectories(board(), tmp_path / "data"), 2, seed=50)
+    assert sum(read_info(tmp_path / "data")["episodes"].values()) == number // 2 + 2
+    assert not list((tmp_path / "data").rglob(".*"))
 
 
 # ------------------------------------------------------------------------------------------------- interrupted

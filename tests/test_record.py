@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from forked import run_forked
 from gymnasium import spaces
 
 from pan_hf import files
@@ -236,6 +237,20 @@ def test_an_episode_that_was_damaged_is_recorded_again(tmp_path, whole):
     with pytest.warns(UserWarning, match="damaged.*recorded again"):
         assert record("CartPole-v1", tmp_path / "copy", frames=400, progress=False) == info
     assert digest(tmp_path / "copy") == digest(whole)
+
+
+@pytest.mark.parametrize("call", [(files, "open"), (files.os, "replace")])
+def test_a_recording_that_was_killed_while_it_wrote_its_first_file_begins_anew(tmp_path, call):
+    def killed():
+        setattr(*call, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        record("TestPanTeller-v0", "out", episodes=2, progress=False)
+
+    assert run_forked(killed, tmp_path).returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["meta"]
+    record("TestPanTeller-v0", tmp_path / "out", episodes=2, progress=False)
+    record("TestPanTeller-v0", tmp_path / "undisturbed", episodes=2, progress=False)
+    assert digest(tmp_path / "out") == digest(tmp_path / "undisturbed")
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 @pytest.mark.slow

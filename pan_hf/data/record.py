@@ -25,6 +25,7 @@ from pan_hf.data.recorder import RecordingJob, Stream, record_streams, recording
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.envs.policies import load_policies
 from pan_hf.features import feature_of
+from pan_hf.files import holds_nothing
 from pan_hf.processes import call_in_fork, is_forked
 from pan_hf.specs import load_callable, spelled
 
@@ -244,10 +245,10 @@ def _new_info(job: RecordingJob, start: str | Callable | None, requested: dict[s
 
 def _check_settings(root: Path, info: dict) -> dict | None:
     """What an earlier run of this recording wrote into `meta/info.json`, or None when there was none."""
-    if root.is_file() or (root.is_dir() and any(root.iterdir()) and not (root / "meta" / "info.json").is_file()):
-        raise ValueError(f"{root} holds something else than a recording; choose a new or empty folder")
-    if not root.is_dir() or not any(root.iterdir()):
+    if holds_nothing(root):
         return None
+    if not (root / "meta" / "info.json").is_file():
+        raise ValueError(f"{root} holds something else than a recording; choose a new or empty folder")
     before = read_info(root)
     if "requested" not in before:
         raise ValueError(f"{root} was not recorded by `pan record` but from {before['source']}; use another folder")

@@ -42,6 +42,7 @@ from pan_hf.data.recorder import follow, see
 from pan_hf.envs.environment import SenseEnvironment, spec_entry
 from pan_hf.extras import extra
 from pan_hf.features import task_of
+from pan_hf.files import holds_nothing
 
 with extra("envs", "RecordTrajectories"):
     import gymnasium
@@ -119,7 +120,7 @@ class RecordTrajectories(gymnasium.Wrapper):
 
     def _go_on(self) -> None:
         """Counts what an earlier run left in the folder."""
-        if not self._root.is_dir() or not any(self._root.iterdir()):
+        if holds_nothing(self._root):
             return
         before = read_info(self._root)
         for name in ("environments", "test_fraction", "fps", "source"):
@@ -199,6 +200,8 @@ class RecordTrajectories(gymnasium.Wrapper):
         split = SPLITS[is_test_episode(self._number, self._info["test_fraction"])]
         path = episode_path(self._root, split, self._number)
         schema = episode_schema(self.features, self._senses.actors)
+        if not self._number:  # the folder is a recording before there is an episode in it, wherever this ends
+            write_info(self._root, {**self._info, "features": self.features})
         write_table(path, episode_table(episode, self.features, schema, self._info["fps"]))
         self._number += 1
         extremes = self._count(split, *read_summary(path))
