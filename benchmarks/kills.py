@@ -1,6 +1,6 @@
 """Kills commands wherever they are, runs them again, and compares what there is with an undisturbed run.
 
-    python benchmarks/kills.py                  # 1000 kills and a full disk at every write; an hour on two cores
+    python benchmarks/kills.py                  # 1000 kills and a full disk at every write; hours on two cores
     python benchmarks/kills.py --kills 40       # minutes
 
 Commands run in children forked after everything is imported, so that kills fall into the work. A kill is SIGKILL at a
@@ -45,8 +45,11 @@ from hub_server import hub  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 
 from pan_hf.checkpoints import load, save_checkpoint  # noqa: E402
+from pan_hf.cli import report  # noqa: E402
 from pan_hf.data.importing.hf_dataset import import_dataset  # noqa: E402
+from pan_hf.data.mirror import mirror  # noqa: E402
 from pan_hf.data.record import record  # noqa: E402
+from pan_hf.evaluation.evaluate import evaluate  # noqa: E402
 from pan_hf.files import finish_writing, write_file  # noqa: E402
 from pan_hf.publishing.push import push_checkpoint  # noqa: E402
 from pan_hf.training.pipeline import SHARES, train  # noqa: E402
@@ -66,14 +69,14 @@ class Command:
         work: does it in a folder; done twice it is as good as done once.
         result: what it makes, within the folder.
         is_whole: whether what lies there is the old content or the new at any moment, and not a part of the way.
-        fills_disk: whether each of its writes is tried with a full disk, too.
+        fills_disk: each so manyth of its writes is tried with a full disk, too; None where the Hub's are among them.
     """
 
     name: str
     work: Callable[[Path], object]
     result: str = "run/checkpoint"
     is_whole: bool = True
-    fills_disk: bool = False
+    fills_disk: int | None = 1
 
 
 # ---- the commands
@@ -113,6 +116,20 @@ def _double(folder: Path) -> None:
     double(folder / "run", ["text"])
 
 
+def _mirror(folder: Path) -> None:
+    turned = {"flips": ["horizontal"], "same": ["state"], "swaps": ["horizontal:0=1"]}
+    mirror(folder / "run" / "data", folder / "mirrored", **turned, progress=False)
+
+
+def _evaluate(folder: Path) -> None:
+    evaluate(folder / "run", horizons=(1, 2), num_windows=8, progress=False)
+
+
+def _report(folder: Path) -> None:
+    os.chdir(folder)  # a report names its run as it was given
+    report(run=Path("run"))
+
+
 def _push(folder: Path) -> None:
     with _hub_of(folder):
         push_checkpoint(folder / "run", "user/pan")
@@ -132,11 +149,14 @@ def _hub_of(folder: Path) -> Iterator[None]:
 COMMANDS = (
     Command("pan record", _record, "recorded", is_whole=False),
     Command("pan import", _import, "imported"),
-    Command("pan train", _train, "trained/checkpoint"),
-    Command("grow, save_checkpoint", _grow, fills_disk=True),
-    Command("grow, model.save_pretrained, processor.save_pretrained", _grow_apart, fills_disk=True),
-    Command("pan vocabulary --double", _double, fills_disk=True),
-    Command("pan push", _push, "hub/models/user/pan/heads/main", is_whole=False),
+    Command("pan train", _train, "trained/checkpoint", fills_disk=7),  # it saves often, and starting it takes seconds
+    Command("grow, save_checkpoint", _grow),
+    Command("grow, model.save_pretrained, processor.save_pretrained", _grow_apart),
+    Command("pan vocabulary --double", _double),
+    Command("pan push", _push, "hub/models/user/pan/heads/main", is_whole=False, fills_disk=None),
+    Command("pan mirror", _mirror, "mirrored"),
+    Command("pan evaluate", _evaluate, "run", is_whole=False),
+    Command("pan report", _report, "run", is_whole=False),
 )
 
 
@@ -310,35 +330,39 @@ def full_at(number: int) -> Iterator[Counter]:
             setattr(holder, name, function)
 
 
+def num_writes(base: Path, command: Command, folder: Path) -> int:
+    """How many writes a command makes."""
+    shutil.copytree(base, folder)
+    told = FORK.Value("i", 0)
+
+    def work() -> None:
+        with full_at(-1) as calls:
+            command.work(folder)
+        told.value = calls["writes"]
+
+    child(work).join()
+    return told.value
+
+
 def fill_disk(base: Path, command: Command, scratch: Path, every: int = 1) -> Counter:
     """Lets each write of a command in turn find the disk full (each `every`-th, and as many sizes of files)."""
     before, after, _ = undisturbed(base, command, scratch / "undisturbed")
+    writes = range(1, num_writes(base, command, scratch / "counted") + 1, every * (command.fills_disk or 1))
+    sizes = [2**power for power in range(4, 24, 2 * every)]
     counts: Counter = Counter()
-    told, number, sizes = FORK.Value("i", 1), 1, iter([2**power for power in range(4, 24, 2)][::every])
-    faults: list[tuple[str, int]] = []
-    while number <= told.value:
-        faults.append(("write", number))
-        number += every
-        if (size := next(sizes, None)) is not None:
-            faults.append(("size", size))
-        while faults:
-            kind, value = faults.pop()
-            folder = shutil.copytree(base, scratch / f"{kind}-{value}")
+    for size, number in [*((size, -1) for size in sizes), *((resource.RLIM_INFINITY, number) for number in writes)]:
+        folder = shutil.copytree(base, scratch / f"full-{size}-{number}")
 
-            def work(kind=kind, value=value, folder=folder) -> None:
-                if kind == "size":
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (value, value))
-                with full_at(value if kind == "write" else -1) as calls:
-                    try:
-                        command.work(folder)
-                    finally:
-                        told.value = max(told.value, calls["writes"])
+        def work(size=size, number=number, folder=folder) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            with full_at(number):
+                command.work(folder)
 
-            child(work).join()
-            counts["kills"] += 1
-            counts[state(folder, command, before, after)] += 1
-            finished(folder, command, counts, after)
-            shutil.rmtree(folder)
+        child(work).join()
+        counts["kills"] += 1
+        counts[state(folder, command, before, after)] += 1
+        finished(folder, command, counts, after)
+        shutil.rmtree(folder)
     return counts
 
 
@@ -363,8 +387,10 @@ def measure(kills: int, seed: int, scratch: Path, every: int = 1) -> dict[str, C
         rows[command.name] = kill(base, command, each + (number < rest), draw, scratch / f"command-{number}")
         print(table({command.name: rows[command.name]}).splitlines()[-1], flush=True)
     rows["two writers, one killed"] = two_writers(base, each, draw, scratch / "two")
-    for number, command in enumerate(command for command in COMMANDS if command.fills_disk):
-        rows[f"full disk: {command.name}"] = fill_disk(base, command, scratch / f"full-{number}", every)
+    for command in (command for command in COMMANDS if command.fills_disk):
+        name, folder = f"full disk: {command.name}", scratch / f"full-{command.work.__name__}"
+        rows[name] = fill_disk(base, command, folder, every)
+        print(table({name: rows[name]}).splitlines()[-1], flush=True)
     return rows
 
 
