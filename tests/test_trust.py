@@ -12,7 +12,7 @@ from pan_hf.data.episodes import episode_files, read_info, read_summary
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_recorded_environment
-from pan_hf.evaluation.control import _recorded_facts
+from pan_hf.evaluation.control import recorded_facts
 from pan_hf.publishing.data_card import _counts
 
 SIDES = {"id": "CartPole-v1"}
@@ -138,7 +138,7 @@ def test_a_flipped_bit_is_never_read_as_other_data(cartpole, tmp_path):
     assert num_noticed > 20  # the others are of bytes that say nothing
 
 
-@pytest.mark.parametrize("reader", [_counts, _recorded_facts])
+@pytest.mark.parametrize("reader", [_counts, recorded_facts])
 def test_a_flipped_bit_is_noticed_by_what_reads_some_columns(reader, cartpole, tmp_path):
     root = shutil.copytree(cartpole, tmp_path / "data")
     path = next(iter(episode_files(root, "test").values()))
