@@ -253,7 +253,13 @@ def test_every_dependency_has_a_lower_bound():
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # distributions whose module has another name
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "gym-pusht": "gym_pusht"}
+MODULES = {
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "gym-pusht": "gym_pusht",
+    "faiss-cpu": "faiss",
+    "stable-baselines3": "stable_baselines3",
+}
 
 
 def modules_of(requirements: list[str]) -> set[str]:

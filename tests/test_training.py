@@ -482,7 +482,7 @@ def test_the_cost_of_a_window_is_measured_where_stages_run(world, monkeypatch):
     monkeypatch.setattr(pipeline, "torch", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(model, "to", lambda device: asked.append(str(device)) or model)
     pipeline._window_seconds(model, processor, world.trajectories)
-    assert asked == ["cuda", "cpu"] and len(waited) == 2  # a GPU is behind what it is told
+    assert asked == ["cuda", "cpu"] and len(waited) == 3  # a GPU is behind what it is told
 
 
 def test_a_large_picture_is_told_its_cost_and_the_flag_that_makes_it_smaller(world, monkeypatch):
