@@ -17,7 +17,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     Values are Python literals where they read as one (`8`, `0.5`, `[1, 2]`, `true`), and strings otherwise.
 
     Raises:
-        ValueError: a parameter is not of the form `key=value`.
+        ValueError: a parameter is not of the form `key=value`, or is there twice.
     """
     target, _, query = spec.partition("?")
     arguments = {}
@@ -25,6 +25,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"{spec!r}: expected key=value after '?', got {pair!r}")
+        if key in arguments:
+            raise ValueError(f"{spec!r}: {key!r} is given twice; leave one out")
         arguments[key] = literal(value)
     return target, arguments
 

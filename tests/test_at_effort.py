@@ -1,5 +1,7 @@
 """Planning, evaluating and reporting at an effort: what is spent is counted, and states compare as far as they go."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,18 @@ def test_an_effort_is_read_off_a_command_line(text, expected):
 def test_an_unknown_field_of_an_effort_is_refused():
     with pytest.raises(ValueError, match=r"has the fields .*'price'.* got \['speed'\]"):
         parse_effort("speed=3")
+
+
+@pytest.mark.parametrize("text", ["price=0.1,price=0.2", "price=0.1,auto", "price==1"])
+def test_a_field_of_an_effort_is_there_once_and_stands_with_fields(text):
+    with pytest.raises(ValueError, match=f"effort.*{text}"):
+        parse_effort(text)
+
+
+@pytest.mark.parametrize("text", ["", ",", "auto,", 3, None, ["all"]])
+def test_what_says_no_effort_is_refused(text):
+    with pytest.raises(ValueError, match=re.escape(f"got {text!r}")):
+        parse_effort(text)
 
 
 def test_a_step_s_coarsest_codes_can_be_exact_alone():

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from pan_hf.agents.actions import ActionParts
-from pan_hf.agents.agent import PanAgent
+from pan_hf.agents.agent import PanAgent, perceive
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
 from pan_hf.agents.plan import Contradicted
+from pan_hf.agents.policy import PolicyPlanner
+from pan_hf.agents.reasoners import ReasonersSearch
 from pan_hf.agents.registry import make_planners
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.modeling import DiscreteAction, VectorAction, VectorSense
@@ -370,10 +372,21 @@ def test_wrong_settings_are_refused_with_what_to_do():
         (lambda: RewardCritic(discount=math.nan), "`discount` must be above 0 and at most 1, a number"),
         (lambda: RewardCritic(threshold=math.nan), "`threshold` must be a number"),
         (lambda: GoalCritic(vectors={"at": PointWorld.target}, tolerance=-1.0), "`tolerance` must be"),
+        (lambda: GraphSearch(actions=[-1]), "`actions` must be numbers or names of actions, got [-1]"),
+        (lambda: GraphSearch(actions=0.5), "`actions` must be numbers or names of actions, got 0.5"),
+        (lambda: GraphSearch(actions=""), "`actions` must be numbers or names of actions, got ''"),
+        (lambda: RewardCritic(ends_episode="no"), "RewardCritic: `ends_episode` must be True or False, got 'no'"),
+        (lambda: PolicyPlanner("policy", sampled="no"), "PolicyPlanner: `sampled` must be True or False, got 'no'"),
+        (lambda: ReasonersSearch(len, settings=3), "`settings` are a dict by name, got 3"),
+        (lambda: make_planners(3, GridWorld().config), "`planners` must be a list of strings, got 3"),
+        (lambda: make_planners([3], GridWorld().config), "`planners` must be a list of strings, got [3]"),
+        (lambda: make_planners(["cem", "cem"], GridWorld().config), "one is there twice"),
+        (lambda: make_planners(["cem?horizon=3&horizon=4"], GridWorld().config), "'horizon' is given twice"),
         (lambda: make_planners(["cem?horizon=0"], GridWorld().config), "`horizon` must be a whole number"),
         (lambda: make_planners(["cem?horizn=3"], GridWorld().config), "its settings are"),
         (lambda: PanAgent(GridWorld(), processor, RewardCritic(), GraphSearch(), patience=0), "`patience` must be"),
         (lambda: PanAgent(GridWorld(), processor, RewardCritic(), "cem"), "A planner has a method `plan`"),
+        (lambda: PanAgent(GridWorld(), None, RewardCritic(), GraphSearch()), "`processor` must be the model's own"),
     ],
 )
 def test_nonsense_is_refused_when_it_is_built(build, said):
@@ -734,6 +747,16 @@ def test_a_missing_sense_is_named():
     agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
     with pytest.raises(ValueError, match="camera"):
         agent.act({"picture": np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [(np.zeros(3), r"shape, got \(2,\), \(3,\)"), ([[1], 2], "no array"), (torch.zeros(2).bfloat16(), "no array")],
+)
+def test_a_step_that_does_not_fit_those_before_names_its_sense(later, said):
+    world = GridWorld()
+    with pytest.raises(ValueError, match=f"'camera': .*{said}"):
+        perceive(world, processor, [{"camera": np.zeros(2)}, {"camera": later}], [0])
 
 
 def test_an_observation_without_names_is_refused_with_how_to_name_it():

@@ -110,6 +110,8 @@ class PanAgent:
             raise ValueError(f"A planner has a method `plan`, as CEM() does; got {planner!r}.")
         if not hasattr(model, "config"):
             raise ValueError(f"`model` must be a world model, as `load` gives it; got {model!r:.60}.")
+        if not callable(processor):
+            raise ValueError(f"`processor` must be the model's own, as `load` gives it; got {processor!r:.60}.")
         if hasattr(planner, "check_world"):
             planner.check_world(model.config)
         self.seed = 0 if seed is None else as_seed(seed) or 0
@@ -430,17 +432,17 @@ def perceive(model, processor, observations: list[dict], actions: list):
     """
     shown = {name: [observation[name] for observation in observations] for name in observations[-1]}
     seen = {
-        name: None if all(value is None for value in values) else _sequence(model.config.senses[name], values)
+        name: None if all(value is None for value in values) else _sequence(name, model.config.senses[name], values)
         for name, values in shown.items()
     }
     taken: Any = None
     if actions:
         parts = ActionParts(model.config).parts
         by_part = [action if isinstance(action, dict) else dict.fromkeys(parts, action) for action in actions]
-        taken = {name: _sequence(part, [action[name] for action in by_part]) for name, part in parts.items()}
+        taken = {name: _sequence(name, part, [action[name] for action in by_part]) for name, part in parts.items()}
         taken = taken[ACTION] if set(parts) == {ACTION} else taken
     return model.perceive(**processor(observation=seen, action=taken).to(model.device))
 
 
-def _sequence(part, values: list):
-    return feature_class(part.kind).sequence(part, values)
+def _sequence(name: str, part, values: list):
+    return feature_class(part.kind).sequence(name, part, values)

@@ -30,6 +30,7 @@ from pan_hf.agents.cache_scope import Scope, fingerprint, scope_of, task_of, ten
 from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow
 from pan_hf.agents.critics import Critic, RewardCritic, as_critic, check_scores
 from pan_hf.agents.plan import Contradicted, Plan, compared_keys
+from pan_hf.arguments import as_type
 from pan_hf.modeling.state_pan import Actions
 from pan_hf.modeling.validation_pan import real, truth, whole
 
@@ -119,8 +120,6 @@ class SimulationCache:
     ):
         if on_stale not in ON_STALE:
             raise ValueError(f"`on_stale` must be one of {ON_STALE}, got {on_stale!r}.")
-        if not isinstance(path, str | os.PathLike):
-            raise ValueError(f"`path` must be the folder of a cache, got {type(path).__name__} {path!r:.60}.")
         for name, text in {"scope": scope, "task": task}.items():
             if text is not None and (not isinstance(text, str) or not text):
                 raise ValueError(f"`{name}` must be a name or None, got {text!r}.")
@@ -130,7 +129,7 @@ class SimulationCache:
         self.least_abstract_reach = real("least_abstract_reach", least_abstract_reach, 0, 1)
         self.writes = truth("writes", writes)
         self.on_stale, self.scope, self.task_name = on_stale, scope, task
-        self.store = CacheStore(path, create)
+        self.store = CacheStore(as_type("path", path, str | os.PathLike), truth("create", create))
         self._bound: _Bound | None = None
         self._asked: tuple[Any, Any] = (None, None)
         self._neighbours: tuple[int, Neighbours] | None = None

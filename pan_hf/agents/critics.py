@@ -15,7 +15,7 @@ import torch
 from pan_hf.agents.plan import check_numbers
 from pan_hf.features import feature_class
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import real, strings
+from pan_hf.modeling.validation_pan import real, strings, truth
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,10 @@ class RewardCritic(Critic):
 
     scores_states: ClassVar[bool] = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, truth, "ends_episode")
+
     def score(self, futures) -> torch.Tensor:
         if self.actor is None:
             rewards = futures.reward.float()
@@ -162,7 +166,8 @@ class GoalCritic(Critic):
             raise ValueError(f"A goal can be about {sorted(shown)} of this observation, got `senses` {unknown}.")
         chosen = {name: model.config.senses[name] for name in shown if senses is None or name in senses}
         if not chosen:
-            raise ValueError(f"A goal is about some of {sorted(model.config.coded_senses)}; the observation has none.")
+            known = sorted(model.config.coded_senses)
+            raise ValueError(f"A goal is about some of {known}; the observation has none, or `senses` names none.")
         seen = processor(observation={name: shown[name] for name in chosen}, partial=True).to(model.device)[
             "observation"
         ]

@@ -1,6 +1,6 @@
 """A plan: actions, and what the planner expects of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.modeling.state_pan import Actions
+from pan_hf.modeling.validation_pan import whole
 
 _SHOWN_ACTIONS = 12  # in `repr`, which stays in one line
 
@@ -129,9 +130,13 @@ def check_choices(owner: Any) -> None:
     and names of actions."""
     if owner.actions is None:
         return
-    chosen = (owner.actions,) if isinstance(owner.actions, int | str) else tuple(owner.actions)
-    wrong = [action for action in chosen if not isinstance(action, str) and not hasattr(action, "__index__")]
-    if wrong or not chosen:
+    is_one = isinstance(owner.actions, str) or not isinstance(owner.actions, Iterable)
+    given = [owner.actions] if is_one else list(owner.actions)
+    try:
+        chosen = tuple(each if isinstance(each, str) and each else whole("actions", each) for each in given)
+    except ValueError:
+        chosen = ()
+    if not chosen:
         raise ValueError(
             f"{type(owner).__name__}: `actions` must be numbers or names of actions, got {owner.actions!r}."
         )

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.plan import Contradicted, Plan, check_one_row
+from pan_hf.agents.plan import Contradicted, Plan, check_numbers, check_one_row
 from pan_hf.envs.state_features import StateFeatures
 from pan_hf.extras import extra
 from pan_hf.features import feature_class
 from pan_hf.files import finish_writing, read_json, whole_folder
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import whole
+from pan_hf.modeling.validation_pan import truth, whole
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -265,7 +265,7 @@ class PolicyPlanner:
         sampled (`bool`): draw its actions; the likeliest otherwise.
 
     Raises:
-        ValueError: no folder is named.
+        ValueError: no folder is named, or `sampled` is neither True nor False.
     """
 
     folder: str = ""
@@ -273,7 +273,10 @@ class PolicyPlanner:
 
     def __post_init__(self):
         if not self.folder or not isinstance(self.folder, str | Path):
-            raise ValueError("PolicyPlanner: `folder` names a policy that `pan imagine` trained, got none.")
+            raise ValueError(
+                f"PolicyPlanner: `folder` names a policy that `pan imagine` trained, got {self.folder!r:.60}."
+            )
+        check_numbers(self, truth, "sampled")
         object.__setattr__(self, "_loaded", {})  # by the world's id
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ threads may search at once.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from pan_hf.agents.strategy import stacked
 from pan_hf.agents.successors import Successors, gather, imagine_step
 from pan_hf.agents.world import World
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import real, whole
+from pan_hf.modeling.validation_pan import real, truth, whole
 from pan_hf.specs import import_object
 
 
@@ -337,6 +337,9 @@ class ReasonersSearch:
         counts = ["max_depth", "num_actions", "batch_size"] + ["key_levels"] * (self.key_levels is not None)
         check_numbers(self, whole, *counts, least=1)
         check_numbers(self, real, "temperature", least=0)
+        check_numbers(self, truth, "looks_ahead")
+        if self.settings is not None and not isinstance(self.settings, Mapping):
+            raise ValueError(f"ReasonersSearch: `settings` are a dict by name, got {self.settings!r:.60}.")
         found = import_object(self.search, "search") if isinstance(self.search, str) else self.search
         if isinstance(found, type):
             found = found(**(self.settings or {}))

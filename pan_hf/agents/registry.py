@@ -14,6 +14,7 @@ from pan_hf.agents.policy import PolicyPlanner
 from pan_hf.agents.reasoners import ReasonersSearch
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.agents.strategy_search import StrategySearch
+from pan_hf.modeling.validation_pan import strings
 from pan_hf.specs import parse_spec
 
 PLANNERS: dict[str, type] = {
@@ -41,13 +42,15 @@ def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) ->
         has_goal (`bool`): whether what is wanted is a goal to be reached, rather than as much as possible.
 
     Raises:
-        ValueError: an unknown planner or setting, a planner that cannot take the actions of the world, or graph
-            search for no goal.
+        ValueError: an unknown planner or setting, the same text twice, a planner that cannot take the actions of the
+            world, or graph search for no goal.
     """
     is_discrete = ActionParts(config).is_discrete
     if specs is None:
         specs = [name for name in UNASKED if name != "graph" or (is_discrete and has_goal)]
-    specs = [specs] if isinstance(specs, str) else list(specs)
+    specs = [specs] if isinstance(specs, str) else strings("planners", specs)
+    if len(set(specs)) < len(specs):
+        raise ValueError(f"Planners {specs}: one is there twice; leave it out, or give it other settings.")
     names = [parse_spec(spec)[0] for spec in specs]
     made = {}
     for spec in specs:

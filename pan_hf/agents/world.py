@@ -13,7 +13,7 @@ import torch
 
 from pan_hf.features import ACTION, action_parts, feature_of
 from pan_hf.modeling import PanModel
-from pan_hf.modeling.effort_pan import Effort, as_effort
+from pan_hf.modeling.effort_pan import NAMED, Effort, as_effort
 from pan_hf.specs import literal
 
 
@@ -73,15 +73,18 @@ def parse_effort(text: str) -> Effort | str | tuple[str, ...]:
     "price=0.1,task=planning".
 
     Raises:
-        ValueError: a field that an effort does not have, or a wrong value.
+        ValueError: no text or an empty one, a field that an effort does not have or that is there twice, or a wrong
+            value.
     """
+    parts = [part.strip() for part in text.split(",")] if isinstance(text, str) else []
+    if not parts or not all(parts):
+        raise ValueError(f"An effort is one of {NAMED}, names of blocks, or fields as 'price=0.1', got {text!r}.")
     if "=" not in text:
-        parts = tuple(part.strip() for part in text.split(","))
-        return parts if "." in text or len(parts) > 1 else text
-    fields = dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
-    names = ("cap", "least_change", "price", "task")
-    if unknown := sorted(set(fields) - set(names)):
-        raise ValueError(f"An effort has the fields {list(names)}, got {unknown} in {text!r}.")
+        return tuple(parts) if "." in text or len(parts) > 1 else parts[0]
+    known, named = ("cap", "least_change", "price", "task"), [part.partition("=")[0] for part in parts]
+    if set(named) - set(known) or len(set(named)) < len(named):
+        raise ValueError(f"An effort has the fields {list(known)}, each once at most; got {named} in {text!r}.")
+    fields = {name: part.partition("=")[2] for name, part in zip(named, parts, strict=True)}
     values: dict[str, Any] = {name: literal(value.lower()) for name, value in fields.items()}
     values |= {name: value for name, value in fields.items() if name == "task"}
     for name, value in values.items():

@@ -115,7 +115,7 @@ class Imagination:
     def __init__(self, model: PanModel, processor: PanProcessor, starts: Starts, settings: Settings):
         if not getattr(model, "is_world_model", False):
             raise ValueError("An imagined world needs a model with senses; see PanModel.from_backbone.")
-        if not callable(getattr(starts, "draw", None)):
+        if not callable(getattr(starts, "draw", None)) or isinstance(starts, type):
             raise ValueError(f"`starts` must have a method `draw`, as RecordedStarts has; got {starts!r:.80}.")
         self.model, self.processor, self.starts, self.settings = model, processor, starts, settings
         self.features = StateFeatures(model) if settings.observation == "state" else None

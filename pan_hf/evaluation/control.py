@@ -535,6 +535,6 @@ def imagine_episode(model, processor, trace: _Trace, sense: str) -> tuple[np.nda
         imagined.append(model.simulate(belief, actions, temperature=0.0, seed=0).decode(sense)[0])
     config = model.config.senses[sense]
     feature = feature_of(config)
-    seen = feature.sequence(config, [observation[sense] for observation in trace.observations[: steps + 1]])
+    seen = feature.sequence(sense, config, [observation[sense] for observation in trace.observations[: steps + 1]])
     carried_out = processor(observation={sense: seen}, partial=True)["observation"][sense][0]
     return feature.to_frames(torch.cat(imagined)), feature.to_frames(carried_out)

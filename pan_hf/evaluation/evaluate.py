@@ -61,7 +61,7 @@ from pan_hf.features import feature_of
 from pan_hf.metrics import MetricAccumulator
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.state_pan import Actions, as_action
-from pan_hf.modeling.validation_pan import PRESENT, real, whole
+from pan_hf.modeling.validation_pan import PRESENT, real, strings, whole
 from pan_hf.reporting.figures import curves, horizon_plot
 from pan_hf.reporting.results import Record, mean_stderr, read_records, record, write_records
 from pan_hf.reporting.strips import shown_senses, write_strips
@@ -361,10 +361,10 @@ def _check_horizons(horizons: Iterable[int] | int) -> list[int]:
 
 def _choose_environments(trajectories, environments: Sequence[str] | None) -> list[str]:
     recorded = list(dict.fromkeys(trajectories.environments))
-    unknown = sorted(set(environments or ()) - set(recorded))
-    if unknown:
+    chosen = strings("environments", environments or [])
+    if unknown := sorted(set(chosen) - set(recorded)):
         raise ValueError(f"No held-out episode of {unknown}; the recording has {recorded}. Name one of those.")
-    return list(environments or recorded)
+    return chosen or recorded
 
 
 def _batches(windows: dict[int, np.ndarray], batch_size: int) -> list[tuple[np.ndarray, dict[int, np.ndarray]]]:

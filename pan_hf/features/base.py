@@ -311,14 +311,22 @@ class Feature:
         return values
 
     @classmethod
-    def sequence(cls, part: Any, values: Sequence) -> Any:
+    def sequence(cls, name: str, part: Any, values: Sequence) -> Any:
         """Recorded values of T steps of a model's sense or action, as the processor takes a batch of one:
-        `(1, T, ...)`, of a text that holds for the whole episode the last one."""
+        `(1, T, ...)`, of a text that holds for the whole episode the last one.
+
+        Raises:
+            ValueError: steps that are no arrays, or of more than one shape; it says `name`.
+        """
         if any(value is None for value in values):
             return [list(values)]  # absent at some steps, which the processor reads off the list
-        arrays = [np.asarray(value) for value in values]
+        try:
+            arrays = [np.asarray(value) for value in values]
+        except (TypeError, ValueError, RuntimeError) as error:  # ragged, or a tensor of a type that numpy lacks
+            raise ValueError(f"{name!r}: a step of it is no array ({error}).") from error
         if len({array.shape for array in arrays}) > 1:
-            raise ValueError(f"Expected steps of one shape, got {', '.join(str(array.shape) for array in arrays)}.")
+            shapes = ", ".join(str(array.shape) for array in arrays)
+            raise ValueError(f"{name!r}: expected steps of one shape, got {shapes}.")
         return np.stack(arrays)[None]
 
     def check_sense(self, name: str, sense: Any, values: np.ndarray, processor: PanProcessor) -> None:

@@ -104,7 +104,7 @@ class TextFeature(Feature):
         return values.tolist()
 
     @classmethod
-    def sequence(cls, part: Any, values: Sequence[str]) -> Any:
+    def sequence(cls, name: str, part: Any, values: Sequence[str]) -> Any:
         return values[-1] if cls(cls.describe(part)).is_task else [list(values)]
 
     def check_sense(self, name: str, sense: Any, values: np.ndarray, processor: Any) -> None:
