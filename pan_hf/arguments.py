@@ -31,6 +31,11 @@ def least(lowest: float, above: bool = False) -> Bound:
     return lambda value: None if (value > lowest if above else value >= lowest) else words
 
 
+def named(value: str) -> str | None:
+    """Texts that name something."""
+    return None if value.strip() else "a name"
+
+
 def checked(**bounds: Bound) -> Callable[[F], F]:
     """Checks what a function is called with: by its annotations, and by `bounds` of its arguments."""
 

@@ -6,9 +6,12 @@ trains.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from pan_hf.arguments import checked
 from pan_hf.console import without_bars
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.deprecated import old_names
@@ -28,10 +31,11 @@ PRESETS = {
 }
 
 
+@checked()
 @without_bars()
 def build(
     trajectories: Trajectories,
-    backbone: str = "tiny",
+    backbone: str | Path = "tiny",
     sense_options: dict[str, dict] | None = None,
     seed: int = 0,
     **config,
@@ -53,8 +57,6 @@ def build(
     """
     from transformers import set_seed
 
-    if not isinstance(trajectories, Trajectories):
-        raise ValueError(f"`trajectories` come from load_trajectories, got {type(trajectories).__name__}.")
     options, parts = dict(sense_options or {}), action_parts(trajectories.features)
     names = {*trajectories.observations, *map(action_column, parts)}
     if unknown := sorted(set(options) - names):
@@ -115,7 +117,7 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
     )
 
 
-def _language_model(backbone: str, tokenizer: PanTokenizer):
+def _language_model(backbone: str | Path, tokenizer: PanTokenizer):
     if backbone not in PRESETS:
         return AutoModelForCausalLM.from_pretrained(backbone)
     preset = PRESETS[backbone]
@@ -156,11 +158,17 @@ def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer,
         raise ValueError(f"Sense {name!r}: {error}.") from error
 
 
-def _tokenizer_of(backbone: str) -> PanTokenizer:
+def check_backbone(backbone: str | Path) -> None:
+    """Raises ValueError for a backbone that `build` would not take."""
+    if backbone not in PRESETS:
+        _tokenizer_of(backbone)
+
+
+def _tokenizer_of(backbone: str | Path) -> PanTokenizer:
     try:
         return PanTokenizer.from_backbone(AutoTokenizer.from_pretrained(backbone))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"`backbone` {backbone!r} is neither one of {sorted(PRESETS)} nor a language model with a tokenizer, by "
-            f"name or folder: {error}"
+            f"`backbone` {str(backbone)!r} is neither one of {sorted(PRESETS)} nor a language model with a tokenizer, "
+            f"by name or folder: {error}"
         ) from error

@@ -82,9 +82,11 @@ def on_disk(
         only (`Sequence[str]`, *optional*): patterns of the files to download.
 
     Raises:
-        ValueError: a revision of a folder, or two that differ.
+        ValueError: no name, a revision of a folder, or two that differ.
         HubError: the Hub did not give it; files that were there before are as they were.
     """
+    if path == "":
+        raise ValueError(f"Expected a folder or the name of a {kind} on a Hub, got {path!r}.")
     uri = hub_id(path, kind)
     if uri is None:
         if revision is not None:

@@ -71,7 +71,11 @@ def quickstart(
 
     Returns:
         the path of `report.html`.
+
+    Raises:
+        ValueError: no time, or an unknown backbone. Nothing has been recorded then.
     """
+    from pan_hf.build import check_backbone
     from pan_hf.data.record import record
     from pan_hf.evaluation.evaluate import evaluate
     from pan_hf.modeling.validation_pan import real
@@ -81,6 +85,7 @@ def quickstart(
 
     run, budget = Path(run), budget or Budget()
     real("seconds", budget.seconds, 0, above=True)
+    check_backbone(backbone)
     environments = [EMPTY, FOUR_ROOMS, DOOR_KEY]
     with stage_timer(run / "timing.json", "record", seeds=[seed], resume=(run / "data").exists()):
         record(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from pan_hf.arguments import checked
 from pan_hf.checkpoints import find_checkpoint, load, results_folder
 from pan_hf.console import without_bars
 from pan_hf.extras import extra
@@ -139,8 +140,9 @@ def show(path: str | Path, output: str | Path | None = None) -> tuple[list[Table
     return tables(model, processor), target
 
 
+@checked()
 @without_bars()
-def double(path: str | Path, segments: Iterable[str], output: str | Path | None = None) -> Path:
+def double(path: str | Path, segments: Sequence[str], output: str | Path | None = None) -> Path:
     """Doubles the rows of segments in a checkpoint; its tokens keep their ids, its predictions stay as they were.
 
     A segment that has not used any of the rows it was last given stays as it is. So a command that was killed while it
@@ -158,9 +160,11 @@ def double(path: str | Path, segments: Iterable[str], output: str | Path | None 
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: a segment that is none or cannot be extended, or an output that exists. Nothing has been written
-            then.
+        ValueError: no segment, one that is none or cannot be extended, or an output that exists. Nothing has been
+            written then.
     """
+    if not segments:
+        raise ValueError("`segments` names none to double; give some, as camera.0.")
     if output is None and hub_id(path):
         raise ValueError(f"{path} is on a Hub; name a folder for the larger checkpoint (`output`).")
     source = find_checkpoint(path)
@@ -204,7 +208,10 @@ def extend(model: PanModel, segment: str, rows: int) -> None:
     """
     ledger, (part, _, level) = model.processor.vocabulary, segment.rpartition(".")
     ledger.capacity(segment)
-    larger = model.config.coded_parts()[part].with_rows(level, rows) if part else None
+    try:
+        larger = model.config.coded_parts()[part].with_rows(level, rows) if part else None
+    except ValueError as error:
+        raise ValueError(f"Segment {segment!r}: {error}") from error
     offset, _ = ledger.extend(segment, rows)
     config = model.config
     model.table.resize(max(config.vocab_size, -(-ledger.size // 64) * 64))

@@ -370,6 +370,8 @@ def test_what_is_wrong_here_is_found_before_anything_is_sent(short, server, tmp_
         push_recording(tmp_path / "stopped", "user/board")
     with pytest.raises(ValueError, match="is no Hub id"):
         push_checkpoint(short, "user/pan", dataset=str(short / "data"))
+    with pytest.raises(ValueError, match="license: expected a name, got ''"):
+        push_checkpoint(short, "user/pan", license="")
     assert server.asked == []
     push_checkpoint(short, "user/pan")
     with pytest.raises(ValueError, match="user/pan is public already"):

@@ -400,6 +400,7 @@ def test_the_command_writes_what_was_tried_and_refuses_what_does_not_fit(world, 
     PanProcessor.from_pretrained(checkpoint).check_model(PanModel.from_pretrained(checkpoint))
     with pytest.raises(ValueError, match="expected parts that have codes, camera, place, action"):
         merge(tmp_path / "other", world.model, world.data, parts=["mission"], max_steps=1, progress=False)
+    assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="`window` must be at least 2"):
         merge(tmp_path / "third", world.model, world.data, window=1, max_steps=1, progress=False)
 

@@ -3,8 +3,11 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 from forked import run_pan as pan
+
+from pan_hf.quickstart import quickstart
 
 
 @pytest.mark.slow
@@ -43,6 +46,13 @@ def test_an_environment_never_seen_needs_flags_only(tmp_path):
         done = pan(*command, cwd=tmp_path)
         assert done.returncode == 0, (command, done.said[-3000:])
     assert (tmp_path / "runs" / "default" / "report.html").exists()
+
+
+def test_a_backbone_that_is_none_is_refused_before_anything_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="`backbone` 'tyni' is neither one of"):
+        quickstart(tmp_path / "run", backbone="tyni", progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -446,6 +446,7 @@ def test_too_few_seconds_are_refused_before_anything_is_written(world, tmp_path,
         ({"seed": 1.5}, "seed: expected a whole number"),
         ({"num_processes": 0}, "num_processes: expected at least 1"),
         ({"skip": "senses"}, "skip: expected a list"),
+        ({"accelerate_config": __file__}, "--accelerate .*test_training.py is not YAML"),
     ],
 )
 def test_what_a_stage_does_not_take_is_refused_before_the_first_one(given, message, world, tmp_path):

@@ -164,13 +164,31 @@ def test_doubling_in_place_keeps_the_other_files(checkpoint):
 
 @pytest.mark.parametrize(
     "segment, message",
-    [("smell.0", "Unknown segment"), ("camera.1", "Unknown segment")],
+    [
+        ("smell.0", "Unknown segment"),
+        ("camera.1", "Unknown segment"),
+        (3, r"segments\[1\]: expected a text, got int 3"),
+    ],
 )
 def test_what_cannot_be_doubled_leaves_the_checkpoint(checkpoint, segment, message):
     before = {path.name: path.read_bytes() for path in (checkpoint / "checkpoint").iterdir()}
     with pytest.raises(ValueError, match=message):
         double(checkpoint, ["camera.0", segment])
     assert {path.name: path.read_bytes() for path in (checkpoint / "checkpoint").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"segments": []}, "`segments` names none"),
+        ({"segments": None}, "segments: expected a list, got NoneType"),
+        ({"output": 3}, "output: expected a text or a path or None, got int 3"),
+        ({"path": ""}, "a folder or the name of a model on a Hub, got ''"),
+    ],
+)
+def test_doubling_nothing_or_into_nothing_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        double(**{"path": "missing", "segments": ["camera.0"]} | given)
 
 
 def test_a_folder_that_is_something_else_is_not_replaced(checkpoint, tmp_path):

@@ -78,11 +78,12 @@ def parse(stage: Stage, variants: dict[str, Stage], command: list[str] | None = 
         return parser.error(str(error))  # which exits
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, flag: str = "--config") -> dict[str, Any]:
     """A YAML file's keys and values.
 
     Args:
         path: the file, or the name of a recipe in [`CONFIGS`], as "pusht".
+        flag: by which it was given, for errors.
 
     Raises:
         FileNotFoundError: there is neither such a file nor such a recipe; the message lists the recipes.
@@ -92,16 +93,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not (path.suffix or len(path.parts) > 1 or path.exists()):  # a bare name
         recipes = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
         if path.name not in recipes:
-            raise FileNotFoundError(f"--config {path}: no such file, and no recipe of {', '.join(recipes)}.")
+            raise FileNotFoundError(f"{flag} {path}: no such file, and no recipe of {', '.join(recipes)}.")
         path = recipes[path.name]
     with extra("cli", "A file of settings"):
         import yaml
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from error
+        raise ValueError(f"{flag} {path} is not YAML: {error}") from error
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise ValueError(f"--config {path}: expected lines of `name: value`, got {type(settings).__name__}.")
+        raise ValueError(f"{flag} {path}: expected lines of `name: value`, got {type(settings).__name__}.")
     return settings
 
 

@@ -18,14 +18,14 @@ from transformers import TrainerCallback
 
 from pan_hf.arguments import checked
 from pan_hf.data.trajectories import Trajectories
-from pan_hf.modeling import PanModel
+from pan_hf.modeling import PanConfig, PanModel
 from pan_hf.tokenization import PanProcessor
 from pan_hf.training.arguments import Stage
 from pan_hf.training.growth_callback import candidates_and_held_out, in_last_episodes
 from pan_hf.training.merge_callback import MergeCallback
-from pan_hf.training.run_folder import TIME, run_growing_stage
+from pan_hf.training.run_folder import TIME, find_start, run_growing_stage
 from pan_hf.training.stage import main
-from pan_hf.training.token_windows import SentenceArguments, SentenceWindows
+from pan_hf.training.token_windows import SentenceArguments, SentenceWindows, coded_parts
 
 
 def make_data(model: PanModel, processor: PanProcessor, trajectories: Trajectories, args: SentenceArguments):
@@ -94,6 +94,7 @@ def merge(
     Raises:
         FileNotFoundError, ValueError: as for `grow`; or parts that have no codes, or windows that are too long.
     """
+    coded_parts(PanConfig.from_pretrained(find_start(Path(run), start)), parts)  # what is wrong is said before a start
     settings: dict = {"parts": parts, "chunk": chunk, "window": window, "merge_every": every, "merge_count": count}
     settings |= {"trial_steps": trial_steps, "seconds": seconds, "max_steps": max_steps, "seed": seed}
     return run_growing_stage(STAGE, Path(run), start, data, settings, progress)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.data.windows import read_rows
 from pan_hf.features import ACTION, action_column
-from pan_hf.modeling import PanModel
+from pan_hf.modeling import PanConfig, PanModel
 from pan_hf.tokenization import PanProcessor
 from pan_hf.tokenization.tokenization_pan import Merges
 from pan_hf.training.arguments import StageArguments
@@ -42,6 +42,15 @@ class SentenceArguments(StageArguments):
     def __post_init__(self):
         super().__post_init__()
         self.check_least(chunk=1, window=2, merge_every=1, merge_count=0, trial_steps=1)
+
+
+def coded_parts(config: PanConfig, parts: Sequence[str] | None) -> list[str]:
+    """The parts that are written out, all that have codes where None are chosen. Raises ValueError for others."""
+    coded = config.coded_parts()
+    chosen = list(coded if parts is None else parts)
+    if not chosen or set(chosen) - set(coded):
+        raise ValueError(f"Sentences of {chosen}: expected parts that have codes, {', '.join(coded)}.")
+    return chosen
 
 
 class SentenceWindows(Dataset):
@@ -70,10 +79,7 @@ class SentenceWindows(Dataset):
         window: int = 2,
     ):
         self.model, self.chunk, self.window = model, chunk, window
-        coded = model.config.coded_parts()
-        self.parts = list(coded if parts is None else parts)
-        if not self.parts or set(self.parts) - set(coded):
-            raise ValueError(f"Sentences of {self.parts}: expected parts that have codes, {', '.join(coded)}.")
+        self.parts = coded_parts(model.config, parts)
         self.rows = trajectories.windows(window * chunk)
         tensors, actions = read_rows(trajectories, processor)
         by_part = actions if isinstance(actions, dict) else {ACTION: actions}

@@ -23,6 +23,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from pan_hf.arguments import checked, named
 from pan_hf.data.episodes import SPLITS, episode_files, read_info
 from pan_hf.files import read_json
 from pan_hf.hub import address, hub_id, patiently
@@ -39,6 +40,7 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")  # never sent: whoever loads 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*_pan.py")  # stale ones would be loaded in place of the new
 
 
+@checked(license=named)
 def push_checkpoint(
     run: str | Path,
     repo_id: str,
@@ -83,6 +85,7 @@ def push_checkpoint(
     return _commit(repo_id, "model", contents, stale, private, revision, f"{facts['name']}: model, processor and card")
 
 
+@checked(license=named)
 def push_adapter(
     folder: str | Path,
     repo_id: str,
@@ -121,6 +124,7 @@ def push_adapter(
     return _commit(repo_id, "model", contents, (), private, revision, f"Adapter of {base}, with its card")
 
 
+@checked(license=named)
 def push_recording(
     run: str | Path,
     repo_id: str,
