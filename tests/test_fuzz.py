@@ -13,7 +13,6 @@ CASES = 1000
 
 
 @pytest.mark.slow
-@pytest.mark.skip("what it finds is being mended")
 @settings(max_examples=CASES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_whatever_is_given_a_result_is_right_or_a_sentence_says_what_is_wrong(case):

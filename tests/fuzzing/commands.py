@@ -12,14 +12,13 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
 from fuzzing.outcomes import FREE, WRONG, Change, TookLong, digest
-from fuzzing.targets import TARGETS, Call, Target, board
+from fuzzing.targets import TARGETS, Call, Target, board, new_folder
 from fuzzing.worlds import World
 
 MOST_SECONDS = 5  # of a command; what is wrong is said sooner
@@ -27,6 +26,7 @@ COUNT = ["0", "-1", "2.5", "x", "", "nan", "None", "[1]", "1e3", "³"]
 WHOLE = ["-1", "2.5", "x", "", "nan", "None", "1e3"]  # where 0 is right
 NUMBER = ["-1", "x", "", "nan", "1,5", "None", "-inf", "[1]"]
 POSITIVE = ["0", *NUMBER]
+IF_GIVEN = [text for text in POSITIVE if text != "None"]  # where None is the default
 FOLDER = ["missing", "file.txt", "/proc/none", "x" * 5000, "\udcff", "user/missing@main"]
 NAMES = ["missing", "", "3", "\udcff", " "]
 FIELDS = ["", "x", "=3", "camera", "camera=3", "camra.patch_size=4", "camera.patchsize=4", "camera.patch_size=x"]
@@ -72,7 +72,7 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "--image-size": COUNT,
             "--seed": WHOLE,
             "--test-fraction": [*NUMBER, "0.7", "2"],
-            "--fps": POSITIVE,
+            "--fps": IF_GIVEN,
             "--workers": COUNT,
             "--max-episode-steps": COUNT,
             "--output": ["file.txt", "/proc/none", "x" * 5000, "mine"],
@@ -102,7 +102,7 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "": FOLDER,
             "--map": ["x", "=x", "palce=where", "action=my action", ""],
             "--image-size": COUNT,
-            "--fps": POSITIVE,
+            "--fps": IF_GIVEN,
             "--test-fraction": [*NUMBER, "0.7"],
         },
     ),
@@ -149,7 +149,7 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "--every": COUNT,
             "--threshold": POSITIVE,
             "--max-new": COUNT,
-            "--name": ["stay", "camera.0=x", "", "palce.0=x"],
+            "--name": ["", "=x", "red"],
             "--seed": WHOLE,
         },
     ),
@@ -165,7 +165,7 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "--seconds": POSITIVE,
             "--max-steps": COUNT,
             "--every": COUNT,
-            "--count": COUNT,
+            "--count": WHOLE,
             "--trial-steps": COUNT,
             "--seed": WHOLE,
         },
@@ -202,8 +202,8 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "--episodes": COUNT,
             "--seed": ["-1", "2.5", "x", ""],
             "--max-steps": COUNT,
-            "--time-limit": POSITIVE,
-            "--episode-time-limit": POSITIVE,
+            "--time-limit": IF_GIVEN,
+            "--episode-time-limit": IF_GIVEN,
             "--success": ["missing:f", "x", "os:sep", ""],
             "--effort": EFFORTS,
             "--replan": ["alway", "", "3"],
@@ -211,20 +211,20 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
         },
     ),
     "pool": ("pool mine mine --output new", False, {"": FOLDER}),
-    "report": ("report --run mine", False, {"--run": ["missing", "file.txt", "/proc/none", ""]}),
+    "report": ("report --run mine", False, {"--run": ["missing", "file.txt", "/proc/none"]}),
     "push": (
         "push --repo user/name --run mine",
         False,
         {"--repo": ["", "a b", "a/b/c", "-x", "x" * 200], "--run": FOLDER, "--license": [""]},
     ),
-    "quickstart": ("quickstart --run new --seconds 1", False, {"--seconds": POSITIVE, "--backbone": ["debgu", ""]}),
+    "quickstart": ("quickstart --run new --seconds 1", False, {"--seconds": IF_GIVEN, "--backbone": ["debgu", ""]}),
 }
 
 
 @cache
 def _finished() -> Path:
     """A folder with a run, `mine`, and a file that is none."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz"))
+    folder = new_folder()
     shutil.copytree(board().data, folder / "mine" / "data")
     shutil.copytree(board().model, folder / "mine" / "checkpoint")
     (folder / "mine" / "checkpoint" / "training_data.json").write_text(
@@ -293,6 +293,7 @@ def _command_target(name: str, right: str, is_quick: bool, flags: dict[str, list
             given = _changes(words, flag, value, not flag)
             names = [flag, flag.lstrip("-"), flag.lstrip("-").replace("-", "_"), value, Path(value).name, "argument"]
             names += [value.partition("=")[0].rpartition(".")[2], "PanConfig" if flag == "--set" else flag]  # a field
+            names += [value.partition("@")[0], repr(value), repr(value)[1:-1]]  # of a Hub; as Python shows it
             return lambda: Change(f"{flag} {value!r:.40}", WRONG, given, tuple(names))
 
         made = [changed(flag, value) for flag, values in flags.items() for value in values]
@@ -308,7 +309,7 @@ def _command_target(name: str, right: str, is_quick: bool, flags: dict[str, list
         right_words = words if is_quick else [*words, "--help"]
         return Call(lambda words: pan(words, folder), {"words": (right_words, made)}, state=(folder,), is_pure=False)
 
-    return Target(f"pan {name}", ("discrete",), make, weight=2, numbers=1)
+    return Target(f"pan {name}", ("discrete",), make, weight=1, numbers=1)
 
 
 _last: list = []
@@ -320,7 +321,7 @@ def _folder() -> Path:
         return _last[0]
     if _last:
         shutil.rmtree(_last[0], ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix="fuzz")) / "here"
+    folder = new_folder() / "here"
     shutil.copytree(_finished(), folder)
     _last[:] = [folder, digest(folder)]
     return folder

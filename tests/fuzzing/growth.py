@@ -10,7 +10,7 @@ from fuzzing.targets import Call, acted, fresh, model_state, seen, target, witho
 from fuzzing.worlds import World
 
 
-@target("PanModel.observe", ("discrete", "vector"))
+@target("PanModel.observe", ("discrete", "vector"), weight=1)
 def observe(world: World, number: int) -> Call:
     own = fresh(world)
     arguments = {
@@ -44,7 +44,7 @@ def prune(world: World, number: int) -> Call:
     return Call(own.model.prune, arguments, state=model_state(own), is_pure=False)
 
 
-@target("PanModel.grow, words", ("discrete",))
+@target("PanModel.grow, words", ("discrete",), weight=1)
 def grow_words(world: World, number: int) -> Call:
     own = fresh(world)
     arguments = {
@@ -59,7 +59,7 @@ def grow_words(world: World, number: int) -> Call:
 @target("PanModel.grow, actions", ("discrete", "parts"), weight=1)
 def grow_actions(world: World, number: int) -> Call:
     own, segment = fresh(world), "action.0" if world.name == "discrete" else "action.pick.0"
-    more = v.listed("names", v.given(wrong=[["stay"], ["a", "a"], list("abcdefghijk")]))
+    more = v.listed("names", v.given(wrong=[["stay"], ["a", "a"], list("abcdefghijk")]), segment)
     arguments = {
         "segment": (segment, v.choice("segment", segment)),
         "names": (["throw"], v.texts("names", ["throw"]) + more),

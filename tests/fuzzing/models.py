@@ -9,6 +9,7 @@ import torch
 from tiny_worlds import CAMERA
 
 from fuzzing import values as v
+from fuzzing.outcomes import FREE
 from fuzzing.targets import (
     Call,
     Changes,
@@ -48,8 +49,9 @@ def processor_actions(world: World, number: int) -> Call:
 
 @target("PanProcessor.__call__, text", ("discrete",))
 def processor_text(world: World, number: int) -> Call:
+    made = [(what, FREE if what == "too long" else expects, make) for what, expects, make in v.words("go to key")]
     arguments = {
-        "text": ("go to key", v.listed("text", v.words("go to key"))),
+        "text": ("go to key", v.listed("text", made)),
         "padding": (True, v.listed("padding", v.given(free=["max_length", False], wrong=["longer", []]))),
         "truncation": (True, v.flag("truncation", True)),
     }
@@ -151,6 +153,7 @@ def simulate(world: World, number: int) -> Call:
         "seed": (3, v.seed("seed")),
         "reencode": (0, v.count("reencode", 1, least=0)[5:]),
         "effort": an_effort(world),
+        "uncertainty": (False, v.flag("uncertainty", False)),
     }
     if number % 2:
         made = v.given(

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from fuzzing import values as v
 from fuzzing.outcomes import FREE, SAME, WRONG
-from fuzzing.targets import Call, a_belief, misspelt, model_state, raw_observation, target, without_marks
+from fuzzing.targets import (
+    Call,
+    a_belief,
+    an_output,
+    given_of,
+    misspelt,
+    model_state,
+    raw_observation,
+    target,
+    without_marks,
+)
 from fuzzing.worlds import World
-from pan_hf import CEM, Effort, FunctionCritic, GoalCritic, GraphSearch, PanAgent, RandomShooting, RewardCritic
+from pan_hf import (
+    CEM,
+    ICEM,
+    MCTS,
+    MPPI,
+    BeamSearch,
+    Effort,
+    FunctionCritic,
+    GoalCritic,
+    GraphSearch,
+    PanAgent,
+    RandomShooting,
+    ReasonersSearch,
+    RewardCritic,
+    SimulationCache,
+    StrategySearch,
+)
+from pan_hf.agents.policy import PolicyPlanner
+from pan_hf.envs.imagined import ImaginedEnv
 
 
 def a_critic(world: World):
@@ -97,7 +126,7 @@ def cem_made(world: World, number: int) -> Call:
 
 @target("GraphSearch", ("discrete",), numbers=1)
 def graph_made(world: World, number: int) -> Call:
-    made = v.given(same=[[0, 1]], free=[np.array([0, 1])], wrong=[[-1], "01", [], 3, ["left"], [0.5]])
+    made = v.given(same=[[0, 1]], free=[np.array([0, 1]), "left", 3, ["left"]], wrong=[[-1], "", [], [0.5], 0.5])
     arguments = {
         "max_states": (10, v.count("max_states", 10)),
         "batch_size": (4, v.count("batch_size", 4)),
@@ -108,6 +137,150 @@ def graph_made(world: World, number: int) -> Call:
         **misspelt("depth", 3),
     }
     return Call(without_marks(GraphSearch), arguments)
+
+
+def shooting_settings() -> dict:
+    return {
+        "num_samples": (4, v.count("num_samples", 4)),
+        "horizon": (3, v.count("horizon", 3)),
+        "num_iterations": (2, v.count("num_iterations", 2)),
+        "num_rollouts": (1, v.count("num_rollouts", 1)),
+        "temperature": (0.5, v.number("temperature", 0.5, low=0)),
+        "batch_size": (4, v.count("batch_size", 4)),
+        "noise_beta": (1.0, v.number("noise_beta", 1.0, low=0)),
+        "objective": ("critic", v.choice("objective", "critic")),
+    }
+
+
+def search_settings(*counts: str) -> dict:
+    numbers = {name: (4, v.count(name, 4)) for name in (*counts, "batch_size")}
+    return numbers | {
+        "temperature": (0.5, v.number("temperature", 0.5, low=0)),
+        "key_levels": (1, v.count("key_levels", 1, optional=True)),
+    }
+
+
+def outcome_settings() -> dict:
+    return search_settings("budget", "max_depth", "num_outcomes") | {
+        "coverage": (0.5, v.number("coverage", 0.5, 0, 1, open_low=True)),
+        "enough": (0.5, v.number("enough", 0.5, low=0)),
+    }
+
+
+def _planner_made(planner: type, settings: Callable[[], dict]) -> None:
+    """A target of a planner's settings."""
+
+    @target(planner.__name__, ("discrete",), weight=1, numbers=1)
+    def make(world: World, number: int) -> Call:
+        return Call(without_marks(planner), settings() | misspelt("horizons", 3))
+
+
+_planner_made(
+    ICEM,
+    lambda: (
+        shooting_settings()
+        | {
+            "shrinking": (1.5, v.number("shrinking", 1.5, low=1)),
+            "keep_fraction": (0.5, v.number("keep_fraction", 0.5, 0, 1)),
+        }
+    ),
+)
+_planner_made(
+    MPPI,
+    lambda: (
+        shooting_settings()
+        | {
+            "sharpness": (2.0, v.number("sharpness", 2.0, low=0)),
+            "noise_std": (0.5, v.number("noise_std", 0.5, low=0, open_low=True)),
+        }
+    ),
+)
+_planner_made(BeamSearch, lambda: search_settings("beam_size", "horizon", "num_actions"))
+_planner_made(StrategySearch, outcome_settings)
+_planner_made(
+    MCTS,
+    lambda: (
+        outcome_settings()
+        | {
+            "exploration": (1.0, v.number("exploration", 1.0, low=0)),
+            "widening": (0.5, v.number("widening", 0.5, 0, 1)),
+            "rollout_steps": (0, v.count("rollout_steps", 1, least=0)[7:]),
+            "prior": (None, v.listed("prior", v.given(wrong=[3, "uniform"]))),
+        }
+    ),
+)
+_planner_made(
+    ReasonersSearch,
+    lambda: (
+        search_settings("max_depth", "num_actions")
+        | {
+            "search": (
+                len,
+                v.listed("search", v.given(same=["builtins:len"], wrong=[None, 3, "len", "os:sep", "os:no"])),
+            ),
+            "settings": (None, v.listed("settings", v.given(free=[{}], wrong=[3, "depth", [3]]))),
+            "looks_ahead": (True, v.flag("looks_ahead", True)),
+        }
+    ),
+)
+_planner_made(
+    PolicyPlanner,
+    lambda: {
+        "folder": ("policy", v.listed("folder", v.given(free=[Path("policy")], wrong=[None, 3, "", ["policy"]]))),
+        "sampled": (False, v.flag("sampled", False)),
+    },
+)
+
+
+@target("SimulationCache", ("discrete",), weight=1, numbers=1)
+def cache_made(world: World, number: int) -> Call:
+    folder, changes = an_output("path")
+    arguments = {
+        "path": (folder, [each for each in changes if each().value != folder.parent / "other"]),  # files may lie there
+        "max_entries": (10, v.count("max_entries", 10)),
+        "radius": (0.1, v.number("radius", 0.1, low=0)),
+        "least_reach": (0.5, v.number("least_reach", 0.5, 0, 1)),
+        "least_abstract_reach": (0.5, v.number("least_abstract_reach", 0.5, 0, 1)),
+        "on_stale": ("keep", v.choice("on_stale", "keep", ["drop", "refuse"])),
+        "create": (True, v.flag("create", True)),
+        "writes": (True, v.flag("writes", True)),
+        "scope": ("world", v.listed("scope", v.given(free=[None], wrong=[3, "", ["world"]]))),
+        "task": (None, v.listed("task", v.given(free=["go"], wrong=[3, "", ["go"]]))),
+        **misspelt("radios", 0.1),
+    }
+    return Call(
+        lambda **given: repr(type(without_marks(SimulationCache)(**given))),
+        arguments,
+        state=(folder.parent,),
+        is_pure=False,
+    )
+
+
+@target("ImaginedEnv", ("discrete", "vector"), weight=1)
+def imagined_env(world: World, number: int) -> Call:
+    class Starts:
+        def draw(self, count: int, rng: np.random.Generator):
+            return world.belief(count, number)
+
+    arguments = {
+        "model": (world.model, v.listed("model", v.given(wrong=[None, "runs/mine", world.processor]))),
+        "starts": (Starts(), v.listed("starts", v.given(wrong=[None, Starts, world.belief(1), [world.belief(1)]]))),
+        "render_mode": (None, v.listed("render_mode", v.given(free=["rgb_array"], wrong=["human", 3, ["rgb_array"]]))),
+        "horizon": (2, v.count("horizon", 2)),
+        "temperature": (0.5, v.number("temperature", 0.5, low=0)),
+        "uncertainty_penalty": (0.1, v.number("uncertainty_penalty", 0.1, low=0)),
+        "measures_entropy": (True, v.flag("measures_entropy", True)),
+        "observation": ("state", v.choice("observation", "state", ["senses"])),
+        **misspelt("horizons", 3),
+    }
+
+    def step(model, starts, **given):
+        env = ImaginedEnv(model, world.processor, starts, **given_of(given))
+        env.reset(seed=3)
+        env.action_space.seed(3)
+        return env.step(env.action_space.sample())
+
+    return Call(step, arguments, state=model_state(world))
 
 
 @target("RewardCritic", ("discrete",), weight=1, numbers=1)
@@ -130,11 +303,12 @@ def function_critic(world: World, number: int) -> Call:
 
 @target("GoalCritic.from_observation", weight=2)
 def goal_critic(world: World, number: int) -> Call:
-    observation, changes = raw_observation(world, 1, number)
-    made = v.given(same=[("touch",)], free=["touch"], wrong=[["touhc"], [], 3, [3], ["mission"]])
+    coded = list(world.model.config.coded_senses)
+    observation, changes = raw_observation(world, 1, number, senses=coded)  # the others are not looked at
+    made = v.given(same=[tuple(coded), None], wrong=["touch", ["touhc"], [], 3, [3], ["mission"]])
     arguments = {
         "observation": (observation, changes),
-        "senses": (["touch"], v.listed("senses", made, "sense")),
+        "senses": (coded, v.listed("senses", made, "sense")),
         "threshold": (1.0, v.number("threshold", 1.0)),
         "tolerance": (0.02, v.number("tolerance", 0.02, low=0)),
         "discount": (0.9, v.number("discount", 0.9, 0, 1, open_low=True)),
@@ -162,11 +336,10 @@ def agent_made(world: World, number: int) -> Call:
     return Call(lambda **given: PanAgent(**given).replan, arguments, state=model_state(world))
 
 
-@target("PanAgent.act", ("discrete", "vector"), weight=4)
+@target("PanAgent.act", ("discrete", "vector"))
 def agent_act(world: World, number: int) -> Call:
-    agent = PanAgent(
-        world.model, world.processor, RewardCritic(threshold=2.0), CEM(num_samples=2, horizon=1), "always"
-    )
+    planner = RandomShooting(num_samples=2, horizon=1)
+    agent = PanAgent(world.model, world.processor, RewardCritic(threshold=2.0), planner, "always")
     agent.act(
         {name: value[0] if not isinstance(value, str) else value for name, value in world.raw(1, number).items()}
     )
@@ -184,7 +357,7 @@ def agent_act(world: World, number: int) -> Call:
                 ("as its tensor", SAME, lambda value=value: torch.from_numpy(value.copy())),
             ]
     arguments = {
-        "observation": (first, [each for each in v.entries("observation", first, made, "x") if each]),
+        "observation": (first, v.entries("observation", first, made, "x", may_have_more=True)),
         "reward": (0.0, v.number("reward", 0.0, optional=True)),
     }
 
@@ -218,7 +391,7 @@ def planners_made(world: World, number: int) -> Call:
         "cem?horizon=3&horizon=4",
         "cem?horizon=None",
         "cem?temperature=nan",
-        "graph?actions=left",
+        "graph?actions=",
         " cem",
     ]
     wrong += ["cem?horizon=3?horizon=4", "os:system", "cem?horizon=[3]", "cem?num_samples=0.5", "graph?max_depth=1e9"]

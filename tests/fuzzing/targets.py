@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,6 +59,7 @@ class Target:
 
 
 TARGETS: list[Target] = []
+_FOLDERS = tempfile.TemporaryDirectory(prefix="fuzz")  # removed when the process ends
 EVERY = ("discrete", "vector", "parts")
 
 
@@ -70,6 +71,10 @@ def target(name: str, worlds: tuple[str, ...] = EVERY, weight: int = 2, numbers:
     return register
 
 
+def new_folder() -> Path:
+    return Path(tempfile.mkdtemp(dir=_FOLDERS.name))
+
+
 @cache
 def world_of(name: str) -> World:
     return make_world(name)
@@ -78,8 +83,7 @@ def world_of(name: str) -> World:
 @cache
 def board():
     """A recording, an untrained checkpoint of it, and its trajectories; see `tiny_worlds`."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz"))
-    return board_world(folder)
+    return board_world(new_folder())
 
 
 def fresh(world: World) -> World:
@@ -100,15 +104,18 @@ def _ledger(world: World) -> dict:
 # ---- the arguments that many functions share
 
 
-def raw_observation(world: World, steps: int, number: int, name: str = "observation") -> tuple[dict, Changes]:
+def raw_observation(
+    world: World, steps: int, number: int, name: str = "observation", senses: Collection[str] | None = None
+) -> tuple[dict, Changes]:
+    """Args: senses, that are looked at; all by default, and then there must be no others."""
     seen = world.raw(steps, number)
     made = {}
-    for sense, value in seen.items():
+    for sense, value in ((sense, value) for sense, value in seen.items() if senses is None or sense in senses):
         kind = world.model.config.senses[sense].kind
         made[sense] = v.words(value) if kind == "text" else v.array(value, kind, value.ndim - 1)
         made[sense] = [(what, FREE if what == "of two rows" else expects, make) for what, expects, make in made[sense]]
         made[sense] += v.given(free=[None, [None] * steps])
-    return seen, v.entries(name, seen, made, next(iter(seen)) + "s", may_lack=True)
+    return seen, v.entries(name, seen, made, next(iter(seen)) + "s", may_lack=True, may_have_more=senses is not None)
 
 
 def raw_action(world: World, steps: int, number: int, is_alone: bool = False) -> tuple[Any, Changes]:
@@ -186,19 +193,17 @@ def a_belief(world: World, rows: int, number: int):
 
 def an_effort(world: World):
     names = [block.name for block in world.model.blocks]
-    is_parallel = world.model.config.level0_sampling == "parallel"
-    good = FREE if is_parallel else WRONG if False else FREE
     made = [
-        ("= 'all'", good, lambda: "all"),
-        ("= 'coarsest'", good, lambda: "coarsest"),
-        ("= 'auto'", good, lambda: "auto"),
-        ("= 'focused'", good, lambda: "focused"),
-        ("= Effort(cap)", good, lambda: Effort(cap=0.5)),
-        ("= block names", good, lambda: names),
+        ("= 'all'", FREE, lambda: "all"),
+        ("= 'coarsest'", FREE, lambda: "coarsest"),
+        ("= 'auto'", FREE, lambda: "auto"),
+        ("= 'focused'", FREE, lambda: "focused"),
+        ("= Effort(cap)", FREE, lambda: Effort(cap=0.5)),
+        ("= block names", FREE, lambda: names),
         ("= 'everything'", WRONG, lambda: "everything"),
         ("= misspelt block", WRONG, lambda: [names[0] + "0"]),
         ("= number", WRONG, lambda: 3),
-        ("= []", WRONG, list),
+        ("= []", FREE, list),  # nothing is predicted: all stays
         ("= [3]", WRONG, lambda: [3]),
         ("= dict", WRONG, lambda: {"cap": 0.5}),
         ("= ''", WRONG, lambda: ""),
@@ -238,17 +243,16 @@ def plain(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name not in ("text_config", "transformers_version")}
 
 
-def an_output(name: str = "output"):
-    """Where something is to be written: a new folder."""
-    path = Path(tempfile.mkdtemp(prefix="fuzz")) / "new"
+def an_output(name: str = "output", may_lack: bool = False):
+    """Where something is to be written: a new folder. Args: may_lack, None means something."""
+    path = new_folder() / "new"
     file = path.parent / "file"
     file.write_text("mine")
     other = path.parent / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
-    made = v.given(
-        same=[str(path)], wrong=[file, file / "new", "\x00", other, None, 3, [path], "x" * 5000, Path("/proc/new")]
-    )
+    wrong = [file, file / "new", "\x00", other, 3, [path], "x" * 5000, Path("/proc/new")]
+    made = v.given(same=[str(path)], wrong=wrong if may_lack else [*wrong, None])
     return path, v.listed(name, made, "file", "other", "new", "xxx", "folder", "/proc")
 
 

@@ -359,9 +359,15 @@ def _tensor(value: torch.Tensor, kind: str, has_time: bool) -> list[Made]:
 
 
 def entries(
-    name: str, value: Mapping, made: Mapping[str, list[Made]], misspelt: str, may_lack: bool = False
+    name: str,
+    value: Mapping,
+    made: Mapping[str, list[Made]],
+    misspelt: str,
+    may_lack: bool = False,
+    may_have_more: bool = False,
 ) -> list[Callable[[], Change]]:
-    """Changes of a mapping: of its entries (by name), and of which there are. Args: may_lack, not all are needed."""
+    """Changes of a mapping: of its entries (by name), and of which there are. Args: may_lack, not all are needed;
+    may_have_more, others are passed over."""
 
     def inside(entry: str, what: str, expects: str, make: Callable[[], Any]) -> Callable[[], Change]:
         return lambda: _entry(name, value, entry, what, expects, make())
@@ -373,7 +379,7 @@ def entries(
         return {entry: each for entry, each in value.items() if entry != key}
 
     whole: list[Made] = [
-        ("with an entry more", WRONG, lambda: {**value, "rgb": value[first]}),
+        ("with an entry more", FREE if may_have_more else WRONG, lambda: {**value, "rgb": value[first]}),
         ("with a misspelt entry", WRONG, lambda: {**without(first), misspelt: value[first]}),
         ("with one entry less", FREE if may_lack else WRONG, lambda: without(first)),
         ("empty", WRONG, dict),
@@ -382,7 +388,7 @@ def entries(
         ("its first entry alone", WRONG, lambda: value[first]),
         ("as text", WRONG, lambda: "observation"),
         ("as number", WRONG, lambda: 3),
-        ("with a number for a key", WRONG, lambda: {**value, 3: value[first]}),
+        ("with a number for a key", FREE if may_have_more else WRONG, lambda: {**value, 3: value[first]}),
         ("in another order", SAME, lambda: dict(reversed(value.items()))),
         ("nested", WRONG, lambda: {"inner": value}),
     ]
