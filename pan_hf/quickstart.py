@@ -58,7 +58,7 @@ def quickstart(
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
-    """The whole way once: record, train, evaluate, plan, report (10 minutes on 2 cores).
+    """The whole way once: record, train, evaluate, plan, report (11 minutes on 2 cores).
 
     Args:
         run: folder that holds everything afterwards: `data/`, `checkpoint/`, `evaluation.json`, `planning.json`,
