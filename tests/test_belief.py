@@ -82,7 +82,7 @@ def test_keys_of_teacher_forced_futures_hold_the_true_past():
 def test_an_agent_is_not_surprised_by_how_much_past_was_imagined():
     """The imagined belief has dropped a step that the perceived one still holds; what is seen is the same."""
     model = world_model(("camera", "mission"), context_steps=3)
-    agent = PanAgent(model, None, lambda futures: futures.reward, GraphSearch())
+    agent = PanAgent(model, len, lambda futures: futures.reward, GraphSearch())
     imagined = model.simulate(seen(model, 2), acts(model, 1, 1), temperature=0.0).belief
     assert len(imagined.history) == 1
     assert agent._compared_by == {"steps": 0}

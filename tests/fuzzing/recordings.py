@@ -267,7 +267,7 @@ def dataset_imported(world: World, number: int) -> Call:
         "map": ({}, v.listed("map", maps, "palce")),
         "image_size": (None, v.count("image_size", 16, optional=True)[7:]),
         "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True)),
-        "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 0.5)),
+        "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 1)),
         "progress": (False, []),
         **misspelt("maps", {}),
     }
@@ -401,7 +401,7 @@ def recorded(world: World, number: int) -> Call:
             ),
         ),
         "seed": (3, v.count("seed", 3, least=0)),
-        "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 0.5)),
+        "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 1)),
         "workers": (1, v.count("workers", 1)[7:]),
         "max_episode_steps": (3, v.count("max_episode_steps", 3, optional=True)),
         "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True, optional=True)),
