@@ -134,7 +134,7 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "--rank": COUNT,
             "--seconds": POSITIVE,
             "--max-steps": COUNT,
-            "--learning-rate": POSITIVE,
+            "--learning-rate": IF_GIVEN,
             "--seed": WHOLE,
         },
     ),
