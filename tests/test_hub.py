@@ -148,6 +148,7 @@ def server(tmp_path, monkeypatch):
     with hub(tmp_path / "hub") as server:
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once a process, for the Hub of that time
         address = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
