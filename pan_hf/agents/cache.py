@@ -15,23 +15,22 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.cache_graph import back_up, back_up_all, backs_up
 from pan_hf.agents.cache_keys import Filed, Keys
 from pan_hf.agents.cache_neighbours import Neighbours
+from pan_hf.agents.cache_recorder import Recorded
 from pan_hf.agents.cache_scope import Scope, fingerprint, scope_of, task_of, tensors_of
-from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow
+from pan_hf.agents.cache_store import CacheStore
 from pan_hf.agents.critics import Critic, RewardCritic, as_critic, check_scores
-from pan_hf.agents.plan import Contradicted, Plan, compared_keys
+from pan_hf.agents.plan import Contradicted, Plan, compared_keys, device_of
 from pan_hf.arguments import as_type
-from pan_hf.modeling.state_pan import Actions
 from pan_hf.modeling.validation_pan import real, truth, whole
 
 ON_STALE = ("refuse", "keep", "drop")
@@ -75,7 +74,6 @@ class _Bound:
     fingerprint: int
     task: int
     critic: Critic
-    parts: ActionParts
     accepts_partial: bool  # where no action is known to lead to a goal, that of the best planned return counts
     backs_up: bool
 
@@ -183,10 +181,10 @@ class SimulationCache:
         wanted = as_critic(critic)
         about = repr(wanted)[:2000] if self.task_name is None else self.task_name
         digest = task_of(wanted, self.task_name)
-        parts = ActionParts(world.config)
         space, salt, scope, grown = self._space(world)
+        keys = Keys(world, salt)
         self._bound = _Bound(
-            keys=Keys(world, salt),
+            keys=keys,
             space=space,
             salt=salt,
             events=scope.events,
@@ -195,8 +193,7 @@ class SimulationCache:
             fingerprint=fingerprint(tensors),
             task=self.store.task(digest, about),
             critic=wanted,
-            parts=parts,
-            accepts_partial=not parts.is_discrete or not math.isfinite(wanted.threshold),
+            accepts_partial=not keys.parts.is_discrete or not math.isfinite(wanted.threshold),
             backs_up=backs_up(wanted),
         )
         if bound is None or bound.space != space:
@@ -292,13 +289,13 @@ class SimulationCache:
         bound: _Bound, world: Any, belief: Any, answer: Answer, mask: Any, refuted: Contradicted | None
     ) -> bool:
         """Whether an action may be taken now, and is not refuted."""
-        if mask and not bool(bound.parts.allows(mask, answer.plan.actions)[0]):
+        if mask and not bool(bound.keys.parts.allows(mask, answer.plan.actions)[0]):
             return False
         wrong = set() if refuted is None else {*refuted.transitions, *refuted.goals}
-        if not wrong or not bound.parts.is_discrete:
+        if not wrong or not bound.keys.parts.is_discrete:
             return True
         key = belief.keys(**compared_keys(world, None))[0]
-        return (key, int(bound.parts.numbers(answer.plan.actions)[0])) not in wrong
+        return (key, int(bound.keys.parts.numbers(answer.plan.actions)[0])) not in wrong
 
     def _answer(
         self, bound: _Bound, level: str, node: bytes, least_reach: float, distance: float = 0.0
@@ -324,7 +321,7 @@ class SimulationCache:
             num_simulated=0,
             seconds=0.0,
             reaches_goal=reaches_goal,
-            parts=bound.parts,
+            parts=bound.keys.parts,
         )
         return Answer(level, action, plan.expected_return, float(reach or 0.0), distance, plan)
 
@@ -362,15 +359,18 @@ class SimulationCache:
 
     @contextmanager
     def recording(self, world: Any, critic: Any) -> Iterator[Recorded]:
-        """A world to plan in: what is imagined there is written when the block ends well.
-
-        Every outcome of discrete actions is kept. Of others, which never repeat, hand the plan to
-        [`Recorded.keep_plan`]."""
-        recorded = Recorded(world, self.bind(world, critic))
-        recorded.keeps_nothing = not self.writes
+        """A world to plan in, see [`~pan_hf.agents.cache_recorder.Recorded`]: what is imagined there is written when
+        the block ends well, and values are backed up from it."""
+        bound = self.bind(world, critic)
+        recorded = Recorded(world, bound.keys, bound.critic, keeps=self.writes)
         yield recorded
-        if self.writes:
-            self.write(world, critic, recorded)
+        if not self.writes:
+            return
+        self.write(world, critic, recorded)
+        if bound.backs_up and math.isfinite(bound.critic.threshold):
+            for level in range(len(bound.keys.levels)):
+                nodes = {recorded.states[outcome.state].nodes[level] for outcome in recorded.outcomes.values()}
+                back_up(self.store, bound.task, bound.critic, level, nodes)
 
     def write(
         self,
@@ -380,8 +380,8 @@ class SimulationCache:
         expanded: Sequence[bytes] = (),
         events: int | None = None,
     ) -> int:
-        """Writes what was imagined, and backs values up. Returns how many entries are new. Args: expanded, nodes of
-        which every action is there now; events, of the ledger of the other cache that it comes from."""
+        """Writes what was imagined. Returns how many entries are new. Args: expanded, nodes of which every action is
+        there now; events, of the ledger of the other cache that it comes from."""
         bound, added = self.bind(world, critic), 0
         if bound.grown is not None:
             self.store.move_space(bound.space, bound.grown)
@@ -397,10 +397,6 @@ class SimulationCache:
             added += self.store.write(bound.space, made, states, some, bound.task, done, merges)
         if recorded.planned:
             self.store.write_planned((node, bound.task, action, value) for node, action, value in recorded.planned)
-        if bound.backs_up and recorded.backs_up and math.isfinite(bound.critic.threshold):
-            for level in range(len(bound.keys.levels)):
-                nodes = {recorded.states[outcome.state].nodes[level] for outcome in outcomes}
-                back_up(self.store, bound.task, bound.critic, level, nodes)
         self._bound_size(bound)
         return added
 
@@ -446,137 +442,13 @@ class SimulationCache:
                 connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", scored)
 
 
-class Recorded:
-    """A world that passes every question on, and remembers the outcomes that it imagined.
-
-    Args:
-        world, bound: what they are kept for.
-        keeps_all (`bool`, *optional*): keep every outcome; by default where actions are discrete.
-    """
-
-    def __init__(self, world: Any, bound: _Bound, keeps_all: bool | None = None):
-        self._model, self._bound, self.keys = world, bound, bound.keys
-        self.keeps_all = bound.parts.is_discrete if keeps_all is None else keeps_all
-        self.backs_up, self.keeps_nothing = True, False
-        self.states: dict[bytes, StateRow] = {}
-        self.outcomes: dict[tuple[bytes, bytes, bytes], OutcomeRow] = {}
-        self.planned: list[tuple[bytes, bytes, float]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    @torch.no_grad()
-    def simulate(self, belief: Any, actions: Tensor | Actions, *args: Any, **kwargs: Any) -> Any:
-        """`simulate` of the world."""
-        futures = self._model.simulate(belief, actions, *args, **kwargs)
-        if self.keeps_all and not self.keeps_nothing:
-            rollouts = kwargs.get("num_rollouts", args[0] if args else 1)
-            temperature = kwargs.get("temperature", args[1] if len(args) > 1 else 1.0)
-            self._keep(belief, actions, futures, rollouts, drawn=temperature > 0)
-        return futures
-
-    def _keep(self, belief: Any, actions: Tensor | Actions, futures: Any, rollouts: int, drawn: bool) -> None:
-        """Every transition of futures, up to where the episode has ended."""
-        bound, keys = self._bound, self._bound.keys
-        before, after = keys.of_belief(belief), keys.of_futures(futures)
-        steps = actions.shape[1]
-        flat = actions.flatten(0, 1)
-        stored = keys.of_actions(flat)
-        scores = check_scores(bound.critic.score(futures), futures)
-        columns = [scores, bound.critic.reached(futures, scores), futures.continue_prob, _log_prob(futures)]
-        score, reached, alive, log_prob = (column.flatten().tolist() for column in columns)
-        rewards, durations = _rewards(futures), _durations(futures)
-        for row in range(len(belief) * rollouts):
-            state, at = before, row // rollouts
-            for step in range(steps):
-                place = row * steps + step
-                start = self._file(state, at)
-                end = self._file(after, place)
-                action = stored[row // rollouts * steps + step]
-                outcome = OutcomeRow(
-                    start, action, end, int(drawn), rewards[place], alive[place], log_prob[place], durations[place],
-                    score[place], bool(reached[place]),
-                )  # fmt: skip
-                known = self.outcomes.get((start, action, end))
-                count = outcome.count + (0 if known is None else known.count)
-                self.outcomes[start, action, end] = replace(outcome, count=count)
-                if alive[place] < 0.5:
-                    break
-                state, at = after, place
-
-    def _file(self, filed: Filed, row: int) -> bytes:
-        node = filed.nodes[0][row]
-        if node not in self.states:
-            features = None if filed.features is None else filed.features[row].tobytes()
-            nodes = [level[row] for level in filed.nodes]
-            self.states[node] = StateRow(nodes, filed.raw[row], filed.present, filed.text[row], features)
-        return node
-
-    def file(self, belief: Any) -> list[bytes]:
-        """Keeps the rows of a belief, without outcomes; returns their nodes."""
-        filed = self._bound.keys.of_belief(belief)
-        return [self._file(filed, row) for row in range(len(filed))]
-
-    @torch.no_grad()
-    def keep_plan(self, belief: Any, plan: Plan) -> None:
-        """Keeps what a planner expects of its plan. Where not everything was recorded, the plan is imagined once more,
-        and what is met on its way is kept."""
-        if self.keeps_nothing:
-            return
-        keys, stored = self._bound.keys, self._bound.keys.of_actions(plan.actions)
-        start = keys.of_belief(belief, with_features=False)
-        self.planned += [(level[0], stored[0], plan.expected_return) for level in start.nodes]
-        if self.keeps_all:
-            return
-        actions = (
-            plan.actions.map(lambda part: part[None]) if isinstance(plan.actions, Actions) else plan.actions[None]
-        )
-        device = getattr(self._model, "device", torch.device("cpu"))
-        futures = self._model.simulate(belief, actions.to(device), temperature=0.0)
-        self._keep(belief, actions, futures, 1, drawn=False)
-        after = keys.of_futures(futures, with_features=False)
-        for step, worth in enumerate(_values_to_go(self._bound.critic, futures)):
-            self.planned += [(level[step], stored[step + 1], worth) for level in after.nodes]
-
-
-def _values_to_go(critic: Critic, futures: Any) -> list[float]:
-    """What the rest of one imagined plan is worth from each state on its way, as far as scores tell."""
-    scores, values = check_scores(critic.score(futures), futures), []
-    for step in range(1, scores.shape[1]):
-        elapsed = torch.arange(scores.shape[1] - step)
-        rest = SimpleNamespace(continue_prob=futures.continue_prob[:, step:], elapsed=elapsed)
-        try:
-            values.append(float(critic.value(rest, scores[:, step:])[0]))
-        except AttributeError:  # it needs the whole future
-            break
-    return values
-
-
-def _log_prob(futures: Any) -> Tensor:
-    found = getattr(futures, "log_prob", None)
-    return torch.zeros_like(futures.continue_prob) if found is None else found
-
-
-def _rewards(futures: Any) -> list[float | bytes]:
-    """By future and step, a number or the bytes of several actors' numbers."""
-    reward = futures.reward.float().cpu()
-    if reward.dim() == 2:
-        return reward.flatten().tolist()
-    return [row.tobytes() for row in reward.flatten(0, 1).numpy()]
-
-
-def _durations(futures: Any) -> list[int]:
-    found = getattr(futures, "duration", None)
-    return [1] * futures.continue_prob.numel() if found is None else found.flatten().tolist()
-
-
 def _stored_futures(world: Any, keys: Keys, rows: list[tuple]) -> Any:
     """Futures of one step, as far as they are stored: states, rewards, continuation, duration."""
     rewards = [
         row[2] if not isinstance(row[2], bytes) else torch.frombuffer(bytearray(row[2]), dtype=torch.float32).tolist()
         for row in rows
     ]
-    device = getattr(world, "device", torch.device("cpu"))
+    device = device_of(world)
     told = {
         "reward": torch.tensor(rewards, device=device)[:, None],
         "continue_prob": torch.tensor([row[3] for row in rows], device=device)[:, None],

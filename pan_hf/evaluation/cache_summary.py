@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pan_hf.agents.cache import Recorded, SimulationCache
+from pan_hf.agents.cache import SimulationCache
+from pan_hf.agents.cache_recorder import Recorded
 from pan_hf.agents.cache_scope import Scope, scope_of
 from pan_hf.agents.cache_store import OutcomeRow
 from pan_hf.agents.critics import as_critic
@@ -32,7 +33,7 @@ from pan_hf.data.windows import WindowReader
 from pan_hf.evaluation.cache_picture import write_cache_picture
 from pan_hf.evaluation.control import recorded_facts, reward_critic
 from pan_hf.evaluation.precompute import CACHE
-from pan_hf.files import whole_file, whole_folder
+from pan_hf.files import whole_folder
 
 FORMAT, VERSION = "pan-simulation-cache", 1
 OUTCOMES, PLANNED = "outcomes.parquet", "planned.parquet"
@@ -169,17 +170,10 @@ def differing_share(world: Any, cache: SimulationCache, space: int, count: int, 
         some = [row for row in chosen if len(row[0]) == length]
         belief = keys.belief([row[0] for row in some])
         actions = keys.actions([row[1] for row in some])
-        futures = world.simulate(belief, _at_once(actions, world.device), temperature=0.0)
+        futures = world.simulate(belief, actions[:, None].to(world.device), temperature=0.0)
         after = [row[0] for row in futures.keys()]
         differing += sum(key != row[2] for key, row in zip(after, some, strict=True))
     return differing / max(1, len(chosen))
-
-
-def _at_once(actions: Any, device: torch.device) -> Any:
-    """Actions `(N, ...)` as plans of one step on a device."""
-    if isinstance(actions, torch.Tensor):
-        return actions[:, None].to(device)
-    return actions.map(lambda part: part[:, None].to(device))
 
 
 # ---- as a data set
@@ -200,7 +194,7 @@ def export_cache(run: str | Path, output: str | Path, *, cache: str | Path | Non
     spaces = [(number, scope) for number, _, scope in found.store.spaces() if scope.holds_for(model)]
     if not spaces:
         raise ValueError(f"Nothing in {place} holds for the model of {run}, so there is nothing to export.")
-    ((number, scope),) = spaces[:1]
+    number, scope = spaces[0]
     about = {"format": FORMAT, "version": VERSION, **vars(scope)}
     metadata = {"pan": json.dumps(about)}
     with whole_folder(output) as folder:
@@ -222,8 +216,7 @@ def export_cache(run: str | Path, output: str | Path, *, cache: str | Path | Non
             (number,),
         )
         arrays = [[row[column] for row in planned] for column in range(len(_PLANNED))]
-        with whole_file(folder / PLANNED) as temporary:
-            pq.write_table(pa.table(arrays, schema=_PLANNED.with_metadata(metadata)), temporary)
+        pq.write_table(pa.table(arrays, schema=_PLANNED.with_metadata(metadata)), folder / PLANNED)
     return Path(output)
 
 
@@ -247,8 +240,7 @@ def import_cache(run: str | Path, source: str | Path, *, cache: str | Path | Non
     bound = found.bind(model, found.any_critic)
     added = 0
     for rows in _batches(paths[0]):
-        recorded = Recorded(model, bound)
-        recorded.backs_up = False
+        recorded = Recorded(model, bound.keys, bound.critic)
         nodes = _file(recorded, [row["state"] for row in rows] + [row["next"] for row in rows])
         for row in rows:
             start, end, reward = nodes[row["state"]], nodes[row["next"]], row["reward"]
@@ -257,10 +249,10 @@ def import_cache(run: str | Path, source: str | Path, *, cache: str | Path | Non
                 start, row["action"], end, row["count"], told, row["continue_prob"], row["log_prob"], row["duration"]
             )
         added += found.write(model, found.any_critic, recorded, events=scope.events)
-    if bound.parts.is_discrete:  # `precompute` need not do again what is whole
-        found.store.mark_expanded(bound.space, bound.parts.num_choices)
+    if bound.keys.parts.is_discrete:  # `precompute` need not do again what is whole
+        found.store.mark_expanded(bound.space, bound.keys.parts.num_choices)
     for rows in _batches(paths[1]):
-        recorded = Recorded(model, bound)
+        recorded = Recorded(model, bound.keys, bound.critic)
         nodes = _file(recorded, [row["state"] for row in rows])
         for row in rows:
             if row["task"] not in task_digests:

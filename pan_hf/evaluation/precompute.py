@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.cache import Recorded, SimulationCache
+from pan_hf.agents.cache import SimulationCache
+from pan_hf.agents.cache_recorder import Recorded
 from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.registry import make_planners
 from pan_hf.agents.world import FixedEffort
@@ -194,7 +195,7 @@ class _Filler:
             reader = WindowReader(trajectories, processor, self.world, lead + 1)
             for first in range(0, len(some), _PERCEIVED):
                 belief = reader.perceive(reader.batch(some[first : first + _PERCEIVED], 1))
-                recorded = Recorded(self.world, self.bound)
+                recorded = self._recorded()
                 nodes |= dict.fromkeys(recorded.file(belief))
                 store = self.cache.store
                 store.write(self.bound.space, self.bound.events, recorded.states.values(), ())
@@ -257,8 +258,7 @@ class _Filler:
         for length in sorted({len(raw) for raw in raws.values()}):
             some = [node for node, raw in raws.items() if len(raw) == length]
             belief = self.bound.keys.belief([raws[node] for node in some])
-            recorded = Recorded(self.world, self.bound)
-            recorded.backs_up = False  # at the end, all at once
+            recorded = self._recorded()
             if self.planner is None:
                 self._imagine_all(recorded, belief)
             else:
@@ -266,9 +266,13 @@ class _Filler:
             self.cache.write(self.world, self.job.critic, recorded, expanded=some)
         return len(nodes)
 
+    def _recorded(self) -> Recorded:
+        return Recorded(self.world, self.bound.keys, self.bound.critic)
+
     def _imagine_all(self, recorded: Recorded, belief: Any) -> None:
         """Every action that is allowed, from every row."""
-        parts, count = self.bound.parts, self.bound.parts.num_choices
+        parts = self.bound.keys.parts
+        count = parts.num_choices
         numbers = torch.arange(count).repeat(len(belief))
         rows = torch.arange(len(belief)).repeat_interleave(count)
         if parts.predicts_mask(self.world.config):
