@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import sqlite3
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.cache_graph import back_up
 from pan_hf.agents.cache_keys import Keys
 from pan_hf.agents.cache_neighbours import Neighbours
+from pan_hf.agents.cache_recorder import _values_to_go
 from pan_hf.agents.cache_scope import scope_of, task_of
 from pan_hf.agents.cache_store import FILE, CacheStore, OutcomeRow, StateRow
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
@@ -151,6 +153,14 @@ def test_an_action_that_takes_several_steps_is_discounted_by_all_of_them(tmp_pat
     assert values[1][0] == pytest.approx(0.9**5 * values[2][0], abs=1e-3)
 
 
+def test_the_rest_of_a_plan_is_discounted_by_how_long_its_actions_take():
+    scores = torch.tensor([[0.0, 0.0, 1.0]])
+    futures = SimpleNamespace(reward=scores, continue_prob=torch.ones(1, 3), elapsed=torch.tensor([[0, 4, 9]]))
+    assert _values_to_go(RewardCritic(discount=0.9), futures) == pytest.approx([0.9**5, 1.0])
+    del futures.elapsed
+    assert _values_to_go(RewardCritic(discount=0.9), futures) == pytest.approx([0.9, 1.0])
+
+
 def _node(index):
     return bytes([index]) * 16
 
@@ -252,8 +262,6 @@ def test_actions_of_every_kind_come_back_as_they_were(action):
 
 
 def test_an_action_of_several_parts_comes_back_by_name():
-    from types import SimpleNamespace
-
     from pan_hf.modeling.state_pan import Actions
 
     parts = {"turn": DiscreteAction(3), "arm": VectorAction(dim=2, low=[-1, -1], high=[1, 1])}

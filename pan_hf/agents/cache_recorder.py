@@ -115,9 +115,10 @@ class Recorded:
 def _values_to_go(critic: Critic, futures: Any) -> list[float]:
     """What the rest of one imagined plan is worth from each state on its way, as far as scores tell."""
     scores, values = check_scores(critic.score(futures), futures), []
+    elapsed = getattr(futures, "elapsed", torch.arange(scores.shape[1])[None])
     for step in range(1, scores.shape[1]):
-        elapsed = torch.arange(scores.shape[1] - step)
-        rest = SimpleNamespace(continue_prob=futures.continue_prob[:, step:], elapsed=elapsed)
+        since = elapsed[:, step:] - elapsed[:, step : step + 1]
+        rest = SimpleNamespace(continue_prob=futures.continue_prob[:, step:], elapsed=since)
         try:
             values.append(float(critic.value(rest, scores[:, step:])[0]))
         except AttributeError:  # it needs the whole future
