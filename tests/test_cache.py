@@ -393,6 +393,11 @@ def test_values_are_kept_by_what_is_wanted():
     goals = [GoalCritic(codes={"camera": [torch.tensor([code])]}) for code in (1, 2, 1)]
     assert task_of(goals[0]) == task_of(goals[2]) != task_of(goals[1])
     assert task_of(FunctionCritic(function=_rewarded)) != task_of(FunctionCritic(function=_to_the_right))
+    defaults = [FunctionCritic(function=lambda futures, goal=goal: futures.reward - goal) for goal in (1, 2, 1)]
+    assert task_of(defaults[0]) == task_of(defaults[2]) != task_of(defaults[1])
+    inner = [eval(f"lambda futures: max(reward > {least} for reward in futures.reward)") for least in (3, 4, 3)]
+    inner = [FunctionCritic(function=function) for function in inner]
+    assert task_of(inner[0]) == task_of(inner[2]) != task_of(inner[1])
     with pytest.raises(ValueError, match="give the cache a `task`"):
         task_of(FunctionCritic(function=lambda futures: goals))
     assert task_of(FunctionCritic(function=lambda futures: goals), "mine") == task_of(None, "mine")

@@ -196,10 +196,15 @@ def _described(value: Any) -> Any:
     if isinstance(value, torch.nn.Module):
         return {name: _described(tensor) for name, tensor in value.state_dict().items()}
     if isinstance(value, types.FunctionType) and not value.__closure__:
-        code = value.__code__
-        constants = [repr(item) for item in code.co_consts if not isinstance(item, types.CodeType)]
-        return [value.__module__, value.__qualname__, code.co_code.hex(), constants, list(code.co_names)]
+        defaults = _described([value.__defaults__, value.__kwdefaults__])
+        return [value.__module__, value.__qualname__, _code(value.__code__), defaults]
     raise ValueError(
         f"Values are kept by goal and critic, and nothing tells {value!r:.80} from another; give the cache a `task`, "
         "a name that changes whenever what is wanted does."
     )
+
+
+def _code(code: types.CodeType) -> list:
+    """What a function does: its instructions, and the constants, names and functions in them."""
+    constants = [_code(item) if isinstance(item, types.CodeType) else repr(item) for item in code.co_consts]
+    return [code.co_code.hex(), constants, list(code.co_names)]
