@@ -22,7 +22,7 @@ from pan_hf.agents.cache_scope import scope_of, task_of
 from pan_hf.agents.cache_store import FILE, CacheStore, OutcomeRow, StateRow
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
-from pan_hf.agents.plan import Contradicted
+from pan_hf.agents.plan import Contradicted, compared_keys
 from pan_hf.agents.shooting import CEM
 from pan_hf.checkpoints import load
 from pan_hf.modeling import DiscreteAction, VectorAction
@@ -249,6 +249,19 @@ def test_what_a_finer_code_tells_apart_is_one_state_at_a_coarser_level(tmp_path)
     other.state.codes["camera"][-1][0, 0] = (other.state.codes["camera"][-1][0, 0] + 1) % 4
     one, two = keys.of_belief(belief), keys.of_belief(other)
     assert one.nodes[0] != two.nodes[0] and one.nodes[-1] == two.nodes[-1]
+
+
+def test_an_agent_that_compares_coarse_states_is_told_the_next_one_as_it_compares_them(tmp_path):
+    model, wanted = world_model(senses=("camera",)), RewardCritic(threshold=-1e9)  # any step is good enough
+    cache, belief = SimulationCache(tmp_path), model.perceive(observe(model, batch=1))
+    with cache.recording(model, wanted) as recorded:
+        recorded.simulate(belief, torch.tensor([[1]]), temperature=0.0)
+    after = model.simulate(belief, torch.tensor([[1]]), temperature=0.0).belief
+    for levels in (None, 1):
+        compared_by = compared_keys(model, levels)
+        assert cache.lookup(model, belief, wanted, key_levels=levels).plan.states == after.keys(**compared_by)
+        refuted = Contradicted(transitions={(belief.keys(**compared_by)[0], 1)})
+        assert cache.lookup(model, belief, wanted, key_levels=levels, refuted=refuted) is None
 
 
 @pytest.mark.parametrize("action", ["vector", "text", "discrete"])

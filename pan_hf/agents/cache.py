@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -241,6 +241,7 @@ class SimulationCache:
         *,
         mask: Mapping[str, Tensor] | None = None,
         refuted: Contradicted | None = None,
+        key_levels: int | None = None,
         counts: bool = True,
     ) -> Answer | None:
         """What to do in a belief, from the finest level that knows.
@@ -251,6 +252,8 @@ class SimulationCache:
             critic ([`Critic`] or function of futures): what is wanted.
             mask (*optional*): which choices are allowed now, by part, as [`ActionParts.check_masks`] gives them.
             refuted ([`Contradicted`], *optional*): what the real world has shown to be wrong.
+            key_levels (`int`, *optional*): levels by which the agent compares states, see [`GraphSearch`]; all by
+                default.
             counts (`bool`): whether it is counted as a hit or a miss, and its state as used.
 
         Returns:
@@ -269,8 +272,11 @@ class SimulationCache:
                 break
         if answer is None and self.radius > 0:
             answer = self._from_neighbours(bound, belief, filed)
-        if answer is not None and not self._is_allowed(bound, world, belief, answer, mask, refuted):
+        compared_by = compared_keys(world, key_levels)
+        if answer is not None and not _is_allowed(bound, answer, mask, refuted, lambda: belief.keys(**compared_by)[0]):
             answer = None  # the values of all else count on it: a planner has to find the way round
+        if answer is not None and answer.level == bound.keys.levels[0].name:
+            answer = self._with_next_state(bound, filed.nodes[0][0], answer, compared_by)
         if not counts:
             return answer
         self._counts["miss" if answer is None else f"hit {answer.level}"] += 1
@@ -283,19 +289,6 @@ class SimulationCache:
         if self.writes and (self._touched or self._counts):
             self.store.touch(set(self._touched), self._counts)
         self._touched, self._counts = [], Counter()
-
-    @staticmethod
-    def _is_allowed(
-        bound: _Bound, world: Any, belief: Any, answer: Answer, mask: Any, refuted: Contradicted | None
-    ) -> bool:
-        """Whether an action may be taken now, and is not refuted."""
-        if mask and not bool(bound.keys.parts.allows(mask, answer.plan.actions)[0]):
-            return False
-        wrong = set() if refuted is None else {*refuted.transitions, *refuted.goals}
-        if not wrong or not bound.keys.parts.is_discrete:
-            return True
-        key = belief.keys(**compared_keys(world, None))[0]
-        return (key, int(bound.keys.parts.numbers(answer.plan.actions)[0])) not in wrong
 
     def _answer(
         self, bound: _Bound, level: str, node: bytes, least_reach: float, distance: float = 0.0
@@ -311,29 +304,30 @@ class SimulationCache:
             action, value, reach, _ = max(planned, key=lambda row: row[3])
         else:
             return None
-        state, reaches_goal = None, False
-        if level == "exact":
-            state, reaches_goal = self._likeliest(bound, node, action)
         plan = Plan(
             actions=bound.keys.actions([action]),
             expected_return=float(value if value is not None else max(row[3] for row in planned)),
-            states=None if state is None else [state],
+            states=None,
             num_simulated=0,
             seconds=0.0,
-            reaches_goal=reaches_goal,
             parts=bound.keys.parts,
         )
         return Answer(level, action, plan.expected_return, float(reach or 0.0), distance, plan)
 
-    def _likeliest(self, bound: _Bound, node: bytes, action: bytes) -> tuple[bytes | None, bool]:
-        """The present key of the state that was met most often, and whether the goal was reached there."""
+    def _with_next_state(self, bound: _Bound, node: bytes, answer: Answer, compared_by: Mapping[str, int]) -> Answer:
+        """An exact answer with the state that was met most often after its action, as an agent compares states."""
         rows = self.store.query(
-            "SELECT substr(n.raw, 1, n.present), c.reached FROM outcomes o JOIN states n ON n.node=o.next "
+            "SELECT n.raw, n.present, c.reached FROM outcomes o JOIN states n ON n.node=o.next "
             "LEFT JOIN scores c ON c.outcome=o.id AND c.task=? WHERE o.state=? AND o.action=? "
             "ORDER BY o.count DESC, o.id LIMIT 1",
-            (bound.task, node, action),
+            (bound.task, node, answer.action),
         )
-        return (rows[0][0], bool(rows[0][1])) if rows else (None, False)
+        if not rows:
+            return answer
+        raw, present, reached = rows[0]
+        coarse = "levels" in compared_by
+        key = bound.keys.belief([raw], fills=False).keys(**compared_by)[0] if coarse else raw[:present]
+        return replace(answer, plan=replace(answer.plan, states=[key], reaches_goal=bool(reached)))
 
     def _from_neighbours(self, bound: _Bound, belief: Any, filed: Filed) -> Answer | None:
         features = bound.keys.features_of(belief)
@@ -440,6 +434,17 @@ class SimulationCache:
                 ]
             with self.store.transaction() as connection:
                 connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", scored)
+
+
+def _is_allowed(
+    bound: _Bound, answer: Answer, mask: Any, refuted: Contradicted | None, key: Callable[[], bytes]
+) -> bool:
+    """Whether an action may be taken now, and is not refuted in the state of a key, which is asked for if need be."""
+    parts, actions = bound.keys.parts, answer.plan.actions
+    if mask and not bool(parts.allows(mask, actions)[0]):
+        return False
+    wrong = set() if refuted is None else {*refuted.transitions, *refuted.goals}
+    return not wrong or not parts.is_discrete or (key(), int(parts.numbers(actions)[0])) not in wrong
 
 
 def _stored_futures(world: Any, keys: Keys, rows: list[tuple]) -> Any:
