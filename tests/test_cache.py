@@ -274,6 +274,33 @@ def test_actions_of_every_kind_come_back_as_they_were(action):
     assert torch.equal(keys.actions(keys.of_actions(actions)), actions)
 
 
+def test_an_action_that_the_model_has_and_the_environment_has_not_is_no_answer(cache):
+    world = GridWorld("SG")
+    fill(cache, world)
+    assert cache.lookup(world, world.root(), CRITIC).plan.actions.tolist() == [3]
+    fewer = GridWorld("SG")  # as `FewerActions` is
+    fewer.config.action = DiscreteAction(3)
+    assert cache.lookup(fewer, world.root(), CRITIC) is None
+
+
+@pytest.mark.parametrize("context_steps", [1, 2])
+def test_keys_of_another_model_are_refused(context_steps):
+    model = world_model(senses=("camera", "mission"), context_steps=context_steps)
+    keys = Keys(model, b"")
+    (raw,) = keys.of_belief(model.perceive(observe(model, batch=1))).raw
+    assert keys.belief([raw]).keys() == [raw]
+    for first in (2**30, -2):
+        with pytest.raises(ValueError, match="not of this world"):
+            keys.belief([np.int32(first).tobytes() + raw[4:]])
+    for other in (raw[:-1], raw + b"1234", raw * 3):
+        with pytest.raises(ValueError, match="not of this world"):
+            keys.belief([other])
+    with pytest.raises(ValueError, match="not of this world"):
+        keys.actions([np.int32(model.config.action.num_actions).tobytes()])
+    with pytest.raises(ValueError, match="Expected 4 bytes"):
+        keys.actions([b"12"])
+
+
 def test_an_action_of_several_parts_comes_back_by_name():
     from pan_hf.modeling.state_pan import Actions
 

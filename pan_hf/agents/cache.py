@@ -304,8 +304,12 @@ class SimulationCache:
             action, value, reach, _ = max(planned, key=lambda row: row[3])
         else:
             return None
+        try:
+            actions = bound.keys.actions([action])
+        except ValueError:  # one that the model has, and this world does without, see `FewerActions`
+            return None
         plan = Plan(
-            actions=bound.keys.actions([action]),
+            actions=actions,
             expected_return=float(value if value is not None else max(row[3] for row in planned)),
             states=None,
             num_simulated=0,

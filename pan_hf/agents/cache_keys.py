@@ -16,6 +16,7 @@ Shapes: N = rows, H = steps ahead.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,10 +28,12 @@ from torch import Tensor
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.cache_scope import model_of
+from pan_hf.features import feature_class
 from pan_hf.modeling.backbone_pan import fill_cache
-from pan_hf.modeling.state_pan import Actions, Belief, State, action_tensors, as_action
+from pan_hf.modeling.state_pan import ABSENT, Actions, Belief, State, action_tensors
 
 FEATURES = 64  # numbers by which neighbours are compared
+_ANY = 2**31  # above every number of 32 bits: of floats all bits are right
 _DIGEST = 16  # bytes of a digest: among 2^32 states two would be alike once in 10^19 caches
 
 
@@ -137,32 +140,60 @@ class Keys:
         Raises:
             ValueError: the keys are not of this world.
         """
-        model, config = self.world, self.world.config
-        shapes = [
-            (sense.num_state_tokens * count,)
-            for sense in config.coded_senses.values()
-            for count in sense.codes_per_token
-        ] + [(sense.max_length,) for sense in config.text_senses.values()]
+        model, config, state, action = self.world, self.world.config, self._state_limits, self._action_limits(True)
         prefix_length = model.layout.prefix_length if config.prefix_senses else 0
-        parts = dict(sorted(config.actions.items())) if len(config.actions) > 1 else config.actions
-        actions = {name: int(np.prod(part.shape, dtype=int)) for name, part in parts.items()}
-        state_size = sum(shape[0] for shape in shapes)
-        now, past = state_size + prefix_length, state_size + sum(actions.values())
+        now, past = len(state) + prefix_length, len(state) + len(action)
         sizes = {len(raw) for raw in raws}
-        if len(sizes) != 1 or (min(sizes) // 4 - now) % past or min(sizes) // 4 < now:
+        steps, rest = divmod(min(sizes) // 4 - now, past)
+        if len(sizes) != 1 or min(sizes) % 4 or rest or not 0 <= steps < config.context_steps:
             raise ValueError(f"Keys of {sorted(sizes)} bytes are not of this world, whose state takes {4 * now}.")
-        rows = torch.from_numpy(np.frombuffer(b"".join(raws), np.int32).reshape(len(raws), -1).copy())
+        words = np.full(prefix_length, config.vocab_size)
+        rows = self._ids(raws, np.concatenate([state, words, *[state, action] * steps])).to(model.device)
         history = []
         for start in range(now, rows.shape[1], past):  # the newest first
-            state = self._state(rows[:, start : start + state_size])
-            history.append((state, self._actions(rows[:, start + state_size : start + past], parts, actions)))
-        prefix = rows[:, state_size:now].long().to(model.device) if prefix_length else None
-        belief = Belief(self._state(rows[:, :state_size]), history[::-1], prefix, None, model_of(model))
+            middle, end = start + len(state), start + past
+            history.append((self._state(rows[:, start:middle]), self._actions(rows[:, middle:end])))
+        prefix = rows[:, len(state) : now].long() if prefix_length else None
+        belief = Belief(self._state(rows[:, : len(state)]), history[::-1], prefix, None, model_of(model))
         return fill_cache(belief.model, belief, model.table.code_tables()) if fills else belief
+
+    @functools.cached_property
+    def _state_limits(self) -> np.ndarray:
+        """What the ids of a state are below, each by its place."""
+        config = self.world.config
+        limits = [
+            np.full(sense.num_state_tokens * count, capacity)
+            for sense in config.coded_senses.values()
+            for count, capacity in zip(sense.codes_per_token, sense.codebook_capacity, strict=True)
+        ]
+        limits += [np.full(sense.max_length, config.vocab_size) for sense in config.text_senses.values()]
+        return np.concatenate(limits)
+
+    def _action_limits(self, is_past: bool) -> np.ndarray:
+        """What the numbers of an action are below. Args: is_past, it may be one that the world has no more."""
+        limits = []
+        for part in self._parts.values():
+            feature = feature_class(part.kind)
+            if feature.is_discrete:
+                limit = part.capacity if is_past else part.num_actions
+            else:
+                limit = _ANY if feature.is_numeric else self.world.config.vocab_size
+            limits.append(np.full(int(np.prod(part.shape, dtype=int)), limit))
+        return np.concatenate(limits)
+
+    @staticmethod
+    def _ids(stored: list[bytes], limits: np.ndarray) -> Tensor:
+        """Stored numbers as int32 `(N, len(limits))`. Raises ValueError for others than this world's."""
+        if {len(row) for row in stored} != {4 * len(limits)}:
+            raise ValueError(f"Expected {4 * len(limits)} bytes a row, got {sorted({len(row) for row in stored})}.")
+        rows = np.frombuffer(b"".join(stored), np.int32).reshape(len(stored), -1)
+        if ((rows >= limits) | (rows < ABSENT) & (limits < _ANY)).any():
+            raise ValueError("Some ids are not of this world: a file of another model, or a damaged one.")
+        return torch.from_numpy(rows.copy())
 
     def _state(self, rows: Tensor) -> State:
         """Ids `(N, state_size)` as a state `(N,)`."""
-        config, rows = self.world.config, rows.long().to(self.world.device)
+        config, rows = self.world.config, rows.long()
         first = 0
         codes: dict[str, list[Tensor]] = {}
         text: dict[str, Tensor] = {}
@@ -177,16 +208,21 @@ class Keys:
             first += sense.max_length
         return State(codes, {}, text)
 
-    def _actions(self, rows: Tensor, parts: Mapping[str, Any], sizes: Mapping[str, int]) -> Tensor | Actions:
+    def _actions(self, rows: Tensor) -> Tensor | Actions:
         first, values = 0, {}
-        for name, part in parts.items():
-            piece = rows[:, first : first + sizes[name]].contiguous()
-            numbers = piece.view(torch.float32) if _is_float(part) else piece.long()
-            values[name] = numbers.reshape(len(rows), *part.shape).to(self.world.device)
-            first += sizes[name]
-        return as_action(values)
+        for name, part in self._parts.items():
+            end = first + int(np.prod(part.shape, dtype=int))
+            piece, first = rows[:, first:end].contiguous(), end
+            numbers = piece.view(torch.float32) if feature_class(part.kind).is_numeric else piece.long()
+            values[name] = numbers.reshape(len(rows), *part.shape)
+        return self.parts.join(values)
 
     # ---- actions
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """The parts of an action in the order of [`Actions`]."""
+        return dict(sorted(self.parts.parts.items()))
 
     def of_actions(self, actions: Tensor | Actions) -> list[bytes]:
         """Actions `(N, ...)` as bytes: every part's numbers as they are."""
@@ -198,17 +234,8 @@ class Keys:
         return [row.tobytes() for row in torch.cat(rows, 1).cpu().numpy()]
 
     def actions(self, stored: list[bytes]) -> Tensor | Actions:
-        """The inverse of `of_actions`, `(N, ...)` on the CPU."""
-        parts = dict(sorted(self.parts.parts.items())) if len(self.parts.parts) > 1 else self.parts.parts
-        sizes = {name: int(np.prod(part.shape, dtype=int)) for name, part in parts.items()}
-        rows = torch.from_numpy(np.frombuffer(b"".join(stored), np.int32).reshape(len(stored), -1).copy())
-        first, values = 0, {}
-        for name, part in parts.items():
-            piece = rows[:, first : first + sizes[name]].contiguous()
-            numbers = piece.view(torch.float32) if _is_float(part) else piece.long()
-            values[name] = numbers.reshape(len(rows), *part.shape)
-            first += sizes[name]
-        return self.parts.join(values)
+        """The inverse of `of_actions`, `(N, ...)` on the CPU. Raises ValueError for an action that is none here."""
+        return self._actions(self._ids(stored, self._action_limits(False)))
 
 
 def levels_of(world: Any) -> list[Level]:
@@ -228,8 +255,3 @@ def levels_of(world: Any) -> list[Level]:
 def sees_past(world: Any) -> bool:
     """Whether a key may hold earlier steps."""
     return getattr(world.config, "coded_senses", None) is not None and world.config.context_steps > 1
-
-
-def _is_float(part: Any) -> bool:
-    """Whether the numbers of a part are coordinates; choices and words are whole."""
-    return part.kind != "text" and part.shape != ()
