@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -181,6 +182,43 @@ def test_a_data_set_of_other_weights_or_damaged_is_refused_and_changes_nothing(b
     assert not (tmp_path / "cache").exists() and not (tmp_path / "none").exists()
     told = describe_cache(tmp_path / "other", board.data, cache=board.cache, samples=5)
     assert told["stale"] == 1.0 and "coverage" not in told
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("reward", [float("nan")]),
+        ("reward", [0.0, 0.0]),
+        ("reward", None),
+        ("continue_prob", 1.5),
+        ("duration", 0),
+        ("action", b"\0\0\0\1"),
+        ("action", b""),
+        ("state", b"\0\0\0\1" * 30),
+    ],
+)
+def test_rows_of_a_data_set_that_no_cache_wrote_are_refused(board, tmp_path, column, value):
+    export_cache(board.model, tmp_path / "set", cache=board.cache)
+    path = tmp_path / "set" / "outcomes.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[3][column] = value
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    with pytest.raises(ValueError, match="is damaged|not of this world"):
+        import_cache(board.model, tmp_path / "set", cache=tmp_path / "cache")
+    assert CacheStore(tmp_path / "cache").counters().get("entries", 0) == 0
+
+
+@pytest.mark.parametrize("about", [[], {"rows": [[3]]}, {"digest": None}, {"version": 2}])
+def test_a_data_set_that_says_nonsense_of_itself_is_refused(board, tmp_path, about):
+    export_cache(board.model, tmp_path / "set", cache=board.cache)
+    for path in (tmp_path / "set").iterdir():
+        table = pq.read_table(path)
+        told = json.loads(table.schema.metadata[b"pan"]) | about if isinstance(about, dict) else about
+        pq.write_table(table.replace_schema_metadata({"pan": json.dumps(told)}), path)
+    with pytest.raises(ValueError, match="expected"):
+        import_cache(board.model, tmp_path / "set", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_after_growth_the_share_of_outcomes_that_differ_is_measured(board, tmp_path):

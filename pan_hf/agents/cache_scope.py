@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pan_hf.arguments import as_type
+
 # fields of a configuration that growth changes, or that say where a model is from
 _GROWS = {"names", "num_actions", "capacity", "codebook_size", "codebook_capacity", "merge_capacity", "extensions"}
 _GROWS |= {"vocabulary_digest", "text_size", "text_capacity", "code_capacity", "vocab_size", "segments"}
@@ -38,12 +40,21 @@ class Scope:
         rows: of the vocabulary that were tokens.
         ledger (`str`): digest of the vocabulary's ledger, for messages; "" without one.
         events (`int`): how many events that ledger had.
+
+    Raises:
+        ValueError: another type; a scope is read from files too.
     """
 
     digest: str
     rows: Runs
     ledger: str = ""
     events: int = 0
+
+    def __post_init__(self):
+        for name, kind in {"digest": str, "rows": Runs, "ledger": str, "events": int}.items():
+            as_type(name, getattr(self, name), kind)
+        if any(len(run) != 2 or not 0 <= run[0] <= run[1] for run in self.rows):
+            raise ValueError(f"rows: expected [first, last + 1] of each run, got {str(self.rows):.80}")
 
     def holds_for(self, world: Any) -> bool:
         """Whether a model predicts as the one did that made the entries, as far as its vocabulary went then."""

@@ -9,6 +9,7 @@ which model they hold. Values are not among them: they follow from the outcomes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pan_hf.agents.cache import SimulationCache
+from pan_hf.agents.cache_keys import Keys
 from pan_hf.agents.cache_recorder import Recorded
 from pan_hf.agents.cache_scope import Scope, scope_of
 from pan_hf.agents.cache_store import OutcomeRow
@@ -35,7 +37,7 @@ from pan_hf.evaluation.control import recorded_facts, reward_critic
 from pan_hf.evaluation.precompute import CACHE
 from pan_hf.files import whole_folder
 
-FORMAT, VERSION = "pan-simulation-cache", 1
+_ABOUT = {"format": "pan-simulation-cache", "version": 1}  # in the metadata of the files of a data set
 OUTCOMES, PLANNED = "outcomes.parquet", "planned.parquet"
 _ROWS = 20_000  # of a parquet file, read and written at a time
 _SCHEMA = pa.schema(
@@ -50,6 +52,7 @@ _SCHEMA = pa.schema(
         "duration": pa.int64(),
     }
 )
+_BOUNDS = {"count": (0, 2**31), "duration": (1, 2**31), "continue_prob": (0, 1)}
 _PLANNED = pa.schema({"state": pa.binary(), "action": pa.binary(), "planned": pa.float64(), "task": pa.string()})
 
 
@@ -195,8 +198,7 @@ def export_cache(run: str | Path, output: str | Path, *, cache: str | Path | Non
     if not spaces:
         raise ValueError(f"Nothing in {place} holds for the model of {run}, so there is nothing to export.")
     number, scope = spaces[0]
-    about = {"format": FORMAT, "version": VERSION, **vars(scope)}
-    metadata = {"pan": json.dumps(about)}
+    metadata = {"pan": json.dumps(_ABOUT | vars(scope))}
     with whole_folder(output) as folder:
         outcomes = (
             "SELECT s.raw, o.action, n.raw, o.count, o.reward, o.continue_prob, o.log_prob, o.duration, o.id "
@@ -239,19 +241,20 @@ def import_cache(run: str | Path, source: str | Path, *, cache: str | Path | Non
     found = SimulationCache(place, on_stale="keep")
     bound = found.bind(model, found.any_critic)
     added = 0
-    for rows in _batches(paths[0]):
+    actors = getattr(model.config, "actors", None)
+    for rows in _batches(paths[0], bound.keys, len(actors or [""])):
         recorded = Recorded(model, bound.keys, bound.critic)
         nodes = _file(recorded, [row["state"] for row in rows] + [row["next"] for row in rows])
         for row in rows:
             start, end, reward = nodes[row["state"]], nodes[row["next"]], row["reward"]
-            told = reward[0] if len(reward) == 1 else np.array(reward, np.float32).tobytes()
+            told = reward[0] if actors is None else np.array(reward, np.float32).tobytes()
             recorded.outcomes[start, row["action"], end] = OutcomeRow(
                 start, row["action"], end, row["count"], told, row["continue_prob"], row["log_prob"], row["duration"]
             )
         added += found.write(model, found.any_critic, recorded, events=scope.events)
     if bound.keys.parts.is_discrete:  # `precompute` need not do again what is whole
         found.store.mark_expanded(bound.space, bound.keys.parts.num_choices)
-    for rows in _batches(paths[1]):
+    for rows in _batches(paths[1], bound.keys):
         recorded = Recorded(model, bound.keys, bound.critic)
         nodes = _file(recorded, [row["state"] for row in rows])
         for row in rows:
@@ -275,12 +278,12 @@ def _checked_files(paths: list[Path], model: Any) -> Scope:
             abouts.append(json.loads((found.metadata or {})[b"pan"]))
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is damaged, or was not written by `pan cache --export` ({error}).") from error
-        if not found.remove_metadata().equals(schema) or abouts[-1].get("format") != FORMAT:
+        if not found.remove_metadata().equals(schema):
             raise ValueError(f"{path} has other columns than `pan cache --export` writes, {schema.names}.")
     about = abouts[0]
-    if about != abouts[1] or about.get("version") != VERSION:
-        raise ValueError(f"{paths[0].parent}: expected files of one cache, of version {VERSION}; got {abouts}.")
-    scope = Scope(about["digest"], about["rows"], about["ledger"], about["events"])
+    if about != abouts[1] or not isinstance(about, dict) or not _ABOUT.items() <= about.items():
+        raise ValueError(f"{paths[0].parent}: expected files of one cache, {_ABOUT}; got {str(abouts):.200}.")
+    scope = Scope(**{item.name: about.get(item.name) for item in dataclasses.fields(Scope)})
     if not scope.holds_for(model):
         own = scope_of(model)
         raise ValueError(
@@ -290,12 +293,32 @@ def _checked_files(paths: list[Path], model: Any) -> Scope:
     return scope
 
 
-def _batches(path: Path) -> Iterator[list[dict]]:
+def _batches(path: Path, keys: Keys, num_rewards: int = 0) -> Iterator[list[dict]]:
+    """Rows of an exported file. Raises ValueError where they are none of this world's."""
     try:
         for batch in pq.ParquetFile(path).iter_batches(_ROWS):
+            _check_rows(batch, num_rewards)
+            keys.actions(batch.column("action").unique().to_pylist())
             yield batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); what came before is imported, export it again.") from error
+
+
+def _check_rows(batch: pa.RecordBatch, num_rewards: int) -> None:
+    """Raises ValueError unless rows are whole and their numbers are what can be stored and counted with."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    numbers = {name: each for name, each in columns.items() if each.type in (pa.int64(), pa.float64())}
+    if "reward" in columns:
+        numbers["reward"] = columns["reward"].flatten()
+        if set(columns["reward"].value_lengths().to_pylist()) - {num_rewards}:
+            raise ValueError(f"expected {num_rewards} rewards a row")
+    if any(column.null_count for column in [*columns.values(), *numbers.values()]):
+        raise ValueError("a value is missing")
+    for name, column in numbers.items():
+        least, most = _BOUNDS.get(name, (-np.inf, np.inf))
+        values = column.to_numpy()
+        if not (np.isfinite(values) & (values >= least) & (values <= most)).all():
+            raise ValueError(f"a `{name}` is not a number from {least} to {most}")
 
 
 def _file(recorded: Recorded, raws: list[bytes]) -> dict[bytes, bytes]:
