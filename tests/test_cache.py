@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import sqlite3
 import warnings
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -488,6 +489,24 @@ def test_a_file_of_somebody_else_is_refused_and_left_as_it_is(tmp_path, number):
     with pytest.raises(ValueError, match="another's database"):
         SimulationCache(tmp_path)
     assert (tmp_path / FILE).read_bytes() == content
+
+
+def test_a_cache_with_a_trigger_of_a_stranger_is_refused(tmp_path):
+    CacheStore(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        connection.execute("CREATE TRIGGER mine AFTER INSERT ON states BEGIN DELETE FROM outcomes; END")
+    with pytest.raises(ValueError, match="other tables than pan_hf makes"):
+        CacheStore(tmp_path)
+
+
+def test_a_cache_opens_and_answers_while_another_process_writes(cache):
+    world = GridWorld()
+    fill(cache, world)
+    with cache.store.transaction() as connection:
+        connection.execute("UPDATE states SET used=0")
+        reader = SimulationCache(cache.store.path.parent, scope="maze", writes=False)
+        reader.store.connection.execute("PRAGMA busy_timeout=0")
+        assert reader.lookup(world, world.root(), CRITIC) is not None
 
 
 def test_damage_within_the_file_is_found_by_reading_all_of_it(tmp_path):

@@ -23,7 +23,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ CREATE TABLE best (node BLOB NOT NULL, task INTEGER NOT NULL, value REAL NOT NUL
   PRIMARY KEY (node, task)) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+_STATEMENTS = [statement.strip() for statement in _SCHEMA.split(";") if statement.strip()]
 
 
 @dataclass(frozen=True)
@@ -174,27 +175,20 @@ class CacheStore:
     def _check_or_make(self) -> None:
         """Makes the tables if there are none. A file of somebody else's is looked at and left as it is."""
         if self.path.exists():
-            plain = sqlite3.connect(self.path, timeout=_WAIT)
-            try:
-                self._is_made(plain)
-            finally:
-                plain.close()
-        connection = self.connection
-        connection.execute("BEGIN IMMEDIATE")  # of two that make it, one waits and finds it made
-        try:
+            with closing(sqlite3.connect(self.path, timeout=_WAIT)) as plain:
+                if self._is_made(plain):
+                    return
+        with self.transaction() as connection:  # of two that make it, one waits and finds it made
             if not self._is_made(connection):
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+                for statement in _STATEMENTS:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id={APPLICATION}")
                 connection.execute(f"PRAGMA user_version={VERSION}")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
 
     def _is_made(self, connection: sqlite3.Connection) -> bool:
         """Whether the tables are there. Raises ValueError where others are, or those of another version."""
-        if not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+        found = {row[0] for row in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+        if not found:
             return False
         names = ("application_id", "user_version")
         kind, version = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
@@ -202,6 +196,8 @@ class CacheStore:
             raise ValueError(f"{self.path} is no simulation cache but another's database; name another folder.")
         if version != VERSION:
             raise ValueError(f"{self.path} is of version {version}, this pan_hf reads {VERSION}; name another folder.")
+        if found != set(_STATEMENTS):  # a trigger, perhaps
+            raise ValueError(f"{self.path} has other tables than pan_hf makes; name another folder.")
         return True
 
     def query(self, text: str, values: Sequence[Any] = ()) -> list[tuple]:
