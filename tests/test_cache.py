@@ -462,6 +462,20 @@ def test_a_bound_on_entries_forgets_what_was_of_no_use_for_longest(tmp_path):
     assert cache.store.query(lost)[0][0] == 0
 
 
+def test_those_of_other_weights_go_first_and_the_oldest_are_found_by_an_index(tmp_path):
+    world = GridWorld()
+    for name in ("one", "two"):
+        fill(SimulationCache(tmp_path, scope=name, on_stale="keep"), world)
+    cache = SimulationCache(tmp_path, scope="two")
+    (two, _, _), (one, _, _) = cache.store.spaces()
+    assert cache.store.evict([one, two], 95) >= 95
+    assert (cache.store.entries_of(one), cache.store.entries_of(two)) == (0, cache.store.counters()["entries"])
+    asked = []
+    cache.store.connection.set_trace_callback(asked.append)
+    cache.store._oldest(two, 5)
+    assert "TEMP B-TREE" not in str(cache.store.query(f"EXPLAIN QUERY PLAN {asked[0]}"))
+
+
 def test_the_same_outcome_counts_once_where_it_is_likely_and_each_time_where_it_is_drawn(tmp_path):
     store = CacheStore(tmp_path)
     space, _ = store.add_space(scope_of(None, "counts"))

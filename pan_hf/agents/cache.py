@@ -402,7 +402,7 @@ class SimulationCache:
         surplus = self.store.counters().get("entries", 0) - self.max_entries
         if surplus > 0:  # a tenth more, so that not every write has to
             others = [number for number, _, _ in self.store.spaces() if number != bound.space]
-            self.store.evict(others, surplus + self.max_entries // 10)
+            self.store.evict([*others, bound.space], surplus + self.max_entries // 10)
 
     def back_up(self, world: Any, critic: Any) -> int:
         """Backs up the values of everything that is there, for a goal that may be new: outcomes that its critic has

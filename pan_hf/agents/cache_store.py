@@ -265,7 +265,7 @@ class CacheStore:
         with self.transaction() as connection:
             clock = self._tick(connection)
             states = list(states)
-            before = _total(connection)
+            before = connection.total_changes
             connection.executemany(
                 "INSERT OR IGNORE INTO states (node, space, raw, present, nodes, text, features, is_expanded, used) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)",
@@ -274,7 +274,7 @@ class CacheStore:
                     for s in states
                 ],
             )
-            _count(connection, "states", _total(connection) - before)
+            _count(connection, "states", connection.total_changes - before)
             connection.executemany(
                 "INSERT OR IGNORE INTO members VALUES (?, ?)",
                 [(node, state.nodes[0]) for state in states for node in state.nodes[1:]],
@@ -287,13 +287,13 @@ class CacheStore:
     def _write_outcomes(
         connection: sqlite3.Connection, events: int, outcomes: list[OutcomeRow], task: int | None, merges: bool
     ) -> int:
-        before = _total(connection)
+        before = connection.total_changes
         connection.executemany(
             "INSERT OR IGNORE INTO outcomes (state, action, next, count, reward, continue_prob, log_prob, duration, "
             "events) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?)",
             [(o.state, o.action, o.next, o.reward, o.continue_prob, o.log_prob, o.duration, events) for o in outcomes],
         )
-        added = _total(connection) - before
+        added = connection.total_changes - before
         _count(connection, "entries", added)
         connection.executemany(
             "UPDATE outcomes SET count = CASE WHEN ? THEN count + ? ELSE max(count, ?, 1) END "
@@ -344,15 +344,13 @@ class CacheStore:
 
     # ---- leaving out
 
-    def evict(self, spaces_first: Sequence[int], surplus: int) -> int:
-        """Forgets entries until `surplus` fewer are there: those of the spaces named, and then those of states that
-        were of no use for longest. Returns how many are gone."""
+    def evict(self, spaces: Sequence[int], surplus: int) -> int:
+        """Forgets entries until `surplus` fewer are there: those of the first space first, and in it those of states
+        that were of no use for longest. Returns how many are gone."""
         gone = 0
-        while gone < surplus:
-            some = self._oldest(spaces_first, min(500, surplus - gone))
-            if not some:
-                break
-            gone += self._forget(some)
+        for space in spaces:
+            while gone < surplus and (some := self._oldest(space, min(500, surplus - gone))):
+                gone += self._forget(some)
         return gone
 
     def drop_spaces(self, spaces: Sequence[int]) -> int:
@@ -365,18 +363,14 @@ class CacheStore:
                 connection.execute("DELETE FROM spaces WHERE id=?", (space,))
         return gone
 
-    def _oldest(self, spaces_first: Sequence[int], count: int) -> list[bytes]:
-        """A few states that have entries."""
-        marks = ", ".join("?" * len(spaces_first))
-        for where in ([f"space IN ({marks})"] if spaces_first else []) + ["1"]:
-            rows = self.query(
-                f"SELECT node FROM states s WHERE {where} AND EXISTS (SELECT 1 FROM outcomes WHERE state=s.node) "
-                "ORDER BY used LIMIT ?",
-                (*(spaces_first if where != "1" else ()), count),
-            )
-            if rows:
-                return [row[0] for row in rows]
-        return []
+    def _oldest(self, space: int, count: int) -> list[bytes]:
+        """A few states of a space that have entries, in the order of an index."""
+        rows = self.query(
+            "SELECT node FROM states s WHERE space=? AND EXISTS (SELECT 1 FROM outcomes WHERE state=s.node) "
+            "ORDER BY used LIMIT ?",
+            (space, count),
+        )
+        return [row[0] for row in rows]
 
     def _forget(self, nodes: list[bytes], whole: bool = False) -> int:
         """Forgets the entries of a few states, and the states that nothing leads to; all of these if `whole`."""
@@ -413,6 +407,11 @@ class CacheStore:
 
     # ---- reading
 
+    def entries_of(self, space: int) -> int:
+        """How many outcomes a space has; they are counted one by one."""
+        query = "SELECT COUNT(*) FROM outcomes o JOIN states s ON s.node=o.state WHERE s.space=?"
+        return self.query(query, (space,))[0][0]
+
     def features(self, space: int) -> tuple[np.ndarray, list[bytes], list[bytes]]:
         """Features float32 `(n, FEATURES)` of the states of a space that have entries, their nodes and texts."""
         rows = self.query(
@@ -422,10 +421,6 @@ class CacheStore:
         )
         matrix = np.frombuffer(b"".join(row[0] for row in rows), np.float16).reshape(len(rows), FEATURES)
         return matrix.astype(np.float32), [row[1] for row in rows], [row[2] for row in rows]
-
-
-def _total(connection: sqlite3.Connection) -> int:
-    return connection.total_changes
 
 
 def _count(connection: sqlite3.Connection, name: str, change: int) -> None:

@@ -101,7 +101,7 @@ def describe_cache(
     valid = [number for number, _, scope in found.store.spaces() if scope.holds_for(world)]
     counts = found.store.counters()
     entries = counts.get("entries", 0)
-    fresh = sum(_entries(found, number) for number in valid)
+    fresh = sum(found.store.entries_of(number) for number in valid)
     hits = {name.removeprefix("hit "): value for name, value in counts.items() if name.startswith("hit ")}
     asked = sum(hits.values()) + counts.get("miss", 0)
     told: dict[str, Any] = {
@@ -139,11 +139,6 @@ def _opened(run: str | Path, cache: str | Path | None) -> tuple[Any, Any, Path, 
     checkpoint = find_checkpoint(run, adapters=True)
     place = Path(cache) if cache is not None else results_folder(run, None) / CACHE
     return *load(checkpoint), place, checkpoint
-
-
-def _entries(cache: SimulationCache, space: int) -> int:
-    query = "SELECT COUNT(*) FROM outcomes o JOIN states s ON s.node=o.state WHERE s.space=?"
-    return cache.store.query(query, (space,))[0][0]
 
 
 def _recorded(
