@@ -5,6 +5,7 @@ import multiprocessing
 import sqlite3
 import warnings
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from test_planning import MAZE, GridBelief, GridWorld
 from tiny_worlds import board_world, observe, world_model
 
-from pan_hf.agents import cache_neighbours
+from pan_hf.agents import cache_neighbours, cache_scope
 from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.cache_graph import back_up
 from pan_hf.agents.cache_keys import Keys
@@ -397,6 +398,16 @@ def test_entries_outlive_growth_and_no_other_change(board, tmp_path):
     with pytest.raises(ValueError, match="a model with other weights"):
         reader.bind(model, CRITIC)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_weights_are_digested_once_however_many_stale_spaces_there_are(tmp_path, monkeypatch):
+    model, store, calls = world_model(senses=("camera",)), CacheStore(tmp_path), []
+    for number in range(3):
+        store.add_space(replace(scope_of(model), digest=f"other {number}"))
+    digest = cache_scope.digest_of
+    monkeypatch.setattr(cache_scope, "digest_of", lambda *given: calls.append(given) or digest(*given))
+    SimulationCache(tmp_path, on_stale="keep").bind(model, CRITIC)
+    assert len(calls) == 1 and len(store.spaces()) == 4
 
 
 def test_retiring_a_code_makes_entries_stale(tmp_path):

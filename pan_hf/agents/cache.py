@@ -208,8 +208,8 @@ class SimulationCache:
             if other.digest == scope.digest:
                 return number, salt, scope, False
         if self.scope is None:
-            for number, salt, other in spaces:
-                if other.holds_for(world):  # an ancestor's, whose rows are as they were
+            for number, salt, other in spaces:  # over the same rows the digest is another: a stale one
+                if other.rows != scope.rows and other.holds_for(world):  # an ancestor's, whose rows are as they were
                     return number, salt, scope, True
         if spaces and self.on_stale == "refuse":
             raise ValueError(self._stale_message(world, [each for _, _, each in spaces], scope.ledger))
