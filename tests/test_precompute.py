@@ -16,7 +16,8 @@ from tiny_worlds import board_world
 
 from pan_hf import cli
 from pan_hf.agents.cache import SimulationCache
-from pan_hf.agents.cache_store import CacheStore
+from pan_hf.agents.cache_scope import scope_of
+from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow
 from pan_hf.agents.critics import RewardCritic
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.evaluation import precompute as filler
@@ -76,6 +77,15 @@ def test_it_ends_at_its_bound_and_says_so(board, tmp_path, capsys):
     told = precompute(board.model, board.data, cache=tmp_path, frames=8, depth=5, max_entries=20, **GOAL)
     assert told["entries"] >= 20 and told["states"] < 100
     assert "the limit is reached" in capsys.readouterr().err
+
+
+def test_entries_of_other_weights_do_not_count_for_the_bound(board, tmp_path):
+    store, node = CacheStore(tmp_path), b"n" * 16
+    space, _ = store.add_space(scope_of(None, "before it was trained again"))
+    entries = [OutcomeRow(node, bytes([index]), node, 1, 0.0, 1.0, 0.0, 1) for index in range(50)]
+    store.write(space, 0, [StateRow([node], b"raw", 3, b"", None)], entries)
+    told = precompute(board.model, board.data, cache=tmp_path, frames=4, depth=1, max_entries=20, **GOAL)
+    assert told["new_entries"] > 0 and told["entries"] == 50 + told["new_entries"]
 
 
 def test_where_there_is_no_goal_a_planner_plans_from_the_recorded_states(board, tmp_path):

@@ -107,7 +107,7 @@ def precompute(
         reward_threshold (`float`, *optional*): expected reward that counts as the goal; by default from the recording.
         critic (*optional*): what is wanted in place of the expected reward, see `pan_hf.agents.critics`.
         effort (*optional*): what an imagined step may spend, as [`PanModel.simulate`] takes it.
-        max_entries (`int`): outcomes after which it ends.
+        max_entries (`int`): outcomes of these weights after which it ends.
         workers (`int`): processes; each loads the model.
         seed (`int`): of the choice of states, and of planners' draws.
         time_limit (`float`, *optional*): seconds after which it ends.
@@ -174,6 +174,7 @@ class _Filler:
         # it ends at its bound, so what it has filled is not evicted for what it fills next
         self.cache = SimulationCache(job.folder, max_entries=2 * job.max_entries + 100_000, on_stale=on_stale)
         self.bound = self.cache.bind(self.world, job.critic)
+        self.stale = self.entries - self.cache.store.entries_of(self.bound.space)
         self.planner = None
         if job.planner is not None:
             (self.planner,) = make_planners([job.planner], model.config).values()
@@ -222,7 +223,7 @@ class _Filler:
                     return
 
     def _is_over(self, deadline: float) -> bool:
-        return time.perf_counter() > deadline or self.entries >= self.job.max_entries
+        return time.perf_counter() > deadline or self.entries - self.stale >= self.job.max_entries
 
     def _until(self, batches: list[list[bytes]], deadline: float) -> Iterator[list[bytes]]:
         for batch in batches:
