@@ -23,13 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pan_hf.agents.cache_store import CacheStore
+from pan_hf.agents.cache_store import CacheStore, node_at
 from pan_hf.agents.critics import Critic
 
 TOLERANCE = 1e-4  # changes of a value below this go no further
 MOST_SWEEPS = 1000  # in memory
 MOST_ROUNDS = 200  # on disk: a dense reward that goes round in circles is left to the next sweep over everything
-_DIGEST = 16
 
 
 class Edges:
@@ -136,7 +135,7 @@ def _sweep(store: CacheStore, task: int, critic: Critic, level: int, nodes: set[
     """One round; returns the nodes that lead to those whose value has changed."""
     with store.transaction() as connection:
         _mark(connection, nodes)
-        next_node, joined = _next_of(level), _members_of(level)
+        next_node, joined = node_at("n", level), _members_of(level)
         rows = connection.execute(
             f"SELECT w.node, o.action, {next_node}, o.count, c.score, c.reached, o.continue_prob, o.duration, "
             f"b.value, b.reach FROM waiting w {joined} JOIN outcomes o ON o.state=s.node "
@@ -155,11 +154,10 @@ def _sweep(store: CacheStore, task: int, critic: Critic, level: int, nodes: set[
         if not changed:
             return set()
         _mark(connection, changed)
-        came_from = "s.node" if level == 0 else _digest_at("s", level)
         target = "o.next=w.node" if level == 0 else "o.next=m.state"
         through = "" if level == 0 else "JOIN members m ON m.node=w.node"
         found = connection.execute(
-            f"SELECT DISTINCT {came_from} FROM waiting w {through} JOIN outcomes o ON {target} "
+            f"SELECT DISTINCT {node_at('s', level)} FROM waiting w {through} JOIN outcomes o ON {target} "
             "JOIN states s ON s.node=o.state"
         )
         return {row[0] for row in found}
@@ -176,14 +174,6 @@ def _members_of(level: int) -> str:
     if level == 0:
         return "JOIN states s ON s.node=w.node"
     return "JOIN members m ON m.node=w.node JOIN states s ON s.node=m.state"
-
-
-def _next_of(level: int) -> str:
-    return "n.node" if level == 0 else _digest_at("n", level)
-
-
-def _digest_at(table: str, level: int) -> str:
-    return f"substr({table}.nodes, {(level - 1) * _DIGEST + 1}, {_DIGEST})"
 
 
 def _write_values(
@@ -224,11 +214,10 @@ def _write_best(
 def back_up_all(store: CacheStore, space: int, task: int, critic: Critic, level: int) -> int:
     """Values of every node of a level from the outcomes that are there, by sweeps over all of them in memory, until
     nothing changes; written in transactions of 20 000. Returns the number of pairs of node and action."""
-    of_state = "s.node" if level == 0 else _digest_at("s", level)
     edges = Edges(
         store.query(
-            f"SELECT {of_state}, o.action, {_next_of(level)}, o.count, c.score, c.reached, o.continue_prob, "
-            "o.duration FROM outcomes o JOIN scores c ON c.outcome=o.id AND c.task=? "
+            f"SELECT {node_at('s', level)}, o.action, {node_at('n', level)}, o.count, c.score, c.reached, "
+            "o.continue_prob, o.duration FROM outcomes o JOIN scores c ON c.outcome=o.id AND c.task=? "
             "JOIN states s ON s.node=o.state JOIN states n ON n.node=o.next WHERE s.space=?",
             (task, space),
         )

@@ -34,7 +34,7 @@ from pan_hf.modeling.state_pan import ABSENT, Actions, Belief, State, action_ten
 
 FEATURES = 64  # numbers by which neighbours are compared
 _ANY = 2**31  # above every number of 32 bits: of floats all bits are right
-_DIGEST = 16  # bytes of a digest: among 2^32 states two would be alike once in 10^19 caches
+DIGEST = 16  # bytes of a digest: among 2^32 states two would be alike once in 10^19 caches
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Keys:
             features=None if state is None or not hasattr(self.world, "embed_state") else self._features(state),
         )
 
-    def _digest(self, level: bytes, key: bytes, size: int = _DIGEST) -> bytes:
+    def _digest(self, level: bytes, key: bytes, size: int = DIGEST) -> bytes:
         return hashlib.blake2b(key, digest_size=size, key=self.salt, person=level[:16]).digest()
 
     @torch.no_grad()

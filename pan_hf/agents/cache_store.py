@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from pan_hf.agents.cache_keys import FEATURES
+from pan_hf.agents.cache_keys import DIGEST, FEATURES
 from pan_hf.agents.cache_scope import Scope
 
 FILE = "cache.sqlite"
@@ -391,12 +391,10 @@ class CacheStore:
             connection.execute("DELETE FROM best WHERE node IN (SELECT node FROM gone)")
             if not whole:  # a state that something leads to stays, without entries
                 connection.execute("DELETE FROM gone WHERE EXISTS (SELECT 1 FROM outcomes o WHERE o.next=gone.node)")
-            abstract = connection.execute(
-                "SELECT DISTINCT substr(s.nodes, n.number * 16 + 1, 16) FROM states s JOIN gone g ON g.node=s.node "
-                "JOIN (SELECT 0 AS number UNION SELECT 1 UNION SELECT 2) n WHERE n.number * 16 < length(s.nodes)"
-            ).fetchall()
+            coarser = connection.execute("SELECT s.nodes FROM states s JOIN gone g ON g.node=s.node").fetchall()
+            abstract = {row[first : first + DIGEST] for (row,) in coarser for first in range(0, len(row), DIGEST)}
             states = connection.execute("DELETE FROM states WHERE node IN (SELECT node FROM gone)").rowcount
-            for (node,) in abstract:
+            for node in abstract:
                 connection.execute("DELETE FROM members WHERE node=? AND state IN (SELECT node FROM gone)", (node,))
                 if not connection.execute("SELECT 1 FROM members WHERE node=? LIMIT 1", (node,)).fetchone():
                     connection.execute("DELETE FROM worth WHERE node=?", (node,))
@@ -421,6 +419,11 @@ class CacheStore:
         )
         matrix = np.frombuffer(b"".join(row[0] for row in rows), np.float16).reshape(len(rows), FEATURES)
         return matrix.astype(np.float32), [row[1] for row in rows], [row[2] for row in rows]
+
+
+def node_at(table: str, level: int) -> str:
+    """SQL for the digest at a level of a row of `states`, by the name that the table has in a query."""
+    return f"{table}.node" if level == 0 else f"substr({table}.nodes, {(level - 1) * DIGEST + 1}, {DIGEST})"
 
 
 def _count(connection: sqlite3.Connection, name: str, change: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.cache_keys import FEATURES
+from pan_hf.agents.cache_store import node_at
 from pan_hf.extras import extra
 from pan_hf.files import write_file
 
@@ -23,7 +24,6 @@ with extra("report", "A picture of a cache"):
     from matplotlib.figure import Figure
 
 MOST_NODES = 400
-_DIGEST = 16
 
 
 def write_cache_picture(cache: SimulationCache, folder: str | Path, name: str = "cache") -> Path | None:
@@ -45,7 +45,8 @@ def write_cache_picture(cache: SimulationCache, folder: str | Path, name: str = 
         return None
     number = {node: index for index, node in enumerate(places)}
     points = np.array([values[:4] for values in places.values()], float)  # value, reach, count, height
-    lines = [(number[one], number[other]) for one, other in _edges(cache, level) if one in number and other in number]
+    edges = _edges(cache, bound.space, level)
+    lines = [(number[one], number[other]) for one, other in edges if one in number and other in number]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     segments = [[points[one, [0, 3]], points[other, [0, 3]]] for one, other in lines if one != other]
@@ -69,27 +70,23 @@ def write_cache_picture(cache: SimulationCache, folder: str | Path, name: str = 
 
 def _nodes(cache: SimulationCache, space: int, task: int, level: int) -> dict[bytes, list[float]]:
     """Value, chance, number of states and height of the nodes of a level that have most states."""
-    at = "s.node" if level == 0 else f"substr(s.nodes, {(level - 1) * _DIGEST + 1}, {_DIGEST})"
     rows = cache.store.query(
-        f"SELECT b.node, b.value, b.reach, COUNT(*), MIN(s.features) FROM states s JOIN best b ON b.node={at} "
-        "AND b.task=? WHERE s.space=? GROUP BY b.node ORDER BY COUNT(*) DESC, b.node LIMIT ?",
+        "SELECT b.node, b.value, b.reach, COUNT(*), MIN(s.features) FROM states s "
+        f"JOIN best b ON b.node={node_at('s', level)} AND b.task=? WHERE s.space=? GROUP BY b.node ORDER BY COUNT(*) DESC, b.node LIMIT ?",
         (task, space, MOST_NODES),
     )
-    features = np.stack([np.frombuffer(row[4] or bytes(2 * FEATURES), np.float16) for row in rows]) if rows else None
-    if features is None:
+    if not rows:
         return {}
-    centred = features.astype(np.float64) - features.astype(np.float64).mean(0)
+    features = np.stack([np.frombuffer(row[4] or bytes(2 * FEATURES), np.float16) for row in rows]).astype(np.float64)
+    centred = features - features.mean(0)
     heights = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
     return {row[0]: [*row[1:4], height] for row, height in zip(rows, heights.tolist(), strict=True)}
 
 
-def _edges(cache: SimulationCache, level: int) -> list[tuple[bytes, bytes]]:
+def _edges(cache: SimulationCache, space: int, level: int) -> list[tuple[bytes, bytes]]:
     """Pairs of nodes between which an outcome was met."""
-    one, other = (
-        f"{table}.node" if level == 0 else f"substr({table}.nodes, {(level - 1) * _DIGEST + 1}, {_DIGEST})"
-        for table in ("s", "n")
-    )
     return cache.store.query(
-        f"SELECT DISTINCT {one}, {other} FROM outcomes o JOIN states s ON s.node=o.state "
-        "JOIN states n ON n.node=o.next"
+        f"SELECT DISTINCT {node_at('s', level)}, {node_at('n', level)} FROM outcomes o "
+        "JOIN states s ON s.node=o.state JOIN states n ON n.node=o.next WHERE s.space=?",
+        (space,),
     )
