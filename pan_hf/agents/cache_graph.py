@@ -149,7 +149,7 @@ def _sweep(store: CacheStore, task: int, critic: Critic, level: int, nodes: set[
         is_known = np.array([row[8] is not None for row in rows])
         value, reach = (np.array([row[column] or 0.0 for row in rows]) for column in (8, 9))
         values, reaches = edges.action_values(critic, value, reach, is_known)
-        _write_values(connection, task, edges, values, reaches)
+        _write_values(connection, task, _pairs(edges, values, reaches))
         changed = _write_best(connection, task, edges.nodes, *edges.best(values, reaches))
         if not changed:
             return set()
@@ -176,16 +176,17 @@ def _members_of(level: int) -> str:
     return "JOIN members m ON m.node=w.node JOIN states s ON s.node=m.state"
 
 
-def _write_values(
-    connection: sqlite3.Connection, task: int, edges: Edges, values: np.ndarray, reaches: np.ndarray
-) -> None:
+def _pairs(edges: Edges, values: np.ndarray, reaches: np.ndarray) -> list[tuple]:
+    """Node, action, value and chance of every pair."""
+    columns = zip(edges.pairs, values.tolist(), reaches.tolist(), strict=True)
+    return [(node, action, value, reach) for (node, action), value, reach in columns]
+
+
+def _write_values(connection: sqlite3.Connection, task: int, pairs: list[tuple]) -> None:
     connection.executemany(
-        "INSERT INTO worth (node, task, action, value, reach) VALUES (?, ?, ?, ?, ?) "
+        f"INSERT INTO worth (task, node, action, value, reach) VALUES ({task:d}, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET value=excluded.value, reach=excluded.reach",
-        [
-            (node, task, action, value, reach)
-            for (node, action), value, reach in zip(edges.pairs, values.tolist(), reaches.tolist(), strict=True)
-        ],
+        pairs,
     )
 
 
@@ -243,14 +244,10 @@ def back_up_all(store: CacheStore, space: int, task: int, critic: Critic, level:
 
 
 def _write_all(store: CacheStore, task: int, edges: Edges, values: Any, reaches: Any, value: Any, reach: Any) -> None:
-    rows = list(zip(edges.pairs, values.tolist(), reaches.tolist(), strict=True))
-    for first in range(0, len(rows), 20_000):
+    pairs = _pairs(edges, values, reaches)
+    for first in range(0, len(pairs), 20_000):
         with store.transaction() as connection:
-            connection.executemany(
-                "INSERT INTO worth (node, task, action, value, reach) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET value=excluded.value, reach=excluded.reach",
-                [(node, task, action, one, chance) for (node, action), one, chance in rows[first : first + 20_000]],
-            )
+            _write_values(connection, task, pairs[first : first + 20_000])
     best = list(zip(edges.nodes, [task] * len(edges.nodes), value.tolist(), reach.tolist(), strict=True))
     for first in range(0, len(best), 20_000):
         with store.transaction() as connection:

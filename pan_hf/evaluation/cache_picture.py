@@ -72,7 +72,8 @@ def _nodes(cache: SimulationCache, space: int, task: int, level: int) -> dict[by
     """Value, chance, number of states and height of the nodes of a level that have most states."""
     rows = cache.store.query(
         "SELECT b.node, b.value, b.reach, COUNT(*), MIN(s.features) FROM states s "
-        f"JOIN best b ON b.node={node_at('s', level)} AND b.task=? WHERE s.space=? GROUP BY b.node ORDER BY COUNT(*) DESC, b.node LIMIT ?",
+        f"JOIN best b ON b.node={node_at('s', level)} AND b.task=? WHERE s.space=? "
+        "GROUP BY b.node ORDER BY COUNT(*) DESC, b.node LIMIT ?",
         (task, space, MOST_NODES),
     )
     if not rows:
