@@ -15,7 +15,7 @@ from pan_hf.agents.cache_keys import FEATURES
 from pan_hf.agents.cache_store import CacheStore
 from pan_hf.extras import extra
 
-SCANNED = 50_000  # states up to which a scan takes about a millisecond
+SCANNED = 50_000  # states up to which all are scanned
 _PAIRS = 1000  # pairs of states whose distances are taken for typical
 _PROBED = 0.04  # share of faiss' lists that are looked through
 
@@ -51,10 +51,10 @@ class _Matrix:
 def _faiss_index(features: np.ndarray) -> Any:
     """An index of inverted lists; None, with a word about it, where faiss is not installed."""
     try:
-        with extra("cache", f"Finding neighbours among more than {SCANNED} cached states in a few milliseconds"):
+        with extra("cache", f"Finding neighbours among more than {SCANNED} cached states without a scan of all"):
             import faiss
     except ImportError as error:
-        warnings.warn(f"{error}. Until then all {len(features)} are scanned, which is slower.", stacklevel=5)
+        warnings.warn(f"{error}. Until then all {len(features)} are scanned.", stacklevel=5)
         return None
     num_lists = int(4 * len(features) ** 0.5)
     index = faiss.index_factory(FEATURES, f"IVF{num_lists},Flat")
