@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pan_hf.agents.cache_graph import back_up, back_up_all, backs_up
-from pan_hf.agents.cache_keys import Filed, Keys
+from pan_hf.agents.cache_keys import Keys
 from pan_hf.agents.cache_neighbours import Neighbours
 from pan_hf.agents.cache_recorder import Recorded
 from pan_hf.agents.cache_scope import Scope, fingerprint, scope_of, task_of, tensors_of
@@ -263,24 +263,19 @@ class SimulationCache:
             ValueError: as `bind`.
         """
         bound = self.bind(world, critic)
-        filed = bound.keys.of_belief(belief, with_features=False)
-        answer = None
-        for number, (level, nodes) in enumerate(zip(bound.keys.levels, filed.nodes, strict=True)):
-            least = self.least_reach if number == 0 else self.least_abstract_reach
-            answer = self._answer(bound, level.name, nodes[0], least)
-            if answer is not None:
-                break
-        if answer is None and self.radius > 0:
-            answer = self._from_neighbours(bound, belief, filed)
-        compared_by = compared_keys(world, key_levels)
+        compared_by, nodes = compared_keys(world, key_levels), bound.keys.nodes(belief)
+        level, exact = next(nodes)
+        answer = self._answer(bound, level.name, exact, self.least_reach)
+        if answer is not None:
+            answer = self._with_next_state(bound, exact, answer, compared_by)
+        coarser = (self._answer(bound, level.name, node, self.least_abstract_reach) for level, node in nodes)
+        answer = answer or next(filter(None, coarser), None) or self._from_neighbours(bound, belief)
         if answer is not None and not _is_allowed(bound, answer, mask, refuted, lambda: belief.keys(**compared_by)[0]):
             answer = None  # the values of all else count on it: a planner has to find the way round
-        if answer is not None and answer.level == bound.keys.levels[0].name:
-            answer = self._with_next_state(bound, filed.nodes[0][0], answer, compared_by)
         if not counts:
             return answer
         self._counts["miss" if answer is None else f"hit {answer.level}"] += 1
-        self._touched.append(filed.nodes[0][0])
+        self._touched.append(exact)
         if len(self._touched) >= _TOUCHED:
             self._note_use()
         return answer
@@ -333,11 +328,11 @@ class SimulationCache:
         key = bound.keys.belief([raw], fills=False).keys(**compared_by)[0] if coarse else raw[:present]
         return replace(answer, plan=replace(answer.plan, states=[key], reaches_goal=bool(reached)))
 
-    def _from_neighbours(self, bound: _Bound, belief: Any, filed: Filed) -> Answer | None:
-        features = bound.keys.features_of(belief)
+    def _from_neighbours(self, bound: _Bound, belief: Any) -> Answer | None:
+        features = bound.keys.features_of(belief) if self.radius > 0 else None
         if features is None:
             return None
-        for node, distance in self._index(bound).nearest(filed.text[0], features[0], _CANDIDATES):
+        for node, distance in self._index(bound).nearest(bound.keys.texts(belief)[0], features[0], _CANDIDATES):
             if distance > self.radius:
                 return None
             answer = self._answer(bound, NEIGHBOURS, node, self.least_abstract_reach, distance)

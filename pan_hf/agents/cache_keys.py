@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,17 @@ class Keys:
         state = None if state is None else state.map(lambda tensor: tensor.flatten(0, 1))
         return self._filed(by_level, futures.belief, state)
 
+    def nodes(self, belief: Any) -> Iterator[tuple[Level, bytes]]:
+        """The digests of a belief of one row, finest level first, each made when it is asked for."""
+        for level in self.levels:
+            yield level, self._digest(level.name.encode(), belief.keys(**level.arguments)[0])
+
+    def texts(self, belief: Any) -> list[bytes]:
+        """The digests of the constant texts of a belief, by row."""
+        prefix = getattr(belief, "prefix", None)
+        words = [b""] * len(belief) if prefix is None else prefix.to(torch.int32).cpu().numpy()
+        return [self._digest(b"text", bytes(row), 8) for row in words]
+
     def features_of(self, belief: Any) -> np.ndarray | None:
         """Features of the rows of a belief; None where the world embeds nothing."""
         if getattr(belief, "state", None) is None or not hasattr(self.world, "embed_state"):
@@ -103,16 +114,13 @@ class Keys:
         return self._features(belief.state)
 
     def _filed(self, by_level: list[list[bytes]], belief: Any, state: Any) -> Filed:
-        texts, steps = [b""] * len(belief), len(by_level[0]) // len(belief)
-        if getattr(belief, "prefix", None) is not None:
-            texts = [row.tobytes() for row in belief.prefix.to(torch.int32).cpu().numpy()]
-        texts = [self._digest(b"text", text, 8) for text in texts]
+        steps = len(by_level[0]) // len(belief)
         names = [level.name.encode() for level in self.levels]
         return Filed(
             raw=by_level[0],
             present=len(by_level[1 if sees_past(self.world) else 0][0]),
             nodes=[[self._digest(name, key) for key in keys] for name, keys in zip(names, by_level, strict=True)],
-            text=[text for text in texts for _ in range(steps)],
+            text=[text for text in self.texts(belief) for _ in range(steps)],
             features=None if state is None or not hasattr(self.world, "embed_state") else self._features(state),
         )
 
