@@ -42,7 +42,8 @@ from pan_hf.evaluation.control import recorded_facts, reward_critic
 from pan_hf.processes import end_with_parent
 
 CACHE = "cache"  # the folder of it in a run
-_BATCH = 32  # states whose actions are imagined in one call
+_BATCH = 32  # states whose actions are imagined in one call, at most
+_TRANSITIONS = 1024  # imagined in one call, unless those of one state are more
 _PERCEIVED = 64  # recorded frames perceived in one call
 
 
@@ -210,7 +211,8 @@ class _Filler:
             for number in range(depth):
                 waiting = self._waiting(frontier)
                 line.total += len(waiting)
-                size = _BATCH if self.planner is None else 1
+                most = _TRANSITIONS // self.bound.keys.parts.num_choices
+                size = min(_BATCH, max(1, most)) if self.planner is None else 1
                 batches = [waiting[first : first + size] for first in range(0, len(waiting), size)]
                 for done in work(self._until(batches, deadline)):
                     line.update(line.done + done, f"round {number + 1} of {depth}, {self.entries} entries")
