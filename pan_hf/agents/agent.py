@@ -383,8 +383,10 @@ class PanAgent:
         key = belief.keys(**self._compared_by)[0]
         if self._recalled[key] >= self.patience:
             return None
-        asked = {"mask": masks, "refuted": self._refuted, "key_levels": getattr(self.planner, "key_levels", None)}
-        answer = self.cache.lookup(self.model, belief, self.critic, **asked)
+        levels = getattr(self.planner, "key_levels", None)
+        answer = self.cache.lookup(
+            self.model, belief, self.critic, mask=masks, refuted=self._refuted, key_levels=levels
+        )
         if answer is None:
             return None
         self._recalled[key] += 1

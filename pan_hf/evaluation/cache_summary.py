@@ -278,7 +278,8 @@ def _checked_files(paths: list[Path], model: Any) -> Scope:
     about = abouts[0]
     if about != abouts[1] or not isinstance(about, dict) or not _ABOUT.items() <= about.items():
         raise ValueError(f"{paths[0].parent}: expected files of one cache, {_ABOUT}; got {str(abouts):.200}.")
-    scope = Scope(**{item.name: about.get(item.name) for item in dataclasses.fields(Scope)})
+    fields: dict[str, Any] = {item.name: about.get(item.name) for item in dataclasses.fields(Scope)}
+    scope = Scope(**fields)
     if not scope.holds_for(model):
         own = scope_of(model)
         raise ValueError(
