@@ -109,10 +109,16 @@ def _hints(cls: type) -> dict[str, Any]:
 # ---- arguments of functions: NumPy's and tensors' numbers become Python's, and what is no such number is refused
 
 
+def scalar(value: Any) -> Any:
+    """A NumPy scalar, or an array or tensor without dimensions, as a Python number; anything else as it is."""
+    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 1) else value
+
+
 def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """An argument that counts. Raises ValueError for anything but a whole number from `least` to `most`."""
     try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
+        plain = scalar(value)
+        number = least - 1 if isinstance(plain, bool) else operator.index(plain)
     except (TypeError, RuntimeError):  # the latter from tensors that hold nothing
         number = least - 1
     if number < least or (most is not None and number > most):
@@ -124,9 +130,10 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
 def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: bool = False) -> float:
     """An argument that measures. Raises ValueError for anything but a finite number from `least` to `most`; `above`:
     for `least` itself, too."""
-    is_number = hasattr(value, "__float__") and not getattr(value, "ndim", 0) and not isinstance(value, bool)
     try:
-        number = float(value) if is_number else math.nan
+        plain = scalar(value)
+        is_number = hasattr(plain, "__float__") and not getattr(plain, "ndim", 0) and not isinstance(plain, bool)
+        number = float(plain) if is_number else math.nan
     except (OverflowError, RuntimeError):  # the latter from tensors that hold nothing
         number = math.nan
     if not least <= number <= most or not math.isfinite(number) or (above and number == least):
@@ -138,7 +145,7 @@ def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf
 
 def truth(name: str, value: Any) -> bool:
     """An argument that is so or not. Raises ValueError for anything but True and False, 1 and 0."""
-    plain = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 1) else value
+    plain = scalar(value)
     if not (isinstance(plain, int) and plain in (0, 1)):
         raise ValueError(f"`{name}` must be True or False, got {value!r}.")
     return bool(plain)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from pan_hf.modeling.validation_pan import real, whole
+from pan_hf.modeling.validation_pan import real, scalar, whole
 
 F = TypeVar("F", bound=Callable)
 Bound = Callable[[Any], "str | None"]
@@ -130,7 +130,7 @@ def _number(check: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def _as_bool(value: Any) -> Any:
-    value = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    value = scalar(value)
     return value if isinstance(value, bool) else _OTHER
 
 
