@@ -181,7 +181,15 @@ def _finish(folder: Path) -> None:
 
 
 def _move(ready: Path, folder: Path, content: dict[str, Any]) -> None:
-    """Moves what a kill has left in `ready` of its content into the folder."""
+    """Moves what a kill has left in `ready` of its content into the folder.
+
+    Raises:
+        ValueError: a link, or a name such as `../x`, leads out of one of the two, as in a stranger's archive. Nothing
+            has been moved then.
+    """
+    for name in content["names"]:
+        if not all((place / name).parent.resolve().is_relative_to(place) for place in (ready, folder)):
+            raise ValueError(f"{ready} is not of pan_hf: its {name!r} leads out of it or of {folder}. Remove it.")
     names = [path for path in content["names"] if (ready / path).exists()]
     configurations = [name for name in names if name in CONFIGURATIONS]
     for name in configurations:

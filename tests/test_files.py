@@ -1,6 +1,7 @@
 """A folder is what it was or what it becomes, wherever a process that writes it is killed; nobody else's files go."""
 
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -109,6 +110,22 @@ def test_hidden_folders_that_somebody_made_stay(tmp_path):
     with pytest.raises(ValueError, match=r"\.folder\.ready is in the way of writing .*rename it"):
         write(tmp_path / "folder")
     assert content(tmp_path / "folder") == NEW and content(tmp_path / ".folder.ready") == MINE
+
+
+@pytest.mark.parametrize("place", [".folder.ready", "folder"])
+@pytest.mark.parametrize("name", ["sub/config.json", "../private/config.json"])
+def test_a_stranger_cannot_have_files_moved_out_of_a_folder_or_into_it(place, name, tmp_path):
+    put(tmp_path / "private", MINE | {"config.json": "mine"})
+    put(tmp_path / "folder", OLD)
+    told = {"names": [name, "model.safetensors"], "replaced": ["*"]}
+    put(tmp_path / ".folder.ready", {".content.json": json.dumps(told), "model.safetensors": "new"})
+    for folder in (tmp_path / "folder", tmp_path / ".folder.ready"):
+        (folder / "sub").mkdir() if folder.name != place else (folder / "sub").symlink_to(tmp_path / "private")
+    (tmp_path / ".folder.ready" / "sub" / "config.json").write_text("mine")
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match=r"\.folder\.ready is not of pan_hf: .* leads out of it .*Remove it"):
+        finish_writing(tmp_path / "folder")
+    assert content(tmp_path) == before
 
 
 def test_an_old_copy_of_an_older_version_is_put_back_first(tmp_path):
