@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from gymnasium import spaces
+from huggingface_hub import constants
 from PIL import Image
 
 from pan_hf import RecordTrajectories
@@ -255,6 +256,26 @@ def test_a_cell_that_names_a_file_opens_it_only_beside_its_table(tmp_path):
     import_dataset(naming("0.png"), tmp_path / "data", **WHOLE)
     assert (load_trajectories(tmp_path / "data", "train").observations["camera"][:, 0] == 90).all()
     import_dataset(datasets.Dataset.from_parquet(str(naming(str(outside)))), tmp_path / "own", **WHOLE)
+
+
+@pytest.mark.filterwarnings("ignore:The data have no rewards")
+def test_a_data_set_of_the_hub_names_files_of_its_caches_wherever_they_are(tmp_path, monkeypatch):
+    for folder in ("hub", "datasets", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (16, 16), (90, 0, 0)).save(tmp_path / folder / "0.png")
+
+    def imported(folder):
+        cell = {"bytes": None, "path": str(tmp_path / folder / "0.png")}
+        rows = [{"observation.camera": cell, "action": k, "episode_index": 0} for k in (0, 1)]
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+        import_dataset("user/pictures", tmp_path / "data" / folder, **WHOLE)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    imported("hub")
+    imported("datasets")
+    with pytest.raises(ValueError, match="lies outside .*hub and .*datasets, and"):
+        imported("elsewhere")
 
 
 # --------------------------------------------------------------------------------------------------- of a stranger's

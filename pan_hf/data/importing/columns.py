@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pan_hf.data.episodes import Episode
-from pan_hf.data.importing.frames import as_image
+from pan_hf.data.importing.frames import Root, as_image
 from pan_hf.data.importing.times import Steps, steps_of
 from pan_hf.data.importing.writing import as_rewards, as_text, make_episode
 from pan_hf.features import ACTION, Form, TextFeature, View, check_sense_name, is_reserved, kinds
@@ -53,7 +53,7 @@ class Table(Protocol):
     Args:
         about, fps: see `writing.Source`.
         columns: their names.
-        root: the folder that names of files are of, where there is one.
+        root: where the files lie that values name, see `as_image`.
     """
 
     @property
@@ -63,7 +63,7 @@ class Table(Protocol):
     @property
     def columns(self) -> Sequence[str]: ...
     @property
-    def root(self) -> Path | None: ...
+    def root(self) -> Root: ...
 
     def __len__(self) -> int: ...
 
@@ -137,12 +137,12 @@ def _usual(column: str) -> str:
 # What one value is
 
 
-def form_of(value: Any, view: View, root: Path | None = None) -> Form:
+def form_of(value: Any, view: View, root: Root = None) -> Form:
     """What a sense is, by its first value.
 
     Args:
         view: how pictures are brought to size.
-        root: the folder that names of picture files are of.
+        root: see `as_image`.
 
     Raises:
         ValueError: it is neither a picture nor numbers nor a text, or a picture whose numbers have no known meaning.
@@ -155,7 +155,7 @@ def form_of(value: Any, view: View, root: Path | None = None) -> Form:
     return Form(form.feature, lambda value: form.convert(opened(value)))
 
 
-def _opener(value: Any, root: Path | None) -> Callable[[Any], Any]:
+def _opener(value: Any, root: Root) -> Callable[[Any], Any]:
     """Turns the name of a picture file into its pixels; other values stay as they are."""
     suffix = Path(value).suffix.lower() if isinstance(value, str) else ""
     if suffix in _VIDEOS:
@@ -183,18 +183,18 @@ def action_form(value: Any, largest: Callable[[], int]) -> Form:
     return _form(first, (kind.action_from_value(first, largest) for kind in kinds()))
 
 
-def _form(first: str | np.ndarray, offered: Iterable[Form | None], root: Path | None = None) -> Form:
+def _form(first: str | np.ndarray, offered: Iterable[Form | None], root: Root = None) -> Form:
     """The first form that a kind offers, for values as they stand in the table: the last kind takes any numbers."""
     form = next(form for form in offered if form is not None)
     plain = as_text if isinstance(first, str) else partial(_array, root=root)
     return Form(form.feature, lambda value: form.convert(plain(value)))
 
 
-def _plain(value: Any, root: Path | None = None) -> str | np.ndarray:
+def _plain(value: Any, root: Root = None) -> str | np.ndarray:
     return as_text(value) if isinstance(value, str | bytes) else _array(value, root)
 
 
-def _array(value: Any, root: Path | None = None) -> np.ndarray:
+def _array(value: Any, root: Root = None) -> np.ndarray:
     """A value as an array; pictures as their pixels. Args: root, see `as_image`."""
     if isinstance(value, Image.Image):
         return pixels(value)

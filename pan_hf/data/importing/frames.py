@@ -12,6 +12,9 @@ import numpy as np
 from pan_hf.extras import extra
 from pan_hf.images import read_picture
 
+Root = Path | Sequence[Path] | None
+"""Where the files lie that a table names, see `as_image`."""
+
 
 def read_frames(
     path: Path, times: Sequence[float] | None = None, fps: float | None = None, resample: bool = False
@@ -99,11 +102,11 @@ def _opened(path: Path) -> Iterator[tuple]:
         raise ValueError(f"{path} cannot be read as a video ({error}); record it again or leave it out") from error
 
 
-def as_image(stored: Mapping, root: Path | None = None) -> np.ndarray:
+def as_image(stored: Mapping, root: Root = None) -> np.ndarray:
     """A picture as parquet files hold it, `{"bytes", "path"}`, see `read_picture`.
 
     Args:
-        root: folder that paths lie in; where it is None, any.
+        root: folder that paths lie in, or one of several; where it is None, any.
 
     Raises:
         ValueError, OSError: it is no picture, or lies elsewhere.
@@ -112,9 +115,11 @@ def as_image(stored: Mapping, root: Path | None = None) -> np.ndarray:
         return read_picture(stored["bytes"])
     if not isinstance(stored.get("path"), str):
         raise ValueError("expected a picture's bytes or the path of its file, got neither; leave the row out")
-    path = Path(stored["path"]) if root is None else root / stored["path"]
-    if root is not None and not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"the picture {stored['path']!r} lies outside {root}, and a table may name what lies inside")
+    roots = [root] if isinstance(root, Path) else list(root or ())
+    path = Path(*roots[:1], stored["path"])
+    if roots and not any(path.resolve().is_relative_to(each.resolve()) for each in roots):
+        where = " and ".join(map(str, roots))
+        raise ValueError(f"the picture {stored['path']!r} lies outside {where}, and a table may name what lies inside")
     if not path.is_file():
         raise ValueError(f"the picture {path} is missing; copy the data again, or leave the column out with map")
     return read_picture(path)

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from huggingface_hub import constants
 
 from pan_hf.arguments import checked, least
 from pan_hf.console import without_bars
 from pan_hf.data.importing.columns import Table, TableSource, Taking, assign
+from pan_hf.data.importing.frames import Root
 from pan_hf.data.importing.hdf5 import Hdf5Table, is_hdf5
 from pan_hf.data.importing.writing import write_recording
 from pan_hf.data.info import PICTURES
@@ -89,8 +91,8 @@ def import_dataset(
     return write_recording(TableSource(table, mapping, taking), output, test_fraction, progress, skip_short)
 
 
-def _load(data: Any, split: str, encoding: str) -> tuple[Any, str, Path | None]:
-    """The data set, how it is called, and the folder that names of files in it are of."""
+def _load(data: Any, split: str, encoding: str) -> tuple[Any, str, Root]:
+    """The data set, how it is called, and where the files lie that it names."""
     import datasets
 
     if isinstance(data, datasets.Dataset):
@@ -115,8 +117,9 @@ def _load(data: Any, split: str, encoding: str) -> tuple[Any, str, Path | None]:
             ) from error
         return table, str(data), path if path.is_dir() else path.parent
     try:
-        # what it may name is what came with it
-        return datasets.load_dataset(str(data), split=split), str(data), Path(datasets.config.HF_CACHE_HOME)
+        # what it may name is what came with it: files as they were downloaded, or out of an archive
+        came = (Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
+        return datasets.load_dataset(str(data), split=split), str(data), came
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(f"{data} is neither a file or folder nor a data set on the Hub ({error})") from error
 
