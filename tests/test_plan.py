@@ -19,6 +19,7 @@ from pan_hf.agents.registry import make_planners
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
+from pan_hf.envs.environment import make_recorded_environment
 from pan_hf.evaluation import control
 from pan_hf.evaluation.control import (
     RANDOM,
@@ -192,6 +193,23 @@ def test_an_interrupted_plan_keeps_the_finished_episodes(run_dir, tmp_path):
         plan(run_dir, planners=SMALL[:1], episodes=5, success=interrupt, output=tmp_path, progress=False)
     played = select(read_records(tmp_path / "planning.json"), metric="episodes")
     assert sum(entry.value for entry in played) == 3
+
+
+def test_an_environment_is_closed_where_the_next_one_cannot_be_made(run_dir, tmp_path, monkeypatch):
+    made, closed = [], []
+
+    def make(entry, *settings):
+        if made:
+            raise ValueError("there is one only")
+        made.append(make_recorded_environment(entry, *settings))
+        return made[0]
+
+    monkeypatch.setattr(control, "_choose_environments", lambda entries, wanted: entries * 2)
+    monkeypatch.setattr(control, "make_recorded_environment", make)
+    monkeypatch.setattr(Corridor, "close", lambda self: closed.append(self))
+    with pytest.raises(ValueError, match="there is one only"):
+        plan(run_dir, planners=SMALL[:1], output=tmp_path, progress=False)
+    assert closed == [made[0].unwrapped]
 
 
 def test_seeds_of_the_recording_are_refused(run_dir, tmp_path):

@@ -23,6 +23,7 @@ hand at the end of the time limit is not counted at all |
 `simulated_steps_per_second` | with an effort: what one imagined step cost, compute as a share of a whole step's |
 """
 
+import contextlib
 import io
 import json
 import math
@@ -261,36 +262,38 @@ def plan(
     _check_seeds(seeds, entries, facts)
     rule = success_rule(success)
     model, processor = load(checkpoint)
-    trials = []
-    for entry in entries:
-        env = make_recorded_environment(entry, trust_recording, max_steps)
-        world = within(model, entry["id"], describe_environment(env))
-        wanted = reward_critic(facts.get(entry["id"]), reward_threshold) if critic is None else as_critic(critic)
-        has_goal = critic is not None or math.isfinite(wanted.threshold)
-        wanted = CautiousCritic(critic=wanted, penalty=uncertainty_penalty) if uncertainty_penalty else wanted
-        when = replan or ("on_surprise" if ActionParts(model.config).is_discrete else "at_end")
-        agents: dict[str, PanAgent | None] = {}
-        for name, planner in make_planners(planners, model.config, has_goal).items():
-            imagined = world if effort is None else FixedEffort(world, effort)  # an account of its own for each
-            known = None if cache is None else SimulationCache(cache, writes=write_back)
-            agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, cache=known)
-        trials += [
-            _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE)
-            for name, agent in (agents | {RANDOM: None}).items()
-        ]
-    try:
-        run_trials(trials, seeds, time_limit, episode_time_limit, progress, start)
-    finally:
-        records = [entry for trial in trials for entry in trial_records(trial, _has_goal(trials, trial.environment))]
-        if records:
-            write_records(output / "planning.json", records)
-            for trial in trials:
-                write_films(trial, model, processor, output / "report" / "films")
-        for env in {id(trial.env): trial.env for trial in trials}.values():
-            env.close()
-        for trial in trials:
-            if trial.agent is not None and trial.agent.cache is not None:
-                trial.agent.cache.close()
+    trials: list[_Trial] = []
+    with contextlib.ExitStack() as opened:
+        for entry in entries:
+            env = make_recorded_environment(entry, trust_recording, max_steps)
+            opened.callback(env.close)
+            world = within(model, entry["id"], describe_environment(env))
+            wanted = reward_critic(facts.get(entry["id"]), reward_threshold) if critic is None else as_critic(critic)
+            has_goal = critic is not None or math.isfinite(wanted.threshold)
+            wanted = CautiousCritic(critic=wanted, penalty=uncertainty_penalty) if uncertainty_penalty else wanted
+            when = replan or ("on_surprise" if ActionParts(model.config).is_discrete else "at_end")
+            agents: dict[str, PanAgent | None] = {}
+            for name, planner in make_planners(planners, model.config, has_goal).items():
+                imagined = world if effort is None else FixedEffort(world, effort)  # an account of its own for each
+                known = None
+                if cache is not None:
+                    known = SimulationCache(cache, writes=write_back)
+                    opened.callback(known.close)
+                agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, cache=known)
+            trials += [
+                _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE)
+                for name, agent in (agents | {RANDOM: None}).items()
+            ]
+        try:
+            run_trials(trials, seeds, time_limit, episode_time_limit, progress, start)
+        finally:
+            records = [
+                entry for trial in trials for entry in trial_records(trial, _has_goal(trials, trial.environment))
+            ]
+            if records:
+                write_records(output / "planning.json", records)
+                for trial in trials:
+                    write_films(trial, model, processor, output / "report" / "films")
     return records
 
 
