@@ -30,7 +30,7 @@ from pan_hf.training import (
     trainer,
 )
 from pan_hf.training import budget as budgets
-from pan_hf.training.arguments import COMPLETE, Stage, arguments, last_checkpoint
+from pan_hf.training.arguments import COMPLETE, CONFIGS, Stage, arguments, last_checkpoint
 from pan_hf.training.pipeline import SHARES, train
 from pan_hf.training.stage import run
 
@@ -453,6 +453,15 @@ def test_what_a_stage_does_not_take_is_refused_before_the_first_one(given, messa
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "run", world.data, backbone="debug", progress=False, **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_for_accelerate_may_be_given_by_its_name(world, tmp_path, monkeypatch):
+    launched = []
+    monkeypatch.setattr(pipeline, "_window_seconds", lambda *_: 0.01)
+    monkeypatch.setattr(pipeline, "_run_stages", lambda *given: launched.append(given[-1]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, world.data, backbone="debug", accelerate_config="accelerate_gpus", progress=False)
+    assert launched == [CONFIGS / "accelerate_gpus.yaml"]
 
 
 @pytest.mark.slow

@@ -78,23 +78,32 @@ def parse(stage: Stage, variants: dict[str, Stage], command: list[str] | None = 
         return parser.error(str(error))  # which exits
 
 
-def read_config(path: str | Path, flag: str = "--config") -> dict[str, Any]:
-    """A YAML file's keys and values.
+def find_config(path: str | Path, flag: str = "--config") -> Path:
+    """The file itself, or that of a recipe in [`CONFIGS`] by its name, as "pusht".
 
     Args:
-        path: the file, or the name of a recipe in [`CONFIGS`], as "pusht".
         flag: by which it was given, for errors.
 
     Raises:
         FileNotFoundError: there is neither such a file nor such a recipe; the message lists the recipes.
-        ValueError: it is no YAML, or no mapping of names to values.
     """
     path = Path(path)
-    if not (path.suffix or len(path.parts) > 1 or path.exists()):  # a bare name
-        recipes = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
-        if path.name not in recipes:
-            raise FileNotFoundError(f"{flag} {path}: no such file, and no recipe of {', '.join(recipes)}.")
-        path = recipes[path.name]
+    if path.suffix or len(path.parts) > 1 or path.exists():  # no bare name
+        return path
+    recipes = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
+    if path.name not in recipes:
+        raise FileNotFoundError(f"{flag} {path}: no such file, and no recipe of {', '.join(recipes)}.")
+    return recipes[path.name]
+
+
+def read_config(path: str | Path, flag: str = "--config") -> dict[str, Any]:
+    """A YAML file's keys and values. Args: see `find_config`.
+
+    Raises:
+        FileNotFoundError: see `find_config`.
+        ValueError: it is no YAML, or no mapping of names to values.
+    """
+    path = find_config(path, flag)
     with extra("cli", "A file of settings"):
         import yaml
     try:

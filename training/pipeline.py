@@ -36,7 +36,7 @@ from pan_hf.reporting.results import read_records
 from pan_hf.reporting.tables import select
 from pan_hf.reporting.timing import stage_timer
 from pan_hf.training import align, merge, pretrain_backbone, pretrain_latent_head, pretrain_senses, reinforce
-from pan_hf.training.arguments import Stage, arguments, read_config, unknown_names
+from pan_hf.training.arguments import Stage, arguments, find_config, read_config, unknown_names
 from pan_hf.training.budget import now
 from pan_hf.training.code_cache import forget
 from pan_hf.training.run_folder import keeping_settings, publish
@@ -183,7 +183,8 @@ def train(
         data = on_disk(data, "dataset") if data is not None else run / "data"
     schedule = _schedule(seconds, overrides or {}, skip)
     if accelerate_config is not None:
-        read_config(accelerate_config, "--accelerate")
+        accelerate_config = find_config(accelerate_config, "--accelerate")
+        read_config(accelerate_config, "--accelerate")  # raises for what is no file of settings
     settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
     settings |= {"seconds": seconds, "overrides": schedule.overrides, "skip": list(skip)}
     trajectories, start = load_trajectories(data, "train"), run / "stages" / "0-init"
