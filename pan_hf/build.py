@@ -15,7 +15,7 @@ from pan_hf.arguments import checked
 from pan_hf.console import without_bars
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.deprecated import old_names
-from pan_hf.features import ACTION, action_column, action_parts, feature_of
+from pan_hf.features import action_column, action_parts, feature_of
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.heads_pan import reward_bound
 from pan_hf.tokenization import PanProcessor, PanTokenizer
@@ -71,11 +71,7 @@ def build(
         for name, values in trajectories.observations.items()
     }
     actions = {
-        name: part.make_action(
-            trajectories.actions if name == ACTION else trajectories.actions[name],
-            tokenizer,
-            options.get(action_column(name), {}),
-        )
+        name: part.make_action(trajectories.actions_by_part[name], tokenizer, options.get(action_column(name), {}))
         for name, part in parts.items()
     }
     config.setdefault("reward_bound", reward_bound(trajectories.all_rewards()))
@@ -138,16 +134,10 @@ def _language_model(backbone: str | Path, tokenizer: PanTokenizer):
 
 def recorded_texts(trajectories: Trajectories) -> list[str]:
     """Every different text of a recording: tasks, text observations and text actions."""
-    senses = {name: feature_of(trajectories.features[f"observation.{name}"]) for name in trajectories.observations}
-    parts = action_parts(trajectories.features)
-    texts = [trajectories.observations[name] for name, feature in senses.items() if feature.is_text]
-    texts += [
-        trajectories.actions if name == ACTION else trajectories.actions[name]
-        for name, feature in parts.items()
-        if feature.is_text
-    ]
-    columns: list[np.ndarray] = [np.asarray(trajectories.tasks), *texts]
-    return sorted({str(text) for column in columns for text in np.unique(column)} - {""})
+    columns = {f"observation.{name}": values for name, values in trajectories.observations.items()}
+    columns |= {action_column(name): values for name, values in trajectories.actions_by_part.items()}
+    said = {text for name, column in columns.items() for text in feature_of(trajectories.features[name]).texts(column)}
+    return sorted(said.union(trajectories.tasks) - {""})
 
 
 def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer, options: dict):

@@ -58,7 +58,7 @@ def _check_actions(config: PanConfig, processor: PanProcessor, trajectories: Tra
     for name, part in config.actions.items():
         what = "Action" if name == ACTION else f"Action {name!r}"
         feature = _of_same_kind(what, trajectories.features[action_column(name)], part)
-        values = trajectories.actions if name == ACTION else trajectories.actions[name]
+        values = trajectories.actions_by_part[name]
         alone = PanProcessor(processor.tokenizer, action=part.to_dict())  # of this part
         try:
             feature.check_action(part, values[~trajectories.action_is_pad], alone)

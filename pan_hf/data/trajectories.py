@@ -141,6 +141,11 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    @property
+    def actions_by_part(self) -> dict[str, np.ndarray]:
+        """The actions of each part, also of an action of one part, which is called `action`."""
+        return self.actions if isinstance(self.actions, dict) else {ACTION: self.actions}
+
     def all_rewards(self) -> np.ndarray:
         """Every reward of the split, `(n,)`: those of each actor too, none of the rows behind an episode's end."""
         return np.concatenate([each[~self.action_is_pad] for each in (self.rewards, *self.actor_rewards.values())])

@@ -310,6 +310,10 @@ class Feature:
         """Rows of a column `(..., row)`, as the processor takes them."""
         return values
 
+    def texts(self, values: np.ndarray) -> list[str]:
+        """What is said in a column, each text once; nothing in one of another kind."""
+        return []
+
     @classmethod
     def sequence(cls, name: str, part: Any, values: Sequence) -> Any:
         """Recorded values of T steps of a model's sense or action, as the processor takes a batch of one:

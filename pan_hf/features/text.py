@@ -103,15 +103,18 @@ class TextFeature(Feature):
     def to_processor(self, values: np.ndarray) -> list:
         return values.tolist()
 
+    def texts(self, values: np.ndarray) -> list[str]:
+        return np.unique(values).tolist()
+
     @classmethod
     def sequence(cls, name: str, part: Any, values: Sequence[str]) -> Any:
         return values[-1] if cls(cls.describe(part)).is_task else [list(values)]
 
     def check_sense(self, name: str, sense: Any, values: np.ndarray, processor: Any) -> None:
-        processor(observation={name: np.unique(values).tolist()}, partial=True)
+        processor(observation={name: self.texts(values)}, partial=True)
 
     def check_action(self, action: Any, values: np.ndarray, processor: Any) -> None:
-        processor(action=np.unique(values).tolist())
+        processor(action=self.texts(values))
 
     def is_playable(self, action: Feature) -> bool:
         return True
