@@ -36,7 +36,7 @@ class Budget:
         seconds: of training, all stages together.
         windows: evaluated for each environment.
         episodes: planned in each environment, by name.
-        plan_seconds: planning stops after the episode at hand once this is spent, in each environment.
+        plan_seconds: of planning, in each environment.
     """
 
     frames: int = 40_000

@@ -52,7 +52,14 @@ from pan_hf import metrics
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.world import FixedEffort
 from pan_hf.arguments import checked
-from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder, trained_fingerprints, trained_seeds
+from pan_hf.checkpoints import (
+    find_checkpoint,
+    find_recording,
+    load,
+    results_folder,
+    trained_fingerprints,
+    trained_seeds,
+)
 from pan_hf.console import track
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader, check_held_out, choose_windows
@@ -412,8 +419,6 @@ def load_for_evaluation(
     trained = trained_fingerprints(checkpoint)
     trajectories = load_trajectories(find_recording(checkpoint, data_root), "test")
     skipped = check_held_out(trajectories, trained, skip_trained)
-    from pan_hf.checkpoints import load
-
     model, processor = load(checkpoint)
     try:
         return model.to(device), processor, trajectories, skipped
