@@ -13,6 +13,7 @@ import pytest
 
 import pan_hf
 from pan_hf import cli
+from pan_hf.commands import declarations
 from pan_hf.data import record as recording
 from pan_hf.training import pipeline
 
@@ -138,7 +139,7 @@ TARGETS += [("evaluation.control", "plan"), ("publishing.push", "push_checkpoint
 @pytest.mark.parametrize(("module", "name"), TARGETS)
 def test_a_signature_read_from_a_file_is_that_of_the_function(module, name):
     function = cli.library(f"pan_hf.{module}:{name}")
-    declared, hints = cli.declarations(f"pan_hf.{module}").signature(name).parameters, get_type_hints(function)
+    declared, hints = declarations(f"pan_hf.{module}").signature(name).parameters, get_type_hints(function)
     for parameter, true in zip(declared.values(), inspect.signature(function).parameters.values(), strict=True):
         assert (parameter.name, parameter.kind, parameter.default) == (true.name, true.kind, true.default)
         assert parameter.annotation in (None, hints.get(true.name))
