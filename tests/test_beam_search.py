@@ -82,10 +82,11 @@ def test_a_goal_observation_is_reached_and_an_agent_walks_there():
     assert walk(agent, world) == (11, (0, 3)) and agent.statistics.replans == 1
 
 
-def test_no_goal_is_claimed_where_every_action_is_paid():
+@pytest.mark.parametrize("batch_size", [2, 256])
+def test_no_goal_is_claimed_where_every_action_is_paid(batch_size):
     world = GridWorld("S..")
     world.simulate = _with(world.simulate, continue_prob=1.0, reward=1.0)
-    assert not BeamSearch(horizon=3).plan(world, world.root(), RewardCritic()).reaches_goal
+    assert not BeamSearch(horizon=3, batch_size=batch_size).plan(world, world.root(), RewardCritic()).reaches_goal
 
 
 def test_numbers_are_drawn_for_each_state_within_their_bounds():

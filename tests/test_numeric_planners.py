@@ -5,15 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_planning import GridBelief, GridWorld, PointWorld, not_a_number, processor
+from test_planning import GridBelief, GridWorld, PointWorld, _with, not_a_number, processor
 
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.critics import GoalCritic, RewardCritic
 from pan_hf.agents.icem import ICEM, SampledPlan
 from pan_hf.agents.mppi import MPPI
 from pan_hf.agents.plan import Plan
+from pan_hf.agents.planner import Problem
 from pan_hf.agents.registry import make_planners
-from pan_hf.agents.shooting import CEM, RandomShooting, colored_noise
+from pan_hf.agents.shooting import CEM, Imagined, RandomShooting, colored_noise
 from pan_hf.modeling import DiscreteAction, TextAction, VectorAction
 from pan_hf.modeling.state_pan import Actions
 
@@ -189,13 +190,11 @@ class Track(PointWorld):
         )
 
 
-def worth(objective, actions, discount=1.0):
+def worth(objective, actions, discount=1.0, threshold=1.0):
     """What a sequence of one coordinate is worth."""
-    from pan_hf.agents.shooting import Imagined
-
     planner = RandomShooting(1, len(actions), objective=objective)
-    critic = RewardCritic(threshold=1.0, discount=discount)
-    imagined = Imagined(planner, Track(), GridBelief(torch.zeros(1, 1)), critic, None, None)
+    critic = RewardCritic(threshold=threshold, discount=discount)
+    imagined = Imagined(planner, Problem(Track(), GridBelief(torch.zeros(1, 1)), critic))
     # beside a sequence that stays, so that not all reach the goal at once
     sequences = torch.stack([torch.tensor(actions), torch.zeros(len(actions))])[..., None]
     return float(imagined.judge({"action": sequences})[0])
@@ -211,6 +210,24 @@ def test_only_costs_along_the_path_rank_sequences_that_reach_the_same_end():
     assert worth("critic", soon) == pytest.approx(0.5 + 1 + 1 + 1)
     weights = torch.tensor([1, 0.5, 0.25, 0.125])
     assert worth("path", soon, 0.5) == pytest.approx(float((weights * torch.tensor([0.5, 1, 1, 1])).sum() / 1.875))
+
+
+def test_a_goal_that_every_step_reaches_ends_no_sequence():
+    assert worth("path", [0.0, 1, 1, 0], threshold=-1.0) == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+
+
+@pytest.mark.parametrize("planner", [ICEM(16, 4, 2), MPPI(16, 4, 2)])
+def test_no_goal_is_claimed_where_every_step_is_paid(planner):
+    world = PointWorld()
+    world.simulate = _with(world.simulate, continue_prob=1.0, reward=1.0)
+    plan = planner.plan(world, origin(), RewardCritic(), generator=seeded())
+    assert len(plan) == 4 and not plan.reaches_goal
+
+
+def test_a_goal_that_all_refined_samples_reach_is_still_one():
+    start, critic = GridBelief(torch.ones(1, 1)), RewardCritic(threshold=0.75, discount=0.9)
+    plan = CEM(64, 2, 8, initial_std=0.3).plan(Track(), start, critic, generator=seeded())
+    assert plan.reaches_goal and len(plan) == 1
 
 
 @pytest.mark.parametrize("planner", [RandomShooting(1024, 4, objective="path"), CEM(64, 4, 3, objective="both")])

@@ -218,6 +218,8 @@ def test_masks_are_kept_now_and_in_imagined_states():
     world = GridWorld("S.G\n...")
     asked = ReasonersWorld(world, world.root(), RewardCritic(), mask=[0, 1, 0, 0, 0])
     assert asked.actions(asked.init_state()) == [1]
+    asked.update_example(GridBelief(torch.tensor([[0, 1]])))  # of which the mask says nothing
+    assert asked.actions(asked.init_state()) == [0, 1, 2, 3, 4]
     world = MaskedWorld("S.G")
     asked = ReasonersWorld(world, world.root(), RewardCritic())
     assert asked.actions(asked.step(asked.init_state(), 3)[0]) == [2, 3]

@@ -4,34 +4,22 @@ Unlike a search over states it takes any action: of more actions than it tries, 
 state. Unlike shooting it gives up a bad beginning after one step.
 """
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.critics import Critic, as_critic
-from pan_hf.agents.plan import (
-    Contradicted,
-    Plan,
-    check_drawable,
-    check_numbers,
-    check_one_row,
-    compared_keys,
-    device_of,
-    draw_seed,
-)
+from pan_hf.agents.plan import Plan, check_numbers
+from pan_hf.agents.planner import Planner, Problem, check_counts
 from pan_hf.agents.strategy import stacked
 from pan_hf.agents.successors import Successors, imagine_step
-from pan_hf.agents.world import World
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import real, whole
+from pan_hf.modeling.validation_pan import real
 
 
 @dataclass(frozen=True)
-class BeamSearch:
+class BeamSearch(Planner):
     """Beam search; of equal states only the best way to each goes on.
 
     A way is worth the scores on it, and what its last state promises for the rest of `horizon`, both as the critic
@@ -57,43 +45,23 @@ class BeamSearch:
     key_levels: int | None = None
 
     def __post_init__(self):
-        counts = ["beam_size", "horizon", "num_actions", "batch_size"] + ["key_levels"] * (self.key_levels is not None)
-        check_numbers(self, whole, *counts, least=1)
+        check_counts(self, "beam_size", "horizon", "num_actions", "batch_size")
         check_numbers(self, real, "temperature", least=0)
 
-    def check_world(self, config: Any) -> None:
-        """Raises ValueError where a part of the action cannot be drawn."""
-        check_drawable(ActionParts(config))
-
-    @torch.no_grad()
-    def plan(
-        self,
-        world: World,
-        belief,
-        critic,
-        *,
-        generator: torch.Generator | None = None,
-        refuted: Contradicted | None = None,
-        mask=None,
-    ) -> Plan:
-        """The best way, or the first that reaches the goal. Arguments and errors as for [`RandomShooting.plan`]; what
-        is `refuted` is kept away from where actions are discrete."""
-        check_one_row(belief, generator)
-        self.check_world(world.config)
-        start, critic, refuted = time.perf_counter(), as_critic(critic), refuted or Contradicted()
-        beam = _Beam(self, world, belief, critic, refuted, ActionParts(world.config).check_masks(mask), generator)
+    def _search(self, problem: Problem) -> Plan | None:
+        """The best way, or the first that reaches the goal; what is refuted is kept away from where actions are
+        discrete."""
+        beam = _Beam(self, problem)
         way = beam.run()
-        if way is None:  # every way out is refuted: believe the model again
-            return self.plan(world, belief, critic, generator=generator, mask=mask)
+        if way is None:
+            return None
         return Plan(
             actions=stacked(way.actions),
             expected_return=way.worth,
             states=way.states,
-            num_simulated=beam.num_simulated,
-            seconds=time.perf_counter() - start,
             reaches_goal=way.is_goal,
             num_folded=beam.num_folded,
-            parts=beam.parts,
+            parts=problem.parts,
         )
 
 
@@ -121,35 +89,24 @@ class _Way:
 class _Beam:
     """One run of [`BeamSearch`]."""
 
-    def __init__(
-        self,
-        config: BeamSearch,
-        world: World,
-        belief,
-        critic: Critic,
-        refuted: Contradicted,
-        masks: dict[str, Tensor],
-        generator: torch.Generator | None,
-    ):
-        self.config, self.world, self.root, self.critic, self.refuted = config, world, belief, critic, refuted
-        self.masks, self.generator, self.parts = masks, generator, ActionParts(world.config)
-        self.folded_by = {} if config.key_levels is None else {"levels": config.key_levels}
-        self.compared_by = compared_keys(world, config.key_levels)
-        self.root_key = belief.keys(**self.compared_by)[0]
-        self.seen = {belief.keys(**self.folded_by)[0]}
-        self.num_simulated = self.num_folded = 0
+    def __init__(self, config: BeamSearch, problem: Problem):
+        self.config, self.problem, self.critic, self.parts = config, problem, problem.critic, problem.parts
+        root, self.root_state = problem.root_keys()
+        self.seen = {root}
+        self.num_folded = 0
         self.has_goal = True
 
     def run(self) -> _Way | None:
-        beliefs, ways = self.root, [_Way([], [], [], [])]
+        beliefs, ways = self.problem.belief, [_Way([], [], [], [])]
         ends: list[_Way] = []
         for _ in range(self.config.horizon):
             grown, beliefs = self._grow(beliefs, ways)
             if not grown:  # nothing is allowed anywhere
                 break
-            grown = [way if not way.is_goal or self._is_confirmed(way) else self._disbelieved(way) for way in grown]
-            if goals := [way for way in grown if way.is_goal]:
-                return max(goals, key=lambda way: way.worth)
+            for way in sorted((way for way in grown if way.is_goal), key=lambda way: -way.worth):
+                if self._is_confirmed(way):
+                    return way
+            grown = [self._disbelieved(way) if way.is_goal else way for way in grown]
             # of ways that bring rewards, those that could go on are worth less than is known
             over = [way for way in ends if way.is_over or self.critic.scores_states]
             ends = [*over, *grown]
@@ -162,27 +119,20 @@ class _Beam:
     def _grow(self, beliefs, ways: list[_Way]) -> tuple[list[_Way], Any]:
         """Every way one action longer, and their beliefs."""
         rows, actions = self._moves(beliefs, ways)
-        grown: list[_Way] = []
-        after = []
-        for first in range(0, len(rows), self.config.batch_size):
-            some = rows[first : first + self.config.batch_size]
-            taken = actions[first : first + self.config.batch_size]
-            drawn: dict[str, Any] = {"temperature": self.config.temperature}
-            drawn |= {"seed": draw_seed(self.generator)} if self.config.temperature else {}
-            parents = beliefs.select(torch.tensor(some))
-            keys, step = (self.folded_by, self.compared_by), taken.to(device_of(self.world))
-            edges = [(row, 0) for row in some]
-            successors = imagine_step(self.world, parents, step[:, None], edges, self.critic, *keys, **drawn)
-            self.num_simulated += len(some)
-            if not ways[0].actions and len(rows) > 1 and len(some) == len(rows) and all(successors.claims):
-                self.has_goal = False  # whatever is done reaches this "goal", as a reward for every step does
-            grown += [
-                self._longer(ways[row], taken[index], successors, index, first) for index, row in enumerate(some)
-            ]
-            after.append(successors.belief)
-        return grown, (type(self.root).cat(after) if len(after) > 1 else after[0]) if after else None
+        if not rows:
+            return [], None
+        size, after = self.config.batch_size, []
+        for first in range(0, len(rows), size):
+            parents = beliefs.select(torch.tensor(rows[first : first + size]))
+            after.append(imagine_step(self.problem, parents, actions[first : first + size], self.config.temperature))
+        if not ways[0].actions and len(rows) > 1 and all(all(successors.claims) for successors in after):
+            self.has_goal = False  # whatever is done reaches this "goal", as a reward for every step does
+        ends = [(successors, index) for successors in after for index in range(len(successors.keys))]
+        grown = [self._longer(ways[row], actions[number], *ends[number], number) for number, row in enumerate(rows)]
+        imagined = [successors.belief for successors in after]
+        return grown, type(beliefs).cat(imagined) if len(imagined) > 1 else imagined[0]
 
-    def _longer(self, way: _Way, action: Tensor | Actions, successors: Successors, index: int, first: int) -> _Way:
+    def _longer(self, way: _Way, action: Tensor | Actions, successors: Successors, index: int, row: int) -> _Way:
         score, going_on = successors.scores[index], successors.going_on[index]
         is_goal = self.has_goal and successors.claims[index] and not self._is_refuted(way, action, "goals")
         share = self.critic.discount ** successors.durations[index] * successors.continue_probs[index]
@@ -194,22 +144,17 @@ class _Beam:
             states=[*way.states, successors.states[index]],
             scores=scores,
             passes=passes,
-            worth=self._worth(scores, passes, promised),
-            row=first + index,
+            worth=self.critic.combined(scores, passes, promised),
+            row=row,
             key=successors.keys[index],
             is_goal=is_goal,
             is_over=not going_on,
         )
 
-    def _worth(self, scores: list[float], passes: list[float], promised: float) -> float:
-        for score, passed in zip(reversed(scores), reversed(passes), strict=True):
-            promised = float(self.critic.combine(score, passed * promised))
-        return promised
-
     def _disbelieved(self, way: _Way) -> _Way:
         """A way whose goal was not confirmed, so its score is not believed either; it goes on like any other."""
         scores = [*way.scores[:-1], 0.0]
-        return replace(way, scores=scores, worth=self._worth(scores, way.passes, 0.0), is_goal=False)
+        return replace(way, scores=scores, worth=self.critic.combined(scores, way.passes, 0.0), is_goal=False)
 
     def _chosen(self, grown: list[_Way]) -> list[_Way]:
         """The best ways to states that none has led to before."""
@@ -226,43 +171,39 @@ class _Beam:
 
     def _moves(self, beliefs, ways: list[_Way]) -> tuple[list[int], Tensor | Actions]:
         """Rows of the ways, and an action each; those that are not allowed or refuted are left out."""
-        num_all = self.parts.num_choices if self.parts.is_discrete else None
-        if num_all is not None and num_all <= self.config.num_actions:
-            rows = torch.arange(len(ways)).repeat_interleave(num_all)
-            actions = self.parts.of_numbers(torch.arange(num_all).repeat(len(ways)))
+        is_first, tried = not ways[0].actions, self.config.num_actions
+        if self.parts.is_discrete and self.parts.num_choices <= tried:
+            tried = self.parts.num_choices
+            actions = self.parts.of_numbers(torch.arange(tried).repeat(len(ways)))
         else:
-            rows = torch.arange(len(ways)).repeat_interleave(self.config.num_actions)
-            drawn = {n: part.random((len(rows),), self.generator) for n, part in self.parts.parts.items()}
-            masks = {} if ways[0].actions else self.masks
-            actions = self.parts.join(self.parts.redrawn(drawn, masks, self.generator))
-        wanted = self._allowed(beliefs, ways, rows, actions)
-        return rows[wanted].tolist(), actions[wanted]
-
-    def _allowed(self, beliefs, ways: list[_Way], rows: Tensor, actions: Tensor | Actions) -> Tensor:
-        """Which of the actions are allowed, bool `(len(rows),)`."""
-        wanted = torch.ones(len(rows), dtype=torch.bool)
-        if not ways[0].actions and self.masks:
-            wanted &= self.parts.allows(self.masks, actions)
-        elif ways[0].actions and self.parts.predicts_mask(self.world.config):
-            mask = (beliefs.decode(MASK) > 0.5).cpu()
-            wanted &= mask[rows, self.parts.numbers(actions)]
-        if self.refuted.transitions:
+            actions = self.problem.random_actions(len(ways) * tried, self.problem.masks if is_first else {})
+        rows = torch.arange(len(ways)).repeat_interleave(tried)
+        wanted = self._allowed(beliefs, rows, actions, is_first)
+        if self.problem.refuted.transitions:
             wanted &= torch.tensor(
                 [
                     not self._is_refuted(ways[row], actions[index], "transitions")
                     for index, row in enumerate(rows.tolist())
                 ]
             )
-        return wanted
+        return rows[wanted].tolist(), actions[wanted]
+
+    def _allowed(self, beliefs, rows: Tensor, actions: Tensor | Actions, is_first: bool) -> Tensor:
+        """Which of the actions are allowed, bool `(len(rows),)`."""
+        if is_first and self.problem.masks:
+            return self.parts.allows(self.problem.masks, actions)
+        allowed = None if is_first else self.problem.allowed_in(beliefs)
+        if allowed is None:
+            return torch.ones(len(rows), dtype=torch.bool)
+        return allowed[rows, self.parts.numbers(actions)]
 
     def _is_refuted(self, way: _Way, action: Tensor | Actions, what: str) -> bool:
         if not self.parts.is_discrete:
             return False
-        state = way.states[-1] if way.states else self.root_key
-        return (state, int(self.parts.numbers(action))) in getattr(self.refuted, what)
+        state = way.states[-1] if way.states else self.root_state
+        return (state, int(self.parts.numbers(action))) in getattr(self.problem.refuted, what)
 
     def _is_confirmed(self, way: _Way) -> bool:
         if self.config.temperature:  # the likely future need not lead there: the world has to tell
             return True
-        self.num_simulated += len(way.actions)
-        return self.critic.confirms(self.world, self.root, stacked(way.actions).to(device_of(self.world)))
+        return self.problem.confirms(stacked(way.actions))

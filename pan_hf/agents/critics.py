@@ -5,7 +5,7 @@ Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinate
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -62,6 +62,13 @@ class Critic:
         """
         return score + after
 
+    def combined(self, scores: Sequence[float], passes: Sequence[float], promised: float) -> float:
+        """What the steps of a way are worth together. Args: passes, the share of what follows each step that counts
+        before it; promised, what follows the last one is worth."""
+        for score, passed in zip(reversed(scores), reversed(passes), strict=True):
+            promised = float(self.combine(score, passed * promised))
+        return promised
+
     def outlook(self, score: float, steps: int) -> float:
         """What the next `steps` steps from a state are taken to be worth before anything of them is imagined: its
         score stays, or, of rewards, nothing."""
@@ -112,8 +119,7 @@ class RewardCritic(Critic):
         return reached & (futures.continue_prob < 0.5) if self.ends_episode else reached
 
     def confirms(self, world, belief, actions: torch.Tensor | Actions) -> bool:
-        one_row = actions.map(lambda part: part[None]) if isinstance(actions, Actions) else actions[None]
-        futures = world.simulate(belief, one_row, temperature=0.0)
+        futures = world.simulate(belief, actions[None], temperature=0.0)
         return bool(self.reached(futures, self.score(futures))[0, -1])
 
 

@@ -4,6 +4,7 @@ Noise is coloured, so that neighbouring steps push the same way; elites stay fro
 one plan to the next; each iteration has fewer samples than the one before; the mean itself is tried in the last one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pan_hf.agents.actions import ActionParts
-from pan_hf.agents.plan import Contradicted, Plan, check_numbers
-from pan_hf.agents.shooting import CEM, Gaussian, Imagined, proposal_of
-from pan_hf.agents.world import World
+from pan_hf.agents.plan import Plan, check_numbers
+from pan_hf.agents.planner import Problem
+from pan_hf.agents.shooting import CEM, Categorical, Gaussian, Imagined, proposals_of
 from pan_hf.features import feature_class
 from pan_hf.modeling.validation_pan import real
 
@@ -69,60 +70,39 @@ class ICEM(CEM):
         super().check_world(config)
         check_has_numbers(self, config)
 
-    @torch.no_grad()
-    def plan(
-        self,
-        world: World,
-        belief,
-        critic,
-        *,
-        generator: torch.Generator | None = None,
-        refuted: Contradicted | None = None,
-        mask=None,
-        previous: Plan | None = None,
-    ) -> Plan:
-        """The best sequence seen in any iteration. Arguments and errors as for [`RandomShooting.plan`].
-
-        Args:
-            previous (`Plan`, *optional*): what is left of the last plan, to begin with.
-        """
-        imagined = Imagined(self, world, belief, critic, generator, mask)
-        num_elites = max(1, round(self.elite_fraction * self.num_samples))
+    def _search(self, problem: Problem) -> Plan | None:
+        """The best sequence of any iteration."""
+        imagined, num_elites = Imagined(self, problem), self.num_elites
         num_kept = round(self.keep_fraction * num_elites)
-        parts = imagined.parts.parts
-        proposals = {name: proposal_of(part, self.horizon, self.initial_std) for name, part in parts.items()}
-        kept = begin_with(previous, imagined.parts, self.horizon)
-        for name, proposal in proposals.items():
-            if kept and isinstance(proposal, Gaussian):
-                proposal.mean = kept[name].mean(dim=0)
-        kept = {name: part[:num_kept] for name, part in kept.items()}
+        proposals = proposals_of(problem.parts, self.horizon, self.initial_std, self.noise_beta)
+        added = [{name: part[:num_kept] for name, part in left.items()} for left in begin_with(problem, proposals)]
         for iteration in range(self.num_iterations):
             num = max(2 * num_elites, round(self.num_samples / self.shrinking**iteration))
-            sampled = {name: self._sample(proposal, num, generator) for name, proposal in proposals.items()}
-            added = [kept] if kept else []
             if iteration == self.num_iterations - 1:
                 added.append({name: proposal.center[None] for name, proposal in proposals.items()})
+            sampled = {name: each.sample(num, problem.generator) for name, each in proposals.items()}
             sampled = {name: torch.cat([part, *(each[name] for each in added)]) for name, part in sampled.items()}
             elites = imagined.judge(sampled).topk(num_elites).indices
             best = {name: part[elites] for name, part in sampled.items()}
-            kept = {name: part[:num_kept] for name, part in best.items()} if num_kept else {}
+            added = [{name: part[:num_kept] for name, part in best.items()}]
             for name, proposal in proposals.items():
                 proposal.refit(best[name], self.smoothing)
-        return SampledPlan(**vars(imagined.plan()), elites=best)
-
-    def _sample(self, proposal: Any, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        colour = {"noise_beta": self.noise_beta} if isinstance(proposal, Gaussian) else {}
-        return proposal.sample(num_samples, generator, **colour)
+        return SampledPlan(**vars(imagined.best), elites=best)
 
 
-def begin_with(previous: Plan | None, parts: ActionParts, horizon: int) -> dict[str, Tensor]:
-    """The sequences `(K, horizon, ...)` by part that the last plan leaves, the best first; their last action is
-    repeated. Empty without one, or of other parts."""
+def begin_with(problem: Problem, proposals: Mapping[str, Categorical | Gaussian]) -> list[dict[str, Tensor]]:
+    """Moves what numbers are drawn from to what the last plan leaves. Returns its sequences `(K, H, ...)` by part, the
+    best first, whose last action is repeated; nothing without a last plan."""
+    previous = problem.previous
     if previous is None:
-        return {}
-    left = getattr(previous, "elites", None) or parts.split(previous.actions[None])
-    steps = torch.arange(horizon)
-    return {name: part[:, steps.clamp(max=part.shape[1] - 1)].cpu() for name, part in left.items()}
+        return []
+    left = dict(getattr(previous, "elites", None) or problem.parts.split(previous.actions[None]))
+    for name, proposal in proposals.items():
+        horizon = len(proposal.center)
+        left[name] = left[name][:, torch.arange(horizon).clamp(max=left[name].shape[1] - 1)].cpu()
+        if isinstance(proposal, Gaussian):
+            proposal.mean = left[name].mean(dim=0)
+    return [left]
 
 
 def check_has_numbers(owner: Any, config: Any) -> None:

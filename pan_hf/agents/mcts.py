@@ -15,7 +15,7 @@ import torch
 
 from pan_hf.agents.outcome_search import OutcomeSearch
 from pan_hf.agents.outcomes import Edge, Node, OutcomeGraph
-from pan_hf.agents.plan import check_numbers, device_of, draw_seed
+from pan_hf.agents.plan import check_numbers, device_of
 from pan_hf.agents.shooting import judge_futures
 from pan_hf.modeling.validation_pan import real, whole
 
@@ -54,9 +54,9 @@ class MCTS(OutcomeSearch):
         if self.prior is not None and not callable(self.prior):
             raise ValueError(f"MCTS: `prior` must be a function of beliefs, got {self.prior!r}.")
 
-    def _search(self, graph: OutcomeGraph, is_content: Callable[[], bool]) -> None:
-        self.judge(graph, graph.belief, [graph.root])
-        while graph.num_simulated < self.budget and not graph.root.is_closed and not is_content():
+    def _explore(self, graph: OutcomeGraph, is_content: Callable[[], bool]) -> None:
+        self.judge(graph, graph.problem.belief, [graph.root])
+        while not graph.is_spent and not graph.root.is_closed and not is_content():
             chosen: list[Edge] = []
             for _ in range(self.batch_size):
                 edge = self._walk(graph, set(chosen))
@@ -112,10 +112,8 @@ class MCTS(OutcomeSearch):
 
     def _rollouts(self, graph: OutcomeGraph, beliefs, rows: int) -> list[float]:
         """What random actions bring from each row on."""
-        numbers = torch.randint(graph.parts.num_choices, (rows, self.rollout_steps), generator=graph.generator)
-        actions = graph.parts.of_numbers(numbers.to(device_of(graph.world)))
-        seed = draw_seed(graph.generator)
-        futures = graph.world.simulate(beliefs, actions, temperature=self.temperature, seed=seed)
-        graph.num_simulated += numbers.numel()
-        graph.num_calls += 1
-        return judge_futures(graph.world, graph.parts, graph.critic, futures, actions)[2].tolist()
+        problem, shape = graph.problem, (rows, self.rollout_steps)
+        numbers = torch.randint(graph.parts.num_choices, shape, generator=problem.generator)
+        actions = graph.parts.of_numbers(numbers.to(device_of(problem.world)))
+        futures = problem.world.simulate(beliefs, actions, **problem.drawn(self.temperature))
+        return judge_futures(problem, futures, actions)[2].tolist()

@@ -7,13 +7,12 @@ One nominal sequence is moved by the mean of many noisy ones, weighed by the exp
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from pan_hf.agents.icem import SampledPlan, begin_with, check_has_numbers
-from pan_hf.agents.plan import Contradicted, Plan, check_numbers
-from pan_hf.agents.shooting import Categorical, Gaussian, Imagined, Shooting, proposal_of
-from pan_hf.agents.world import World
+from pan_hf.agents.plan import Plan, check_numbers
+from pan_hf.agents.planner import Problem
+from pan_hf.agents.shooting import Imagined, Shooting, proposals_of
 from pan_hf.modeling.validation_pan import real, whole
 
 
@@ -57,48 +56,21 @@ class MPPI(Shooting):
         super().check_world(config)
         check_has_numbers(self, config)
 
-    @torch.no_grad()
-    def plan(
-        self,
-        world: World,
-        belief,
-        critic,
-        *,
-        generator: torch.Generator | None = None,
-        refuted: Contradicted | None = None,
-        mask=None,
-        previous: Plan | None = None,
-    ) -> Plan:
-        """The nominal sequence after the last iteration. Arguments and errors as for [`ICEM.plan`]."""
-        imagined = Imagined(self, world, belief, critic, generator, mask)
-        parts = imagined.parts.parts
-        proposals = {name: proposal_of(part, self.horizon, self.noise_std) for name, part in parts.items()}
-        left = begin_with(previous, imagined.parts, self.horizon)
-        for name, proposal in proposals.items():
-            if left and isinstance(proposal, Gaussian):
-                proposal.mean = left[name][0]
+    def _search(self, problem: Problem) -> Plan | None:
+        """The nominal sequence after the last iteration."""
+        imagined = Imagined(self, problem)
+        proposals = proposals_of(problem.parts, self.horizon, self.noise_std, self.noise_beta)
+        begin_with(problem, proposals)
         for _ in range(self.num_iterations):
-            sampled = {name: self._sample(proposal, generator) for name, proposal in proposals.items()}
+            sampled = {name: each.sample(self.num_samples, problem.generator) for name, each in proposals.items()}
             weights = self._weights(imagined.judge(sampled))
             for name, proposal in proposals.items():
-                _move(proposal, sampled[name], weights)
+                proposal.move(sampled[name], weights)
         nominal = {name: proposal.center[None].clone() for name, proposal in proposals.items()}
         imagined.best = None
         imagined.judge(nominal)
-        return SampledPlan(**vars(imagined.plan()), elites=nominal)
-
-    def _sample(self, proposal: Any, generator: torch.Generator | None) -> Tensor:
-        colour = {"noise_beta": self.noise_beta} if isinstance(proposal, Gaussian) else {}
-        return proposal.sample(self.num_samples, generator, **colour)
+        return SampledPlan(**vars(imagined.best), elites=nominal)
 
     def _weights(self, values: Tensor) -> Tensor:
         spread = values.std(correction=0).clamp(min=1e-9)
         return (self.sharpness * values / spread).softmax(dim=0)
-
-
-def _move(proposal: Categorical | Gaussian, sampled: Tensor, weights: Tensor) -> None:
-    """Moves what is drawn from to the weighted mean of the samples."""
-    if isinstance(proposal, Gaussian):
-        proposal.mean = torch.einsum("n,nhd->hd", weights, sampled)
-    else:
-        proposal.refit(sampled, 0.0, weights)

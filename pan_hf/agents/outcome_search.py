@@ -1,22 +1,18 @@
 """What searches over outcomes share: their settings, and how a plan comes about."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from pan_hf.agents.actions import ActionParts
-from pan_hf.agents.critics import as_critic
 from pan_hf.agents.outcomes import Node, OutcomeGraph
-from pan_hf.agents.plan import Contradicted, Plan, check_choices, check_discrete, check_numbers, check_one_row
-from pan_hf.agents.world import World
-from pan_hf.modeling.validation_pan import real, whole
+from pan_hf.agents.plan import Plan, check_numbers
+from pan_hf.agents.planner import Planner, Problem, check_choices, check_counts, check_discrete
+from pan_hf.modeling.validation_pan import real
 
 
 @dataclass(frozen=True)
-class OutcomeSearch:
+class OutcomeSearch(Planner):
     """What searches over outcomes share: their settings, and how a plan comes about. Needs discrete actions.
 
     Args:
@@ -45,8 +41,7 @@ class OutcomeSearch:
     key_levels: int | None = None
 
     def __post_init__(self):
-        counts = ["budget", "batch_size", "max_depth", "num_outcomes"]
-        check_numbers(self, whole, *counts, *["key_levels"] * (self.key_levels is not None), least=1)
+        check_counts(self, "budget", "batch_size", "max_depth", "num_outcomes")
         check_numbers(self, real, "coverage", least=0, most=1, above=True)
         check_numbers(self, real, "temperature", "enough", least=0)
         check_choices(self)
@@ -55,33 +50,16 @@ class OutcomeSearch:
         """Raises ValueError where the actions of a world are not discrete."""
         check_discrete(self, ActionParts(config))
 
-    @torch.no_grad()
-    def plan(
-        self,
-        world: World,
-        belief,
-        critic,
-        *,
-        generator: torch.Generator | None = None,
-        refuted: Contradicted | None = None,
-        mask=None,
-    ) -> Plan:
-        """A [`Strategy`]: what to do now, and in each outcome met. Arguments and errors as for
-        [`GraphSearch.plan`]."""
-        check_one_row(belief, generator)
-        self.check_world(world.config)
-        start, critic = time.perf_counter(), as_critic(critic)
-        masks = ActionParts(world.config).check_masks(mask)
-        graph = OutcomeGraph(self, world, belief, critic, refuted or Contradicted(), masks, generator)
-        if not graph.root.choices and refuted is not None:  # every way out is refuted: believe the model again
-            graph = OutcomeGraph(self, world, belief, critic, Contradicted(), masks, generator)
+    def _search(self, problem: Problem) -> Plan | None:
+        """A [`Strategy`]: what to do now, and in each outcome met."""
+        graph = OutcomeGraph(self, problem)
         if not graph.root.choices:
-            raise ValueError(f"{type(self).__name__}: none of `actions` {self.actions} is allowed now.")
+            return None
         graph.draw_root()
-        self._search(graph, Content(graph, self.enough))
-        return graph.strategy(start)
+        self._explore(graph, Content(graph, self.enough))
+        return graph.strategy()
 
-    def _search(self, graph: OutcomeGraph, is_content: Callable[[], bool]) -> None:
+    def _explore(self, graph: OutcomeGraph, is_content: Callable[[], bool]) -> None:
         """Draws outcomes until the budget is spent, nothing is open, or `is_content()`."""
         raise NotImplementedError
 
@@ -102,8 +80,10 @@ class Content:
         if not graph.num_goals or not has_grown:
             return False
         graph.solve()
-        while (is_content := graph.chance() >= self.enough) and (open_edges := graph.half_known()):
-            graph.draw(open_edges)  # what was not met yet may spoil it
+        while (is_content := graph.chance() >= self.enough) and not graph.is_spent:
+            if not (half_known := graph.half_known()):
+                break
+            graph.draw(half_known)  # what was not met yet may spoil it
             graph.solve()
         self.num_goals, self.size = graph.num_goals, graph.num_simulated
         return is_content

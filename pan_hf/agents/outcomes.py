@@ -9,7 +9,6 @@ Each node is owned by the edge that found it on the shortest way. The owning edg
 nothing that it owns is left to explore. Values follow all edges.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.critics import Critic
-from pan_hf.agents.plan import (
-    Contradicted,
-    compared_keys,
-    device_of,
-    draw_seed,
-)
+from pan_hf.agents.planner import Problem
 from pan_hf.agents.strategy import Decision, Strategy, likely_way, stacked
 from pan_hf.agents.successors import Successors, gather, imagine_step
-from pan_hf.agents.world import World
 
 if TYPE_CHECKING:
     from pan_hf.agents.outcome_search import OutcomeSearch
@@ -105,10 +96,6 @@ class Edge:
     def open_outcomes(self) -> list[Outcome]:
         return [each for each in self.outcomes.values() if each.node.owner is self and not each.node.is_closed]
 
-    @property
-    def likely(self) -> Outcome:
-        return next(iter(self.outcomes.values()))
-
     def weights(self) -> list[float]:
         """Chance of each outcome among those met."""
         met = list(self.outcomes.values())
@@ -123,41 +110,31 @@ class OutcomeGraph:
 
     Args:
         search ([`OutcomeSearch`]): settings.
-        world ([`World`]): imagines.
-        belief: the root, one row.
-        critic ([`Critic`]): what is wanted.
-        refuted ([`Contradicted`]): what the real world has shown to be wrong.
-        masks: which actions are allowed at the root, by part.
-        generator (`torch.Generator`, *optional*): draws the seeds of outcomes.
+        problem ([`Problem`]): with discrete actions.
     """
 
-    def __init__(
-        self,
-        search: "OutcomeSearch",
-        world: World,
-        belief,
-        critic: Critic,
-        refuted: Contradicted,
-        masks: dict[str, torch.Tensor],
-        generator: torch.Generator | None,
-    ):
-        self.search, self.world, self.belief, self.critic, self.refuted = search, world, belief, critic, refuted
-        self.parts, self.generator = ActionParts(world.config), generator
-        self.discount = min(critic.discount, _SHORTER)
-        self.folded_by = {} if search.key_levels is None else {"levels": search.key_levels}
-        self.compared_by = compared_keys(world, search.key_levels)
-        everything = range(self.parts.num_choices)
-        self.choices = (
-            list(everything) if search.actions is None else [self.parts.number_of(a) for a in search.actions]
-        )
-        allowed = self.parts.allows(masks, self.parts.of_numbers(torch.tensor(everything))) if masks else None
-        key = belief.keys(**self.compared_by)[0]
-        self.root = Node(key, (belief, 0), 0, self._choices(key, allowed, everything), 0.0)
+    def __init__(self, search: "OutcomeSearch", problem: Problem):
+        self.search, self.problem, self.parts, self.critic = search, problem, problem.parts, problem.critic
+        self.discount = min(self.critic.discount, _SHORTER)
+        tried = range(self.parts.num_choices) if search.actions is None else search.actions
+        self.choices = [self.parts.number_of(action) for action in tried]
+        root, state = problem.root_keys()
+        self.root = Node(state, (problem.belief, 0), 0, self._choices(state, problem.allowed_now()), 0.0)
         self._add_edges([self.root])
-        self.nodes = {belief.keys(**self.folded_by)[0]: self.root}
-        self.num_simulated = self.num_calls = self.num_folded = self.num_goals = 0
+        self.nodes = {root: self.root}
+        self.num_folded = self.num_goals = 0
         self.has_goal = True
         self.low, self.high = np.inf, -np.inf  # values met
+
+    @property
+    def num_simulated(self) -> int:
+        """Imagined steps so far."""
+        return self.problem.world.num_simulated
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the budget is."""
+        return self.num_simulated >= self.search.budget
 
     # ---- growing
 
@@ -184,23 +161,15 @@ class OutcomeGraph:
         self.draw(list(self.root.edges.values()))
         goals = [outcome.is_goal for edge in self.root.edges.values() for outcome in edge.outcomes.values()]
         if len(goals) > 1 and all(goals):
-            self.has_goal, self.num_goals, self.root.belief = False, 0, (self.belief, 0)
-            self.nodes = {self.belief.keys(**self.folded_by)[0]: self.root}
+            self.has_goal, self.num_goals, self.root.belief = False, 0, (self.problem.belief, 0)
+            self.nodes = {self.problem.root_keys()[0]: self.root}
             self._add_edges([self.root])
             self.draw(list(self.root.edges.values()))
 
     def _draw(self, edges: list[Edge], is_sampled: bool) -> None:
-        numbers = torch.tensor([[edge.action] for edge in edges], device=device_of(self.world))
-        drawn: dict[str, Any] = {"temperature": 0.0}
-        if is_sampled:
-            drawn = {"temperature": self.search.temperature, "seed": draw_seed(self.generator)}
         parents = gather([edge.node.belief for edge in edges])
-        actions, rows = self.parts.of_numbers(numbers), [(row, edge.action) for row, edge in enumerate(edges)]
-        successors = imagine_step(
-            self.world, parents, actions, rows, self.critic, self.folded_by, self.compared_by, **drawn
-        )
-        self.num_simulated += len(edges)
-        self.num_calls += 1
+        actions = self.parts.of_numbers(torch.tensor([edge.action for edge in edges]))
+        successors = imagine_step(self.problem, parents, actions, self.search.temperature if is_sampled else 0.0)
         found = [self._add(edge, successors, row, is_sampled) for row, edge in enumerate(edges)]
         self._settle([(row, node) for row, node in enumerate(found) if node is not None], successors)
         for edge in edges:
@@ -259,12 +228,10 @@ class OutcomeGraph:
         if not found:
             return
         rows = successors.belief.select(torch.tensor([row for row, _ in found]))
-        masks = None
-        if self.parts.predicts_mask(self.world.config):
-            masks = rows.decode(MASK) > 0.5
+        allowed = self.problem.allowed_in(rows)
         for index, (_, node) in enumerate(found):
             node.belief = (rows, index)
-            node.choices = self._choices(node.key, None if masks is None else masks[index], self.choices)
+            node.choices = self._choices(node.key, None if allowed is None else allowed[index])
         nodes = [node for _, node in found]
         self._add_edges(nodes)
         self.search.judge(self, rows, nodes)
@@ -274,25 +241,22 @@ class OutcomeGraph:
             node.edges = {action: Edge(node, action) for action in node.choices}
             node.is_closed = self._is_closed(node)
 
-    def _choices(self, key: bytes, allowed: torch.Tensor | None, among: Sequence[int]) -> list[int]:
-        wrong = self.refuted.transitions
+    def _choices(self, key: bytes, allowed: torch.Tensor | None) -> list[int]:
+        wrong = self.problem.refuted.transitions
         return [
-            action
-            for action in among
-            if action in self.choices and (key, action) not in wrong and (allowed is None or allowed[action])
+            action for action in self.choices if (key, action) not in wrong and (allowed is None or allowed[action])
         ]
 
     def _is_goal(self, edge: Edge, successors: Successors, row: int, is_sampled: bool) -> bool:
         """Whether a claim holds. One on a way of most likely outcomes is confirmed, as graph search does; of another,
         the world has to tell."""
-        if not successors.claims[row] or not self.has_goal or (edge.node.key, edge.action) in self.refuted.goals:
+        refuted = self.problem.refuted.goals
+        if not successors.claims[row] or not self.has_goal or (edge.node.key, edge.action) in refuted:
             return False
         if is_sampled or not edge.node.is_likely:
             return successors.keys[row] not in edge.unconfirmed
-        numbers = torch.tensor([*self.way(edge.node), edge.action], device=device_of(self.world))
-        self.num_simulated += len(numbers)
-        self.num_calls += 1
-        is_confirmed = self.critic.confirms(self.world, self.belief, self.parts.of_numbers(numbers))
+        numbers = torch.tensor([*self.way(edge.node), edge.action])
+        is_confirmed = self.problem.confirms(self.parts.of_numbers(numbers))
         if not is_confirmed:
             edge.unconfirmed.add(successors.keys[row])
         return is_confirmed
@@ -406,8 +370,8 @@ class OutcomeGraph:
                 ahead += [each.node for each in edge.outcomes.values()]
         return chosen
 
-    def strategy(self, start: float) -> Strategy:
-        """The best action in every state that it leads to. Args: start, when the search began."""
+    def strategy(self) -> Strategy:
+        """The best action in every state that it leads to."""
         self.solve()
         chosen = self._chosen()
         numbers = {node: number for number, node in enumerate(chosen)}
@@ -419,8 +383,6 @@ class OutcomeGraph:
             actions=stacked([decisions[number].action for number in path]),
             expected_return=self.root.value,
             states=states,
-            num_simulated=self.num_simulated,
-            seconds=time.perf_counter() - start,
             reaches_goal=_likeliest(last).is_goal,
             num_folded=self.num_folded,
             parts=self.parts,

@@ -1,6 +1,6 @@
 """A plan: actions, and what the planner expects of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import whole
 
 _SHOWN_ACTIONS = 12  # in `repr`, which stays in one line
 
@@ -23,7 +22,8 @@ class Plan:
         expected_return (`float`): what the critic thinks the plan is worth.
         states (`list[bytes]`, *optional*): key of the state expected after each action, see `compared_keys`; `None`
             where the planner does not compare states.
-        num_simulated (`int`): imagined steps spent on finding it.
+        num_simulated (`int`), num_calls (`int`): imagined steps spent on finding it, and `simulate` calls that made
+            them.
         seconds (`float`): wall time spent on finding it.
         reaches_goal (`bool`): whether the last action is expected to reach the critic's threshold.
         num_folded (`int`): imagined states that were equal to one seen before.
@@ -33,10 +33,11 @@ class Plan:
     actions: torch.Tensor | Actions
     expected_return: float
     states: list[bytes] | None
-    num_simulated: int
-    seconds: float
+    num_simulated: int = 0
+    seconds: float = 0.0
     reaches_goal: bool = False
     num_folded: int = 0
+    num_calls: int = 0
     parts: ActionParts | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
@@ -123,40 +124,6 @@ def check_numbers(owner: Any, check: Callable[..., float], *names: str, **limits
         except ValueError as error:
             raise ValueError(f"{type(owner).__name__}: {error}") from None
         object.__setattr__(owner, name, number)
-
-
-def check_choices(owner: Any) -> None:
-    """Makes the field `actions` of a planner a tuple, unless it is None. Raises ValueError for anything but numbers
-    and names of actions."""
-    if owner.actions is None:
-        return
-    is_one = isinstance(owner.actions, str) or not isinstance(owner.actions, Iterable)
-    given = [owner.actions] if is_one else list(owner.actions)
-    try:
-        chosen = tuple(each if isinstance(each, str) and each else whole("actions", each) for each in given)
-    except ValueError:
-        chosen = ()
-    if not chosen:
-        raise ValueError(
-            f"{type(owner).__name__}: `actions` must be numbers or names of actions, got {owner.actions!r}."
-        )
-    object.__setattr__(owner, "actions", chosen)
-
-
-def check_discrete(owner: Any, parts: ActionParts) -> None:
-    """Raises ValueError unless all parts of an action are choices."""
-    if not parts.is_discrete:
-        kinds = [part.kind for part in parts.parts.values()]
-        raise ValueError(
-            f"{type(owner).__name__} tries every action, so it needs 'discrete' ones; got {kinds}. Use CEM or "
-            "RandomShooting."
-        )
-
-
-def check_drawable(parts: ActionParts) -> None:
-    """Raises ValueError where a part of an action cannot be drawn at random."""
-    for part in parts.parts.values():
-        part.random((1,), torch.Generator())
 
 
 def check_one_row(belief, generator=None) -> None:

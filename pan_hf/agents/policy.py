@@ -290,7 +290,7 @@ class PolicyPlanner:
         refuted: Contradicted | None = None,
         mask=None,
     ) -> Plan:
-        """A plan of one action. Args: critic, refuted: no use to a policy; the others as for [`CEM.plan`].
+        """A plan of one action. Args: critic, refuted: no use to a policy; the others as for [`Planner.plan`].
 
         Raises:
             FileNotFoundError: there is no policy in the folder.

@@ -8,25 +8,14 @@ threads may search at once.
 """
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.critics import as_critic
-from pan_hf.agents.plan import (
-    Contradicted,
-    Plan,
-    check_drawable,
-    check_numbers,
-    check_one_row,
-    compared_keys,
-    device_of,
-    draw_seed,
-)
+from pan_hf.agents.plan import Contradicted, Plan, check_numbers, check_one_row
+from pan_hf.agents.planner import Planner, Problem, check_counts, check_drawable
 from pan_hf.agents.strategy import stacked
 from pan_hf.agents.successors import Successors, gather, imagine_step
 from pan_hf.agents.world import World
@@ -95,9 +84,6 @@ class ReasonersWorld:
         refuted ([`Contradicted`], *optional*): what the real world has shown to be wrong.
         mask (*optional*): which actions are allowed at the start, as an environment gives it.
 
-    Attributes:
-        num_simulated (`int`), num_calls (`int`): imagined steps so far, and calls they were made in.
-
     Raises:
         ValueError: a belief of more than one row, a number out of range, an action that cannot be drawn, or a mask
             that allows nothing.
@@ -118,15 +104,11 @@ class ReasonersWorld:
         refuted: Contradicted | None = None,
         mask=None,
     ):
-        check_one_row(belief, generator)
-        self.world, self.belief, self.critic, self.parts = world, belief, as_critic(critic), ActionParts(world.config)
+        levels = None if key_levels is None else whole("key_levels", key_levels, 1)
+        self.problem = Problem(world, belief, critic, generator, refuted, mask, key_levels=levels)
+        self.parts, self.critic = self.problem.parts, self.problem.critic
         self.max_depth, self.num_actions = whole("max_depth", max_depth, 1), whole("num_actions", num_actions, 1)
         self.temperature, self.batch_size = real("temperature", temperature, 0), whole("batch_size", batch_size, 1)
-        self.folded_by = {} if key_levels is None else {"levels": whole("key_levels", key_levels, 1)}
-        self.compared_by = compared_keys(world, key_levels)
-        self.generator, self.refuted = generator, refuted or Contradicted()
-        self.masks = self.parts.check_masks(mask)
-        self.num_simulated = self.num_calls = 0
         self.best: ReasonersState | None = None
         self._lock = threading.RLock()
         self._offered: dict[ReasonersState, list] = {}
@@ -134,23 +116,32 @@ class ReasonersWorld:
         self._imagined: dict[tuple[ReasonersState, Any], tuple[Successors, int]] = {}
         check_drawable(self.parts)
 
+    @property
+    def num_simulated(self) -> int:
+        """Imagined steps so far."""
+        return self.problem.world.num_simulated
+
+    @property
+    def num_calls(self) -> int:
+        """`simulate` calls that made them."""
+        return self.problem.world.num_calls
+
     # ---- as llm-reasoners asks
 
     def update_example(self, example, prompt: Any = None) -> None:
-        """Starts from another belief; None: from the same. What was imagined is forgotten.
+        """Starts from another belief, where all is allowed; None: from the same. What was imagined is forgotten.
 
         Raises:
             ValueError: no belief of one row.
         """
         if example is not None:
             check_one_row(example)
-            self.belief = example
+            self.problem.belief, self.problem.masks = example, {}
         with self._lock:
             self._offered, self._pending, self._imagined, self.best = {}, {}, {}, None
 
     def init_state(self) -> ReasonersState:
-        key, state = (self.belief.keys(**by)[0] for by in (self.folded_by, self.compared_by))
-        return ReasonersState(key, state, (self.belief, 0))
+        return ReasonersState(*self.problem.root_keys(), (self.problem.belief, 0))
 
     def step(self, state: ReasonersState, action) -> tuple[ReasonersState, dict[str, Any]]:
         """The state after an action, and its `score` and `is_goal`."""
@@ -188,9 +179,7 @@ class ReasonersWorld:
         """What the way to a state is worth, with what it promises."""
         is_end = state.is_goal or state.is_over or not state.scores
         promised = 0.0 if is_end else self.critic.outlook(state.scores[-1], self.max_depth - len(state.actions))
-        for score, passed in zip(reversed(state.scores), reversed(state.passes), strict=True):
-            promised = float(self.critic.combine(score, passed * promised))
-        return promised
+        return self.critic.combined(state.scores, state.passes, promised)
 
     # ---- gathering
 
@@ -209,14 +198,10 @@ class ReasonersWorld:
         return self._imagined[state, action]
 
     def _imagine(self, wanted: list[tuple[ReasonersState, Any]]) -> None:
-        actions = stacked([self._as_action(action) for _, action in wanted]).to(device_of(self.world))
-        drawn: dict[str, Any] = {"temperature": self.temperature}
-        drawn |= {"seed": draw_seed(self.generator)} if self.temperature else {}
-        belief, rows = gather([state.belief for state, _ in wanted]), [(row, 0) for row in range(len(wanted))]
-        keys = (self.folded_by, self.compared_by)
-        successors = imagine_step(self.world, belief, actions[:, None], rows, self.critic, *keys, **drawn)
-        self.num_simulated += len(wanted)
-        self.num_calls += 1
+        actions = stacked([self._as_action(action) for _, action in wanted])
+        successors = imagine_step(
+            self.problem, gather([state.belief for state, _ in wanted]), actions, self.temperature
+        )
         self._imagined |= {pair: (successors, row) for row, pair in enumerate(wanted)}
 
     def _after(self, state: ReasonersState, action, successors: Successors, row: int) -> ReasonersState:
@@ -237,38 +222,35 @@ class ReasonersWorld:
         )
 
     def _is_confirmed(self, state: ReasonersState, action) -> bool:
-        if self.parts.is_discrete and (state.state, self.parts.number_of(action)) in self.refuted.goals:
+        refuted = self.problem.refuted.goals
+        if self.parts.is_discrete and (state.state, self.parts.number_of(action)) in refuted:
             return False
         if self.temperature:  # the likely future need not lead there: the world has to tell
             return True
-        way = stacked([self._as_action(each) for each in (*state.actions, action)])
-        self.num_simulated += len(way)
-        self.num_calls += 1
-        return self.critic.confirms(self.world, self.belief, way.to(device_of(self.world)))
+        return self.problem.confirms(stacked([self._as_action(each) for each in (*state.actions, action)]))
 
     def _offer(self, state: ReasonersState) -> list:
         if not self.parts.is_discrete:
-            parts = self.parts.parts.items()
-            drawn = {name: part.random((self.num_actions,), self.generator) for name, part in parts}
-            masks = {} if state.actions else self.masks
-            actions = self.parts.join(self.parts.redrawn(drawn, masks, self.generator))
+            actions = self.problem.random_actions(self.num_actions, {} if state.actions else self.problem.masks)
             moves = (actions[index] for index in range(self.num_actions))
             return [Move(move, self.parts.label(self.parts.to_environment(move))) for move in moves]
-        numbers = torch.arange(self.parts.num_choices)
-        allowed = self._allowed(state, numbers)
-        wrong = self.refuted.transitions
-        offered = [number for number in numbers[allowed].tolist() if (state.state, number) not in wrong]
+        allowed, wrong = self._allowed(state), self.problem.refuted.transitions
+        offered = [
+            number
+            for number in range(self.parts.num_choices)
+            if (allowed is None or allowed[number]) and (state.state, number) not in wrong
+        ]
         if len(offered) > self.num_actions:
-            chosen = torch.randperm(len(offered), generator=self.generator)[: self.num_actions].tolist()
+            chosen = torch.randperm(len(offered), generator=self.problem.generator)[: self.num_actions].tolist()
             offered = [offered[index] for index in sorted(chosen)]
         return offered
 
-    def _allowed(self, state: ReasonersState, numbers: torch.Tensor) -> torch.Tensor:
-        if not state.actions and self.masks:
-            return self.parts.allows(self.masks, self.parts.of_numbers(numbers))
-        if state.actions and self.parts.predicts_mask(self.world.config):
-            return (gather([state.belief]).decode(MASK)[0] > 0.5).cpu()
-        return torch.ones(len(numbers), dtype=torch.bool)
+    def _allowed(self, state: ReasonersState) -> torch.Tensor | None:
+        """Which choices are allowed, bool `(num_choices,)`; None where nothing is forbidden."""
+        if not state.actions:
+            return self.problem.allowed_now()
+        allowed = self.problem.allowed_in(gather([state.belief]))
+        return None if allowed is None else allowed[0]
 
     def _as_action(self, action) -> torch.Tensor | Actions:
         """One action as the world takes it, of what a search handed back: a number, a name or a [`Move`]."""
@@ -309,7 +291,7 @@ class ReasonersConfig:
 
 
 @dataclass(frozen=True)
-class ReasonersSearch:
+class ReasonersSearch(Planner):
     """A planner that is a search in the shape of llm-reasoners.
 
     Args:
@@ -334,8 +316,7 @@ class ReasonersSearch:
     looks_ahead: bool = True
 
     def __post_init__(self):
-        counts = ["max_depth", "num_actions", "batch_size"] + ["key_levels"] * (self.key_levels is not None)
-        check_numbers(self, whole, *counts, least=1)
+        check_counts(self, "max_depth", "num_actions", "batch_size")
         check_numbers(self, real, "temperature", least=0)
         check_numbers(self, truth, "looks_ahead")
         if self.settings is not None and not isinstance(self.settings, Mapping):
@@ -349,33 +330,24 @@ class ReasonersSearch:
             )
         object.__setattr__(self, "search", found)
 
-    def check_world(self, config: Any) -> None:
-        """Raises ValueError where a part of the action cannot be drawn."""
-        check_drawable(ActionParts(config))
-
-    @torch.no_grad()
-    def plan(
-        self,
-        world: World,
-        belief,
-        critic,
-        *,
-        generator: torch.Generator | None = None,
-        refuted: Contradicted | None = None,
-        mask=None,
-    ) -> Plan:
-        """The way to the state that the search arrives at; to the best one it met where it arrives nowhere. Arguments
-        and errors as for [`GraphSearch.plan`].
+    def _search(self, problem: Problem) -> Plan | None:
+        """The way to the state that the search arrives at; to the best one it met where it arrives nowhere.
 
         Raises:
             ValueError: the search took no step, or arrived at what is no state of this world.
         """
-        start = time.perf_counter()
         names = ("max_depth", "num_actions", "temperature", "batch_size", "key_levels")
-        settings = {name: getattr(self, name) for name in names} | {"generator": generator, "mask": mask}
-        asked = ReasonersWorld(world, belief, critic, refuted=refuted, **settings)
-        if not asked.actions(asked.init_state()):  # every way out is refuted: believe the model again
-            asked = ReasonersWorld(world, belief, critic, **settings)
+        asked = ReasonersWorld(
+            problem.world,
+            problem.belief,
+            problem.critic,
+            generator=problem.generator,
+            refuted=problem.refuted,
+            mask=problem.masks,
+            **{name: getattr(self, name) for name in names},
+        )
+        if not asked.actions(asked.init_state()):
+            return None
         assert callable(self.search)  # since it was built
         said = self.search(asked, ReasonersConfig(asked, self.looks_ahead))
         said = said[0] if isinstance(said, list) and said else said  # several, the best first
@@ -391,8 +363,6 @@ class ReasonersSearch:
             actions=stacked([asked._as_action(action) for action in arrived.actions]),
             expected_return=asked.worth(arrived),
             states=list(arrived.states),
-            num_simulated=asked.num_simulated,
-            seconds=time.perf_counter() - start,
             reaches_goal=arrived.is_goal,
             parts=asked.parts,
         )

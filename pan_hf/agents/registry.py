@@ -57,8 +57,6 @@ def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) ->
         name, settings = parse_spec(spec)
         if name not in PLANNERS:
             raise ValueError(f"Unknown planner {name!r}; expected some of {sorted(PLANNERS)}.")
-        if name == "graph" and not is_discrete:
-            raise ValueError("'graph' tries every action, and this model's are not discrete; use cem.")
         if name == "graph" and not has_goal:
             raise ValueError(
                 "'graph' searches the nearest goal, and there is none: no recorded step is rewarded, or most recorded "

@@ -3,25 +3,16 @@
 Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinates of a vector action."""
 
 import copy
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.critics import Critic, as_critic, check_scores, discounts
-from pan_hf.agents.plan import (
-    Contradicted,
-    Plan,
-    check_drawable,
-    check_numbers,
-    check_one_row,
-    device_of,
-    draw_seed,
-)
-from pan_hf.agents.world import World
+from pan_hf.agents.actions import ActionParts
+from pan_hf.agents.critics import check_scores, discounts
+from pan_hf.agents.plan import Plan, check_numbers, device_of
+from pan_hf.agents.planner import Planner, Problem
 from pan_hf.features import feature_class
 from pan_hf.modeling.state_pan import Actions
 from pan_hf.modeling.validation_pan import real, whole
@@ -34,7 +25,7 @@ the more by "path" and "both"."""
 
 
 @dataclass(frozen=True)
-class Shooting:
+class Shooting(Planner):
     """What planners that sample sequences share. A subclass is a frozen dataclass with `num_samples`, `horizon`,
     `num_rollouts`, `temperature`, `batch_size` and `objective`."""
 
@@ -51,81 +42,69 @@ class Shooting:
                 f"{type(self).__name__}: `objective` must be one of {OBJECTIVES}, got {self.objective!r}."
             )
 
-    def check_world(self, config: Any) -> None:
-        """Raises ValueError where a part of the action cannot be drawn."""
-        check_drawable(ActionParts(config))
-
 
 class Imagined:
-    """What a planner has imagined so far from one belief, and the best of it.
+    """What a planner has imagined so far of a problem: `best` is the best plan of all sequences.
 
     Args:
         planner ([`Shooting`]): says how sequences are imagined.
-        world, belief, critic, generator, mask: as for `plan`.
-
-    Raises:
-        ValueError: as `plan`.
+        problem ([`Problem`]): what is wanted, and where to start.
     """
 
-    def __init__(self, planner: Any, world: World, belief, critic, generator, mask):
-        self.start, self.planner, self.world, self.belief = time.perf_counter(), planner, world, belief
-        self.critic, self.generator, self.parts = as_critic(critic), generator, ActionParts(world.config)
-        check_one_row(belief, generator)
-        planner.check_world(world.config)
-        self.masks = self.parts.check_masks(mask)
-        self.num_simulated = 0
+    def __init__(self, planner: Any, problem: Problem):
+        self.planner, self.problem, self.parts = planner, problem, problem.parts
         self.best: Plan | None = None
+        self._has_goal: bool | None = None
 
     def judge(self, sampled: dict[str, Tensor]) -> Tensor:
         """What sequences are worth, `(N,)` on the CPU. Args: sampled, `(N, H, ...)` by part; first actions that are
         not allowed now are replaced in place."""
         first = {name: part[:, 0] for name, part in sampled.items()}
-        for name, part in self.parts.redrawn(first, self.masks, self.generator).items():
+        for name, part in self.parts.redrawn(first, self.problem.masks, self.problem.generator).items():
             sampled[name][:, 0] = part
         actions, size = self.parts.join(sampled), self.planner.batch_size
-        batches = [self._judge_batch(actions[first : first + size]) for first in range(0, len(actions), size)]
-        values, reached, ended = (torch.cat(column).cpu() for column in zip(*batches, strict=True))
-        if len(reached) > 1 and reached[:, 0].all():
-            # Whatever is done reaches this "goal", as a reward for every step does: it tells no plan from another.
-            reached = torch.zeros_like(reached)
-        lengths = _first_true(reached | ended)
-        best = int(values.argmax())
-        if self.best is None or float(values[best]) > self.best.expected_return:
+        batches = [self._imagine(actions[first : first + size]) for first in range(0, len(actions), size)]
+        scores, weights, continue_probs, reached, values = (torch.cat(column) for column in zip(*batches, strict=True))
+        rows = (len(actions), self.planner.num_rollouts)
+        if self._has_goal is None:
+            # Random actions that all reach a "goal", as where every step is rewarded, tell no plan from another.
+            self._has_goal = len(actions) == 1 or not _mostly(reached[:, 0].view(rows)).all()
+        reached = reached & self._has_goal
+        if self.planner.objective != "critic":
+            over = reached | (continue_probs < 0.5)
+            values = _by_objective(self.planner.objective, scores, weights, over)
+        worth = values.view(rows).mean(dim=1).float()
+        # The plan is cut where most rollouts have reached the goal, or ended.
+        reached, ended = _mostly(reached.view(*rows, -1)), continue_probs.view(*rows, -1).mean(dim=1) < 0.5
+        self._keep_best(actions, worth, reached, _first_true(reached | ended))
+        return worth
+
+    def _keep_best(self, actions: Tensor | Actions, worth: Tensor, reached: Tensor, lengths: Tensor) -> None:
+        best = int(worth.argmax())
+        if self.best is None or float(worth[best]) > self.best.expected_return:
             length = int(lengths[best])
             self.best = Plan(
                 actions=actions[best][:length],
-                expected_return=float(values[best]),
+                expected_return=float(worth[best]),
                 states=None,
-                num_simulated=0,  # filled in by `plan`
-                seconds=0.0,
                 reaches_goal=bool(reached[best, length - 1]),
                 parts=self.parts,
             )
-        return values
 
-    def plan(self) -> Plan:
-        """The best of all sequences."""
-        assert self.best is not None  # something was imagined
-        return replace(self.best, num_simulated=self.num_simulated, seconds=time.perf_counter() - self.start)
-
-    def _judge_batch(self, actions: Tensor | Actions) -> tuple[Tensor, Tensor, Tensor]:
-        """Value `(n,)`; in which steps the goal is reached, and the episode ended, `(n, H)` bool each."""
-        planner, rows, rollouts = self.planner, len(actions), self.planner.num_rollouts
-        futures = self.world.simulate(
-            self.belief.select(torch.zeros(rows, dtype=torch.long)),
-            actions.to(device_of(self.world)),
+    def _imagine(self, actions: Tensor | Actions) -> tuple[Tensor, ...]:
+        """Scores, what they count for, probabilities to go on, and whether the goal is reached, of each step of n
+        sequences and their rollouts, `(n * num_rollouts, H)`; and what each is worth by the critic."""
+        problem, rollouts = self.problem, self.planner.num_rollouts
+        futures = problem.world.simulate(
+            problem.belief.select(torch.zeros(len(actions), dtype=torch.long)),
+            actions.to(device_of(problem.world)),
             num_rollouts=rollouts,
-            temperature=planner.temperature,
-            seed=None if planner.temperature == 0 else draw_seed(self.generator),
+            **problem.drawn(self.planner.temperature),
         )
-        self.num_simulated += rows * rollouts * planner.horizon
-        taken = actions.repeat_interleave(rollouts, 0)
-        futures, scores, values = judge_futures(self.world, self.parts, self.critic, futures, taken)
-        values = _by_objective(planner.objective, self.critic, futures, scores, values)
-        # The plan is cut where most rollouts have reached the goal, or ended.
-        reached = self.critic.reached(futures, scores).view(rows, rollouts, -1).float().mean(dim=1) > 0.5
-        ended = futures.continue_prob.view(rows, rollouts, -1).mean(dim=1) < 0.5
-        return values.view(rows, rollouts).mean(dim=1).float(), reached, ended
+        futures, scores, values = judge_futures(problem, futures, actions.repeat_interleave(rollouts, 0))
+        weights = discounts(problem.critic.discount, futures, scores).expand_as(scores)
+        reached = problem.critic.reached(futures, scores)
+        return tuple(each.cpu() for each in (scores, weights, futures.continue_prob, reached, values))
 
 
 @dataclass(frozen=True)
@@ -154,36 +133,11 @@ class RandomShooting(Shooting):
     def __post_init__(self):
         self._check_imagining()
 
-    @torch.no_grad()
-    def plan(
-        self,
-        world: World,
-        belief,
-        critic,
-        *,
-        generator: torch.Generator | None = None,
-        refuted: Contradicted | None = None,
-        mask=None,
-    ) -> Plan:
-        """The best of `num_samples` random plans.
-
-        Args:
-            world ([`World`]): the model to imagine with.
-            belief: where to start; one row.
-            critic ([`Critic`] or function of futures): what is wanted.
-            generator (`torch.Generator`, *optional*): on the CPU; the same state gives the same plan.
-            refuted ([`Contradicted`], *optional*): no use to a planner that does not compare states.
-            mask (*optional*): which actions are allowed now, `(num_actions,)` of 0 and 1, by part where there are
-                several; all by default. Later ones are known where the world has a sense "action_mask".
-
-        Raises:
-            ValueError: a belief of more than one row, an action kind that cannot be drawn at random, a critic whose
-                scores are not numbers, or a mask that allows nothing.
-        """
-        imagined = Imagined(self, world, belief, critic, generator, mask)
-        shape, parts = (self.num_samples, self.horizon), imagined.parts.parts
-        imagined.judge({name: part.random(shape, generator) for name, part in parts.items()})
-        return imagined.plan()
+    def _search(self, problem: Problem) -> Plan | None:
+        """The best of `num_samples` random plans."""
+        imagined, shape = Imagined(self, problem), (self.num_samples, self.horizon)
+        imagined.judge({name: part.random(shape, problem.generator) for name, part in problem.parts.parts.items()})
+        return imagined.best
 
 
 @dataclass(frozen=True)
@@ -228,31 +182,23 @@ class CEM(Shooting):
 
     def check_world(self, config: Any) -> None:
         """Raises ValueError where a part of the action has no distribution to be drawn from."""
-        for part in ActionParts(config).parts.values():
-            proposal_of(part, 1, 1.0)
+        proposals_of(ActionParts(config), 1, 1.0)
 
-    @torch.no_grad()
-    def plan(
-        self,
-        world: World,
-        belief,
-        critic,
-        *,
-        generator: torch.Generator | None = None,
-        refuted: Contradicted | None = None,
-        mask=None,
-    ) -> Plan:
-        """The best sequence seen in any iteration. Arguments and errors as for [`RandomShooting.plan`]."""
-        imagined = Imagined(self, world, belief, critic, generator, mask)
-        num_elites = max(1, round(self.elite_fraction * self.num_samples))
-        parts = imagined.parts.parts
-        proposals = {name: proposal_of(part, self.horizon, self.initial_std) for name, part in parts.items()}
+    def _search(self, problem: Problem) -> Plan | None:
+        """The best sequence of any iteration."""
+        imagined = Imagined(self, problem)
+        proposals = proposals_of(problem.parts, self.horizon, self.initial_std)
         for _ in range(self.num_iterations):
-            sampled = {name: each.sample(self.num_samples, generator) for name, each in proposals.items()}
-            elites = imagined.judge(sampled).topk(num_elites).indices
+            sampled = {name: each.sample(self.num_samples, problem.generator) for name, each in proposals.items()}
+            elites = imagined.judge(sampled).topk(self.num_elites).indices
             for name, proposal in proposals.items():
                 proposal.refit(sampled[name][elites], self.smoothing)
-        return imagined.plan()
+        return imagined.best
+
+    @property
+    def num_elites(self) -> int:
+        """Samples that the distribution is refitted to."""
+        return max(1, round(self.elite_fraction * self.num_samples))
 
 
 class Categorical:
@@ -278,12 +224,17 @@ class Categorical:
         floor = 0.05 / self.probabilities.shape[1]
         self.probabilities = smoothing * self.probabilities + (1 - smoothing) * (0.95 * counts + floor)
 
+    def move(self, samples: Tensor, weights: Tensor) -> None:
+        """To the weighted samples."""
+        self.refit(samples, 0.0, weights)
+
 
 class Gaussian:
-    """An independent Gaussian at each step and coordinate, clipped to the bounds: `mean`, `std` (H, D)."""
+    """An independent Gaussian at each step and coordinate, clipped to the bounds: `mean`, `std` (H, D). Its noise is
+    coloured over time, see `colored_noise`."""
 
-    def __init__(self, low: Tensor, high: Tensor, horizon: int, initial_std: float):
-        self.low, self.high = low, high
+    def __init__(self, low: Tensor, high: Tensor, horizon: int, initial_std: float, noise_beta: float):
+        self.low, self.high, self.noise_beta = low, high, noise_beta
         self.mean = ((low + high) / 2).repeat(horizon, 1)
         self.std = initial_std * ((high - low) / 2).repeat(horizon, 1)
 
@@ -292,23 +243,33 @@ class Gaussian:
         """The mean sequence, `(H, D)`."""
         return self.mean.clamp(self.low, self.high)
 
-    def sample(self, num_samples: int, generator, noise_beta: float = 0.0) -> Tensor:
-        """Sequences `(N, H, D)`. Args: noise_beta, of the colour of the noise over time; 0: none, which is white."""
-        shape = (num_samples, *self.mean.shape)
-        noise = colored_noise(shape, noise_beta, generator) if noise_beta else torch.randn(shape, generator=generator)
+    def sample(self, num_samples: int, generator) -> Tensor:
+        shape, beta = (num_samples, *self.mean.shape), self.noise_beta
+        noise = colored_noise(shape, beta, generator) if beta else torch.randn(shape, generator=generator)
         return (self.mean + self.std * noise).clamp(self.low, self.high)
 
     def refit(self, elites: Tensor, smoothing: float) -> None:
         self.mean = smoothing * self.mean + (1 - smoothing) * elites.mean(dim=0)
         self.std = smoothing * self.std + (1 - smoothing) * elites.std(dim=0, correction=0)
 
+    def move(self, samples: Tensor, weights: Tensor) -> None:
+        """The mean to the weighted mean of the samples."""
+        self.mean = torch.einsum("n,nhd->hd", weights, samples)
 
-def proposal_of(part, horizon: int, initial_std: float) -> Categorical | Gaussian:
-    """What the actions of a part are drawn from at first. Raises ValueError for a part without choices or bounds."""
-    if feature_class(part.kind).is_discrete:
-        return Categorical(part.num_actions, horizon)
-    low, high = part.bounds()
-    return Gaussian(low, high, horizon, initial_std)
+
+def proposals_of(
+    parts: ActionParts, horizon: int, initial_std: float, noise_beta: float = 0.0
+) -> dict[str, Categorical | Gaussian]:
+    """What the actions of each part are drawn from at first. Raises ValueError where a part has neither choices nor
+    bounds."""
+    proposals: dict[str, Categorical | Gaussian] = {}
+    for name, part in parts.parts.items():
+        if feature_class(part.kind).is_discrete:
+            proposals[name] = Categorical(part.num_actions, horizon)
+        else:
+            low, high = part.bounds()
+            proposals[name] = Gaussian(low, high, horizon, initial_std, noise_beta)
+    return proposals
 
 
 def colored_noise(shape: tuple[int, int, int], beta: float, generator: torch.Generator | None) -> Tensor:
@@ -328,44 +289,45 @@ def colored_noise(shape: tuple[int, int, int], beta: float, generator: torch.Gen
     return (waves * steps / power.sum().sqrt()).transpose(1, 2)
 
 
-def _by_objective(objective: str, critic: Critic, futures, scores: Tensor, values: Tensor) -> Tensor:
-    """What futures are worth by one of `OBJECTIVES`, `(N,)`. Args: values, as the critic says, `(N,)`."""
-    if objective == "critic":
-        return values
-    over = critic.reached(futures, scores) | (futures.continue_prob < 0.5)
+def _by_objective(objective: str, scores: Tensor, weights: Tensor, over: Tensor) -> Tensor:
+    """What futures are worth by one of `OBJECTIVES`, `(N,)`. Args: weights, what each score counts for; over, where
+    the way ends; `(N, H)` each."""
     last = _first_true(over)[:, None] - 1
     end = scores.gather(1, last)
-    steps = torch.arange(scores.shape[1], device=scores.device)
-    weights = discounts(critic.discount, futures, scores).expand_as(scores)
-    path = (torch.where(steps <= last, scores, end) * weights).sum(1) / weights.sum(1)
+    path = (torch.where(torch.arange(scores.shape[1]) <= last, scores, end) * weights).sum(1) / weights.sum(1)
     return {"path": path, "end": end[:, 0], "both": path + end[:, 0]}[objective]
 
 
-def _cut_before_forbidden(futures, numbers: Tensor):
-    """Futures that end before an action that the imagined mask forbids: what comes after it counts for nothing. Args:
-    numbers, of the actions, `(N, H)`."""
-    allowed = futures.decode(MASK) > 0.5  # (N, H, num_choices)
-    is_allowed = allowed[:, :-1].gather(2, numbers.to(allowed.device)[:, 1:, None])[..., 0]
-    cut = copy.copy(futures)
-    cut.continue_prob = futures.continue_prob.clone()
-    cut.continue_prob[:, :-1] *= is_allowed
-    return cut
-
-
-def judge_futures(world: World, parts: ActionParts, critic: Critic, futures, actions: Tensor | Actions):
+def judge_futures(problem: Problem, futures, actions: Tensor | Actions):
     """What a critic says of futures: these without what the imagined mask forbids, scores `(N, H)` and values `(N,)`.
     Args: actions, `(N, H, ...)`.
 
     Raises:
         ValueError: scores or values that are not numbers.
     """
-    if parts.predicts_mask(world.config):
-        futures = _cut_before_forbidden(futures, parts.numbers(actions))
-    scores = check_scores(critic.score(futures), futures)
-    values = critic.value(futures, scores)
+    allowed = problem.allowed_in(futures)
+    if allowed is not None:
+        futures = _cut_before_forbidden(futures, allowed, problem.parts.numbers(actions).cpu())
+    scores = check_scores(problem.critic.score(futures), futures)
+    values = problem.critic.value(futures, scores)
     if values.isnan().any():
         raise ValueError("The critic's value of a future is not a number; check its `value` and its discount.")
     return futures, scores, values
+
+
+def _cut_before_forbidden(futures, allowed: Tensor, numbers: Tensor):
+    """Futures that end before an action that is forbidden: what comes after it counts for nothing. Args: allowed,
+    after each step, `(N, H, num_choices)`; numbers, of the actions, `(N, H)`."""
+    is_allowed = allowed[:, :-1].gather(2, numbers[:, 1:, None])[..., 0]
+    cut = copy.copy(futures)
+    cut.continue_prob = futures.continue_prob.clone()
+    cut.continue_prob[:, :-1] *= is_allowed.to(cut.continue_prob.device)
+    return cut
+
+
+def _mostly(flags: Tensor) -> Tensor:
+    """Whether most rollouts, of dimension 1, say so."""
+    return flags.float().mean(dim=1) > 0.5
 
 
 def _first_true(flags: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ class StrategySearch(OutcomeSearch):
             [`OutcomeSearch`].
     """
 
-    def _search(self, graph: OutcomeGraph, is_content: Callable[[], bool]) -> None:
+    def _explore(self, graph: OutcomeGraph, is_content: Callable[[], bool]) -> None:
         order = count()
         ahead: list[tuple[float, int, Node]] = [(-1.0, next(order), graph.root)]
         known = {graph.root}
-        while ahead and graph.num_simulated < self.budget and not is_content():
+        while ahead and not graph.is_spent and not is_content():
             size = max(1, self.batch_size // graph.parts.num_choices)
             nodes = [heapq.heappop(ahead)[2] for _ in range(min(size, len(ahead)))]
             graph.draw_all([node for node in nodes if not node.is_closed])

@@ -6,78 +6,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pan_hf.agents.critics import Critic, check_scores
-from pan_hf.agents.world import World
+from pan_hf.agents.critics import check_scores
+from pan_hf.agents.plan import device_of
+from pan_hf.agents.planner import Problem
 from pan_hf.modeling.state_pan import Actions
 
 
 @dataclass
 class Successors:
-    """The states after one imagined step, a row an edge.
+    """The states after one imagined step of each row.
 
     Args:
         belief: of N rows.
-        edges: (number of the node that a row comes from, number of the action).
         keys: of the beliefs, which fold if they are equal.
         states: keys of what would be seen.
         scores: of the critic.
         claims: whether the critic takes a row for the goal.
         continue_probs: probabilities that the episode goes on.
+        going_on: whether that is likely.
         durations: in steps.
         log_probs: of the states, in nats; None of a world that does not say them.
     """
 
     belief: Any
-    edges: list[tuple[int, int]]
     keys: list[bytes]
     states: list[bytes]
     scores: list[float]
     claims: list[bool]
     continue_probs: list[float]
+    going_on: list[bool]
     durations: list[int]
     log_probs: list[float] | None
 
-    @property
-    def going_on(self) -> list[bool]:
-        return [probability >= 0.5 for probability in self.continue_probs]
 
-
-def imagine_step(
-    world: World,
-    belief,
-    actions: Tensor | Actions,
-    edges: list[tuple[int, int]],
-    critic: Critic,
-    folded_by: dict[str, int],
-    compared_by: dict[str, int],
-    **drawn: Any,
-) -> Successors:
+def imagine_step(problem: Problem, belief, actions: Tensor | Actions, temperature: float = 0.0) -> Successors:
     """What follows from one action a row.
 
     Args:
-        world ([`World`]): imagines.
+        problem ([`Problem`]): whose world imagines, and whose critic scores.
         belief: N rows.
-        actions: `(N, 1, ...)`.
-        edges: what a row is, for whoever reads the result.
-        critic ([`Critic`]): scores it.
-        folded_by, compared_by: arguments of `keys`, see [`Successors`].
-        drawn: temperature and seed, as `simulate` takes them.
+        actions: `(N, ...)`.
+        temperature: of drawn codes; 0 takes the most likely ones.
 
     Raises:
         ValueError: scores that are not numbers.
     """
-    futures = world.simulate(belief, actions, **drawn)
-    scores = check_scores(critic.score(futures), futures)
+    one_step = actions.to(device_of(problem.world))[:, None]
+    futures = problem.world.simulate(belief, one_step, **problem.drawn(temperature))
+    scores = check_scores(problem.critic.score(futures), futures)
     has_duration, has_log_prob = (hasattr(futures, name) for name in ("duration", "log_prob"))
     return Successors(
         belief=futures.belief,
-        edges=edges,
-        keys=futures.belief.keys(**folded_by),
-        states=futures.belief.keys(**compared_by),
+        keys=futures.belief.keys(**problem.folded_by),
+        states=futures.belief.keys(**problem.compared_by),
         scores=scores[:, 0].tolist(),
-        claims=critic.reached(futures, scores)[:, 0].tolist(),
+        claims=problem.critic.reached(futures, scores)[:, 0].tolist(),
         continue_probs=futures.continue_prob[:, 0].tolist(),
-        durations=futures.duration[:, 0].tolist() if has_duration else [1] * len(edges),
+        going_on=(futures.continue_prob[:, 0] >= 0.5).tolist(),
+        durations=futures.duration[:, 0].tolist() if has_duration else [1] * len(scores),
         log_probs=futures.log_prob[:, 0].tolist() if has_log_prob else None,
     )
 

@@ -68,6 +68,28 @@ class FixedEffort:
         }
 
 
+class CountedWorld:
+    """A world that counts what is imagined in it.
+
+    Attributes:
+        num_simulated (`int`), num_calls (`int`): imagined steps so far, and `simulate` calls that made them.
+    """
+
+    def __init__(self, world: World):
+        self._world, self.config = world, world.config
+        self.num_simulated = self.num_calls = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._world, name)
+
+    def simulate(self, *args: Any, **kwargs: Any):
+        """`simulate` of the world."""
+        futures = self._world.simulate(*args, **kwargs)
+        self.num_simulated += futures.continue_prob.numel()
+        self.num_calls += 1
+        return futures
+
+
 def parse_effort(text: str) -> Effort | str | tuple[str, ...]:
     """An effort from a command line: "all", "focused", "coarsest", "auto", blocks as "camera.0,camera.1", or fields as
     "price=0.1,task=planning".
