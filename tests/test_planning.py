@@ -12,13 +12,16 @@ import torch
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.agent import PanAgent, perceive
+from pan_hf.agents.beam_search import BeamSearch
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
+from pan_hf.agents.mcts import MCTS
 from pan_hf.agents.plan import Contradicted
 from pan_hf.agents.policy import PolicyPlanner
 from pan_hf.agents.reasoners import ReasonersSearch
 from pan_hf.agents.registry import make_planners
 from pan_hf.agents.shooting import CEM, RandomShooting
+from pan_hf.agents.strategy_search import StrategySearch
 from pan_hf.modeling import DiscreteAction, VectorAction, VectorSense
 from pan_hf.modeling.state_pan import State
 
@@ -405,6 +408,36 @@ def test_no_plan_is_made_of_scores_that_are_not_numbers(planner):
         planner.plan(world, world.root(), not_a_number)
     with pytest.raises(ValueError, match="got list"):
         planner.plan(world, world.root(), lambda futures: futures.reward.tolist())
+
+
+PLANNING = [
+    GraphSearch(),
+    RandomShooting(64, 4, batch_size=16),
+    CEM(16, 4, 2),
+    BeamSearch(),
+    MCTS(rollout_steps=2, budget=200),
+    StrategySearch(),
+]
+
+
+@pytest.mark.parametrize("planner", PLANNING)
+@pytest.mark.parametrize("critic", [RewardCritic(), GoalCritic(codes={"camera": [torch.tensor([1, 1])]})])
+def test_a_plan_says_how_often_and_how_far_its_world_was_imagined(planner, critic):
+    world, steps = GridWorld("S..\n..G"), []
+    inner = world.simulate
+
+    def noting(belief, actions, **kwargs):
+        steps.append(actions.numel())
+        return inner(belief, actions, **kwargs)
+
+    world.simulate = noting
+    plan = planner.plan(world, world.root(), critic, generator=torch.Generator().manual_seed(0))
+    assert (plan.num_calls, plan.num_simulated) == (len(steps), sum(steps)) and plan.num_calls > 0
+    steps.clear()
+    agent = PanAgent(world, processor, critic, planner)
+    for _ in range(2):  # the second step surprises
+        agent.act({"camera": np.array([0, 0])})
+    assert (agent.statistics.num_calls, agent.statistics.num_simulated) == (len(steps), sum(steps))
 
 
 # --- A goal that everything reaches

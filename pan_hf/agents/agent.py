@@ -47,7 +47,7 @@ class AgentStatistics:
         followed (`int`): states for which the plan had another branch, see [`Strategy`].
         surprises (`int`): observations whose codes differ from the predicted ones.
         clipped (`int`): vectors that lay outside the range the model knows, and were clipped to it.
-        num_simulated (`int`): imagined steps.
+        num_simulated (`int`), num_calls (`int`): imagined steps, and `simulate` calls that made them.
         seconds (`float`): wall time inside `act`.
     """
 
@@ -59,6 +59,7 @@ class AgentStatistics:
     surprises: int = 0
     clipped: int = 0
     num_simulated: int = 0
+    num_calls: int = 0
     seconds: float = 0.0
     recalled_by: dict[str, int] = field(default_factory=dict)
 
@@ -284,18 +285,15 @@ class PanAgent:
         if self._imagined is None:
             assert self._before is not None  # a step was taken
             belief, action = self._before
-            futures = self.model.simulate(belief, self._batch_of(action[None]), temperature=0.0)
-            self.statistics.num_simulated += 1
-            self._imagined = futures.belief
+            self._imagined = self._simulate(belief, action[None]).belief
         return self._imagined
 
-    def _batch_of(self, actions: Tensor | Actions) -> Tensor | Actions:
-        """Actions `(H, ...)` as a batch of one row on the model's device."""
-
-        def one_row(part: Tensor) -> Tensor:
-            return part[None].to(self.model.device)
-
-        return actions.map(one_row) if isinstance(actions, Actions) else one_row(actions)
+    def _simulate(self, belief, actions: Tensor | Actions):
+        """The most likely future of actions `(H, ...)`."""
+        futures = self.model.simulate(belief, actions[None].to(self.model.device), temperature=0.0)
+        self.statistics.num_simulated += len(actions)
+        self.statistics.num_calls += 1
+        return futures
 
     def _compare(self, key: bytes, reward: float | None) -> bool:
         """Whether `key` differs from what was predicted; notes what the world has refuted."""
@@ -353,8 +351,7 @@ class PanAgent:
         actions = plan.actions[self._position :]
         if masks and not self.parts.allows(masks, actions[0]):
             return False
-        futures = self.model.simulate(belief, self._batch_of(actions), temperature=0.0)
-        self.statistics.num_simulated += len(actions)
+        futures = self._simulate(belief, actions)
         keys = futures.keys(**self._compared_by)[0]
         if self._has_refuted(key, actions, keys):
             return False
@@ -404,6 +401,7 @@ class PanAgent:
         plan = self.planner.plan(world, belief, self.critic, **settings)
         self.statistics.replans += 1
         self.statistics.num_simulated += plan.num_simulated
+        self.statistics.num_calls += plan.num_calls
         return plan
 
     def _take(self, plan: Plan, belief, key: bytes):

@@ -12,7 +12,8 @@ Wilson 95% interval |
 | `return` | sum of rewards of an episode |
 | `steps`, `steps_to_success` | actions an episode, over all episodes and over successful ones; which is better, many \
 or few, depends on the world |
-| `seconds_per_decision`, `simulated_per_decision` | wall time and imagined steps for one action |
+| `seconds_per_decision`, `simulated_per_decision`, `calls_per_decision` | wall time, imagined steps, and `simulate` \
+calls that made them, for one action |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
 | `recalled`, `recalled_<level>` | with a cache: share of actions that it answered, in all and at each of its levels |
 | `clipped_per_episode` | observed vectors outside the range that the model knows, if there were any |
@@ -76,6 +77,7 @@ class Outcome:
     total_reward: float
     seconds: float = 0.0
     num_simulated: int = 0
+    num_calls: int = 0
     replans: int = 0
     surprises: int = 0
     clipped: int = 0
@@ -175,7 +177,7 @@ class _Trial:
     def _statistics(self) -> dict:
         if self.agent is None:
             return {}
-        names = ("seconds", "num_simulated", "replans", "surprises", "clipped", "recalled", "recalled_by")
+        names = ("seconds", "num_simulated", "num_calls", "replans", "surprises", "clipped", "recalled", "recalled_by")
         return {name: getattr(self.agent.statistics, name) for name in names}
 
 
@@ -461,6 +463,7 @@ def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
         columns |= {
             "seconds_per_decision": [outcome.seconds / outcome.steps for outcome in outcomes],
             "simulated_per_decision": [outcome.num_simulated / outcome.steps for outcome in outcomes],
+            "calls_per_decision": [outcome.num_calls / outcome.steps for outcome in outcomes],
             "replans_per_episode": [outcome.replans for outcome in outcomes],
             "surprises_per_episode": [outcome.surprises for outcome in outcomes],
         }
