@@ -187,6 +187,21 @@ def test_a_prior_says_what_is_tried_first():
         MCTS(prior=lambda beliefs: torch.ones(3)).plan(world, world.root(), RewardCritic())
 
 
+def test_the_first_way_that_is_sure_enough_is_taken_and_a_shorter_one_where_none_is_enough():
+    world = GridWorld("S...G\n.....")
+    detour = {(0, 0): 1, (1, 4): 0} | {(1, column): 3 for column in range(4)}  # down, right, and up again
+
+    def prior(beliefs):
+        wanted = torch.tensor([detour.get(tuple(cell), 4) for cell in beliefs.cells.tolist()])
+        return torch.nn.functional.one_hot(wanted, 5) + 0.01
+
+    lengths = [
+        len(MCTS(batch_size=1, prior=prior, enough=enough).plan(world, world.root(), RewardCritic()))
+        for enough in (0.9, 2)
+    ]
+    assert lengths == [6, 4]
+
+
 def test_rollouts_tell_a_state_s_worth_before_it_is_expanded():
     world = GridWorld("S.........G")
     critic = FunctionCritic(function=lambda futures: futures.codes["camera"][0][..., 1].float() / 10)

@@ -22,7 +22,8 @@ class OutcomeSearch(Planner):
         num_outcomes (`int`): outcomes drawn of an action in a state, at most; the first is the most likely one.
         coverage (`float`): probability of the outcomes met from which on no more are drawn, where the model tells it.
         temperature (`float`): of drawn outcomes; 0: the most likely outcomes are all there is.
-        enough (`float`): chance of reaching the goal with which the search is content; above 1: never.
+        enough (`float`): chance of reaching the goal with which the search is content, however long its way is; above
+            1: never, so that the search goes on for a shorter one.
         actions (`Sequence[int | str]`, *optional*): numbers or names of the actions to try; all by default.
         key_levels (`int`, *optional*): see [`GraphSearch`].
 
