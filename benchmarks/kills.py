@@ -1,7 +1,8 @@
 """Kills commands wherever they are, runs them again, and compares what there is with an undisturbed run.
 
-    python benchmarks/kills.py                  # 1000 kills and a full disk at every write; hours on two cores
-    python benchmarks/kills.py --kills 40       # minutes
+    python benchmarks/kills.py                  # 1000 kills and a full disk at every write; more than an hour
+    python benchmarks/kills.py --kills 40 --every 20    # minutes
+    python benchmarks/kills.py --kills 90 --only "pan train"    # this row anew; the others stay as they are
 
 Commands run in children forked after everything is imported, so that kills fall into the work. A kill is SIGKILL at a
 moment drawn from the time that an undisturbed run takes. *Before*, *after* and *between* say what lay there: the old
@@ -50,11 +51,14 @@ from pan_hf.data.importing.hf_dataset import import_dataset  # noqa: E402
 from pan_hf.data.mirror import mirror  # noqa: E402
 from pan_hf.data.record import record  # noqa: E402
 from pan_hf.evaluation.evaluate import evaluate  # noqa: E402
-from pan_hf.files import finish_writing, write_file  # noqa: E402
+from pan_hf.files import finish_writing  # noqa: E402
 from pan_hf.publishing.push import push_checkpoint  # noqa: E402
+from pan_hf.reporting.results import Record, read_records, write_records  # noqa: E402
+from pan_hf.reporting.results import record as as_record  # noqa: E402
 from pan_hf.training.pipeline import SHARES, train  # noqa: E402
 from pan_hf.vocabulary import double  # noqa: E402
 
+RESULTS = ROOT / "docs" / "results" / "kills" / "kills.json"
 FORK = multiprocessing.get_context("fork")
 LEFT_OVER = (".*.tmp", ".*.ready", ".*.old", ".*.partial", "*.tmp")
 TRAINED = ("senses", "dynamics")  # of the stages, those that make a checkpoint of numbers in seconds
@@ -368,55 +372,47 @@ def fill_disk(base: Path, command: Command, scratch: Path, every: int = 1) -> Co
 
 # ---- the table
 
-COLUMNS = ("kills", "before", "between", "after", "lost", "failed again", "other", "left over")
+COUNTED = ("kills", "before", "between", "after", "lost", "failed again", "other", "left over")
 
 
-def table(rows: dict[str, Counter]) -> str:
-    """The counts by command, as Markdown."""
-    lines = ["| command | " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
-    lines += [f"| {name} | " + " | ".join(str(counts[key]) for key in COLUMNS) + " |" for name, counts in rows.items()]
-    return "\n".join(lines)
-
-
-def measure(kills: int, seed: int, scratch: Path, every: int = 1) -> dict[str, Counter]:
-    """Counts by command: `kills` in all, and a full disk at every `every`-th write of those that are tried so."""
-    draw, rows = random.Random(seed), {}
+def measure(kills: int, seed: int, scratch: Path, every: int = 1, only: str = "") -> Iterator[tuple[str, Counter]]:
+    """Names and counts of the rows: `kills` in all, then a full disk at every `every`-th write; 0 leaves them out."""
     base = make_base(scratch / "base")
-    each, rest = divmod(kills, len(COMMANDS) + 1)
+    killed = {command.name: partial(kill, base, command) for command in COMMANDS}
+    killed["two writers, one killed"] = partial(two_writers, base)
+    chosen = [name for name in killed if only in name]
+    for number, name in enumerate(chosen):
+        if times := kills // len(chosen) + (number < kills % len(chosen)):
+            yield name, killed[name](times, random.Random(f"{seed} {name}"), scratch / f"kills-{number}")
     for number, command in enumerate(COMMANDS):
-        rows[command.name] = kill(base, command, each + (number < rest), draw, scratch / f"command-{number}")
-        print(table({command.name: rows[command.name]}).splitlines()[-1], flush=True)
-    rows["two writers, one killed"] = two_writers(base, each, draw, scratch / "two")
-    for command in (command for command in COMMANDS if command.fills_disk):
-        name, folder = f"full disk: {command.name}", scratch / f"full-{command.work.__name__}"
-        rows[name] = fill_disk(base, command, folder, every)
-        print(table({name: rows[name]}).splitlines()[-1], flush=True)
-    return rows
+        if every and command.fills_disk and only in (name := f"full disk: {command.name}"):
+            yield name, fill_disk(base, command, scratch / f"full-{number}", every)
 
 
-ABOUT = """# Kills and full disks
-
-`python benchmarks/kills.py --kills {kills} --seed {seed}` wrote this page. {doc}
-
-{table}
-"""
+def as_records(name: str, counts: Counter, seed: int) -> list[Record]:
+    """What is counted, a record each."""
+    where = {"environment": name, "split": "kills", "seeds": [seed]}
+    return [as_record(kind.replace(" ", "_"), counts[kind], model="pan_hf", **where) for kind in COUNTED]
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="Kills in all.")] = 1000,
+    kills: Annotated[int, typer.Option(help="Kills in all, divided among the commands.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-    every: Annotated[int, typer.Option(help="Fill the disk at each so manyth write.")] = 1,
-    output: Annotated[Path, typer.Option(help="The page.")] = ROOT / "docs" / "kills.md",
+    every: Annotated[int, typer.Option(help="Fill the disk at each so manyth write; 0 for never.")] = 1,
+    only: Annotated[str, typer.Option(help="Rows whose names hold this; others stay as they were measured.")] = "",
+    output: Annotated[Path, typer.Option(help="Where the records go.")] = RESULTS,
 ) -> None:
-    """Kills, counts, and writes the page; ends with 1 where anything was lost or differs."""
+    """Kills, counts, and writes records after every row; ends with 1 where anything was lost or differs."""
     torch.set_num_threads(1)
+    measured = read_records(output) if only and output.exists() else []
+    is_bad = False
     with tempfile.TemporaryDirectory() as scratch:
-        rows = measure(kills, seed, Path(scratch), every)
-    print(table(rows))
-    doc = " ".join(__doc__.split("\n\n")[2].split())
-    write_file(output, ABOUT.format(kills=kills, seed=seed, doc=doc, table=table(rows)))
-    if any(counts[key] for counts in rows.values() for key in ("lost", "failed again", "other", "left over")):
-        raise typer.Exit(1)
+        for name, counts in measure(kills, seed, Path(scratch), every, only):
+            print(name, {kind: counts[kind] for kind in COUNTED}, flush=True)
+            measured = [entry for entry in measured if entry.environment != name] + as_records(name, counts, seed)
+            write_records(output, measured)
+            is_bad |= any(counts[kind] for kind in ("lost", "failed again", "other", "left over"))
+    raise typer.Exit(is_bad)
 
 
 if __name__ == "__main__":
