@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import gymnasium
 import numpy as np
@@ -115,27 +116,44 @@ def test_a_file_of_more_rows_than_an_episode_has_is_refused_unread(cartpole, tmp
         load_trajectories(cartpole, "train")
 
 
-def test_a_flipped_bit_is_never_read_as_other_data(cartpole, tmp_path):
+def test_a_flipped_bit_is_never_read_as_other_data(cartpole):
+    """Bytes of the footer, which says where the data are and what they mean, and of the data themselves."""
     (index, path), *_ = episode_files(cartpole, "train").items()
     whole, data = load_trajectories(cartpole, "train", episodes=[index]), path.read_bytes()
-    generator, num_noticed = np.random.default_rng(0), 0
+    footer = len(data) - 16 - int.from_bytes(data[-8:-4], "little")
+    generator, num_noticed = np.random.default_rng(0), Counter()
     try:
-        for _ in range(60):
+        for offset in [*range(4, footer, 12), *range(footer, len(data), 9)]:
             damaged = bytearray(data)
-            damaged[generator.integers(len(data))] ^= 1 << int(generator.integers(8))
+            damaged[offset] ^= 1 << int(generator.integers(8))
             path.write_bytes(damaged)
             try:
-                read_summary(path)
+                rows, extremes = read_summary(path)
                 read = load_trajectories(cartpole, "train", episodes=[index])
             except ValueError as error:
                 assert "damaged" in str(error) or "not one whole episode" in str(error)
-                num_noticed += 1
+                num_noticed[offset >= footer] += 1
                 continue
+            assert (
+                offset < footer + 4
+            )  # of the footer and its checksum every bit is noticed, but not of the mark before
             assert read.fingerprints == whole.fingerprints and (read.rewards == whole.rewards).all()
             assert all((read.observations[name] == whole.observations[name]).all() for name in whole.observations)
     finally:
         path.write_bytes(data)
-    assert num_noticed > 20  # the others are of bytes that say nothing
+    assert min(num_noticed[False], num_noticed[True]) > 40
+
+
+def test_a_damaged_footer_is_not_taken_for_bounds(cartpole, tmp_path):
+    path = next(iter(episode_files(cartpole, "train").values()))
+    rows, bounds = read_summary(path)
+    name, ((number, *_), _) = next(iter(bounds.items()))
+    digits = str(number).encode()
+    damaged = tmp_path / "data" / "train" / path.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(path.read_bytes().replace(digits, digits[:-1] + (b"1" if digits[-1:] != b"1" else b"2")))
+    with pytest.raises(ValueError, match="its footer does not fit the checksum"):
+        read_summary(damaged)
 
 
 @pytest.mark.parametrize("reader", [_counts, recorded_facts])
@@ -160,20 +178,17 @@ def test_a_flipped_bit_is_noticed_by_what_reads_some_columns(reader, cartpole, t
 
 
 def test_a_recording_of_before_has_no_checksums_and_says_so_once(cartpole, tmp_path, recwarn):
-    from pan_hf.data import episodes
-
     for split in ("train", "test"):
         for path in episode_files(cartpole, split).values():
             table = pq.read_table(path)
-            kept = {key: value for key, value in table.schema.metadata.items() if key != episodes._CHECKSUM}
             target = tmp_path / path.relative_to(cartpole)
             target.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table.replace_schema_metadata(kept), target)
+            pq.write_table(table, target)
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "info.json").write_text(json.dumps(read_info(cartpole)))
     for _ in range(2):
         load_trajectories(tmp_path, "train")
-    assert sum("checksums" in str(warning.message) for warning in recwarn.list) == 1
+    assert sum("without a checksum" in str(warning.message) for warning in recwarn.list) == 1
 
 
 @pytest.mark.parametrize(

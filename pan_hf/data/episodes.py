@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,7 +27,9 @@ SPLITS = ("train", "test")
 UNKNOWN_SEED = -1
 _COLUMN = re.compile(r"observation\.\w+|action(\.\w+)?")
 _MOST_ROWS = 2**22  # of an episode
-_CHECKSUM = b"pan.checksum"  # of a file's metadata: what its checksums are of
+_MARK = b"PANF"  # before a file's footer, then its CRC-32: parquet has checksums of pages only, and reads by offsets
+_MARK_BYTES = len(_MARK) + 4
+_END_BYTES = 8  # of a parquet file: the length of its footer, and "PAR1"
 
 
 @dataclass
@@ -122,7 +126,7 @@ def episode_table(episode: Episode, features: dict[str, dict], schema: pa.Schema
         "environment": [episode.environment] * num_rows,
         "seed": [episode.seed] * num_rows,
     }
-    metadata = {**schema.metadata, b"pan": json.dumps(extremes(episode, features)).encode(), _CHECKSUM: b"page"}
+    metadata = {**schema.metadata, b"pan": json.dumps(extremes(episode, features)).encode()}
     table = pa.table({column.name: pa.array(columns[column.name], column.type) for column in schema})
     return table.replace_schema_metadata(metadata)
 
@@ -151,24 +155,55 @@ def extremes(episode: Episode, features: dict[str, dict]) -> dict[str, list]:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a table to a parquet file that appears whole or not at all. Each page has a checksum: a flipped bit would
-    else be read as other data."""
+    """Writes a table to a parquet file that appears whole or not at all. Its pages and its footer have checksums: a
+    flipped bit would else be read as other data."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_statistics=False, write_page_checksum=True)
-    write_file(path, sink.getvalue())
+    data = memoryview(sink.getvalue())
+    end = len(data) - _END_BYTES - _footer_length(data[-_END_BYTES:])
+    write_file(path, b"".join([data[:end], _mark(data[end:]), data[end:]]))
+
+
+def _footer_length(end: bytes | memoryview) -> int:
+    """Bytes of the footer of a parquet file, which its last `_END_BYTES` tell."""
+    return int.from_bytes(end[:4], "little")
+
+
+def _mark(footer: bytes | memoryview) -> bytes:
+    """What stands before a footer, which is given with the end of the file."""
+    return _MARK + zlib.crc32(footer).to_bytes(4, "little")
+
+
+def read_metadata(path: Path) -> pq.FileMetaData:
+    """The footer of an episode's file, verified. Files of before, and of other writers, have no checksum of it; that
+    is said once.
+
+    Raises:
+        ValueError, OSError, pyarrow.ArrowException: the file is damaged.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(-_END_BYTES, os.SEEK_END) + _END_BYTES
+        length = _footer_length(file.read()) + _END_BYTES
+        file.seek(max(size - length - _MARK_BYTES, 0))
+        rest = file.read()
+    mark, footer = rest[:-length], rest[-length:]
+    if not mark.startswith(_MARK):
+        _warn_of_no_checksums(path.parents[2])
+    elif mark != _mark(footer):
+        raise ValueError("its footer does not fit the checksum of it")
+    metadata = pq.read_metadata(pa.BufferReader(footer))
+    if metadata.num_rows > _MOST_ROWS:  # a few bytes can stand for any number of equal rows
+        raise ValueError(f"it says that it holds {metadata.num_rows} rows; expected at most {_MOST_ROWS}")
+    return metadata
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """A parquet file whose pages are verified as they are read. Files of before have no checksums; that is said once.
+    """A parquet file whose footer is verified now, and its pages as they are read, see `read_metadata`.
 
     Raises:
-        OSError, pyarrow.ArrowException: the file is damaged, here or when it is read.
+        ValueError, OSError, pyarrow.ArrowException: the file is damaged, here or when it is read.
     """
-    file = pq.ParquetFile(path, page_checksum_verification=True)
-    check_num_rows(file.metadata.num_rows)
-    if _CHECKSUM not in (file.metadata.metadata or {}):
-        _warn_of_no_checksums(path.parents[2])
-    return file
+    return pq.ParquetFile(path, metadata=read_metadata(path), page_checksum_verification=True)
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -184,18 +219,11 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         raise ValueError(f"{path} is damaged or does not fit meta/info.json ({error}); record it again") from error
 
 
-def check_num_rows(num_rows: int) -> int:
-    """Raises ValueError for more rows than an episode has: a few bytes can stand for any number of equal ones."""
-    if num_rows > _MOST_ROWS:
-        raise ValueError(f"it says that it holds {num_rows} rows; expected at most {_MOST_ROWS}")
-    return num_rows
-
-
 @cache
 def _warn_of_no_checksums(root: Path) -> None:
     warnings.warn(
-        f"{root} was written before episodes had checksums: a flipped bit in it would not be noticed. "
-        "Record or import it again to have them",
+        f"{root} has episodes without a checksum of their footer, as earlier versions and other programs write: a "
+        "flipped bit in them may not be noticed. Record or import it again to have them",
         stacklevel=5,
     )
 
@@ -257,7 +285,7 @@ def read_summary(path: Path) -> tuple[int, dict[str, list[list[float]]]]:
         ValueError: the file is damaged.
     """
     try:
-        metadata = pq.read_metadata(path)
+        metadata = read_metadata(path)
         return metadata.num_rows, json.loads(metadata.metadata[b"pan"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error

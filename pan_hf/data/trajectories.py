@@ -22,18 +22,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from pan_hf.arguments import checked, least
 from pan_hf.data.episodes import (
     SPLITS,
     Episode,
-    check_num_rows,
     episode_files,
     mask_columns,
     read_columns,
     read_info,
+    read_metadata,
 )
 from pan_hf.data.frame_store import IN_MEMORY_BYTES, FrameArrays, num_bytes
 from pan_hf.features import ACTION, Feature, action_column, action_parts, feature_of
@@ -377,7 +376,7 @@ def _read_table(path: Path, features: dict[str, dict], actors: Sequence[str] = (
 
 def _num_rows(path: Path) -> int:
     try:
-        return check_num_rows(pq.read_metadata(path).num_rows)
+        return read_metadata(path).num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same recording again") from error
 
