@@ -33,8 +33,7 @@ from .imagination_pan import latents_given, switch_losses, switch_warm_up_losses
 from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
-from .simulation_pan import Simulator
-from .state_pan import Actions, Observation, State, action_tensors, as_action
+from .state_pan import Actions, Observation, State, action_tensors, as_action, checked_actions
 from .validation_pan import check_dense, check_observation
 
 if TYPE_CHECKING:
@@ -560,7 +559,7 @@ def _checked_window(model: PanModel, observation: Mapping[str, Tensor], action: 
     check_observation(model.config, observation, needs_prefix=True)
     rows, frames = Observation(observation, model.config.prefix_senses).shape
     expected = f"with B = {rows} and T = {frames - 1}, one between two frames"
-    action = Simulator(model).checked_actions("action", action, expected, rows, "T")
+    action = checked_actions(model, "action", action, expected, rows, "T")
     shapes = {name: tuple(inputs[name].shape) for name in ("reward", "done") if inputs[name] is not None}
     for name in shapes:
         if not bool(inputs[name].isfinite().all()):

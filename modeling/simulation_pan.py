@@ -22,26 +22,9 @@ from .display_pan import Film, as_pictures, code_shapes, picture_senses, strip_h
 from .effort_pan import ALL, BlockPlan, Cost, Effort, as_effort, block_plan
 from .image_codec_pan import LATENT_BLUR
 from .latent_head_pan import SenseLatents, draw_latents
-from .sense_configuration_pan import ACTION
-from .state_pan import (
-    Actions,
-    Belief,
-    Observation,
-    State,
-)
+from .state_pan import Actions, Belief, Observation, State, checked_actions
 from .step_pan import StepPredictor, Transition, as_seed
-from .validation_pan import (
-    PRESENT,
-    action_shape,
-    action_tensor,
-    check_decodes,
-    check_observation,
-    check_values,
-    has_action_shape,
-    real,
-    truth,
-    whole,
-)
+from .validation_pan import PRESENT, check_decodes, check_observation, check_values, real, truth, whole
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -107,7 +90,7 @@ class Simulator:
         rows, steps = Observation(observation, self.model.config.prefix_senses).shape
         actions, num_actions = None, 0
         if action is not None:
-            actions = self.checked_actions("action", action, f"with B = {rows}, as the frames", rows, "T - 1")
+            actions = checked_actions(self.model, "action", action, f"with B = {rows}, as the frames", rows, "T - 1")
             num_actions = actions.shape[1]
         if num_actions not in (steps - 1, steps):
             raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {num_actions}.")
@@ -171,38 +154,6 @@ class Simulator:
         blocks = ALL if effort is None else block_plan(as_effort(effort, self.model), self.model)
         return self.rollout(belief, actions, blocks, temperature, seed, expected, reencode, uncertainty)
 
-    def checked_actions(
-        self, what: str, actions: Tensor | Mapping[str, Tensor] | Actions, expected: str, rows: int, second: str = "H"
-    ) -> Tensor | Actions:
-        """Actions `(rows, H, ...)` as tensors on the model's device, those of several parts as [`Actions`]; arrays,
-        nested lists and names of actions become tensors. Raises ValueError, with what is `expected`, unless they are
-        those of the model."""
-        described, parts = self.model.config.actions, actions.parts if isinstance(actions, Actions) else actions
-        parts = parts if isinstance(parts, Mapping) else {ACTION: parts}
-        if set(parts) != set(described):
-            raise ValueError(f"`{what}` must have the parts {list(described)} by name, got {list(parts)}.")
-        names = {name: f"`{what}`" if set(parts) == {ACTION} else f"`{what}[{name!r}]`" for name in parts}
-        tensors = {
-            name: action_tensor(names[name], described[name], part, self.model.device) for name, part in parts.items()
-        }
-        steps = {name: part.shape[1:2] for name, part in tensors.items()}
-        for name, part in tensors.items():
-            shape = f"{action_shape(described[name], second)} {expected}"
-            if not has_action_shape(described[name], part) or len(part) != rows:
-                raise ValueError(f"{names[name]} must be {shape}; got {tuple(part.shape)}.")
-            if steps[name] != min(steps.values()):
-                counts = {part: int(*size) for part, size in steps.items()}
-                raise ValueError(f"{names[name]} must hold as many as any other part; actions a row are {counts}.")
-            if not described[name].is_coded and part.numel():
-                low, high, size = part.min().item(), part.max().item(), self.model.config.vocab_size
-                if part.is_floating_point() or low < 0 or high >= size:
-                    raise ValueError(f"{names[name]} must be ids of words, from 0 to {size - 1}; got {low} to {high}.")
-            try:
-                described[name].check_values(part)
-            except ValueError as error:
-                raise ValueError(f"{names[name]}: {error}") from error
-        return tensors[ACTION] if set(parts) == {ACTION} else Actions(tensors)
-
     def _plan_of(self, belief: Belief, actions: Tensor | Mapping[str, Tensor] | Actions) -> Tensor | Actions:
         """Actions `(B, H, ...)` from a belief on, checked."""
         if not hasattr(belief, "history"):
@@ -214,7 +165,7 @@ class Simulator:
         if len(belief) == 0:
             raise ValueError("`belief` has no rows, so nothing follows from it.")
         expected = f"with B = {len(belief)} (the belief's rows; `belief.repeat(n)` takes several plans from one)"
-        actions = self.checked_actions("actions", actions, expected, len(belief))
+        actions = checked_actions(self.model, "actions", actions, expected, len(belief))
         if actions.shape[1] == 0:
             raise ValueError("`actions` must hold at least one action a row, got none.")
         return actions
@@ -376,7 +327,7 @@ class Simulator:
         check_observation(self.model.config, observation, needs_prefix=True)
         observation = Observation(observation, self.model.config.prefix_senses)
         rows, steps = observation.shape
-        action = self.checked_actions("action", action, f"with B = {rows}, as the frames", rows, "T")
+        action = checked_actions(self.model, "action", action, f"with B = {rows}, as the frames", rows, "T")
         if not 0 < action.shape[1] <= steps:
             raise ValueError(f"{steps} frames need the {steps - 1} actions between them, got {action.shape[1]}.")
         context, parts = self.model.config.context_steps, []

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from .display_pan import as_pictures, code_shapes, picture_senses, strip_html
 from .sense_configuration_pan import ACTION
-from .validation_pan import PRESENT, whole
+from .validation_pan import PRESENT, action_shape, action_tensor, has_action_shape, whole
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -168,6 +168,42 @@ def _as_tensor(action: Any) -> Tensor:
             f"An action is a tensor, got {type(action).__name__} ({error}); the processor makes one, also of names: "
             '`processor(action=...)["action"]`.'
         ) from error
+
+
+def checked_actions(
+    model: PanModel,
+    what: str,
+    actions: Tensor | Mapping[str, Tensor] | Actions,
+    expected: str,
+    rows: int,
+    second: str = "H",
+) -> Tensor | Actions:
+    """Actions `(rows, H, ...)` as tensors on the model's device, those of several parts as [`Actions`]; arrays,
+    nested lists and names of actions become tensors. Raises ValueError, with what is `expected`, unless they are
+    those of the model."""
+    described, parts = model.config.actions, actions.parts if isinstance(actions, Actions) else actions
+    parts = parts if isinstance(parts, Mapping) else {ACTION: parts}
+    if set(parts) != set(described):
+        raise ValueError(f"`{what}` must have the parts {list(described)} by name, got {list(parts)}.")
+    names = {name: f"`{what}`" if set(parts) == {ACTION} else f"`{what}[{name!r}]`" for name in parts}
+    tensors = {name: action_tensor(names[name], described[name], part, model.device) for name, part in parts.items()}
+    steps = {name: part.shape[1:2] for name, part in tensors.items()}
+    for name, part in tensors.items():
+        shape = f"{action_shape(described[name], second)} {expected}"
+        if not has_action_shape(described[name], part) or len(part) != rows:
+            raise ValueError(f"{names[name]} must be {shape}; got {tuple(part.shape)}.")
+        if steps[name] != min(steps.values()):
+            counts = {part: int(*size) for part, size in steps.items()}
+            raise ValueError(f"{names[name]} must hold as many as any other part; actions a row are {counts}.")
+        if not described[name].is_coded and part.numel():
+            low, high, size = part.min().item(), part.max().item(), model.config.vocab_size
+            if part.is_floating_point() or low < 0 or high >= size:
+                raise ValueError(f"{names[name]} must be ids of words, from 0 to {size - 1}; got {low} to {high}.")
+        try:
+            described[name].check_values(part)
+        except ValueError as error:
+            raise ValueError(f"{names[name]}: {error}") from error
+    return tensors[ACTION] if set(parts) == {ACTION} else Actions(tensors)
 
 
 def action_tensors(action: Tensor | Actions | list[Tensor]) -> list[Tensor]:
