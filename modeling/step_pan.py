@@ -42,7 +42,7 @@ class Transition:
         hidden: by pass `(N, length, H)`, the backbone's hidden states, and "action" `(N, H)`.
         trunk `(N, trunk_length, H)`: the state before and the action, embedded.
         logits: by sense, of each level `(N, n, K)`, if they were asked for.
-        log_probs: by sense `(N,)`, the part of `log_prob` that is that of its codes or words.
+        log_probs: by sense `(N,)`, the part of `log_prob` that is that of its codes or words, if a target was scored.
         entropy: by sense `(N,)`, of what was predicted, in nats at temperature 1, if it was asked for; of each code or
             word given those before it.
         shifts: by sense and level `(N, n, code_dim)`, what leads from the vectors of the codes to the expected ones.
@@ -138,7 +138,7 @@ class StepPredictor:
                 continue
             before = draft.log_prob
             block.predict(draft, rows)
-            if block.is_discrete:
+            if target is not None and block.is_discrete:
                 log_probs[block.sense] = log_probs.get(block.sense, 0) + draft.log_prob - before
             blocks.note(number, rows, draft)
         transition = self._finish(draft, belief, action, blocks, has_outcome)
