@@ -39,7 +39,7 @@ absent in a true frame, it counts for nothing. Standard errors are cluster boots
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from torch import Tensor
 
 from pan_hf import metrics
 from pan_hf.agents.actions import ActionParts
+from pan_hf.agents.cautious import uncertainty_of
 from pan_hf.agents.world import FixedEffort
 from pan_hf.arguments import checked
 from pan_hf.checkpoints import (
@@ -138,12 +139,13 @@ class _Evaluation:
             self._add(*where, "pan", self._bits(seen, batch, horizon, kept))
         self._rank(environment, rows, imagined[max(wanted)], true[max(wanted)])
 
-    def _simulate(self, belief, actions: Tensor | Actions, expected: Iterable[int] = ()):
-        """Futures, and the expected images at these horizons where the most likely future is asked for, whole."""
+    def _simulate(self, belief, actions: Tensor | Actions, expected: Collection[int] = ()):
+        """Futures. With horizons at which more is `expected` of them than their states: their entropy, of a whole
+        step, and the expected images there where the most likely future is asked for."""
         settings: dict = {"temperature": self.temperature, "seed": self.seed}
         if self.reencode:
             settings["reencode"] = self.reencode
-        if isinstance(self.model, PanModel):
+        if expected and isinstance(self.model, PanModel):
             settings["uncertainty"] = True
         if self.temperature == 0 and not isinstance(self.model, FixedEffort):
             settings["expected"] = [horizon - 1 for horizon in expected]
@@ -153,7 +155,7 @@ class _Evaluation:
         """Whether the entropy of all steps up to a horizon tells the windows in which the state there is wrong."""
         if not futures.entropy:
             return {}
-        nats = torch.stack(list(futures.entropy.values())).sum(0)[:, :horizon].sum(1)
+        nats = uncertainty_of(futures)[:, :horizon].sum(1)
         exact = self.compare.exact(imagined[horizon].where(kept), true[horizon].where(kept))
         return {"entropy_auroc": metrics.auroc(nats[kept], ~exact), "entropy": metrics.mean_of(nats[kept])}
 
