@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_parts import Duel, Speaker, Walled  # registers the worlds
+from test_parts import Duel, Speaker, Walker, Walled  # registers the worlds
 from tiny_worlds import SENSES, build_board, record_board
 
 from pan_hf import DiscreteAction, PanAgent, RewardCritic, TextAction, VectorAction
@@ -27,7 +27,7 @@ from pan_hf.modeling.state_pan import Actions
 from pan_hf.reporting.learning import CURVES, learning_curves
 from pan_hf.training.imagine import imagine, weights_digest
 
-assert Duel and Speaker and Walled and SENSES
+assert Duel and Speaker and Walled and Walker and SENSES
 HAS_SB3 = importlib.util.find_spec("stable_baselines3") is not None
 needs_sb3 = pytest.mark.skipif(not HAS_SB3, reason="Stable-Baselines3 is not here: pip install 'pan_hf[rl]'")
 SHORT = {"num_envs": 4, "horizon": 6, "batch_size": 12, "hidden": (16,), "progress": False}
@@ -64,6 +64,12 @@ def duel(tmp_path_factory):
 def walled(tmp_path_factory):
     """A world that says in an observation which actions are allowed."""
     return _recorded(tmp_path_factory, "parts/Walled-v0")
+
+
+@pytest.fixture(scope="module")
+def walker(tmp_path_factory):
+    """A world with one action part that has a name."""
+    return _recorded(tmp_path_factory, "parts/Walker-v0")
 
 
 def policy_of(world, seed=0):
@@ -161,6 +167,14 @@ def test_an_agent_acts_by_a_policy_where_a_planner_is_asked_for(duel, board, tmp
     policy_of(duel).save(tmp_path / "other")
     with pytest.raises(ValueError, match="Take the model that it was trained in|The policy reads the senses"):
         Policy.load(tmp_path / "other", board.model)
+
+
+def test_an_agent_acts_by_the_name_of_the_one_part_of_an_action(walker, tmp_path):
+    policy_of(walker).save(tmp_path / "policy")
+    planner = PolicyPlanner(str(tmp_path / "policy"))
+    agent = PanAgent(walker.model, walker.processor, RewardCritic(), planner, replan="at_end")
+    for _ in range(2):  # the second time it sees what it did
+        assert Walker.action_space.contains(agent.act({"place": np.zeros(1, np.float32)}))
 
 
 def test_a_folder_without_a_policy_or_with_a_damaged_one_is_told(board, tmp_path):

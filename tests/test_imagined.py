@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
-from test_parts import Duel, Speaker  # registers the worlds
+from test_parts import Duel, Speaker, Walker  # registers the worlds
 from tiny_worlds import build_board, record_board
 
 from pan_hf.build import build
@@ -23,7 +23,7 @@ from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.envs.imagined import ImaginedEnv, ImaginedVectorEnv
 from pan_hf.envs.state_features import StateFeatures
 
-assert Duel and Speaker
+assert Duel and Speaker and Walker
 STAY, RIGHT = 0, 1
 
 
@@ -140,6 +140,16 @@ def test_every_action_of_a_batch_that_is_sampled_can_be_taken(board, duel):
         env.reset(seed=0)
         env.action_space.seed(0)
         env.step(env.action_space.sample())
+
+
+def test_an_action_of_one_part_is_taken_by_its_name(tmp_path):
+    record("parts/Walker-v0", tmp_path / "data", episodes=4, progress=False)
+    trajectories = load_trajectories(tmp_path / "data", "train")
+    env = batch(_world(*build(trajectories, "debug", adapter_dim=16), trajectories, tmp_path))
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    with pytest.raises(ValueError, match=r"a dict of the parts \['legs'\]"):
+        env.step([1, 0, 2])
 
 
 # ---- what is imagined
@@ -324,6 +334,22 @@ def test_an_action_that_the_model_lacks_is_refused_and_changes_nothing(board, wr
     before = env.imagination.belief
     with pytest.raises(ValueError, match="action"):
         env.step(wrong)
+    assert env.imagination.belief is before and env.imagination.age.tolist() == [0]
+
+
+def test_predictions_that_are_no_numbers_are_refused_and_change_nothing(board):
+    env = single(board)
+    env.reset(seed=0)
+    before, weights = env.imagination.belief, board.model.outcome.out.weight
+    kept = weights.detach().clone()
+    try:
+        with torch.no_grad():
+            weights.fill_(float("nan"))
+        with pytest.raises(ValueError, match="predicts values that are not numbers"):
+            env.step(STAY)
+    finally:
+        with torch.no_grad():
+            weights.copy_(kept)
     assert env.imagination.belief is before and env.imagination.age.tolist() == [0]
 
 

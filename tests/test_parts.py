@@ -81,7 +81,23 @@ class Walled(gymnasium.Env):
         return self._look(), 0.0, False, self.steps == 8, {}
 
 
-for _name, _env in {"parts/Duel-v0": Duel, "parts/Walled-v0": Walled}.items():
+class Walker(gymnasium.Env):
+    """An action of one part that has a name."""
+
+    observation_space = spaces.Dict({"place": spaces.Box(0, 4, (1,), np.float32)})
+    action_space = spaces.Dict({"legs": spaces.Discrete(3)})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.steps = int(self.np_random.integers(5)), 0
+        return {"place": np.array([self.place], np.float32)}, {}
+
+    def step(self, action):
+        self.place, self.steps = min(max(self.place + int(action["legs"]) - 1, 0), 4), self.steps + 1
+        return {"place": np.array([self.place], np.float32)}, 0.0, False, self.steps == 5, {}
+
+
+for _name, _env in {"parts/Duel-v0": Duel, "parts/Walled-v0": Walled, "parts/Walker-v0": Walker}.items():
     gymnasium.register(_name, _env, disable_env_checker=True)
 
 

@@ -91,7 +91,7 @@ class ActionParts:
             name: int(value) if feature_class(self.parts[name].kind).is_discrete else value.cpu().numpy()
             for name, value in self.split(action).items()
         }
-        return values if len(values) > 1 else next(iter(values.values()))
+        return values[ACTION] if set(values) == {ACTION} else values
 
     def check_masks(self, told: Any) -> dict[str, Tensor]:
         """By part, which choices are allowed, bool `(num_actions,)`; parts that are left out may do anything.

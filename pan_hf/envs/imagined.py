@@ -109,7 +109,7 @@ class Imagination:
         settings ([`Settings`]): how they go on.
 
     Raises:
-        ValueError: the model has no senses.
+        ValueError: the model has no senses, or `starts` are none.
     """
 
     def __init__(self, model: PanModel, processor: PanProcessor, starts: Starts, settings: Settings):
@@ -120,7 +120,8 @@ class Imagination:
         self.model, self.processor, self.starts, self.settings = model, processor, starts, settings
         self.features = StateFeatures(model) if settings.observation == "state" else None
         self.observation_space = self._observation_space()
-        self.action_space = _as_space({name: _action_space(part) for name, part in model.config.actions.items()})
+        parts = {name: _space(part) for name, part in model.config.actions.items()}
+        self.action_space = parts[ACTION] if set(parts) == {ACTION} else spaces.Dict(parts)
         self.pictures = [name for name, sense in model.config.senses.items() if feature_of(sense).is_picture]
         self._keeps_entropy = settings.measures_entropy or settings.uncertainty_penalty > 0
         self.predictor: StepPredictor
@@ -131,7 +132,7 @@ class Imagination:
     def _observation_space(self) -> spaces.Space:
         if self.features is not None:
             return self.features.space
-        return spaces.Dict({name: _sense_space(sense) for name, sense in self.model.config.senses.items()})
+        return spaces.Dict({name: _space(sense) for name, sense in self.model.config.senses.items()})
 
     # ---- beginning and going on
 
@@ -158,7 +159,6 @@ class Imagination:
         """
         taken, settings = self._batch(actions), self.settings
         transition = self.predictor.step(self.belief, taken, keeps_entropy=self._keeps_entropy)
-        self.belief = self._with_latents(transition)
         assert transition.reward is not None and transition.continue_prob is not None  # a step has an outcome
         rewards, goes_on = transition.reward.float(), transition.continue_prob.float().cpu().numpy()
         told = {"log_prob": transition.log_prob.cpu().numpy(), "continue_prob": goes_on}
@@ -169,6 +169,7 @@ class Imagination:
         reward = rewards.cpu().numpy().astype(np.float64)
         if not (np.isfinite(reward).all() and np.isfinite(goes_on).all()):
             raise ValueError("The model predicts values that are not numbers; load or train it anew.")
+        self.belief = self._with_latents(transition)
         if self._keeps_entropy:
             told |= {f"entropy.{name}": nats.cpu().numpy() for name, nats in transition.entropy.items()}
             told["entropy"] = torch.stack(list(transition.entropy.values())).sum(0).cpu().numpy()
@@ -196,12 +197,11 @@ class Imagination:
     def _batch(self, actions: Sequence[Any]) -> Tensor | Actions:
         """Actions of N rows as the model takes them; the processor checks them."""
         parts = list(self.model.config.actions)
-        if len(parts) > 1 and not all(isinstance(action, Mapping) and set(action) == set(parts) for action in actions):
+        rows = [{ACTION: action} for action in actions] if parts == [ACTION] else actions
+        if not all(isinstance(row, Mapping) and set(row) == set(parts) for row in rows):
             raise ValueError(f"An action is a dict of the parts {parts}, got {list(actions)[0]!r:.80}.")
-        columns = {name: [action[name] if len(parts) > 1 else action for action in actions] for name in parts}
-        shaped = {name: self._column(name, values) for name, values in columns.items()}
-        given: Any = shaped if len(parts) > 1 else shaped[parts[0]]
-        batch = self.processor(action=given).to(self.model.device)["action"]
+        columns = {name: self._column(name, [row[name] for row in rows]) for name in parts}
+        batch = self.processor(action=columns).to(self.model.device)["action"]
         return as_action(batch)[:, 0]
 
     def _column(self, name: str, values: list) -> Any:
@@ -251,18 +251,9 @@ def _present(belief: Belief) -> Belief:
     return replace(belief, history=[], cache=None, ages=None)
 
 
-def _sense_space(sense: Any) -> spaces.Space:
-    return AnyText(4096) if feature_class(sense.kind).is_text else feature_of(sense).space()
-
-
-def _action_space(part: Any) -> spaces.Space:
-    if feature_class(part.kind).is_discrete:
-        return spaces.Discrete(part.num_actions)
+def _space(part: Any) -> spaces.Space:
+    """Of the values of a sense, or of a part of the action."""
     return AnyText(4096) if feature_class(part.kind).is_text else feature_of(part).space()
-
-
-def _as_space(parts: dict[str, spaces.Space]) -> spaces.Space:
-    return parts[ACTION] if set(parts) == {ACTION} else spaces.Dict(parts)
 
 
 def _row(values: Any, row: int) -> Any:

@@ -71,6 +71,11 @@ class DiscreteFeature(Feature):
 
         return Form({"kind": cls.kind, "n": num}, convert)
 
+    def space(self) -> spaces.Space:
+        from gymnasium.spaces import Discrete
+
+        return Discrete(self.description["n"])
+
     # ---- To and from parquet
 
     def column_type(self) -> Any:
