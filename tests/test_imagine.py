@@ -148,6 +148,19 @@ def test_a_mask_holds_for_what_is_chosen_and_what_is_drawn(board):
         policy.act(belief, np.zeros(5))
 
 
+def test_a_mask_of_one_part_holds_where_the_others_are_numbers(duel):
+    policy, belief = policy_of(duel), duel.starts.beliefs(np.arange(6))
+    for number in range(3):
+        taken = policy.act(belief, {"legs": np.arange(3) == number}, True, torch.Generator().manual_seed(0))
+        assert taken.parts["legs"].tolist() == [number] * 6 and taken.parts["arm"].isfinite().all()
+
+
+def test_where_a_belief_and_the_world_disagree_on_what_is_allowed_the_world_is_right(walled):
+    policy, belief = policy_of(walled), walled.starts.beliefs(np.arange(len(walled.starts)))
+    for number in range(2):
+        assert set(policy.act(belief, np.arange(2) == number).tolist()) == {number}
+
+
 def test_what_a_belief_forbids_is_never_chosen(walled):
     policy, belief = policy_of(walled), walled.starts.beliefs(np.arange(len(walled.starts)))
     allowed = walled.model.decode(belief.state, "action_mask") > 0.5
@@ -190,6 +203,31 @@ def test_a_folder_without_a_policy_or_with_a_damaged_one_is_told(board, tmp_path
     (tmp_path / "policy.json").write_text("{}")
     with pytest.raises(ValueError, match="is no policy, or damaged"):
         Policy.load(tmp_path, board.model)
+
+
+def test_a_policy_of_the_same_senses_in_another_order_is_refused(board, tmp_path):
+    policy_of(board).save(tmp_path)
+    described = json.loads((tmp_path / "policy.json").read_text())
+    described["sizes"] = dict(reversed(described["sizes"].items()))
+    (tmp_path / "policy.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="Take the model that it was trained in"):
+        Policy.load(tmp_path, board.model)
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": []}, {"hidden": [0]}, {"scales": {"place": "x"}}, {"about": 1}])
+def test_a_description_that_means_nothing_is_told(board, tmp_path, wrong):
+    policy_of(board).save(tmp_path)
+    described = json.loads((tmp_path / "policy.json").read_text()) | wrong
+    (tmp_path / "policy.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="is no policy, or damaged"):
+        Policy.load(tmp_path, board.model)
+
+
+def test_reading_a_policy_draws_nothing(board, tmp_path):
+    policy_of(board).save(tmp_path)
+    before = torch.get_rng_state()
+    Policy.load(tmp_path, board.model)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_policy_goes_on_when_the_vocabulary_has_grown(board, tmp_path):

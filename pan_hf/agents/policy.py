@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from pan_hf.extras import extra
 from pan_hf.features import feature_class
 from pan_hf.files import finish_writing, read_json, whole_folder
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import truth, whole
+from pan_hf.modeling.validation_pan import real, truth, whole
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -89,10 +90,13 @@ class FlatActions:
         return low + (numbers.clamp(-1, 1) + 1) / 2 * (high - low)
 
     def allowed(self, masks: Mapping[str, Tensor]) -> Tensor | None:
-        """Which choices masks by part allow, bool `(K,)`; None where there is no mask, or nothing is one choice."""
-        if not masks or not self.is_discrete:
+        """Which choices, or numbers that stand for choices, masks by part allow, bool `(K,)`; None without a mask."""
+        if not masks:
             return None
-        return self.parts.allows(masks, self.parts.of_numbers(torch.arange(self.size)))
+        if self.is_discrete:
+            return self.parts.allows(masks, self.parts.of_numbers(torch.arange(self.size)))
+        parts = [masks.get(name, torch.ones(count, dtype=torch.bool)) for name, count in self._counts.items()]
+        return torch.cat(parts)
 
 
 def _numbers_of(part: Any) -> int:
@@ -186,7 +190,8 @@ class Policy:
     def _outputs(self, belief: Belief, mask: Any) -> Tensor:
         allowed = self.flat.allowed(self.flat.parts.check_masks(mask))
         outputs = self.network.outputs(self.features(belief))
-        return outputs if allowed is None else outputs.masked_fill(~allowed.to(outputs.device), FORBIDDEN)
+        # below what a belief forbids: where the two contradict each other, the world is right
+        return outputs if allowed is None else outputs.masked_fill(~allowed.to(outputs.device), -torch.inf)
 
     @torch.no_grad()
     def probabilities(self, belief: Belief, mask: Any = None) -> Tensor:
@@ -235,25 +240,25 @@ class Policy:
             raise FileNotFoundError(f"No policy in {folder}: expected {DESCRIPTION} in it; `pan imagine` trains one.")
         try:
             described = read_json(folder / DESCRIPTION)
-            scales, hidden, about = described["scales"], described["hidden"], described["about"]
-            sizes, taken = described["sizes"], (described["num_outputs"], described["is_discrete"])
+            scales = {name: real(name, scale, 0, above=True) for name, scale in dict(described["scales"]).items()}
+            hidden, about = check_hidden(described["hidden"]), dict(described["about"])
+            sizes, taken = dict(described["sizes"]), (described["num_outputs"], described["is_discrete"])
             weights = load_file(folder / WEIGHTS)
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder} is no policy, or damaged ({error!r}); train it again.") from error
-        except Exception as error:  # safetensors raises a class of its own
-            raise ValueError(f"{folder / WEIGHTS} is damaged ({error}); train it again.") from error
         features, flat = StateFeatures(model, scales), FlatActions(model.config)
-        if features.sizes != sizes or taken != (flat.size, flat.is_discrete):
+        if list(features.sizes.items()) != list(sizes.items()) or taken != (flat.size, flat.is_discrete):
             raise ValueError(
                 f"The policy in {folder} reads {sizes} and gives {taken[0]} {'choices' if taken[1] else 'numbers'}; "
                 f"the model says {features.sizes}, and takes {flat.size}. Take the model that it was trained in."
             )
-        network = ActorCritic(features.size, hidden, flat.size, flat.is_discrete, mask_of(features, flat))
+        with torch.device("meta"):  # nothing is drawn, and no memory is taken before the weights are seen to fit
+            network = ActorCritic(features.size, hidden, flat.size, flat.is_discrete, mask_of(features, flat))
         try:
-            network.load_state_dict(weights)
+            network.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{folder / WEIGHTS} does not fit {DESCRIPTION} beside it: {error}") from error
-        return cls(model, network, features, flat, about)
+        return cls(model, network.float(), features, flat, about)
 
 
 @dataclass(frozen=True)
