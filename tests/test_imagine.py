@@ -13,6 +13,7 @@ from test_parts import Duel, Speaker, Walker, Walled  # registers the worlds
 from tiny_worlds import SENSES, build_board, record_board
 
 from pan_hf import DiscreteAction, PanAgent, RewardCritic, TextAction, VectorAction
+from pan_hf.agents.cache_scope import digest_of
 from pan_hf.agents.policy import ActorCritic, FlatActions, Policy, PolicyPlanner, mask_of
 from pan_hf.agents.registry import make_planners
 from pan_hf.agents.stable_baselines import as_vec_env, make_ppo, network_of, ppo_class
@@ -25,7 +26,7 @@ from pan_hf.envs.imagined import ImaginedVectorEnv
 from pan_hf.envs.state_features import StateFeatures
 from pan_hf.modeling.state_pan import Actions
 from pan_hf.reporting.learning import CURVES, learning_curves
-from pan_hf.training.imagine import imagine, weights_digest
+from pan_hf.training.imagine import _note, imagine
 
 assert Duel and Speaker and Walled and Walker and SENSES
 HAS_SB3 = importlib.util.find_spec("stable_baselines3") is not None
@@ -253,14 +254,33 @@ def test_curves_are_drawn_of_what_was_noted():
     assert CURVES["return"] in svg and CURVES["entropy"] not in svg and learning_curves(log).decode() == svg
 
 
+def test_what_is_noted_of_a_rollout_is_the_mean_of_the_episodes_that_it_began_with():
+    """Of the episodes that begin within it, only short ones end in it."""
+    episodes = [
+        {"r": 1.0, "l": 2, "truncated": False, "is_first": True},
+        {"r": 4.0, "l": 6, "truncated": True, "is_first": True},
+        {"r": 9.0, "l": 1, "truncated": False, "is_first": False},
+    ]
+    told = dict.fromkeys(("entropy_loss", "value_loss", "approx_kl", "explained_variance"), 0.5)
+    ppo = SimpleNamespace(
+        logger=SimpleNamespace(name_to_value={f"train/{name}": value for name, value in told.items()}),
+        env=SimpleNamespace(mean_entropy=lambda: float("nan")),
+        ep_info_buffer=episodes,
+        num_timesteps=12,
+    )
+    noted = _note(ppo, seconds=1.0)
+    assert (noted["return"], noted["length"], noted["ended"], noted["episodes"]) == (2.5, 4.0, 0.5, 3)
+    assert ppo.ep_info_buffer == [] and "entropy" not in noted
+
+
 def test_a_digest_tells_weights_apart(board):
-    first = weights_digest(board.model)
+    first = digest_of(board.model, None)
     bias = next(iter(board.model.parameters()))
     with torch.no_grad():
         bias.flatten()[0] += 1
-        changed = weights_digest(board.model)
+        changed = digest_of(board.model, None)
         bias.flatten()[0] -= 1
-    assert len(first) == 16 and first != changed
+    assert len(first) == 32 and first != changed
 
 
 def test_without_stable_baselines_the_install_line_is_told(board, tmp_path, monkeypatch):
@@ -271,7 +291,18 @@ def test_without_stable_baselines_the_install_line_is_told(board, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"discount": 0}, {"hidden": ()}, {"horizon": 0}, {"temperature": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"discount": 0},
+        {"discount": 1.5},
+        {"hidden": ()},
+        {"horizon": 0},
+        {"temperature": -1},
+        {"num_envs": 1, "horizon": 1},
+    ],
+)
 def test_settings_are_checked_before_anything_is_written(board, tmp_path, monkeypatch, wrong):
     monkeypatch.setattr("pan_hf.training.imagine.ppo_class", lambda: None)
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -297,14 +328,14 @@ def test_only_a_vector_of_what_is_believed_goes_to_stable_baselines(board):
 
 
 @needs_sb3
-@pytest.mark.parametrize("name", ["board", "duel", "walled"])
+@pytest.mark.parametrize("name", ["board", "duel", "walled", "walker"])
 def test_a_vec_env_tells_how_an_episode_ended(name, request):
     world = request.getfixturevalue(name)
     env = vec_env(world, horizon=2, reward_scale=2.0)
     env.seed(3)
     seen = env.reset()
     assert seen.shape == (4, *env.observation_space.shape) and env.observation_space.contains(seen[0])
-    ages = np.zeros(4, int)
+    ages, is_first = np.zeros(4, int), np.ones(4, bool)
     for _ in range(4):
         seen, rewards, dones, infos = env.step(np.stack([env.action_space.sample() for _ in range(4)]))
         ages += 1
@@ -314,6 +345,8 @@ def test_a_vec_env_tells_how_an_episode_ended(name, request):
             if dones[row]:
                 assert infos[row]["episode"]["l"] == ages[row] and env.observation_space.contains(seen[row])
                 assert infos[row]["TimeLimit.truncated"] <= (ages[row] == 2)
+                assert infos[row]["episode"]["is_first"] == is_first[row]
+                is_first[row] = False
         ages[dones] = 0
     assert env.get_attr("num_envs") == [4] * 4 and env.env_is_wrapped(object) == [False] * 4
 
@@ -407,8 +440,8 @@ def test_a_damaged_state_is_told_and_left(board, tmp_path):
 
 @needs_sb3
 def test_learning_leaves_the_world_model_as_it_was(board, tmp_path):
-    before = weights_digest(board.model)
+    before = digest_of(board.model, None)
     env = vec_env(board, horizon=3)
     ppo = make_ppo(env, [8], seed=0, batch_size=4)
     ppo.learn(24)
-    assert weights_digest(board.model) == before and ppo.num_timesteps == 24
+    assert digest_of(board.model, None) == before and ppo.num_timesteps == 24

@@ -10,7 +10,6 @@ beliefs. Run again, training goes on after its last whole rollout and ends, bit 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -22,33 +21,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from pan_hf.agents.cache_scope import digest_of
 from pan_hf.agents.policy import Policy, check_hidden
 from pan_hf.agents.stable_baselines import as_vec_env, make_ppo, network_of, ppo_class
 from pan_hf.arguments import checked, least
-from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder
+from pan_hf.checkpoints import results_folder
 from pan_hf.console import Progress
 from pan_hf.envs.imagined import HORIZON, ImaginedVectorEnv
 from pan_hf.files import finish_writing, read_json
 from pan_hf.imagined_worlds import load_imagined
 from pan_hf.modeling import PanModel
+from pan_hf.modeling.validation_pan import real, whole
 from pan_hf.reporting.learning import learning_curves
 from pan_hf.training.run_folder import keeping_settings
 
 STATE = "training.safetensors"  # weights and optimizer as they are after a rollout
 SAVE_SECONDS = 30.0  # between two writes; the last rollout is always written
-FRACTION = least(0)
-POSITIVE = least(0, above=True)
 
 
 @checked(
     steps=least(1),
     horizon=least(1),
     num_envs=least(1),
-    temperature=FRACTION,
-    uncertainty_penalty=FRACTION,
-    discount=POSITIVE,
-    learning_rate=POSITIVE,
-    entropy_weight=FRACTION,
+    temperature=least(0),
+    uncertainty_penalty=least(0),
+    learning_rate=least(0, above=True),
+    entropy_weight=least(0),
     epochs=least(1),
     batch_size=least(2),
     seed=least(0),
@@ -85,7 +83,7 @@ def imagine(
         num_envs (`int`): episodes that are imagined side by side.
         temperature (`float`): of what is imagined; 0 takes the likeliest.
         uncertainty_penalty (`float`): taken from the reward for each nat of entropy in what is predicted.
-        discount (`float`): of rewards, a step.
+        discount (`float`): of rewards, a step; in (0, 1].
         learning_rate (`float`): of Adam.
         entropy_weight (`float`): what a nat of the policy's own entropy is worth, which keeps choices open.
         epochs (`int`): times a rollout is learned from.
@@ -106,10 +104,10 @@ def imagine(
             begun with other settings.
     """
     ppo_class()  # or what to install is said at once
-    widths, folder = check_hidden(hidden), results_folder(run, output) / "policy"
-    checkpoint = find_checkpoint(run, adapters=True)
-    data = find_recording(checkpoint, data_root)
-    model, processor, starts = load_imagined(run, data, environment)
+    widths, discount = check_hidden(hidden), real("discount", discount, 0, 1, above=True)
+    num_envs = whole("num_envs", num_envs, 2 if horizon == 1 else 1)  # advantages are normalised over a rollout
+    folder = results_folder(run, output) / "policy"
+    model, processor, starts = load_imagined(run, data_root, environment)
     model.requires_grad_(False)
     imagined = {"horizon": horizon, "temperature": temperature, "uncertainty_penalty": uncertainty_penalty}
     env = ImaginedVectorEnv(
@@ -120,7 +118,7 @@ def imagine(
     learned = {"gamma": discount, "learning_rate": learning_rate, "ent_coef": entropy_weight, "n_epochs": epochs}
     ppo = make_ppo(as_vec_env(env, scale), widths, seed, batch_size=batch_size, **learned)
     settings = imagined | learned | {"num_envs": num_envs, "batch_size": batch_size, "hidden": widths}
-    settings |= {"environment": environment, "seed": seed, "weights": weights_digest(model)}
+    settings |= {"environment": environment, "seed": seed, "weights": digest_of(model, None)}
     about = settings | {"reward_scale": scale, "checkpoint": str(run)}
     with keeping_settings(folder.with_name("policy.settings.json"), settings, begun=folder):
         _learn(ppo, steps, folder, model, about, progress)
@@ -131,14 +129,11 @@ def _learn(ppo: Any, steps: int, folder: Path, model: PanModel, about: dict[str,
     """Rollout, update, and so on, from where the folder has come to."""
     finish_writing(folder)
     log = _resume(ppo, folder)
-    _, callback = ppo._setup_learn(max(0, steps - ppo.num_timesteps), reset_num_timesteps=False)
     begun, saved = time.monotonic(), time.monotonic()
     before = log[-1]["seconds"] if log else 0.0
     with Progress("learning in imagination", steps, "steps", progress, ppo.num_timesteps) as line:
         while ppo.num_timesteps < steps:
-            ppo.ep_info_buffer.clear()
-            ppo.collect_rollouts(ppo.env, callback, ppo.rollout_buffer, ppo.n_steps)
-            ppo.train()
+            ppo.learn(1, reset_num_timesteps=False, log_interval=None)  # one rollout and its update
             log.append(_note(ppo, before + time.monotonic() - begun))
             line.update(ppo.num_timesteps, f"return {log[-1]['return']:.3g}, {log[-1]['length']:.3g} steps an episode")
             if ppo.num_timesteps >= steps or time.monotonic() - saved > SAVE_SECONDS:
@@ -148,22 +143,23 @@ def _learn(ppo: Any, steps: int, folder: Path, model: PanModel, about: dict[str,
 
 def _note(ppo: Any, seconds: float) -> dict[str, Any]:
     """What the last rollout and its update have shown, numbers that are finite."""
-    told, episodes = ppo.logger.name_to_value, list(ppo.ep_info_buffer)
-    env = ppo.env
+    told, num_episodes = ppo.logger.name_to_value, len(ppo.ep_info_buffer)
+    # each row's first: of the episodes that begin within a rollout, only short ones end in it
+    episodes = [episode for episode in ppo.ep_info_buffer if episode["is_first"]]
+    ppo.ep_info_buffer.clear()
     noted = {
         "return": np.mean([episode["r"] for episode in episodes]),
         "length": np.mean([episode["l"] for episode in episodes]),
-        "ended": np.mean([not episode["cut"] for episode in episodes]),
-        "entropy": env.mean_entropy(),
+        "ended": np.mean([not episode["truncated"] for episode in episodes]),
+        "entropy": ppo.env.mean_entropy(),
         "policy_entropy": -told["train/entropy_loss"],
         "value_loss": told["train/value_loss"],
         "approx_kl": told["train/approx_kl"],
         "explained_variance": told["train/explained_variance"],
         "seconds": seconds,
     }
-    told.clear()
     finite = {name: float(value) for name, value in noted.items() if np.isfinite(value)}
-    return {"steps": ppo.num_timesteps, "episodes": len(episodes), **finite}
+    return {"steps": ppo.num_timesteps, "episodes": num_episodes, **finite}
 
 
 # ---- what a run is kept by
@@ -211,15 +207,6 @@ def _resume(ppo: Any, folder: Path) -> list[dict]:
         return read_json(folder / "log.json", list)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove {folder} and train the policy again.") from error
-
-
-def weights_digest(model: PanModel) -> str:
-    """16 hex digits of SHA-256 over a model's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def card(facts: dict[str, Any], log: list[dict]) -> str:

@@ -9,7 +9,6 @@ Shapes: N = rows, that is imagined episodes side by side.
 
 from __future__ import annotations
 
-import random
 import time
 from functools import cache
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from pan_hf.agents.policy import FORBIDDEN, ActorCritic, FlatActions, mask_of
 from pan_hf.envs.imagined import ImaginedVectorEnv
 from pan_hf.extras import extra
+from pan_hf.features import ACTION
 
 PURPOSE = "Learning in imagination"
 
@@ -60,12 +60,13 @@ def vec_env_class() -> type:
             super().__init__(env.num_envs, env.single_observation_space, self.flat.space)
             self._actions: Any = None
             self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+            self._is_first = np.ones(env.num_envs, bool)  # whether a row is in its first episode since the last reset
             self._begun, self._entropy = time.time(), (0.0, 0)
 
         def reset(self) -> np.ndarray:
             seen, _ = self.env.reset(seed=self._seeds[0])
             self._reset_seeds()
-            self._returns[:], self._lengths[:], self._entropy = 0.0, 0, (0.0, 0)
+            self._returns[:], self._lengths[:], self._is_first[:], self._entropy = 0.0, 0, True, (0.0, 0)
             return seen
 
         def mean_entropy(self) -> float:
@@ -79,7 +80,7 @@ def vec_env_class() -> type:
         def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
             taken = self.flat.parts.split(self.flat.to_world(torch.as_tensor(self._actions)))
             columns = {name: part.numpy() for name, part in taken.items()}
-            given = columns if len(columns) > 1 else next(iter(columns.values()))
+            given = columns[ACTION] if set(columns) == {ACTION} else columns
             seen, rewards, terminated, truncated, told = self.env.step(given)
             infos: list[dict] = [{} for _ in range(self.num_envs)]
             self._returns, self._lengths = self._returns + rewards, self._lengths + 1
@@ -92,9 +93,10 @@ def vec_env_class() -> type:
 
         def _end_of(self, row: int, seen: np.ndarray, was_truncated: bool) -> dict:
             """What is told of an episode that ends, which is then forgotten."""
-            episode = {"r": float(self._returns[row]), "l": int(self._lengths[row]), "t": time.time() - self._begun}
-            episode["cut"] = was_truncated
-            self._returns[row], self._lengths[row] = 0.0, 0
+            episode: dict[str, Any] = {"r": float(self._returns[row]), "l": int(self._lengths[row])}
+            episode |= {"t": time.time() - self._begun, "truncated": was_truncated}
+            episode["is_first"] = bool(self._is_first[row])
+            self._returns[row], self._lengths[row], self._is_first[row] = 0.0, 0, False
             return {"terminal_observation": seen, "TimeLimit.truncated": was_truncated, "episode": episode}
 
         def close(self) -> None:
@@ -165,8 +167,7 @@ def ppo_class() -> type:
         """Args: as PPO's; the environment is an `as_vec_env`, `n_steps` its horizon."""
 
         def collect_rollouts(self, env: Any, *args: Any, **kwargs: Any) -> bool:
-            seed_everything(self.seed, self.num_timesteps)
-            env.seed(int(np.random.randint(2**31)))
+            self.set_random_seed(int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0]))
             self._last_obs = env.reset()
             self._last_episode_starts = np.ones(env.num_envs, bool)
             return super().collect_rollouts(env, *args, **kwargs)
@@ -179,14 +180,6 @@ def _silent_logger() -> Any:
     with extra("rl", PURPOSE):
         from stable_baselines3.common.logger import Logger
     return Logger(folder=None, output_formats=[])
-
-
-def seed_everything(seed: int, done: int) -> None:
-    """Seeds what draws actions and orders batches. Args: seed, of a run; done, steps before this rollout."""
-    number = int(np.random.SeedSequence([seed, done]).generate_state(1)[0])
-    random.seed(number)
-    np.random.seed(number)
-    torch.manual_seed(number)
 
 
 def make_ppo(env: Any, hidden: list[int], seed: int, **settings: Any) -> Any:

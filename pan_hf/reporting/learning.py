@@ -16,11 +16,11 @@ with extra("report", "A picture of learning curves"):
 
 CURVES = {
     "return": "return of an imagined episode",
-    "length": "its steps",
-    "ended": "share that ended in the world",
-    "entropy": "what was predicted was open by (nats a step)",
+    "length": "length of an imagined episode (steps)",
+    "ended": "share of episodes that terminate",
+    "entropy": "entropy of the predictions (nats a step)",
     "policy_entropy": "entropy of the policy (nats)",
-    "explained_variance": "of returns, what its values explain",
+    "explained_variance": "explained variance of the returns",
 }
 
 
