@@ -31,7 +31,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _MOST_SYMBOLS = 10
 _WIDEST_GRID = 32
 _SPACE, _LAST_LETTER = 32, 126  # of ASCII, what is printed
-_WHERE = "by a wrapper of your own, or in the data"  # a picture is changed
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,22 @@ def _of_bytes(axes: str, shape: tuple[int, ...], high: float) -> Layout:
     if high not in (1, 255):
         raise ValueError(
             f"uint8 of shape {shape} that is declared from 0 to {high:g} holds symbols, not colours, which go to 255. "
-            f"Draw them as colours; if they are grey levels or colours, make them floats within 0..1 ({_WHERE})"
+            f"Draw them as colours; if they are grey levels or colours, {_as_floats(shape)}"
         )
     return Layout(axes, high=high)
+
+
+def _as_floats(shape: tuple[int, ...]) -> str:
+    """How bytes are declared to be colours: nobody keeps symbols or letters as floats from 0 to 1."""
+    if sorted(shape)[-2] < _LEAST_SIDE:
+        return (
+            f"make them {_LEAST_SIDE} pixels high and wide or larger, and floats within 0..1, by a wrapper of your own"
+        )
+    wrappers = ["DtypeObservation?dtype=float32", "RescaleObservation?min_obs=0&max_obs=1"]
+    if len(shape) == 2:  # floats without channels are a matrix
+        wrappers.append(f"ReshapeObservation?shape=({shape[0]},{shape[1]},1)")
+    options = " ".join(f"--wrapper 'gymnasium.wrappers:{wrapper}'" for wrapper in wrappers)
+    return f"make them floats within 0..1: {options}, a wrapper of your own, or in the data"
 
 
 def _channels_last(value: np.ndarray, layout: Layout) -> np.ndarray:
@@ -157,14 +169,13 @@ def check_colours(image: np.ndarray) -> None:
         raise ValueError(
             f"{image.shape} with numbers up to {image.max()} is a grid of symbols, not of colours. Record MiniGrid's "
             "pictures with the wrapper minigrid.wrappers:RGBImgPartialObsWrapper (RGBImgObsWrapper: the whole grid). "
-            f"If they are dark colours, make them floats within 0..1 ({_WHERE})"
+            f"If they are dark colours, {_as_floats(image.shape)}"
         )
     is_printed = image.ndim == 2 and image.min() >= _SPACE and image.max() <= _LAST_LETTER
     if is_printed and 0.5 < np.mean(image == _SPACE) < 1:
         raise ValueError(
             f"{image.shape} with numbers from {image.min()} to {image.max()}, most of them {_SPACE}, is a grid of "
-            "letters, not of colours. Draw them as colours. If they are grey levels, make them floats within 0..1 "
-            f"({_WHERE})"
+            f"letters, not of colours. Draw them as colours. If they are grey levels, {_as_floats(image.shape)}"
         )
 
 

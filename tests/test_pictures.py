@@ -1,6 +1,7 @@
 """Pictures are taken for what they are: colours of any range, depth, symbols, transparent ones, files; or refused."""
 
 import io
+import re
 
 import datasets
 import gymnasium
@@ -44,9 +45,11 @@ class Picture(gymnasium.Env):
         "sixteen": ((21, 79), np.uint8, 0, 15),
         "twotone": ((16, 16, 3), np.uint8, 0, 1),
         "dark": ((16, 16, 3), np.float32, 0, 1),
+        "night": ((16, 16, 3), np.uint8, 0, 255),
         "row": ((4, 100), np.uint8, 0, 255),
     }
-    TWO = {"letters": (ord(" "), ord("@")), "dark": (0, 4 / 255), "twotone": (0, 1)}  # numbers, the second at a third
+    # numbers, the second at a third of places
+    TWO = {"letters": (ord(" "), ord("@")), "dark": (0, 4 / 255), "twotone": (0, 1), "night": (0, 5)}
 
     def __init__(self, kind):
         self.kind, (shape, dtype, low, high) = kind, self.KINDS[kind]
@@ -94,7 +97,8 @@ def test_colours_of_a_known_range_become_bytes(kind, tmp_path):
         ("unbounded", "looks like a picture, and it is not known which numbers are black.*RescaleObservation"),
         ("many", "has 4800 numbers; expected at most 4096 in a vector"),
         ("depthmetres", "floats from .* say what to multiply them with.*--depth-scale 1000"),
-        ("symbols", "grid of symbols, not of colours.*RGBImgPartialObsWrapper.*floats within 0..1"),
+        ("symbols", "grid of symbols, not of colours.*RGBImgPartialObsWrapper.*8 pixels high and wide or larger"),
+        ("night", "grid of symbols, not of colours.*RGBImgPartialObsWrapper.*floats within 0..1"),
         ("letters", "grid of letters, not of colours.*floats within 0..1"),
         ("sixteen", r"uint8 of shape \(21, 79\) that is declared from 0 to 15 holds symbols.*floats within 0..1"),
     ],
@@ -113,6 +117,20 @@ def test_symbols_are_told_from_colours_at_any_size_that_is_asked_for(tmp_path):
         env.reset()
     check_colours(np.zeros((16, 16, 3), np.uint8))  # a dark frame is no symbol
     check_colours(np.full((64, 64, 3), 7, np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["night", "letters", "sixteen"])
+def test_pictures_that_look_like_something_else_are_taken_as_the_advice_says(kind, tmp_path):
+    with pytest.raises(ValueError, match="--wrapper") as refused:
+        recorded(kind, tmp_path / "data")
+    wrappers = re.findall(r"--wrapper '(.*?)'", str(refused.value))
+    height, width = Picture.KINDS[kind][0][:2]
+    features = recorded(kind, tmp_path / "data", wrappers=wrappers)
+    assert features["observation.camera"]["shape"] == [height, width, 3]
+    frames = load_trajectories(tmp_path / "data", "train").observations["camera"]
+    env, first = Picture(kind), frames[0].transpose(1, 2, 0)
+    drawn = env.reset()[0].reshape(height, width, -1)
+    assert np.array_equal(first, np.broadcast_to(drawn * (255 // env.observation_space.high.max()), first.shape))
 
 
 @pytest.mark.parametrize(("kind", "high"), [("dark", 4), ("twotone", 255)])
