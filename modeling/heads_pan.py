@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 NUM_BINS = 41
+_ROUNDING = 1e-6  # of a reward to float32, relative: a bound is given in decimals
 LEAST_BOUND = 10.0  # of rewards: a recording in which none was met says little about their scale
 
 
@@ -47,19 +48,20 @@ def reward_bound(rewards: ArrayLike) -> float:
 
 
 def check_rewards(rewards: ArrayLike, bound: float) -> None:
-    """Raises ValueError where rewards of a recording are beyond the `bound` of a model, which would clip them in
-    silence, or not finite."""
+    """Raises ValueError where rewards of a recording or a batch are beyond the `bound` of a model, which would clip
+    them in silence, or not finite."""
     largest = _largest(rewards)
-    if largest > bound:
+    if largest > bound * (1 + _ROUNDING):
         raise ValueError(
-            f"The recording has rewards as large as {largest:.6g}; the model was built for rewards within plus and "
-            f"minus {bound:.6g} (`reward_bound`), and would take all beyond for that. Divide the rewards, or build "
-            f"the model with reward_bound={2 * largest:.4g}."
+            f"There are rewards as large as {largest:.6g}; the model was built for rewards within plus and minus "
+            f"{bound:.6g} (`reward_bound`), and would take all beyond for that. Divide the rewards, or build the "
+            f"model with reward_bound={2 * largest:.4g}."
         )
 
 
 def _largest(rewards: ArrayLike) -> float:
-    values = torch.as_tensor(rewards, dtype=torch.float64)
+    # of a batch they are on its device, which may have no float64
+    values = rewards.float() if isinstance(rewards, Tensor) else torch.as_tensor(rewards, dtype=torch.float64)
     if not bool(values.isfinite().all()):
         raise ValueError(f"Rewards must be finite, got {int(values.isfinite().logical_not().sum())} NaN or inf.")
     return float(values.abs().max()) if values.numel() else 0.0

@@ -27,7 +27,7 @@ from .codecs_pan import encode_observation
 from .distributed_pan import log_of_mean, shared_mean
 from .effort_pan import changed_tokens
 from .embedding_pan import CodeTables, part_codec
-from .heads_pan import two_hot
+from .heads_pan import check_rewards, two_hot
 from .image_codec_pan import LEAST_ERROR
 from .imagination_pan import latents_given, switch_losses, switch_warm_up_losses
 from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
@@ -564,6 +564,8 @@ def _checked_window(model: PanModel, observation: Mapping[str, Tensor], action: 
     for name in shapes:
         if not bool(inputs[name].isfinite().all()):
             raise ValueError(f"`{name}` holds numbers that are not finite, and so would the loss.")
+    if "reward" in shapes:
+        check_rewards(inputs["reward"], model.config.reward_bound)
     if model.config.actors and "reward" in shapes:  # beside them stand actors
         shapes["reward"] = shapes["reward"][:2]
     shapes["action"] = tuple(action.shape[:2])

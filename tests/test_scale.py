@@ -582,6 +582,18 @@ def test_a_trainer_of_one_s_own_trains_a_world_model_on_what_the_processor_gives
     assert len(losses) == 8 and min(losses[-3:]) < losses[0] and len(pictures) == 2
 
 
+def test_a_trainer_of_one_s_own_is_told_of_rewards_beyond_the_model_s_bound(tmp_path):
+    model = world_model(("touch",))
+    seen, steps = observe(model, batch=8, steps=2), torch.arange(8)
+    rows = [
+        {"observation": {"touch": seen["touch"][row]}, "action": steps[row : row + 1] % 2, "reward": reward}
+        for row, reward in enumerate(torch.tensor([[1.0]] * 7 + [[-20.0]]))
+    ]
+    own = own_trainer(model, rows, tmp_path, data_collator=torch.utils.data.default_collate)
+    with pytest.raises(ValueError, match="rewards as large as 20; .*within plus and minus 10 .*reward_bound=40"):
+        own.train()
+
+
 def test_pictures_are_shown_every_so_many_steps_and_at_the_end():
     shown, at = RolloutImages({}, None, every=4), []
     shown.show = lambda model, args, state: at.append(state.global_step)

@@ -145,6 +145,7 @@ def test_a_reward_within_the_bound_of_its_recording_is_said_as_it_is(reward):
 def test_rewards_beyond_the_bound_of_a_model_are_refused_with_the_bound_they_need():
     assert reward_bound([]) == reward_bound([3.0]) == 10.0 and reward_bound([-1000.0]) == pytest.approx(2000)
     check_rewards(np.array([-10.0, 10.0]), 10.0)
+    check_rewards(torch.tensor([20.1]), 20.1)  # float32 of it is a little more
     with pytest.raises(ValueError, match="rewards as large as 20; .*within plus and minus 10.*reward_bound=40"):
         check_rewards(np.array([-20.0, 1.0]), 10.0)
     with pytest.raises(ValueError, match="must be finite, got 1 NaN"):
