@@ -226,6 +226,7 @@ def test_seeds_of_the_recording_are_refused(run_dir, tmp_path):
         ({"planners": ["cem?width=3"]}, "its settings are"),
         ({"environments": ["MiniGrid-Empty-8x8-v0"]}, "not in the recording"),
         ({"episodes": 0}, "at least 1"),
+        ({"explain": "first"}, "`explain` names steps from 0 on, or 'last', as in '0,5,last'; got 'first'"),
     ],
 )
 def test_what_pan_plan_cannot_do_is_said_before_anything_is_written(run_dir, tmp_path, options, message):

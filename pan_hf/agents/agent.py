@@ -24,6 +24,7 @@ from torch import Tensor
 from pan_hf.agents.actions import ActionParts, find_mask
 from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.critics import as_critic, check_scores
+from pan_hf.agents.explain import Explanation, explanation_of
 from pan_hf.agents.plan import Contradicted, Plan, compared_keys
 from pan_hf.features import feature_class
 from pan_hf.modeling.sense_configuration_pan import ACTION, OUTSIDE
@@ -158,6 +159,9 @@ class PanAgent:
         self._surprises: dict[Any, float] = defaultdict(float)
         self._recalled: Counter = Counter()  # how often the cache has answered in a state
         self._is_recalled = False  # the plan is from the cache
+        self._source = "search"  # of the last action, see `explain.SOURCES`
+        self._answer: Any = None  # of the cache, if the plan is from it
+        self._masks: dict[str, Tensor] = {}  # at the last decision
         self._refuted = Contradicted()
 
     @torch.no_grad()
@@ -186,6 +190,7 @@ class PanAgent:
         with self._unchanged_by_failure():
             seen = self.senses_of(observation)
             masks = self.parts.check_masks(find_mask(observation) if mask is None else mask)
+            self._masks, self._source = masks, "plan"
             self.observations.append(seen)
             belief = perceive(self.model, self.processor, list(self.observations), list(self.actions))
             belief = self._with_what_is_not_seen(belief, seen)
@@ -200,10 +205,33 @@ class PanAgent:
         self.statistics.seconds += time.perf_counter() - start
         return action
 
+    def explain(self) -> Explanation:
+        """Why the last action was taken: what was weighed, what was expected of it, and where the action comes from.
+        Nothing is imagined before the explanation is asked for it.
+
+        Where the agent goes on with an earlier plan, what was weighed is what is left of those candidates that began
+        with the actions taken since.
+
+        Raises:
+            ValueError: no action was taken since `reset`.
+        """
+        if self._before is None or self.plan is None:
+            raise ValueError("There is nothing to explain before the first `act`.")
+        belief, _ = self._before
+        known: tuple = ()
+        if self._source.startswith("cache") and self.cache is not None:
+            known = self.cache.candidates(self.model, self.critic, self._answer)
+        elif self._source == "search" and not self.plan.candidates and hasattr(self.planner, "candidates"):
+            known = self.planner.candidates(self.model, belief, self._masks)
+        return explanation_of(
+            self.plan, self._position - 1, self._source, self.planner, self.model, belief, self.parts, known
+        )
+
     @contextmanager
     def _unchanged_by_failure(self) -> Iterator[None]:
         """Puts the episode back as it was where the block raises."""
         replaced = ("plan", "_position", "_last", "_predicted", "_before", "_imagined", "_is_recalled")
+        replaced += ("_source", "_answer", "_masks")
         changed = ("observations", "actions", "statistics", "_surprises", "_recalled")
         kept = {name: getattr(self, name) for name in replaced}
         kept |= {name: copy.copy(getattr(self, name)) for name in changed}
@@ -324,7 +352,7 @@ class PanAgent:
             return False
         if not surprised and not getattr(branch, "chance", 0.0):
             return False
-        self.plan, self._position = branch, 0
+        self.plan, self._position, self._source = branch, 0, "branch"
         self.statistics.followed += 1
         return True
 
@@ -357,7 +385,7 @@ class PanAgent:
             return False
         if not self.critic.reached(futures, check_scores(self.critic.score(futures), futures))[0, -1]:
             return False
-        self.plan, self._position = plan.along(actions, keys), 0
+        self.plan, self._position, self._source = plan.along(actions, keys), 0, "repair"
         self.statistics.repairs += 1
         return True
 
@@ -386,6 +414,7 @@ class PanAgent:
         )
         if answer is None:
             return None
+        self._source, self._answer = f"cache ({answer.level})", answer
         self._recalled[key] += 1
         self.statistics.recalled += 1
         by_level = self.statistics.recalled_by
@@ -393,6 +422,7 @@ class PanAgent:
         return answer.plan
 
     def _search(self, world, belief, masks: dict[str, Tensor]) -> Plan:
+        self._source = "search"
         settings: dict[str, Any] = {"generator": self.generator, "refuted": self._refuted}
         if masks:  # planners of one's own need not know of them
             settings["mask"] = masks

@@ -4,13 +4,14 @@ Unlike a search over states it takes any action: of more actions than it tries, 
 state. Unlike shooting it gives up a bad beginning after one step.
 """
 
+import heapq
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pan_hf.agents.plan import Plan, check_numbers
+from pan_hf.agents.plan import MOST_CANDIDATES, Candidate, Plan, best_candidates, check_numbers
 from pan_hf.agents.planner import Planner, Problem, check_counts
 from pan_hf.agents.strategy import stacked
 from pan_hf.agents.successors import Successors, imagine_step
@@ -62,6 +63,7 @@ class BeamSearch(Planner):
             reaches_goal=way.is_goal,
             num_folded=beam.num_folded,
             parts=problem.parts,
+            candidates=best_candidates([way.candidate, *(end.candidate for end in beam.runners_up(way))]),
         )
 
 
@@ -85,6 +87,10 @@ class _Way:
     is_goal: bool = False
     is_over: bool = False
 
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(stacked(self.actions), self.worth, reaches_goal=self.is_goal)
+
 
 class _Beam:
     """One run of [`BeamSearch`]."""
@@ -95,26 +101,32 @@ class _Beam:
         self.seen = {root}
         self.num_folded = 0
         self.has_goal = True
+        self.ends: list[_Way] = []  # what the search may end with, the best of the last length among them
+
+    def runners_up(self, chosen: _Way) -> list[_Way]:
+        """The best of the ways that were not chosen."""
+        others = [way for way in self.ends if way is not chosen and not way.is_goal]
+        return heapq.nlargest(MOST_CANDIDATES - 1, others, key=lambda way: way.worth)
 
     def run(self) -> _Way | None:
         beliefs, ways = self.problem.belief, [_Way([], [], [], [])]
-        ends: list[_Way] = []
         for _ in range(self.config.horizon):
             grown, beliefs = self._grow(beliefs, ways)
             if not grown:  # nothing is allowed anywhere
                 break
             for way in sorted((way for way in grown if way.is_goal), key=lambda way: -way.worth):
                 if self._is_confirmed(way):
+                    self.ends += grown
                     return way
             grown = [self._disbelieved(way) if way.is_goal else way for way in grown]
             # of ways that bring rewards, those that could go on are worth less than is known
-            over = [way for way in ends if way.is_over or self.critic.scores_states]
-            ends = [*over, *grown]
+            over = [way for way in self.ends if way.is_over or self.critic.scores_states]
+            self.ends = [*over, *grown]
             ways = self._chosen(grown)
             if not ways:
                 break
             beliefs = beliefs.select(torch.tensor([way.row for way in ways]))
-        return max(ends, key=lambda way: way.worth, default=None)
+        return max(self.ends, key=lambda way: way.worth, default=None)
 
     def _grow(self, beliefs, ways: list[_Way]) -> tuple[list[_Way], Any]:
         """Every way one action longer, and their beliefs."""

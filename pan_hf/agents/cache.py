@@ -14,7 +14,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ from pan_hf.agents.cache_recorder import Recorded
 from pan_hf.agents.cache_scope import Scope, fingerprint, scope_of, task_of, tensors_of
 from pan_hf.agents.cache_store import CacheStore
 from pan_hf.agents.critics import Critic, RewardCritic, as_critic, check_scores
-from pan_hf.agents.plan import Contradicted, Plan, compared_keys, device_of
+from pan_hf.agents.plan import Candidate, Contradicted, Plan, best_candidates, compared_keys, device_of
 from pan_hf.arguments import as_type
 from pan_hf.modeling.validation_pan import real, truth, whole
 
@@ -51,6 +51,7 @@ class Answer:
             goal.
         distance (`float`): to the neighbour, as a share of the typical distance between states; 0 at other levels.
         plan ([`Plan`]): this one action; with the state expected after it where the key is exact.
+        node (`bytes`): of the state in which it was found.
     """
 
     level: str
@@ -59,6 +60,7 @@ class Answer:
     reach: float
     distance: float
     plan: Plan
+    node: bytes
 
 
 @dataclass
@@ -311,7 +313,21 @@ class SimulationCache:
             seconds=0.0,
             parts=bound.keys.parts,
         )
-        return Answer(level, action, plan.expected_return, float(reach or 0.0), distance, plan)
+        return Answer(level, action, plan.expected_return, float(reach or 0.0), distance, plan, node)
+
+    def candidates(self, world: Any, critic: Any, answer: Answer) -> tuple[Candidate, ...]:
+        """The actions of which something is known in the state of an answer, the best first. Where no chance to reach
+        the goal is known, an action is worth what the plan that began with it was expected to bring."""
+        bound = self.bind(world, critic)
+        found: list[Candidate] = []
+        rows = self.store.query(
+            "SELECT action, value, reach, planned FROM worth WHERE node=? AND task=?", (answer.node, bound.task)
+        )
+        for action, value, reach, planned in rows:
+            worth = planned if value is None or (planned is not None and not reach) else value
+            with suppress(ValueError):  # one that the model has, and this world does without, see `FewerActions`
+                found.append(Candidate(bound.keys.actions([action]), worth, reaches_goal=(reach or 0) >= 0.5))
+        return best_candidates(found)
 
     def _with_next_state(self, bound: _Bound, node: bytes, answer: Answer, compared_by: Mapping[str, int]) -> Answer:
         """An exact answer with the state that was met most often after its action, as an agent compares states."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pan_hf.agents.actions import ActionParts
-from pan_hf.agents.plan import Plan, check_numbers
+from pan_hf.agents.plan import Candidate, Plan, best_candidates, check_numbers
 from pan_hf.agents.planner import Planner, Problem, check_choices, check_counts, check_discrete
 from pan_hf.agents.successors import Successors, imagine_step
 from pan_hf.modeling.validation_pan import whole
@@ -98,6 +98,8 @@ class _Search:
         self.temperature = 1.0 if is_sampled else 0.0
         root, state = problem.root_keys()
         self.parents, self.actions, self.keys = [-1], [-1], [state]
+        self.firsts = [-1]  # the root's action that each node is below
+        self.ends: dict[int, tuple[int, float]] = {}  # by action of the root, the best node below it, and its score
         self.elapsed = [0]  # steps from the root to each node
         self.seen = {root}
         self.best, self.best_score = 0, float("-inf")
@@ -190,8 +192,11 @@ class _Search:
                 continue
             node = self._add(edges[row], successors, row)
             # a claim that is still here was not confirmed, so its score is not believed either
-            if successors.scores[row] > self.best_score and not successors.claims[row]:
-                self.best, self.best_score = node, successors.scores[row]
+            score = float("-inf") if successors.claims[row] else successors.scores[row]
+            if score > self.best_score:
+                self.best, self.best_score = node, score
+            if self.firsts[node] not in self.ends or score > self.ends[self.firsts[node]][1]:
+                self.ends[self.firsts[node]] = node, score
             if successors.going_on[row]:  # an ended state must not hide another, unended way to the same codes
                 self.seen.add(key)
                 fresh[row] = node
@@ -203,6 +208,7 @@ class _Search:
         self.parents.append(parent)
         self.actions.append(action)
         self.keys.append(successors.states[row])
+        self.firsts.append(self.firsts[parent] if parent else action)
         self.elapsed.append(self.elapsed[parent] + successors.durations[row])
         return len(self.keys) - 1
 
@@ -227,4 +233,18 @@ class _Search:
             reaches_goal=reaches_goal,
             num_folded=self.num_folded,
             parts=self.parts,
+            candidates=self._candidates(node, expected_return, reaches_goal),
+        )
+
+    def _candidates(self, chosen: int, worth: float, reaches_goal: bool) -> tuple[Candidate, ...]:
+        """The way to the chosen node, and by every other action of the root the way to the best node below it."""
+        ends = [(chosen, worth)] if chosen else []
+        ends += [end for first, end in self.ends.items() if not chosen or first != self.firsts[chosen]]
+        return best_candidates(
+            Candidate(
+                actions=self.parts.of_numbers(torch.tensor([action for action, _ in self._path(node)])),
+                value=score if math.isfinite(score) else None,
+                reaches_goal=reaches_goal and node == chosen,
+            )
+            for node, score in ends
         )

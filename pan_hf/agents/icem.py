@@ -87,7 +87,7 @@ class ICEM(CEM):
             added = [{name: part[:num_kept] for name, part in best.items()}]
             for name, proposal in proposals.items():
                 proposal.refit(best[name], self.smoothing)
-        return SampledPlan(**vars(imagined.best), elites=best)
+        return SampledPlan(**vars(imagined.plan()), elites=best)
 
 
 def begin_with(problem: Problem, proposals: Mapping[str, Categorical | Gaussian]) -> list[dict[str, Tensor]]:

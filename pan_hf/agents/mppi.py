@@ -69,7 +69,7 @@ class MPPI(Shooting):
         nominal = {name: proposal.center[None].clone() for name, proposal in proposals.items()}
         imagined.best = None
         imagined.judge(nominal)
-        return SampledPlan(**vars(imagined.best), elites=nominal)
+        return SampledPlan(**vars(imagined.plan()), elites=nominal)
 
     def _weights(self, values: Tensor) -> Tensor:
         spread = values.std(correction=0).clamp(min=1e-9)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pan_hf.agents.plan import Candidate, Foreseen, best_candidates
 from pan_hf.agents.planner import Problem
 from pan_hf.agents.strategy import Decision, Strategy, likely_way, stacked
 from pan_hf.agents.successors import Successors, gather, imagine_step
@@ -63,7 +64,8 @@ class Node:
 
 @dataclass(eq=False)
 class Outcome:
-    """A state that an action has led to; `count` is how often it was drawn."""
+    """A state that an action has led to; `count` is how often it was drawn. `belief` is kept of the root's alone, to
+    be looked at."""
 
     node: Node
     score: float
@@ -72,6 +74,7 @@ class Outcome:
     probability: float | None
     is_goal: bool
     count: int = 0
+    belief: Any = None
 
 
 @dataclass(eq=False)
@@ -194,6 +197,8 @@ class OutcomeGraph:
                 edge.node, score, successors.continue_probs[row], successors.durations[row], chance, is_goal
             )
             edge.outcomes[kind] = outcome
+            if edge.node is self.root:
+                outcome.belief = successors.belief.select(torch.tensor([row]))
             outcome.node, new = self._node(edge, outcome, key, successors.states[row], is_end)
             self.num_goals += is_goal
         outcome.count += is_sampled
@@ -282,11 +287,14 @@ class OutcomeGraph:
             edge = None if (node.value, node.is_closed) == known else node.owner
 
     def _worth(self, edge: Edge) -> float:
-        worth = 0.0
-        for weight, each in zip(edge.weights(), edge.outcomes.values(), strict=True):
-            after = 0.0 if each.node.is_end else self._passes(each) * each.node.value
-            worth += weight * float(self.critic.combine(each.score, after))
-        return worth
+        return sum(
+            weight * self._value(each) for weight, each in zip(edge.weights(), edge.outcomes.values(), strict=True)
+        )
+
+    def _value(self, outcome: Outcome) -> float:
+        """What the step to an outcome is worth with what follows it."""
+        after = 0.0 if outcome.node.is_end else self._passes(outcome) * outcome.node.value
+        return float(self.critic.combine(outcome.score, after))
 
     def _passes(self, outcome: Outcome) -> float:
         """The share of what comes after an outcome that counts before it."""
@@ -386,9 +394,32 @@ class OutcomeGraph:
             reaches_goal=_likeliest(last).is_goal,
             num_folded=self.num_folded,
             parts=self.parts,
+            candidates=self._candidates(),
             decisions=decisions,
             path=path,
             chance=decisions[0].chance,
+        )
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        """The actions of the root: what each leads to."""
+        tried = [edge for edge in self.root.edges.values() if edge.outcomes]
+        visits = sum(edge.visits for edge in tried)
+        return best_candidates(
+            Candidate(
+                actions=self.parts.of_numbers(torch.tensor([edge.action])),
+                value=edge.value,
+                weight=edge.visits / visits if visits else None,
+                reaches_goal=_likeliest(edge).is_goal,
+                outcomes=self._foreseen(edge),
+            )
+            for edge in tried
+        )
+
+    def _foreseen(self, edge: Edge) -> tuple[Foreseen, ...]:
+        pairs = sorted(zip(edge.weights(), edge.outcomes.values(), strict=True), key=lambda pair: -pair[0])
+        return tuple(
+            Foreseen(weight, each.score, each.continue_prob, self._value(each), each.is_goal, each.belief)
+            for weight, each in pairs
         )
 
     def _decision(self, edge: Edge, numbers: dict[Node, int], chance: float) -> Decision:

@@ -1,6 +1,6 @@
 """A plan: actions, and what the planner expects of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,6 +10,69 @@ from pan_hf.agents.actions import ActionParts
 from pan_hf.modeling.state_pan import Actions
 
 _SHOWN_ACTIONS = 12  # in `repr`, which stays in one line
+MOST_CANDIDATES = 16
+"""Candidates that a plan keeps, the best."""
+
+
+@dataclass(frozen=True, eq=False)
+class Foreseen:
+    """What may come of an action, as a search met it.
+
+    Args:
+        probability (`float`): among the outcomes that were met.
+        score (`float`), continue_prob (`float`): the critic's score of the step, and the chance that the episode goes
+            on.
+        value (`float`): what the step is worth with what follows it.
+        is_goal (`bool`): whether the goal is reached.
+        belief: after it, one row, to be decoded.
+    """
+
+    probability: float
+    score: float
+    continue_prob: float
+    value: float
+    is_goal: bool
+    belief: Any = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A way that was weighed before an action was taken.
+
+    Args:
+        actions (`torch.Tensor` or [`Actions`]): `(length, ...)`, as in a plan.
+        value (`float`, *optional*): what it was taken to be worth; None where nothing says it, as a policy does not.
+        weight (`float`, *optional*): share of a search's visits, or a policy's probability.
+        reaches_goal (`bool`): whether it was expected to.
+        outcomes (`tuple[Foreseen]`): of its first action, where a search met several; the likeliest first.
+    """
+
+    actions: torch.Tensor | Actions
+    value: float | None
+    weight: float | None = None
+    reaches_goal: bool = False
+    outcomes: tuple[Foreseen, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What all sampled sequences were worth: how many they are, their mean, standard deviation, least and most."""
+
+    count: int
+    mean: float
+    std: float
+    least: float
+    most: float
+
+
+def best_candidates(candidates: Iterable[Candidate], most: int = MOST_CANDIDATES) -> tuple[Candidate, ...]:
+    """The best of several: what reaches the goal first, then by value, then by weight."""
+
+    def rank(each: Candidate) -> tuple[bool, float, float]:
+        value = float("-inf") if each.value is None else each.value
+        return each.reaches_goal, value, each.weight or 0.0
+
+    return tuple(sorted(candidates, key=rank, reverse=True)[:most])
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +91,8 @@ class Plan:
         reaches_goal (`bool`): whether the last action is expected to reach the critic's threshold.
         num_folded (`int`): imagined states that were equal to one seen before.
         parts ([`ActionParts`], *optional*): of the world, for names of actions.
+        candidates (`tuple[Candidate]`): what was weighed, the best first.
+        spread ([`Spread`], *optional*): of all sequences, where they were sampled.
     """
 
     actions: torch.Tensor | Actions
@@ -39,6 +104,8 @@ class Plan:
     num_folded: int = 0
     num_calls: int = 0
     parts: ActionParts | None = field(default=None, compare=False)
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
+    spread: Spread | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -51,9 +118,9 @@ class Plan:
         return self.along(self.actions[taken:], states)
 
     def along(self, actions: torch.Tensor | Actions, states: list[bytes] | None) -> "Plan":
-        """A plain plan of other actions and states, and of all else that this one says."""
+        """A plain plan of other actions and states, of which nothing was weighed, and of all else that it says."""
         own = {item.name: getattr(self, item.name) for item in fields(Plan)}
-        return Plan(**(own | {"actions": actions, "states": states}))
+        return Plan(**(own | {"actions": actions, "states": states, "candidates": (), "spread": None}))
 
     def branch(self, taken: int, key: bytes) -> "Plan | None":
         """What to do where the last of the first `taken` actions led to the state `key`; None where it does not say.

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pan_hf.agents.actions import MASK, ActionParts
-from pan_hf.agents.plan import Contradicted, Plan, check_numbers, check_one_row
+from pan_hf.agents.plan import MOST_CANDIDATES, Candidate, Contradicted, Plan, check_numbers, check_one_row
 from pan_hf.envs.state_features import StateFeatures
 from pan_hf.extras import extra
 from pan_hf.features import feature_class
@@ -310,6 +310,17 @@ class PolicyPlanner:
         actions = policy.act(belief, mask, self.sampled, generator)
         value = float(policy.values(belief)[0])
         return Plan(actions, value, None, 0, time.perf_counter() - start, parts=policy.flat.parts)
+
+    def candidates(self, world, belief, mask) -> tuple[Candidate, ...]:
+        """What the policy weighed in a belief of one row: its likeliest choices. None where it gives numbers.
+        Args: mask, as for `plan`."""
+        policy = vars(self)["_loaded"][id(world)]
+        if not policy.flat.is_discrete:
+            return ()
+        chances = policy.probabilities(belief, mask)[0]
+        likeliest = chances.topk(min(MOST_CANDIDATES, len(chances))).indices.cpu()
+        ways = ((policy.flat.to_world(choice[None]), float(chances[choice])) for choice in likeliest)
+        return tuple(Candidate(way, None, weight) for way, weight in ways)
 
 
 def check_hidden(hidden: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pan_hf.agents.plan import Contradicted, Plan, check_numbers, check_one_row
+from pan_hf.agents.plan import Candidate, Contradicted, Plan, best_candidates, check_numbers, check_one_row
 from pan_hf.agents.planner import Planner, Problem, check_counts, check_drawable
 from pan_hf.agents.strategy import stacked
 from pan_hf.agents.successors import Successors, gather, imagine_step
@@ -180,6 +180,16 @@ class ReasonersWorld:
         is_end = state.is_goal or state.is_over or not state.scores
         promised = 0.0 if is_end else self.critic.outlook(state.scores[-1], self.max_depth - len(state.actions))
         return self.critic.combined(state.scores, state.passes, promised)
+
+    def candidates(self, arrived: ReasonersState) -> tuple[Candidate, ...]:
+        """The way to a state, and the other first actions that were imagined, by their scores."""
+        way = stacked([self._as_action(action) for action in arrived.actions])
+        others = [
+            Candidate(stacked([self._as_action(action)]), successors.scores[row])
+            for (state, action), (successors, row) in self._imagined.items()
+            if not state.actions and action != arrived.actions[0]
+        ]
+        return best_candidates([Candidate(way, self.worth(arrived), reaches_goal=arrived.is_goal), *others])
 
     # ---- gathering
 
@@ -365,4 +375,5 @@ class ReasonersSearch(Planner):
             states=list(arrived.states),
             reaches_goal=arrived.is_goal,
             parts=asked.parts,
+            candidates=asked.candidates(arrived),
         )

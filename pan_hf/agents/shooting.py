@@ -3,7 +3,7 @@
 Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinates of a vector action."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.critics import check_scores, discounts
-from pan_hf.agents.plan import Plan, check_numbers, device_of
+from pan_hf.agents.plan import Candidate, Plan, Spread, best_candidates, check_numbers, device_of
 from pan_hf.agents.planner import Planner, Problem
 from pan_hf.features import feature_class
 from pan_hf.modeling.state_pan import Actions
@@ -22,6 +22,9 @@ OBJECTIVES = ("critic", "path", "end", "both")
 the sum of these two. The way ends where the goal is reached, or the episode is over, and the score at that step then
 counts for the steps that are left. So sequences that reach the same end are worth the same by "end", and the sooner
 the more by "path" and "both"."""
+
+
+_FEW = 5  # sampled sequences that are kept as candidates
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Imagined:
         self.planner, self.problem, self.parts = planner, problem, problem.parts
         self.best: Plan | None = None
         self._has_goal: bool | None = None
+        self._candidates: tuple[Candidate, ...] = ()
+        self._worths: list[Tensor] = []
 
     def judge(self, sampled: dict[str, Tensor]) -> Tensor:
         """What sequences are worth, `(N,)` on the CPU. Args: sampled, `(N, H, ...)` by part; first actions that are
@@ -80,16 +85,29 @@ class Imagined:
         return worth
 
     def _keep_best(self, actions: Tensor | Actions, worth: Tensor, reached: Tensor, lengths: Tensor) -> None:
-        best = int(worth.argmax())
-        if self.best is None or float(worth[best]) > self.best.expected_return:
-            length = int(lengths[best])
-            self.best = Plan(
-                actions=actions[best][:length],
-                expected_return=float(worth[best]),
-                states=None,
-                reaches_goal=bool(reached[best, length - 1]),
-                parts=self.parts,
-            )
+        few = []
+        for row in worth.argsort(descending=True, stable=True)[: 4 * _FEW].tolist():
+            length = int(lengths[row])
+            is_goal = bool(reached[row, length - 1])
+            few.append(Candidate(actions[row][:length], float(worth[row]), reaches_goal=is_goal))
+        distinct = {self._spelled(each.actions): each for each in (*self._candidates, *few)}
+        self._candidates = best_candidates(distinct.values(), _FEW)
+        self._worths.append(worth)
+        best = few[0]
+        assert best.value is not None  # the worth of a sequence
+        if self.best is None or best.value > self.best.expected_return:
+            self.best = Plan(best.actions, best.value, None, reaches_goal=best.reaches_goal, parts=self.parts)
+
+    def _spelled(self, actions: Tensor | Actions) -> bytes:
+        """Equal of equal sequences."""
+        return b"|".join(part.cpu().numpy().tobytes() for part in self.parts.split(actions).values())
+
+    def plan(self) -> Plan:
+        """The best plan, with the few best sequences beside it, and how far all of them were spread."""
+        assert self.best is not None  # something was judged
+        worths = torch.cat(self._worths)
+        told = [float(each) for each in (worths.mean(), worths.std(correction=0), worths.min(), worths.max())]
+        return replace(self.best, candidates=self._candidates, spread=Spread(len(worths), *told))
 
     def _imagine(self, actions: Tensor | Actions) -> tuple[Tensor, ...]:
         """Scores, what they count for, probabilities to go on, and whether the goal is reached, of each step of n
@@ -137,7 +155,7 @@ class RandomShooting(Shooting):
         """The best of `num_samples` random plans."""
         imagined, shape = Imagined(self, problem), (self.num_samples, self.horizon)
         imagined.judge({name: part.random(shape, problem.generator) for name, part in problem.parts.parts.items()})
-        return imagined.best
+        return imagined.plan()
 
 
 @dataclass(frozen=True)
@@ -193,7 +211,7 @@ class CEM(Shooting):
             elites = imagined.judge(sampled).topk(self.num_elites).indices
             for name, proposal in proposals.items():
                 proposal.refit(sampled[name][elites], self.smoothing)
-        return imagined.best
+        return imagined.plan()
 
     @property
     def num_elites(self) -> int:

@@ -70,7 +70,7 @@ class Strategy(Plan):
         """The same strategy from one of its decisions on."""
         path, states = likely_way(self.decisions, number)
         actions = stacked([self.decisions[step].action for step in path])
-        own = vars(self) | {"actions": actions, "states": states, "path": path}
+        own = vars(self) | {"actions": actions, "states": states, "path": path, "candidates": ()}
         own["chance"] = self.decisions[number].chance
         return Strategy(**own)
 

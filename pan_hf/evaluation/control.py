@@ -51,6 +51,7 @@ from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_fo
 from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_columns, read_info
 from pan_hf.envs.environment import describe_environment, make_recorded_environment
+from pan_hf.evaluation.explanations import Explained, explained_steps, write_explanations
 from pan_hf.evaluation.success import Ending, Success, success_rule
 from pan_hf.features import feature_of
 from pan_hf.files import write_file
@@ -108,6 +109,7 @@ class _Trial:
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
     films: dict[bool | None, _Trace] = field(default_factory=dict)  # the first of each ending
+    explained: Explained | None = None  # decisions of the first episode
 
     @property
     def model(self) -> str:
@@ -170,6 +172,8 @@ class _Trial:
         action = agent.act(observation, reward, mask=self.env.action_masks or None)
         if statistics.replans + statistics.repairs + statistics.recalled > plans:
             trace.plans.append(len(trace.actions))
+        if self.explained is not None and not self.outcomes:
+            self.explained.note(len(trace.actions), agent)
         trace.observations.append(agent.observations[-1])
         trace.actions.append(action)
         return action
@@ -204,6 +208,7 @@ def plan(
     write_back: bool = True,
     time_limit: float | None = TIME_LIMIT,
     episode_time_limit: float | None = None,
+    explain: str | Sequence[str] | None = None,
     output: str | Path | None = None,
     progress: bool = True,
     trust_recording: bool = False,
@@ -240,6 +245,8 @@ def plan(
         write_back (`bool`): agents keep what they imagine in the cache.
         time_limit (`float`, *optional*): seconds for all of it; None for no limit.
         episode_time_limit (`float`, *optional*): seconds after which an episode is given up and counts as a failure.
+        explain (`Sequence[str]`, *optional*): steps of each planner's first episode, as in "0,5,last", for which the
+            report says why the agent acted so.
         output (`str` or `Path`, *optional*): folder to write into; the run folder by default.
         progress (`bool`): show a line of progress.
         trust_recording (`bool`): import whatever the recording's environments name, see
@@ -262,7 +269,7 @@ def plan(
     facts = recorded_facts(root)
     seeds = list(range(seed, seed + episodes))
     _check_seeds(seeds, entries, facts)
-    rule = success_rule(success)
+    rule, asked = success_rule(success), explained_steps(explain)
     model, processor = load(checkpoint)
     trials: list[_Trial] = []
     with contextlib.ExitStack() as opened:
@@ -283,7 +290,7 @@ def plan(
                     opened.callback(known.close)
                 agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, cache=known)
             trials += [
-                _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE)
+                _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE, explained=Explained(*asked))
                 for name, agent in (agents | {RANDOM: None}).items()
             ]
         try:
@@ -296,6 +303,9 @@ def plan(
                 write_records(output / "planning.json", records)
                 for trial in trials:
                     write_films(trial, model, processor, output / "report" / "films")
+                    if trial.explained is not None and trial.agent is not None:
+                        folder = output / "report" / "explanations"
+                        write_explanations(trial.explained, trial.environment, trial.label, folder)
     return records
 
 

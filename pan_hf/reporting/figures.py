@@ -206,17 +206,27 @@ def _known_fields(kind: type, about: dict[str, Any]) -> dict[str, Any]:
 def _load(path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str] = ()) -> tuple[dict, dict]:
     """Arrays of an .npz (never pickled ones) with frames of one size, and what its sidecar says."""
     path = Path(path)
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in (*needed, *optional) if name in stored}
+    arrays = load_frames(path, (*needed, *optional))
     if missing := set(needed) - set(arrays):
         raise ValueError(f"{path} has no {sorted(missing)}, expected the arrays {list(needed)}.")
+    return arrays, {"title": path.stem} | read_json(path.with_suffix(".json"), may_lack=True)
+
+
+def load_frames(path: Path, wanted: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of an .npz (never pickled ones), those `wanted` or all: frames of one size.
+
+    Raises:
+        ValueError: one is not uint8 `(T, H, W, 3)`, or they differ in size.
+    """
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in (stored.files if wanted is None else wanted) if name in stored}
     for name, array in arrays.items():
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or len(array) == 0:
             raise ValueError(f"{path}: `{name}` is {array.dtype} {array.shape}, expected uint8 (T, H, W, 3), T > 0.")
     if len({array.shape[1:] for array in arrays.values()}) > 1:
         shapes = {name: array.shape for name, array in arrays.items()}
         raise ValueError(f"{path}: frames of different sizes {shapes}, expected one (H, W, 3).")
-    return arrays, {"title": path.stem} | read_json(path.with_suffix(".json"), may_lack=True)
+    return arrays
 
 
 # ------------------------------------------------------------------------------------------------------------- curves

@@ -7,6 +7,7 @@ What is read of a run folder:
     evaluation.json, futures.json, planning.json, timing.json   records, see `pan_hf.reporting.results`
     report/strips/*.npz + .json                   `figures.load_strip`
     report/films/*.npz + .json                    `figures.load_film`
+    report/explanations/*.json (+ .npz)           `explanations.load_explanation`
     report/codes/*.png (+ .json with "title", "caption")
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from pan_hf.extras import extra
 from pan_hf.files import read_json, write_file
 from pan_hf.metrics import EXACT_TOLERANCE
+from pan_hf.reporting.explanations import ExplainedStep, load_explanation
 from pan_hf.reporting.figures import (
     CURVE_METRICS,
     Film,
@@ -75,6 +77,7 @@ def write_report(run_dir: str | os.PathLike, path: str | os.PathLike | None = No
         headlines=_headlines(prediction, records["futures"], records["planning"]),
         strips=[_strip_view(load_strip(file)) for file in _material(run, "strips", "npz")],
         films=[_film_view(load_film(file)) for file in _material(run, "films", "npz")],
+        explanations=[_explanation_view(load_explanation(file)) for file in _material(run, "explanations", "json")],
         codes=[_picture(file) for file in _material(run, "codes", "png")],
         curves=_curve_groups(prediction),
         evaluation=[(name, tidy_tables(rows)) for name, rows in by_environment(records["evaluation"])],
@@ -237,6 +240,12 @@ def _film_view(film: Film) -> dict[str, Any]:
         "uri": data_uri(film.webp(), "image/webp"),
         "strip": _strip_view(film.strip()),
     }
+
+
+def _explanation_view(step: ExplainedStep) -> dict[str, Any]:
+    rows = [(label, data_uri(row_png(frames), "image/png"), over) for label, frames, over in step.rows()]
+    most = max((len(over) for *_, over in rows), default=0)
+    return {"step": step, "table": step.table(), "rows": rows, "most": most}
 
 
 def _picture(path: Path) -> dict[str, str]:
