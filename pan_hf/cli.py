@@ -194,12 +194,16 @@ def precompute(
     data_root: Data = None,
     cache: Cache = None,
     effort: Effort = None,
+    ray: Annotated[
+        str | bool,
+        Parameter(help="workers of a Ray cluster: its address, auto; alone: RAY_ADDRESS or one here.", negative=()),
+    ] = False,
     **options: Any,
 ) -> None:
     where = _where(run, model, data_root, None) | {"effort": _effort(effort)}
     output = where.pop("output")
     cache = cache or output / "cache"
-    told = function(**where, cache=cache, **options)
+    told = function(**where, cache=cache, ray=ray, **options)
     print(
         f"Done. {told['entries']} entries ({told['new_entries']} of them new) are in {cache}; for "
         f"{told['answered']:.0%} of the recorded states an action is known"

@@ -241,6 +241,8 @@ def _annotation(hint: Any, flag: str | None) -> Any:
         taken: Any = list[str]
     elif several is not None:
         taken = list[_kinds(get_args(several)[0])[0][0]]  # type: ignore[misc]  # a type that is known when it runs
+    elif str in kinds and bool in kinds:
+        taken = str | bool  # a flag that may be given alone
     else:
         taken = next(single, None)
     if taken is None:

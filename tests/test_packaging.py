@@ -280,6 +280,7 @@ def test_the_core_has_at_most_12_dependencies_and_all_has_the_rest_but_what_few_
         "cache",
         "dev",
         "quantize",
+        "ray",
         "rl",
         "tracking",
     }

@@ -2,9 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
+import sys
 import time
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +18,7 @@ import pytest
 import torch
 from forked import is_gone, run_forked
 from PIL import Image
+from test_imagine import policy_of
 from tiny_worlds import board_world
 
 from pan_hf import cli
@@ -20,8 +27,10 @@ from pan_hf.agents.cache_scope import scope_of
 from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow
 from pan_hf.agents.critics import RewardCritic
 from pan_hf.checkpoints import load, save_checkpoint
-from pan_hf.evaluation import precompute as filler
+from pan_hf.evaluation import imaginers
+from pan_hf.evaluation import precompute as precomputing
 from pan_hf.evaluation.cache_summary import cache_summary, describe_cache, export_cache, import_cache
+from pan_hf.evaluation.imaginers import Imaginer
 from pan_hf.evaluation.precompute import _Filler, precompute
 
 # an untrained model imagines rewards around nothing, so that some steps are goals
@@ -64,13 +73,16 @@ def test_states_are_found_again_as_an_agent_perceives_them(board):
 
 
 def test_a_second_run_has_nothing_left_to_do_and_a_deeper_one_goes_on(board, monkeypatch, tmp_path):
-    work = []
-    monkeypatch.setattr(_Filler, "do", lambda self, nodes: work.append(nodes) or len(nodes))
-    again = precompute(board.model, board.data, cache=board.cache, frames=8, depth=1, progress=False, **GOAL)
-    assert not work and again["new_entries"] == 0 and again["entries"] == board.told["entries"]
-    precompute(board.model, board.data, cache=board.cache, frames=8, depth=2, progress=False, **GOAL)
+    asked, imagine = [], Imaginer.imagine
+    monkeypatch.setattr(Imaginer, "imagine", lambda self, states: asked.extend(states) or imagine(self, states))
+    shutil.copytree(board.cache, tmp_path / "cache")
+    where = {"cache": tmp_path / "cache", "frames": 8, "progress": False, **GOAL}
+    again = precompute(board.model, board.data, depth=1, **where)
+    assert not asked and again["new_entries"] == 0 and again["entries"] == board.told["entries"]
+    precompute(board.model, board.data, depth=2, **where)
     done = {node for (node,) in CacheStore(board.cache).query("SELECT node FROM states WHERE is_expanded=1")}
-    assert work and not done & {node for batch in work for node in batch}
+    nodes = [node for node, _ in asked]
+    assert nodes and len(set(nodes)) == len(nodes) and not done & set(nodes)
 
 
 def test_it_ends_at_its_bound_and_says_so(board, tmp_path, capsys):
@@ -106,15 +118,14 @@ def test_two_workers_give_the_same_content_as_one(board, tmp_path):
 @pytest.mark.slow
 def test_what_was_killed_goes_on_where_it_was(board, tmp_path):
     def kill_within():
-        filling = _Filler.do
+        keep = _Filler._keep
 
-        def do(self, nodes):
-            count = filling(self, nodes)
+        def keep_and_be_killed(self, done):
+            keep(self, done)
             if self.entries > 15:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return count
 
-        _Filler.do, filler._BATCH = do, 2
+        _Filler._keep, precomputing._STATES = keep_and_be_killed, 2
         precompute(board.model, board.data, cache=tmp_path / "cache", frames=8, depth=1, progress=False, **GOAL)
 
     assert run_forked(kill_within, tmp_path).returncode == -signal.SIGKILL
@@ -129,16 +140,192 @@ def test_what_was_killed_goes_on_where_it_was(board, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are not listed in /proc")
 def test_workers_end_with_what_was_killed(board, tmp_path):
     def kill_within():
-        def kill(pool, *_):
+        def kill(submit, *_):
+            pool = submit.func.__self__
             pool.submit(int).result()  # a worker has begun
             (tmp_path / "processes").write_text(" ".join(map(str, pool._processes)))
             os.kill(os.getpid(), signal.SIGKILL)
 
-        filler._in_turn = kill
+        imaginers._in_turn = kill
         precompute(board.model, board.data, cache=tmp_path / "cache", workers=2, progress=False, **GOAL)
 
     assert run_forked(kill_within, tmp_path).returncode == -signal.SIGKILL
     assert all([is_gone(int(process)) for process in (tmp_path / "processes").read_text().split()])
+
+
+class FakeRay(ModuleType):
+    """Ray as far as `pan precompute` asks it; its workers are in this process."""
+
+    exceptions = SimpleNamespace(RayTaskError=type("RayTaskError", (Exception,), {}), RayError=OSError)
+
+    def __init__(self):
+        super().__init__("ray")
+        self.addresses, self.killed, self.shut = [], [], []
+
+    def is_initialized(self):
+        return False
+
+    def init(self, address, **_):
+        if address == "auto":
+            raise ConnectionError("Could not find any running Ray instance.")
+        self.addresses.append(address)
+
+    def remote(self, num_cpus):
+        return lambda kind: SimpleNamespace(remote=lambda *given: _FakeWorker(kind(*given)))
+
+    def kill(self, worker):
+        self.killed.append(worker)
+
+    def shutdown(self):
+        self.shut.append(True)
+
+
+class _FakeWorker:
+    def __init__(self, worker):
+        self.worker = worker
+        self.imagine = SimpleNamespace(remote=lambda states: SimpleNamespace(future=lambda: self._future(states)))
+
+    def _future(self, states):
+        future = Future()
+        try:
+            future.set_result(self.worker.imagine(states))
+        except ValueError as cause:
+            error = FakeRay.exceptions.RayTaskError()
+            error.cause = cause
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    return fake
+
+
+def test_workers_of_a_cluster_give_the_same_content_and_do_no_work_twice(board, tmp_path, ray, monkeypatch):
+    asked, imagine = [], Imaginer.imagine
+    monkeypatch.setattr(Imaginer, "imagine", lambda self, states: asked.extend(states) or imagine(self, states))
+    where = {"cache": tmp_path, "frames": 8, "depth": 1, "workers": 2, "ray": True, "progress": False}
+    told = precompute(board.model, board.data, **where, **GOAL)
+    assert content(tmp_path) == content(board.cache) and told["entries"] == board.told["entries"]
+    assert len({node for node, _ in asked}) == len(asked)
+    assert (ray.addresses, len(ray.killed), ray.shut) == ([None], 2, [True])
+
+
+def test_what_a_worker_of_a_cluster_raises_is_told(board, tmp_path, ray, monkeypatch):
+    def fail(self, states):
+        raise ValueError("too dark to imagine")
+
+    monkeypatch.setattr(Imaginer, "imagine", fail)
+    with pytest.raises(ValueError, match="too dark"):
+        precompute(board.model, board.data, cache=tmp_path, frames=4, ray="local", progress=False, **GOAL)
+    assert ray.shut
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(board, tmp_path, ray):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        places = ["auto", f"127.0.0.1:{free.getsockname()[1]}", f"ray://127.0.0.1:{free.getsockname()[1]}"]
+        for place in places:
+            with pytest.raises(OSError, match=f"no Ray cluster at {place}.*ray start --head"):
+                precompute(board.model, board.data, cache=tmp_path, frames=4, ray=place, progress=False, **GOAL)
+    assert not ray.addresses
+
+
+def test_without_ray_the_line_that_installs_it_is_told(board, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'pan_hf\[ray\]'"):
+        precompute(board.model, board.data, cache=tmp_path, frames=4, ray=True, progress=False, **GOAL)
+
+
+def test_steps_that_take_seconds_keep_the_time_limit_and_show_progress(board, tmp_path, monkeypatch, capsys):
+    now, imagine = [0.0], Imaginer.imagine
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+
+    def slowly(self, states):
+        now[0] += 3.0 * len(states)
+        return replace(imagine(self, states), seconds=3.0 * len(states))
+
+    for module in (precomputing, imaginers):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(Imaginer, "imagine", slowly)
+    monkeypatch.setattr("pan_hf.console.ELSEWHERE", 0.0)
+    told = precompute(board.model, board.data, cache=tmp_path, frames=60, depth=9, time_limit=40, **GOAL)
+    assert told["entries"] > 0 and 40 <= told["seconds"] <= 44
+    said = capsys.readouterr().err
+    assert "recorded states" in said and said.count("round 1 of 9") >= 10
+
+
+# --- Along a policy
+
+
+@pytest.fixture(scope="module")
+def policy(board, tmp_path_factory):
+    """The folder of an untrained policy, and the policy."""
+    model, _ = load(board.model)
+    policy = policy_of(SimpleNamespace(model=model))
+    policy.save(folder := tmp_path_factory.mktemp("policy") / "policy")
+    return SimpleNamespace(folder=folder, policy=policy, model=model)
+
+
+def visited(policy, keys, raws, steps, critic):
+    """The whole keys of the states that a policy goes through, its likeliest way, by the model itself."""
+    met = set(raws)
+    for raw in raws:
+        for _ in range(steps):
+            belief = keys.belief([raw])
+            futures = policy.model.simulate(belief, policy.policy.act(belief)[:, None], temperature=0.0)
+            is_goal = critic.reached(futures, critic.score(futures))
+            if is_goal[0, 0] or futures.continue_prob[0, 0] < 0.5:
+                break
+            raw = futures.keys()[0][0]
+            met.add(raw)
+    return met
+
+
+def test_every_action_is_imagined_from_what_a_policy_visits(board, policy, tmp_path, monkeypatch):
+    where = {"cache": tmp_path, "frames": 8, "depth": 1, "policy": policy.folder, "policy_steps": 4}
+    told = precompute(board.model, board.data, progress=False, **where, **GOAL)
+    cache = SimulationCache(tmp_path)
+    keys = cache.bind(policy.model, GOAL["critic"]).keys
+    expanded = "SELECT raw FROM states WHERE is_expanded=1"
+    roots = [raw for (raw,) in CacheStore(board.cache).query(expanded)]
+    assert (
+        {raw for (raw,) in cache.store.query(expanded)} == visited(policy, keys, roots, 3, GOAL["critic"]) > set(roots)
+    )
+    monkeypatch.setattr(Imaginer, "imagine", lambda *_: pytest.fail("nothing is left to do"))
+    again = precompute(board.model, board.data, progress=False, **where, **GOAL)
+    assert again["new_entries"] == 0 and again["entries"] == told["entries"]
+
+
+def test_where_a_planner_plans_what_a_policy_does_is_kept_and_planned_from(board, policy, tmp_path):
+    where = {"cache": tmp_path, "frames": 6, "policy": policy.folder, "policy_steps": 2, "progress": False}
+    critic = RewardCritic(threshold=1e9)
+    planner = "cem?num_samples=4&horizon=2&num_iterations=1"
+    precompute(board.model, board.data, planner=planner, critic=critic, **where)
+    cache = SimulationCache(tmp_path)
+    keys, ask = cache.bind(policy.model, critic).keys, cache.store.query
+    planned = {raw for (raw,) in ask("SELECT raw FROM states WHERE is_expanded=1")}
+    roots = [raw for (raw,) in ask("SELECT raw FROM states ORDER BY id LIMIT 6")]
+    assert planned == visited(policy, keys, roots, 1, critic)
+    for raw in roots:
+        action = keys.of_actions(policy.policy.act(keys.belief([raw])))[0]
+        assert ask("SELECT 1 FROM outcomes o JOIN states s ON s.node=o.state WHERE raw=? AND action=?", (raw, action))
+
+
+def test_a_policy_of_another_model_or_none_is_refused_before_anything_is_made(board, policy, tmp_path):
+    (tmp_path / "policy").mkdir()
+    for folder, error in ((tmp_path, FileNotFoundError), (tmp_path / "policy", FileNotFoundError)):
+        with pytest.raises(error, match="No policy in"):
+            precompute(board.model, board.data, cache=tmp_path / "cache", policy=folder, progress=False, **GOAL)
+    described = json.loads((policy.folder / "policy.json").read_text())
+    policy.policy.save(tmp_path / "policy")
+    (tmp_path / "policy" / "policy.json").write_text(json.dumps(described | {"num_outputs": 3}))
+    with pytest.raises(ValueError, match="Take the model that it was trained in"):
+        where = {"cache": tmp_path / "cache", "policy": tmp_path / "policy"}
+        precompute(board.model, board.data, progress=False, **where, **GOAL)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_critic_that_no_worker_can_be_handed_is_refused(board, tmp_path):

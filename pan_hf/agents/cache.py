@@ -25,7 +25,7 @@ from torch import Tensor
 from pan_hf.agents.cache_graph import back_up, back_up_all, backs_up
 from pan_hf.agents.cache_keys import Keys
 from pan_hf.agents.cache_neighbours import Neighbours
-from pan_hf.agents.cache_recorder import Recorded
+from pan_hf.agents.cache_recorder import Recorded, Rows
 from pan_hf.agents.cache_scope import Scope, fingerprint, scope_of, task_of, tensors_of
 from pan_hf.agents.cache_store import CacheStore
 from pan_hf.agents.critics import Critic, RewardCritic, as_critic, check_scores
@@ -385,7 +385,7 @@ class SimulationCache:
         self,
         world: Any,
         critic: Any,
-        recorded: Recorded,
+        recorded: Rows,
         expanded: Sequence[bytes] = (),
         events: int | None = None,
     ) -> int:

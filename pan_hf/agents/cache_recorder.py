@@ -5,7 +5,7 @@ Shapes: N = rows, H = steps ahead.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,16 @@ from pan_hf.agents.plan import Plan, device_of
 from pan_hf.modeling.state_pan import Actions
 
 
-class Recorded:
+@dataclass(eq=False)
+class Rows:
+    """What a cache is to keep: states by digest, outcomes, and what planners expect of actions, by node."""
+
+    states: dict[bytes, StateRow] = field(default_factory=dict)
+    outcomes: dict[tuple[bytes, bytes, bytes], OutcomeRow] = field(default_factory=dict)
+    planned: list[tuple[bytes, bytes, float]] = field(default_factory=list)
+
+
+class Recorded(Rows):
     """A world that passes every question on, and remembers the outcomes that it imagined.
 
     Every outcome of discrete actions is kept. Of others, which never repeat, the plan is handed to `keep_plan`.
@@ -29,17 +38,21 @@ class Recorded:
         keys ([`Keys`]): files its beliefs.
         critic ([`Critic`]): scores what is imagined.
         keeps (`bool`): off, nothing is remembered.
+        keeps_all (`bool`): every outcome is kept, whatever the actions.
     """
 
-    def __init__(self, world: Any, keys: Keys, critic: Critic, keeps: bool = True):
+    def __init__(self, world: Any, keys: Keys, critic: Critic, keeps: bool = True, keeps_all: bool = False):
+        super().__init__()
         self._model, self.keys, self.critic, self.keeps = world, keys, critic, keeps
-        self.keeps_all = keys.parts.is_discrete
-        self.states: dict[bytes, StateRow] = {}
-        self.outcomes: dict[tuple[bytes, bytes, bytes], OutcomeRow] = {}
-        self.planned: list[tuple[bytes, bytes, float]] = []
+        self.keeps_all = keeps_all or keys.parts.is_discrete
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+    @property
+    def rows(self) -> Rows:
+        """What is remembered, without the world."""
+        return Rows(self.states, self.outcomes, self.planned)
 
     @torch.no_grad()
     def simulate(self, belief: Any, actions: Tensor | Actions, *args: Any, **kwargs: Any) -> Any:
