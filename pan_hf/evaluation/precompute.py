@@ -41,6 +41,7 @@ _SECONDS = 1.0  # that a unit of work shall take, so that a time limit is kept a
 _STATES = 32  # in a unit of work, at most
 _TRANSITIONS = 1024  # imagined in one call, at most; of more actions than these a planner chooses
 _BACKED_UP = 5e-5  # seconds an entry and level takes at the end, which a time limit has to hold
+_PERCEIVING = 0.25  # share of the time for perceiving recorded states; others wait for a longer run
 _PERCEIVED = 64  # recorded frames perceived in one call, at most
 
 
@@ -100,7 +101,7 @@ def precompute(
             True for that of RAY_ADDRESS or a new one on this machine. A checkpoint in a folder has to be at the same
             place on all its machines; of one on a Hub they ask the Hub.
         seed (`int`): of the choice of states, and of planners' draws.
-        time_limit (`float`, *optional*): seconds after which it ends.
+        time_limit (`float`, *optional*): seconds after which it ends; environments have equal parts of it.
         on_stale (`str`): what to do with entries of other weights: "keep", "drop" or "refuse".
         progress (`bool`): show a line of progress.
 
@@ -139,18 +140,20 @@ def precompute(
     if policy is not None:
         followed = Policy.load(on_disk(policy, only=[WEIGHTS, DESCRIPTION]), model)
     before, answered, total = -1, 0, 0
-    for id in environments or names:
+    chosen = list(environments or names)
+    for number, id in enumerate(chosen):
+        until = _share(deadline, 1 / (len(chosen) - number))
         wish = (wishes[id], effort, name, seed)
         filler = _Filler(folder, model, str(address(checkpoint) or checkpoint), *wish, max_entries, on_stale)
         before, on_stale = filler.entries if before < 0 else before, "keep"
-        nodes = filler.file_recorded(trajectories, processor, id, frames, deadline, progress)
+        nodes = filler.file_recorded(trajectories, processor, id, frames, _share(until, _PERCEIVING), progress)
         try:
             with imaginers(filler.job, filler.imaginer, workers, ray) as work:
                 if followed is not None:
                     line = Progress(f"{id}, along the policy", 0, "states", progress)
-                    filler.fill(nodes, policy_steps, work, deadline, line, partial(filler.visited, followed, deadline))
+                    filler.fill(nodes, policy_steps, work, until, line, partial(filler.visited, followed, until))
                 line = Progress(id, 0, "states", progress)
-                filler.fill(nodes, depth if name is None else 1, work, deadline, line, filler.successors)
+                filler.fill(nodes, depth if name is None else 1, work, until, line, filler.successors)
         finally:
             filler.back_up()
         answered, total = answered + filler.num_answered(nodes), total + len(nodes)
@@ -163,6 +166,12 @@ def precompute(
         "answered": answered / max(1, total),
         "seconds": time.perf_counter() - start,
     }
+
+
+def _share(deadline: float, share: float) -> float:
+    """The moment when a share of the time that is left is over."""
+    now = time.perf_counter()
+    return now + share * (deadline - now)
 
 
 class _Pace:
