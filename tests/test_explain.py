@@ -14,13 +14,15 @@ from tiny_worlds import observe, world_model
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.beam_search import BeamSearch
 from pan_hf.agents.cache import SimulationCache
-from pan_hf.agents.critics import FunctionCritic, RewardCritic
+from pan_hf.agents.cautious import CautiousCritic
+from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
 from pan_hf.agents.icem import ICEM
 from pan_hf.agents.mcts import MCTS
 from pan_hf.agents.mppi import MPPI
 from pan_hf.agents.policy import ActorCritic, FlatActions, Policy, PolicyPlanner
 from pan_hf.agents.reasoners import ReasonersSearch
+from pan_hf.agents.seen import SeenStep
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.agents.strategy_search import StrategySearch
 from pan_hf.envs.state_features import StateFeatures
@@ -173,6 +175,23 @@ def test_numbers_are_weighed_with_how_far_their_worth_was_spread(planner):
     assert told.spread.count > 16 and told.spread.least <= told.spread.mean <= told.spread.most
     assert torch.equal(told.candidates[0].actions, agent.plan.actions) and "sequences: values" in repr(told)
     assert told.pictures() == [] and told._repr_html_().startswith("<pre>")
+
+
+@pytest.mark.parametrize("senses", [("camera", "mission"), ("touch",)])
+def test_what_was_seen_is_judged_by_any_critic_as_what_is_imagined_is(senses):
+    model = world_model(senses, context_steps=2)
+    seen = observe(model, 1)
+    belief, other = model.perceive(seen), model.perceive(observe(model, 1, seed=1))
+    goal = GoalCritic(
+        codes={name: [level[0] for level in belief.codes[name]] for name in senses if name == "camera"},
+        vectors={name: seen[name][0, 0] for name in senses if name == "touch"},
+    )
+    reached = []
+    for there in (belief, other):
+        step = SeenStep(model, there, 0.0, False)
+        for critic in (goal, CautiousCritic(critic=goal, penalty=0.1)):
+            reached.append(bool(critic.reached(step, critic.score(step))[0, 0]))
+    assert reached == [True, True, False, False]
 
 
 def test_several_parts_are_told_together():

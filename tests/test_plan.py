@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium
@@ -393,3 +394,25 @@ def test_an_episode_that_the_clock_cut_short_counts_for_no_return():
     assert (values["given_up"], values["episodes"]) == (1.0, 2.0)
     trial.outcomes = trial.outcomes[:1]
     assert not {"return", "steps"} & {entry.metric for entry in trial_records(trial)}
+
+
+def test_goals_that_searches_found_are_counted_before_and_after_the_second_look():
+    """Four claims were found, one was refused; of three acted on one was not there: 2 of 4 were none without it."""
+    found = [
+        Outcome(seed, True, 5, 1.0, claims=claims, refused=refused, promised=promised, broken=broken)
+        for seed, (claims, refused, promised, broken) in enumerate([(2, 1, 1, 0), (2, 0, 2, 1)])
+    ]
+    trial = _Trial("e", None, "graph", SimpleNamespace(cache=None, model=None), None, 5, outcomes=found)
+    told = {entry.metric: entry.value for entry in trial_records(trial)}
+    low, high = wilson(1, 3)
+    wanted = {"claims": 4, "claims_refused": 0.25, "claims_acted_on": 3, "claims_false": 1 / 3}
+    wanted |= {"claims_false_low": low, "claims_false_high": high, "claims_false_unconfirmed": 0.5}
+    assert {name: told[name] for name in wanted} == pytest.approx(wanted)
+    said = planning_summary(trial_records(trial))
+    assert (
+        "pan/graph, ways to the goal: 4 found, 25.0% refused on a second look; 3 acted on, 33.3% were not there"
+        in said
+    )
+    silent = replace(trial, label="cem", outcomes=[Outcome(0, True, 5, 1.0)])
+    assert not [entry for entry in trial_records(silent) if entry.metric.startswith("claims")]
+    assert "ways to the goal:" not in planning_summary(trial_records(silent))

@@ -757,6 +757,48 @@ def test_an_agent_that_is_told_the_reward_leaves_an_imagined_goal():
     assert walk(agent, world)[1] == (0, 3)
 
 
+def promises(model, world, planner, limit=12):
+    """Carries an agent out and tells what became of each goal that an action was to reach; and its statistics."""
+    agent = PanAgent(model, processor, RewardCritic(), planner)
+    cells, reward, told = world.start, 0.0, []
+    for _ in range(limit):
+        action = agent.act({"camera": cells[0].numpy()}, reward)
+        cells = world.step(cells, torch.tensor([action]))
+        reward = float(world.goal[tuple(cells[0])])
+        told.append(agent.keeps_promise({"camera": cells[0].numpy()}, reward, bool(reward)))
+        if reward:
+            break
+    return told, agent.statistics
+
+
+@pytest.mark.parametrize("planner", [GraphSearch(), MCTS(budget=300), StrategySearch(budget=300)])
+def test_a_goal_that_was_expected_is_looked_for_once_the_last_action_is_done(planner):
+    world = GridWorld("S.G\n...")
+    told, statistics = promises(world, world, planner)
+    assert told == [None, True] and (statistics.promised, statistics.broken) == (1, 0)
+    assert statistics.claims >= 1 and statistics.refused == 0
+
+
+def test_a_goal_that_was_only_imagined_is_a_broken_promise_and_one_refused_is_counted():
+    told, statistics = promises(GridWorld("S..G"), GridWorld("S..."), GraphSearch(sampled_searches=0), limit=3)
+    assert told[:3] == [None, None, False] and statistics.broken == 1
+    _, statistics = promises(GridWorld("S..G", lies=[(0, 2)]), GridWorld("S..G"), GraphSearch())
+    assert (statistics.claims - statistics.refused, statistics.promised, statistics.broken) == (1, 1, 0)
+    assert statistics.refused == 3  # the lie is met from its left, and by two actions that stay there
+
+
+def test_looking_for_the_goal_changes_nothing_that_an_agent_does():
+    seen, results = {"camera": np.array([0, 1])}, []
+    for looks in (True, False):
+        agent = PanAgent(GridWorld("S.G\n..."), processor, RewardCritic(), GraphSearch())
+        agent.act({"camera": np.array([0, 0])})
+        agent.act(seen)
+        if looks:
+            agent.keeps_promise({"camera": np.array([1, 2])}, 0.0, False)
+        results.append((agent.act({"camera": np.array([1, 2])}, 0.0), agent.statistics.surprises))
+    assert results[0] == results[1]
+
+
 def test_sampled_plans_are_checked_for_surprise_one_step_ahead():
     world, model = GridWorld("S#G\n..."), GridWorld("S.G\n...")
     agent = PanAgent(model, processor, RewardCritic(), RandomShooting(400, 5))

@@ -26,6 +26,7 @@ from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.critics import as_critic, check_scores
 from pan_hf.agents.explain import Explanation, explanation_of
 from pan_hf.agents.plan import Contradicted, Plan, compared_keys
+from pan_hf.agents.seen import SeenStep
 from pan_hf.features import feature_class
 from pan_hf.modeling.sense_configuration_pan import ACTION, OUTSIDE
 from pan_hf.modeling.state_pan import Actions, State
@@ -50,6 +51,9 @@ class AgentStatistics:
         clipped (`int`): vectors that lay outside the range the model knows, and were clipped to it.
         num_simulated (`int`), num_calls (`int`): imagined steps, and `simulate` calls that made them.
         seconds (`float`): wall time inside `act`.
+        claims (`int`), refused (`int`): see `num_claims` and `num_refused` of [`Plan`].
+        promised (`int`), broken (`int`): goals that the agent's last actions of plans were to reach, and those that it
+            then did not see, see [`PanAgent.keeps_promise`].
     """
 
     decisions: int = 0
@@ -63,6 +67,10 @@ class AgentStatistics:
     num_calls: int = 0
     seconds: float = 0.0
     recalled_by: dict[str, int] = field(default_factory=dict)
+    claims: int = 0
+    refused: int = 0
+    promised: int = 0
+    broken: int = 0
 
     @property
     def seconds_per_decision(self) -> float:
@@ -204,6 +212,35 @@ class PanAgent:
         self.statistics.decisions += 1
         self.statistics.seconds += time.perf_counter() - start
         return action
+
+    def keeps_promise(self, observation: dict, reward: float, terminated: bool) -> bool | None:
+        """Whether the goal that the last action was expected to reach is there, as the critic judges what was seen.
+        It is counted; it changes nothing of what the agent does.
+
+        Args:
+            observation (`dict`), reward (`float`), terminated (`bool`): what the last action brought.
+
+        Returns:
+            `bool`, or None where no goal was expected of the last action, or the world rewards several actors, of
+            whom a reward does not tell.
+
+        Raises:
+            ValueError: an observation that does not fit the model.
+        """
+        plan = self.plan
+        if plan is None or not plan.reaches_goal or self._position < len(plan):
+            return None
+        if getattr(self.model.config, "actors", None):
+            return None
+        clipped, steps = self.statistics.clipped, int(self.model.config.context_steps)
+        seen = [*self.observations, self.senses_of(observation)][-steps:]
+        self.statistics.clipped = clipped  # it is counted when the agent acts on what it sees
+        actions = list(self.actions)[len(self.actions) - len(seen) + 1 :]
+        step = SeenStep(self.model, perceive(self.model, self.processor, seen, actions), reward, terminated)
+        is_kept = bool(self.critic.reached(step, check_scores(self.critic.score(step), step))[0, -1])
+        self.statistics.promised += 1
+        self.statistics.broken += not is_kept
+        return is_kept
 
     def explain(self) -> Explanation:
         """Why the last action was taken: what was weighed, what was expected of it, and where the action comes from.
@@ -432,6 +469,8 @@ class PanAgent:
         self.statistics.replans += 1
         self.statistics.num_simulated += plan.num_simulated
         self.statistics.num_calls += plan.num_calls
+        self.statistics.claims += plan.num_claims
+        self.statistics.refused += plan.num_refused
         return plan
 
     def _take(self, plan: Plan, belief, key: bytes):

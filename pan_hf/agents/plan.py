@@ -91,6 +91,8 @@ class Plan:
         reaches_goal (`bool`): whether the last action is expected to reach the critic's threshold.
         num_folded (`int`): imagined states that were equal to one seen before.
         parts ([`ActionParts`], *optional*): of the world, for names of actions.
+        num_claims (`int`), num_refused (`int`): ways that the search took to lead to the goal and looked at again, and
+            those that did not on the second look.
         candidates (`tuple[Candidate]`): what was weighed, the best first.
         spread ([`Spread`], *optional*): of all sequences, where they were sampled.
     """
@@ -103,6 +105,8 @@ class Plan:
     reaches_goal: bool = False
     num_folded: int = 0
     num_calls: int = 0
+    num_claims: int = 0
+    num_refused: int = 0
     parts: ActionParts | None = field(default=None, compare=False)
     candidates: tuple[Candidate, ...] = field(default=(), compare=False)
     spread: Spread | None = field(default=None, compare=False)

@@ -26,6 +26,7 @@ class Problem:
     Attributes:
         parts ([`ActionParts`]): of the world.
         masks (`dict[str, torch.Tensor]`): which choices are allowed now, by part.
+        num_claims, num_refused (`int`): ways to the goal that were looked at again, and those that did not hold.
         folded_by, compared_by (`dict[str, int]`): arguments of `keys` where states fold, and where they are compared
             with what is seen, see `compared_keys`.
 
@@ -51,6 +52,7 @@ class Problem:
         self.masks = self.parts.check_masks(mask)
         self.folded_by = {} if key_levels is None else {"levels": key_levels}
         self.compared_by = compared_keys(world, key_levels)
+        self.num_claims = self.num_refused = 0
 
     def root_keys(self) -> tuple[bytes, bytes]:
         """Of the belief to start from, where states fold, and where they are compared."""
@@ -76,7 +78,10 @@ class Problem:
 
     def confirms(self, actions: Tensor | Actions) -> bool:
         """Whether the critic takes the end of a plan `(length, ...)` for the goal on a second look."""
-        return self.critic.confirms(self.world, self.belief, actions.to(device_of(self.world)))
+        is_confirmed = self.critic.confirms(self.world, self.belief, actions.to(device_of(self.world)))
+        self.num_claims += 1
+        self.num_refused += not is_confirmed
+        return is_confirmed
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ class Planner:
         if plan is None:
             raise ValueError(f"{type(self).__name__}: none of the actions that it tries is allowed now.")
         seconds, spent = time.perf_counter() - start, problem.world
-        return replace(plan, seconds=seconds, num_simulated=spent.num_simulated, num_calls=spent.num_calls)
+        claims = {"num_claims": problem.num_claims, "num_refused": problem.num_refused}
+        return replace(plan, seconds=seconds, num_simulated=spent.num_simulated, num_calls=spent.num_calls, **claims)
 
     def _search(self, problem: Problem) -> Plan | None:
         """The best plan; None where no action may be tried. What it costs is filled in by `plan`."""

@@ -361,6 +361,7 @@ class ReasonersSearch(Planner):
         assert callable(self.search)  # since it was built
         said = self.search(asked, ReasonersConfig(asked, self.looks_ahead))
         said = said[0] if isinstance(said, list) and said else said  # several, the best first
+        problem.num_claims, problem.num_refused = asked.problem.num_claims, asked.problem.num_refused
         arrived = getattr(said, "terminal_state", said)
         if not isinstance(arrived, ReasonersState | None):
             raise ValueError(

@@ -16,6 +16,11 @@ or few, depends on the world |
 calls that made them, for one action |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
 | `recalled`, `recalled_<level>` | with a cache: share of actions that it answered, in all and at each of its levels |
+| `searched` | share of actions that a new search gave; the others went on with a plan, or came from the cache |
+| `claims`, `claims_refused` | ways to the goal that searches found and looked at again, and the share that was none |
+| `claims_acted_on`, `claims_false`, `claims_false_low`, `claims_false_high` | goals that an action was expected to \
+reach, the share that was not there, and its Wilson 95% interval |
+| `claims_false_unconfirmed` | the same share of all goals found, if those that were refused were none either |
 | `clipped_per_episode` | observed vectors outside the range that the model knows, if there were any |
 | `episodes` | how many were played: fewer than asked for if the time limit came first |
 | `given_up` | how many of them the clock cut short: no success, and no part of `return` and `steps`. One that was at \
@@ -84,6 +89,10 @@ class Outcome:
     clipped: int = 0
     recalled: int = 0
     recalled_by: dict[str, int] = field(default_factory=dict)
+    claims: int = 0
+    refused: int = 0
+    promised: int = 0
+    broken: int = 0
     was_given_up: bool = False  # by the clock, so its return and steps are those of a part
 
 
@@ -143,6 +152,8 @@ class _Trial:
                 else:
                     action = self._act(self.agent, observation, reward, trace)
                 observation, reward, terminated, truncated, info = self.env.step(action)
+                if self.agent is not None:
+                    self.agent.keeps_promise(observation, float(reward), terminated)
                 total, steps = total + float(reward), steps + 1
                 on_step(steps)
                 # An episode that is given up is a failure: dropping it would count only the easy ones.
@@ -182,6 +193,7 @@ class _Trial:
         if self.agent is None:
             return {}
         names = ("seconds", "num_simulated", "num_calls", "replans", "surprises", "clipped", "recalled", "recalled_by")
+        names += ("claims", "refused", "promised", "broken")
         return {name: getattr(self.agent.statistics, name) for name in names}
 
 
@@ -476,6 +488,7 @@ def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
             "calls_per_decision": [outcome.num_calls / outcome.steps for outcome in outcomes],
             "replans_per_episode": [outcome.replans for outcome in outcomes],
             "surprises_per_episode": [outcome.surprises for outcome in outcomes],
+            "searched": [outcome.replans / outcome.steps for outcome in outcomes],
         }
         if trial.agent.cache is not None:
             columns["recalled"] = [outcome.recalled / outcome.steps for outcome in outcomes]
@@ -494,9 +507,27 @@ def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
     if has_goal:
         low, high = wilson(len(won), len(outcomes))
         records[1:1] = [record("success_low", low, **where), record("success_high", high, **where)]
+    records += [record(metric, value, **where) for metric, value in _claims(outcomes).items()]
     if len(whole) < len(outcomes):
         records.append(record("given_up", len(outcomes) - len(whole), **where))
     return [*records, record("episodes", len(outcomes), **where)]
+
+
+def _claims(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """How many of the goals that searches found were none, by metric, before the second look and after it; empty where
+    none was found."""
+    names = ("claims", "refused", "promised", "broken")
+    claims, refused, promised, broken = (sum(getattr(outcome, name) for outcome in outcomes) for name in names)
+    told: dict[str, float] = {}
+    if claims:
+        told |= {"claims": claims, "claims_refused": refused / claims}
+    if promised:
+        low, high = wilson(broken, promised)
+        told |= {"claims_acted_on": promised, "claims_false": broken / promised}
+        told |= {"claims_false_low": low, "claims_false_high": high}
+    if claims and promised:
+        told["claims_false_unconfirmed"] = (refused + (claims - refused) * broken / promised) / claims
+    return told
 
 
 # --- Films ---------------------------------------------------------------------------------------------------------

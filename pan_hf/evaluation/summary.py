@@ -8,7 +8,7 @@ from pan_hf.reporting.tables import format_value, metric_label, select
 PREDICTED = ("exact_frame", "psnr", "exact_state", "rmse_normalised", "token_accuracy", "reward_mae")
 """What the summary of an evaluation shows, where it was measured."""
 
-PLANNED = ("success", "return", "steps", "episodes", "given_up")
+PLANNED = ("success", "return", "steps", "recalled", "searched", "episodes", "given_up")
 
 _LEFT_OUT = ("teacher_forced_", "action_sensitivity_")
 _POOR_RECONSTRUCTION = 20.0  # dB, below which codes hide more of a frame than dynamics can get wrong
@@ -40,17 +40,32 @@ def planning_summary(records: Sequence[Record] | None) -> str:
     for environment in dict.fromkeys(entry.environment for entry in records):
         own = select(records, environment=environment)
         metrics = [metric for metric in PLANNED if select(own, metric=metric)]
+        if "recalled" not in metrics:  # then what is not searched goes on with a plan
+            metrics = [metric for metric in metrics if metric != "searched"]
         rows = [[environment, *map(metric_label, metrics)]]
         for model in dict.fromkeys(entry.model for entry in own):
             values = {entry.metric: format_value(entry) for entry in select(own, model=model)}
             rows.append([model, *(values.get(metric, MISSING) for metric in metrics)])
         tables.append(_aligned(rows))
+        tables += filter(None, (_claims(select(own, model=model)) for model in dict.fromkeys(e.model for e in own)))
         if "success" not in metrics:
             tables.append(
                 "Nothing says when an episode has reached a goal; `--success` can, e.g. 'return>=475', or 'info.KEY' "
                 "with a key that `info` has."
             )
     return "\n".join(tables)
+
+
+def _claims(records: Sequence[Record]) -> str:
+    """How far the goals that a planner's searches found were there, in a line."""
+    values = {entry.metric: format_value(entry) for entry in records}
+    told = []
+    if "claims" in values:
+        told.append(f"{values['claims']} found, {values['claims_refused']} refused on a second look")
+    if "claims_false" in values:
+        interval = f"{values['claims_false_low']} to {values['claims_false_high']}"
+        told.append(f"{values['claims_acted_on']} acted on, {values['claims_false']} were not there ({interval})")
+    return f"{records[0].model}, ways to the goal: {'; '.join(told)}" if told else ""
 
 
 def _advice(records: Sequence[Record]) -> list[str]:

@@ -30,7 +30,8 @@ def _matches(value: Any, wanted: Any) -> bool:
 # metric (or the end of its name) -> unit, factor, digits. The first that fits is taken.
 UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("steps_to_success", "steps"), "", 1, 1),
-    (("episodes", "given_up"), "", 1, 0),
+    (("episodes", "given_up", "claims", "acted_on"), "", 1, 0),
+    (("refused", "false", "false_low", "false_high", "unconfirmed", "searched"), "%", 100, 1),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
     (("ssim",), "", 1, 3),
     (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
@@ -58,7 +59,7 @@ def format_value(entry: Record) -> str:
 
 def unit_of(metric: str) -> tuple[str, float, int | None]:
     """How a metric is shown: (unit, factor to multiply by, digits after the point or None for four significant)."""
-    if metric.startswith(("outcome:", "exact_state_after:")):  # how frequent it is
+    if metric.startswith(("outcome:", "exact_state_after:", "recalled")):  # how frequent it is
         return "%", 100, 1
     for endings, unit, factor, digits in UNITS:
         if any(metric == ending or metric.endswith((f"_{ending}", f".{ending}")) for ending in endings):
