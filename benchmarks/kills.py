@@ -4,8 +4,9 @@
     python benchmarks/kills.py --kills 40 --every 20    # minutes
     python benchmarks/kills.py --kills 90 --only "pan train"    # this row anew; the others stay as they are
 
-Commands run in children forked after everything is imported, so that kills fall into the work. A kill is SIGKILL at a
-moment drawn from the time that an undisturbed run takes. *Before*, *after* and *between* say what lay there: the old
+Commands run in children forked after everything is imported, so that kills fall into the work. A kill is SIGKILL when
+the command has had a share, drawn at random, of the processor's time that an undisturbed run takes; so they fall into
+all of the work on a busy machine, too. *Before*, *after* and *between* say what lay there: the old
 content, the new, or a part of the way, which whoever opens the folder next completes or begins anew. *Lost* is
 anything else, *failed again* a second run that did not end well, *other* an end that differs in a byte from that of an
 undisturbed run, *left over* a temporary file or folder at the end.
@@ -23,7 +24,6 @@ import os
 import random
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -34,6 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import torch
 import typer
 
@@ -230,18 +231,32 @@ def state(folder: Path, command: Command, before: str, after: str) -> str:
 
 
 def undisturbed(base: Path, command: Command, folder: Path) -> tuple[str, str, float]:
-    """Content before and after a command, and the seconds it takes."""
+    """Content before and after a command, and the processor's seconds it takes."""
     seconds = []
     for number in range(2):  # twice: what a command makes depends on nothing but what it is given
         shutil.copytree(base, folder / str(number))
-        before, start = content(folder / str(number) / command.result), time.perf_counter()
+        before, start = content(folder / str(number) / command.result), _seconds_of_children()
         process = child(partial(command.work, folder / str(number)), quiet=False)
         process.join()
         assert process.exitcode == 0, f"{command.name} fails undisturbed"
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_seconds_of_children() - start)
     first, second = (content(folder / str(number) / command.result) for number in range(2))
     assert first == second, f"{command.name} makes something else each time"
     return before, first, min(seconds)
+
+
+def _seconds_of_children() -> float:
+    """The processor's, of all that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def kill_after(process: multiprocessing.Process, seconds: float) -> None:
+    """Kills a process when the processor has worked for it so long; does nothing where it ends before."""
+    worker = psutil.Process(process.pid)
+    while process.is_alive() and sum(worker.cpu_times()[:2]) < seconds:
+        time.sleep(0.001)
+    process.kill()
 
 
 def kill(base: Path, command: Command, times: int, draw: random.Random, scratch: Path) -> Counter:
@@ -251,9 +266,7 @@ def kill(base: Path, command: Command, times: int, draw: random.Random, scratch:
     for number in range(times):
         folder = shutil.copytree(base, scratch / f"kill-{number}")
         process = child(partial(command.work, folder))
-        time.sleep(draw.random() * seconds)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+        kill_after(process, draw.random() * seconds)
         process.join()
         counts[state(folder, command, before, after)] += 1
         finished(folder, command, counts, after)
@@ -287,9 +300,7 @@ def two_writers(base: Path, times: int, draw: random.Random, scratch: Path) -> C
     for number in range(times):
         folder = shutil.copytree(base / "run" / "checkpoint", scratch / f"two-{number}" / "checkpoint")
         writers = [child(partial(write, folder, 1.5, False)), child(partial(write, folder, 2.5, True))]
-        time.sleep(draw.random() * 2 * seconds)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(writers[number % 2].pid, signal.SIGKILL)
+        kill_after(writers[number % 2], draw.random() * seconds)
         for writer in writers:
             writer.join()
         finish_writing(folder)
