@@ -35,7 +35,9 @@ Effort = Annotated[
     str | None,
     Parameter(help="all, focused, coarsest, auto, blocks as camera.0,camera.1, or price=0.1,task=planning."),
 ]
-Cache = Annotated[Path | None, Parameter(help="folder of the simulation cache. `<run>/cache` by default.")]
+Cache = Annotated[
+    str | None, Parameter(help="simulation cache: a folder, or a Hub id, user/name. `<run>/cache` by default.")
+]
 Recipe = Annotated[
     str | None, Parameter(name="--config", help="YAML file of these flags, or name of a recipe. Flags override it.")
 ]
@@ -201,11 +203,10 @@ def precompute(
     **options: Any,
 ) -> None:
     where = _where(run, model, data_root, None) | {"effort": _effort(effort)}
-    output = where.pop("output")
-    cache = cache or output / "cache"
     told = function(**where, cache=cache, ray=ray, **options)
     print(
-        f"Done. {told['entries']} entries ({told['new_entries']} of them new) are in {cache}; for "
+        f"Done. {told['entries']} entries ({told['new_entries']} of them new) are in "
+        f"{cache or where['output'] / 'cache'}; for "
         f"{told['answered']:.0%} of the recorded states an action is known"
     )
     _next("cache", run)
@@ -223,7 +224,7 @@ def show_cache(
     reward_threshold: float | None = None,
     effort: Effort = None,
     export: Path | None = None,
-    take: Annotated[Path | None, Parameter(name="--import")] = None,
+    take: Annotated[str | None, Parameter(name="--import")] = None,
 ) -> None:
     """Shows what a simulation cache holds and what it is good for, with a picture; or takes it in and out as a data
     set.
@@ -233,24 +234,24 @@ def show_cache(
         check: cached outcomes that are imagined anew, to tell how many differ by now.
         reward_threshold: expected reward that counts as the goal; from the recording by default.
         export: folder to write the entries to, as parquet files.
-        take: folder that --export wrote, whose entries are added.
+        take: folder that --export wrote, or Hub id, whose entries are added.
     """
     where = _where(run, model, data, None)
-    place = cache or where["output"] / "cache"
+    place: dict[str, Any] = {"cache": cache, "output": where["output"]}
     if take is not None:
-        added = library("pan_hf.evaluation.cache_summary:import_cache")(where["run"], take, cache=place)
-        print(f"Done. {added} entries were not in {place} before; pan precompute values them")
+        added = library("pan_hf.evaluation.cache_dataset:import_cache")(where["run"], take, **place)
+        print(f"Done. {added} entries were not there before; pan precompute values them")
     if export is not None:
-        library("pan_hf.evaluation.cache_summary:export_cache")(where["run"], export, cache=place)
+        library("pan_hf.evaluation.cache_dataset:export_cache")(where["run"], export, **place)
         print(f"Done. The entries are in {export}")
     if take is None and export is None:
         settings: dict[str, Any] = {"samples": samples, "check": check, "reward_threshold": reward_threshold}
         told = library("pan_hf.evaluation.cache_summary:describe_cache")(
             where["run"],
             where["data_root"],
-            cache=place,
             effort=_effort(effort),
             pictures=where["output"] / "report" / "codes",
+            **place,
             **settings,
         )
         print(library("pan_hf.evaluation.cache_summary:cache_summary")(told))
@@ -330,16 +331,25 @@ def push(
     run: Run = RUN,
     data: Annotated[bool, Parameter(help="push the recording, as a data set.", negative=())] = False,
     adapter: Annotated[bool, Parameter(help="push `<run>/adapter`, or the run if it is one.", negative=())] = False,
+    cache: Annotated[
+        str | bool, Parameter(help="push `<run>/cache`, or the one in a folder, as a data set.", negative=())
+    ] = False,
+    model: Annotated[str | None, Parameter(help="Hub id of the model that the cache is of, for its card.")] = None,
     dataset: str | None = None,
     base_model: str | None = None,
     **options: Any,
 ) -> None:
-    if data and adapter:
-        raise ValueError("--data and --adapter go to repositories of their own; push them one after the other.")
+    if data + adapter + bool(cache) > 1:
+        raise ValueError("--data, --adapter and --cache go to repositories of their own; push one after the other.")
+    if model is not None and not cache:
+        raise ValueError("--model names the model of a cache; give --cache with it.")
     if data:
         commit = library("pan_hf.publishing.push:push_recording")(run, **options)
     elif adapter:
         commit = library("pan_hf.publishing.push:push_adapter")(run, base_model=base_model, **options)
+    elif cache:
+        folder = None if cache is True else cache
+        commit = library("pan_hf.publishing.push_cache:push_cache")(run, cache=folder, model=model, **options)
     else:
         commit = function(run, dataset=dataset, base_model=base_model, **options)
     print(f"Done. {commit.repo_url} at {commit.oid}")

@@ -25,3 +25,24 @@ def miniature(tmp_path_factory) -> Path:
             done = run_pan("quickstart", "--miniature", "--backbone", "debug", cwd=shared)
             assert done.returncode == 0, done.said[-3000:]
     return run
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A Hub that huggingface_hub is told of as `HF_ENDPOINT` and the like would, and no waiting between attempts."""
+    import huggingface_hub
+    from hub_server import hub
+
+    with hub(tmp_path / "hub") as server:
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once a process, for the Hub of that time
+        address = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "any")
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        yield server
+        huggingface_hub.close_session()

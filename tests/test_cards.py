@@ -94,6 +94,6 @@ def test_a_changed_result_file_is_caught(tmp_path):
     assert check_card(WITH_FUTURES, results)
 
 
-@pytest.mark.parametrize("name", ["model_card", "adapter_card", "dataset_card"])
+@pytest.mark.parametrize("name", ["model_card", "adapter_card", "dataset_card", "cache_card"])
 def test_a_template_holds_no_figure_of_its_own(name):
     assert check_page(ROOT / "pan_hf" / "templates" / f"{name}.md.jinja", []) == []

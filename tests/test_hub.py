@@ -142,24 +142,6 @@ def test_model_processor_adapter_and_recording_go_to_a_hub_and_come_back_the_sam
 # Below, pushes and downloads run in this process, against a Hub told to stumble
 
 
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A Hub that huggingface_hub is told of as `HF_ENDPOINT` and the like would, and no waiting between attempts."""
-    with hub(tmp_path / "hub") as server:
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once a process, for the Hub of that time
-        address = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "any")
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        yield server
-        huggingface_hub.close_session()
-
-
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder, by its hash."""
     files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())

@@ -29,7 +29,8 @@ from pan_hf.agents.critics import RewardCritic
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.evaluation import imaginers
 from pan_hf.evaluation import precompute as precomputing
-from pan_hf.evaluation.cache_summary import cache_summary, describe_cache, export_cache, import_cache
+from pan_hf.evaluation.cache_dataset import export_cache, import_cache
+from pan_hf.evaluation.cache_summary import cache_summary, describe_cache
 from pan_hf.evaluation.imaginers import Imaginer
 from pan_hf.evaluation.precompute import _Filler, precompute
 

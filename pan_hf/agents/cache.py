@@ -415,6 +415,12 @@ class SimulationCache:
             others = [number for number, _, _ in self.store.spaces() if number != bound.space]
             self.store.evict([*others, bound.space], surplus + self.max_entries // 10)
 
+    def is_valued(self, world: Any, critic: Any) -> bool:
+        """Whether values are backed up for a goal, or can never be."""
+        bound = self.bind(world, critic)
+        known = "SELECT 1 FROM worth WHERE task=? AND value IS NOT NULL LIMIT 1"
+        return not bound.backs_up or bool(self.store.query(known, (bound.task,)))
+
     def back_up(self, world: Any, critic: Any) -> int:
         """Backs up the values of everything that is there, for a goal that may be new: outcomes that its critic has
         not seen are scored first, from what is stored. Returns the number of values.

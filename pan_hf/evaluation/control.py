@@ -56,6 +56,7 @@ from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_fo
 from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_columns, read_info
 from pan_hf.envs.environment import describe_environment, make_recorded_environment
+from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.evaluation.explanations import Explained, explained_steps, write_explanations
 from pan_hf.evaluation.success import Ending, Success, success_rule
 from pan_hf.features import feature_of
@@ -253,7 +254,8 @@ def plan(
             [`~pan_hf.agents.cautious.CautiousCritic`].
         effort (*optional*): what planners may spend on an imagined step, as [`PanModel.simulate`] takes it. Graph
             search then compares states by their coarsest level, unless every level is predicted.
-        cache (`str` or `Path`, *optional*): folder of a simulation cache that agents ask before they plan.
+        cache (`str` or `Path`, *optional*): folder or Hub id of a simulation cache that agents ask before they plan;
+            values for what is wanted are backed up if it has none.
         write_back (`bool`): agents keep what they imagine in the cache.
         time_limit (`float`, *optional*): seconds for all of it; None for no limit.
         episode_time_limit (`float`, *optional*): seconds after which an episode is given up and counts as a failure.
@@ -284,6 +286,7 @@ def plan(
     rule, asked = success_rule(success), explained_steps(explain)
     model, processor = load(checkpoint)
     trials: list[_Trial] = []
+    place = None if cache is None else cache_folder(run, cache, output, model)
     with contextlib.ExitStack() as opened:
         for entry in entries:
             env = make_recorded_environment(entry, trust_recording, max_steps)
@@ -297,9 +300,11 @@ def plan(
             for name, planner in make_planners(planners, model.config, has_goal).items():
                 imagined = world if effort is None else FixedEffort(world, effort)  # an account of its own for each
                 known = None
-                if cache is not None:
-                    known = SimulationCache(cache, writes=write_back)
+                if place is not None:
+                    known = SimulationCache(place, writes=write_back)
                     opened.callback(known.close)
+                    if not known.is_valued(imagined, wanted):
+                        known.back_up(imagined, wanted)
                 agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, cache=known)
             trials += [
                 _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE, explained=Explained(*asked))

@@ -28,15 +28,15 @@ from pan_hf.agents.policy import DESCRIPTION, WEIGHTS, Policy
 from pan_hf.agents.registry import make_planners
 from pan_hf.agents.world import FixedEffort
 from pan_hf.arguments import checked, least
-from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
+from pan_hf.checkpoints import find_checkpoint, find_recording, load
 from pan_hf.console import Progress
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
+from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.evaluation.control import recorded_facts, reward_critic
 from pan_hf.evaluation.imaginers import Imagined, Imaginer, Job, States, Work, imaginers
 from pan_hf.hub import address, on_disk
 
-CACHE = "cache"  # the folder of it in a run
 _SECONDS = 1.0  # that a unit of work shall take, so that a time limit is kept and progress is seen
 _STATES = 32  # in a unit of work, at most
 _TRANSITIONS = 1024  # imagined in one call, at most; of more actions than these a planner chooses
@@ -75,6 +75,7 @@ def precompute(
     seed: int = 0,
     time_limit: float | None = None,
     on_stale: str = "keep",
+    output: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
     """Fills a simulation cache from recorded states. Run again, it goes on after an interruption.
@@ -82,7 +83,8 @@ def precompute(
     Args:
         run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
         data_root (`str` or `Path`, *optional*): the recording; by default the one the checkpoint was trained on.
-        cache (`str` or `Path`, *optional*): folder of the cache; `cache/` in the run by default.
+        cache (`str` or `Path`, *optional*): folder of the cache, `cache/` in the run by default; or the Hub id of one,
+            of which the run's copy is filled.
         frames (`int`): recorded states to begin from, at most, drawn at random.
         depth (`int`): rounds: how many steps beyond the recorded states everything is imagined.
         split (`str`): "train" or "test".
@@ -103,6 +105,7 @@ def precompute(
         seed (`int`): of the choice of states, and of planners' draws.
         time_limit (`float`, *optional*): seconds after which it ends; environments have equal parts of it.
         on_stale (`str`): what to do with entries of other weights: "keep", "drop" or "refuse".
+        output (`str` or `Path`, *optional*): the run folder, where `run` is a checkpoint of elsewhere.
         progress (`bool`): show a line of progress.
 
     Returns:
@@ -118,7 +121,6 @@ def precompute(
     """
     start = time.perf_counter()
     deadline = math.inf if time_limit is None else start + time_limit
-    folder = Path(cache) if cache is not None else results_folder(run, None) / CACHE
     checkpoint = find_checkpoint(run, adapters=True)
     root = find_recording(checkpoint, data_root)
     model, processor = load(checkpoint)
@@ -139,6 +141,7 @@ def precompute(
     followed = None
     if policy is not None:
         followed = Policy.load(on_disk(policy, only=[WEIGHTS, DESCRIPTION]), model)
+    folder = cache_folder(run, cache, output, model)
     before, answered, total = -1, 0, 0
     chosen = list(environments or names)
     for number, id in enumerate(chosen):

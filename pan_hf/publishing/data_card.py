@@ -83,11 +83,10 @@ def _card_data(
 
     rows = {split: sum(count for (_, where), count in frames.items() if where == split) for split in SPLITS}
     splits = [split for split in SPLITS if rows[split]]
-    size = next((text for power, text in enumerate(_SIZES, start=3) if sum(rows.values()) < 10**power), "n>100M")
     data = DatasetCardData(
         license=license,
         pretty_name=name,
-        size_categories=[size],
+        size_categories=[size_category(sum(rows.values()))],
         task_categories=["reinforcement-learning"],
         tags=list(TAGS),
     )
@@ -100,6 +99,11 @@ def _card_data(
     files = [{"split": split, "path": f"data/{split}/{below}*.parquet"} for split in splits]
     MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(data)
     return data
+
+
+def size_category(rows: int) -> str:
+    """How the Hub names the size of a data set."""
+    return next((text for power, text in enumerate(_SIZES, start=3) if rows < 10**power), "n>100M")
 
 
 def _count_table(episodes: Counter, frames: Counter) -> str:

@@ -1,4 +1,5 @@
-"""`pan push`: a checkpoint, an adapter or a recording goes to a Hub, each to a repository of its own, with its card.
+"""`pan push`: a checkpoint, an adapter or a recording goes to a Hub, each to a repository of its own, with its card; a
+simulation cache does by `pan_hf/publishing/push_cache.py`.
 
     a checkpoint    the model, its processor and code, README.md, results/*.json: one commit
     an adapter      peft's weights, the rows that were born, the ledger, README.md: one commit
@@ -82,7 +83,7 @@ def push_checkpoint(
     if "training_data.json" in contents:
         contents["training_data.json"] = _portable(folder / "training_data.json", recording)
     stale = (*_WEIGHTS, "results/*.json")
-    return _commit(repo_id, "model", contents, stale, private, revision, f"{facts['name']}: model, processor and card")
+    return commit(repo_id, "model", contents, stale, private, revision, f"{facts['name']}: model, processor and card")
 
 
 @checked(license=named)
@@ -121,7 +122,7 @@ def push_adapter(
     contents: dict[str, Path | bytes] = {name: folder / name for name in names}
     contents["adapter_config.json"] = _json(settings | {"base_model_name_or_path": base})
     contents["README.md"] = _adapter_card(repo_id, base, settings, about, folder, license).encode()
-    return _commit(repo_id, "model", contents, (), private, revision, f"Adapter of {base}, with its card")
+    return commit(repo_id, "model", contents, (), private, revision, f"Adapter of {base}, with its card")
 
 
 @checked(license=named)
@@ -169,7 +170,7 @@ def push_recording(
 
     patiently(f"push the data set {repo_id}", upload)
     contents: dict[str, Path | bytes] = {"meta/info.json": root / "meta" / "info.json", "README.md": card.encode()}
-    return _commit(repo_id, "dataset", contents, (), private, revision, "The recording is whole: its facts and card")
+    return commit(repo_id, "dataset", contents, (), private, revision, "The recording is whole: its facts and card")
 
 
 # What is looked at first
@@ -303,7 +304,7 @@ def _laid_out(root: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _commit(
+def commit(
     repo_id: str,
     kind: str,
     contents: Contents,
