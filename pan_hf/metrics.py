@@ -69,6 +69,13 @@ def _auroc(sums: np.ndarray) -> np.ndarray:
         return (cases * (below + others / 2)).sum(-1) / pairs
 
 
+def _calibration_error(sums: np.ndarray) -> np.ndarray:
+    """How far what was said is from what came, on average over predictions, by `RELIABILITY_BINS`."""
+    said, came, count = np.split(sums, [RELIABILITY_BINS, 2 * RELIABILITY_BINS], axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.abs(said - came).sum(-1) / count[..., 0]
+
+
 FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": _ratio,
     "psnr": _psnr,
@@ -77,13 +84,18 @@ FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean_gain": _ratio_gain,
     "psnr_gain": _psnr_gain,
     "auroc": _auroc,
+    "calibration_error": _calibration_error,
 }
 """Formula name -> function of summed components `(..., k)`: `mean`, `psnr` and `rmse` of `(total, count)`, `f1` of
 `(true positives, false positives, false negatives, true negatives)`, the gains of `(total with, total without,
-count)`, and `auroc` of how many others, and how many cases, lie in each of `AUROC_BINS`."""
+count)`, `auroc` of how many others, and how many cases, lie in each of `AUROC_BINS`, and `calibration_error` of the
+probabilities, and of what came true, in each of `RELIABILITY_BINS`, and the count."""
 
 AUROC_BINS = 128
 """Bins by which two numbers are told apart in an AUROC, equally wide in their logarithm, from 1e-4 to 1e4."""
+
+RELIABILITY_BINS = 10
+"""Bins of equal width by which probabilities are compared with how often what they are of came true."""
 
 
 @lru_cache(maxsize=16)
@@ -169,6 +181,26 @@ def auroc(numbers: Tensor, is_case: Tensor) -> tuple[str, Tensor]:
     edges = torch.logspace(-4, 4, AUROC_BINS - 1, dtype=torch.double)
     bins = torch.bucketize(numbers.double().cpu(), edges) + AUROC_BINS * is_case.long().cpu()
     return "auroc", torch.nn.functional.one_hot(bins, 2 * AUROC_BINS).double()
+
+
+def reliability(probabilities: Tensor, came_true: Tensor) -> dict[str, dict[str, tuple[str, Tensor]]]:
+    """Predicted probabilities `(n,)` against what came true, bool `(n,)`: measures by model, "predicted" and "pan".
+
+    `reliability:<from>-<to>%` of both is the mean of the probabilities in a bin, and the share of them that came true;
+    `calibration_error` is how far these two are apart, on average over predictions.
+    """
+    said, came = probabilities.double().cpu(), came_true.double().cpu()
+    bins = (said * RELIABILITY_BINS).long().clamp(0, RELIABILITY_BINS - 1)
+    inside = torch.nn.functional.one_hot(bins, RELIABILITY_BINS).double()
+    width = 100 // RELIABILITY_BINS
+    names = [f"reliability:{width * index}-{width * (index + 1)}%" for index in range(RELIABILITY_BINS)]
+    measures = {
+        model: {name: mean_where(values, inside[:, index]) for index, name in enumerate(names)}
+        for model, values in {"pan": came, "predicted": said}.items()
+    }
+    both = torch.cat([inside * said[:, None], inside * came[:, None], torch.ones(len(said), 1)], 1)
+    measures["pan"]["calibration_error"] = "calibration_error", both
+    return measures
 
 
 def mean_of(values: Tensor) -> tuple[str, Tensor]:

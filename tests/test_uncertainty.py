@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_worlds import acts, build_board, observe, record_board, world_model
@@ -11,7 +12,12 @@ from pan_hf import RandomShooting, RewardCritic, metrics
 from pan_hf.agents.cautious import CautiousCritic, uncertainty_of
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.evaluation.evaluate import evaluate_model
+from pan_hf.metrics import MetricAccumulator
 from pan_hf.modeling.blocks_pan import entropy_of
+from pan_hf.reporting.figures import reliability_pairs
+from pan_hf.reporting.report import write_report
+from pan_hf.reporting.results import write_records
+from pan_hf.reporting.tables import format_value
 
 EVERYTHING = ("camera", "touch", "heard", "mission")
 
@@ -125,6 +131,33 @@ def test_auroc_is_the_share_of_pairs_in_their_order():
     assert math.isnan(metrics.FORMULAS[formula](alone.sum(0).numpy()))
 
 
+def test_reliability_is_the_share_that_came_of_what_was_given_such_a_probability():
+    said, came = torch.tensor([0.05, 0.62, 0.68, 0.62, 1.0]), torch.tensor([False, True, True, False, True])
+    tally = MetricAccumulator()
+    tally.update(metrics.reliability(said, came)["pan"], np.arange(5))
+    assert tally.result("reliability:60-70%")[0] == pytest.approx(2 / 3)
+    assert tally.result("reliability:90-100%")[0] == 1 and tally.result("reliability:0-10%")[0] == 0
+    assert tally.result("reliability:30-40%") is None  # nothing was given such a probability
+    # by bin: 1 x |0.05 - 0|, 3 x |0.64 - 2/3|, 1 x |1 - 1|
+    assert tally.result("calibration_error")[0] == pytest.approx((0.05 + 3 * abs(0.64 - 2 / 3)) / 5, abs=1e-6)
+    other = MetricAccumulator()
+    other.update(metrics.reliability(said, came)["predicted"], np.arange(5))
+    assert other.result("reliability:60-70%")[0] == pytest.approx(0.64) and "calibration_error" not in other.metrics()
+
+
+def test_probabilities_by_which_a_thing_comes_are_reliable():
+    """Ten thousand draws, each as likely as said: no bin is off by more than 4 standard errors of half a percent."""
+    generator = torch.Generator().manual_seed(0)
+    said = torch.rand(10_000, generator=generator)
+    came = torch.rand(10_000, generator=generator) < said
+    tally = MetricAccumulator()
+    tally.update(metrics.reliability(said, came)["pan"], np.arange(10_000))
+    assert tally.result("calibration_error")[0] < 0.02
+    tally = MetricAccumulator()
+    tally.update(metrics.reliability(said, torch.zeros(10_000, dtype=torch.bool))["pan"], np.arange(10_000))
+    assert tally.result("calibration_error")[0] == pytest.approx(0.5, abs=0.02)
+
+
 def test_an_evaluation_says_whether_entropy_tells_errors(tmp_path):
     trajectories = load_trajectories(record_board(tmp_path / "data", episodes=8), "train")
     model, processor = build_board(trajectories)
@@ -133,3 +166,11 @@ def test_an_evaluation_says_whether_entropy_tells_errors(tmp_path):
     assert 0 < told["entropy", 1] < told["entropy", 2]
     assert 0 < told["exact_state", 1] < 1  # or there are no pairs
     assert 0 <= told["entropy_auroc", 1] <= 1
+    # 16 windows at each horizon, one step from a true state each
+    assert 0 <= told["calibration_error", None] <= 1
+    pairs = reliability_pairs(records)
+    assert pairs and all(said.horizon is None and 0 < said.value <= 1 for said, _ in pairs)
+    write_records(tmp_path / "evaluation.json", records)
+    page = write_report(tmp_path).read_text()
+    assert "Whether it knows when it is right" in page and "probability given to the predicted state" in page
+    assert f"{format_value(next(e for e in records if e.metric == 'calibration_error'))} apart on average" in page

@@ -24,6 +24,8 @@ where the observation changed since the last frame seen |
 there is no F1 where every step is one |
 | `entropy`, `entropy_auroc` | nats in all that was predicted up to the step, and whether they tell wrong states: \
 the share of pairs of a wrong and a right one in which the wrong one has more |
+| `reliability:<from>-<to>%`, `calibration_error` | one step from a true state: of next states that were given such a \
+probability (model "predicted" has its mean), the share that came; and how far the two are apart on average |
 | `<actor>_reward_mae` | the reward of each actor, where there are several; `reward_mae` is of their sum |
 | `bits_per_observation`, `codes_bits`, `latents_bits`, `observation_bits` | minus log2-probability of the true \
 observation and its parts (a bound for latents and decoder) |
@@ -126,17 +128,19 @@ class _Evaluation:
                 images = {name: values[kept, index] for name, values in futures.expected.items()}
                 self._add(*where, "pan_expected", self.compare.observed(images, *facts))
             self._add(*where, "pan", self._foretelling(futures, horizon, kept, imagined, true))
-            seen = belief
+            seen, one_step, predicted = belief, futures, imagined[horizon]
             if horizon == 1:  # the first step is the same in both ways
                 self._reconstruction(where, kept, batch)
                 self._sensitivity(where, kept, belief, actions, imagined[1], true)
                 self._by_action(where, kept, actions, imagined[1], true)
             else:
                 seen = self.reader.perceive(batch, horizon - 1)
-                forced = self._one_step(seen, actions[:, horizon - 1 : horizon])
-                measures = self._compare(kept, forced, true[horizon], true[horizon - 1])
+                one_step = self._simulate(seen, actions[:, horizon - 1 : horizon])
+                predicted = self._steps(one_step, [1])[1]
+                measures = self._compare(kept, predicted, true[horizon], true[horizon - 1])
             self._add_all(where, measures, "teacher_forced_")
             self._add(*where, "pan", self._bits(seen, batch, horizon, kept))
+            self._add_reliability(where, kept, one_step, predicted, true[horizon])
         self._rank(environment, rows, imagined[max(wanted)], true[max(wanted)])
 
     def _simulate(self, belief, actions: Tensor | Actions, expected: Collection[int] = ()):
@@ -158,6 +162,15 @@ class _Evaluation:
         nats = uncertainty_of(futures)[:, :horizon].sum(1)
         exact = self.compare.exact(imagined[horizon].where(kept), true[horizon].where(kept))
         return {"entropy_auroc": metrics.auroc(nats[kept], ~exact), "entropy": metrics.mean_of(nats[kept])}
+
+    def _add_reliability(self, where: Where, kept: Tensor, one_step, predicted: Step, true: Step) -> None:
+        """Whether predicted states came as often as was said of them; where all of a state was predicted."""
+        if not isinstance(self.model, PanModel):
+            return
+        came_true = self.compare.exact(predicted.where(kept), true.where(kept))
+        environment, rows, _ = where
+        for model, measures in metrics.reliability(one_step.log_prob[kept, 0].exp(), came_true).items():
+            self._add(environment, rows, None, model, measures)
 
     def _one_step(self, belief, actions: Tensor | Actions) -> Step:
         """What is predicted after the actions `(n, 1, ...)`."""

@@ -297,6 +297,30 @@ def calibration_svg(records: Sequence[Record], environment: str) -> str:
         records: metrics "outcome:<name>" of models "pan" and "simulator"; bars are three standard errors.
     """
     pairs = calibration_pairs([entry for entry in records if entry.environment == environment])
+    labels = "true frequency of an outcome (%)", "among imagined futures (%)"
+    return _diagonal_svg(f"calibration {environment}", pairs, labels)
+
+
+def reliability_pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """What was said, on average, and how often it came true, of each bin of predicted probabilities."""
+    told = [entry for entry in records if "reliability:" in entry.metric]
+    came = {entry.metric: entry for entry in select(told, model="pan")}
+    return [(said, came[said.metric]) for said in select(told, model="predicted") if said.metric in came]
+
+
+def reliability_svg(records: Sequence[Record], environment: str) -> str:
+    """How often predicted states came against the probability that the model had given them, as an inline SVG.
+
+    Args:
+        records: metrics "reliability:<from>-<to>%" of models "predicted" and "pan"; bars are three standard errors.
+    """
+    pairs = reliability_pairs([entry for entry in records if entry.environment == environment])
+    labels = "probability given to the predicted state (%)", "it came (%)"
+    return _diagonal_svg(f"reliability {environment}", pairs, labels)
+
+
+def _diagonal_svg(name: str, pairs: Sequence[tuple[Record, Record]], labels: tuple[str, str]) -> str:
+    """A point for each pair of shares, on the diagonal where both are the same, with bars of three standard errors."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 100], [0, 100], color=SERIES_COLOURS["copy_last"], linewidth=1)
@@ -304,11 +328,11 @@ def calibration_svg(records: Sequence[Record], environment: str) -> str:
         dx, dy = (np.array([300 * (pair[side].stderr or 0.0) for pair in pairs]) for side in (0, 1))
         axes.errorbar(x, y, dy, dx, "o", color=SERIES_COLOURS["pan"], markersize=3.5, elinewidth=1)
         axes.set(xlim=(-2, 104), ylim=(-2, 104))
-        axes.set_xlabel("true frequency of an outcome (%)")
-        axes.set_ylabel("among imagined futures (%)")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
         axes.spines[["top", "right"]].set_visible(False)
 
-    return _svg(f"calibration {environment}", draw)
+    return _svg(name, draw)
 
 
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:

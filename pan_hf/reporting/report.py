@@ -32,6 +32,8 @@ from pan_hf.reporting.figures import (
     curves,
     load_film,
     load_strip,
+    reliability_pairs,
+    reliability_svg,
     row_png,
     series_name,
 )
@@ -80,6 +82,7 @@ def write_report(run_dir: str | os.PathLike, path: str | os.PathLike | None = No
         explanations=[_explanation_view(load_explanation(file)) for file in _material(run, "explanations", "json")],
         codes=[_picture(file) for file in _material(run, "codes", "png")],
         curves=_curve_groups(prediction),
+        certainty=_certainty(prediction),
         evaluation=[(name, tidy_tables(rows)) for name, rows in by_environment(records["evaluation"])],
         futures=_futures(records["futures"]),
         planning=[(name, success_bars(rows), tidy_tables(rows)) for name, rows in by_environment(records["planning"])],
@@ -275,6 +278,27 @@ def _curve_groups(records: Sequence[Record]) -> list[tuple[str, list[tuple[str, 
         heading, caption = (metric_label(metric), environment) if several else (environment, metric_label(metric))
         groups.setdefault(heading, []).append((caption, svg))
     return list(groups.items())
+
+
+def _certainty(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Of each environment (all of them together where that was measured) whether the model knows when it is right:
+    reliability as SVG, how far it is off, and how well entropy tells errors, as tables; None for what is not known."""
+    told = [entry for entry in records if entry.metric.endswith(("entropy_auroc", "calibration_error"))]
+    together = select(told, environment="all") or told
+    views = []
+    for environment, own in by_environment(together):
+        entropy = [entry for entry in own if entry.metric.endswith("entropy_auroc")]
+        error = next((entry for entry in own if entry.metric.endswith("calibration_error")), None)
+        is_drawn = bool(reliability_pairs(select(records, environment=environment)))
+        views.append(
+            {
+                "environment": environment,
+                "reliability": Markup(reliability_svg(records, environment)) if is_drawn else None,
+                "error": None if error is None else format_value(error),
+                "entropy": tidy_tables(entropy),
+            }
+        )
+    return views
 
 
 def _futures(records: Sequence[Record]) -> list[tuple[str, Markup, list]]:

@@ -31,6 +31,7 @@ def _matches(value: Any, wanted: Any) -> bool:
 UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("steps_to_success", "steps"), "", 1, 1),
     (("episodes", "given_up", "claims", "acted_on"), "", 1, 0),
+    (("calibration_error",), "%", 100, 1),
     (("refused", "false", "false_low", "false_high", "unconfirmed", "searched"), "%", 100, 1),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
     (("ssim",), "", 1, 3),
@@ -59,7 +60,9 @@ def format_value(entry: Record) -> str:
 
 def unit_of(metric: str) -> tuple[str, float, int | None]:
     """How a metric is shown: (unit, factor to multiply by, digits after the point or None for four significant)."""
-    if metric.startswith(("outcome:", "exact_state_after:", "recalled")):  # how frequent it is
+    if metric.removeprefix("sampled_").startswith(
+        ("outcome:", "exact_state_after:", "recalled", "reliability:")
+    ):  # how frequent it is
         return "%", 100, 1
     for endings, unit, factor, digits in UNITS:
         if any(metric == ending or metric.endswith((f"_{ending}", f".{ending}")) for ending in endings):
