@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from .cache_pan import fork_cache, select_cache
 from .embedding_pan import CodeTables, tables_of
 from .layout_pan import Pass, Tokens, TokenSelection, additive, at_least, hide_padding
-from .state_pan import Belief, fork_cache, select_cache
+from .state_pan import Belief
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -318,6 +319,17 @@ def fill_cache(model: PanModel, belief: Belief, tables: CodeTables) -> Belief:
     belief.cache = DynamicCache()
     model.run_backbone(x, mask, torch.arange(total, device=x.device), belief.cache)
     return belief
+
+
+def fill_on_use(model: PanModel, belief: Belief) -> Belief:
+    """Has a belief's cache filled when it is first asked for; returns the belief."""
+    belief.cache = functools.partial(_filled, model, belief)
+    return belief
+
+
+@torch.no_grad()
+def _filled(model: PanModel, belief: Belief) -> DynamicCache | None:
+    return fill_cache(model, belief, model.table.code_tables()).cache
 
 
 # ---- functions that are compiled, see `CompiledStep`

@@ -50,6 +50,17 @@ def test_an_earlier_action_alone_makes_another_belief():
     assert one.keys(steps=5) == one.keys() == one.keys(steps=1)
 
 
+def test_what_is_only_looked_up_runs_no_backbone(monkeypatch):
+    model, runs = world_model(EVERYTHING, context_steps=2), []
+    run = model.run_backbone
+    monkeypatch.setattr(model, "run_backbone", lambda *given: runs.append(1) or run(*given))
+    belief = model.perceive(observe(model, 1, 2), acts(model, 1, 1))
+    belief.keys(), belief.keys(levels=1), belief.decode("camera")
+    assert not runs
+    assert belief.num_cached == model.layout.prefix_length + model.layout.trunk_length
+    assert belief.cache is belief.cache and len(runs) == 1
+
+
 def test_coarser_keys_leave_out_finer_codes_of_the_past_too():
     model = world_model(("camera", "mission"), context_steps=2)
     one, other = (model.perceive(observe(model, 1, 2), acts(model, 1, 1)) for _ in range(2))

@@ -195,7 +195,7 @@ def test_a_goal_that_comes_later_is_scored_from_what_is_stored(board, tmp_path):
     (raw,) = cache.store.query(
         "SELECT n.raw FROM outcomes o JOIN states n ON n.node=o.next WHERE o.state != o.next ORDER BY o.id LIMIT 1"
     )[0]
-    wanted = cache.bind(model, CRITIC).keys.belief([raw], fills=False).codes["camera"]
+    wanted = cache.bind(model, CRITIC).keys.belief([raw]).codes["camera"]
     goal = GoalCritic(codes={"camera": [level[0] for level in wanted]})
     assert cache.lookup(model, belief, goal) is None
     cache.back_up(model, goal)

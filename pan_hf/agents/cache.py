@@ -341,7 +341,7 @@ class SimulationCache:
             return answer
         raw, present, reached = rows[0]
         coarse = "levels" in compared_by
-        key = bound.keys.belief([raw], fills=False).keys(**compared_by)[0] if coarse else raw[:present]
+        key = bound.keys.belief([raw]).keys(**compared_by)[0] if coarse else raw[:present]
         return replace(answer, plan=replace(answer.plan, states=[key], reaches_goal=bool(reached)))
 
     def _from_neighbours(self, bound: _Bound, belief: Any) -> Answer | None:
@@ -482,7 +482,7 @@ def _stored_futures(world: Any, keys: Keys, rows: list[tuple]) -> Any:
     }
     if not hasattr(world, "embed_state"):
         return SimpleNamespace(**told)
-    belief = keys.belief([row[1] for row in rows], fills=False)
+    belief = keys.belief([row[1] for row in rows])
     state = belief.state.map(lambda tensor: tensor[:, None])
 
     def decode(sense: str, *args: Any, **kwargs: Any) -> Tensor:

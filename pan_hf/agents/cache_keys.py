@@ -29,7 +29,7 @@ from torch import Tensor
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.cache_scope import model_of
 from pan_hf.features import feature_class
-from pan_hf.modeling.backbone_pan import fill_cache
+from pan_hf.modeling.backbone_pan import fill_on_use
 from pan_hf.modeling.state_pan import ABSENT, Actions, Belief, State, action_tensors
 
 FEATURES = 64  # numbers by which neighbours are compared
@@ -139,11 +139,8 @@ class Keys:
 
     # ---- and back
 
-    def belief(self, raws: list[bytes], fills: bool = True) -> Belief:
+    def belief(self, raws: list[bytes]) -> Belief:
         """The beliefs of whole keys that hold equally many earlier steps, without latents, as imagined ones are.
-
-        Args:
-            fills (`bool`): run the earlier steps into the backbone's cache; otherwise nothing can be imagined.
 
         Raises:
             ValueError: the keys are not of this world.
@@ -163,7 +160,7 @@ class Keys:
             history.append((self._state(rows[:, start:middle]), self._actions(rows[:, middle:end])))
         prefix = rows[:, len(state) : now].long() if prefix_length else None
         belief = Belief(self._state(rows[:, : len(state)]), history[::-1], prefix, None, model_of(model))
-        return fill_cache(belief.model, belief, model.table.code_tables()) if fills else belief
+        return fill_on_use(belief.model, belief)
 
     @functools.cached_property
     def _state_limits(self) -> np.ndarray:

@@ -243,7 +243,7 @@ def _file(recorded: Recorded, raws: list[bytes]) -> dict[bytes, bytes]:
     nodes: dict[bytes, bytes] = {}
     for length in {len(raw) for raw in raws}:
         some = list(dict.fromkeys(raw for raw in raws if len(raw) == length))
-        nodes |= dict(zip(some, recorded.file(recorded.keys.belief(some, fills=False)), strict=True))
+        nodes |= dict(zip(some, recorded.file(recorded.keys.belief(some)), strict=True))
     return nodes
 
 

@@ -335,7 +335,7 @@ class _Filler:
     def _act(self, policy: Policy, states: States) -> dict[bytes, bytes]:
         """What a policy does in some states, by their node."""
         is_imagined, keys = self.job.planner is None, self.bound.keys
-        belief = keys.belief([raw for _, raw in states], fills=not is_imagined)
+        belief = keys.belief([raw for _, raw in states])
         actions = policy.act(belief)
         if not is_imagined:
             recorded = self.imaginer.recorded(keeps_all=True)
