@@ -391,7 +391,8 @@ def test_an_episode_that_the_clock_cut_short_counts_for_no_return():
     trial.outcomes = [Outcome(0, False, 2, -2.0, was_given_up=True), Outcome(1, True, 90, -89.0)]
     values = {entry.metric: entry.value for entry in trial_records(trial)}
     assert (values["return"], values["steps"], values["success"]) == (-89.0, 90.0, 0.5)
-    assert (values["given_up"], values["episodes"]) == (1.0, 2.0)
+    assert (values["given_up"], values["episodes"], values["failures"]) == (1.0, 2.0, 1.0)
+    assert [entry.seeds for entry in trial_records(trial) if entry.metric == "failures"] == [[0]]
     trial.outcomes = trial.outcomes[:1]
     assert not {"return", "steps"} & {entry.metric for entry in trial_records(trial)}
 

@@ -50,7 +50,7 @@ class AgentStatistics:
         surprises (`int`): observations whose codes differ from the predicted ones.
         clipped (`int`): vectors that lay outside the range the model knows, and were clipped to it.
         num_simulated (`int`), num_calls (`int`): imagined steps, and `simulate` calls that made them.
-        seconds (`float`): wall time inside `act`.
+        times (`list[float]`): seconds of wall time inside each `act`; `seconds` (`float`): their sum.
         claims (`int`), refused (`int`): see `num_claims` and `num_refused` of [`Plan`].
         promised (`int`), broken (`int`): goals that the agent's last actions of plans were to reach, and those that it
             then did not see, see [`PanAgent.keeps_promise`].
@@ -65,12 +65,16 @@ class AgentStatistics:
     clipped: int = 0
     num_simulated: int = 0
     num_calls: int = 0
-    seconds: float = 0.0
+    times: list[float] = field(default_factory=list)
     recalled_by: dict[str, int] = field(default_factory=dict)
     claims: int = 0
     refused: int = 0
     promised: int = 0
     broken: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.times)
 
     @property
     def seconds_per_decision(self) -> float:
@@ -210,7 +214,7 @@ class PanAgent:
             assert self.plan is not None  # one was needed until there was one
             action = self._take(self.plan, belief, key)
         self.statistics.decisions += 1
-        self.statistics.seconds += time.perf_counter() - start
+        self.statistics.times.append(time.perf_counter() - start)
         return action
 
     def keeps_promise(self, observation: dict, reward: float, terminated: bool) -> bool | None:

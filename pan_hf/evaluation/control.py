@@ -9,11 +9,13 @@ reset with seeds that the recording did not use. What counts as a goal in imagin
 |---|---|
 | `success`, `success_low`, `success_high` | share of episodes that reached the goal, where one is defined, and its \
 Wilson 95% interval |
+| `failures` | how many episodes did not; `seeds` are theirs, so that two policies can be compared seed by seed |
 | `return` | sum of rewards of an episode |
 | `steps`, `steps_to_success` | actions an episode, over all episodes and over successful ones; which is better, many \
 or few, depends on the world |
 | `seconds_per_decision`, `simulated_per_decision`, `calls_per_decision` | wall time, imagined steps, and `simulate` \
 calls that made them, for one action |
+| `median_decision_ms`, `percentile_99_decision_ms` | wall time of an action over all of them, observing included |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
 | `recalled`, `recalled_<level>` | with a cache: share of actions that it answered, in all and at each of its levels |
 | `searched` | share of actions that a new search gave; the others went on with a plan, or came from the cache |
@@ -76,13 +78,14 @@ _ENDINGS: dict[bool | None, str] = {True: "success", False: "failure", None: "ep
 
 @dataclass(frozen=True)
 class Outcome:
-    """One episode as it was carried out; times in seconds of wall time. `success` is None where no goal is defined."""
+    """One episode as it was carried out; `times` of its decisions in seconds of wall time. `success` is None where no
+    goal is defined."""
 
     seed: int
     success: bool | None
     steps: int
     total_reward: float
-    seconds: float = 0.0
+    times: Sequence[float] = ()
     num_simulated: int = 0
     num_calls: int = 0
     replans: int = 0
@@ -95,6 +98,10 @@ class Outcome:
     promised: int = 0
     broken: int = 0
     was_given_up: bool = False  # by the clock, so its return and steps are those of a part
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.times)
 
 
 @dataclass
@@ -193,7 +200,7 @@ class _Trial:
     def _statistics(self) -> dict:
         if self.agent is None:
             return {}
-        names = ("seconds", "num_simulated", "num_calls", "replans", "surprises", "clipped", "recalled", "recalled_by")
+        names = ("times", "num_simulated", "num_calls", "replans", "surprises", "clipped", "recalled", "recalled_by")
         names += ("claims", "refused", "promised", "broken")
         return {name: getattr(self.agent.statistics, name) for name in names}
 
@@ -221,6 +228,7 @@ def plan(
     write_back: bool = True,
     time_limit: float | None = TIME_LIMIT,
     episode_time_limit: float | None = None,
+    baseline: bool = True,
     explain: str | Sequence[str] | None = None,
     output: str | Path | None = None,
     progress: bool = True,
@@ -259,6 +267,7 @@ def plan(
         write_back (`bool`): agents keep what they imagine in the cache.
         time_limit (`float`, *optional*): seconds for all of it; None for no limit.
         episode_time_limit (`float`, *optional*): seconds after which an episode is given up and counts as a failure.
+        baseline (`bool`): a random policy plays the same seeds.
         explain (`Sequence[str]`, *optional*): steps of each planner's first episode, as in "0,5,last", for which the
             report says why the agent acted so.
         output (`str` or `Path`, *optional*): folder to write into; the run folder by default.
@@ -308,7 +317,7 @@ def plan(
                 agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, cache=known)
             trials += [
                 _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE, explained=Explained(*asked))
-                for name, agent in (agents | {RANDOM: None}).items()
+                for name, agent in (agents | ({RANDOM: None} if baseline else {})).items()
             ]
         try:
             run_trials(trials, seeds, time_limit, episode_time_limit, progress, start)
@@ -511,8 +520,14 @@ def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
             records.append(record(metric, value, stderr=stderr, **where))
     if has_goal:
         low, high = wilson(len(won), len(outcomes))
-        records[1:1] = [record("success_low", low, **where), record("success_high", high, **where)]
+        lost = [outcome.seed for outcome in outcomes if not outcome.success]
+        bounds = [record("success_low", low, **where), record("success_high", high, **where)]
+        records[1:1] = [*bounds, record("failures", len(lost), **(where | {"seeds": lost}))]
     records += [record(metric, value, **where) for metric, value in _claims(outcomes).items()]
+    times = [1000 * seconds for outcome in outcomes for seconds in outcome.times]
+    if times:
+        records.append(record("median_decision_ms", np.median(times), **where))
+        records.append(record("percentile_99_decision_ms", np.percentile(times, 99), **where))
     if len(whole) < len(outcomes):
         records.append(record("given_up", len(outcomes) - len(whole), **where))
     return [*records, record("episodes", len(outcomes), **where)]

@@ -30,17 +30,23 @@ def _matches(value: Any, wanted: Any) -> bool:
 # metric (or the end of its name) -> unit, factor, digits. The first that fits is taken.
 UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("steps_to_success", "steps"), "", 1, 1),
-    (("episodes", "given_up", "claims", "acted_on"), "", 1, 0),
+    (("episodes", "given_up", "failures", "claims", "acted_on"), "", 1, 0),
     (("calibration_error",), "%", 100, 1),
     (("refused", "false", "false_low", "false_high", "unconfirmed", "searched"), "%", 100, 1),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
     (("ssim",), "", 1, 3),
     (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
     (("changed", "accuracy", "f1", "precision", "recall"), "%", 100, 1),
-    (("success", "success_low", "success_high", "share", "futures", "3se", "rate", "compute"), "%", 100, 1),
+    (
+        ("success", "success_low", "success_high", "share", "futures", "3se", "rate", "compute", "recalled"),
+        "%",
+        100,
+        1,
+    ),
     (("compute_per_simulated_step",), "%", 100, 1),
     (("bits_per_observation", "bits"), " bits", 1, 1),
     (("seconds", "seconds_per_decision", "time_per_decision"), " s", 1, 2),
+    (("decision_ms",), " ms", 1, 1),
     (("gib",), " GiB", 1, 2),
     (("steps_per_second", "tokens_per_second"), "/s", 1, 0),
     (("speedup_over_all",), "x", 1, 2),
@@ -91,9 +97,11 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 def distinct_origins(records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
     """Every distinct (command, commit, hardware, seeds in words). Where one command measured several seeds each by
-    itself, they make one origin."""
+    itself, they make one origin. Of failures only those that failed are named, so they make none."""
     by_origin: dict[tuple, list[list[int]]] = {}
     for entry in records:
+        if entry.metric == "failures":
+            continue
         groups = by_origin.setdefault((entry.command, entry.commit, entry.hardware), [])
         if entry.seeds not in groups:
             groups.append(entry.seeds)
