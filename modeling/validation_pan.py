@@ -336,6 +336,8 @@ def action_tensor(what: str, described: Part, values, device: torch.device) -> T
         if isinstance(value, str):
             if names.count(value) != 1:
                 known = f"its actions are {names}" if names else "its actions have no names here; give numbers"
+                if not described.is_coded:
+                    known = 'what is said becomes ids of words by `processor(action=...)["action"]`'
                 problem = "there is no action" if value not in names else "more than one action is called"
                 raise ValueError(f"{what}: {problem} {value!r}; {known}.")
             return names.index(value)
