@@ -534,6 +534,19 @@ def test_a_cache_opens_and_answers_while_another_process_writes(cache):
         assert reader.lookup(world, world.root(), CRITIC) is not None
 
 
+def test_no_look_up_waits_for_another_writer_and_all_are_counted_in_the_end(cache):
+    world = GridWorld()
+    fill(cache, world)
+    with closing(sqlite3.connect(cache.store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(600):
+            assert cache.lookup(world, world.root(), CRITIC) is not None
+        assert not cache.store.counters().get("hit exact")
+        other.execute("ROLLBACK")
+    cache.close()
+    assert cache.store.counters()["hit exact"] == 600
+
+
 def test_damage_within_the_file_is_found_by_reading_all_of_it(tmp_path):
     cache = SimulationCache(tmp_path, scope="maze")
     fill(cache, GridWorld())

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -135,6 +137,7 @@ class SimulationCache:
         self._neighbours: tuple[int, Neighbours] | None = None
         self._touched: list[bytes] = []
         self._counts: Counter[str] = Counter()
+        self._noting: threading.Thread | None = None
 
     def __repr__(self) -> str:
         counts = self.store.counters()
@@ -163,8 +166,14 @@ class SimulationCache:
 
     def close(self) -> None:
         """Writes down what was of use, and closes the file."""
+        self._wait_for_notes()
         self._note_use()
+        self._wait_for_notes()
         self.store.close()
+
+    def _wait_for_notes(self) -> None:
+        if self._noting is not None:
+            self._noting.join()
 
     # ---- whose entries
 
@@ -283,9 +292,21 @@ class SimulationCache:
         return answer
 
     def _note_use(self) -> None:
+        """Writes down which states were of use, in a thread: no look-up waits for the disk or for another writer."""
+        if self._noting is not None and self._noting.is_alive():
+            return  # there will be more to write with the next look-up
         if self.writes and (self._touched or self._counts):
-            self.store.touch(set(self._touched), self._counts)
+            self._noting = threading.Thread(target=self._write_use, args=(set(self._touched), self._counts))
+            self._noting.start()
         self._touched, self._counts = [], Counter()
+
+    def _write_use(self, nodes: set[bytes], counts: Counter[str]) -> None:
+        try:
+            self.store.touch(nodes, counts)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"What was looked up was not counted: {error}", stacklevel=2)
+        finally:
+            self.store.close()  # this thread's connection
 
     def _answer(
         self, bound: _Bound, level: str, node: bytes, least_reach: float, distance: float = 0.0
@@ -302,7 +323,7 @@ class SimulationCache:
         else:
             return None
         try:
-            actions = bound.keys.actions([action])
+            actions = bound.keys.action(action)
         except ValueError:  # one that the model has, and this world does without, see `FewerActions`
             return None
         plan = Plan(

@@ -34,6 +34,7 @@ from pan_hf.modeling.state_pan import ABSENT, Actions, Belief, State, action_ten
 
 FEATURES = 64  # numbers by which neighbours are compared
 _ANY = 2**31  # above every number of 32 bits: of floats all bits are right
+_KEPT = 4096  # actions that are kept decoded: decoding one takes as long as the rest of a look-up
 DIGEST = 16  # bytes of a digest: among 2^32 states two would be alike once in 10^19 caches
 
 
@@ -81,6 +82,7 @@ class Keys:
         self.parts = ActionParts(world.config)
         self.levels = levels_of(world)
         self._projection: Tensor | None = None
+        self._known_actions: dict[bytes, Tensor | Actions] = {}
 
     # ---- beliefs
 
@@ -241,6 +243,14 @@ class Keys:
     def actions(self, stored: list[bytes]) -> Tensor | Actions:
         """The inverse of `of_actions`, `(N, ...)` on the CPU. Raises ValueError for an action that is none here."""
         return self._actions(self._ids(stored, self._action_limits(False)))
+
+    def action(self, stored: bytes) -> Tensor | Actions:
+        """One of them, `(1, ...)`, not to be changed: it is given again the next time."""
+        if stored not in self._known_actions:
+            if len(self._known_actions) >= _KEPT:
+                self._known_actions.clear()
+            self._known_actions[stored] = self.actions([stored])
+        return self._known_actions[stored]
 
 
 def levels_of(world: Any) -> list[Level]:
