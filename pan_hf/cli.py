@@ -273,6 +273,26 @@ def imagine(
     _next("plan", run, "--planner", shlex.quote(f"policy?folder={policy}"))
 
 
+@command("pan_hf.training.distil:distil", **MEASURED)
+def distil(
+    function: Callable,
+    run: Run = RUN,
+    model: Model = None,
+    data_root: Data = None,
+    output: Output = None,
+    cache: Cache = None,
+    effort: Effort = None,
+    **options: Any,
+) -> None:
+    where = _where(run, model, data_root, output)
+    policy = function(**where, cache=cache or where["output"] / "cache", effort=_effort(effort), **options)
+    last = library("pan_hf.files:read_json")(policy / "log.json", list)[-1]
+    told = {"agreement": "of the states held out", "learned": "of those it learned from"}
+    shares = [f"{last[name]:.1%} {what}" for name, what in told.items() if name in last]
+    print(f"Done. The policy is in {policy}; it does what the cache would do in {' and '.join(shares)}")
+    _next("plan", run, "--policy", shlex.quote(str(policy)))
+
+
 def _next(name: str, run: Path, *words: str) -> None:
     """Says the command that usually follows."""
     print("Next: pan", name, *([] if run == RUN else ["--run", shlex.quote(str(run))]), *words)

@@ -194,7 +194,7 @@ def test_an_agent_acts_by_the_name_of_the_one_part_of_an_action(walker, tmp_path
 def test_a_folder_without_a_policy_or_with_a_damaged_one_is_told(board, tmp_path):
     with pytest.raises(ValueError, match="`folder` names a policy"):
         make_planners("policy", board.model.config)
-    with pytest.raises(FileNotFoundError, match="`pan imagine` trains one"):
+    with pytest.raises(FileNotFoundError, match="`pan imagine` and `pan distil` train one"):
         Policy.load(tmp_path, board.model)
     policy_of(board).save(tmp_path)
     weights = tmp_path / "policy.safetensors"

@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 
 from pan_hf.agents.cache_scope import digest_of
 from pan_hf.agents.policy import Policy, check_hidden
@@ -33,10 +30,8 @@ from pan_hf.imagined_worlds import load_imagined
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.validation_pan import real, whole
 from pan_hf.reporting.learning import learning_curves
+from pan_hf.training.policy_state import SAVE_SECONDS, STATE, pack, unpack
 from pan_hf.training.run_folder import keeping_settings
-
-STATE = "training.safetensors"  # weights and optimizer as they are after a rollout
-SAVE_SECONDS = 30.0  # between two writes; the last rollout is always written
 
 
 @checked(
@@ -171,7 +166,7 @@ def _save(ppo: Any, folder: Path, model: PanModel, about: dict[str, Any], log: l
     facts = about | {"steps": ppo.num_timesteps, "seconds": log[-1]["seconds"]}
     policy = Policy(model, network_of(ppo), env.env.imagination.features, env.flat, facts)
     files: dict[str, str | bytes] = {
-        STATE: to_bytes(_tensors(ppo), {"counts": json.dumps([ppo.num_timesteps, ppo._n_updates])}),
+        STATE: pack(ppo.policy, ppo.policy.optimizer, [ppo.num_timesteps, ppo._n_updates]),
         "log.json": json.dumps(log, indent=1),
         "curves.svg": learning_curves(log),
         "README.md": card(facts, log),
@@ -179,34 +174,13 @@ def _save(ppo: Any, folder: Path, model: PanModel, about: dict[str, Any], log: l
     policy.save(folder, files)
 
 
-def _tensors(ppo: Any) -> dict[str, torch.Tensor]:
-    """Weights, and what the optimizer holds of each."""
-    tensors = {f"policy.{name}": tensor for name, tensor in ppo.policy.state_dict().items()}
-    for index, held in ppo.policy.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in held.items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _resume(ppo: Any, folder: Path) -> list[dict]:
     """Takes up what was kept, if anything was; the log so far."""
     path = folder / STATE
     if not path.exists():
         return []
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            ppo.num_timesteps, ppo._n_updates = json.loads(file.metadata()["counts"])
-        weights = {name[len("policy.") :]: tensors[name] for name in tensors if name.startswith("policy.")}
-        ppo.policy.load_state_dict(weights)
-        optimizer, state = ppo.policy.optimizer, dict[int, dict[str, torch.Tensor]]()
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, what = name.split(".", 2)
-                state.setdefault(int(index), {})[what] = tensor
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-        return read_json(folder / "log.json", list)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); remove {folder} and train the policy again.") from error
+    ppo.num_timesteps, ppo._n_updates = unpack(path, ppo.policy, ppo.policy.optimizer)
+    return read_json(folder / "log.json", list)
 
 
 def card(facts: dict[str, Any], log: list[dict]) -> str:

@@ -311,24 +311,17 @@ class SimulationCache:
     def _answer(
         self, bound: _Bound, level: str, node: bytes, least_reach: float, distance: float = 0.0
     ) -> Answer | None:
-        rows = self.store.query(
-            "SELECT action, value, reach, planned FROM worth WHERE node=? AND task=?", (node, bound.task)
-        )
-        reaching = [row for row in rows if row[2] is not None and row[2] >= least_reach and row[2] > 0]
-        planned = [row for row in rows if row[3] is not None] if bound.accepts_partial else []
-        if math.isfinite(bound.critic.threshold) and reaching:
-            action, value, reach, _ = max(reaching, key=lambda row: (row[1], row[2]))
-        elif planned:
-            action, value, reach, _ = max(planned, key=lambda row: row[3])
-        else:
+        best = self.best_rows(bound, node, least_reach)
+        if not best:
             return None
+        action, value, reach, planned = best[0]
         try:
             actions = bound.keys.action(action)
         except ValueError:  # one that the model has, and this world does without, see `FewerActions`
             return None
         plan = Plan(
             actions=actions,
-            expected_return=float(value if value is not None else max(row[3] for row in planned)),
+            expected_return=float(planned if value is None else value),
             states=None,
             num_simulated=0,
             seconds=0.0,
@@ -349,6 +342,20 @@ class SimulationCache:
             with suppress(ValueError):  # one that the model has, and this world does without, see `FewerActions`
                 found.append(Candidate(bound.keys.actions([action]), worth, reaches_goal=(reach or 0) >= 0.5))
         return best_candidates(found)
+
+    def best_rows(self, bound: _Bound, node: bytes, least_reach: float, tolerance: float = 0.0) -> list[tuple]:
+        """Of the actions of a state, those that are worth most: action, value, reach and a planner's return each, the
+        best first. None where too little is known. Args: tolerance, how much less one may be worth, as a share."""
+        rows = self.store.query(
+            "SELECT action, value, reach, planned FROM worth WHERE node=? AND task=?", (node, bound.task)
+        )
+        reaching = [row for row in rows if row[2] is not None and row[2] >= least_reach and row[2] > 0]
+        planned = [row for row in rows if row[3] is not None] if bound.accepts_partial else []
+        if math.isfinite(bound.critic.threshold) and reaching:
+            ranked = sorted(reaching, key=lambda row: (row[1], row[2]), reverse=True)
+            return [row for row in ranked if row[1] >= ranked[0][1] - tolerance * abs(ranked[0][1])]
+        ranked = sorted(planned, key=lambda row: row[3], reverse=True)
+        return [row for row in ranked if row[3] >= ranked[0][3] - tolerance * abs(ranked[0][3])]
 
     def _with_next_state(self, bound: _Bound, node: bytes, answer: Answer, compared_by: Mapping[str, int]) -> Answer:
         """An exact answer with the state that was met most often after its action, as an agent compares states."""

@@ -1,4 +1,4 @@
-"""A policy: a small network that reads a belief and acts at once, as learned in imagination.
+"""A policy: a small network that reads a belief and acts at once, as learned in imagination or from cached plans.
 
 It is plain PyTorch. The names of its weights are those of Stable-Baselines3's `ActorCriticPolicy`, so what was trained
 there is read here, and the other way round; a folder of it holds `policy.safetensors` and `policy.json`, no pickle.
@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 MOST_CHOICES = 4096
 """Combinations of discrete parts up to which they are one choice; beyond it each part is chosen by itself."""
 
+TOLERANCE = 0.1
+"""How far numbers in [-1, 1] may be from one another to be the same for a policy: a twentieth of the range."""
+
+CONFIDENCE = 0.9
+"""Probability of what a policy would do from which on it is followed, unless another is asked for."""
+
+TRIED_ANYWAY = 0.25  # of a prior, which all choices share
 FORBIDDEN = -1e8  # logit of a choice that is not allowed
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
 
@@ -88,6 +95,21 @@ class FlatActions:
             return numbers.argmax(-1)
         low, high = part.bounds(numbers.device)
         return low + (numbers.clamp(-1, 1) + 1) / 2 * (high - low)
+
+    def of_world(self, actions: Tensor | Actions) -> Tensor:
+        """The inverse of `to_world`: choices `(N,)`, or numbers `(N, K)`; of a discrete part, 1 stands for its choice
+        and -1 for the others."""
+        if self.is_discrete:
+            return self.parts.numbers(actions)
+        by_part = self.parts.split(actions)
+        return torch.cat([self._as_numbers(name, by_part[name]) for name in self._counts], -1)
+
+    def _as_numbers(self, name: str, actions: Tensor) -> Tensor:
+        part = self.parts.parts[name]
+        if feature_class(part.kind).is_discrete:
+            return 2.0 * nn.functional.one_hot(actions.long(), self._counts[name]) - 1
+        low, high = part.bounds(actions.device)
+        return 2 * (actions - low) / (high - low) - 1
 
     def allowed(self, masks: Mapping[str, Tensor]) -> Tensor | None:
         """Which choices, or numbers that stand for choices, masks by part allow, bool `(K,)`; None without a mask."""
@@ -205,9 +227,39 @@ class Policy:
         return self._outputs(belief, mask).softmax(-1)
 
     @torch.no_grad()
+    def confidence(self, belief: Belief, mask: Any = None) -> Tensor:
+        """How sure it is of what `act` gives, `(N,)` in [0, 1]: the probability of the choice. Of numbers, the
+        probability that a draw is within `TOLERANCE` of the mean in each; a policy has one spread for all beliefs, so
+        that is the same in all of them."""
+        return self.sureness(self._outputs(belief, mask))
+
+    def sureness(self, outputs: Tensor) -> Tensor:
+        """`confidence`, by outputs of the network."""
+        if self.flat.is_discrete:
+            return outputs.softmax(-1).amax(-1)
+        near = torch.erf(TOLERANCE / (self.network.log_std.detach().exp() * math.sqrt(2))).prod()
+        return near.expand(len(outputs))
+
+    def prior(self, beliefs: Belief) -> Tensor:
+        """What a tree search may be guided by, `(N, K)`: its probabilities, of which a quarter is shared by all
+        choices, so that those it would never take are tried as well."""
+        chances = self.probabilities(beliefs)
+        return (1 - TRIED_ANYWAY) * chances + TRIED_ANYWAY / self.flat.size
+
+    @torch.no_grad()
     def values(self, belief: Belief) -> Tensor:
         """What it expects from here on, discounted, `(N,)`, in the unit of rewards."""
         return self.network.values(self.features(belief)) * self.about.get("reward_scale", 1.0)
+
+    def check_world(self, world: Any) -> None:
+        """Raises ValueError where a world takes other actions than this policy gives."""
+        parts, own = ActionParts(world.config).parts, self.flat.parts.parts
+        sizes = [{name: _numbers_of(part) for name, part in each.items()} for each in (parts, own)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"The policy gives actions of {sizes[1]} choices or numbers by part, this world takes {sizes[0]}; "
+                "train one for it."
+            )
 
     # ---- kept
 
@@ -237,7 +289,9 @@ class Policy:
         folder = Path(folder)
         finish_writing(folder)
         if not (folder / DESCRIPTION).is_file():
-            raise FileNotFoundError(f"No policy in {folder}: expected {DESCRIPTION} in it; `pan imagine` trains one.")
+            raise FileNotFoundError(
+                f"No policy in {folder}: expected {DESCRIPTION} in it; `pan imagine` and `pan distil` train one."
+            )
         try:
             described = read_json(folder / DESCRIPTION)
             scales = {name: real(name, scale, 0, above=True) for name, scale in dict(described["scales"]).items()}

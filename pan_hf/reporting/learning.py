@@ -21,14 +21,19 @@ CURVES = {
     "entropy": "entropy of the predictions (nats a step)",
     "policy_entropy": "entropy of the policy (nats)",
     "explained_variance": "explained variance of the returns",
+    "loss": "loss",
+    "agreement": "agreement with the teacher, states held out",
+    "confident": "share of them in which the policy is sure",
+    "agreement_confident": "agreement in these",
 }
 
 
-def learning_curves(log: Sequence[dict[str, Any]]) -> bytes:
-    """Draws what was noted after each rollout against the imagined steps so far, one small plot a metric, as SVG.
+def learning_curves(log: Sequence[dict[str, Any]], steps: str = "imagined steps") -> bytes:
+    """Draws what was noted against the steps so far, one small plot a metric, as SVG.
 
     Args:
         log: of a policy, `log.json`.
+        steps (`str`): what a step is.
     """
     shown = [name for name in CURVES if any(np.isfinite(entry.get(name, np.nan)) for entry in log)]
     columns = 3
@@ -39,7 +44,7 @@ def learning_curves(log: Sequence[dict[str, Any]]) -> bytes:
         for axes, name in zip(places, shown, strict=False):
             axes.plot([entry["steps"] for entry in log], [entry.get(name, np.nan) for entry in log], linewidth=1.2)
             axes.set_title(CURVES[name], fontsize=8)
-            axes.set_xlabel("imagined steps")
+            axes.set_xlabel(steps)
             axes.spines[["top", "right"]].set_visible(False)
         for axes in places[len(shown) :]:
             axes.set_axis_off()
