@@ -285,7 +285,7 @@ def distil(
     **options: Any,
 ) -> None:
     where = _where(run, model, data_root, output)
-    policy = function(**where, cache=cache or where["output"] / "cache", effort=_effort(effort), **options)
+    policy = function(**where, cache=cache, effort=_effort(effort), **options)
     last = library("pan_hf.files:read_json")(policy / "log.json", list)[-1]
     told = {"agreement": "of the states held out", "learned": "of those it learned from"}
     shares = [f"{last[name]:.1%} {what}" for name, what in told.items() if name in last]

@@ -31,8 +31,8 @@ from pan_hf.arguments import checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
 from pan_hf.envs.state_features import StateFeatures
+from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.evaluation.control import recorded_facts, reward_critic
-from pan_hf.evaluation.precompute import CACHE
 from pan_hf.files import finish_writing, read_json
 from pan_hf.reporting.learning import learning_curves
 from pan_hf.training.policy_state import SAVE_SECONDS, STATE, pack, unpack
@@ -67,7 +67,8 @@ def distil(
         run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint, or its Hub id.
         data_root (`str` or `Path`, *optional*): the recording, which says what the goal is; by default the one the
             checkpoint was trained on.
-        cache (`str` or `Path`, *optional*): folder of the cache; `cache/` in the run by default.
+        cache (`str` or `Path`, *optional*): folder or Hub id of the cache; `cache/` in the run by default. Values for
+            what is wanted are backed up if it has none.
         steps (`int`): batches to learn from. Run again with more of them, learning goes on.
         environments (`Sequence[str]`, *optional*): ids of the recording, whose goals count; all by default.
         reward_threshold (`float`, *optional*): expected reward that counts as the goal; by default from the recording.
@@ -93,7 +94,7 @@ def distil(
     model, _ = load(run)
     model.requires_grad_(False)
     wishes = _wishes(run, data_root, environments, reward_threshold, critic)
-    kept = SimulationCache(results_folder(run, None) / CACHE if cache is None else cache, create=False, writes=False)
+    kept = SimulationCache(cache_folder(run, cache, output, model), create=False, writes=False)
     decisions = _decisions(kept, model, effort, wishes)
     folder = results / DISTILLED
     settings = {"learning_rate": learning_rate, "batch_size": batch_size, "hidden": widths, "seed": seed}
@@ -118,6 +119,8 @@ def _decisions(cache: SimulationCache, model: Any, effort: Any, wishes: Sequence
     world = model if effort is None else FixedEffort(model, effort)
     decisions = Decisions(StateFeatures(model), FlatActions(model.config), cache.bind(world, wishes[0]).keys)
     for wish in wishes:
+        if not cache.is_valued(world, wish):
+            cache.back_up(world, wish)
         decisions.add(cache, world, wish)
     cache.close()
     if not len(decisions):

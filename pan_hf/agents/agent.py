@@ -5,6 +5,9 @@ plan predicted. A difference is a surprise. The agent then imagines the rest of 
 does not reach the goal any more it plans again. An action that surprised it more than once in the same state is left
 out, so that it does not walk into the same wrong prediction for ever.
 
+A decision need not be searched for. A simulation cache is asked first, then a policy, which acts where it is sure
+enough; only then does the planner search, and what it imagines is written to the cache.
+
 What is not seen is no surprise: where a sense is absent, the agent believes what it had imagined for it.
 """
 
@@ -14,7 +17,7 @@ import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,10 @@ from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.critics import as_critic, check_scores
 from pan_hf.agents.explain import Explanation, explanation_of
 from pan_hf.agents.plan import Contradicted, Plan, compared_keys
+from pan_hf.agents.policy import CONFIDENCE, Policy
+from pan_hf.agents.registry import guided
 from pan_hf.agents.seen import SeenStep
+from pan_hf.agents.statistics import AgentStatistics
 from pan_hf.features import feature_class
 from pan_hf.modeling.sense_configuration_pan import ACTION, OUTSIDE
 from pan_hf.modeling.state_pan import Actions, State
@@ -34,55 +40,6 @@ from pan_hf.modeling.step_pan import as_seed
 from pan_hf.modeling.validation_pan import real, whole
 
 REPLAN = ("on_surprise", "always", "at_end")
-
-
-@dataclass
-class AgentStatistics:
-    """What an agent did since it was reset.
-
-    Args:
-        decisions (`int`): calls of `act`.
-        replans (`int`): plans made, the first included.
-        recalled (`int`): actions taken from the simulation cache instead; `recalled_by` (`dict`): how many at which
-            of its levels.
-        repairs (`int`): surprises after which the rest of the plan still reached the goal.
-        followed (`int`): states for which the plan had another branch, see [`Strategy`].
-        surprises (`int`): observations whose codes differ from the predicted ones.
-        clipped (`int`): vectors that lay outside the range the model knows, and were clipped to it.
-        num_simulated (`int`), num_calls (`int`): imagined steps, and `simulate` calls that made them.
-        times (`list[float]`): seconds of wall time inside each `act`; `seconds` (`float`): their sum.
-        claims (`int`), refused (`int`): see `num_claims` and `num_refused` of [`Plan`].
-        promised (`int`), broken (`int`): goals that the agent's last actions of plans were to reach, and those that it
-            then did not see, see [`PanAgent.keeps_promise`].
-    """
-
-    decisions: int = 0
-    replans: int = 0
-    recalled: int = 0
-    repairs: int = 0
-    followed: int = 0
-    surprises: int = 0
-    clipped: int = 0
-    num_simulated: int = 0
-    num_calls: int = 0
-    times: list[float] = field(default_factory=list)
-    recalled_by: dict[str, int] = field(default_factory=dict)
-    claims: int = 0
-    refused: int = 0
-    promised: int = 0
-    broken: int = 0
-
-    @property
-    def seconds(self) -> float:
-        return sum(self.times)
-
-    @property
-    def seconds_per_decision(self) -> float:
-        return self.seconds / max(1, self.decisions)
-
-    @property
-    def simulated_per_decision(self) -> float:
-        return self.num_simulated / max(1, self.decisions)
 
 
 class PanAgent:
@@ -101,10 +58,14 @@ class PanAgent:
         patience (`int`): surprises by one action in one state after which plans avoid it.
         cache ([`SimulationCache`], *optional*): asked for an action before the planner; what the planner imagines is
             written to it.
+        policy ([`~pan_hf.agents.policy.Policy`], *optional*): acts before the planner does, where it is sure enough.
+            A planner with a `prior` that was given none, as MCTS, is guided by it. Of a model that sees several steps
+            it reads the last one.
+        policy_confidence (`float`): see [`Policy.confidence`](~pan_hf.agents.policy.Policy); 0 to follow it always.
 
     Raises:
         ValueError: an unknown `replan`, a `patience` below 1, a planner without `plan`, or one that cannot take
-            the actions of the model; or a cache of other weights.
+            the actions of the model; a cache of other weights, or a policy of another model.
     """
 
     def __init__(
@@ -117,6 +78,8 @@ class PanAgent:
         seed: int = 0,
         patience: int = 2,
         cache: SimulationCache | None = None,
+        policy: Policy | None = None,
+        policy_confidence: float = CONFIDENCE,
     ):
         if replan not in REPLAN:
             raise ValueError(f"`replan` must be one of {REPLAN}, got {replan!r}.")
@@ -134,6 +97,12 @@ class PanAgent:
         self.parts = ActionParts(model.config)
         if cache is not None and not isinstance(cache, SimulationCache):
             raise ValueError(f"`cache` must be a SimulationCache or None, got {type(cache).__name__} {cache!r:.60}.")
+        if policy is not None and not isinstance(policy, Policy):
+            raise ValueError(f"`policy` must be a Policy, as `Policy.load` gives it, or None; got {policy!r:.60}.")
+        self.policy, self.policy_confidence = policy, real("policy_confidence", policy_confidence, 0, 1)
+        if policy is not None:
+            policy.check_world(model)
+            self.planner = guided(planner, policy)
         self.cache = cache
         if cache is not None:
             cache.bind(model, self.critic)  # says now whose entries it holds
@@ -169,8 +138,8 @@ class PanAgent:
         self._before: tuple[Any, Any] | None = None  # (belief, action) of the last step
         self._imagined: Any = None  # the belief after it, once that was asked for
         self._surprises: dict[Any, float] = defaultdict(float)
-        self._recalled: Counter = Counter()  # how often the cache has answered in a state
-        self._is_recalled = False  # the plan is from the cache
+        self._recalled: Counter = Counter()  # how often cache or policy have answered in a state
+        self._is_recalled = False  # the plan is from one of them
         self._source = "search"  # of the last action, see `explain.SOURCES`
         self._answer: Any = None  # of the cache, if the plan is from it
         self._masks: dict[str, Tensor] = {}  # at the last decision
@@ -262,6 +231,8 @@ class PanAgent:
         known: tuple = ()
         if self._source.startswith("cache") and self.cache is not None:
             known = self.cache.candidates(self.model, self.critic, self._answer)
+        elif self._source == "policy" and self.policy is not None:
+            known = self.policy.candidates(belief, self._masks)
         elif self._source == "search" and not self.plan.candidates and hasattr(self.planner, "candidates"):
             known = self.planner.candidates(self.model, belief, self._masks)
         return explanation_of(
@@ -431,23 +402,33 @@ class PanAgent:
         return True
 
     def _new_plan(self, belief, masks: dict[str, Tensor]) -> Plan:
-        """From the cache if it knows an action, else from the planner, whose search is written to the cache."""
+        """From the cache if it knows an action, from the policy if that is sure of one, else from the planner, whose
+        search is written to the cache."""
+        known = self._known_action(belief, masks)
+        self._is_recalled = known is not None
+        if known is not None:
+            return known
         if self.cache is None:
             return self._search(self.model, belief, masks)
-        recalled = self._recall(belief, masks)
-        self._is_recalled = recalled is not None
-        if recalled is not None:
-            return recalled
         with self.cache.recording(self.model, self.critic) as recorded:
             plan = self._search(recorded, belief, masks)
             recorded.keep_plan(belief, plan)
         return plan
 
-    def _recall(self, belief, masks: dict[str, Tensor]) -> Plan | None:
-        """What the cache says; nothing in a state where it was followed `patience` times already."""
-        assert self.cache is not None
+    def _known_action(self, belief, masks: dict[str, Tensor]) -> Plan | None:
+        """What cache or policy say; nothing in a state where they were followed `patience` times already."""
+        if self.cache is None and self.policy is None:
+            return None
         key = belief.keys(**self._compared_by)[0]
         if self._recalled[key] >= self.patience:
+            return None
+        plan = self._recall(belief, masks) or self._act_by_policy(belief, key, masks)
+        self._recalled[key] += plan is not None
+        return plan
+
+    def _recall(self, belief, masks: dict[str, Tensor]) -> Plan | None:
+        """What the cache says."""
+        if self.cache is None:
             return None
         levels = getattr(self.planner, "key_levels", None)
         answer = self.cache.lookup(
@@ -456,11 +437,22 @@ class PanAgent:
         if answer is None:
             return None
         self._source, self._answer = f"cache ({answer.level})", answer
-        self._recalled[key] += 1
         self.statistics.recalled += 1
         by_level = self.statistics.recalled_by
         self.statistics.recalled_by = by_level | {answer.level: by_level.get(answer.level, 0) + 1}
         return answer.plan
+
+    def _act_by_policy(self, belief, key: bytes, masks: dict[str, Tensor]) -> Plan | None:
+        """What the policy does; nothing where it is not sure enough, or the world has refuted that."""
+        policy = self.policy
+        if policy is None or float(policy.confidence(belief, masks)[0]) < self.policy_confidence:
+            return None
+        actions = policy.act(belief, masks)
+        if self._has_refuted(key, actions, []):
+            return None
+        self._source = "policy"
+        self.statistics.by_policy += 1
+        return Plan(actions, float(policy.values(belief)[0]), None, parts=self.parts)
 
     def _search(self, world, belief, masks: dict[str, Tensor]) -> Plan:
         self._source = "search"

@@ -27,6 +27,7 @@ SOURCES = {
     "branch": "what the strategy says of this outcome",
     "repair": "the plan of an earlier step, imagined anew after a surprise",
     "cache": "the simulation cache",
+    "policy": "the policy, which was sure",
 }
 """Where an action can come from."""
 

@@ -27,6 +27,7 @@ from pan_hf.envs.state_features import StateFeatures
 from pan_hf.extras import extra
 from pan_hf.features import feature_class
 from pan_hf.files import finish_writing, read_json, whole_folder
+from pan_hf.hub import on_disk
 from pan_hf.modeling.state_pan import Actions
 from pan_hf.modeling.validation_pan import real, truth, whole
 
@@ -251,6 +252,15 @@ class Policy:
         """What it expects from here on, discounted, `(N,)`, in the unit of rewards."""
         return self.network.values(self.features(belief)) * self.about.get("reward_scale", 1.0)
 
+    def candidates(self, belief: Belief, mask: Any = None) -> tuple[Candidate, ...]:
+        """What it weighs in a belief of one row: its likeliest choices. None where it gives numbers."""
+        if not self.flat.is_discrete:
+            return ()
+        chances = self.probabilities(belief, mask)[0]
+        likeliest = chances.topk(min(MOST_CANDIDATES, len(chances))).indices.cpu()
+        ways = ((self.flat.to_world(choice[None]), float(chances[choice])) for choice in likeliest)
+        return tuple(Candidate(way, None, weight) for way, weight in ways)
+
     def check_world(self, world: Any) -> None:
         """Raises ValueError where a world takes other actions than this policy gives."""
         parts, own = ActionParts(world.config).parts, self.flat.parts.parts
@@ -280,13 +290,15 @@ class Policy:
 
     @classmethod
     def load(cls, folder: str | Path, model: PanModel) -> Policy:
-        """Reads a policy that `save` wrote, for the model that it was trained in, or one that has grown from it.
+        """Reads a policy that `save` wrote, from its folder or Hub id, for the model that it was trained in, or one
+        that has grown from it.
 
         Raises:
             FileNotFoundError: there is none.
+            HubError: the Hub did not give it.
             ValueError: it is damaged, or of another model.
         """
-        folder = Path(folder)
+        folder = on_disk(folder, only=[WEIGHTS, DESCRIPTION])
         finish_writing(folder)
         if not (folder / DESCRIPTION).is_file():
             raise FileNotFoundError(
@@ -366,15 +378,8 @@ class PolicyPlanner:
         return Plan(actions, value, None, 0, time.perf_counter() - start, parts=policy.flat.parts)
 
     def candidates(self, world, belief, mask) -> tuple[Candidate, ...]:
-        """What the policy weighed in a belief of one row: its likeliest choices. None where it gives numbers.
-        Args: mask, as for `plan`."""
-        policy = vars(self)["_loaded"][id(world)]
-        if not policy.flat.is_discrete:
-            return ()
-        chances = policy.probabilities(belief, mask)[0]
-        likeliest = chances.topk(min(MOST_CANDIDATES, len(chances))).indices.cpu()
-        ways = ((policy.flat.to_world(choice[None]), float(chances[choice])) for choice in likeliest)
-        return tuple(Candidate(way, None, weight) for way, weight in ways)
+        """What the policy weighed in a belief of one row. Args: mask, as for `plan`."""
+        return vars(self)["_loaded"][id(world)].candidates(belief, mask)
 
 
 def check_hidden(hidden: Sequence[int]) -> list[int]:

@@ -77,6 +77,13 @@ def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) ->
     return made
 
 
+def guided(planner, policy):
+    """A planner that tries first what a policy would, where it takes a `prior` and was given none."""
+    if not policy.flat.is_discrete or getattr(planner, "prior", guided) is not None:
+        return planner
+    return replace(planner, prior=policy.prior)
+
+
 def comparing(planner, world):
     """A planner that compares states as far as a world at an effort predicts them."""
     levels = getattr(world, "key_levels", None)

@@ -93,7 +93,7 @@ class Decisions:
     def batch(self, numbers: Iterable[int]) -> Batch:
         """Some of the decisions."""
         chosen = list(numbers)
-        x = self.features(self.keys.belief([self.seen[number] for number in chosen], fills=False))
+        x = self.features(self.keys.belief([self.seen[number] for number in chosen]))
         given = [(row, action) for row, number in enumerate(chosen) for action in self.actions[number]]
         flat = self.flat.of_world(self.keys.actions([action for _, action in given])).to(x.device)
         values = torch.tensor([self.values[number] for number in chosen], device=x.device)

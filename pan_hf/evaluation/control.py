@@ -18,7 +18,8 @@ calls that made them, for one action |
 | `median_decision_ms`, `percentile_99_decision_ms` | wall time of an action over all of them, observing included |
 | `replans_per_episode`, `surprises_per_episode` | plans made, and observations unlike the predicted ones |
 | `recalled`, `recalled_<level>` | with a cache: share of actions that it answered, in all and at each of its levels |
-| `searched` | share of actions that a new search gave; the others went on with a plan, or came from the cache |
+| `by_policy` | with a policy: share of actions that it took |
+| `searched` | share of actions that a new search gave; the others went on with a plan, or came from cache or policy |
 | `claims`, `claims_refused` | ways to the goal that searches found and looked at again, and the share that was none |
 | `claims_acted_on`, `claims_false`, `claims_false_low`, `claims_false_high` | goals that an action was expected to \
 reach, the share that was not there, and its Wilson 95% interval |
@@ -51,6 +52,7 @@ from pan_hf.agents.agent import PanAgent, perceive
 from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.cautious import CautiousCritic
 from pan_hf.agents.critics import RewardCritic, as_critic
+from pan_hf.agents.policy import CONFIDENCE, Policy
 from pan_hf.agents.registry import comparing, make_planners
 from pan_hf.agents.world import FixedEffort, within
 from pan_hf.arguments import checked, least
@@ -93,6 +95,7 @@ class Outcome:
     clipped: int = 0
     recalled: int = 0
     recalled_by: dict[str, int] = field(default_factory=dict)
+    by_policy: int = 0
     claims: int = 0
     refused: int = 0
     promised: int = 0
@@ -187,9 +190,9 @@ class _Trial:
 
     def _act(self, agent: PanAgent, observation: dict, reward: float | None, trace: _Trace) -> Any:
         statistics = agent.statistics
-        plans = statistics.replans + statistics.repairs + statistics.recalled
+        plans = statistics.plans
         action = agent.act(observation, reward, mask=self.env.action_masks or None)
-        if statistics.replans + statistics.repairs + statistics.recalled > plans:
+        if statistics.plans > plans:
             trace.plans.append(len(trace.actions))
         if self.explained is not None and not self.outcomes:
             self.explained.note(len(trace.actions), agent)
@@ -201,7 +204,7 @@ class _Trial:
         if self.agent is None:
             return {}
         names = ("times", "num_simulated", "num_calls", "replans", "surprises", "clipped", "recalled", "recalled_by")
-        names += ("claims", "refused", "promised", "broken")
+        names += ("by_policy", "claims", "refused", "promised", "broken")
         return {name: getattr(self.agent.statistics, name) for name in names}
 
 
@@ -226,6 +229,8 @@ def plan(
     effort=None,
     cache: str | Path | None = None,
     write_back: bool = True,
+    policy: str | Path | None = None,
+    policy_confidence: float = CONFIDENCE,
     time_limit: float | None = TIME_LIMIT,
     episode_time_limit: float | None = None,
     baseline: bool = True,
@@ -265,6 +270,9 @@ def plan(
         cache (`str` or `Path`, *optional*): folder or Hub id of a simulation cache that agents ask before they plan;
             values for what is wanted are backed up if it has none.
         write_back (`bool`): agents keep what they imagine in the cache.
+        policy (`str` or `Path`, *optional*): folder or Hub id of a policy that acts before the planner, where it is
+            sure enough, and guides MCTS.
+        policy_confidence (`float`): from which probability of its action on; 0 to follow it always.
         time_limit (`float`, *optional*): seconds for all of it; None for no limit.
         episode_time_limit (`float`, *optional*): seconds after which an episode is given up and counts as a failure.
         baseline (`bool`): a random policy plays the same seeds.
@@ -281,8 +289,8 @@ def plan(
     Raises:
         ValueError: an argument of another type or out of range, a seed that the recording used, an unknown planner or
             environment, a planner that does not fit the action or the reward, an environment whose action is not the
-            model's; or an environment raised something while it was played.
-        FileNotFoundError: no checkpoint or no recording.
+            model's; a policy of another model; or an environment raised something while it was played.
+        FileNotFoundError: no checkpoint, no recording or no policy.
     """
     start = time.perf_counter()
     output = results_folder(run, output)
@@ -306,6 +314,7 @@ def plan(
             wanted = CautiousCritic(critic=wanted, penalty=uncertainty_penalty) if uncertainty_penalty else wanted
             when = replan or ("on_surprise" if ActionParts(model.config).is_discrete else "at_end")
             agents: dict[str, PanAgent | None] = {}
+            learned = None if policy is None else Policy.load(policy, model)
             for name, planner in make_planners(planners, model.config, has_goal).items():
                 imagined = world if effort is None else FixedEffort(world, effort)  # an account of its own for each
                 known = None
@@ -314,7 +323,8 @@ def plan(
                     opened.callback(known.close)
                     if not known.is_valued(imagined, wanted):
                         known.back_up(imagined, wanted)
-                agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, cache=known)
+                told: dict[str, Any] = {"cache": known, "policy": learned, "policy_confidence": policy_confidence}
+                agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, **told)
             trials += [
                 _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE, explained=Explained(*asked))
                 for name, agent in (agents | ({RANDOM: None} if baseline else {})).items()
@@ -509,6 +519,8 @@ def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
             for level in dict.fromkeys(level for outcome in outcomes for level in outcome.recalled_by):
                 shares = [outcome.recalled_by.get(level, 0) / outcome.steps for outcome in outcomes]
                 columns[f"recalled_{level}"] = shares
+        if trial.agent.policy is not None:
+            columns["by_policy"] = [outcome.by_policy / outcome.steps for outcome in outcomes]
         clipped = [outcome.clipped for outcome in outcomes]
         columns |= {"clipped_per_episode": clipped} if any(clipped) else {}
         if isinstance(trial.agent.model, FixedEffort):

@@ -24,7 +24,7 @@ import numpy as np
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.critics import Critic, as_critic
-from pan_hf.agents.policy import DESCRIPTION, WEIGHTS, Policy
+from pan_hf.agents.policy import Policy
 from pan_hf.agents.registry import make_planners
 from pan_hf.agents.world import FixedEffort
 from pan_hf.arguments import checked, least
@@ -35,7 +35,7 @@ from pan_hf.data.windows import WindowReader
 from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.evaluation.control import recorded_facts, reward_critic
 from pan_hf.evaluation.imaginers import Imagined, Imaginer, Job, States, Work, imaginers
-from pan_hf.hub import address, on_disk
+from pan_hf.hub import address
 
 _SECONDS = 1.0  # that a unit of work shall take, so that a time limit is kept and progress is seen
 _STATES = 32  # in a unit of work, at most
@@ -140,7 +140,7 @@ def precompute(
         make_planners([name], model.config, critic is not None or has_goal)
     followed = None
     if policy is not None:
-        followed = Policy.load(on_disk(policy, only=[WEIGHTS, DESCRIPTION]), model)
+        followed = Policy.load(policy, model)
     folder = cache_folder(run, cache, output, model)
     before, answered, total = -1, 0, 0
     chosen = list(environments or names)

@@ -8,7 +8,7 @@ from pan_hf.reporting.tables import format_value, metric_label, select
 PREDICTED = ("exact_frame", "psnr", "exact_state", "rmse_normalised", "token_accuracy", "reward_mae")
 """What the summary of an evaluation shows, where it was measured."""
 
-PLANNED = ("success", "return", "steps", "recalled", "searched", "episodes", "given_up")
+PLANNED = ("success", "return", "steps", "recalled", "by_policy", "searched", "episodes", "given_up")
 
 _LEFT_OUT = ("teacher_forced_", "action_sensitivity_")
 _POOR_RECONSTRUCTION = 20.0  # dB, below which codes hide more of a frame than dynamics can get wrong
