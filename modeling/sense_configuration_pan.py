@@ -21,6 +21,7 @@ from .validation_pan import MOST_PIXELS, MOST_ROWS, MOST_WIDE, Number, bounded, 
 OUTSIDE = 1e-3  # of the range: rounding in a simulator, not a wrong unit
 ACTION = "action"  # the name of what is done, where that has one part
 MERGES = "merges"  # after the dot of a segment's name: tokens that stand for several codes of the part
+_CHOICE = "To plan what is said, make it a choice: a wrapper with spaces.Discrete, recorded anew."
 
 
 def cells_within(span: float, width: float) -> int:
@@ -68,12 +69,16 @@ class Part:
     def bounds(self, device=None) -> tuple[Tensor, Tensor]:
         """The least and the greatest value of every entry, `shape` float32 each. Raises ValueError where there are
         none."""
-        raise ValueError(f"A {type(self).__name__} has no bounds to draw numbers within; a VectorAction has.")
+        raise ValueError(
+            f"A {type(self).__name__} has no bounds to draw numbers within; a VectorAction has. {_CHOICE}"
+        )
 
     def random(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Uniform actions, `(*shape, *self.shape)`; `generator` is of the CPU. Raises ValueError where none can be
         drawn."""
-        raise ValueError(f"A {type(self).__name__} cannot be drawn at random; a discrete or vector action can.")
+        raise ValueError(
+            f"A {type(self).__name__} cannot be drawn at random; a discrete or vector action can. {_CHOICE}"
+        )
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def check_discrete(owner: Any, parts: ActionParts) -> None:
         kinds = [part.kind for part in parts.parts.values()]
         raise ValueError(
             f"{type(owner).__name__} tries every action, so it needs 'discrete' ones; got {kinds}. Use CEM or "
-            "RandomShooting."
+            "RandomShooting for vectors, and make what is said a choice (a wrapper with spaces.Discrete)."
         )
 
 
