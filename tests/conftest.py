@@ -1,5 +1,6 @@
 """One thread a process: pytest-xdist already fills the cores, and OpenMP teams that share them wait for each other."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -8,6 +9,21 @@ import pytest
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_finish():
+    """What was imported stays: each stage of training collects garbage, and would look through all of it."""
+    gc.freeze()
+
+
+@pytest.fixture
+def few_examples(monkeypatch):
+    """Latent heads and switch get fewer examples than in a run that is to teach them anything."""
+    from pan_hf.training import pretrain_latent_head, reinforce, rollouts
+
+    monkeypatch.setattr(pretrain_latent_head, "MOST_CONDITIONS", 32)
+    monkeypatch.setattr(reinforce, "MOST_BEGINNINGS", 8)
+    monkeypatch.setattr(rollouts, "CALIBRATION_WINDOWS", 8)
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pan_hf.training.pipeline  # noqa: F401  once, for all that is forked
@@ -33,6 +35,29 @@ def run_forked(function: Callable[[], object], folder: Path) -> Done:
     process.start()
     process.join()
     return Done(process.exitcode, told.read_text())
+
+
+def run_in_two(function: Callable[[], object], folder: Path) -> None:
+    """Calls `function()` in `folder`, in two processes of one group, as `accelerate launch` tells them of it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+    def in_group(rank: int) -> None:
+        from accelerate.state import AcceleratorState
+
+        os.environ |= group | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+        AcceleratorState._reset_state(reset_partial_state=True)  # of what this process was
+        function()
+
+    told = [folder / f".told{rank}.txt" for rank in (0, 1)]
+    fork = multiprocessing.get_context("fork").Process
+    processes = [fork(target=_call, args=(partial(in_group, rank), folder, told[rank])) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes), "\n".join(file.read_text()[-3000:] for file in told)
 
 
 def run_pan(*arguments: str, cwd: Path) -> Done:

@@ -67,9 +67,9 @@ def test_a_number_that_follows_a_linear_rule_is_predicted_to_a_part_of_a_coarse_
     senses = {"position": VectorSense(dim=2, base=16, num_levels=2)}
     model = PanModel.from_backbone(language_model("qwen3"), senses, VectorAction(dim=2))
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2.5e-3)
-    for step in range(200):
-        optimizer.param_groups[0]["lr"] = 2.5e-3 * min(1, 2 * (200 - step) / 200)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    for step in range(100):
+        optimizer.param_groups[0]["lr"] = 5e-3 * min(1, 2 * (100 - step) / 100)
         position, action = 1.8 * torch.rand(64, 2) - 0.9, 2 * torch.rand(64, 1, 2) - 1
         frames = torch.stack([position, position + 0.3 * (action[:, 0] - position)], 1)
         nothing = torch.zeros(64, 1)

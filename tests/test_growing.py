@@ -1,12 +1,15 @@
 """Growth while a model is trained: on a schedule, judged by what is held out, alike in every process, resumable."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import gymnasium
 import pytest
 import torch
-from test_training import QUICK, launch
+import two_processes
+from forked import run_in_two
+from test_training import QUICK, flags
 from tiny_worlds import Board, all_tensors, build_board, differing, record_board
 
 from pan_hf import PanModel, PanProcessor
@@ -155,14 +158,11 @@ def test_a_killed_growth_goes_on_where_it_was(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_grow_alike(world, tmp_path):
-    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [str(growing.__file__).replace("training/grow.py", "tests/two_processes.py"), "grow", str(tmp_path)]
+def test_two_processes_grow_alike(world, tmp_path, monkeypatch):
     given = QUICK | {"model": world.model, "data": world.data, "output_dir": tmp_path / "stage", "max_steps": 3}
     given |= {"grow_every": 2, "grow_windows": 16}
-    found = launch(*command, *(part for name, value in given.items() for part in (f"--{name}", str(value))))
-    assert found.returncode == 0, found.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", ["two_processes.py", "grow", str(tmp_path), *flags(**given)])
+    run_in_two(two_processes.main, tmp_path)
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert differing(one, other) == []
     assert growths_of(tmp_path / "stage" / "final")[0][1]["accepted"]

@@ -1,14 +1,17 @@
 """Pairs of codes become one token: nothing is lost, nothing else moves, and only what saves bits stays."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+import two_processes
+from forked import run_in_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_growth import OLD, PROMPT, grown_up, pictures
-from test_training import QUICK, launch
+from test_training import QUICK, flags
 from tiny_worlds import ARCHITECTURES, SENSES, acts, all_tensors, build_board, differing, observe, record_board
 from tiny_worlds import world_model as bare_world_model
 
@@ -224,6 +227,7 @@ def test_the_order_0_code_is_what_entropy_says():
     assert bits_per_sequence(seen, [[3]]) > 10
 
 
+@pytest.mark.slow
 def test_merged_tokens_are_saved_spelled_and_read_again(tmp_path):
     model = grown_up()
     model.merge("camera", twins(32), count=4)
@@ -252,6 +256,7 @@ def test_only_merged_tokens_that_are_no_parts_retire():
     assert not model.live_rows[[merges.pairs[number][-1] for number in leaves]].any()
 
 
+@pytest.mark.slow
 def test_a_full_segment_names_the_command_that_doubles_it_and_that_works(tmp_path):
     model = grown_up()
     model.merge("action", torch.zeros(8, 4, dtype=torch.long), chunk=4, count=200)
@@ -359,14 +364,11 @@ def test_a_killed_stage_goes_on_with_the_merges_it_had(world, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_two_processes_merge_alike(world, tmp_path):
-    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [__file__.replace("test_merges.py", "two_processes.py"), "merge", str(tmp_path)]
+def test_two_processes_merge_alike(world, tmp_path, monkeypatch):
     given = QUICK | {"model": world.model, "data": world.data, "output_dir": tmp_path / "stage", "max_steps": 3}
     given |= {"parts": "place", "chunk": 2, "merge_count": 8, "trial_steps": 30}
-    found = launch(*command, *(part for name, value in given.items() for part in (f"--{name}", str(value))))
-    assert found.returncode == 0, found.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", ["two_processes.py", "merge", str(tmp_path), *flags(**given)])
+    run_in_two(two_processes.main, tmp_path)
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert differing(one, other) == []
     assert log_of(tmp_path / "stage" / "final")[0]["growth"]["accepted"]

@@ -132,9 +132,7 @@ def test_actors_that_a_recording_does_not_reward_are_named(duet):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
-def test_every_stage_trains_on_it_and_the_model_imagines(duet, streaming, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain_latent_head, "MOST_CONDITIONS", 32)
-    monkeypatch.setattr(reinforce, "MOST_BEGINNINGS", 8)
+def test_every_stage_trains_on_it_and_the_model_imagines(duet, streaming, few_examples, tmp_path):
     root, seen = duet
     current = root / "model"
     quick = {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "progress": False, "bf16": False}

@@ -67,6 +67,7 @@ def test_a_file_comes_before_defaults_and_flags_before_the_file(tmp_path):
     assert args.per_device_train_batch_size == 32 and args.model == "m" and stage is align.DYNAMICS
 
 
+@pytest.mark.slow
 def test_a_stage_takes_weights_of_losses_and_keeps_those_that_are_not_given(world, tmp_path):
     config = written(tmp_path, "loss_weights: {reward: 0.5}\n")
     flag = ["--loss_weights", '{"reward": 0.5}']
@@ -293,6 +294,7 @@ def take(stream, count):
     return [dataset[index] for (dataset, index), _ in zip(stream, range(count), strict=False)]
 
 
+@pytest.mark.slow
 def test_a_stream_gives_every_window_of_every_epoch_and_holds_few_episodes(world):
     trajectories = load_trajectories(world.data, "train")
     per_epoch = int((trajectories.episode_lengths - 1).sum())
@@ -405,8 +407,8 @@ def test_weights_that_are_shared_out_are_neither_averaged_nor_muons(name, value,
 
 # by name: script, stage, and what is asked of two processes; one process has the whole batch
 SHARED = {
-    "senses": ("pretrain_senses", "STAGE", {"max_steps": 5}),
-    "dynamics": ("align", "DYNAMICS", {"max_steps": 5}),
+    "senses": ("pretrain_senses", "STAGE", {"max_steps": 3}),
+    "dynamics": ("align", "DYNAMICS", {"max_steps": 3}),
     "streamed": (
         *("align", "DYNAMICS"),
         {"max_steps": 4, "streaming": True, "stream_buffer": 24, "save_strategy": "steps", "save_steps": 2},
@@ -415,7 +417,7 @@ SHARED = {
     "fsdp": ("align", "DYNAMICS", {"max_steps": 4}),
 }
 # with noise that each process draws by itself, as in every run that is not a test
-OWN_NOISE = {"own_noise": ("align", "DYNAMICS", {"max_steps": 5})}
+OWN_NOISE = {"own_noise": ("align", "DYNAMICS", {"max_steps": 3})}
 # with weights shared out, and each compared in its own way
 SAVED = {
     "fsdp_resumed": ("align", "DYNAMICS", {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}),
@@ -433,7 +435,7 @@ def two(world, tmp_path_factory):
     """Every stage of `OWN_NOISE`, `SHARED` and `SAVED` in two processes, and one by the clock, from one launch."""
     folder = tmp_path_factory.mktemp("two")
     where = {"model": str(world.model), "data": str(world.data)} | QUICK | {"per_device_train_batch_size": 4}
-    clock = ("pretrain_backbone", "STAGE", {"seconds": 1.0})
+    clock = ("pretrain_backbone", "STAGE", {"seconds": 0.5})
     runs = {
         name: (script, stage, where | given | {"output_dir": str(folder / name)})
         for name, (script, stage, given) in {

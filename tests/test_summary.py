@@ -23,6 +23,7 @@ def world(tmp_path_factory):
     return board_world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.slow
 def test_a_line_a_sense_says_how_well_it_is_rebuilt_and_imagined_and_what_would_help(world):
     model, processor = load(world.model)
     lines = summary(model, processor, world.trajectories)
@@ -41,7 +42,7 @@ def test_decibels_are_those_of_the_squared_error():
 @pytest.mark.parametrize(
     "recorded", [{"env": "TestPanBlink-v0", "episodes": 6}, {"env": "TestPanBoard-v0", "episodes": 2}]
 )
-def test_recordings_of_one_step_episodes_and_of_one_episode_are_trained_on(recorded, tmp_path, capsys):
+def test_recordings_of_one_step_episodes_and_of_one_episode_are_trained_on(recorded, few_examples, tmp_path, capsys):
     env = recorded.pop("env")
     record(env, tmp_path / "data", progress=False, test_fraction=0.0, **recorded)
     checkpoint = train(tmp_path, progress=True, **TINY)

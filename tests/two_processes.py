@@ -1,5 +1,5 @@
-"""What each of several processes ends up with: `accelerate launch two_processes.py SCRIPT FOLDER [flags]`, or, several
-stages one after the other, `accelerate launch two_processes.py RUNS.json FOLDER`.
+"""What each of several processes ends up with: `two_processes.py SCRIPT FOLDER [flags]`, or, several stages one after
+the other, `accelerate launch two_processes.py RUNS.json FOLDER`.
 
 Runs a stage and writes the model's tensors as this process holds them to `FOLDER/rank<n>.pt`. `RUNS.json` holds, by
 name, the script, the name of the stage in it, and its arguments; tensors go to `FOLDER/<name>-rank<n>.pt`. From the
@@ -8,6 +8,7 @@ after two steps and started again. A run whose name begins with `own` draws as e
 that one process with the whole batch draws.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -33,6 +34,7 @@ from pan_hf.training.trainer import PanTrainer
 
 
 def main():
+    gc.freeze()  # what was imported: each stage collects garbage
     script, folder = sys.argv[1], Path(sys.argv[2])
     train, trainers, begun = PanTrainer.train, [], []
 
