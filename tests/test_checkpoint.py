@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from forked import run_forked
 from safetensors.torch import load_file, save_file
 from tiny_worlds import (
     ACTIONS,
@@ -187,6 +189,7 @@ def test_made_in_bfloat16_the_senses_are_float32_too():
     assert torch.isfinite(futures.log_prob).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_checkpoint, save_apart], ids=["together", "apart"])
 def test_weights_of_an_older_checkpoint_go_and_files_of_ones_own_stay(board, tmp_path, save):
     model, processor, _ = board
@@ -211,6 +214,7 @@ def test_a_model_is_saved_with_the_processor_it_grows_with(board, tmp_path):
     assert theirs.vocabulary_digest == processor.vocabulary_digest == again.config.vocabulary_digest
 
 
+@pytest.mark.slow
 def test_a_processor_is_not_saved_beside_another_process_s_model(board, tmp_path):
     (mine, processor), (theirs, other) = load(board[2]), load(board[2])
     mine.save_pretrained(tmp_path / "here")
@@ -249,7 +253,7 @@ if not is_remote:
 model = AutoModel.from_pretrained(folder, **trust).eval()
 processor = AutoProcessor.from_pretrained(folder, **trust)
 processor.check_model(model)
-assert ("pan_hf" in sys.modules) != is_remote, "pan_hf was imported"
+assert (sys.modules.get("pan_hf") is None) == is_remote, "pan_hf was imported"
 frame = (numpy.arange(16 * 16 * 3) % 251).astype("uint8").reshape(16, 16, 3)
 mission = "go to the corner"
 batch = processor(observation={"camera": frame, "place": [1.0, 2.0], "mission": mission})
@@ -272,24 +276,52 @@ print("class", type(model).__module__)
 """
 
 
-def run_elsewhere(folder, how, tmp_path):
-    """Loads and imagines in a fresh process; returns what it said, by first word."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+# then a copy is saved, and two checkpoints are loaded whose folders have one name
+MORE = """
+for part in (model, processor):
+    part.save_pretrained(sys.argv[3])
+for folder in sys.argv[4:]:
+    model, processor = (auto.from_pretrained(folder, **trust) for auto in (AutoModel, AutoProcessor))
+    print("whose", *[sys.modules[type(part).__module__].WHOSE for part in (model.outcome, processor)])
+"""
+
+
+def said(output):
+    """Lines of [`LOOK`] by their first word."""
+    words = ("keys", "frames", "ids", "words", "config", "text", "class")
+    return dict(line.split(" ", 1) for line in output.splitlines() if line.startswith(words))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(board, tmp_path_factory):
+    """What one fresh process without pan_hf, which costs seconds, says of all of this, and the folder of the copy."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     environment.pop("PYTHONPATH", None)
-    if how == "installed":
-        environment["PYTHONPATH"] = str(ROOT)
-    blocked = "import sys; sys.modules['pan_hf'] = None\n" if how == "remote" else ""
-    script = tmp_path / "look.py"
-    script.write_text(blocked + LOOK.replace('("pan_hf" in sys.modules)', '(sys.modules.get("pan_hf") is not None)'))
-    command = [sys.executable, "-P", str(script), str(folder), how]
-    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr[-3000:]
-    return dict(line.split(" ", 1) for line in found.stdout.splitlines() if " " in line)
+    namesakes = [folder / name / "checkpoint" for name in ("one", "two")]
+    for namesake in namesakes:
+        shutil.copytree(board[2], namesake)
+        for name in ("heads_pan.py", "processing_pan.py"):
+            with (namesake / name).open("a") as code:
+                code.write(f"\nWHOSE = {namesake.parent.name!r}\n")
+    script = folder / "look.py"
+    script.write_text("import sys; sys.modules['pan_hf'] = None\n" + LOOK + MORE)
+    command = [sys.executable, "-P", script, board[2], "remote", folder / "again", *namesakes]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whose = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("whose")]
+    return SimpleNamespace(said=said(done.stdout), again=folder / "again", whose=whose)
 
 
 @pytest.mark.slow
-def test_a_fresh_process_imagines_the_same_with_pan_hf_and_without(board, tmp_path):
-    here, there = (run_elsewhere(board[2], how, tmp_path) for how in ("installed", "remote"))
+def test_a_process_imagines_the_same_with_pan_hf_and_without(board, elsewhere, tmp_path):
+    def with_pan_hf():
+        sys.argv = ["look.py", str(board[2]), "installed"]
+        exec(compile(LOOK, "look.py", "exec"), {"__name__": "__main__"})
+
+    done = run_forked(with_pan_hf, tmp_path)
+    assert done.returncode == 0, done.said[-3000:]
+    here, there = said(done.said), elsewhere.said
     assert here.pop("class").startswith("pan_hf.modeling")
     assert there.pop("class").startswith("transformers_modules")
     assert here == there and {"keys", "frames", "ids", "words", "config", "text"} <= set(here)
@@ -321,39 +353,13 @@ def test_every_auto_class_finds_the_installed_class_without_trust(auto, kind, bo
 
 
 @pytest.mark.slow
-def test_two_checkpoints_of_one_folder_name_run_each_its_own_code(board, tmp_path):
-    script = "import sys; sys.modules['pan_hf'] = None\nfrom transformers import AutoModel, AutoProcessor\n"
-    script += "for folder in sys.argv[1:]:\n"
-    script += "    model, processor = (auto.from_pretrained(folder, trust_remote_code=True) for auto in AUTO)\n"
-    script += "    for part in (model.outcome, processor):\n"
-    script += "        print(sys.modules[type(part).__module__].WHOSE)\n"
-    script = script.replace("AUTO)", "(AutoModel, AutoProcessor))")
-    folders = [tmp_path / name / "checkpoint" for name in ("one", "two")]
-    for folder in folders:
-        shutil.copytree(board[2], folder)
-        for name in ("heads_pan.py", "processing_pan.py"):
-            with (folder / name).open("a") as code:
-                code.write(f"\nWHOSE = {folder.parent.name!r}\n")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-P", "-c", script, *map(str, folders)]
-    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert found.stdout.split() == ["one", "one", "two", "two"], found.stderr[-3000:]
+def test_two_checkpoints_of_one_folder_name_run_each_its_own_code(elsewhere):
+    assert elsewhere.whose == [["one", "one"], ["two", "two"]]
 
 
 @pytest.mark.slow
-def test_a_model_loaded_as_remote_code_can_be_saved_and_loaded_again(board, tmp_path):
-    script = tmp_path / "resave.py"
-    script.write_text(
-        "import sys; sys.modules['pan_hf'] = None\n"
-        "from transformers import AutoModel, AutoProcessor\n"
-        "for cls in (AutoModel, AutoProcessor):\n"
-        "    cls.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-P", str(script), str(board[2]), str(tmp_path / "again")]
-    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr[-3000:]
-    model, processor = PanModel.from_pretrained(tmp_path / "again"), PanProcessor.from_pretrained(tmp_path / "again")
+def test_a_model_loaded_as_remote_code_can_be_saved_and_loaded_again(board, elsewhere):
+    model, processor = PanModel.from_pretrained(elsewhere.again), PanProcessor.from_pretrained(elsewhere.again)
     processor.check_model(model)
     assert differing(all_tensors(board[0]), all_tensors(model)) == []
 
@@ -504,6 +510,7 @@ def test_other_shapes_are_borne_where_the_user_says_so(copied):
     assert PanModel.from_pretrained(copied, ignore_mismatched_sizes=True).config.adapter_dim == 24
 
 
+@pytest.mark.slow
 def test_a_processor_of_another_model_says_what_differs(board, tmp_path):
     model, processor, folder = board
     processor.check_model(model)
