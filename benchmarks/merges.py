@@ -67,10 +67,12 @@ def main(
     """Records, trains, measures, writes records and a plot, and prints a table."""
     torch.set_num_threads(threads)
     most = max(count for *_, count in TASKS.values())
+    backbone, senses, sentences, judged = "tiny", {"seconds": 60.0}, {"seconds": seconds}, JUDGED
     if quick:
-        frames, seconds, seeds, most = 1200, 1.0, 1, 16
-    prepare(run, frames, 1.0 if quick else 60.0)
-    found = {task: [measure(run, task, seed, seconds, most) for seed in range(seeds)] for task in TASKS}
+        frames, seeds, most, judged, backbone = 800, 1, 16, 64, "debug"
+        senses, sentences = {"overrides": {"senses": {"max_steps": 5}}}, {"max_steps": 2}
+    prepare(run, frames, backbone, senses)
+    found = {task: [measure(run, task, seed, sentences, most, judged) for seed in range(seeds)] for task in TASKS}
     records = []
     for task, results in found.items():
         for model in results[0]:
@@ -84,20 +86,20 @@ def main(
     return records
 
 
-def prepare(run: Path, frames: int, seconds: float) -> None:
-    """Recordings, and models of which only the senses are trained, where there is anything in them to train."""
+def prepare(run: Path, frames: int, backbone: str, lasting: dict) -> None:
+    """Recordings, and models of which only the senses are trained, as long as `lasting` tells, where there are any."""
     settings = {"frames": frames, "seed": common.SEED, "workers": 2, "progress": False}
     record_episodes([DOORKEY], run / DOORKEY / "data", **(RECORDING | settings))
     pixels = {"env_args": {"obs_type": "pixels_agent_pos"}, "rename": {"pixels": "camera"}, "keep": ["agent_pos"]}
     record_episodes([PUSHT], run / PUSHT / "data", policy=PUSHES, **(pixels | settings))
     skip = ("backbone", "dynamics", "latent_head", "joint", "switch", "reinforce")
-    train(run / DOORKEY, seconds=seconds, seed=common.SEED, progress=False, skip=skip)
+    train(run / DOORKEY, backbone=backbone, seed=common.SEED, progress=False, skip=skip, **lasting)
     if not (run / PUSHT / "checkpoint").exists():
-        save_checkpoint(run / PUSHT / "checkpoint", *build(load_trajectories(run / PUSHT / "data", "train")))
+        save_checkpoint(run / PUSHT / "checkpoint", *build(load_trajectories(run / PUSHT / "data", "train"), backbone))
 
 
-def measure(run: Path, task: str, seed: int, seconds: float, most: int) -> dict[str, dict[str, float]]:
-    """One seed of one task, with merges and without; `most` bounds how many."""
+def measure(run: Path, task: str, seed: int, lasting: dict, most: int, judged: int) -> dict[str, dict[str, float]]:
+    """One seed of one task, with at most `most` merges and without, trained as long as `lasting` tells."""
     environment, parts, chunk, count = TASKS[task]
     data, results = run / environment / "data", {}
     starts = {"without merges": run / environment, "with merges": run / task / "merged"}
@@ -108,10 +110,12 @@ def measure(run: Path, task: str, seed: int, seconds: float, most: int) -> dict[
     for name, start in starts.items():
         folder = run / task / f"{name.replace(' ', '_')}_{seed}"
         sentences = {"parts": list(parts), "chunk": chunk, "count": 0}
-        merge(folder, start, data, seconds=seconds, seed=seed, progress=False, **sentences)
+        merge(folder, start, data, seed=seed, progress=False, **sentences, **lasting)
         log = json.loads((folder / "stages" / "sentences" / "log.json").read_text())
         trained = next(entry for entry in log if "train_runtime" in entry)
-        results[name] = held_out(folder, data, parts, chunk) | {"speedup": trained["step"] / trained["train_runtime"]}
+        results[name] = held_out(folder, data, parts, chunk, judged) | {
+            "speedup": trained["step"] / trained["train_runtime"]
+        }
         print(task, seed, name, results[name], flush=True)
     slow = results["without merges"]["speedup"]
     for found in results.values():
@@ -131,12 +135,12 @@ def find_merges(model, trajectories, part: str, chunk: int, count: int) -> None:
 
 
 @torch.no_grad()
-def held_out(folder: Path, data: Path, parts: tuple[str, ...], chunk: int) -> dict[str, float]:
+def held_out(folder: Path, data: Path, parts: tuple[str, ...], chunk: int, judged: int) -> dict[str, float]:
     """What a finished model makes of held-out episodes."""
     model, processor = load(folder)
     trajectories = load_trajectories(data, "test")
     windows, part = SentenceWindows(model, processor, trajectories, parts, chunk), parts[0]
-    chosen = np.random.default_rng(common.SEED).permutation(len(windows))[:JUDGED]
+    chosen = np.random.default_rng(common.SEED).permutation(len(windows))[:judged]
     merges = processor.tokenizer.merges
     found = held_out_bits(model, windows, chosen, merges)
     values = trajectories.actions if part == "action" else trajectories.observations[part]

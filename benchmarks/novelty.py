@@ -61,17 +61,20 @@ def main(
 ) -> list[Record]:
     """Records, trains, grows, measures, writes records and a plot, and prints a table."""
     torch.set_num_threads(threads)
+    observations, judged, training = OBSERVATIONS, JUDGED, {"seconds": seconds}
     if quick:
-        frames, seconds, grow_steps = 400, 2.0, 2
+        frames, grow_steps, observations, judged = 400, 2, (1, 8), 64
+        stages = ("senses", "backbone", "dynamics", "joint")
+        training = {"backbone": "debug", "overrides": {stage: {"max_steps": 2} for stage in stages}}
     for name, kinds in KINDS.items():
         settings = RECORDING | {"env_args": RECORDING["env_args"] | {"kinds": kinds}, "policy": ["random"]}
         settings = {key: value for key, value in settings.items() if key != "start"}
         record_episodes([WORLD], run / name / "data", frames=frames, seed=seed, workers=2, progress=False, **settings)
-        train(run / name, seconds=seconds, seed=seed, progress=False, skip=("latent_head", "switch", "reinforce"))
+        train(run / name, seed=seed, progress=False, skip=("latent_head", "switch", "reinforce"), **training)
     grow(run / "grown", run / "old", run / "new" / "data", max_steps=grow_steps, seed=seed, progress=False)
-    judge = Judge(run)
+    judge = Judge(run, judged)
     results = {"without growth": judge(load(run / "old")[0]), "trained with it": judge(load(run / "new")[0])}
-    for count in OBSERVATIONS:
+    for count in observations:
         results[f"grown, {count} observations"] = judge(learned(run, judge, count, seed))
     results["grown in training"] = judge(load(run / "grown")[0])
     records = [
@@ -80,7 +83,7 @@ def main(
         for metric, value in found.items()
     ]
     write_records(output, records)
-    plot(results, output.with_suffix(".png"))
+    plot(results, observations, output.with_suffix(".png"))
     print(table(records, rows="model", columns="metric"))
     print(json.dumps(json.loads((run / "grown" / "growth.json").read_text()), indent=1))
     return records
@@ -98,7 +101,7 @@ def learned(run: Path, judge: "Judge", count: int, seed: int):
 class Judge:
     """Measures models on held-out episodes, at places that are new and at places that are not."""
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, judged: int):
         known = load_trajectories(run / "old" / "data", "train").observations["camera"]
         self.tests = {name: load_trajectories(run / name / "data", "test") for name in KINDS}
         model, _ = load(run / "old")
@@ -106,7 +109,7 @@ class Judge:
         distinct = np.unique(self.patches(known).reshape(-1, 3 * self.size**2), axis=0)
         self.known = {patch.tobytes() for patch in distinct}
         starts = self.tests["new"].windows(1)
-        self.rows = np.random.default_rng(common.SEED).permutation(starts)[:JUDGED]
+        self.rows = np.random.default_rng(common.SEED).permutation(starts)[:judged]
 
     def patches(self, frames: np.ndarray) -> np.ndarray:
         """Frames `(N, 3, h, w)` -> `(N, places, 3 * size * size)`."""
@@ -162,7 +165,7 @@ class Judge:
 
     def old_rows(self) -> np.ndarray:
         """Held-out frames of the first world."""
-        return np.random.default_rng(common.SEED).permutation(len(self.tests["old"]))[:JUDGED]
+        return np.random.default_rng(common.SEED).permutation(len(self.tests["old"]))[: len(self.rows)]
 
 
 def psnr(error: torch.Tensor) -> float:
@@ -170,7 +173,7 @@ def psnr(error: torch.Tensor) -> float:
     return float(-10 * error.clamp(min=1e-10).log10())
 
 
-def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+def plot(results: dict[str, dict[str, float]], observations: tuple[int, ...], path: Path) -> None:
     """PSNR and next-state accuracy at new places over observations seen."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -183,12 +186,12 @@ def plot(results: dict[str, dict[str, float]], path: Path) -> None:
     }
     figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.4), constrained_layout=True)
     for axis, (metric, title) in zip(axes, panels.items(), strict=True):
-        values = [results[f"grown, {count} observations"][metric] for count in OBSERVATIONS]
-        axis.plot(OBSERVATIONS, values, "o-", color="#3b82f6", label="grown, no gradient")
+        values = [results[f"grown, {count} observations"][metric] for count in observations]
+        axis.plot(observations, values, "o-", color="#3b82f6", label="grown, no gradient")
         for model, colour in lines.items():
             axis.axhline(results[model][metric], color=colour, linestyle="--", label=model)
         axis.set(title=title, xlabel="observations seen", xscale="log")
-        axis.set_xticks(OBSERVATIONS, [str(count) for count in OBSERVATIONS])
+        axis.set_xticks(observations, [str(count) for count in observations])
         axis.minorticks_off()
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -1,6 +1,7 @@
 """The benchmarks run in miniature and write records that a table can be made of; no time is asserted."""
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def no_subprocess(monkeypatch):
 
 
 @pytest.mark.slow
-def test_simulate_records_both_ways_and_their_ratio(tmp_path, no_subprocess, capsys):
+def test_simulate_records_both_ways_and_their_ratio(tmp_path, no_subprocess, monkeypatch, capsys):
+    modes = ("folded, 64 + 64 codes", "coherent, 16 + 64 codes, a pass a level")
+    monkeypatch.setattr(simulate, "MODES", {name: simulate.MODES[name] for name in modes})
     path = tmp_path / "simulate.json"
     simulate.main(horizon=2, seconds=0, repeats=1, quick=True, output=path)
     records = read_records(path)
@@ -91,6 +94,7 @@ def test_train_records_every_step_beside_the_bare_backbone(tmp_path, no_subproce
     assert "bare share" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_token_by_token_writes_every_code_of_a_state_and_only_live_rows():
     model = common.world_model("debug")
     ids = simulate.token_by_token(model, batch=2)()
@@ -168,10 +172,12 @@ def _fail():
 
 
 @pytest.mark.slow
-def test_peak_memory_is_that_of_the_fresh_process_alone():
+def test_peak_memory_is_that_of_the_fresh_process_alone(monkeypatch):
     ballast = torch.ones(2**28)  # 1 GiB here, which must not count there
     assert 0.6 < common.peak_memory_gib(_allocate, 512, threads=1) < 1.0
     del ballast
+    forked = multiprocessing.get_context("fork")  # has imported what a fresh one needs seconds for
+    monkeypatch.setattr(common.multiprocessing, "get_context", lambda method: forked)
     with pytest.raises(RuntimeError, match="_fail"):
         common.peak_memory_gib(_fail, threads=1)
 
