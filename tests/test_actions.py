@@ -89,6 +89,7 @@ def test_every_part_moves_the_future(changed):
     assert not torch.allclose(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", [None, "focused", "coarsest"])
 def test_several_parts_are_remembered_branched_and_joined(effort):
     model = several(context_steps=3, fold_levels=False)
@@ -105,6 +106,7 @@ def test_several_parts_are_remembered_branched_and_joined(effort):
     assert spoken.keys() != old.keys() and spoken.keys(steps=0) == old.keys(steps=0)
 
 
+@pytest.mark.slow
 def test_a_window_of_several_parts_equals_step_by_step():
     model = several(context_steps=2)
     observation, action = observe(model, 2, 3), as_action(done(2, 2))
@@ -146,6 +148,7 @@ def test_a_world_of_several_parts_is_trained_saved_and_simulated(tmp_path):
     assert futures[0].keys() == futures[1].keys() and torch.equal(futures[0].reward, futures[1].reward)
 
 
+@pytest.mark.slow
 def test_every_actor_has_a_reward_of_its_own():
     model = several(actors=["guard", "thief"]).train()
     observation, action = observe(model, 2, 2), done(2, 1)

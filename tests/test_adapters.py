@@ -88,6 +88,7 @@ def test_growth_under_an_adapter_goes_on_after_loading(base, tmp_path):
     assert last.processor.tokenizer.convert_tokens_to_ids(["mug", "lava"]) == [90, 91]
 
 
+@pytest.mark.slow
 def test_a_base_that_went_another_way_is_refused_and_stays_as_it_was(base, tmp_path):
     model, _ = load(base)
     model.grow("text", names=["mug"])

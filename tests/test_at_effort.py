@@ -15,6 +15,7 @@ from pan_hf.reporting.figures import load_strip
 from pan_hf.reporting.strips import _write, spending_map
 
 
+@pytest.mark.slow
 def test_a_world_at_an_effort_imagines_at_it_and_adds_up_what_it_costs():
     model = world_model(("camera", "mission"))
     world = FixedEffort(model, "coarsest")
@@ -48,6 +49,7 @@ def test_keys_of_coarse_levels_are_equal_where_these_are():
     assert [row[-1] for row in futures.keys(1)] == futures.belief.keys(1)
 
 
+@pytest.mark.slow
 def test_a_planner_plans_at_an_effort_and_folds_coarse_states():
     model = world_model(("camera", "mission"))
     belief = model.perceive(observe(model, 1))

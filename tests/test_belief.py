@@ -69,6 +69,7 @@ def test_coarser_keys_leave_out_finer_codes_of_the_past_too():
     assert one.keys() != other.keys() and one.keys(levels=1) == other.keys(levels=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context_steps", [1, 2, 4])
 def test_keys_of_futures_are_those_of_the_beliefs_on_the_way(context_steps):
     model = world_model(EVERYTHING, context_steps=context_steps)
@@ -153,6 +154,7 @@ def test_rows_of_different_age_predict_what_they_predict_alone(architecture, sen
     check_as_alone(model, Belief.cat(alone), alone, effort)
 
 
+@pytest.mark.slow
 def test_finished_rows_begin_anew_in_a_batch():
     model = world_model(EVERYTHING, context_steps=3)
     alone = of_ages(model, [2, 2, 1])
@@ -166,6 +168,7 @@ def test_finished_rows_begin_anew_in_a_batch():
     assert belief.put([0, 1], Belief.cat([new, new])).ages is None
 
 
+@pytest.mark.slow
 def test_rows_of_different_age_are_selected_and_joined_like_others():
     model = world_model(("camera", "touch", "mission"), context_steps=3)
     alone = of_ages(model, [1, 0, 2])

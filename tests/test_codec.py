@@ -142,6 +142,7 @@ def test_a_rare_thing_has_its_own_code_when_it_comes_back():
     assert book(C)[0].item() == code and torch.allclose(book(C)[1], C, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_was_not_seen_for_long_is_forgotten():
     book = codebook(6)
     *_, code = watch(book, A, B, C, batches=5)

@@ -87,6 +87,7 @@ def test_encoding_anew_goes_on_from_what_the_decoded_state_looks_like(monkeypatc
     assert all(torch.equal(a, b[:, 0]) for a, b in zip(one.tensors(), again.tensors(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reencode, same", [(0, True), (3, True), (1, False)])
 def test_encoding_anew_takes_place_every_so_many_steps(reencode, same):
     model = world_model(EVERYTHING)

@@ -77,6 +77,7 @@ def test_latents_that_are_absent_decode_and_embed_as_none():
     assert torch.equal(model.embed_state(absent), model.embed_state(state.without_latents()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture, config", LAYOUTS)
 def test_a_belief_of_coarse_codes_goes_on_is_scored_and_has_a_key_of_its_own(architecture, config):
     model = world_model(EVERYTHING, architecture=architecture, **config)
@@ -115,6 +116,7 @@ def test_dropped_blocks_are_the_finer_levels_of_images_and_nothing_else():
 # an effort
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture, config", LAYOUTS)
 @pytest.mark.parametrize("least_change", [None, 0.0])
 def test_every_block_everywhere_is_what_simulate_does_anyway(architecture, config, least_change):
@@ -130,6 +132,7 @@ def test_every_block_everywhere_is_what_simulate_does_anyway(architecture, confi
     assert plain.switch is None and plain.cost is None
 
 
+@pytest.mark.slow
 def test_latents_that_begin_at_the_expected_image_cost_a_decoded_and_an_encoded_frame():
     hedged = world_model(("camera",))
     plain = world_model(("camera",), level0_sampling="autoregressive")
@@ -152,6 +155,7 @@ def test_a_step_of_all_blocks_costs_one_and_draws_the_latents():
     assert not torch.equal(futures.decode("camera"), futures.decode("camera", latents=False))
 
 
+@pytest.mark.slow
 def test_latents_that_do_not_help_are_used_where_they_are_asked_for_alone():
     model = world_model(EVERYTHING)
     model.senses["camera"].latents_help.fill_(False)
@@ -172,6 +176,7 @@ def test_latents_that_do_not_help_are_used_where_they_are_asked_for_alone():
     assert torch.equal(futures.decode("camera"), futures.decode("camera", latents=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture, config", LAYOUTS)
 def test_what_is_not_predicted_stays_or_is_absent_where_something_coarser_changed(architecture, config):
     model = world_model(EVERYTHING, architecture=architecture, **config)
@@ -203,6 +208,7 @@ def test_what_is_not_predicted_is_what_usually_refines_the_coarser_code():
     assert torch.equal(found[1][~gone], unknown[1][~gone])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture, config", LAYOUTS)
 def test_places_out_of_focus_stay_as_they_are(architecture, config, monkeypatch):
     model = world_model(EVERYTHING, architecture=architecture, **config)
@@ -333,6 +339,7 @@ def test_a_focus_holds_the_places_that_are_likely_to_change():
     assert mask[:, :4].tolist() == [[False, True, True, False], [False] * 4] and mask[:, 4:].all()
 
 
+@pytest.mark.slow
 def test_a_cap_takes_blocks_in_their_order_while_they_fit():
     model = world_model(EVERYTHING)
     belief, found = beginning(model), []
@@ -361,6 +368,7 @@ def test_blocks_keep_their_order_and_stand_on_coarser_ones():
     assert ("begin", "end") in can and len([pair for pair in can if pair[1] == "end"]) == 8
 
 
+@pytest.mark.slow
 def test_latents_alone_leave_the_codes_as_they_were():
     model = world_model(EVERYTHING)
     belief = beginning(model)
@@ -385,6 +393,7 @@ def test_compute_is_counted_while_the_model_runs():
     assert compute.blocks["camera.1"] > 1.8 * codes * weights  # the local blocks are most of it
 
 
+@pytest.mark.slow
 def test_growth_changes_nothing_in_what_compute_is_counted():
     model, grown = world_model(("camera", "mission")), world_model(("camera", "mission"))
     new = grown.table.segment_rows("camera", 0)[~grown.table.active_codes("camera", 0)][:1]

@@ -390,6 +390,7 @@ def test_the_expert_without_chance_takes_a_shortest_way():
     assert is_done and reward > 0
 
 
+@pytest.mark.slow
 def test_the_risk_taker_goes_where_a_ball_may_come_more_often_than_chance():
     env = make_environment("MiniGrid-Dynamic-Obstacles-8x8-v0", env_args={"agent_start_pos": None})
 
@@ -423,6 +424,7 @@ def test_four_rooms_are_four_rooms():
     assert all(cell is not None and cell.type == "wall" for cell in outer)
 
 
+@pytest.mark.slow
 def test_the_pusher_moves_the_block_more_often_than_chance():
     env = make_environment("gym_pusht/PushT-v0")
 

@@ -72,6 +72,7 @@ def test_every_prediction_stands_beside_copy_last(oracle):
             assert select(oracle, model="copy_last", metric=entry.metric, **where), entry.metric
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [1, None])
 def test_copy_last_is_right_exactly_where_nothing_changed(context):
     trajectories = record_dots()
@@ -88,6 +89,7 @@ def test_copy_last_is_right_exactly_where_nothing_changed(context):
         assert forced == pytest.approx(unchanged)
 
 
+@pytest.mark.slow
 def test_exact_states_are_also_told_action_by_action():
     trajectories = record_dots()
     records = evaluate(trajectories=trajectories, num_windows=10_000, context=1)
@@ -105,6 +107,7 @@ def test_moving_psnr_of_copying_is_that_of_swapped_cells(oracle):
     assert value(oracle, "psnr_moving", model="copy_last", horizon=1) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_a_dim_dot_is_an_exact_state_but_not_an_exact_frame():
     records = evaluate("dim")
     assert value(records, "exact_state", horizon=5) == 1
@@ -114,6 +117,7 @@ def test_a_dim_dot_is_an_exact_state_but_not_an_exact_frame():
     assert value(records, "reconstruction_exact_frame") == 0
 
 
+@pytest.mark.slow
 def test_actions_matter_to_the_oracle_and_not_to_a_deaf_model(oracle):
     deaf = evaluate("deaf")
     for metric in ("action_sensitivity_exact_state", "action_sensitivity_psnr_moving"):
@@ -122,6 +126,7 @@ def test_actions_matter_to_the_oracle_and_not_to_a_deaf_model(oracle):
         assert value(oracle, metric, horizon=1, model="copy_last") == 0
 
 
+@pytest.mark.slow
 def test_missing_every_reward_is_an_f1_of_zero():
     late = evaluate("late")
     assert value(late, "reward_f1", horizon=1) == value(late, "done_f1", horizon=1) == 0
@@ -159,10 +164,12 @@ def test_one_environment_is_not_reported_twice():
     assert records[0].seeds == [7, 8]
 
 
+@pytest.mark.slow
 def test_sampled_futures_have_names_of_their_own():
     assert all(entry.metric.startswith("sampled_") for entry in evaluate(temperature=1.0))
 
 
+@pytest.mark.slow
 def test_the_batch_size_does_not_change_the_numbers(oracle):
     """Only the partners of the shuffled actions change."""
     for entry, other in zip(oracle, evaluate(batch_size=1000), strict=True):
@@ -171,6 +178,7 @@ def test_the_batch_size_does_not_change_the_numbers(oracle):
             assert entry.value == pytest.approx(other.value) and entry.stderr == pytest.approx(other.stderr, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_windows_of_all_horizons_share_simulations():
     """At most the longest simulations, one more step for each teacher-forced horizon, and one for shuffled actions."""
     model = DotModel()
@@ -221,6 +229,7 @@ def test_an_unknown_environment_and_a_missing_sense_are_named():
         evaluate(trajectories=trajectories)
 
 
+@pytest.mark.slow
 def test_strips_are_the_median_and_the_worst_window(tmp_path):
     evaluate("deaf", strips=tmp_path)
     stems = [f"{environment}-{rank}" for environment in ("dots", "more-dots") for rank in ("median", "worst")]

@@ -168,6 +168,7 @@ def _write_slowly(folder: Path, text: str, started) -> None:
             time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_two_writers_wait_for_one_another_and_a_killed_one_holds_up_nobody(tmp_path):
     context = multiprocessing.get_context("fork")
     for _ in range(3):

@@ -191,6 +191,7 @@ def test_an_action_is_added_by_name_and_can_be_taken():
         model.processor(action=[5])
 
 
+@pytest.mark.slow
 def test_a_grown_model_loads_equal_and_a_stale_processor_is_refused(tmp_path):
     model = grown_up()
     stale = copy.deepcopy(model.processor)

@@ -562,6 +562,7 @@ def lerobot_with_times(root: Path, drop: tuple[int, ...] = ()) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_dropped_frame_is_named_with_its_row_and_resampled_where_that_is_asked_for(tmp_path):
     root = lerobot_with_times(tmp_path / "in", drop=(6,))  # of episode 1, row 2
     with pytest.raises(ValueError, match=r"file-000.mp4 has no frame at 1.200 s, row 2 of the episode.*--resample"):

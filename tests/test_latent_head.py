@@ -64,6 +64,7 @@ def test_calls_of_the_denoiser_are_counted_as_they_are_made(name, steps, calls, 
     assert len(made) == head.num_calls == calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("denoiser", [{"_class_name": "TokenDenoiser"}, UNET, SANA], ids=lambda d: d["_class_name"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_denoiser_and_scheduler_are_named_in_the_configuration(denoiser, scheduler):
@@ -144,6 +145,7 @@ def test_latents_do_not_help_where_they_make_bad_frames_a_little_better_and_spoi
     assert not model.senses["camera"].latents_help
 
 
+@pytest.mark.slow
 def test_where_a_world_is_deterministic_latents_are_given_the_codes_that_were_imagined(monkeypatch):
     monkeypatch.setattr(imagination_pan, "CARRIED", 0.0)
     model = world_model(("camera", "touch"))

@@ -30,6 +30,7 @@ def files_run(function) -> set[Path]:
     return {path for path in inside if path.relative_to(ROOT).parts[0] in OURS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", [None, "all", "auto"])
 def test_one_simulate_call_is_followed_in_few_files(effort):
     model = world_model(("camera", "touch", "heard", "mission"))

@@ -53,6 +53,7 @@ def test_perfect_frames_have_a_finite_psnr():
     assert value_of(metrics.psnr(true, true)) == pytest.approx(-10 * math.log10(metrics.MSE_FLOOR))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=20))
 def test_f1_is_torchmetrics_f1_wherever_there_is_an_event(pairs):
     predicted, true = torch.tensor(pairs).unbind(1)

@@ -32,6 +32,7 @@ def rows(trajectories):
         yield trajectories.actions[span][:-1], seen
 
 
+@pytest.mark.slow
 def test_every_mirror_image_obeys_the_laws_of_the_board(board, tmp_path):
     info = mirror(board, tmp_path / "data", copies=7, **BOARD)
     recorded, mirrored = load_trajectories(board, "train"), load_trajectories(tmp_path / "data", "train")

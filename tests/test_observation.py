@@ -93,6 +93,7 @@ def test_what_stands_where_a_sense_is_absent_means_nothing():
     assert torch.equal(futures[0].log_prob, futures[1].log_prob)
 
 
+@pytest.mark.slow
 def test_an_absent_sense_is_another_belief_and_is_asked_for_all_the_same():
     model = world_model(EVERYTHING)
     values = observe(model, 1)

@@ -87,6 +87,7 @@ def test_masses_of_digits_are_float32_whatever_the_features_are(saved):
     assert torch.equal(found, density(features.float(), now, now[:2], numbers))
 
 
+@pytest.mark.slow
 def test_auto_is_the_precision_that_was_saved(saved, tmp_path):
     half = PanModel.from_pretrained(saved[1], dtype=torch.bfloat16)
     half.save_pretrained(tmp_path)
@@ -105,6 +106,7 @@ def layers_on_disk(model):
     return dict.fromkeys(held, "cpu") | {"language_model.model.layers": "disk"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["auto", "disk"])
 def test_placed_by_a_map_or_half_on_disk_it_imagines_the_same(saved, where, tmp_path):
     model, folder = saved
@@ -116,6 +118,7 @@ def test_placed_by_a_map_or_half_on_disk_it_imagines_the_same(saved, where, tmp_
     assert one.keys() == other.keys() and torch.equal(one.log_prob, other.log_prob)
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_change_neither_loss_nor_gradients(saved):
     model = PanModel.from_pretrained(saved[1]).train()
     found = []

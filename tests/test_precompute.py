@@ -66,6 +66,7 @@ def test_every_action_is_imagined_once_from_every_state_that_is_met(board):
     assert board.told["entries"] == 5 * len(done) == board.told["new_entries"] == len(content(board.cache))
 
 
+@pytest.mark.slow
 def test_states_are_found_again_as_an_agent_perceives_them(board):
     told = describe_cache(board.model, board.data, cache=board.cache, split="train", samples=1000, **GOAL)
     answered = told["coverage"]
@@ -73,6 +74,7 @@ def test_states_are_found_again_as_an_agent_perceives_them(board):
     assert told["stale"] == 0.0 and told["entries"] == board.told["entries"] and told["bytes"] > 10_000
 
 
+@pytest.mark.slow
 def test_a_second_run_has_nothing_left_to_do_and_a_deeper_one_goes_on(board, monkeypatch, tmp_path):
     asked, imagine = [], Imaginer.imagine
     monkeypatch.setattr(Imaginer, "imagine", lambda self, states: asked.extend(states) or imagine(self, states))
@@ -86,6 +88,7 @@ def test_a_second_run_has_nothing_left_to_do_and_a_deeper_one_goes_on(board, mon
     assert nodes and len(set(nodes)) == len(nodes) and not done & set(nodes)
 
 
+@pytest.mark.slow
 def test_it_ends_at_its_bound_and_says_so(board, tmp_path, capsys):
     told = precompute(board.model, board.data, cache=tmp_path, frames=8, depth=5, max_entries=20, **GOAL)
     assert told["entries"] >= 20 and told["states"] < 100
@@ -101,6 +104,7 @@ def test_entries_of_other_weights_do_not_count_for_the_bound(board, tmp_path):
     assert told["new_entries"] > 0 and told["entries"] == 50 + told["new_entries"]
 
 
+@pytest.mark.slow
 def test_where_there_is_no_goal_a_planner_plans_from_the_recorded_states(board, tmp_path):
     settings = {"planner": "cem?num_samples=4&horizon=3&num_iterations=1", "reward_threshold": 1e9}
     told = precompute(board.model, board.data, cache=tmp_path, frames=2, progress=False, **settings)
@@ -335,6 +339,7 @@ def test_a_critic_that_no_worker_can_be_handed_is_refused(board, tmp_path):
         precompute(board.model, board.data, cache=tmp_path, critic=wanted, workers=2, progress=False)
 
 
+@pytest.mark.slow
 def test_the_graph_of_abstract_states_is_drawn_for_the_report(board, tmp_path):
     told = describe_cache(board.model, board.data, cache=board.cache, samples=3, pictures=tmp_path, **GOAL)
     with Image.open(told["picture"]) as picture:
@@ -346,6 +351,7 @@ def test_the_graph_of_abstract_states_is_drawn_for_the_report(board, tmp_path):
 # --- As a data set
 
 
+@pytest.mark.slow
 def test_what_is_exported_and_imported_is_the_same_and_once(board, tmp_path):
     export_cache(board.model, tmp_path / "set", cache=board.cache)
     assert pq.read_table(tmp_path / "set" / "outcomes.parquet").num_rows == board.told["entries"]
@@ -363,6 +369,7 @@ def test_what_is_exported_and_imported_is_the_same_and_once(board, tmp_path):
     torch.testing.assert_close(*both)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_other_weights_or_damaged_is_refused_and_changes_nothing(board, tmp_path):
     export_cache(board.model, tmp_path / "set", cache=board.cache)
     model, processor = load(board.model)
@@ -382,6 +389,7 @@ def test_a_data_set_of_other_weights_or_damaged_is_refused_and_changes_nothing(b
     assert told["stale"] == 1.0 and "coverage" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "value"),
     [
@@ -407,6 +415,7 @@ def test_rows_of_a_data_set_that_no_cache_wrote_are_refused(board, tmp_path, col
     assert CacheStore(tmp_path / "cache").counters().get("entries", 0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("about", [[], {"rows": [[3]]}, {"digest": None}, {"version": 2}])
 def test_a_data_set_that_says_nonsense_of_itself_is_refused(board, tmp_path, about):
     export_cache(board.model, tmp_path / "set", cache=board.cache)
@@ -419,6 +428,7 @@ def test_a_data_set_that_says_nonsense_of_itself_is_refused(board, tmp_path, abo
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_after_growth_the_share_of_outcomes_that_differ_is_measured(board, tmp_path):
     model, processor = load(board.model)
     model.grow("action.0", ["jump"])
@@ -430,6 +440,7 @@ def test_after_growth_the_share_of_outcomes_that_differ_is_measured(board, tmp_p
 # --- From a shell
 
 
+@pytest.mark.slow
 def test_pan_cache_says_what_is_there(board, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--model", str(board.model), "--data", str(board.data), "--cache", str(board.cache)]

@@ -263,6 +263,7 @@ def test_a_strip_can_be_kept_as_one_picture(tmp_path):
     assert len(row_png(frames(5))) > 0
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_for_what_was_measured_at_several_horizons(tmp_path):
     assert curves(evaluation()) == [(m, e) for m in ("exact_state", "psnr_moving") for e in ENVIRONMENTS]
     with Image.open(horizon_plot(evaluation(), tmp_path / "horizon.png")) as picture:
@@ -337,6 +338,7 @@ def test_a_card_carries_the_evaluation_as_hub_metadata(run):
     assert card.data.pipeline_tag == "reinforcement-learning" and "world-model" in card.data.tags
 
 
+@pytest.mark.slow
 def test_futures_of_several_seeds_are_told_apart(run):
     write_records(run / "futures.json", [*futures(0), *futures(1)])
     card = ModelCard.load(write_card(run, model_id="me/pan"))
@@ -364,6 +366,7 @@ def test_a_card_names_where_the_model_does_not_beat_copying(run):
     assert "the best planner (graph search) solves 95.0% of unseen starts" in text
 
 
+@pytest.mark.slow
 def test_where_no_goal_is_defined_a_card_tells_the_return_beside_random_play_and_no_success(run):
     played = []
     for model, reward, steps in (("pan/cem", 21.5, 22), ("random_policy", 23.0, 23)):

@@ -183,6 +183,7 @@ def claim(folder: Path, first_event: int, ids: list[int]) -> None:
     save_file(tensors, path, metadata=about | {"ids": json.dumps(ids), "base_events": str(first_event)})
 
 
+@pytest.mark.slow
 def test_an_adapter_changes_no_row_of_its_base_s_own_tokens(adapter, tmp_path):
     folder, own = adapter
     model, processor = load(folder / "base")

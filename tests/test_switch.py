@@ -78,6 +78,7 @@ def test_rows_of_a_batch_stop_where_each_wants_and_are_what_they_would_be_alone(
     assert (together.cost.denoiser_calls > 0).any(1).tolist() == [False, False, False, True, True]
 
 
+@pytest.mark.slow
 def test_latents_are_drawn_for_the_rows_that_want_them(monkeypatch):
     model = world_model(EVERYTHING)
     deciding(monkeypatch, model, CHOICES)
@@ -131,6 +132,7 @@ def windows(model, batch=16, steps=2):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["pixels", "moving", "outcome", "planning"])
 def test_a_perfect_future_has_no_distortion_and_standing_still_has_about_one(task):
     model = world_model(("camera", "touch", "mission"))
@@ -209,6 +211,7 @@ def test_a_high_price_teaches_to_stop_and_a_low_one_does_not(objective, price, m
     assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("switch."))
 
 
+@pytest.mark.slow
 def test_examples_hold_each_candidate_s_choices_and_what_they_lead_to():
     model = world_model(("camera", "mission"))
     beginning, actions, later = switching.split_window(model, **windows(model, batch=4))
@@ -226,6 +229,7 @@ def test_examples_hold_each_candidate_s_choices_and_what_they_lead_to():
             torch.testing.assert_close(examples["distortion"][:, index, 0], lost, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rollouts_are_compared_with_others_of_the_same_beginning_only(monkeypatch):
     model = world_model(("camera", "mission"))
     given, seen = windows(model, batch=3), []

@@ -33,6 +33,7 @@ def test_entropy_is_that_of_each_distribution_and_counts_no_row_that_cannot_be()
     assert entropy_of(logits).tolist() == pytest.approx([math.log(4)])
 
 
+@pytest.mark.slow
 def test_asking_for_entropy_changes_no_future(world):
     model, belief, actions = world
     plain = model.simulate(belief, actions, seed=3)
@@ -108,6 +109,7 @@ def test_caution_takes_the_entropy_where_it_is_measured_and_says_where_nothing_i
         CautiousCritic(critic=RewardCritic(), penalty=-1)
 
 
+@pytest.mark.slow
 def test_a_planner_plans_with_caution(world):
     model, belief, _ = world
     settings = {"num_samples": 32, "horizon": 3, "temperature": 1.0}
@@ -158,6 +160,7 @@ def test_probabilities_by_which_a_thing_comes_are_reliable():
     assert tally.result("calibration_error")[0] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_whether_entropy_tells_errors(tmp_path):
     trajectories = load_trajectories(record_board(tmp_path / "data", episodes=8), "train")
     model, processor = build_board(trajectories)

@@ -101,6 +101,7 @@ def test_a_doubled_checkpoint_predicts_what_it_predicted_and_has_room(architectu
     assert torch.equal(again(PROMPT).logits, larger(PROMPT).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segment", ["action.legs.0", "action.legs.merges", "action.arm.merges"])
 def test_rows_of_a_part_of_the_action_are_doubled(segment, tmp_path):
     arm = VectorAction(dim=2, low=-1, high=1, base=4, num_levels=2)
@@ -197,6 +198,7 @@ def test_a_folder_that_is_something_else_is_not_replaced(checkpoint, tmp_path):
         double(checkpoint, ["camera.0"], tmp_path / "photos")
 
 
+@pytest.mark.slow
 def test_a_stranger_s_names_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     model = grown_up()
