@@ -403,7 +403,7 @@ def test_goals_that_searches_found_are_counted_before_and_after_the_second_look(
         Outcome(seed, True, 5, 1.0, claims=claims, refused=refused, promised=promised, broken=broken)
         for seed, (claims, refused, promised, broken) in enumerate([(2, 1, 1, 0), (2, 0, 2, 1)])
     ]
-    trial = _Trial("e", None, "graph", SimpleNamespace(cache=None, model=None), None, 5, outcomes=found)
+    trial = _Trial("e", None, "graph", SimpleNamespace(cache=None, policy=None, model=None), None, 5, outcomes=found)
     told = {entry.metric: entry.value for entry in trial_records(trial)}
     low, high = wilson(1, 3)
     wanted = {"claims": 4, "claims_refused": 0.25, "claims_acted_on": 3, "claims_false": 1 / 3}
