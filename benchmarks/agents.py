@@ -6,7 +6,8 @@ All rows are of the same run, environment and seeds, which the recording did not
   beside it `random_policy`
 - `cache`: the simulation cache alone; where it knows nothing, an action is drawn at random
 - `cache, search`, `cache, policy`: the cache, and the planner or the policy where it knows nothing
-- `policy`: learned in imagination, see `pan imagine`; only where the run has one
+- `cache, policy, search`: the cache, the policy where it is sure, and else the planner
+- `policy`: learned in imagination or from a cache, see `pan imagine` and `pan distil`; only where the run has one
 
 The cache is filled by `pan precompute` from training episodes alone and stays as it is: what is searched for one seed
 helps no other. Playing, and most metrics, are those of `pan plan`, see `pan_hf/evaluation/control.py`. Besides:
@@ -49,9 +50,10 @@ from pan_hf.agents.world import parse_effort  # noqa: E402
 from pan_hf.checkpoints import find_checkpoint, find_recording  # noqa: E402
 from pan_hf.data.episodes import episode_files, read_columns, read_info  # noqa: E402
 from pan_hf.envs.environment import make_recorded_environment  # noqa: E402
+from pan_hf.evaluation.cache_dataset import CACHE  # noqa: E402
 from pan_hf.evaluation.control import RANDOM, plan, recorded_facts, reward_critic  # noqa: E402
 from pan_hf.evaluation.evaluate import across_seeds  # noqa: E402
-from pan_hf.evaluation.precompute import CACHE, precompute  # noqa: E402
+from pan_hf.evaluation.precompute import precompute  # noqa: E402
 from pan_hf.features import action_parts  # noqa: E402
 from pan_hf.files import read_json  # noqa: E402
 from pan_hf.quickstart import DOOR_KEY  # noqa: E402
@@ -59,10 +61,10 @@ from pan_hf.reporting.results import Record, read_records, record, write_records
 from pan_hf.reporting.tables import select, table  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "agents" / "agents.json"
-SEARCH, CACHED = "search", "cache"
-ROWS = (SEARCH, CACHED, "cache, search", "policy", "cache, policy")
+SEARCH, CACHED, LOST = "search", "cache", "lost_to_search"
+ROWS = (SEARCH, CACHED, "cache, search", "policy", "cache, policy", "cache, policy, search")
 AT_RANDOM = "random_shooting?num_samples=1&horizon=1"  # any kind of action, masks and all
-SHOWN = ("success", "steps", "simulated_per_decision", "median_decision_ms", "seconds_per_decision", "lost_to_search")
+SHOWN = ("success", "steps", "simulated_per_decision", "median_decision_ms", "seconds_per_decision", LOST)
 
 
 @dataclass
@@ -135,8 +137,10 @@ def main(
         found = [measure(setting, name) for setting in settings]
         new = across_seeds(found) if len(found) > 1 else found[0]
         models = {entry.model for entry in new}
-        kept = [entry for entry in measured if entry.environment != env or entry.model not in models]
-        measured = [*kept, *new, *lost_to_search(select([*kept, *new], environment=env), models)]
+        others = [entry for entry in measured if entry.environment != env]
+        here = [entry for entry in measured if entry.environment == env and entry.model not in models] + new
+        here = [entry for entry in here if entry.metric != LOST]
+        measured = [*others, *here, *lost_to_search(here)]
         write_records(output, measured)
     shown = select(measured, environment=env, metric=SHOWN)
     print(table(shown, "model", "metric"))
@@ -145,7 +149,7 @@ def main(
 
 def measure(setting: Setting, row: str) -> list[Record]:
     """The records of one row, and of the random policy beside search; none where the run lacks the policy of a row."""
-    if row.endswith("policy") and not (setting.policy / DESCRIPTION).exists():
+    if "policy" in row and not (setting.policy / DESCRIPTION).exists():
         print(f"{row}: no policy in {setting.policy}; `pan imagine --run {setting.run}` trains one", flush=True)
         return []
     if row.startswith(CACHED) and not setting.cache.exists():
@@ -154,7 +158,7 @@ def measure(setting: Setting, row: str) -> list[Record]:
     records = [_named(entry, row) for entry in played(setting, row)]
     where = {"environment": setting.environment, "split": "unseen_seeds", "seeds": records[0].seeds}
     learned = {"recorded_steps": setting.recorded_steps, "imagined_before": imagined_before(setting, row)}
-    if row == CACHED:
+    if row.startswith(CACHED):
         learned["recorded_layouts"] = recorded_layouts(setting, records[0].seeds)
     return [*records, *(record(metric, value, model=row, **where) for metric, value in learned.items())]
 
@@ -166,8 +170,10 @@ def _named(entry: Record, row: str) -> Record:
 def played(setting: Setting, row: str) -> list[Record]:
     """What `pan plan` says of a row."""
     planners = {CACHED: AT_RANDOM, "policy": f"policy?folder={setting.policy}"}
-    planner = planners.get(row.removeprefix("cache, "), setting.planner)
-    known = {"cache": setting.cache, "write_back": False} if row.startswith(CACHED) else {}
+    *first, last = row.split(", ")
+    planner = planners.get(last, setting.planner)
+    known: dict[str, Any] = {"cache": setting.cache, "write_back": False} if row.startswith(CACHED) else {}
+    known |= {"policy": setting.policy} if "policy" in first else {}
     with tempfile.TemporaryDirectory() as folder:
         where: dict[str, Any] = {"environments": [setting.environment], "output": folder, "baseline": row == SEARCH}
         return plan(setting.run, setting.root, planners=[planner], **where, **known, **setting.play)
@@ -180,23 +186,23 @@ def imagined_before(setting: Setting, row: str) -> int:
         cache = SimulationCache(setting.cache, create=False)
         steps += cache.store.counters().get("entries", 0)
         cache.close()
-    if row.endswith("policy"):
+    if "policy" in row:
         steps += read_json(setting.policy / DESCRIPTION)["about"].get("steps", 0)
     return steps
 
 
-def lost_to_search(records: Sequence[Record], models: Iterable[str]) -> list[Record]:
-    """How many seeds each of some models has lost that search has won; nothing where they have not played the same
-    ones, or several runs have played them."""
+def lost_to_search(records: Sequence[Record]) -> list[Record]:
+    """How many seeds each row has lost that search has won, in one environment; nothing where they have not played the
+    same ones, or several runs have played them."""
     won, lost = ({entry.model: entry for entry in select(records, metric=name)} for name in ("success", "failures"))
     found = []
-    for model in set(models) & set(lost) - {SEARCH}:
-        both = [lost[model], lost.get(SEARCH, lost[model])]
-        if SEARCH not in lost or won[model].seeds != won[SEARCH].seeds or any(len(e.seeds) != e.value for e in both):
+    for model in [model for model in lost if SEARCH in lost and model != SEARCH]:
+        both = [lost[model], lost[SEARCH]]
+        if won[model].seeds != won[SEARCH].seeds or any(len(each.seeds) != each.value for each in both):
             continue
         seeds = sorted(set(lost[model].seeds) - set(lost[SEARCH].seeds))
         where: dict = {"environment": lost[model].environment, "split": lost[model].split, "seeds": seeds}
-        found.append(record("lost_to_search", len(seeds), model=model, **where))
+        found.append(record(LOST, len(seeds), model=model, **where))
     return found
 
 

@@ -37,8 +37,12 @@ def test_every_way_to_act_plays_the_same_seeds(run_dir, tmp_path, capsys):  # no
     assert "no policy in" in capsys.readouterr().out
 
     untrained_policy(run)
-    told = agents.main(**settings, episodes=1, row=["policy"])
-    assert [entry for entry in told if entry.model != "policy"] == found
+    rows = ["policy", "cache, policy, search"]
+    told = agents.main(**settings, episodes=1, row=rows)
+    assert [entry for entry in told if entry.model not in rows and entry.metric != agents.LOST] == [
+        entry for entry in found if entry.metric != agents.LOST
+    ]
+    assert "by_policy" in values_of(told, rows[1])
     assert values_of(told, "policy")["imagined_before"] == 70
     with pytest.raises(ValueError, match="There are the rows"):
         agents.main(**settings, episodes=1, row=["plan"])
@@ -58,5 +62,5 @@ def test_what_search_wins_and_another_loses_is_counted_seed_by_seed():
         return [rate, record("failures", len(failed), seeds=failed, **where)]
 
     records = [*played("search", [1]), *played("cache", [1, 3, 4]), *played("policy", [2], seeds=[1, 2])]
-    (lost,) = agents.lost_to_search(records, ["search", "cache", "policy"])
+    (lost,) = agents.lost_to_search(records)
     assert (lost.model, lost.value, lost.seeds) == ("cache", 2, [3, 4])
