@@ -19,12 +19,7 @@ from pan_hf.reporting.figures import load_strip
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = (
-    ROOT / "README.md",
-    RESULTS / "README.md",
-    *sorted((ROOT / "docs" / "guide").glob("*.md")),
-    ROOT / "docs" / "kills.md",
-)
+PAGES = (ROOT / "README.md", RESULTS / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md")))
 
 
 def publish(run: Path, name: str) -> None:
