@@ -5,8 +5,8 @@ All rows are of the same run, environment and seeds, which the recording did not
 - `search`: the planner alone (graph search where actions are discrete and there is a goal, iCEM elsewhere), and
   beside it `random_policy`
 - `cache`: the simulation cache alone; where it knows nothing, an action is drawn at random
-- `cache, search`, `cache, policy`: the cache, and the planner or the policy where it knows nothing
-- `cache, policy, search`: the cache, the policy where it is sure, and else the planner
+- `cache+search`, `cache+policy`: the cache, and the planner or the policy where it knows nothing
+- `cache+policy+search`: the cache, the policy where it is sure, and else the planner
 - `policy`: learned in imagination or from a cache, see `pan imagine` and `pan distil`; only where the run has one
 
 The cache is filled by `pan precompute` from training episodes alone and stays as it is: what is searched for one seed
@@ -62,7 +62,7 @@ from pan_hf.reporting.tables import select, table  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "agents" / "agents.json"
 SEARCH, CACHED, LOST = "search", "cache", "lost_to_search"
-ROWS = (SEARCH, CACHED, "cache, search", "policy", "cache, policy", "cache, policy, search")
+ROWS = (SEARCH, CACHED, "cache+search", "policy", "cache+policy", "cache+policy+search")
 AT_RANDOM = "random_shooting?num_samples=1&horizon=1"  # any kind of action, masks and all
 SHOWN = ("success", "steps", "simulated_per_decision", "median_decision_ms", "seconds_per_decision", LOST)
 
@@ -170,7 +170,7 @@ def _named(entry: Record, row: str) -> Record:
 def played(setting: Setting, row: str) -> list[Record]:
     """What `pan plan` says of a row."""
     planners = {CACHED: AT_RANDOM, "policy": f"policy?folder={setting.policy}"}
-    *first, last = row.split(", ")
+    *first, last = row.split("+")
     planner = planners.get(last, setting.planner)
     known: dict[str, Any] = {"cache": setting.cache, "write_back": False} if row.startswith(CACHED) else {}
     known |= {"policy": setting.policy} if "policy" in first else {}

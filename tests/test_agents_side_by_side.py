@@ -28,16 +28,16 @@ def test_every_way_to_act_plays_the_same_seeds(run_dir, tmp_path, capsys):  # no
     settings |= {"seed": [500], "frames": 2, "depth": 1, "effort": None, "fill_seconds": None, "episode_seconds": 60.0}
     found = agents.main(**settings, episodes=1, row=None)
     assert found == read_records(path)
-    assert {entry.model for entry in found} == {RANDOM, "search", "cache", "cache, search"}
+    assert {entry.model for entry in found} == {RANDOM, "search", "cache", "cache+search"}
     assert all(entry.seeds == [500] for entry in select(found, metric=["success", "steps", "imagined_before"]))
-    search, cached = values_of(found, "search"), values_of(found, "cache, search")
+    search, cached = values_of(found, "search"), values_of(found, "cache+search")
     assert search["imagined_before"] == 0 < cached["imagined_before"] and "recalled" not in search
     assert search["recorded_steps"] > 0 and cached["median_decision_ms"] > 0 and 0 <= cached["recalled"] <= 1
     assert values_of(found, "cache")["recorded_layouts"] == 1  # the first frame shows where the agent is
     assert "no policy in" in capsys.readouterr().out
 
     untrained_policy(run)
-    rows = ["policy", "cache, policy, search"]
+    rows = ["policy", "cache+policy+search"]
     told = agents.main(**settings, episodes=1, row=rows)
     assert [entry for entry in told if entry.model not in rows and entry.metric != agents.LOST] == [
         entry for entry in found if entry.metric != agents.LOST
