@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -346,6 +347,21 @@ def test_the_graph_of_abstract_states_is_drawn_for_the_report(board, tmp_path):
         assert picture.size[0] > 400 and picture.convert("L").getextrema()[0] < 200
     about = json.loads((tmp_path / "cache.json").read_text())
     assert "finer codes, and the earlier steps" in about["caption"]
+
+
+def test_coverage_grows_with_entries_to_what_it_is_now(board, tmp_path):
+    told = describe_cache(
+        board.model, board.data, cache=board.cache, split="train", samples=30, pictures=tmp_path, **GOAL
+    )
+    growth = told["growth"]
+    curves = np.array(list(growth["levels"].values()))
+    assert growth["entries"][0] == 0 and growth["entries"][-1] == told["entries"]
+    assert (curves[:, 0] == 0).all() and (np.diff(curves) >= 0).all() and (np.diff(curves) > 0).any()
+    assert curves[:, -1].sum() == pytest.approx(told["coverage"]) and told["coverage"] > 0
+    assert dict(zip(growth["levels"], curves[:, -1], strict=True)) == pytest.approx(told["covered"])
+    with Image.open(tmp_path / "cache_growth.png") as picture:
+        assert picture.size[0] > 400
+    assert "with the older half of the entries" in cache_summary(told)
 
 
 # --- As a data set

@@ -1,4 +1,5 @@
-"""A picture of what a cache knows: the graph of its abstract states, nearer to the goal the farther right.
+"""Pictures of what a cache knows: how its answers came with its entries, and the graph of its abstract states, nearer
+to the goal the farther right.
 
 Each point is all states that are equal at the coarsest level. Its place to the right is its backed-up value, its
 height the first principal component of its states' features, its size how many states it is, its colour the chance to
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,15 +57,41 @@ def write_cache_picture(cache: SimulationCache, folder: str | Path, name: str = 
     drawn = axes.scatter(points[:, 0], points[:, 3], s=sizes, c=points[:, 1], vmin=0, vmax=1, cmap="viridis", zorder=2)
     figure.colorbar(drawn, label="chance to reach the goal")
     axes.set(xlabel="value", ylabel="how its states look (first component)", yticks=[])
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
     named = bound.keys.levels[level]
     about = {
         "title": "What the cache knows",
         "caption": f"{len(places)} abstract states (equal at {named.name}; that leaves out {named.leaves_out}) and "
         f"{len(lines)} ways between them, as their outcomes were imagined.",
     }
-    path = write_file(Path(folder) / f"{name}.png", buffer.getvalue())
+    return _write(figure, about, Path(folder) / f"{name}.png")
+
+
+def write_growth_picture(growth: dict[str, Any], folder: str | Path, name: str = "cache_growth") -> Path:
+    """Draws which share of look-ups is answered by how many entries there are.
+
+    Args:
+        growth (`dict`): see [`~pan_hf.evaluation.cache_summary.coverage_growth`].
+        folder (`str` or `Path`): for `<name>.png`, and a JSON with its title and caption, as a report shows them.
+    """
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.add_subplot()
+    levels = growth["levels"]
+    if levels:
+        axes.stackplot(growth["entries"], *levels.values(), labels=list(levels), alpha=0.7)
+        axes.legend(loc="upper left", title="found at")
+    axes.set(xlabel="entries in the cache", ylabel="recorded states answered", ylim=(0, 1))
+    about = {
+        "title": "How the cache came to its answers",
+        "caption": "Share of held-out recorded states for which the cache knows an action, by how many of its entries "
+        "there were, oldest first.",
+    }
+    return _write(figure, about, Path(folder) / f"{name}.png")
+
+
+def _write(figure: Figure, about: dict[str, str], path: Path) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_file(path, buffer.getvalue())
     write_file(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
     return path
 

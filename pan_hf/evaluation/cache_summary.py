@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pan_hf.agents.cache import SimulationCache
+from pan_hf.agents.cache import Answer, SimulationCache
 from pan_hf.agents.critics import as_critic
 from pan_hf.agents.world import FixedEffort
 from pan_hf.arguments import checked, least
@@ -18,8 +17,10 @@ from pan_hf.checkpoints import find_checkpoint, find_recording, load
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
 from pan_hf.evaluation.cache_dataset import cache_folder
-from pan_hf.evaluation.cache_picture import write_cache_picture
+from pan_hf.evaluation.cache_picture import write_cache_picture, write_growth_picture
 from pan_hf.evaluation.control import recorded_facts, reward_critic
+
+_POINTS = 21  # of a curve
 
 
 @checked(samples=least(0), check=least(0), seed=least(0))
@@ -29,6 +30,7 @@ def describe_cache(
     *,
     cache: str | Path | None = None,
     split: str = "test",
+    environments: Sequence[str] | None = None,
     samples: int = 200,
     check: int = 0,
     reward_threshold: float | None = None,
@@ -45,17 +47,20 @@ def describe_cache(
         data_root (`str` or `Path`, *optional*): the recording; by default the one the checkpoint was trained on.
         cache (`str` or `Path`, *optional*): folder of the cache, or its Hub id; `cache/` in the run by default.
         split (`str`): "test" or "train": of whose states the coverage is measured.
-        samples (`int`): how many recorded states are looked up for it; 0: none.
+        environments (`Sequence[str]`, *optional*): ids of the recording, whose states those are; all by default.
+        samples (`int`): how many recorded states of each are looked up for it; 0: none.
         check (`int`): cached outcomes that are imagined anew, to see how many differ now; 0: none.
         reward_threshold (`float`, *optional*), critic (*optional*), effort (*optional*): as of `precompute`.
         seed (`int`): of the choice of states.
-        pictures (`str` or `Path`, *optional*): folder for a picture of the graph of abstract states.
+        pictures (`str` or `Path`, *optional*): folder for pictures of the graph of abstract states, and of how the
+            coverage grew.
         output (`str` or `Path`, *optional*): the run folder, where `run` is a checkpoint of elsewhere.
 
     Returns:
         `dict`: `entries`, `states`, `bytes`; `stale_entries`, those of other weights, and `stale`, their share;
         `hit_rate` and `hits` by level, of all look-ups so far; `coverage`, the share of recorded states that are
-        answered, and `covered` by level; `differing`, the share of checked outcomes that differ; `picture`, its path.
+        answered, and `covered` by level; `growth`, the same by how many of the `entries` there were, oldest first;
+        `differing`, the share of checked outcomes that differ; `picture`, the path of the graph's.
 
     Raises:
         ValueError: the cache is damaged, or an argument is of another type or out of range.
@@ -86,22 +91,48 @@ def describe_cache(
     if samples and valid:
         root = find_recording(checkpoint, data_root)
         trajectories, facts = load_trajectories(root, split), recorded_facts(root)
-        covered: Counter[str] = Counter()
-        total = 0
-        for id in sorted(set(trajectories.environments)):
+        answers: list[Answer | None] = []
+        for id in environments or sorted(set(trajectories.environments)):
             wanted = reward_critic(facts.get(id), reward_threshold) if critic is None else as_critic(critic)
             for belief in _recorded(world, processor, trajectories, id, samples, seed):
-                answer = found.lookup(world, belief, wanted, counts=False)
-                covered["none" if answer is None else answer.level] += 1
-                total += 1
-        told["coverage"] = 1 - covered.pop("none", 0) / max(1, total)
+                answers.append(found.lookup(world, belief, wanted, counts=False))
+        told |= coverage_growth(found, answers)
         if pictures is not None:
             told["picture"] = write_cache_picture(found, pictures)
-        told["covered"] = {name: count / max(1, total) for name, count in covered.items()}
+            write_growth_picture(told["growth"], pictures)
     if check and valid:
         told["differing"] = differing_share(world, found, valid[0], check, seed)
     found.close()
     return told
+
+
+def coverage_growth(cache: SimulationCache, answers: Sequence[Answer | None]) -> dict[str, Any]:
+    """Which share of look-ups is answered, and how it came to that as entries did: an answer counts from the first
+    entry of the state, or abstract state, that it is of.
+
+    Returns:
+        `dict`: `coverage`; `covered` by level; `growth`: `entries`, `_POINTS` counts of them, and by level the shares
+        that were answered with so many.
+    """
+    ids = np.array([row[0] for row in cache.store.query("SELECT id FROM outcomes ORDER BY id")], np.int64)
+    came: dict[str, list[int]] = {}
+    for answer in filter(None, answers):
+        first = cache.store.query(
+            "SELECT MIN(id) FROM outcomes WHERE state=? OR state IN (SELECT state FROM members WHERE node=?)",
+            (answer.node, answer.node),
+        )[0][0]
+        came.setdefault(answer.level, []).append(int(np.searchsorted(ids, first)) + 1)
+    counts = np.unique(np.linspace(0, len(ids), _POINTS).round().astype(int))
+    total = max(1, len(answers))
+    shares = {
+        level: (np.searchsorted(np.sort(places), counts, side="right") / total).tolist()
+        for level, places in came.items()
+    }
+    return {
+        "coverage": sum(map(len, came.values())) / total,
+        "covered": {level: len(places) / total for level, places in came.items()},
+        "growth": {"entries": counts.tolist(), "levels": shares},
+    }
 
 
 def _recorded(
@@ -151,6 +182,8 @@ def cache_summary(told: dict[str, Any]) -> str:
     if "coverage" in told:
         levels = ", ".join(f"{name} {share:.0%}" for name, share in told["covered"].items())
         lines.append(f"of recorded states {told['coverage']:.0%} are answered ({levels or 'none'})")
+        half = sum(shares[len(shares) // 2] for shares in told["growth"]["levels"].values())
+        lines.append(f"with the older half of the entries it were {half:.0%}")
     if "differing" in told:
         lines.append(f"imagined anew, {told['differing']:.1%} of the checked outcomes differ")
     return "\n".join(lines)
