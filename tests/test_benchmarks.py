@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    cache_growth,
     common,
     drift,
     growth,
@@ -238,6 +239,23 @@ def test_sentences_get_shorter_at_equal_distortion(tmp_path):
     frames = {found.model: found.value for found in select(records, metric="tokens") if "frames" in found.environment}
     assert frames["with merges"] < 0.5 * frames["without merges"]
     assert (tmp_path / "merges.png").exists()
+
+
+@pytest.mark.slow
+def test_a_cache_is_filled_and_measured_after_each_growth(with_miniature, capsys):
+    cache_growth.main(with_miniature / "run", quick=True, output=with_miniature / "growth.json")
+    records = read_records(with_miniature / "growth.json")
+    for world in (cache_growth.EMPTY, cache_growth.DOOR_KEY):
+        entries, answered = (
+            [entry.value for entry in select(records, metric=metric, environment=world)]
+            for metric in ("entries", "answered_share")
+        )
+        assert len(entries) == 4 and entries == sorted(entries) and answered == sorted(answered) and entries[-1] >= 60
+    stale = {entry.model: entry.value for entry in select(records, metric="stale_share")}
+    assert list(stale) == ["as it was", "100 words", "an action", "codes of new things", "merged tokens"]
+    differing = {entry.model: entry.value for entry in select(records, metric="differing_share")}
+    assert set(stale.values()) == {0.0} and differing["as it was"] == differing["100 words"] == 0.0
+    assert "answered share" in capsys.readouterr().out
 
 
 @pytest.mark.slow
