@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pan_hf.modeling.validation_pan import real, scalar, whole
 
+_MOST_SEED = 2**32 - 1
 F = TypeVar("F", bound=Callable)
 Bound = Callable[[Any], "str | None"]
 """What is wrong with a value of the right type, as "at least 1"; None for nothing."""
@@ -29,6 +30,11 @@ def least(lowest: float, above: bool = False) -> Bound:
     """Numbers from `lowest` on, or above it."""
     words = f"more than {lowest:g}" if above else f"at least {lowest:g}"
     return lambda value: None if (value > lowest if above else value >= lowest) else words
+
+
+def a_seed(value: int) -> str | None:
+    """Numbers that Python, NumPy and torch all take as a seed."""
+    return None if 0 <= value <= _MOST_SEED else f"a seed from 0 to {_MOST_SEED}"
 
 
 def named(value: str) -> str | None:

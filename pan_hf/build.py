@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pan_hf.arguments import checked
+from pan_hf.arguments import a_seed, checked
 from pan_hf.console import without_bars
 from pan_hf.data.trajectories import Trajectories
 from pan_hf.deprecated import old_names
@@ -31,7 +31,7 @@ PRESETS = {
 }
 
 
-@checked()
+@checked(seed=a_seed)
 @without_bars()
 def build(
     trajectories: Trajectories,

@@ -1,5 +1,6 @@
 """What a function is called with is taken, or refused in a sentence, before anything is written."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,8 +10,20 @@ import torch
 
 from pan_hf import RecordTrajectories
 from pan_hf.arguments import checked, least
+from pan_hf.build import build
 from pan_hf.data.importing import import_dataset, import_lerobot, import_minari, import_videos
+from pan_hf.data.mirror import mirror
 from pan_hf.data.record import record
+from pan_hf.data.trajectories import Trajectories
+from pan_hf.evaluation.control import plan
+from pan_hf.evaluation.evaluate import evaluate
+from pan_hf.evaluation.precompute import precompute
+from pan_hf.training.distil import distil
+from pan_hf.training.finetune import finetune
+from pan_hf.training.grow import grow
+from pan_hf.training.imagine import imagine
+from pan_hf.training.merge import merge
+from pan_hf.training.pipeline import train
 
 
 @checked(count=least(1), rate=least(0, above=True))
@@ -69,6 +82,32 @@ def test_other_types_are_taken_where_they_mean_the_same():
 def test_what_is_of_another_type_is_named(given, message):
     with pytest.raises(ValueError, match=message):
         taken(**given)
+
+
+SEEDED = (
+    record,
+    build,
+    train,
+    evaluate,
+    plan,
+    mirror,
+    finetune,
+    grow,
+    merge,
+    imagine,
+    distil,
+    precompute,
+)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("function", SEEDED, ids=lambda function: function.__name__)
+def test_a_seed_is_one_that_every_library_takes(function, seed):
+    needed = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+    given = {one.name: "x" for one in needed if one.kind is not one.VAR_KEYWORD}
+    given |= {"trajectories": object.__new__(Trajectories)} if "trajectories" in given else {}
+    with pytest.raises(ValueError, match=f"seed: expected a seed from 0 to 4294967295, got {seed}"):
+        function(**given, seed=seed)
 
 
 def test_a_misspelt_argument_names_those_there_are():

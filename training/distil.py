@@ -27,7 +27,7 @@ from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.policy import CONFIDENCE, TOLERANCE, ActorCritic, FlatActions, Policy, check_hidden, mask_of
 from pan_hf.agents.teacher import Batch, Decisions
 from pan_hf.agents.world import FixedEffort
-from pan_hf.arguments import checked, least
+from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
 from pan_hf.envs.state_features import StateFeatures
@@ -43,7 +43,7 @@ _NOTED = 250  # steps between two measurements
 _MEASURED = 2048  # decisions of each split that are measured, drawn once
 
 
-@checked(steps=least(1), learning_rate=least(0, above=True), batch_size=least(1), seed=least(0))
+@checked(steps=least(1), learning_rate=least(0, above=True), batch_size=least(1), seed=a_seed)
 def distil(
     run: str | Path,
     data_root: str | Path | None = None,

@@ -21,7 +21,7 @@ import numpy as np
 from pan_hf.agents.cache_scope import digest_of
 from pan_hf.agents.policy import Policy, check_hidden
 from pan_hf.agents.stable_baselines import as_vec_env, make_ppo, network_of, ppo_class
-from pan_hf.arguments import checked, least
+from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import results_folder
 from pan_hf.console import Progress
 from pan_hf.envs.imagined import HORIZON, ImaginedVectorEnv
@@ -44,7 +44,7 @@ from pan_hf.training.run_folder import keeping_settings
     entropy_weight=least(0),
     epochs=least(1),
     batch_size=least(2),
-    seed=least(0),
+    seed=a_seed,
 )
 def imagine(
     run: str | Path,

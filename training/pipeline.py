@@ -23,7 +23,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from pan_hf.arguments import as_type, checked, least
+from pan_hf.arguments import a_seed, as_type, checked, least
 from pan_hf.build import build
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.console import without_bars
@@ -132,7 +132,7 @@ def _check_fields(name: str, given: dict) -> None:
         raise ValueError(f"Stage {name!r}: {error}") from error
 
 
-@checked(seconds=least(0, above=True), num_processes=least(1), seed=least(0))
+@checked(seconds=least(0, above=True), num_processes=least(1), seed=a_seed)
 def train(
     run: str | Path,
     data: str | Path | None = None,

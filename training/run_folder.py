@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pan_hf.arguments import least
+from pan_hf.arguments import a_seed, least
 from pan_hf.checkpoints import find_checkpoint
 from pan_hf.data.compat import check_fits
 from pan_hf.data.trajectories import load_trajectories
@@ -33,7 +33,7 @@ from pan_hf.training.stage import run as run_stage
 
 
 # bounds of the arguments that say how long they train, for `checked`
-TIME = {"seconds": least(0, above=True), "max_steps": least(1), "seed": least(0)}
+TIME = {"seconds": least(0, above=True), "max_steps": least(1), "seed": a_seed}
 
 
 def find_start(run: Path, start: str | Path) -> Path:

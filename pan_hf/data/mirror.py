@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pan_hf.arguments import checked, least
+from pan_hf.arguments import a_seed, checked, least
 from pan_hf.console import track
 from pan_hf.data.episodes import (
     SPLITS,
@@ -80,7 +80,7 @@ class Mirror:
         return rows if becomes is None else [row[np.argsort(becomes)] for row in rows]
 
 
-@checked(copies=least(1), seed=least(0))
+@checked(copies=least(1), seed=a_seed)
 def mirror(
     source: str | Path,
     output: str | Path,

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pan_hf.arguments import checked, least
+from pan_hf.arguments import a_seed, checked, least
 from pan_hf.console import Progress
 from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary, write_info
 from pan_hf.data.info import PICTURES, check_test_fraction, new_info, rare_options, write_counted
@@ -40,7 +40,7 @@ _DISK_MARGIN = 1.5
     workers=least(1),
     max_episode_steps=least(1),
     explore_steps=least(0),
-    seed=least(0),
+    seed=a_seed,
     fps=least(0, above=True),
     **PICTURES,
 )

@@ -12,7 +12,7 @@ import torch
 from pan_hf.agents.cache import Answer, SimulationCache
 from pan_hf.agents.critics import as_critic
 from pan_hf.agents.world import FixedEffort
-from pan_hf.arguments import checked, least
+from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
@@ -23,7 +23,7 @@ from pan_hf.evaluation.control import recorded_facts, reward_critic
 _POINTS = 21  # of a curve
 
 
-@checked(samples=least(0), check=least(0), seed=least(0))
+@checked(samples=least(0), check=least(0), seed=a_seed)
 def describe_cache(
     run: str | Path,
     data_root: str | Path | None = None,

@@ -55,7 +55,7 @@ from pan_hf.agents.critics import RewardCritic, as_critic
 from pan_hf.agents.policy import CONFIDENCE, Policy
 from pan_hf.agents.registry import comparing, make_planners
 from pan_hf.agents.world import FixedEffort, within
-from pan_hf.arguments import checked, least
+from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
 from pan_hf.data.episodes import episode_files, read_columns, read_info
@@ -211,7 +211,7 @@ class _Trial:
 _POSITIVE = least(0, above=True)
 
 
-@checked(episodes=least(1), seed=least(0), max_steps=least(1), time_limit=_POSITIVE, episode_time_limit=_POSITIVE)
+@checked(episodes=least(1), seed=a_seed, max_steps=least(1), time_limit=_POSITIVE, episode_time_limit=_POSITIVE)
 def plan(
     run: str | Path,
     data_root: str | Path | None = None,

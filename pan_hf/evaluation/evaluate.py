@@ -54,7 +54,7 @@ from pan_hf import metrics
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.cautious import uncertainty_of
 from pan_hf.agents.world import FixedEffort
-from pan_hf.arguments import checked
+from pan_hf.arguments import a_seed, checked
 from pan_hf.checkpoints import (
     find_checkpoint,
     find_recording,
@@ -441,7 +441,7 @@ def load_for_evaluation(
         raise ValueError(f"The model cannot be put on the device {device!r}: {error}") from error
 
 
-@checked()
+@checked(seed=a_seed)
 def evaluate(
     run: str | Path,
     data_root: str | Path | None = None,

@@ -27,7 +27,7 @@ from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.policy import Policy
 from pan_hf.agents.registry import make_planners
 from pan_hf.agents.world import FixedEffort
-from pan_hf.arguments import checked, least
+from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load
 from pan_hf.console import Progress
 from pan_hf.data.trajectories import Trajectories, load_trajectories
@@ -50,7 +50,7 @@ _PERCEIVED = 64  # recorded frames perceived in one call, at most
     depth=least(1),
     max_entries=least(1),
     workers=least(1),
-    seed=least(0),
+    seed=a_seed,
     time_limit=least(0, above=True),
     policy_steps=least(1),
 )
