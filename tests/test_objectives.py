@@ -270,7 +270,8 @@ def test_dynamics_learns_one_batch_by_heart(config):
     trained = [p for n, p in model.named_parameters() if not n.startswith(("senses.", "latent_heads."))]
     optimizer = torch.optim.AdamW(trained, 1e-2, weight_decay=0.0)
     torch.manual_seed(0)
-    for _ in range(100):
+    for step in range(100):
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(1, 2 * (100 - step) / 100)
         optimizer.zero_grad()
         found = model(objective="dynamics", **given)
         found.loss.backward()
