@@ -135,7 +135,14 @@ def test_actors_that_a_recording_does_not_reward_are_named(duet):
 def test_every_stage_trains_on_it_and_the_model_imagines(duet, streaming, few_examples, tmp_path):
     root, seen = duet
     current = root / "model"
-    quick = {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "progress": False, "bf16": False}
+    quick = {
+        "max_steps": 2,
+        "stream_buffer": 24,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "progress": False,
+        "bf16": False,
+    }
     for stage in STAGES:
         given = {"model": str(current), "data": str(root / "data"), "output_dir": str(tmp_path / stage.name)}
         current = run(stage, arguments(stage, **given, **quick, streaming=streaming))

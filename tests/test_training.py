@@ -123,7 +123,7 @@ def test_the_joint_stage_leaves_frames_their_codes(is_other, world):
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_dynamics_notes_which_codes_refine_which(streaming, world, tmp_path):
-    final = run_stage(world, "dynamics", tmp_path / "dynamics", max_steps=1, streaming=streaming)
+    final = run_stage(world, "dynamics", tmp_path / "dynamics", max_steps=1, streaming=streaming, stream_buffer=256)
     model = PanModel.from_pretrained(final)
     frames = torch.from_numpy(world.trajectories.observations["camera"])
     coarse, fine = model.senses["camera"].encode(frames)[0]
