@@ -242,8 +242,10 @@ class PanAgent:
     @contextmanager
     def _unchanged_by_failure(self) -> Iterator[None]:
         """Puts the episode back as it was where the block raises."""
-        replaced = ("plan", "_position", "_last", "_predicted", "_before", "_imagined", "_is_recalled")
-        replaced += ("_source", "_answer", "_masks")
+        replaced = (
+            *("plan", "_position", "_last", "_predicted", "_before", "_imagined", "_is_recalled"),
+            *("_source", "_answer", "_masks"),
+        )
         changed = ("observations", "actions", "statistics", "_surprises", "_recalled")
         kept = {name: getattr(self, name) for name in replaced}
         kept |= {name: copy.copy(getattr(self, name)) for name in changed}

@@ -135,8 +135,8 @@ class Planner:
         if plan is None:
             raise ValueError(f"{type(self).__name__}: none of the actions that it tries is allowed now.")
         seconds, spent = time.perf_counter() - start, problem.world
-        claims = {"num_claims": problem.num_claims, "num_refused": problem.num_refused}
-        return replace(plan, seconds=seconds, num_simulated=spent.num_simulated, num_calls=spent.num_calls, **claims)
+        plan = replace(plan, num_claims=problem.num_claims, num_refused=problem.num_refused)
+        return replace(plan, seconds=seconds, num_simulated=spent.num_simulated, num_calls=spent.num_calls)
 
     def _search(self, problem: Problem) -> Plan | None:
         """The best plan; None where no action may be tried. What it costs is filled in by `plan`."""

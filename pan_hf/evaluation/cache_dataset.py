@@ -62,12 +62,12 @@ def cache_folder(run: str | Path, cache: str | Path | None, output: str | Path |
         ValueError: what is on the Hub is damaged, of another format, or holds for another model.
         HubError: the Hub did not give it.
     """
-    published = None if cache is None else hub_id(cache, "dataset")
-    if cache is not None and published is None:
+    if cache is None:
+        return results_folder(run, output) / CACHE
+    published = hub_id(cache, "dataset")
+    if published is None:
         return Path(cache)
     home = results_folder(run, output)
-    if published is None:
-        return home / CACHE
     there = on_disk(cache, "dataset", only=[OUTCOMES, PLANNED])
     place = home / COPIES / f"{published.id.replace('/', '--')}@{there.name[:12]}"
     if not place.exists():

@@ -203,8 +203,10 @@ class _Trial:
     def _statistics(self) -> dict:
         if self.agent is None:
             return {}
-        names = ("times", "num_simulated", "num_calls", "replans", "surprises", "clipped", "recalled", "recalled_by")
-        names += ("by_policy", "claims", "refused", "promised", "broken")
+        names = (
+            *("times", "num_simulated", "num_calls", "replans", "surprises", "clipped", "recalled", "recalled_by"),
+            *("by_policy", "claims", "refused", "promised", "broken"),
+        )
         return {name: getattr(self.agent.statistics, name) for name in names}
 
 

@@ -170,7 +170,7 @@ def _processes(job: Job, count: int) -> Iterator[Callable[[States], Future]]:
     given = (job, max(1, (os.cpu_count() or 1) // count))
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=given)
     try:
-        yield partial(pool.submit, _imagine)
+        yield lambda states: pool.submit(_imagine, states)
     except BrokenProcessPool as error:
         raise OSError(
             "A worker has died, for want of memory perhaps. What was written is kept; run it again"
