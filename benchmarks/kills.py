@@ -6,10 +6,7 @@
 
 Commands run in children forked after everything is imported, so that kills fall into the work. A kill is SIGKILL when
 the command has had a share, drawn at random, of the processor's time that an undisturbed run takes; so they fall into
-all of the work on a busy machine, too. *Before*, *after* and *between* say what lay there: the old
-content, the new, or a part of the way, which whoever opens the folder next completes or begins anew. *Lost* is
-anything else, *failed again* a second run that did not end well, *other* an end that differs in a byte from that of an
-undisturbed run, *left over* a temporary file or folder at the end.
+all of the work on a busy machine, too. What is counted is said in `docs/kills.md`.
 """
 
 from __future__ import annotations

@@ -293,6 +293,26 @@ def distil(
     _next("plan", run, "--policy", shlex.quote(str(policy)))
 
 
+@command("pan_hf.training.value:learn_value", name="value", data_root="data", environment="env")
+def learn_value(
+    function: Callable,
+    run: Run = RUN,
+    model: Model = None,
+    data_root: Data = None,
+    output: Output = None,
+    **options: Any,
+) -> None:
+    folder = function(**_where(run, model, data_root, output), **options)
+    told = library("pan_hf.files:read_json")(folder / "value.json")["about"]
+    explained = told.get("explained_variance")
+    if explained is not None:
+        print(
+            f"It explains {explained:.0%} of the variance of the returns of {told['held_out_states']} held-out states"
+        )
+    print(f"Done. The value is in {folder}")
+    _next("plan", run, "--value", shlex.quote(str(folder)))
+
+
 def _next(name: str, run: Path, *words: str) -> None:
     """Says the command that usually follows."""
     print("Next: pan", name, *([] if run == RUN else ["--run", shlex.quote(str(run))]), *words)

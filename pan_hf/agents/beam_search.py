@@ -150,7 +150,7 @@ class _Beam:
         share = self.critic.discount ** successors.durations[index] * successors.continue_probs[index]
         scores, passes = [*way.scores, score], [*way.passes, share]
         left = self.config.horizon - len(scores)
-        promised = self.critic.outlook(score, left) if going_on and not is_goal else 0.0
+        promised = successors.outlook(self.critic, index, score, left) if going_on and not is_goal else 0.0
         return _Way(
             actions=[*way.actions, action],
             states=[*way.states, successors.states[index]],

@@ -67,6 +67,9 @@ class CautiousCritic(Critic):
     def combine(self, score, after):
         return self.critic.combine(score, after)
 
+    def promises(self, belief) -> torch.Tensor | None:
+        return self.critic.promises(belief)
+
     def outlook(self, score: float, steps: int) -> float:
         return self.critic.outlook(score, steps)
 

@@ -76,6 +76,11 @@ class Critic:
             return 0.0
         return score * (steps if self.discount == 1 else (1 - self.discount**steps) / (1 - self.discount))
 
+    def promises(self, belief) -> torch.Tensor | None:
+        """What states are taken to be worth before anything of their future is imagined, `(N,)`, by a critic that
+        knows more of them than their score; None, by which `outlook` holds, of others."""
+        return None
+
     def confirms(self, world, belief, actions: torch.Tensor | Actions) -> bool:
         """Whether a plan, `actions` of shape `(H,)`, holds on a second look. Plain critics trust the first."""
         return True
@@ -267,6 +272,14 @@ def check_scores(scores: Any, futures) -> torch.Tensor:
             "better than another; check its division, roots and logarithms."
         )
     return scores.float()
+
+
+def check_promises(promised: Any, count: int) -> list[float]:
+    """What a critic promises of so many states. Raises ValueError for another shape, or what is no number."""
+    if not isinstance(promised, torch.Tensor) or promised.shape != (count,) or not torch.isfinite(promised).all():
+        what = f"shape {tuple(promised.shape)}" if isinstance(promised, torch.Tensor) else type(promised).__name__
+        raise ValueError(f"A critic must promise one finite number a state, a tensor of shape ({count},); got {what}.")
+    return promised.float().tolist()
 
 
 def discounts(discount: float, futures, scores: torch.Tensor) -> torch.Tensor:

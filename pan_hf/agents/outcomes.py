@@ -199,7 +199,7 @@ class OutcomeGraph:
             edge.outcomes[kind] = outcome
             if edge.node is self.root:
                 outcome.belief = successors.belief.select(torch.tensor([row]))
-            outcome.node, new = self._node(edge, outcome, key, successors.states[row], is_end)
+            outcome.node, new = self._node(edge, outcome, key, successors, row, is_end)
             self.num_goals += is_goal
         outcome.count += is_sampled
         met = sum(each.probability or 0.0 for each in edge.outcomes.values())
@@ -207,8 +207,11 @@ class OutcomeGraph:
         edge.is_complete = enough or met >= self.search.coverage
         return new
 
-    def _node(self, edge: Edge, outcome: Outcome, key: bytes, state: bytes, is_end: bool) -> tuple[Node, Node | None]:
+    def _node(
+        self, edge: Edge, outcome: Outcome, key: bytes, successors: Successors, row: int, is_end: bool
+    ) -> tuple[Node, Node | None]:
         """The node of an outcome, and the same again where it is new and goes on."""
+        state = successors.states[row]
         depth = edge.node.depth + 1
         is_likely = edge.node.is_likely and len(edge.outcomes) == 1
         likelihood = edge.node.likelihood * (1.0 if outcome.probability is None else outcome.probability)
@@ -217,7 +220,8 @@ class OutcomeGraph:
         node = self.nodes.get(key)
         if node is None:
             left = max(0, self.search.max_depth - depth)
-            node = Node(state, None, depth, [], self.critic.outlook(outcome.score, left), edge, is_likely, likelihood)
+            promised = successors.outlook(self.critic, row, outcome.score, left)
+            node = Node(state, None, depth, [], promised, edge, is_likely, likelihood)
             self.nodes[key] = node
             return node, node
         self.num_folded += 1

@@ -36,6 +36,7 @@ class ReasonersState:
         states (`tuple[bytes]`): what would be seen after each of them.
         scores (`tuple[float]`), passes (`tuple[float]`): the critic's score of each step, and the share of what
             follows it that counts before it.
+        promised (`float`): what is taken to come after the last step.
         is_goal (`bool`): whether the last step reached the goal.
         is_over (`bool`): whether the episode is likely to have ended.
     """
@@ -47,6 +48,7 @@ class ReasonersState:
     states: tuple[bytes, ...] = ()
     scores: tuple[float, ...] = ()
     passes: tuple[float, ...] = ()
+    promised: float = 0.0
     is_goal: bool = False
     is_over: bool = False
 
@@ -177,8 +179,7 @@ class ReasonersWorld:
 
     def worth(self, state: ReasonersState) -> float:
         """What the way to a state is worth, with what it promises."""
-        is_end = state.is_goal or state.is_over or not state.scores
-        promised = 0.0 if is_end else self.critic.outlook(state.scores[-1], self.max_depth - len(state.actions))
+        promised = 0.0 if state.is_goal or state.is_over else state.promised
         return self.critic.combined(state.scores, state.passes, promised)
 
     def candidates(self, arrived: ReasonersState) -> tuple[Candidate, ...]:
@@ -227,6 +228,7 @@ class ReasonersWorld:
             states=(*state.states, successors.states[row]),
             scores=(*state.scores, score),
             passes=(*state.passes, share),
+            promised=successors.outlook(self.critic, row, score, self.max_depth - len(state.actions) - 1),
             is_goal=is_goal,
             is_over=not successors.going_on[row],
         )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pan_hf.agents.critics import check_scores
+from pan_hf.agents.critics import Critic, check_promises, check_scores
 from pan_hf.agents.plan import device_of
 from pan_hf.agents.planner import Problem
 from pan_hf.modeling.state_pan import Actions
@@ -26,6 +26,7 @@ class Successors:
         going_on: whether that is likely.
         durations: in steps.
         log_probs: of the states, in nats; None of a world that does not say them.
+        promised: what the critic promises of the states; None where it knows no more than their scores.
     """
 
     belief: Any
@@ -37,6 +38,12 @@ class Successors:
     going_on: list[bool]
     durations: list[int]
     log_probs: list[float] | None
+    promised: list[float] | None
+
+    def outlook(self, critic: Critic, row: int, score: float, steps: int) -> float:
+        """What the future of a row is taken to be worth before it is imagined. Args: score, as it is believed; steps,
+        that are left."""
+        return critic.outlook(score, steps) if self.promised is None else self.promised[row]
 
 
 def imagine_step(problem: Problem, belief, actions: Tensor | Actions, temperature: float = 0.0) -> Successors:
@@ -54,6 +61,7 @@ def imagine_step(problem: Problem, belief, actions: Tensor | Actions, temperatur
     one_step = actions.to(device_of(problem.world))[:, None]
     futures = problem.world.simulate(belief, one_step, **problem.drawn(temperature))
     scores = check_scores(problem.critic.score(futures), futures)
+    promised = problem.critic.promises(futures.belief)
     has_duration, has_log_prob = (hasattr(futures, name) for name in ("duration", "log_prob"))
     return Successors(
         belief=futures.belief,
@@ -65,6 +73,7 @@ def imagine_step(problem: Problem, belief, actions: Tensor | Actions, temperatur
         going_on=(futures.continue_prob[:, 0] >= 0.5).tolist(),
         durations=futures.duration[:, 0].tolist() if has_duration else [1] * len(scores),
         log_probs=futures.log_prob[:, 0].tolist() if has_log_prob else None,
+        promised=None if promised is None else check_promises(promised, len(scores)),
     )
 
 

@@ -54,6 +54,7 @@ from pan_hf.agents.cautious import CautiousCritic
 from pan_hf.agents.critics import RewardCritic, as_critic
 from pan_hf.agents.policy import CONFIDENCE, Policy
 from pan_hf.agents.registry import comparing, make_planners
+from pan_hf.agents.value import LearnedValue, ValueCritic
 from pan_hf.agents.world import FixedEffort, within
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
@@ -228,6 +229,8 @@ def plan(
     reward_threshold: float | None = None,
     critic=None,
     uncertainty_penalty: float = 0.0,
+    value: str | Path | None = None,
+    value_caution: float = 0.0,
     effort=None,
     cache: str | Path | None = None,
     write_back: bool = True,
@@ -267,6 +270,9 @@ def plan(
         critic (*optional*): a critic in place of the expected reward, see `pan_hf.agents.critics`.
         uncertainty_penalty (`float`): what a critic's score loses for each nat by which an imagined step was open, see
             [`~pan_hf.agents.cautious.CautiousCritic`].
+        value (`str` or `Path`, *optional*): folder of a learned value, see `pan value`: what is expected to come after
+            the end of what a planner imagines.
+        value_caution (`float`): standard deviations of the value's networks that are taken from their mean.
         effort (*optional*): what planners may spend on an imagined step, as [`PanModel.simulate`] takes it. Graph
             search then compares states by their coarsest level, unless every level is predicted.
         cache (`str` or `Path`, *optional*): folder or Hub id of a simulation cache that agents ask before they plan;
@@ -314,6 +320,9 @@ def plan(
             wanted = reward_critic(facts.get(entry["id"]), reward_threshold) if critic is None else as_critic(critic)
             has_goal = critic is not None or math.isfinite(wanted.threshold)
             wanted = CautiousCritic(critic=wanted, penalty=uncertainty_penalty) if uncertainty_penalty else wanted
+            if value is not None:
+                learned = LearnedValue.load(value, model)
+                wanted = ValueCritic(critic=wanted, value_of=learned, caution=value_caution)
             when = replan or ("on_surprise" if ActionParts(model.config).is_discrete else "at_end")
             agents: dict[str, PanAgent | None] = {}
             learned = None if policy is None else Policy.load(policy, model)

@@ -40,7 +40,7 @@ def planning_summary(records: Sequence[Record] | None) -> str:
     for environment in dict.fromkeys(entry.environment for entry in records):
         own = select(records, environment=environment)
         metrics = [metric for metric in PLANNED if select(own, metric=metric)]
-        if "recalled" not in metrics:  # then what is not searched goes on with a plan
+        if not {"recalled", "by_policy"} & set(metrics):  # then what is not searched goes on with a plan
             metrics = [metric for metric in metrics if metric != "searched"]
         rows = [[environment, *map(metric_label, metrics)]]
         for model in dict.fromkeys(entry.model for entry in own):

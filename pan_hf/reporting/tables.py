@@ -32,7 +32,7 @@ UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("steps_to_success", "steps"), "", 1, 1),
     (("episodes", "given_up", "failures", "claims", "acted_on"), "", 1, 0),
     (("calibration_error",), "%", 100, 1),
-    (("refused", "false", "false_low", "false_high", "unconfirmed", "searched"), "%", 100, 1),
+    (("refused", "false", "false_low", "false_high", "unconfirmed", "searched", "by_policy"), "%", 100, 1),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
     (("ssim",), "", 1, 3),
     (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
