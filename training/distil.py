@@ -11,7 +11,9 @@ bit, where it would have ended; of a cache that holds other decisions by now it 
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.cache_scope import digest_of
 from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.policy import CONFIDENCE, TOLERANCE, ActorCritic, FlatActions, Policy, check_hidden, mask_of
-from pan_hf.agents.teacher import Batch, Decisions
+from pan_hf.agents.teacher import Decisions
 from pan_hf.agents.world import FixedEffort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
@@ -40,16 +42,23 @@ from pan_hf.training.run_folder import keeping_settings
 
 DISTILLED = "distilled"  # the folder of the policy in a run
 _NOTED = 250  # steps between two measurements
+_LEAST_SPREAD = 0.05  # of a number of a belief: what varies less is not made larger than this makes it
 _MEASURED = 2048  # decisions of each split that are measured, drawn once
 
 
-@checked(steps=least(1), learning_rate=least(0, above=True), batch_size=least(1), seed=a_seed)
+@checked(
+    steps=least(1),
+    learning_rate=least(0, above=True),
+    batch_size=least(1),
+    seed=a_seed,
+    time_limit=least(0, above=True),
+)
 def distil(
     run: str | Path,
     data_root: str | Path | None = None,
     *,
     cache: str | Path | None = None,
-    steps: int = 2000,
+    steps: int = 3000,
     environments: Sequence[str] | None = None,
     reward_threshold: float | None = None,
     critic=None,
@@ -57,6 +66,7 @@ def distil(
     learning_rate: float = 1e-3,
     batch_size: int = 256,
     hidden: Sequence[int] = (256, 256),
+    time_limit: float | None = None,
     seed: int = 0,
     output: str | Path | None = None,
     progress: bool = True,
@@ -77,6 +87,7 @@ def distil(
         learning_rate (`float`): of Adam.
         batch_size (`int`): states in a batch.
         hidden (`Sequence[int]`): widths of the layers of policy and value.
+        time_limit (`float`, *optional*): seconds of learning after which it ends.
         seed (`int`): of weights and batches.
         output (`str` or `Path`, *optional*): folder to write into; the run folder by default.
         progress (`bool`): show a line of progress.
@@ -101,7 +112,7 @@ def distil(
     settings |= {"goals": [repr(wish)[:200] for wish in wishes], "weights": digest_of(model, None)}
     with keeping_settings(folder.with_name(f"{DISTILLED}.settings.json"), settings, begun=folder):
         learner = _Learner(decisions, folder, settings | {"checkpoint": str(run)})
-        learner.learn(steps, progress)
+        learner.learn(steps, time_limit, progress)
     return folder
 
 
@@ -158,7 +169,22 @@ class _Learner:
                 features.size, self.about["hidden"], flat.size, flat.is_discrete, mask_of(features, flat)
             ).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.about["learning_rate"])
+        self.mean, self.spread = self._measured_inputs()
         self.steps, self.log = 0, list[dict]()
+
+    def _measured_inputs(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each number of a belief. What hardly ever changes, as a single patch that
+        shows where the agent is, would otherwise be learned late."""
+        some = np.random.default_rng(self.seed).permutation(self.learned)[:_MEASURED]
+        parts = [self.decisions.batch(some[first : first + 256]).x for first in range(0, len(some), 256)]
+        x = torch.cat(parts)
+        mask = self.network.mask or slice(0, 0)
+        mean, spread = x.mean(0), x.std(0, correction=0)
+        mean[mask], spread[mask] = 0.0, 1.0  # which is read as it is
+        return mean, spread
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.spread.clamp(min=_LEAST_SPREAD)
 
     def _resume(self) -> None:
         """Takes up what was kept, unless that was learned from other decisions."""
@@ -168,19 +194,23 @@ class _Learner:
             return
         self.steps, self.log = counts["steps"], read_json(self.folder / "log.json", list)
 
-    def learn(self, steps: int, progress: bool) -> None:
-        """Goes on until there are so many steps."""
+    def learn(self, steps: int, time_limit: float | None, progress: bool) -> None:
+        """Goes on until there are so many steps, or the time is up."""
         begun, saved, before = time.monotonic(), time.monotonic(), self.log[-1]["seconds"] if self.log else 0.0
+        end = math.inf if time_limit is None else begun + time_limit
         with Progress("distilling the cache", steps, "steps", progress, self.steps) as line:
             while self.steps < steps:
                 loss = self._step()
-                if self.steps % _NOTED and self.steps < steps:
+                is_over = self.steps >= steps or time.monotonic() > end
+                if self.steps % _NOTED and not is_over:
                     continue
                 self.log.append(self._note(loss, before + time.monotonic() - begun))
                 line.update(self.steps, f"agreement {self.log[-1].get('agreement', self.log[-1]['learned']):.3f}")
-                if self.steps >= steps or time.monotonic() - saved > SAVE_SECONDS:
+                if is_over or time.monotonic() - saved > SAVE_SECONDS:
                     self._save()
                     saved = time.monotonic()
+                if is_over:
+                    return
 
     def _step(self) -> float:
         rng = np.random.default_rng([self.seed, self.steps])
@@ -188,8 +218,9 @@ class _Learner:
         self.steps += 1
         if not len(batch.x):
             return 0.0
-        values = self.network.values(batch.x)
-        loss = _cloning_loss(self.network, batch) + (values - batch.values / self.scale).square().mean()
+        x = self._scaled(batch.x)
+        error = self.network.values(x) - batch.values / self.scale
+        loss = _cloning_loss(self.network, self.network.outputs(x), batch.right) + error.square().mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -197,9 +228,15 @@ class _Learner:
 
     @property
     def policy(self) -> Policy:
-        """What was learned so far."""
+        """What was learned so far, of beliefs as they are: their scales are in the first layers."""
+        network = copy.deepcopy(self.network)
+        with torch.no_grad():
+            for layers in network.mlp_extractor.values():
+                first = layers[0]
+                first.weight /= self.spread.clamp(min=_LEAST_SPREAD)
+                first.bias -= first.weight @ self.mean
         about = self.about | {"steps": self.steps}
-        return Policy(self.decisions.features.model, self.network, self.decisions.features, self.decisions.flat, about)
+        return Policy(self.decisions.features.model, network, self.decisions.features, self.decisions.flat, about)
 
     def _note(self, loss: float, seconds: float) -> dict[str, Any]:
         noted: dict[str, Any] = {"steps": self.steps, "loss": loss, "learned": self._agreement(self.learned)[0]}
@@ -213,12 +250,12 @@ class _Learner:
         """In how many decisions policy and teacher agree, in how many the policy is sure, and how many of these agree;
         None where it is never sure."""
         some = np.random.default_rng(self.seed).permutation(numbers)[:_MEASURED]
-        agrees, is_sure = [], []
+        agrees, is_sure, policy = [], [], self.policy
         for first in range(0, len(some), 256):
             batch = self.decisions.batch(some[first : first + 256])
-            outputs = self.network.outputs(batch.x)
+            outputs = self.network.outputs(self._scaled(batch.x))
             agrees.append(_agrees(outputs, batch.right))
-            is_sure.append(self.policy.sureness(outputs) >= CONFIDENCE)
+            is_sure.append(policy.sureness(outputs) >= CONFIDENCE)
         agreed, sure = torch.cat(agrees), torch.cat(is_sure)
         return (
             float(agreed.float().mean()),
@@ -236,12 +273,11 @@ class _Learner:
         self.policy.save(self.folder, files)
 
 
-def _cloning_loss(network: ActorCritic, batch: Batch) -> Tensor:
+def _cloning_loss(network: ActorCritic, outputs: Tensor, right: Tensor) -> Tensor:
     """-log p of what the teacher does: that any of its best choices is taken; or of its numbers, under a Gaussian."""
-    outputs = network.outputs(batch.x)
-    if batch.right.dtype == torch.bool:
-        return -outputs.log_softmax(-1).masked_fill(~batch.right, -torch.inf).logsumexp(-1).mean()
-    return -torch.distributions.Normal(outputs, network.log_std.exp()).log_prob(batch.right).sum(-1).mean()
+    if right.dtype == torch.bool:
+        return -outputs.log_softmax(-1).masked_fill(~right, -torch.inf).logsumexp(-1).mean()
+    return -torch.distributions.Normal(outputs, network.log_std.exp()).log_prob(right).sum(-1).mean()
 
 
 def _agrees(outputs: Tensor, right: Tensor) -> Tensor:
