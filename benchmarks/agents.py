@@ -50,8 +50,9 @@ from pan_hf.agents.world import parse_effort  # noqa: E402
 from pan_hf.checkpoints import find_checkpoint, find_recording  # noqa: E402
 from pan_hf.data.episodes import episode_files, read_columns, read_info  # noqa: E402
 from pan_hf.envs.environment import make_recorded_environment  # noqa: E402
+from pan_hf.evaluation.acting import recorded_facts, reward_critic  # noqa: E402
 from pan_hf.evaluation.cache_dataset import CACHE  # noqa: E402
-from pan_hf.evaluation.control import RANDOM, plan, recorded_facts, reward_critic  # noqa: E402
+from pan_hf.evaluation.control import RANDOM, plan  # noqa: E402
 from pan_hf.evaluation.evaluate import across_seeds  # noqa: E402
 from pan_hf.evaluation.precompute import precompute  # noqa: E402
 from pan_hf.features import action_parts  # noqa: E402

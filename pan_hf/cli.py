@@ -313,6 +313,24 @@ def learn_value(
     _next("plan", run, "--value", shlex.quote(str(folder)))
 
 
+@command("pan_hf.training.improve:improve", **MEASURED)
+def improve(
+    function: Callable,
+    run: Run = RUN,
+    model: Model = None,
+    data_root: Data = None,
+    output: Output = None,
+    effort: Effort = None,
+    **options: Any,
+) -> None:
+    where = _where(run, model, data_root, output)
+    last = function(**where, effort=_effort(effort), **options)
+    records = library("pan_hf.reporting.results:read_records")(where["output"] / "improvement.json")
+    print(library("pan_hf.evaluation.summary:improvement_summary")(records))
+    print(f"Done. The last round is the run {last}; all figures are in {where['output'] / 'improvement.json'}")
+    _next("report", run)
+
+
 def _next(name: str, run: Path, *words: str) -> None:
     """Says the command that usually follows."""
     print("Next: pan", name, *([] if run == RUN else ["--run", shlex.quote(str(run))]), *words)

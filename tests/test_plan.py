@@ -22,16 +22,8 @@ from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_recorded_environment
 from pan_hf.evaluation import control
-from pan_hf.evaluation.control import (
-    RANDOM,
-    Outcome,
-    RecordedFacts,
-    _Trial,
-    plan,
-    reward_critic,
-    run_trials,
-    trial_records,
-)
+from pan_hf.evaluation.acting import RecordedFacts, reward_critic
+from pan_hf.evaluation.control import RANDOM, Outcome, _Trial, plan, run_trials, trial_records
 from pan_hf.evaluation.summary import planning_summary
 from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, VectorAction, VectorSense
 from pan_hf.reporting.figures import load_film

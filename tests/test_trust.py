@@ -13,7 +13,7 @@ from pan_hf.data.episodes import episode_files, read_info, read_summary
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_recorded_environment
-from pan_hf.evaluation.control import recorded_facts
+from pan_hf.evaluation.acting import recorded_facts
 from pan_hf.publishing.data_card import _counts
 
 SIDES = {"id": "CartPole-v1"}

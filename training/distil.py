@@ -33,8 +33,8 @@ from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
 from pan_hf.envs.state_features import StateFeatures
+from pan_hf.evaluation.acting import recorded_facts, reward_critic
 from pan_hf.evaluation.cache_dataset import cache_folder
-from pan_hf.evaluation.control import recorded_facts, reward_critic
 from pan_hf.files import finish_writing, read_json
 from pan_hf.reporting.learning import learning_curves
 from pan_hf.training.policy_state import SAVE_SECONDS, STATE, pack, unpack

@@ -16,9 +16,9 @@ from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
+from pan_hf.evaluation.acting import recorded_facts, reward_critic
 from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.evaluation.cache_picture import write_cache_picture, write_growth_picture
-from pan_hf.evaluation.control import recorded_facts, reward_critic
 
 _POINTS = 21  # of a curve
 

@@ -49,18 +49,14 @@ import torch
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.agent import PanAgent, perceive
-from pan_hf.agents.cache import SimulationCache
-from pan_hf.agents.cautious import CautiousCritic
-from pan_hf.agents.critics import RewardCritic, as_critic
-from pan_hf.agents.policy import CONFIDENCE, Policy
-from pan_hf.agents.registry import comparing, make_planners
-from pan_hf.agents.value import LearnedValue, ValueCritic
-from pan_hf.agents.world import FixedEffort, within
+from pan_hf.agents.policy import CONFIDENCE
+from pan_hf.agents.world import FixedEffort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
-from pan_hf.data.episodes import episode_files, read_columns, read_info
-from pan_hf.envs.environment import describe_environment, make_recorded_environment
+from pan_hf.data.episodes import read_info
+from pan_hf.envs.environment import make_recorded_environment
+from pan_hf.evaluation.acting import RecordedFacts, make_agents, recorded_facts
 from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.evaluation.explanations import Explained, explained_steps, write_explanations
 from pan_hf.evaluation.success import Ending, Success, success_rule
@@ -75,7 +71,7 @@ TIME_LIMIT = 600.0
 
 _LONGEST_EPISODE = 10_000  # steps, for environments that end by themselves only
 _LONGEST_FILM = 100  # steps shown of an episode
-_MOSTLY = 0.5  # share of recorded steps beyond which a reward is no goal: CartPole rewards every step
+
 _ENDINGS: dict[bool | None, str] = {True: "success", False: "failure", None: "episode"}
 
 
@@ -304,10 +300,10 @@ def plan(
     output = results_folder(run, output)
     checkpoint = find_checkpoint(run, adapters=True)
     root = find_recording(checkpoint, data_root)
-    entries = _choose_environments(read_info(root)["environments"], environments)
+    entries = choose_environments(read_info(root)["environments"], environments)
     facts = recorded_facts(root)
     seeds = list(range(seed, seed + episodes))
-    _check_seeds(seeds, entries, facts)
+    check_seeds(seeds, entries, facts)
     rule, asked = success_rule(success), explained_steps(explain)
     model, processor = load(checkpoint)
     trials: list[_Trial] = []
@@ -316,26 +312,13 @@ def plan(
         for entry in entries:
             env = make_recorded_environment(entry, trust_recording, max_steps)
             opened.callback(env.close)
-            world = within(model, entry["id"], describe_environment(env))
-            wanted = reward_critic(facts.get(entry["id"]), reward_threshold) if critic is None else as_critic(critic)
-            has_goal = critic is not None or math.isfinite(wanted.threshold)
-            wanted = CautiousCritic(critic=wanted, penalty=uncertainty_penalty) if uncertainty_penalty else wanted
-            if value is not None:
-                learned = LearnedValue.load(value, model)
-                wanted = ValueCritic(critic=wanted, value_of=learned, caution=value_caution)
-            when = replan or ("on_surprise" if ActionParts(model.config).is_discrete else "at_end")
+            settings: dict[str, Any] = {"planners": planners, "replan": replan, "effort": effort}
+            settings |= {"reward_threshold": reward_threshold, "critic": critic, "cache": place}
+            settings |= {"uncertainty_penalty": uncertainty_penalty, "write_back": write_back}
+            settings |= {"policy": policy, "policy_confidence": policy_confidence}
+            settings |= {"value": value, "value_caution": value_caution}
             agents: dict[str, PanAgent | None] = {}
-            learned = None if policy is None else Policy.load(policy, model)
-            for name, planner in make_planners(planners, model.config, has_goal).items():
-                imagined = world if effort is None else FixedEffort(world, effort)  # an account of its own for each
-                known = None
-                if place is not None:
-                    known = SimulationCache(place, writes=write_back)
-                    opened.callback(known.close)
-                    if not known.is_valued(imagined, wanted):
-                        known.back_up(imagined, wanted)
-                told: dict[str, Any] = {"cache": known, "policy": learned, "policy_confidence": policy_confidence}
-                agents[name] = PanAgent(imagined, processor, wanted, comparing(planner, imagined), when, **told)
+            agents |= make_agents(model, processor, entry["id"], env, facts.get(entry["id"]), opened, **settings)
             trials += [
                 _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE, explained=Explained(*asked))
                 for name, agent in (agents | ({RANDOM: None} if baseline else {})).items()
@@ -356,65 +339,11 @@ def plan(
     return records
 
 
-# --- What the recording says ---------------------------------------------------------------------------------------
+# --- Which environments and seeds ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RecordedFacts:
-    """What a recording says of one environment: the seeds it used, its positive rewards, whether each ended its
-    episode, and of how many steps they are."""
-
-    seeds: frozenset[int] = frozenset()
-    rewards: tuple[float, ...] = ()
-    reward_ends: bool = False
-    num_steps: int | None = None
-
-
-def reward_critic(facts: RecordedFacts | None, threshold: float | None = None) -> RewardCritic:
-    """The critic that wants the reward a recording has shown.
-
-    Where every reward ended its episode, half the mean reward is the goal, and the continuation head has to agree.
-    Elsewhere rewards come in degrees, and nine tenths of the largest is the goal. A reward that most steps bring is no
-    goal, and where no step was rewarded none is known; then the threshold is infinite.
-
-    Args:
-        facts ([`RecordedFacts`], *optional*): of the environment.
-        threshold (`float`, *optional*): in place of the recording's.
-    """
-    if threshold is not None:
-        return RewardCritic(threshold=threshold, ends_episode=facts is not None and facts.reward_ends)
-    if facts is None or not facts.rewards:
-        return RewardCritic() if facts is None else RewardCritic(threshold=math.inf)
-    own = 0.5 * float(np.mean(facts.rewards)) if facts.reward_ends else 0.9 * max(facts.rewards)
-    num_reaching = sum(reward >= own for reward in facts.rewards)
-    is_common = facts.num_steps is not None and num_reaching > _MOSTLY * facts.num_steps
-    return RewardCritic(threshold=math.inf if is_common else own, ends_episode=facts.reward_ends)
-
-
-def recorded_facts(root: Path) -> dict[str, RecordedFacts]:
-    """By environment id: seeds of both splits, rewards of the training split only."""
-    seeds: dict[str, set[int]] = {}
-    rewards: dict[str, list[float]] = {}
-    steps: dict[str, int] = {}
-    ends: dict[str, bool] = {}
-    for split in ("train", "test"):
-        for path in episode_files(root, split).values():
-            table = read_columns(path, ["environment", "seed", "next.reward", "next.done"])
-            name = table["environment"][0].as_py()
-            seeds.setdefault(name, set()).add(int(table["seed"][0].as_py()))
-            if split != "train":
-                continue
-            reward, done = table["next.reward"].to_numpy(), table["next.done"].to_numpy()
-            steps[name] = steps.get(name, 0) + len(reward) - 1
-            rewards.setdefault(name, []).extend(reward[reward > 0].tolist())
-            ends[name] = ends.get(name, True) and bool(done[reward > 0].all())
-    return {
-        name: RecordedFacts(frozenset(used), tuple(rewards.get(name, ())), ends.get(name, False), steps.get(name))
-        for name, used in seeds.items()
-    }
-
-
-def _choose_environments(entries: list[dict], wanted: Sequence[str] | None) -> list[dict]:
+def choose_environments(entries: list[dict], wanted: Sequence[str] | None) -> list[dict]:
+    """Those of a recording's environments that are wanted. Raises ValueError for others."""
     recorded = [entry["id"] for entry in entries]
     unknown = sorted(set(wanted or ()) - set(recorded))
     if unknown:
@@ -422,7 +351,8 @@ def _choose_environments(entries: list[dict], wanted: Sequence[str] | None) -> l
     return [entry for entry in entries if not wanted or entry["id"] in wanted]
 
 
-def _check_seeds(seeds: list[int], entries: list[dict], facts: dict[str, RecordedFacts]) -> None:
+def check_seeds(seeds: list[int], entries: list[dict], facts: dict[str, RecordedFacts]) -> None:
+    """Raises ValueError where a recording of some of the environments used a seed."""
     for entry in entries:
         used = facts.get(entry["id"], RecordedFacts()).seeds
         seen = sorted(used & set(seeds))

@@ -32,8 +32,8 @@ from pan_hf.checkpoints import find_checkpoint, find_recording, load
 from pan_hf.console import Progress
 from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
+from pan_hf.evaluation.acting import recorded_facts, reward_critic
 from pan_hf.evaluation.cache_dataset import cache_folder
-from pan_hf.evaluation.control import recorded_facts, reward_critic
 from pan_hf.evaluation.imaginers import Imagined, Imaginer, Job, States, Work, imaginers
 from pan_hf.hub import address
 

@@ -10,6 +10,9 @@ PREDICTED = ("exact_frame", "psnr", "exact_state", "rmse_normalised", "token_acc
 
 PLANNED = ("success", "return", "steps", "recalled", "by_policy", "searched", "episodes", "given_up")
 
+IMPROVED = ("success", "return", "surprises_per_episode", "surprise", "seconds_per_decision", "recalled", "by_policy")
+"""What is told of each round of `pan improve`, where it was measured."""
+
 _LEFT_OUT = ("teacher_forced_", "action_sensitivity_")
 _POOR_RECONSTRUCTION = 20.0  # dB, below which codes hide more of a frame than dynamics can get wrong
 
@@ -66,6 +69,20 @@ def _claims(records: Sequence[Record]) -> str:
         interval = f"{values['claims_false_low']} to {values['claims_false_high']}"
         told.append(f"{values['claims_acted_on']} acted on, {values['claims_false']} were not there ({interval})")
     return f"{records[0].model}, ways to the goal: {'; '.join(told)}" if told else ""
+
+
+def improvement_summary(records: Sequence[Record]) -> str:
+    """The records of `pan improve` as a table: a row a round and environment."""
+    tables = []
+    for environment in dict.fromkeys(entry.environment for entry in records):
+        own = select(records, environment=environment)
+        metrics = [metric for metric in IMPROVED if select(own, metric=metric)]
+        rows = [[environment, *map(metric_label, metrics)]]
+        for model in dict.fromkeys(entry.model for entry in own):
+            values = {entry.metric: format_value(entry) for entry in select(own, model=model)}
+            rows.append([model, *(values.get(metric, MISSING) for metric in metrics)])
+        tables.append(_aligned(rows))
+    return "\n".join(tables)
 
 
 def _advice(records: Sequence[Record]) -> list[str]:

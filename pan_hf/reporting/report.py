@@ -4,7 +4,8 @@ Everything is inside the file: pictures as base64, curves as SVG, style as CSS; 
 been run is named together with the command that runs it.
 
 What is read of a run folder:
-    evaluation.json, futures.json, planning.json, timing.json   records, see `pan_hf.reporting.results`
+    evaluation.json, futures.json, planning.json, improvement.json, timing.json
+                                                  records, see `pan_hf.reporting.results`
     report/strips/*.npz + .json                   `figures.load_strip`
     report/films/*.npz + .json                    `figures.load_film`
     report/explanations/*.json (+ .npz)           `explanations.load_explanation`
@@ -37,6 +38,7 @@ from pan_hf.reporting.figures import (
     row_png,
     series_name,
 )
+from pan_hf.reporting.learning import learning_curves
 from pan_hf.reporting.results import Record, read_records, wilson
 from pan_hf.reporting.tables import distinct_origins, format_value, metric_label, pivot, seeds_text, select
 from pan_hf.reporting.templates import template
@@ -45,7 +47,7 @@ with extra("report", "A report"):
     from markupsafe import Markup
 
 # result file -> the command that writes it; None for what only some runs have
-RESULT_FILES = {"evaluation": "evaluate", "futures": None, "planning": "plan", "timing": "train"}
+RESULT_FILES = {"evaluation": "evaluate", "futures": None, "planning": "plan", "improvement": None, "timing": "train"}
 _HEADLINE_HORIZONS = (1, 10)
 _DRAWN_METRICS = ("exact_state", "psnr_moving", "rmse_normalised", "token_accuracy")  # others follow these closely
 RANDOM = "random_policy"  # which every planner is measured beside
@@ -86,6 +88,9 @@ def write_report(run_dir: str | os.PathLike, path: str | os.PathLike | None = No
         evaluation=[(name, tidy_tables(rows)) for name, rows in by_environment(records["evaluation"])],
         futures=_futures(records["futures"]),
         planning=[(name, success_bars(rows), tidy_tables(rows)) for name, rows in by_environment(records["planning"])],
+        improvement=[
+            (name, rounds_svg(rows), tidy_tables(rows)) for name, rows in by_environment(records["improvement"])
+        ],
         timing=timing_table(records["timing"]),
         origins=[(f"{name}.json", origin) for name, entries in records.items() for origin in origins(entries)],
     )
@@ -135,6 +140,16 @@ def _telling_apart(records: Sequence[Record]) -> list[str]:
         if len(keys) == len(records):
             break
     return names
+
+
+def rounds_svg(records: Sequence[Record]) -> Any:
+    """What the rounds of `pan improve` have come to in one environment, as curves."""
+    log: dict[str, dict[str, Any]] = {}
+    for entry in records:
+        number = int(entry.model.removeprefix("round "))
+        log.setdefault(entry.model, {"steps": number})[entry.metric] = entry.value
+    drawn = learning_curves(list(log.values()), "round").decode()
+    return Markup(drawn[drawn.index("<svg") :])
 
 
 def timing_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]] | None:
