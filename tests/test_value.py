@@ -21,6 +21,7 @@ from pan_hf.agents.shooting import CEM
 from pan_hf.agents.strategy_search import StrategySearch
 from pan_hf.agents.value import LearnedValue, ValueCritic
 from pan_hf.data.starts import RecordedStarts
+from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.state_features import StateFeatures
 from pan_hf.evaluation.control import plan
 from pan_hf.reporting.tables import select
@@ -122,6 +123,8 @@ def test_a_value_is_learned_kept_and_read_again(world, request, tmp_path):
     mean, low, high = value.interval(belief, 0.9)
     assert (low <= mean).all() and (mean <= high).all()
     assert value.about["imagined"] == 6 and value.about["states"] > 6
+    held_out = load_trajectories(run.run / "data", "test")  # all but the last step of those that were cut
+    assert 0 < value.about["held_out_states"] <= (held_out.episode_lengths - 1).sum()
     if world == "duel":
         return
     again = LearnedValue.load(learn_value(run.run, output=tmp_path / "again", **settings), run.model)

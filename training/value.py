@@ -193,8 +193,8 @@ def recorded_experience(
         place += length
     if not columns:
         raise ValueError("Every recorded episode was cut after one step, so no return is known; record longer ones.")
-    states, ends, returns, passes, names = [torch.as_tensor(np.concatenate(one)) for one in zip(*columns, strict=True)]
-    return Experience(torch.cat(read), states, ends, returns.float(), passes.float(), names)
+    joined = [torch.as_tensor(np.concatenate(column)) for column in zip(*columns, strict=True)]
+    return Experience(torch.cat(read), joined[0], joined[1], joined[2].float(), joined[3].float(), joined[4])
 
 
 def returns_of(rewards: np.ndarray, discount: float) -> np.ndarray:
@@ -291,30 +291,26 @@ def _held_out(
     states: int,
     progress: bool,
 ) -> dict[str, Any]:
-    """How well it tells the returns of episodes that were recorded for testing and ended in the world: the share of
-    their variance that it explains, and of how many states. Nothing where there is none."""
+    """How well it tells the returns of episodes that were recorded for testing, those that were cut with its own value
+    of their last state: the share of their variance that it explains, and of how many states. Nothing where there is
+    none."""
     if not episode_files(root, "test"):
         return {}
     test = load_trajectories(root, "test")
     if environment is not None and environment not in test.environments:
         return {}
-    episodes = [each for each in test.episodes_of(environment) if _has_ended(test, each)]
     known = set(starts.trajectories.fingerprints)
-    episodes = [each for each in episodes if test.fingerprints[each] not in known]
+    long_enough = [each for each in test.episodes_of(environment) if test.episode_lengths[each] > 2]
+    episodes = [each for each in long_enough if test.fingerprints[each] not in known]
     if not episodes:
         return {}
     told = RecordedStarts(test, starts.processor, starts.model, environment)
     some = _with_steps(test, np.array(episodes), max(1, states // 4))
     experience = recorded_experience(told, features, some, value.discount, progress)
-    returns = experience.returns
+    x = experience.features.float()
     with torch.no_grad():
-        said = value(experience.features.float()[experience.states]).mean(0).cpu()
+        returns = _targets(value, experience, x).mean(0)
+        said = value(x[experience.states]).mean(0).cpu()
     variance = float(returns.var(correction=0))
     explained = 1 - float((returns - said).square().mean()) / variance if variance else None
     return {"held_out_states": len(returns), "explained_variance": explained}
-
-
-def _has_ended(trajectories: Trajectories, episode: int) -> bool:
-    """Whether an episode ended in the world, rather than being cut."""
-    last = trajectories.episode_starts[episode] + trajectories.episode_lengths[episode] - 2
-    return trajectories.episode_lengths[episode] > 1 and bool(trajectories.dones[last])
