@@ -99,15 +99,15 @@ def as_records(counts: Counter, seeds: list[int]) -> list:
     """Of each kind of outcome how often it came, of all targets and of each."""
     from fuzzing.outcomes import OUTCOMES
 
-    kinds = ("cases", *OUTCOMES)
+    kinds = ("all", *OUTCOMES)
     records = []
     for target in ("all", *sorted({target for target, _ in counts})):
         here = Counter({kind: n for (name, kind), n in counts.items() if name == target})
         if target == "all":
             here = sum((Counter({kind: n}) for (_, kind), n in counts.items()), Counter())
-        here["cases"] = here.total()
+        here["all"] = here.total()
         where = {"environment": target, "split": "fuzz", "seeds": seeds}
-        records += [record(kind, here[kind], model="pan_hf", **where) for kind in kinds]
+        records += [record(f"{kind}_calls", here[kind], model="pan_hf", **where) for kind in kinds]
     return records
 
 
