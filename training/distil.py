@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.cache_scope import digest_of
@@ -232,9 +232,9 @@ class _Learner:
         network = copy.deepcopy(self.network)
         with torch.no_grad():
             for layers in network.mlp_extractor.values():
-                first = layers[0]
-                first.weight /= self.spread.clamp(min=_LEAST_SPREAD)
-                first.bias -= first.weight @ self.mean
+                first = next(layer for layer in layers.modules() if isinstance(layer, nn.Linear))
+                first.weight.div_(self.spread.clamp(min=_LEAST_SPREAD))
+                first.bias.sub_(first.weight @ self.mean)
         about = self.about | {"steps": self.steps}
         return Policy(self.decisions.features.model, network, self.decisions.features, self.decisions.flat, about)
 

@@ -167,7 +167,8 @@ class _Loop:
     ):
         self.folder, self.start, self.root, self.entries = folder, start, root, entries
         self.settings, self.wanted, self.success = settings, wanted, success
-        self.time_limit, self.shown, self.trusts = time_limit, {"progress": progress}, trust_recording
+        self.time_limit, self.trusts = time_limit, trust_recording
+        self.shown: dict[str, Any] = {"progress": progress}
 
     def place(self, number: int) -> Path:
         return self.folder / f"round-{number:02d}"
@@ -245,7 +246,9 @@ class _Loop:
         before = self.checkpoint(number - 1)
         if not self.data(number).exists():
             model, processor = load(before)
-            left_out = {folder: misfits(model.config, processor, folder) for folder in met}
+            left_out: dict[str | Path, list[int]] = {
+                folder: misfits(model.config, processor, folder) for folder in met
+            }
             join([self.data(number - 1), *met], self.data(number), left_out)
         given = {name: self.settings[name] for name in ("seconds", "max_steps", "learning_rate", "adapter", "seed")}
         finetune(self.place(number), before, self.data(number), merge=True, **given, **self.shown)

@@ -47,9 +47,9 @@ def join(
     info["features"] = _merged(roots, [each["features"] for each in infos])
     environments = {entry["id"]: entry for each in reversed(infos) for entry in each["environments"]}
     info["environments"] = list(environments.values())
-    left_out = {str(Path(source)): sorted(numbers) for source, numbers in (left_out or {}).items()}
-    info["source"] = {"kind": "joined", "of": [str(root) for root in roots], "left_out": left_out}
-    write = partial(_write, roots, left_out, info=info)
+    without = {str(Path(source)): sorted(numbers) for source, numbers in (left_out or {}).items()}
+    info["source"] = {"kind": "joined", "of": [str(root) for root in roots], "left_out": without}
+    write = partial(_write, roots, without, info=info)
     return write_whole(output, info, write, "these recordings", "the same")
 
 
@@ -61,8 +61,8 @@ def _merged(roots: list[Path], features: list[dict[str, dict]]) -> dict[str, dic
         if each != common[0]:
             raise ValueError(f"{root} has the senses and actions {each}, {roots[0]} has {common[0]}.")
     merged = dict(features[0])
-    for each in kinds[1:]:
-        merged = {name: feature_of(merged[name]).merged(each[name]) for name in merged}
+    for others in kinds[1:]:
+        merged = {name: feature_of(merged[name]).merged(other) for name, other in others.items()}
     return merged
 
 
