@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 from forked import run_pan as pan
 
-from pan_hf.quickstart import quickstart
+from pan_hf import RewardCritic
+from pan_hf.evaluation import acting, precompute
+from pan_hf.quickstart import EMPTY, quickstart
+from pan_hf.training import distil
 
 
 @pytest.mark.slow
@@ -22,6 +26,7 @@ def test_the_quickstart_in_miniature_leaves_everything_it_promises(miniature, tm
         records = json.loads((run / f"{name}.json").read_text())
         assert all(set(record) == fields for record in records)
         assert baseline in {record["model"] for record in records}
+    assert (run / "cache" / "cache.sqlite").exists()
     before = (run / "checkpoint" / "model.safetensors").stat().st_mtime_ns
     muon = ["--stage", "senses.optim=muon", "--stage", "dynamics.optim=muon"]
     same = ["--backbone", "debug", "--seconds", "6.0", *muon]
@@ -32,6 +37,27 @@ def test_the_quickstart_in_miniature_leaves_everything_it_promises(miniature, tm
     other = pan("quickstart", "--miniature", "--backbone", "tiny", cwd=folder)
     assert other.returncode == 1
     assert "begun with other settings" in other.said
+
+
+@pytest.mark.slow
+def test_three_commands_make_a_finished_quickstart_an_agent_that_remembers_and_has_learned(
+    miniature, tmp_path, monkeypatch
+):
+    """Those of docs/guide/cache.md, on a small budget. A model of seconds knows no goal, so here every step is one."""
+    for module in (acting, precompute, distil):
+        monkeypatch.setattr(module, "reward_critic", lambda *_: RewardCritic(threshold=-1.0))
+    shutil.copytree(miniature, tmp_path / "runs" / "quickstart")
+    budgets = {"precompute": ["--frames", "4", "--depth", "1", "--time-limit", "60"], "distil": ["--steps", "5"]}
+    budgets["plan"] = ["--episodes", "1", "--max-steps", "3", "--planner", "mcts?budget=20", "--env", EMPTY]
+    guide = (Path(__file__).parents[1] / "docs" / "guide" / "cache.md").read_text()
+    block = guide.partition("three commands")[2].partition("```bash\n")[2].partition("```")[0]
+    commands = [line.split()[1:] for line in block.splitlines()]
+    assert [command[0] for command in commands] == [*budgets]
+    for command in commands:
+        done = pan(*command, *budgets[command[0]], cwd=tmp_path)
+        assert done.returncode == 0, (command, done.said[-3000:])
+    records = json.loads((tmp_path / "runs" / "quickstart" / "planning.json").read_text())
+    assert {"recalled", "by_policy"} <= {record["metric"] for record in records}
 
 
 @pytest.mark.slow
