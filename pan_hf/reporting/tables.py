@@ -30,7 +30,7 @@ def _matches(value: Any, wanted: Any) -> bool:
 # metric (or the end of its name) -> unit, factor, digits. The first that fits is taken.
 UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("steps_to_success", "steps"), "", 1, 1),
-    (("episodes", "given_up", "failures", "claims", "acted_on"), "", 1, 0),
+    (("episodes", "given_up", "failures", "lost_to_search", "imagined_before", "claims", "acted_on"), "", 1, 0),
     (("calibration_error",), "%", 100, 1),
     (("refused", "false", "false_low", "false_high", "unconfirmed", "searched", "by_policy"), "%", 100, 1),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
@@ -38,7 +38,18 @@ UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
     (("changed", "accuracy", "f1", "precision", "recall"), "%", 100, 1),
     (
-        ("success", "success_low", "success_high", "share", "futures", "3se", "rate", "compute", "recalled"),
+        (
+            "success",
+            "success_low",
+            "success_high",
+            "share",
+            "futures",
+            "3se",
+            "rate",
+            "compute",
+            "recalled",
+            "layouts",
+        ),
         "%",
         100,
         1,
@@ -100,7 +111,7 @@ def distinct_origins(records: Iterable[Record]) -> list[tuple[str, str, str, str
     itself, they make one origin. Of failures only those that failed are named, so they make none."""
     by_origin: dict[tuple, list[list[int]]] = {}
     for entry in records:
-        if entry.metric == "failures":
+        if entry.metric in ("failures", "lost_to_search"):
             continue
         groups = by_origin.setdefault((entry.command, entry.commit, entry.hardware), [])
         if entry.seeds not in groups:
