@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pan_hf.reporting.timing import stage_timer
 
@@ -145,14 +146,14 @@ def plan_with_cache(run: Path, data: Path, budget: Budget, progress: bool) -> st
     from pan_hf.reporting.results import read_records
     from pan_hf.reporting.tables import select
 
-    environment, given = budget.episodes[0][0], {"effort": EFFORT, "progress": progress}
-    precompute(run, data, environments=[environment], frames=50, depth=64, time_limit=budget.cache_seconds, **given)
+    environment = budget.episodes[0][0]
+    given: dict[str, Any] = {"environments": [environment], "effort": EFFORT, "progress": progress}
+    precompute(run, data, frames=50, depth=64, time_limit=budget.cache_seconds, **given)
     with tempfile.TemporaryDirectory() as folder:
         cached = plan(
             run,
             data,
             planners=[PLANNER],
-            environments=[environment],
             episodes=5,
             cache=run / "cache",
             write_back=False,

@@ -419,3 +419,28 @@ def test_a_way_that_leads_back_is_followed_only_where_it_may_reach_the_goal():
     agent = PanAgent(world, processor, RewardCritic(), MCTS(num_outcomes=16))
     SlippingWalk(world, slips=set())(agent, limit=8)
     assert agent.statistics.followed == 0 and agent.statistics.replans > 1
+
+
+class Leak(WindyWorld):
+    """Who walks against the wall at the start is now and then at the goal."""
+
+    def outcomes(self, cells, actions):
+        first, at_start = self.step(cells, actions), (cells == torch.tensor([0, 0])).all(1)
+        leaks = at_start & (first == cells).all(1)
+        goal = self.goal.nonzero()[0].expand_as(cells)
+        return first, torch.where(leaks[:, None], goal, first), torch.where(leaks, 0.95, 1.0)
+
+
+def test_a_circle_from_which_a_rare_outcome_leads_to_the_goal_is_no_way():
+    world = Leak("S" + "." * 6 + "G")
+    first = torch.tensor([20.0, 1, 1, 1, 1])  # the circle is looked at before all else
+    planner = MCTS(widening=1.0, num_outcomes=1000, prior=lambda beliefs: first.expand(len(beliefs.cells), 5))
+    plan = planner.plan(world, world.root(), RewardCritic(), generator=generator().manual_seed(0))
+    assert plan.actions.tolist() == [3] * 7 and plan.chance == 1
+
+
+def test_a_strategy_whose_time_is_over_is_planned_anew():
+    world = WindyWorld("S~G", slip=0.6)
+    agent = PanAgent(world, processor, RewardCritic(), MCTS(num_outcomes=16))
+    SlippingWalk(world, slips=set(range(1, 20)))(agent, limit=12)  # the goal never comes
+    assert agent.statistics.replans > 1 and agent.statistics.followed >= 6

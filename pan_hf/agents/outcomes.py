@@ -24,6 +24,7 @@ from pan_hf.agents.successors import Successors, gather, imagine_step
 if TYPE_CHECKING:
     from pan_hf.agents.outcome_search import OutcomeSearch
 
+_RETRIES = 3  # a chance is of as many times the steps of the longest way: one that takes more circles is no way
 _SHORTER = 1 - 1e-6  # a discount at least, so that of ways worth the same the shorter is taken
 
 
@@ -351,9 +352,9 @@ class OutcomeGraph:
         return self._chances(self._chosen()).get(self.root, 0.0)
 
     def _chances(self, chosen: dict[Node, Edge]) -> dict[Node, float]:
-        """Of reaching the goal from each node that takes the chosen action."""
+        """Of reaching the goal from each node that takes the chosen action, within [`steps_for`]."""
         chances = dict.fromkeys(chosen, 0.0)
-        for _ in range(self.search.max_depth):
+        for _ in range(self.steps_for(chosen)):
             before = chances
             chances = {
                 node: sum(
@@ -365,6 +366,11 @@ class OutcomeGraph:
             if all(abs(chances[node] - before[node]) < 1e-6 for node in chances):
                 break
         return chances
+
+    def steps_for(self, chosen: dict[Node, Edge]) -> int:
+        """Steps within which the chosen actions are to reach the goal. Where an action fails now and then the agent
+        tries again; but in a circle any rare outcome, or one that the model is wrong about, would come at last."""
+        return min(self.search.max_depth, _RETRIES * (1 + max(node.depth for node in chosen)))
 
     def half_known(self) -> list[Edge]:
         """Actions that would be taken and of which there are outcomes to draw. `solve` comes first."""
@@ -402,6 +408,7 @@ class OutcomeGraph:
             decisions=decisions,
             path=path,
             chance=decisions[0].chance,
+            patience=self.steps_for(chosen),
         )
 
     def _candidates(self) -> tuple[Candidate, ...]:

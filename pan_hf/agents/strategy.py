@@ -41,11 +41,13 @@ class Strategy(Plan):
         decisions (`list[Decision]`): the first is the root's.
         path (`list[int]`): number of the decision that each of `actions` is of.
         chance (`float`): that it reaches the goal, by the chances of the outcomes.
+        patience (`int`): steps within which it does; it has no answer to what comes after.
     """
 
     decisions: list[Decision] = field(default_factory=list)
     path: list[int] = field(default_factory=list)
     chance: float = 0.0
+    patience: int = 0
 
     @property
     def num_branches(self) -> int:
@@ -55,7 +57,7 @@ class Strategy(Plan):
     def branch(self, taken: int, key: bytes) -> Plan | None:
         decision = self.decisions[self.path[taken - 1]]
         number = decision.next.get(key)
-        return None if number is None else self._from(number)
+        return None if number is None or taken >= self.patience else self._from(number, self.patience - taken)
 
     def evidence(self, taken: int, key: bytes) -> float | None:
         """One surprise for a state that was not foreseen. A foreseen one counts by how much rarer it is than what the
@@ -66,12 +68,12 @@ class Strategy(Plan):
         expected = -sum(chance * math.log10(chance) for chance in outcomes.values() if chance > 0)
         return -math.log10(max(outcomes[key], 1e-9)) - expected
 
-    def _from(self, number: int) -> "Strategy":
+    def _from(self, number: int, patience: int) -> "Strategy":
         """The same strategy from one of its decisions on."""
         path, states = likely_way(self.decisions, number)
         actions = stacked([self.decisions[step].action for step in path])
         own = vars(self) | {"actions": actions, "states": states, "path": path, "candidates": ()}
-        own["chance"] = self.decisions[number].chance
+        own |= {"chance": self.decisions[number].chance, "patience": patience}
         return Strategy(**own)
 
 
