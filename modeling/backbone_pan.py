@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from .cache_pan import fork_cache, select_cache
 from .embedding_pan import CodeTables, tables_of
 from .layout_pan import Pass, Tokens, TokenSelection, additive, at_least, hide_padding
-from .state_pan import Belief
+from .state_pan import Belief, fork_cache, select_cache
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel

@@ -6,6 +6,7 @@ the cache holds the trunk of earlier steps and never the current state itself, w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .cache_pan import FilledOnUse, fork_cache, padded_from, select_cache
 from .display_pan import as_pictures, code_shapes, picture_senses, strip_html
 from .sense_configuration_pan import ACTION
 from .validation_pan import PRESENT, action_shape, action_tensor, has_action_shape, whole
@@ -287,6 +287,53 @@ def _as_int32(values: Tensor) -> Tensor:
     return (values.float() + 0.0).view(torch.int32) if values.is_floating_point() else values.to(torch.int32)
 
 
+class FilledOnUse:
+    """A field that holds a cache, or a function that fills one and is called when the field is first read: whoever
+    only looks up what it sees runs no backbone."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, holder: object | None, owner: type | None = None) -> DynamicCache | None:
+        if holder is None:
+            raise AttributeError(self._name)  # so the field of a dataclass has no default
+        held = vars(holder)[self._name]
+        if callable(held):
+            held = vars(holder)[self._name] = held()
+        return held
+
+    def __set__(self, holder: object, held: DynamicCache | Callable[[], DynamicCache | None] | None) -> None:
+        vars(holder)[self._name] = held
+
+
+def select_cache(cache: DynamicCache | None, index: Tensor) -> DynamicCache | None:
+    """A new cache with the chosen rows of the batch; the old one is left as it was."""
+    if cache is None:
+        return None
+    selected = fork_cache(cache)
+    for layer in selected.layers:
+        layer.keys, layer.values = layer.keys[index], layer.values[index]
+    return selected
+
+
+def fork_cache(cache: DynamicCache | None) -> DynamicCache:
+    """A cache that can be appended to while the old one stays as it is; tensors are shared until then."""
+    forked = DynamicCache()
+    if cache is not None:
+        forked.layers = [copy.copy(layer) for layer in cache.layers]
+    return forked
+
+
+def _padded_from(values: Tensor | None, like: Tensor, rows: int, start: int) -> Tensor:
+    """Keys or values `(rows, heads, L, D)` with zeros behind the first `start` positions, so that there are as many
+    positions as in `like`; all zeros without any."""
+    padded = _blank_rows(rows, like)
+    if values is not None:
+        padded[:, :, :start] = values[:, :, :start]
+        padded[:, :, padded.shape[2] - (values.shape[2] - start) :] = values[:, :, start:]
+    return padded
+
+
 def _blank_rows(rows: int, like: Rows) -> Rows:
     """Zeros of another number of rows."""
     return like.new_zeros(rows, *like.shape[1:])
@@ -512,8 +559,8 @@ class Belief:
         start, cache = self._prefix_length, fork_cache(longest.cache)
         for number, layer in enumerate(cache.layers):
             own = None if self.cache is None else self.cache.layers[number]
-            layer.keys = padded_from(None if own is None else own.keys, layer.keys, rows, start)
-            layer.values = padded_from(None if own is None else own.values, layer.values, rows, start)
+            layer.keys = _padded_from(None if own is None else own.keys, layer.keys, rows, start)
+            layer.values = _padded_from(None if own is None else own.values, layer.values, rows, start)
         return replace(self, history=[*fillers, *self.history], cache=cache, ages=ages)
 
     def decode(self, sense: str, num_levels: int | None = None, latents: bool | None = None) -> Tensor:
