@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import pyarrow
 import torch
 from torch import Tensor
 
@@ -119,10 +120,9 @@ class Explanation:
     def to_pandas(self) -> Any:
         """`rows` as a table, a line a candidate."""
         try:
-            import pandas
+            return pyarrow.Table.from_pylist(self.rows()).to_pandas()
         except ImportError as error:
             raise ImportError(f"`to_pandas` needs pandas: pip install pandas ({error})") from error
-        return pandas.DataFrame(self.rows())
 
     def pictures(self) -> list[Tensor]:
         """What each candidate is imagined to look like in the first sense with pictures, uint8 `(1 + length, C, H, W)`
