@@ -22,7 +22,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
-from pan_hf.agents.world import FixedEffort  # noqa: E402
+from pan_hf.agents.world import at_effort  # noqa: E402
 from pan_hf.checkpoints import trained_seeds  # noqa: E402
 from pan_hf.data.record import record as record_episodes  # noqa: E402
 from pan_hf.evaluation.evaluate import across_seeds, evaluate_model, load_for_evaluation  # noqa: E402
@@ -79,7 +79,7 @@ def measure(run: Path, data: Path, group: str, horizons: tuple[int, ...], window
     records = []
     for ending, (effort, reencode) in WAYS.items():
         measured = evaluate_model(
-            model if effort is None else FixedEffort(model, effort),
+            at_effort(model, effort),
             processor,
             trajectories,
             horizons=horizons,

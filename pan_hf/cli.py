@@ -237,7 +237,7 @@ def show_cache(
         take: folder that --export wrote, or Hub id, whose entries are added.
     """
     where = _where(run, model, data, None)
-    place: dict[str, Any] = {"cache": cache, "output": where["output"]}
+    place: dict[str, Any] = {"cache": cache, "effort": _effort(effort), "output": where["output"]}
     if take is not None:
         added = library("pan_hf.evaluation.cache_dataset:import_cache")(where["run"], take, **place)
         print(f"Done. {added} entries were not there before; pan precompute values them")
@@ -249,7 +249,6 @@ def show_cache(
         told = library("pan_hf.evaluation.cache_summary:describe_cache")(
             where["run"],
             where["data_root"],
-            effort=_effort(effort),
             pictures=where["output"] / "report" / "codes",
             **place,
             **settings,
@@ -393,21 +392,23 @@ def push(
         str | bool, Parameter(help="push `<run>/cache`, or the one in a folder, as a data set.", negative=())
     ] = False,
     model: Annotated[str | None, Parameter(help="Hub id of the model that the cache is of, for its card.")] = None,
+    effort: Annotated[str | None, Parameter(help="that the cache was filled with, as of `pan precompute`.")] = None,
     dataset: str | None = None,
     base_model: str | None = None,
     **options: Any,
 ) -> None:
     if data + adapter + bool(cache) > 1:
         raise ValueError("--data, --adapter and --cache go to repositories of their own; push one after the other.")
-    if model is not None and not cache:
-        raise ValueError("--model names the model of a cache; give --cache with it.")
+    if (model is not None or effort is not None) and not cache:
+        raise ValueError("--model and --effort say what a cache is of; give --cache with it.")
     if data:
         commit = library("pan_hf.publishing.push:push_recording")(run, **options)
     elif adapter:
         commit = library("pan_hf.publishing.push:push_adapter")(run, base_model=base_model, **options)
     elif cache:
         folder = None if cache is True else cache
-        commit = library("pan_hf.publishing.push_cache:push_cache")(run, cache=folder, model=model, **options)
+        settings = {"cache": folder, "model": model, "effort": _effort(effort)}
+        commit = library("pan_hf.publishing.push_cache:push_cache")(run, **settings, **options)
     else:
         commit = function(run, dataset=dataset, base_model=base_model, **options)
     print(f"Done. {commit.repo_url} at {commit.oid}")

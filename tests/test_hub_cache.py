@@ -56,6 +56,19 @@ def test_a_cache_is_one_commit_of_two_files_and_a_card_that_tells_what_they_hold
     assert len(server.commits("user/cache", "datasets")) == 2
 
 
+def test_a_cache_of_an_effort_is_pushed_and_taken_for_that_effort(run, other, server, tmp_path):
+    shutil.copytree(run / "checkpoint", tmp_path / "run" / "checkpoint")
+    told = precompute(tmp_path / "run", run / "data", frames=4, depth=1, effort="focused", progress=False, **GOAL)
+    with pytest.raises(ValueError, match="at effort None"):
+        push_cache(tmp_path / "run", "user/focused")
+    commit = push_cache(tmp_path / "run", "user/focused", effort="focused")
+    card = (server.root / "datasets" / "user/focused" / commit.oid / "README.md").read_text()
+    assert card.count("--cache user/focused --effort focused") == 2
+    with pytest.raises(ValueError, match="another effort"):
+        import_cache(other, "user/focused")
+    assert import_cache(other, "user/focused", effort="focused") == told["entries"] > 0
+
+
 def test_a_hub_id_stands_where_a_cache_folder_does_and_is_copied_once(run, other, server, monkeypatch, capsys):
     commit = push_cache(run, "user/cache")
     model, _ = load(other)

@@ -28,7 +28,7 @@ from pan_hf.agents.cache_scope import digest_of
 from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.policy import CONFIDENCE, TOLERANCE, ActorCritic, FlatActions, Policy, check_hidden, mask_of
 from pan_hf.agents.teacher import Decisions
-from pan_hf.agents.world import FixedEffort
+from pan_hf.agents.world import at_effort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
@@ -105,7 +105,7 @@ def distil(
     model, _ = load(run)
     model.requires_grad_(False)
     wishes = _wishes(run, data_root, environments, reward_threshold, critic)
-    kept = SimulationCache(cache_folder(run, cache, output, model), create=False, writes=False)
+    kept = SimulationCache(cache_folder(run, cache, output, at_effort(model, effort)), create=False, writes=False)
     decisions = _decisions(kept, model, effort, wishes)
     folder = results / DISTILLED
     settings = {"learning_rate": learning_rate, "batch_size": batch_size, "hidden": widths, "seed": seed}
@@ -127,7 +127,7 @@ def _wishes(run: Any, data: Any, environments: Sequence[str] | None, threshold: 
 
 
 def _decisions(cache: SimulationCache, model: Any, effort: Any, wishes: Sequence[Critic]) -> Decisions:
-    world = model if effort is None else FixedEffort(model, effort)
+    world = at_effort(model, effort)
     decisions = Decisions(StateFeatures(model), FlatActions(model.config), cache.bind(world, wishes[0]).keys)
     for wish in wishes:
         if not cache.is_valued(world, wish):

@@ -115,6 +115,11 @@ def parse_effort(text: str) -> Effort | str | tuple[str, ...]:
     return Effort(**values)
 
 
+def at_effort(world: Any, effort: Any) -> Any:
+    """The world as it is if `effort` is None, else one whose imagined steps spend so much, see [`FixedEffort`]."""
+    return world if effort is None else FixedEffort(world, effort)
+
+
 def within(model: PanModel, id: str, features: Mapping[str, dict]):
     """The model as a planner may use it in an environment. A model that has grown actions does without them where the
     environment takes the first ones only.

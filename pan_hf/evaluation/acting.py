@@ -19,7 +19,7 @@ from pan_hf.agents.critics import RewardCritic, as_critic
 from pan_hf.agents.policy import CONFIDENCE, Policy
 from pan_hf.agents.registry import comparing, make_planners
 from pan_hf.agents.value import LearnedValue, ValueCritic
-from pan_hf.agents.world import FixedEffort, within
+from pan_hf.agents.world import at_effort, within
 from pan_hf.data.episodes import episode_files, read_columns
 from pan_hf.envs.environment import describe_environment
 
@@ -69,7 +69,7 @@ def make_agents(
     learned = None if policy is None else Policy.load(policy, model)
     agents = {}
     for name, planner in make_planners(planners, model.config, has_goal).items():
-        imagined = world if effort is None else FixedEffort(world, effort)  # an account of its own for each
+        imagined = at_effort(world, effort)  # an account of its own for each
         known = None
         if cache is not None:
             known = SimulationCache(cache, writes=write_back)

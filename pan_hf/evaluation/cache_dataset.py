@@ -25,6 +25,7 @@ from pan_hf.agents.cache_keys import Keys
 from pan_hf.agents.cache_recorder import Recorded
 from pan_hf.agents.cache_scope import Scope, scope_of
 from pan_hf.agents.cache_store import OutcomeRow
+from pan_hf.agents.world import at_effort
 from pan_hf.checkpoints import load, results_folder
 from pan_hf.files import whole_folder
 from pan_hf.hub import hub_id, on_disk
@@ -49,14 +50,14 @@ _BOUNDS = {"count": (0, 2**31), "duration": (1, 2**31), "continue_prob": (0, 1)}
 _PLANNED = pa.schema({"state": pa.binary(), "action": pa.binary(), "planned": pa.float64(), "task": pa.string()})
 
 
-def cache_folder(run: str | Path, cache: str | Path | None, output: str | Path | None, model: Any) -> Path:
+def cache_folder(run: str | Path, cache: str | Path | None, output: str | Path | None, world: Any) -> Path:
     """The folder of a run's cache: `cache`, by default `cache/` in the run; of one on a Hub, the run's copy of that
     commit in `caches/`, which is made the first time.
 
     Args:
         run (`str` or `Path`), output (`str` or `Path`, *optional*): see [`~pan_hf.checkpoints.results_folder`].
         cache (`str` or `Path`, *optional*): a folder or a Hub id.
-        model ([`PanModel`]): for which the entries of a copy have to hold.
+        world ([`PanModel`], at an effort): for which the entries of a copy have to hold.
 
     Raises:
         ValueError: what is on the Hub is damaged, of another format, or holds for another model.
@@ -73,12 +74,17 @@ def cache_folder(run: str | Path, cache: str | Path | None, output: str | Path |
     if not place.exists():
         with whole_folder(place) as folder:
             if not place.exists():  # no other process has made it meanwhile
-                _import(model, there, folder)
+                _import(world, there, folder)
     return place
 
 
 def export_cache(
-    run: str | Path, target: str | Path, *, cache: str | Path | None = None, output: str | Path | None = None
+    run: str | Path,
+    target: str | Path,
+    *,
+    cache: str | Path | None = None,
+    effort: Any = None,
+    output: str | Path | None = None,
 ) -> Path:
     """Writes the entries that hold for a run's model as parquet files into a folder, whole or not at all.
 
@@ -86,6 +92,7 @@ def export_cache(
         run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
         target (`str` or `Path`): the folder to write.
         cache (`str` or `Path`, *optional*), output (`str` or `Path`, *optional*): see `cache_folder`.
+        effort (*optional*): what the imagined steps may have spent, as of `precompute`.
 
     Returns:
         `Path`: `target`.
@@ -94,12 +101,15 @@ def export_cache(
         ValueError: nothing in the cache holds for the model.
         FileNotFoundError: no cache, or no checkpoint.
     """
-    model, _ = load(run)
-    place = cache_folder(run, cache, output, model)
+    world = at_effort(load(run)[0], effort)
+    place = cache_folder(run, cache, output, world)
     found = SimulationCache(place, create=False, on_stale="keep")
-    spaces = [(number, scope) for number, _, scope in found.store.spaces() if scope.holds_for(model)]
+    spaces = [(number, scope) for number, _, scope in found.store.spaces() if scope.holds_for(world)]
     if not spaces:
-        raise ValueError(f"Nothing in {place} holds for the model of {run}, so there is nothing to export.")
+        raise ValueError(
+            f"Nothing in {place} holds for the model of {run} at effort {effort!r}, so there is nothing to export; "
+            "give the effort that it was filled with, and the model."
+        )
     number, scope = spaces[0]
     metadata = {"pan": json.dumps(_ABOUT | vars(scope))}
     with whole_folder(target) as folder:
@@ -126,7 +136,12 @@ def export_cache(
 
 
 def import_cache(
-    run: str | Path, source: str | Path, *, cache: str | Path | None = None, output: str | Path | None = None
+    run: str | Path,
+    source: str | Path,
+    *,
+    cache: str | Path | None = None,
+    effort: Any = None,
+    output: str | Path | None = None,
 ) -> int:
     """Adds the entries of a folder that `export_cache` wrote, or of a Hub, to a run's cache; `pan precompute`,
     `pan plan`, or a look-up after `SimulationCache.back_up`, then values them.
@@ -135,6 +150,7 @@ def import_cache(
         run (`str` or `Path`): a run folder with `checkpoint/`, or a checkpoint.
         source (`str` or `Path`): the folder, or a Hub id.
         cache (`str` or `Path`, *optional*), output (`str` or `Path`, *optional*): see `cache_folder`.
+        effort (*optional*): what the imagined steps may have spent, as of `precompute`.
 
     Returns:
         `int`: entries that were not there before.
@@ -144,22 +160,22 @@ def import_cache(
         FileNotFoundError: no such files, or no checkpoint.
         HubError: the Hub did not give them.
     """
-    model, _ = load(run)
+    world = at_effort(load(run)[0], effort)
     there = on_disk(source, "dataset", only=[OUTCOMES, PLANNED])
-    return _import(model, there, cache_folder(run, cache, output, model))
+    return _import(world, there, cache_folder(run, cache, output, world))
 
 
-def _import(model: Any, source: Path, place: Path) -> int:
+def _import(world: Any, source: Path, place: Path) -> int:
     paths = [source / name for name in (OUTCOMES, PLANNED)]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{source} lacks {missing}; a folder that `pan cache --export` wrote has them.")
-    scope, task_digests = _checked_files(paths, model), {}
+    scope, task_digests = _checked_files(paths, world), {}
     found = SimulationCache(place, on_stale="keep")
-    bound = found.bind(model, found.any_critic)
+    bound = found.bind(world, found.any_critic)
     added = 0
-    actors = getattr(model.config, "actors", None)
+    actors = getattr(world.config, "actors", None)
     for rows in _batches(paths[0], bound.keys, len(actors or [""])):
-        recorded = Recorded(model, bound.keys, bound.critic)
+        recorded = Recorded(world, bound.keys, bound.critic)
         nodes = _file(recorded, [row["state"] for row in rows] + [row["next"] for row in rows])
         for row in rows:
             start, end, reward = nodes[row["state"]], nodes[row["next"]], row["reward"]
@@ -167,11 +183,11 @@ def _import(model: Any, source: Path, place: Path) -> int:
             recorded.outcomes[start, row["action"], end] = OutcomeRow(
                 start, row["action"], end, row["count"], told, row["continue_prob"], row["log_prob"], row["duration"]
             )
-        added += found.write(model, found.any_critic, recorded, events=scope.events)
+        added += found.write(world, found.any_critic, recorded, events=scope.events)
     if bound.keys.parts.is_discrete:  # `precompute` need not do again what is whole
         found.store.mark_expanded(bound.space, bound.keys.parts.num_choices)
     for rows in _batches(paths[1], bound.keys):
-        recorded = Recorded(model, bound.keys, bound.critic)
+        recorded = Recorded(world, bound.keys, bound.critic)
         nodes = _file(recorded, [row["state"] for row in rows])
         for row in rows:
             if row["task"] not in task_digests:
@@ -185,7 +201,7 @@ def _import(model: Any, source: Path, place: Path) -> int:
     return added
 
 
-def _checked_files(paths: list[Path], model: Any) -> Scope:
+def _checked_files(paths: list[Path], world: Any) -> Scope:
     """The scope of exported files. Raises ValueError unless they are whole and hold for a model."""
     abouts = []
     for path, schema in zip(paths, (_SCHEMA, _PLANNED), strict=True):
@@ -201,11 +217,12 @@ def _checked_files(paths: list[Path], model: Any) -> Scope:
         raise ValueError(f"{paths[0].parent}: expected files of one cache, {_ABOUT}; got {str(abouts):.200}.")
     fields: dict[str, Any] = {item.name: about.get(item.name) for item in dataclasses.fields(Scope)}
     scope = Scope(**fields)
-    if not scope.holds_for(model):
-        own = scope_of(model)
+    if not scope.holds_for(world):
+        own = scope_of(world)
         raise ValueError(
-            f"{paths[0].parent} holds for other weights, or for a vocabulary that is no ancestor of this model's (its "
-            f"ledger: {scope.ledger or 'none'}, this model's: {own.ledger or 'none'}); nothing was imported."
+            f"{paths[0].parent} holds for other weights, for another effort, or for a vocabulary that is no ancestor "
+            f"of this model's (its ledger: {scope.ledger or 'none'}, this model's: {own.ledger or 'none'}); nothing "
+            "was imported."
         )
     return scope
 

@@ -11,7 +11,7 @@ import torch
 
 from pan_hf.agents.cache import Answer, SimulationCache
 from pan_hf.agents.critics import as_critic
-from pan_hf.agents.world import FixedEffort
+from pan_hf.agents.world import at_effort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load
 from pan_hf.data.trajectories import Trajectories, load_trajectories
@@ -68,8 +68,8 @@ def describe_cache(
     """
     checkpoint = find_checkpoint(run, adapters=True)
     model, processor = load(checkpoint)
-    place = cache_folder(run, cache, output, model)
-    world = model if effort is None else FixedEffort(model, effort)
+    world = at_effort(model, effort)
+    place = cache_folder(run, cache, output, world)
     found = SimulationCache(place, create=False, on_stale="keep")
     found.store.check()
     size = sum(path.stat().st_size for path in place.glob(f"{found.store.path.name}*"))

@@ -50,7 +50,7 @@ import torch
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.agent import PanAgent, perceive
 from pan_hf.agents.policy import CONFIDENCE
-from pan_hf.agents.world import FixedEffort
+from pan_hf.agents.world import FixedEffort, at_effort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.console import Progress
@@ -307,7 +307,7 @@ def plan(
     rule, asked = success_rule(success), explained_steps(explain)
     model, processor = load(checkpoint)
     trials: list[_Trial] = []
-    place = None if cache is None else cache_folder(run, cache, output, model)
+    place = None if cache is None else cache_folder(run, cache, output, at_effort(model, effort))
     with contextlib.ExitStack() as opened:
         for entry in entries:
             env = make_recorded_environment(entry, trust_recording, max_steps)

@@ -53,7 +53,7 @@ from torch import Tensor
 from pan_hf import metrics
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.cautious import uncertainty_of
-from pan_hf.agents.world import FixedEffort
+from pan_hf.agents.world import FixedEffort, at_effort
 from pan_hf.arguments import a_seed, checked
 from pan_hf.checkpoints import (
     find_checkpoint,
@@ -503,7 +503,7 @@ def evaluate(
     output = results_folder(run, output)
     seeds = seeds or trained_seeds(run) or [seed]
     model, processor, trajectories, skipped = load_for_evaluation(run, data_root, skip_trained, device)
-    world = model if effort is None else FixedEffort(model, effort)
+    world = at_effort(model, effort)
     records = evaluate_model(
         world,
         processor,

@@ -27,7 +27,7 @@ from pan_hf.agents.cache_keys import Keys
 from pan_hf.agents.cache_recorder import Recorded, Rows
 from pan_hf.agents.critics import Critic
 from pan_hf.agents.registry import make_planners
-from pan_hf.agents.world import FixedEffort
+from pan_hf.agents.world import at_effort
 from pan_hf.checkpoints import load
 from pan_hf.extras import extra
 from pan_hf.processes import end_with_parent
@@ -79,7 +79,7 @@ class Imaginer:
 
     def __init__(self, job: Job, model: Any):
         self.job = job
-        self.world = model if job.effort is None else FixedEffort(model, job.effort)
+        self.world = at_effort(model, job.effort)
         self.keys = Keys(self.world, job.salt)
         self.planner = None
         if job.planner is not None:
@@ -170,7 +170,7 @@ def _processes(job: Job, count: int) -> Iterator[Callable[[States], Future]]:
     given = (job, max(1, (os.cpu_count() or 1) // count))
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=given)
     try:
-        yield lambda states: pool.submit(_imagine, states)
+        yield partial(pool.submit, _imagine)  # type: ignore[call-arg]  # mypy takes a partial `submit` for the whole
     except BrokenProcessPool as error:
         raise OSError(
             "A worker has died, for want of memory perhaps. What was written is kept; run it again"

@@ -26,7 +26,7 @@ from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.critics import Critic, as_critic
 from pan_hf.agents.policy import Policy
 from pan_hf.agents.registry import make_planners
-from pan_hf.agents.world import FixedEffort
+from pan_hf.agents.world import at_effort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load
 from pan_hf.console import Progress
@@ -141,7 +141,7 @@ def precompute(
     followed = None
     if policy is not None:
         followed = Policy.load(policy, model)
-    folder = cache_folder(run, cache, output, model)
+    folder = cache_folder(run, cache, output, at_effort(model, effort))
     before, answered, total = -1, 0, 0
     chosen = list(environments or names)
     for number, id in enumerate(chosen):
@@ -213,7 +213,7 @@ class _Filler:
         max_entries: int,
         on_stale: str,
     ):
-        self.world = model if effort is None else FixedEffort(model, effort)
+        self.world = at_effort(model, effort)
         self.critic, self.max_entries, self.seed = critic, max_entries, seed
         # it ends at its bound, so what it has filled is not evicted for what it fills next
         self.cache = SimulationCache(folder, max_entries=2 * max_entries + 100_000, on_stale=on_stale)

@@ -33,6 +33,7 @@ def push_cache(
     *,
     cache: str | Path | None = None,
     model: str | None = None,
+    effort: Any = None,
     license: str | None = None,
     private: bool = False,
     revision: str | None = None,
@@ -44,6 +45,7 @@ def push_cache(
         repo_id (`str`): "user/name"; made if absent.
         cache (`str` or `Path`, *optional*): folder of the cache, in place of the run's.
         model (`str`, *optional*): Hub id of the model, which the card names; entries have to hold for what is there.
+        effort (*optional*): what the imagined steps may have spent, as of `precompute`.
         license, private, revision: as for [`~pan_hf.publishing.push.push_checkpoint`].
 
     Raises:
@@ -55,23 +57,25 @@ def push_cache(
         raise ValueError(f"`model` {model!r} is no Hub id; push the checkpoint first (`pan push`).")
     place = Path(cache) if cache is not None else results_folder(run, None) / CACHE
     with TemporaryDirectory() as temporary:
-        folder = export_cache(model or run, Path(temporary) / CACHE, cache=place)
+        folder = export_cache(model or run, Path(temporary) / CACHE, cache=place, effort=effort)
         contents: dict[str, Path | bytes] = {name: folder / name for name in (OUTCOMES, PLANNED)}
-        told = _described(model or run, Path(run), place)
-        contents["README.md"] = cache_card(folder, told, repo_id, model, license).encode()
+        told = _described(model or run, Path(run), place, effort)
+        contents["README.md"] = cache_card(folder, told, repo_id, model, license, effort).encode()
         return commit(repo_id, "dataset", contents, (), private, revision, "Simulation cache, with its card")
 
 
-def _described(of: str | Path, run: Path, place: Path) -> dict[str, Any]:
+def _described(of: str | Path, run: Path, place: Path, effort: Any) -> dict[str, Any]:
     """What `describe_cache` tells; without coverage where there is no recording."""
     data = run / "data" if (run / "data").exists() else None
     try:
-        return describe_cache(of, data, cache=place)
+        return describe_cache(of, data, cache=place, effort=effort)
     except FileNotFoundError:
-        return describe_cache(of, cache=place, samples=0)
+        return describe_cache(of, cache=place, samples=0, effort=effort)
 
 
-def cache_card(folder: Path, told: dict[str, Any], repo_id: str, model: str | None, license: str | None) -> str:
+def cache_card(
+    folder: Path, told: dict[str, Any], repo_id: str, model: str | None, license: str | None, effort: Any = None
+) -> str:
     """The card of a cache. Args: folder, as `export_cache` wrote it; told, by `describe_cache`."""
     about = pq.read_metadata(folder / OUTCOMES)
     scope, entries = json.loads(about.metadata[b"pan"]), about.num_rows
@@ -97,6 +101,7 @@ def cache_card(folder: Path, told: dict[str, Any], repo_id: str, model: str | No
         digest=scope["digest"],
         ledger=scope["ledger"],
         license=license,
+        effort=effort if isinstance(effort, str) else None,
     )
     DatasetCard(content)  # raises if the metadata on top cannot be read back
     return content
