@@ -83,7 +83,7 @@ def test_actions_that_are_none_of_the_model_s_are_refused(model, belief, actions
 def test_actions_without_names_and_words_out_of_range_are_refused():
     model = world_model(("touch",), "text")
     belief = model.perceive(observe(model, 1))
-    with pytest.raises(ValueError, match="have no names here"):
+    with pytest.raises(ValueError, match="becomes ids of words by `processor"):
         model.simulate(belief, ["go north"])
     rows = model.config.vocab_size
     with pytest.raises(ValueError, match=f"ids of words, from 0 to {rows - 1}; got {rows}"):

@@ -197,7 +197,7 @@ def test_an_environment_is_closed_where_the_next_one_cannot_be_made(run_dir, tmp
         made.append(make_recorded_environment(entry, *settings))
         return made[0]
 
-    monkeypatch.setattr(control, "_choose_environments", lambda entries, wanted: entries * 2)
+    monkeypatch.setattr(control, "choose_environments", lambda entries, wanted: entries * 2)
     monkeypatch.setattr(control, "make_recorded_environment", make)
     monkeypatch.setattr(Corridor, "close", lambda self: closed.append(self))
     with pytest.raises(ValueError, match="there is one only"):

@@ -96,6 +96,7 @@ def test_rows_that_have_stopped_are_not_run_again(monkeypatch):
     ran, original = [], model.run_backbone
     monkeypatch.setattr(model, "run_backbone", lambda x, *rest: ran.append(len(x)) or original(x, *rest))
     belief = model.perceive(observe(model, 7))
+    assert belief.cache is not None and ran == [7]  # the mission is run when it is first asked for
     ran.clear()
     model.simulate(belief, acts(model, 7, 1), effort="auto")
     assert ran == [7, 2]
