@@ -166,6 +166,6 @@ def plan_with_cache(run: Path, data: Path, budget: Budget, progress: bool) -> st
     values = [{entry.metric: entry.value for entry in records} for records in (cached, before)]
     after, without = (1000 * each["seconds_per_decision"] for each in values)
     return (
-        f"{environment}: {after:.3g} ms a decision with the cache in {run / 'cache'}, which knew "
-        f"{values[0]['recalled']:.0%} of the actions, and {without:.3g} ms without"
+        f"{environment}: {after:,.0f} ms a decision with the cache in {run / 'cache'}, which knew "
+        f"{values[0]['recalled']:.0%} of the actions, and {without:,.0f} ms without"
     )

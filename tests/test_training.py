@@ -427,6 +427,14 @@ def test_too_few_seconds_are_refused_before_anything_is_written(world, tmp_path,
     with pytest.raises(ValueError, match=r"^10 seconds are too few .* take about \d+\. Give more .*--seconds"):
         train(tmp_path / "run", world.data, backbone="debug", seconds=10, progress=False)
     assert not list((tmp_path / "run").glob("**/*.*"))
+    measured = iter([2.0, 0.001])  # the machine was busy at first
+    monkeypatch.setattr(pipeline, "_window_seconds", lambda *_: next(measured))
+    assert (
+        pipeline.check_seconds(
+            PanModel.from_pretrained(world.model), None, world.trajectories, ["senses", "dynamics"], 10.0
+        )
+        == 0.001
+    )
     for wrong in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="seconds: expected (more than 0|a finite number), got"):
             train(tmp_path / "run", world.data, seconds=wrong)
