@@ -40,7 +40,7 @@ class Budget:
         windows: evaluated for each environment.
         episodes: planned in each environment, by name.
         plan_seconds: of planning, in each environment.
-        cache_seconds: of filling a simulation cache for the first one.
+        cache_seconds: at most, of filling a simulation cache for the first one.
     """
 
     frames: int = 40_000
@@ -48,7 +48,7 @@ class Budget:
     windows: int = 96
     episodes: tuple[tuple[str, int], ...] = ((EMPTY, 100), (DOOR_KEY, 20))
     plan_seconds: float = 50.0
-    cache_seconds: float = 12.0
+    cache_seconds: float = 30.0
 
 
 FULL = Budget()
