@@ -37,7 +37,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "metrics": ("metrics",),
     "mirror": ("data.mirror",),
     "pictures": ("images",),
-    "plan": ("evaluation.control", "agents.registry", "agents.world"),
+    "plan": ("evaluation.control", "evaluation.trials", "evaluation.films", "agents.registry", "agents.world"),
     "planning": (
         "agents.shooting",
         "agents.graph_search",

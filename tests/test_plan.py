@@ -21,10 +21,11 @@ from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_recorded_environment
-from pan_hf.evaluation import control
+from pan_hf.evaluation import control, trials
 from pan_hf.evaluation.acting import RecordedFacts, reward_critic
-from pan_hf.evaluation.control import RANDOM, Outcome, _Trial, plan, run_trials, trial_records
+from pan_hf.evaluation.control import RANDOM, plan, trial_records
 from pan_hf.evaluation.summary import planning_summary
+from pan_hf.evaluation.trials import Outcome, Trial, run_trials
 from pan_hf.modeling import DiscreteAction, ImageSense, PanModel, VectorAction, VectorSense
 from pan_hf.reporting.figures import load_film
 from pan_hf.reporting.results import read_records, wilson
@@ -147,10 +148,10 @@ class Clock:
 
 
 def played_by(clock, count, time_limit, monkeypatch, **limits):
-    monkeypatch.setattr(control, "time", clock)
-    trials = [_Trial("A-v0", clock, f"policy{number}", None, lambda ending: None, 10**6) for number in range(count)]
-    run_trials(trials, list(range(9)), time_limit, progress=False, **limits)
-    return [[(outcome.steps, outcome.was_given_up) for outcome in trial.outcomes] for trial in trials]
+    monkeypatch.setattr(trials, "time", clock)
+    played = [Trial("A-v0", clock, f"policy{number}", None, lambda ending: None, 10**6) for number in range(count)]
+    run_trials(played, list(range(9)), time_limit, progress=False, **limits)
+    return [[(outcome.steps, outcome.was_given_up) for outcome in trial.outcomes] for trial in played]
 
 
 def test_the_time_limit_bounds_all_that_is_played_and_counts_nothing_that_it_cut(monkeypatch):
@@ -167,7 +168,7 @@ def test_the_time_limit_bounds_all_that_is_played_and_counts_nothing_that_it_cut
 
 def test_what_is_known_so_far_is_told_once_an_episode_and_not_computed_in_every_step(monkeypatch):
     told = []
-    monkeypatch.setattr(control, "_so_far", lambda trials: told.append(1) or "")
+    monkeypatch.setattr(trials, "_so_far", lambda trials: told.append(1) or "")
     played_by(Clock(*[50] * 9), 1, None, monkeypatch)
     assert len(told) <= 2 * 9
 
@@ -379,7 +380,7 @@ def test_a_model_that_has_grown_an_action_plans_in_a_world_without_it():
 
 def test_an_episode_that_the_clock_cut_short_counts_for_no_return():
     """Two steps of a world that costs a point a step would look better than a whole episode."""
-    trial = _Trial("Acrobot-v1", None, "pan/cem", None, None, 500)
+    trial = Trial("Acrobot-v1", None, "pan/cem", None, None, 500)
     trial.outcomes = [Outcome(0, False, 2, -2.0, was_given_up=True), Outcome(1, True, 90, -89.0)]
     values = {entry.metric: entry.value for entry in trial_records(trial)}
     assert (values["return"], values["steps"], values["success"]) == (-89.0, 90.0, 0.5)
@@ -395,7 +396,7 @@ def test_goals_that_searches_found_are_counted_before_and_after_the_second_look(
         Outcome(seed, True, 5, 1.0, claims=claims, refused=refused, promised=promised, broken=broken)
         for seed, (claims, refused, promised, broken) in enumerate([(2, 1, 1, 0), (2, 0, 2, 1)])
     ]
-    trial = _Trial("e", None, "graph", SimpleNamespace(cache=None, policy=None, model=None), None, 5, outcomes=found)
+    trial = Trial("e", None, "graph", SimpleNamespace(cache=None, policy=None, model=None), None, 5, outcomes=found)
     told = {entry.metric: entry.value for entry in trial_records(trial)}
     low, high = wilson(1, 3)
     wanted = {"claims": 4, "claims_refused": 0.25, "claims_acted_on": 3, "claims_false": 1 / 3}

@@ -33,180 +33,34 @@ hand at the end of the time limit is not counted at all |
 """
 
 import contextlib
-import io
-import json
-import math
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from pan_hf.agents.actions import ActionParts
-from pan_hf.agents.agent import PanAgent, perceive
+from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.policy import CONFIDENCE
 from pan_hf.agents.world import FixedEffort, at_effort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
-from pan_hf.console import Progress
 from pan_hf.data.episodes import read_info
 from pan_hf.envs.environment import make_recorded_environment
 from pan_hf.evaluation.acting import RecordedFacts, make_agents, recorded_facts
 from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.evaluation.explanations import Explained, explained_steps, write_explanations
-from pan_hf.evaluation.success import Ending, Success, success_rule
-from pan_hf.features import feature_of
-from pan_hf.files import write_file
+from pan_hf.evaluation.films import write_films
+from pan_hf.evaluation.success import success_rule
+from pan_hf.evaluation.trials import Outcome, Trial, run_trials
 from pan_hf.reporting.results import Record, mean_stderr, record, wilson, write_records
-from pan_hf.reporting.strips import shown_senses
 
 RANDOM = "random_policy"
 TIME_LIMIT = 600.0
 """Seconds for all of `plan`, unless another limit is given."""
 
 _LONGEST_EPISODE = 10_000  # steps, for environments that end by themselves only
-_LONGEST_FILM = 100  # steps shown of an episode
-
-_ENDINGS: dict[bool | None, str] = {True: "success", False: "failure", None: "episode"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One episode as it was carried out; `times` of its decisions in seconds of wall time. `success` is None where no
-    goal is defined."""
-
-    seed: int
-    success: bool | None
-    steps: int
-    total_reward: float
-    times: Sequence[float] = ()
-    num_simulated: int = 0
-    num_calls: int = 0
-    replans: int = 0
-    surprises: int = 0
-    clipped: int = 0
-    recalled: int = 0
-    recalled_by: dict[str, int] = field(default_factory=dict)
-    by_policy: int = 0
-    claims: int = 0
-    refused: int = 0
-    promised: int = 0
-    broken: int = 0
-    was_given_up: bool = False  # by the clock, so its return and steps are those of a part
-
-    @property
-    def seconds(self) -> float:
-        return sum(self.times)
-
-
-@dataclass
-class _Trace:
-    """What a film needs of an episode: T + 1 observations, T actions, and the steps at which a plan was made."""
-
-    observations: list[dict] = field(default_factory=list)
-    actions: list = field(default_factory=list)
-    plans: list[int] = field(default_factory=list)
-
-
-@dataclass
-class _Trial:
-    """One policy in one environment, and its episodes so far. `agent` is None for the random policy."""
-
-    environment: str
-    env: Any
-    label: str
-    agent: PanAgent | None
-    success: Success
-    max_steps: int
-    outcomes: list[Outcome] = field(default_factory=list)
-    seconds: float = 0.0
-    films: dict[bool | None, _Trace] = field(default_factory=dict)  # the first of each ending
-    explained: Explained | None = None  # decisions of the first episode
-
-    @property
-    def model(self) -> str:
-        return self.label if self.agent is None else f"pan/{self.label}"
-
-    def play(
-        self, seed: int, max_seconds: float, on_step: Callable[[int], None], time_left: float = math.inf
-    ) -> Outcome | None:
-        """Carries one episode out and keeps its outcome; None where the time that was left has cut it.
-
-        Args:
-            seed (`int`): of the environment, the agent and random actions.
-            max_seconds (`float`): after which it is given up.
-            time_left (`float`): in seconds, for all that is still to be played.
-            on_step: called with the number of steps so far.
-
-        Raises:
-            ValueError: the environment, the agent or the critic raised something; the message says where.
-        """
-        start, trace, steps = time.perf_counter(), _Trace(), 0
-        try:
-            observation, _ = self.env.reset(seed=seed)
-            self.env.action_space.seed(seed)
-            rng = np.random.default_rng(seed)
-            if self.agent is not None:
-                self.agent.reset(seed=seed)
-            total, reward, terminated, truncated, is_late = 0.0, None, False, False, False
-            while not (terminated or truncated or is_late):
-                if self.agent is None:
-                    action = self.env.sample_action(rng)
-                else:
-                    action = self._act(self.agent, observation, reward, trace)
-                observation, reward, terminated, truncated, info = self.env.step(action)
-                if self.agent is not None:
-                    self.agent.keeps_promise(observation, float(reward), terminated)
-                total, steps = total + float(reward), steps + 1
-                on_step(steps)
-                # An episode that is given up is a failure: dropping it would count only the easy ones.
-                is_late = time.perf_counter() - start > min(max_seconds, time_left)
-                if steps >= self.max_steps:
-                    break
-            ending = Ending(self.environment, self.env, float(reward or 0), terminated, truncated, info, total)
-            success = self.success(ending)
-        except Exception as error:
-            where = f"{self.environment}, {self.model}, episode {len(self.outcomes)} (seed {seed}), step {steps}"
-            what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            raise ValueError(f"{where}: {what}") from error
-        was_given_up = is_late and not (terminated or truncated)
-        if was_given_up and time_left < max_seconds:
-            return None
-        outcome = Outcome(seed, success, steps, total, **self._statistics(), was_given_up=was_given_up)
-        self.outcomes.append(outcome)
-        self.seconds += time.perf_counter() - start
-        if self.agent is not None and success not in self.films:
-            trace.observations.append(self.agent.senses_of(observation))
-            self.films[success] = trace
-        return outcome
-
-    def _act(self, agent: PanAgent, observation: dict, reward: float | None, trace: _Trace) -> Any:
-        statistics = agent.statistics
-        plans = statistics.plans
-        action = agent.act(observation, reward, mask=self.env.action_masks or None)
-        if statistics.plans > plans:
-            trace.plans.append(len(trace.actions))
-        if self.explained is not None and not self.outcomes:
-            self.explained.note(len(trace.actions), agent)
-        trace.observations.append(agent.observations[-1])
-        trace.actions.append(action)
-        return action
-
-    def _statistics(self) -> dict:
-        if self.agent is None:
-            return {}
-        names = (
-            *("times", "num_simulated", "num_calls", "replans", "surprises", "clipped", "recalled", "recalled_by"),
-            *("by_policy", "claims", "refused", "promised", "broken"),
-        )
-        return {name: getattr(self.agent.statistics, name) for name in names}
-
-
 _POSITIVE = least(0, above=True)
 
 
@@ -306,7 +160,7 @@ def plan(
     check_seeds(seeds, entries, facts)
     rule, asked = success_rule(success), explained_steps(explain)
     model, processor = load(checkpoint)
-    trials: list[_Trial] = []
+    trials: list[Trial] = []
     place = None if cache is None else cache_folder(run, cache, output, at_effort(model, effort))
     with contextlib.ExitStack() as opened:
         for entry in entries:
@@ -320,7 +174,7 @@ def plan(
             agents: dict[str, PanAgent | None] = {}
             agents |= make_agents(model, processor, entry["id"], env, facts.get(entry["id"]), opened, **settings)
             trials += [
-                _Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE, explained=Explained(*asked))
+                Trial(entry["id"], env, name, agent, rule, max_steps or _LONGEST_EPISODE, explained=Explained(*asked))
                 for name, agent in (agents | ({RANDOM: None} if baseline else {})).items()
             ]
         try:
@@ -364,68 +218,17 @@ def check_seeds(seeds: list[int], entries: list[dict], facts: dict[str, Recorded
             )
 
 
-# --- Playing -------------------------------------------------------------------------------------------------------
+# --- Records -------------------------------------------------------------------------------------------------------
 
 
-def run_trials(
-    trials: list[_Trial],
-    seeds: list[int],
-    time_limit: float | None = None,
-    episode_time_limit: float | None = None,
-    progress: bool = True,
-    start: float | None = None,
-) -> None:
-    """Plays until each trial has had every seed, or the time is up and each has had one; next is the trial that took
-    least time so far. A first episode may take the trial's share of the time, and a later one what is left.
-
-    Args:
-        start (`float`, *optional*): when the time began, by `time.perf_counter`; now by default.
-    """
-    limit, longest = time_limit or math.inf, episode_time_limit or math.inf
-    deadline = limit + (time.perf_counter() if start is None else start)
-    share = max(0.0, deadline - time.perf_counter()) / len(trials)
-    bound = "" if time_limit is None else f" in {time_limit:g} s at most"
-    with Progress(f"planning{bound}", len(seeds) * len(trials), "episodes", progress) as line:
-        while pending := [index for index, trial in enumerate(trials) if len(trial.outcomes) < len(seeds)]:
-            left = deadline - time.perf_counter()
-            if left <= 0 and all(trial.outcomes for trial in trials):
-                line.update(line.done, f"the time limit of {time_limit:g} s is reached; what was played is written")
-                break
-            trial = trials[min(pending, key=lambda index: trials[index].seconds)]
-            number = len(trial.outcomes)
-            where, so_far = f"{trial.model}, episode {number + 1}", _so_far(trials)
-
-            def say(step: int, where: str = where, so_far: str = so_far) -> None:
-                line.update(line.done, f"{where}, step {step}; {so_far}")
-
-            if number:
-                trial.play(seeds[number], longest, say, left)
-            else:
-                trial.play(seeds[number], min(longest, share), say)
-            line.update(sum(len(trial.outcomes) for trial in trials), _so_far(trials))
-
-
-def _so_far(trials: list[_Trial]) -> str:
-    return ", ".join(map(_result_so_far, trials))
-
-
-def _result_so_far(trial: _Trial) -> str:
-    outcomes = trial.outcomes
-    if all(outcome.success is None for outcome in outcomes):
-        outcomes = [outcome for outcome in outcomes if not outcome.was_given_up]
-        mean = f"{np.mean([outcome.total_reward for outcome in outcomes]):.3g}" if outcomes else "none yet"
-        return f"{trial.model} return {mean}"
-    return f"{trial.model} {sum(bool(outcome.success) for outcome in outcomes)} of {len(outcomes)}"
-
-
-def _has_goal(trials: list[_Trial], environment: str) -> bool:
+def _has_goal(trials: list[Trial], environment: str) -> bool:
     """Whether any episode of an environment could tell if it has reached a goal. Some say so in `info` only when it is
     reached."""
     outcomes = [outcome for trial in trials if trial.environment == environment for outcome in trial.outcomes]
     return any(outcome.success is not None for outcome in outcomes)
 
 
-def trial_records(trial: _Trial, has_goal: bool = True) -> list[Record]:
+def trial_records(trial: Trial, has_goal: bool = True) -> list[Record]:
     """The records of one policy in one environment; none if no episode was played. Args: has_goal (`bool`), whether
     success is defined in this environment."""
     outcomes = trial.outcomes
@@ -501,60 +304,3 @@ def _claims(outcomes: Sequence[Outcome]) -> dict[str, float]:
     if claims and promised:
         told["claims_false_unconfirmed"] = (refused + (claims - refused) * broken / promised) / claims
     return told
-
-
-# --- Films ---------------------------------------------------------------------------------------------------------
-
-
-def write_films(trial: _Trial, model, processor, folder: Path) -> list[Path]:
-    """Writes the trial's first success and first failure as films (its first episode, where neither is defined), in
-    place of those of an earlier run.
-
-    A film is an `.npz` with `imagined` and `carried_out`, uint8 `(T, H, W, 3)`, and a JSON of the same name: title,
-    environment, success, actions. Imagined frames are those of the plan that was in force; both begin with the start.
-    """
-    shown = shown_senses(model.config)
-    if not shown or trial.agent is None or not trial.outcomes:
-        return []
-    parts, written = ActionParts(model.config), []
-    for success, ending in _ENDINGS.items():
-        name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{trial.environment}-{trial.label}-{ending}")
-        path = folder / f"{name}.npz"
-        if success not in trial.films:
-            for stale in (path, path.with_suffix(".json")):
-                stale.unlink(missing_ok=True)
-            continue
-        trace = trial.films[success]
-        imagined, carried_out = imagine_episode(model, processor, trace, shown[0])
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, imagined=imagined, carried_out=carried_out)
-        write_file(path, buffer.getvalue())
-        about = {
-            "title": f"{trial.environment}: {trial.label.replace('_', ' ')}, first {ending}",
-            "environment": trial.environment,
-            "success": success,
-            "actions": [parts.label(value) for value in trace.actions[: len(carried_out) - 1]],
-        }
-        write_file(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
-        written.append(path)
-    return written
-
-
-@torch.no_grad()
-def imagine_episode(model, processor, trace: _Trace, sense: str) -> tuple[np.ndarray, np.ndarray]:
-    """Frames as imagined at each plan and frames as seen, both uint8 `(T + 1, H, W, 3)`; the first as perceived."""
-    steps = min(len(trace.actions), _LONGEST_FILM)
-    starts = [start for start in trace.plans if start < steps]
-    imagined = []
-    for start, end in zip(starts, [*starts[1:], steps], strict=True):
-        first = max(0, start + 1 - model.config.context_steps)
-        belief = perceive(model, processor, trace.observations[first : start + 1], trace.actions[first:start])
-        if start == 0:
-            imagined.append(belief.decode(sense))
-        actions = ActionParts(model.config).stack(trace.actions[start:end], model.device)
-        imagined.append(model.simulate(belief, actions, temperature=0.0, seed=0).decode(sense)[0])
-    config = model.config.senses[sense]
-    feature = feature_of(config)
-    seen = feature.sequence(sense, config, [observation[sense] for observation in trace.observations[: steps + 1]])
-    carried_out = processor(observation={sense: seen}, partial=True)["observation"][sense][0]
-    return feature.to_frames(torch.cat(imagined)), feature.to_frames(carried_out)
