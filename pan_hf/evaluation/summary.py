@@ -45,11 +45,7 @@ def planning_summary(records: Sequence[Record] | None) -> str:
         metrics = [metric for metric in PLANNED if select(own, metric=metric)]
         if not {"recalled", "by_policy"} & set(metrics):  # then what is not searched goes on with a plan
             metrics = [metric for metric in metrics if metric != "searched"]
-        rows = [[environment, *map(metric_label, metrics)]]
-        for model in dict.fromkeys(entry.model for entry in own):
-            values = {entry.metric: format_value(entry) for entry in select(own, model=model)}
-            rows.append([model, *(values.get(metric, MISSING) for metric in metrics)])
-        tables.append(_aligned(rows))
+        tables.append(_by_model(environment, own, metrics))
         tables += filter(None, (_claims(select(own, model=model)) for model in dict.fromkeys(e.model for e in own)))
         if "success" not in metrics:
             tables.append(
@@ -76,13 +72,17 @@ def improvement_summary(records: Sequence[Record]) -> str:
     tables = []
     for environment in dict.fromkeys(entry.environment for entry in records):
         own = select(records, environment=environment)
-        metrics = [metric for metric in IMPROVED if select(own, metric=metric)]
-        rows = [[environment, *map(metric_label, metrics)]]
-        for model in dict.fromkeys(entry.model for entry in own):
-            values = {entry.metric: format_value(entry) for entry in select(own, model=model)}
-            rows.append([model, *(values.get(metric, MISSING) for metric in metrics)])
-        tables.append(_aligned(rows))
+        tables.append(_by_model(environment, own, [metric for metric in IMPROVED if select(own, metric=metric)]))
     return "\n".join(tables)
+
+
+def _by_model(environment: str, records: Sequence[Record], metrics: Sequence[str]) -> str:
+    """A table of an environment: a row a model, a column a metric."""
+    rows = [[environment, *map(metric_label, metrics)]]
+    for model in dict.fromkeys(entry.model for entry in records):
+        values = {entry.metric: format_value(entry) for entry in select(records, model=model)}
+        rows.append([model, *(values.get(metric, MISSING) for metric in metrics)])
+    return _aligned(rows)
 
 
 def _advice(records: Sequence[Record]) -> list[str]:
