@@ -14,6 +14,7 @@ from pan_hf.data.episodes import SPLITS, episode_files, episode_path, open_table
 from pan_hf.data.info import write_counted
 from pan_hf.data.whole import write_whole
 from pan_hf.features import feature_of
+from pan_hf.files import whole_file
 
 
 def join(
@@ -85,9 +86,8 @@ def _link(path: Path, target: Path) -> None:
     try:
         os.link(path.resolve(), target)
     except OSError:
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, target)
+        with whole_file(target) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _renumber(path: Path, target: Path, index: int) -> None:
