@@ -1,19 +1,22 @@
 """`pan improve`: an agent acts, its model learns from what it met, and the rounds go on wherever they were stopped."""
 
+import itertools
 import json
 import os
 import signal
 from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 from forked import run_forked
 from safetensors.torch import load_file
 from tiny_worlds import BOARD_OPTIONS, Board
 
-from pan_hf import cli
+from pan_hf import RewardCritic, cli
+from pan_hf.agents.critics import as_critic
 from pan_hf.build import build
-from pan_hf.checkpoints import save_checkpoint
+from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.data.episodes import episode_files, read_info
 from pan_hf.data.join import join
 from pan_hf.data.record import record
@@ -23,11 +26,33 @@ from pan_hf.reporting.report import write_report
 from pan_hf.reporting.results import read_records
 from pan_hf.reporting.tables import select
 from pan_hf.training import improve as loop
+from pan_hf.training.encounters import misfits, surprise_at
 from pan_hf.training.improve import improve
+from pan_hf.training.run_folder import stable_repr
 
-assert Board
 SHORT = {"episodes": 2, "max_steps": 1, "test_episodes": 1, "max_episode_steps": 4, "time_limit": 20.0}
 SHORT |= {"planner": "cem?num_samples=4&horizon=2&num_iterations=1", "progress": False, "reward_threshold": 0.05}
+
+
+class WideBoard(Board):
+    """A board of which every second episode lies beyond the other one."""
+
+    beyond = itertools.cycle([0, 6])
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space["place"] = gymnasium.spaces.Box(0, 9, (2,), np.float32)
+
+    def reset(self, **options):
+        self.moved = next(self.beyond)
+        return super().reset(**options)
+
+    def _look(self):
+        seen = super()._look()
+        return seen | {"place": seen["place"] + np.float32(self.moved)}
+
+
+gymnasium.register("TestPanWideBoard-v0", entry_point=WideBoard, max_episode_steps=5)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +95,21 @@ def test_recordings_of_other_senses_are_not_joined(world, tmp_path):
     with pytest.raises(ValueError, match="has the senses and actions"):
         join([world.run / "data", tmp_path / "other"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ---- what was met
+
+
+def test_episodes_beyond_what_a_model_knows_are_no_surprise_to_it(world, tmp_path):
+    given = {"keep": ["place", "mission"], "test_fraction": 0.0, "progress": False}
+    record("TestPanWideBoard-v0", tmp_path, episodes=4, **given)
+    model, processor = load(world.run)
+    met = load_trajectories(tmp_path, "train")
+    wrong = misfits(model.config, processor, met)
+    assert len(wrong) == 2
+    told = surprise_at(world.run, tmp_path)
+    assert told["surprise"] > 0
+    assert told["met_steps"] == sum(met.episode_lengths - 1) - sum(met.episode_lengths[wrong] - 1)
 
 
 # ---- a round
@@ -121,6 +161,17 @@ def test_rounds_that_were_killed_go_on_where_they_were(world, tmp_path, part):
     assert sorted((last / "checkpoint").iterdir()) == first
 
 
+# ---- what a run keeps to
+
+
+def test_settings_name_a_critic_the_same_in_every_process():
+    def critic():
+        return as_critic(lambda futures: futures.reward)
+
+    one, other = critic(), critic()
+    assert repr(one) != repr(other) and stable_repr(one) == stable_repr(other) != stable_repr(RewardCritic())
+
+
 # ---- what is refused
 
 
@@ -130,7 +181,11 @@ def test_rounds_that_were_killed_go_on_where_they_were(world, tmp_path, part):
         {"rounds": 0},
         {"episodes": 0},
         {"planner": "astar"},
+        {"critic": 0.5},
         {"environments": ["Elsewhere-v0"]},
+        {"success": "sometimes", "cache": True},
+        {"adapter": "glue"},
+        {"effort": "some", "cache": True},
         {"seconds": 0.0},
         {"time_limit": 0.0},
     ],

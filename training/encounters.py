@@ -12,9 +12,8 @@ import torch
 from pan_hf.agents.agent import PanAgent
 from pan_hf.checkpoints import load
 from pan_hf.data.compat import check_fits
-from pan_hf.data.episodes import episode_files
 from pan_hf.data.starts import RecordedStarts
-from pan_hf.data.trajectories import load_trajectories
+from pan_hf.data.trajectories import Trajectories, load_trajectories
 from pan_hf.data.windows import WindowReader
 
 _MEASURED = 256  # steps whose surprise is measured
@@ -53,23 +52,32 @@ def acting(agent_in: Callable[[Any], PanAgent]) -> type:
     return Acting
 
 
-def misfits(config: Any, processor: Any, folder: Path) -> list[int]:
-    """Numbers of the episodes that a model cannot learn from: numbers beyond its range, texts that are too long."""
-    trajectories, wrong = load_trajectories(folder, "train"), []
-    for position, index in enumerate(episode_files(folder, "train")):
+def misfits(config: Any, processor: Any, trajectories: Trajectories) -> list[int]:
+    """Episodes (0 to E - 1) that a model cannot learn from: numbers beyond its range, texts that are too long."""
+    wrong = []
+    for episode in range(trajectories.num_episodes):
         try:
-            check_fits(config, processor, trajectories.select([position]))
+            check_fits(config, processor, trajectories.select([episode]))
         except ValueError:
-            wrong.append(index)
+            wrong.append(episode)
     return wrong
 
 
 @torch.no_grad()
-def surprise_at(checkpoint: Path, data: Path) -> tuple[float, int]:
-    """How little a model had expected of what was recorded: nats a step, all senses together, over some steps drawn at
-    random. And the number of recorded steps."""
+def surprise_at(checkpoint: Path, data: Path) -> dict[str, float]:
+    """How little a model had expected of what was recorded, over the episodes that fit it.
+
+    Returns:
+        `surprise`, nats a step, all senses together, over some steps drawn at random, and `met_steps`, the number of
+        recorded steps; nothing where no episode fits.
+    """
     model, processor = load(checkpoint)
     trajectories = load_trajectories(data, "train")
+    wrong = misfits(model.config, processor, trajectories)
+    fitting = [episode for episode in range(trajectories.num_episodes) if episode not in wrong]
+    if not fitting:
+        return {}
+    trajectories = trajectories.select(fitting)
     starts, reader = RecordedStarts(trajectories, processor, model), WindowReader(trajectories, processor, model, 1)
     chosen, found = np.sort(np.random.default_rng(0).permutation(len(starts))[:_MEASURED]), []
     for first in range(0, len(chosen), _BATCH):
@@ -77,4 +85,4 @@ def surprise_at(checkpoint: Path, data: Path) -> tuple[float, int]:
         batch = reader.batch(starts.rows[some], 1)
         seen = {name: x[:, 1:] for name, x in batch["observation"].items() if reader.changes(name)}
         found.append(-model.log_prob(starts.beliefs(some), batch["action"], seen).codes[:, 0])
-    return float(torch.cat(found).mean()), len(starts)
+    return {"surprise": float(torch.cat(found).mean()), "met_steps": len(starts)}

@@ -16,29 +16,38 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pan_hf.adapters import check_family
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.cache_scope import digest_of
+from pan_hf.agents.critics import as_critic
+from pan_hf.agents.policy import FlatActions
 from pan_hf.agents.registry import make_planners
+from pan_hf.agents.world import at_effort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load, results_folder
 from pan_hf.data.episodes import read_info
 from pan_hf.data.join import join
 from pan_hf.data.record import record as record_episodes
+from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_recorded_environment
 from pan_hf.evaluation.acting import make_agents, recorded_facts, reward_critic
 from pan_hf.evaluation.cache_dataset import CACHE
 from pan_hf.evaluation.control import check_seeds, choose_environments, plan
 from pan_hf.evaluation.precompute import precompute
+from pan_hf.evaluation.success import success_rule
+from pan_hf.modeling import PanModel
 from pan_hf.reporting.results import Record, read_records, record, write_records
+from pan_hf.training.arguments import arguments
 from pan_hf.training.distil import DISTILLED, distil
 from pan_hf.training.encounters import acting, misfits, record_arguments, surprise_at
-from pan_hf.training.finetune import finetune
-from pan_hf.training.run_folder import TIME, keeping_settings
+from pan_hf.training.finetune import STAGE, finetune
+from pan_hf.training.run_folder import TIME, keeping_settings, stable_repr
 
 IMPROVE, IMPROVEMENT = "improve", "improvement.json"
 _INCREMENTS = 10  # in which episodes are asked for, so that a time limit is kept
@@ -131,8 +140,9 @@ def improve(
         record_arguments(entry)
         make_recorded_environment(entry, trust_recording).close()
     model, _ = load(start)
-    wishes = [critic or reward_critic(facts.get(entry["id"]), reward_threshold) for entry in entries]
-    has_goal = all(math.isfinite(getattr(wish, "threshold", 0.0)) for wish in wishes)
+    _check_parts(model, start, root, adapter, critic, success, effort, policy)
+    wishes = [reward_critic(facts.get(entry["id"]), reward_threshold) for entry in entries]
+    has_goal = critic is not None or all(math.isfinite(wish.threshold) for wish in wishes)
     (name, *_) = make_planners(planner if planner is None else [planner], model.config, has_goal)
     wanted = {"environments": [entry["id"] for entry in entries], "reward_threshold": reward_threshold}
     wanted |= {"critic": critic, "effort": effort}
@@ -140,35 +150,44 @@ def improve(
     settings |= {"max_episode_steps": max_episode_steps, "cache": cache or policy, "policy": policy}
     settings |= {"seconds": seconds, "learning_rate": learning_rate, "adapter": adapter, "seed": seed}
     settings |= {"test_episodes": test_episodes, "test_seed": test_seed, "planner": planner or name}
-    told = settings | {name: repr(value)[:200] for name, value in wanted.items()} | {"weights": digest_of(model, None)}
-    folder = home / IMPROVE
-    loop = _Loop(folder, start, root, entries, settings, wanted, success, time_limit, progress, trust_recording)
+    told = settings | {name: stable_repr(value) for name, value in wanted.items()}
+    told |= {"weights": digest_of(model, None)}
+    folder, shown = home / IMPROVE, {"progress": progress}
+    loop = _Loop(folder, start, root, entries, settings, wanted, success, time_limit, shown, trust_recording)
     with keeping_settings(folder / "settings.json", told, begun=folder / "round-00"):
         records = [entry for number in range(rounds + 1) for entry in loop.round(number)]
     write_records(home / IMPROVEMENT, records)
     return folder / f"round-{rounds:02d}"
 
 
-class _Loop:
-    """The rounds of a run. Args: see `improve`."""
+def _check_parts(
+    model: PanModel, start: Path, root: Path, adapter: str, critic: Any, success: Any, effort: Any, policy: bool
+) -> None:
+    """Raises ValueError for what a part of a round would refuse when others are done."""
+    arguments(STAGE, model=str(start), data=str(root), output_dir=str(root), adapter=adapter)
+    check_family(model.config, adapter)
+    if critic is not None:
+        as_critic(critic)
+    success_rule(success)
+    at_effort(model, effort)
+    if policy:
+        FlatActions(model.config)
 
-    def __init__(
-        self,
-        folder: Path,
-        start: Path,
-        root: Path,
-        entries: list[dict],
-        settings: dict[str, Any],
-        wanted: dict[str, Any],
-        success: Any,
-        time_limit: float | None,
-        progress: bool,
-        trust_recording: bool,
-    ):
-        self.folder, self.start, self.root, self.entries = folder, start, root, entries
-        self.settings, self.wanted, self.success = settings, wanted, success
-        self.time_limit, self.trusts = time_limit, trust_recording
-        self.shown: dict[str, Any] = {"progress": progress}
+
+@dataclass
+class _Loop:
+    """The rounds of a run, see `improve`."""
+
+    folder: Path
+    start: Path
+    root: Path
+    entries: list[dict]
+    settings: dict[str, Any]
+    wanted: dict[str, Any]
+    success: Any
+    time_limit: float | None
+    shown: dict[str, Any]
+    trusts: bool
 
     def place(self, number: int) -> Path:
         return self.folder / f"round-{number:02d}"
@@ -246,9 +265,11 @@ class _Loop:
         before = self.checkpoint(number - 1)
         if not self.data(number).exists():
             model, processor = load(before)
-            left_out: dict[str | Path, list[int]] = {
-                folder: misfits(model.config, processor, folder) for folder in met
-            }
+            left_out: dict[str | Path, list[int]] = {}
+            for folder in met:
+                trajectories = load_trajectories(folder, "train")
+                wrong = misfits(model.config, processor, trajectories)
+                left_out[folder] = trajectories.episode_indices[wrong].tolist()
             join([self.data(number - 1), *met], self.data(number), left_out)
         given = {name: self.settings[name] for name in ("seconds", "max_steps", "learning_rate", "adapter", "seed")}
         finetune(self.place(number), before, self.data(number), merge=True, **given, **self.shown)
@@ -291,7 +312,6 @@ class _Loop:
         ]
         where["split"] = "met"
         for entry, folder in zip(self.entries, met, strict=False):
-            surprise, steps = surprise_at(self.checkpoint(number - 1), folder)
-            told = {"surprise": surprise, "met_steps": steps}
+            told = surprise_at(self.checkpoint(number - 1), folder)
             records += [record(name, value, environment=entry["id"], **where) for name, value in told.items()]
         return records

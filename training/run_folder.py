@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pan_hf.arguments import a_seed, least
 from pan_hf.checkpoints import find_checkpoint
@@ -122,6 +124,11 @@ def keeping_settings(path: Path, settings: dict, begun: Path) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # something else stands in it
                     folder.rmdir()
         raise
+
+
+def stable_repr(value: Any) -> str:
+    """How settings name an object: the same in every process, so without addresses."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def publish(current: Path, checkpoint: Path, data: Path) -> Path:
