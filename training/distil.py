@@ -11,8 +11,8 @@ bit, where it would have ended; of a cache that holds other decisions by now it 
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -35,15 +35,19 @@ from pan_hf.console import Progress
 from pan_hf.envs.state_features import StateFeatures
 from pan_hf.evaluation.acting import recorded_facts, reward_critic
 from pan_hf.evaluation.cache_dataset import cache_folder
-from pan_hf.files import finish_writing, read_json
-from pan_hf.reporting.learning import learning_curves
-from pan_hf.training.policy_state import SAVE_SECONDS, STATE, pack, unpack
-from pan_hf.training.run_folder import keeping_settings
+from pan_hf.training.policy_state import SAVE_SECONDS, resume_training, save_training
+from pan_hf.training.run_folder import keeping_settings, stable_repr
 
 DISTILLED = "distilled"  # the folder of the policy in a run
 _NOTED = 250  # steps between two measurements
 _LEAST_SPREAD = 0.05  # of a number of a belief: what varies less is not made larger than this makes it
 _MEASURED = 2048  # decisions of each split that are measured, drawn once
+_STORY = """# A distilled planner
+
+A policy that imitates the plans of a simulation cache: {decisions} states, of which a tenth was held out. The
+agreement below says in which share of the held-out states it does what the cache would answer. They are states of the
+same cache, so they may be neighbours of those learned from. It has not acted in the world yet:
+`pan plan --policy <this folder>` measures how it does there, with a search where it is unsure."""
 
 
 @checked(
@@ -105,11 +109,13 @@ def distil(
     model, _ = load(run)
     model.requires_grad_(False)
     wishes = _wishes(run, data_root, environments, reward_threshold, critic)
-    kept = SimulationCache(cache_folder(run, cache, output, at_effort(model, effort)), create=False, writes=False)
-    decisions = _decisions(kept, model, effort, wishes)
+    world = at_effort(model, effort)
+    kept = SimulationCache(cache_folder(run, cache, output, world), create=False, writes=False)
+    with contextlib.closing(kept):
+        decisions = _decisions(kept, world, StateFeatures(model), wishes)
     folder = results / DISTILLED
     settings = {"learning_rate": learning_rate, "batch_size": batch_size, "hidden": widths, "seed": seed}
-    settings |= {"goals": [repr(wish)[:200] for wish in wishes], "weights": digest_of(model, None)}
+    settings |= {"goals": [stable_repr(wish) for wish in wishes], "weights": digest_of(model, None)}
     with keeping_settings(folder.with_name(f"{DISTILLED}.settings.json"), settings, begun=folder):
         learner = _Learner(decisions, folder, settings | {"checkpoint": str(run)})
         learner.learn(steps, time_limit, progress)
@@ -126,14 +132,12 @@ def _wishes(run: Any, data: Any, environments: Sequence[str] | None, threshold: 
     return [reward_critic(facts[id], threshold) for id in environments or sorted(facts)]
 
 
-def _decisions(cache: SimulationCache, model: Any, effort: Any, wishes: Sequence[Critic]) -> Decisions:
-    world = at_effort(model, effort)
-    decisions = Decisions(StateFeatures(model), FlatActions(model.config), cache.bind(world, wishes[0]).keys)
+def _decisions(cache: SimulationCache, world: Any, features: StateFeatures, wishes: Sequence[Critic]) -> Decisions:
+    decisions = Decisions(features, FlatActions(world.config), cache.bind(world, wishes[0]).keys)
     for wish in wishes:
         if not cache.is_valued(world, wish):
             cache.back_up(world, wish)
         decisions.add(cache, world, wish)
-    cache.close()
     if not len(decisions):
         raise ValueError(f"{cache.store.path.parent} knows no action for this goal; `pan precompute` fills it.")
     return decisions
@@ -157,9 +161,7 @@ class _Learner:
         self.about = about | {"reward_scale": self.scale, "decisions": len(decisions)}
         self.seed, self.digest = about["seed"], decisions.digest()
         self._begin()
-        finish_writing(folder)
-        if (folder / STATE).exists():
-            self._resume()
+        self._resume()
 
     def _begin(self) -> None:
         features, flat, device = self.decisions.features, self.decisions.flat, self.decisions.features.model.device
@@ -188,11 +190,11 @@ class _Learner:
 
     def _resume(self) -> None:
         """Takes up what was kept, unless that was learned from other decisions."""
-        counts = unpack(self.folder / STATE, self.network, self.optimizer)
-        if counts["decisions"] != self.digest:
+        kept = resume_training(self.folder, self.network, self.optimizer)
+        if kept is not None and kept[0]["decisions"] == self.digest:
+            self.steps, self.log = kept[0]["steps"], kept[1]
+        elif kept is not None:
             self._begin()
-            return
-        self.steps, self.log = counts["steps"], read_json(self.folder / "log.json", list)
 
     def learn(self, steps: int, time_limit: float | None, progress: bool) -> None:
         """Goes on until there are so many steps, or the time is up."""
@@ -264,13 +266,9 @@ class _Learner:
         )
 
     def _save(self) -> None:
-        files: dict[str, str | bytes] = {
-            STATE: pack(self.network, self.optimizer, {"steps": self.steps, "decisions": self.digest}),
-            "log.json": json.dumps(self.log, indent=1),
-            "curves.svg": learning_curves(self.log, "steps of learning"),
-            "README.md": card(self.policy.about, self.log[-1]),
-        }
-        self.policy.save(self.folder, files)
+        policy, counts = self.policy, {"steps": self.steps, "decisions": self.digest}
+        story = _STORY.format(**policy.about)
+        save_training(self.folder, policy, self.network, self.optimizer, counts, self.log, story, "steps of learning")
 
 
 def _cloning_loss(network: ActorCritic, outputs: Tensor, right: Tensor) -> Tensor:
@@ -286,33 +284,3 @@ def _agrees(outputs: Tensor, right: Tensor) -> Tensor:
     if right.dtype == torch.bool:
         return right.gather(1, outputs.argmax(-1, keepdim=True)).squeeze(1)
     return ((outputs.clamp(-1, 1) - right).abs() <= TOLERANCE).all(-1)
-
-
-def card(facts: dict[str, Any], last: dict[str, Any]) -> str:
-    """The card of a distilled policy."""
-    return f"""---
-library_name: pan_hf
-pipeline_tag: reinforcement-learning
----
-# A distilled planner
-
-A policy that imitates the plans of a simulation cache: {facts["decisions"]} states, of which a tenth was held out. The
-agreement below says in which share of the held-out states it does what the cache would answer. They are states of the
-same cache, so they may be neighbours of those learned from. It has not acted in the world yet:
-`pan plan --policy <this folder>` measures how it does there, with a search where it is unsure.
-`policy.safetensors` and `policy.json` are all it needs. `training.safetensors` holds the optimizer, to go on from.
-
-![curves](curves.svg)
-
-Its last measurement
-
-```json
-{json.dumps(last, indent=1)}
-```
-
-Trained with
-
-```json
-{json.dumps(facts, indent=1)}
-```
-"""

@@ -10,7 +10,6 @@ beliefs. Run again, training goes on after its last whole rollout and ends, bit 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +24,16 @@ from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import results_folder
 from pan_hf.console import Progress
 from pan_hf.envs.imagined import HORIZON, ImaginedVectorEnv
-from pan_hf.files import finish_writing, read_json
 from pan_hf.imagined_worlds import load_imagined
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.validation_pan import real, whole
-from pan_hf.reporting.learning import learning_curves
-from pan_hf.training.policy_state import SAVE_SECONDS, STATE, pack, unpack
+from pan_hf.training.policy_state import SAVE_SECONDS, resume_training, save_training
 from pan_hf.training.run_folder import keeping_settings
+
+_STORY = """# A policy that was learned in imagination
+
+{steps} imagined steps of the world model below, by PPO (Stable-Baselines3), in {seconds:.0f} s.
+It has not acted in the world yet: `pan plan --planner 'policy?folder=<this folder>'` measures how it does there."""
 
 
 @checked(
@@ -122,8 +124,9 @@ def imagine(
 
 def _learn(ppo: Any, steps: int, folder: Path, model: PanModel, about: dict[str, Any], progress: bool) -> None:
     """Rollout, update, and so on, from where the folder has come to."""
-    finish_writing(folder)
-    log = _resume(ppo, folder)
+    log: list[dict[str, Any]] = []
+    if kept := resume_training(folder, ppo.policy, ppo.policy.optimizer):
+        (ppo.num_timesteps, ppo._n_updates), log = kept
     begun, saved = time.monotonic(), time.monotonic()
     before = log[-1]["seconds"] if log else 0.0
     with Progress("learning in imagination", steps, "steps", progress, ppo.num_timesteps) as line:
@@ -157,56 +160,9 @@ def _note(ppo: Any, seconds: float) -> dict[str, Any]:
     return {"steps": ppo.num_timesteps, "episodes": num_episodes, **finite}
 
 
-# ---- what a run is kept by
-
-
 def _save(ppo: Any, folder: Path, model: PanModel, about: dict[str, Any], log: list[dict]) -> None:
-    """Writes the policy, and what training goes on from, whole or not at all."""
     env = ppo.env
     facts = about | {"steps": ppo.num_timesteps, "seconds": log[-1]["seconds"]}
     policy = Policy(model, network_of(ppo), env.env.imagination.features, env.flat, facts)
-    files: dict[str, str | bytes] = {
-        STATE: pack(ppo.policy, ppo.policy.optimizer, [ppo.num_timesteps, ppo._n_updates]),
-        "log.json": json.dumps(log, indent=1),
-        "curves.svg": learning_curves(log),
-        "README.md": card(facts, log),
-    }
-    policy.save(folder, files)
-
-
-def _resume(ppo: Any, folder: Path) -> list[dict]:
-    """Takes up what was kept, if anything was; the log so far."""
-    path = folder / STATE
-    if not path.exists():
-        return []
-    ppo.num_timesteps, ppo._n_updates = unpack(path, ppo.policy, ppo.policy.optimizer)
-    return read_json(folder / "log.json", list)
-
-
-def card(facts: dict[str, Any], log: list[dict]) -> str:
-    """The card of a policy."""
-    last = {name: value for name, value in log[-1].items() if name != "steps"}
-    return f"""---
-library_name: pan_hf
-pipeline_tag: reinforcement-learning
----
-# A policy that was learned in imagination
-
-{facts["steps"]} imagined steps of the world model below, by PPO (Stable-Baselines3), in {facts["seconds"]:.0f} s.
-It has not acted in the world yet: `pan plan --planner 'policy?folder=<this folder>'` measures how it does there.
-`policy.safetensors` and `policy.json` are all it needs. `training.safetensors` holds the optimizer, to go on from.
-
-![curves](curves.svg)
-
-Trained with
-
-```json
-{json.dumps(facts, indent=1)}
-```
-
-Its last rollout
-
-```json
-{json.dumps(last, indent=1)}
-```
-"""
+    counts, story = [ppo.num_timesteps, ppo._n_updates], _STORY.format(**facts)
+    save_training(folder, policy, ppo.policy, ppo.policy.optimizer, counts, log, story, "imagined steps")
