@@ -22,8 +22,10 @@ from pan_hf.training.distil import distil
 from pan_hf.training.finetune import finetune
 from pan_hf.training.grow import grow
 from pan_hf.training.imagine import imagine
+from pan_hf.training.improve import improve
 from pan_hf.training.merge import merge
 from pan_hf.training.pipeline import train
+from pan_hf.training.value import learn_value
 
 
 @checked(count=least(1), rate=least(0, above=True))
@@ -96,6 +98,8 @@ SEEDED = (
     merge,
     imagine,
     distil,
+    learn_value,
+    improve,
     precompute,
 )
 

@@ -23,7 +23,7 @@ from pan_hf.agents.cache_scope import digest_of
 from pan_hf.agents.critics import RewardCritic
 from pan_hf.agents.policy import check_hidden
 from pan_hf.agents.value import LearnedValue, total_duration
-from pan_hf.arguments import checked, least
+from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, results_folder
 from pan_hf.console import track
 from pan_hf.data.episodes import episode_files
@@ -82,7 +82,7 @@ class Experience:
     steps=least(1),
     batch_size=least(1),
     learning_rate=least(0, above=True),
-    seed=least(0),
+    seed=a_seed,
 )
 def learn_value(
     run: str | Path,
@@ -136,7 +136,8 @@ def learn_value(
     folder = results_folder(run, output) / "value"
     model, _, starts = load_imagined(run, data_root, environment)
     features, rng = StateFeatures(model), np.random.default_rng(seed)
-    chosen = _some_episodes(starts.trajectories, environment, states, rng)
+    drawn = rng.permutation(starts.trajectories.episodes_of(environment))
+    chosen = _with_steps(starts.trajectories, drawn, states)
     experience = recorded_experience(starts, features, chosen, discount, progress)
     if imagined:
         experience = experience.joined(
@@ -154,13 +155,8 @@ def learn_value(
     return folder
 
 
-def _some_episodes(trajectories: Trajectories, environment: str | None, states: int, rng: Any) -> np.ndarray:
-    """Numbers of episodes with so many steps, or all, ascending."""
-    return _with_steps(trajectories, rng.permutation(trajectories.episodes_of(environment)), states)
-
-
 def _with_steps(trajectories: Trajectories, episodes: np.ndarray, states: int) -> np.ndarray:
-    """The first of some episodes that have so many steps together, ascending."""
+    """The first of some episodes that have so many steps together, or all, ascending."""
     counts = (trajectories.episode_lengths[episodes] - 1).cumsum()
     return np.sort(episodes[: 1 + int((counts < states).sum())])
 
@@ -230,10 +226,10 @@ def imagined_experience(
     drawn = np.sort(rng.choice(rows, count))
     critic, parts = RewardCritic(discount=discount), []
     batches = [drawn[first : first + _BATCH] for first in range(0, count, _BATCH)]
-    for number, some in enumerate(track(batches, "imagining", "batches", progress)):
+    for some in track(batches, "imagining", "batches", progress):
         batch = reader.batch(some, horizon)
         belief, actions = reader.perceive(batch), as_action(batch["action"])[:, reader.lead :]
-        futures = model.simulate(belief, actions, temperature=1.0, seed=int(rng.integers(2**31)) + number)
+        futures = model.simulate(belief, actions, temperature=1.0, seed=int(rng.integers(2**31)))
         scores = critic.score(futures)
         passes = futures.continue_prob.prod(1) * discount ** total_duration(futures, scores)
         parts.append((features(belief), features(futures.belief), critic.value(futures, scores), passes))
@@ -259,11 +255,11 @@ def fit(
     drawn = torch.randint(len(names), (len(value.members), len(names)), generator=generator)
     weights = torch.stack([torch.bincount(each, minlength=len(names)) for each in drawn]).float()
     optimizer = torch.optim.AdamW(value.parameters(), lr=learning_rate, weight_decay=1e-3)
-    x = experience.features.float()
+    x = experience.features
     value.train()
     for step in track(range(steps), "learning a value", "updates", progress):
         if step % _REFRESHED == 0:
-            targets = _targets(value, experience, x)  # (K, M)
+            targets = _targets(value, experience)  # (K, M)
         some = torch.randint(len(experience), (batch_size,), generator=generator)
         wrong = (value(x[experience.states[some]]) - targets[:, some].to(x.device)) / value.spread
         loss = torch.nn.functional.huber_loss(wrong, torch.zeros_like(wrong), reduction="none")
@@ -275,10 +271,10 @@ def fit(
 
 
 @torch.no_grad()
-def _targets(value: LearnedValue, experience: Experience, x: Tensor) -> Tensor:
+def _targets(value: LearnedValue, experience: Experience) -> Tensor:
     """What each network is to expect at the beginning of each window, `(K, M)`."""
     ends, places = experience.ends.unique(return_inverse=True)
-    after = value(x[ends]).cpu()[:, places]
+    after = value(experience.features[ends]).cpu()[:, places]
     return experience.returns + experience.passes * after
 
 
@@ -307,10 +303,9 @@ def _held_out(
     told = RecordedStarts(test, starts.processor, starts.model, environment)
     some = _with_steps(test, np.array(episodes), max(1, states // 4))
     experience = recorded_experience(told, features, some, value.discount, progress)
-    x = experience.features.float()
+    returns = _targets(value, experience).mean(0)
     with torch.no_grad():
-        returns = _targets(value, experience, x).mean(0)
-        said = value(x[experience.states]).mean(0).cpu()
+        said = value(experience.features[experience.states]).mean(0).cpu()
     variance = float(returns.var(correction=0))
     explained = 1 - float((returns - said).square().mean()) / variance if variance else None
     return {"held_out_states": len(returns), "explained_variance": explained}
