@@ -293,10 +293,17 @@ def test_keys_of_another_model_are_refused(context_steps):
     for other in (raw[:-1], raw + b"1234", raw * 3):
         with pytest.raises(ValueError, match="not of this world"):
             keys.belief([other])
-    with pytest.raises(ValueError, match="not of this world"):
-        keys.actions([np.int32(model.config.action.num_actions).tobytes()])
+    for number in (model.config.action.num_actions, -1):
+        with pytest.raises(ValueError, match="not of this world"):
+            keys.actions([np.int32(number).tobytes()])
     with pytest.raises(ValueError, match="Expected 4 bytes"):
         keys.actions([b"12"])
+
+
+def test_an_action_that_is_no_number_is_refused():
+    keys = Keys(world_model(senses=("camera",), action="vector"), b"")
+    with pytest.raises(ValueError, match="not of this world"):
+        keys.actions([np.float32([0.5, np.nan]).tobytes()])
 
 
 def test_an_action_of_several_parts_comes_back_by_name():

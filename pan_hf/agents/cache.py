@@ -323,8 +323,6 @@ class SimulationCache:
             actions=actions,
             expected_return=float(planned if value is None else value),
             states=None,
-            num_simulated=0,
-            seconds=0.0,
             parts=bound.keys.parts,
         )
         return Answer(level, action, plan.expected_return, float(reach or 0.0), distance, plan, node)
@@ -386,8 +384,7 @@ class SimulationCache:
 
     def _index(self, bound: _Bound) -> Neighbours:
         """The neighbours; read again when there are a tenth more entries."""
-        entries = self.store.query("SELECT value FROM counters WHERE name='entries'")
-        count = entries[0][0] if entries else 0
+        count = self.store.counters().get("entries", 0)
         if self._neighbours is None or count > 1.1 * self._neighbours[0] or count < 0.9 * self._neighbours[0]:
             self._neighbours = count, Neighbours(self.store, bound.space)
         return self._neighbours[1]
@@ -415,25 +412,23 @@ class SimulationCache:
         critic: Any,
         recorded: Rows,
         expanded: Sequence[bytes] = (),
-        events: int | None = None,
+        merges: bool = False,
     ) -> int:
-        """Writes what was imagined. Returns how many entries are new. Args: expanded, nodes of which every action is
-        there now; events, of the ledger of the other cache that it comes from."""
+        """Writes what was imagined. Returns how many entries are new. Args: expanded, nodes that are done, which is
+        noted last; merges, it comes from another cache, see [`CacheStore.write`]."""
         bound, added = self.bind(world, critic), 0
         if bound.grown is not None:
             self.store.move_space(bound.space, bound.grown)
             bound.grown = None
+        if recorded.planned:
+            self.store.write_planned((node, bound.task, action, value) for node, action, value in recorded.planned)
         outcomes = list(recorded.outcomes.values())
         for first in range(0, max(1, len(outcomes)), _WRITTEN):
             some = outcomes[first : first + _WRITTEN]
             needed = {node for outcome in some for node in (outcome.state, outcome.next)}
             states = [recorded.states[node] for node in needed]
             done = expanded if first + _WRITTEN >= len(outcomes) else ()
-            made = bound.events if events is None else events
-            merges = events is not None
-            added += self.store.write(bound.space, made, states, some, bound.task, done, merges)
-        if recorded.planned:
-            self.store.write_planned((node, bound.task, action, value) for node, action, value in recorded.planned)
+            added += self.store.write(bound.space, bound.events, states, some, bound.task, done, merges)
         self._bound_size(bound)
         return added
 

@@ -219,8 +219,10 @@ class Keys:
         first, values = 0, {}
         for name, part in self._parts.items():
             end = first + int(np.prod(part.shape, dtype=int))
-            piece, first = rows[:, first:end].contiguous(), end
-            numbers = piece.view(torch.float32) if feature_class(part.kind).is_numeric else piece.long()
+            piece, first, feature = rows[:, first:end].contiguous(), end, feature_class(part.kind)
+            numbers = piece.view(torch.float32) if feature.is_numeric else piece.long()
+            if not numbers.isfinite().all() or (feature.is_discrete and (numbers < 0).any()):
+                raise ValueError("Some actions are not of this world: a file of another model, or a damaged one.")
             values[name] = numbers.reshape(len(rows), *part.shape)
         return self.parts.join(values)
 

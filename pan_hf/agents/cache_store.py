@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import sqlite3
@@ -260,7 +261,7 @@ class CacheStore:
         merges: bool = False,
     ) -> int:
         """Keeps states and outcomes in one transaction; returns how many outcomes are new. Args: events, of the ledger
-        of whoever predicted them; expanded, states of which every action is there now; merges, counts are those of
+        of whoever writes them; expanded, states of which every action is there now; merges, counts are those of
         another cache, so of what is in both the larger one stays."""
         with self.transaction() as connection:
             clock = self._tick(connection)
@@ -349,7 +350,7 @@ class CacheStore:
         that were of no use for longest. Returns how many are gone."""
         gone = 0
         for space in spaces:
-            while gone < surplus and (some := self._oldest(space, min(500, surplus - gone))):
+            while gone < surplus and (some := self._oldest(space, surplus - gone)):
                 gone += self._forget(some)
         return gone
 
@@ -363,14 +364,15 @@ class CacheStore:
                 connection.execute("DELETE FROM spaces WHERE id=?", (space,))
         return gone
 
-    def _oldest(self, space: int, count: int) -> list[bytes]:
-        """A few states of a space that have entries, in the order of an index."""
+    def _oldest(self, space: int, entries: int) -> list[bytes]:
+        """The states of a space, in the order of an index, that have so many entries; 500 of them at most."""
         rows = self.query(
-            "SELECT node FROM states s WHERE space=? AND EXISTS (SELECT 1 FROM outcomes WHERE state=s.node) "
-            "ORDER BY used LIMIT ?",
-            (space, count),
+            "SELECT node, (SELECT COUNT(*) FROM outcomes WHERE state=s.node) AS entries FROM states s "
+            "WHERE space=? AND entries > 0 ORDER BY used LIMIT 500",
+            (space,),
         )
-        return [row[0] for row in rows]
+        before = itertools.accumulate((count for _, count in rows), initial=0)
+        return [node for (node, _), sum_before in zip(rows, before, strict=False) if sum_before < entries]
 
     def _forget(self, nodes: list[bytes], whole: bool = False) -> int:
         """Forgets the entries of a few states, and the states that nothing leads to; all of these if `whole`."""

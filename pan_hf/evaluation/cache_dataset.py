@@ -169,7 +169,7 @@ def _import(world: Any, source: Path, place: Path) -> int:
     paths = [source / name for name in (OUTCOMES, PLANNED)]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{source} lacks {missing}; a folder that `pan cache --export` wrote has them.")
-    scope, task_digests = _checked_files(paths, world), {}
+    _check_files(paths, world)
     found = SimulationCache(place, on_stale="keep")
     bound = found.bind(world, found.any_critic)
     added = 0
@@ -183,17 +183,15 @@ def _import(world: Any, source: Path, place: Path) -> int:
             recorded.outcomes[start, row["action"], end] = OutcomeRow(
                 start, row["action"], end, row["count"], told, row["continue_prob"], row["log_prob"], row["duration"]
             )
-        added += found.write(world, found.any_critic, recorded, events=scope.events)
+        added += found.write(world, found.any_critic, recorded, merges=True)
     if bound.keys.parts.is_discrete:  # `precompute` need not do again what is whole
         found.store.mark_expanded(bound.space, bound.keys.parts.num_choices)
     for rows in _batches(paths[1], bound.keys):
         recorded = Recorded(world, bound.keys, bound.critic)
         nodes = _file(recorded, [row["state"] for row in rows])
-        for row in rows:
-            if row["task"] not in task_digests:
-                task_digests[row["task"]] = found.store.task(row["task"], "imported")
+        tasks = {digest: found.store.task(digest, "imported") for digest in {row["task"] for row in rows}}
         found.store.write_planned(
-            (node, task_digests[row["task"]], row["action"], row["planned"])
+            (node, tasks[row["task"]], row["action"], row["planned"])
             for row in rows
             for node in recorded.states[nodes[row["state"]]].nodes
         )
@@ -201,14 +199,14 @@ def _import(world: Any, source: Path, place: Path) -> int:
     return added
 
 
-def _checked_files(paths: list[Path], world: Any) -> Scope:
-    """The scope of exported files. Raises ValueError unless they are whole and hold for a model."""
+def _check_files(paths: list[Path], world: Any) -> None:
+    """Raises ValueError unless exported files are whole and hold for a model."""
     abouts = []
     for path, schema in zip(paths, (_SCHEMA, _PLANNED), strict=True):
         try:
             found = pq.read_schema(path)
             abouts.append(json.loads((found.metadata or {})[b"pan"]))
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged, or was not written by `pan cache --export` ({error}).") from error
         if not found.remove_metadata().equals(schema):
             raise ValueError(f"{path} has other columns than `pan cache --export` writes, {schema.names}.")
@@ -224,7 +222,6 @@ def _checked_files(paths: list[Path], world: Any) -> Scope:
             f"of this model's (its ledger: {scope.ledger or 'none'}, this model's: {own.ledger or 'none'}); nothing "
             "was imported."
         )
-    return scope
 
 
 def _batches(path: Path, keys: Keys, num_rewards: int = 0) -> Iterator[list[dict]]:
