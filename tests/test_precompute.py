@@ -23,15 +23,15 @@ from test_imagine import policy_of
 from tiny_worlds import board_world
 
 from pan_hf import cli
-from pan_hf.agents.cache import SimulationCache
+from pan_hf.agents.cache import Answer, SimulationCache
 from pan_hf.agents.cache_scope import scope_of
 from pan_hf.agents.cache_store import CacheStore, OutcomeRow, StateRow
 from pan_hf.agents.critics import RewardCritic
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.evaluation import imaginers
 from pan_hf.evaluation import precompute as precomputing
-from pan_hf.evaluation.cache_dataset import export_cache, import_cache
-from pan_hf.evaluation.cache_summary import cache_summary, describe_cache
+from pan_hf.evaluation.cache_dataset import _check_files, export_cache, import_cache
+from pan_hf.evaluation.cache_summary import cache_summary, coverage_growth, describe_cache
 from pan_hf.evaluation.imaginers import Imaginer
 from pan_hf.evaluation.precompute import _Filler, precompute
 
@@ -113,6 +113,20 @@ def test_where_there_is_no_goal_a_planner_plans_from_the_recorded_states(board, 
     with pytest.raises(ValueError, match="Unknown planner 'astar'"):
         precompute(board.model, board.data, cache=tmp_path / "no", planner="astar", progress=False)
     assert not (tmp_path / "no").exists()
+
+
+def test_whether_there_is_a_goal_is_asked_of_the_chosen_environments(board, tmp_path, monkeypatch):
+    def begin(*given):
+        raise RuntimeError(f"the planner is {given[5]}")
+
+    goals = {"Goal-v0": 0.5, "Endless-v0": float("inf")}
+    monkeypatch.setattr(precomputing, "load_trajectories", lambda *_: SimpleNamespace(environments=list(goals)))
+    monkeypatch.setattr(precomputing, "recorded_facts", lambda _: goals)
+    monkeypatch.setattr(precomputing, "reward_critic", lambda goal, _: RewardCritic(threshold=goal))
+    monkeypatch.setattr(precomputing, "_Filler", begin)
+    for chosen, planner in ((["Goal-v0"], None), (None, "cem")):
+        with pytest.raises(RuntimeError, match=f"the planner is {planner}"):
+            precompute(board.model, board.data, cache=tmp_path, environments=chosen)
 
 
 @pytest.mark.slow
@@ -364,7 +378,21 @@ def test_coverage_grows_with_entries_to_what_it_is_now(board, tmp_path):
     assert "with the older half of the entries" in cache_summary(told)
 
 
+def test_an_answer_whose_entries_were_evicted_counts_from_the_beginning(board):
+    answer = Answer("levels=1", b"", 1.0, 1.0, 0.0, None, b"forgotten")
+    told = coverage_growth(SimulationCache(board.cache), [answer, None])
+    assert told["coverage"] == 0.5 and told["growth"]["levels"]["levels=1"][:2] == [0.0, 0.5]
+
+
 # --- As a data set
+
+
+def test_a_data_set_whose_metadata_is_nested_without_end_is_damaged(tmp_path):
+    paths = [tmp_path / name for name in ("outcomes.parquet", "planned.parquet")]
+    for path in paths:
+        pq.write_table(pa.table({"state": [b""]}).replace_schema_metadata({"pan": "[" * 100_000}), path)
+    with pytest.raises(ValueError, match="is damaged"):
+        _check_files(paths, None)
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def describe_cache(
 
 def coverage_growth(cache: SimulationCache, answers: Sequence[Answer | None]) -> dict[str, Any]:
     """Which share of look-ups is answered, and how it came to that as entries did: an answer counts from the first
-    entry of the state, or abstract state, that it is of.
+    entry of the state, or abstract state, that it is of; from the beginning where those were evicted.
 
     Returns:
         `dict`: `coverage`; `covered` by level; `growth`: `entries`, `_POINTS` counts of them, and by level the shares
@@ -118,7 +118,8 @@ def coverage_growth(cache: SimulationCache, answers: Sequence[Answer | None]) ->
     came: dict[str, list[int]] = {}
     for answer in filter(None, answers):
         first = cache.store.query(
-            "SELECT MIN(id) FROM outcomes WHERE state=? OR state IN (SELECT state FROM members WHERE node=?)",
+            "SELECT coalesce(MIN(id), 0) FROM outcomes "
+            "WHERE state=? OR state IN (SELECT state FROM members WHERE node=?)",
             (answer.node, answer.node),
         )[0][0]
         came.setdefault(answer.level, []).append(int(np.searchsorted(ids, first)) + 1)

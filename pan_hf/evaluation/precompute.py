@@ -129,8 +129,9 @@ def precompute(
     names = sorted(set(trajectories.environments))
     if unknown := sorted(set(environments or ()) - set(names)):
         raise ValueError(f"{unknown} are not in the recording's {split} split, which has {names}; name some of those.")
+    chosen = list(environments or names)
     wishes = {
-        id: reward_critic(facts.get(id), reward_threshold) if critic is None else as_critic(critic) for id in names
+        id: reward_critic(facts.get(id), reward_threshold) if critic is None else as_critic(critic) for id in chosen
     }
     has_goal = all(math.isfinite(wish.threshold) for wish in wishes.values())
     parts = ActionParts(model.config)
@@ -138,12 +139,9 @@ def precompute(
     name = planner or (None if tries_all else "cem")
     if name is not None:
         make_planners([name], model.config, critic is not None or has_goal)
-    followed = None
-    if policy is not None:
-        followed = Policy.load(policy, model)
+    followed = None if policy is None else Policy.load(policy, model)
     folder = cache_folder(run, cache, output, at_effort(model, effort))
     before, answered, total = -1, 0, 0
-    chosen = list(environments or names)
     for number, id in enumerate(chosen):
         until = _share(deadline, 1 / (len(chosen) - number))
         wish = (wishes[id], effort, name, seed)
