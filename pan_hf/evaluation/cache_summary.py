@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from pan_hf.agents.critics import as_critic
 from pan_hf.agents.world import at_effort
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.checkpoints import find_checkpoint, find_recording, load
-from pan_hf.data.trajectories import Trajectories, load_trajectories
-from pan_hf.data.windows import WindowReader
+from pan_hf.data.trajectories import load_trajectories
 from pan_hf.evaluation.acting import recorded_facts, reward_critic
 from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.evaluation.cache_picture import write_cache_picture, write_growth_picture
+from pan_hf.evaluation.precompute import recorded_states
 
 _POINTS = 21  # of a curve
 
@@ -94,8 +94,9 @@ def describe_cache(
         answers: list[Answer | None] = []
         for id in environments or sorted(set(trajectories.environments)):
             wanted = reward_critic(facts.get(id), reward_threshold) if critic is None else as_critic(critic)
-            for belief in _recorded(world, processor, trajectories, id, samples, seed):
-                answers.append(found.lookup(world, belief, wanted, counts=False))
+            for reader, rows in recorded_states(world, processor, trajectories, id, samples, seed):
+                beliefs = (reader.perceive(reader.batch(row, 1)) for row in rows[:, None])
+                answers += [found.lookup(world, belief, wanted, counts=False) for belief in beliefs]
         told |= coverage_growth(found, answers)
         if pictures is not None:
             told["picture"] = write_cache_picture(found, pictures)
@@ -134,18 +135,6 @@ def coverage_growth(cache: SimulationCache, answers: Sequence[Answer | None]) ->
         "covered": {level: len(places) / total for level, places in came.items()},
         "growth": {"entries": counts.tolist(), "levels": shares},
     }
-
-
-def _recorded(
-    world: Any, processor: Any, trajectories: Trajectories, environment: str, count: int, seed: int
-) -> Iterator[Any]:
-    """Beliefs of recorded states, one row each, with as much of the past as the model sees where there is as much."""
-    rows = trajectories.windows(1, environment)
-    offset = rows - trajectories.episode_starts[trajectories.episode[rows]]
-    for index in np.random.default_rng(seed).permutation(len(rows))[:count]:
-        lead = min(int(offset[index]), world.config.context_steps - 1)
-        reader = WindowReader(trajectories, processor, world, lead + 1)
-        yield reader.perceive(reader.batch(rows[index : index + 1], 1))
 
 
 @torch.no_grad()

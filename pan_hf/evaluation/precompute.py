@@ -175,6 +175,19 @@ def _share(deadline: float, share: float) -> float:
     return now + share * (deadline - now)
 
 
+def recorded_states(
+    world: Any, processor: Any, trajectories: Trajectories, environment: str, count: int, seed: int
+) -> Iterator[tuple[WindowReader, np.ndarray]]:
+    """Rows of recorded states, drawn at random, and what reads them with as many steps before them as the model sees.
+    At the beginning of an episode there are fewer."""
+    rows = trajectories.windows(1, environment)
+    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
+    offset = chosen - trajectories.episode_starts[trajectories.episode[chosen]]
+    leads = np.minimum(offset, world.config.context_steps - 1)
+    for lead in range(world.config.context_steps):
+        yield WindowReader(trajectories, processor, world, lead + 1), chosen[leads == lead]
+
+
 class _Pace:
     """How many to do in one call, so that it takes about a second."""
 
@@ -237,16 +250,13 @@ class _Filler:
         progress: bool,
     ) -> list[bytes]:
         """Perceives recorded states and files them; returns their nodes, each once."""
-        context = self.world.config.context_steps
-        rows = trajectories.windows(1, environment)
-        offset = rows - trajectories.episode_starts[trajectories.episode[rows]]
-        chosen = np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:frames])
+        parts = list(recorded_states(self.world, processor, trajectories, environment, frames, self.seed))
         nodes: dict[bytes, None] = {}
-        with Progress(f"perceiving {environment}", len(chosen), "recorded states", progress) as line:
-            for lead in range(context):  # at the beginning of an episode a belief holds fewer steps
-                is_here = offset[chosen] >= lead if lead == context - 1 else offset[chosen] == lead
-                reader = WindowReader(trajectories, processor, self.world, lead + 1)
-                for some in _paced(rows[chosen[is_here]], deadline):
+        with Progress(
+            f"perceiving {environment}", sum(len(rows) for _, rows in parts), "recorded states", progress
+        ) as line:
+            for reader, rows in parts:
+                for some in _paced(rows, deadline):
                     recorded = self.imaginer.recorded()
                     nodes |= dict.fromkeys(recorded.file(reader.perceive(reader.batch(some, 1))))
                     self.store.write(self.bound.space, self.bound.events, recorded.states.values(), ())
