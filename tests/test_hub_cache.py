@@ -12,13 +12,15 @@ from tiny_worlds import board_world
 
 from pan_hf import cli
 from pan_hf.agents.cache import SimulationCache
+from pan_hf.agents.world import parse_effort
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.evaluation.cache_dataset import cache_folder, import_cache
 from pan_hf.evaluation.cache_summary import describe_cache
 from pan_hf.evaluation.control import plan
 from pan_hf.evaluation.precompute import precompute
 from pan_hf.hub import HubError
-from pan_hf.publishing.push_cache import push_cache
+from pan_hf.modeling.effort_pan import Effort
+from pan_hf.publishing.push_cache import effort_text, push_cache
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,16 @@ def test_a_cache_of_an_effort_is_pushed_and_taken_for_that_effort(run, other, se
     with pytest.raises(ValueError, match="another effort"):
         import_cache(other, "user/focused")
     assert import_cache(other, "user/focused", effort="focused") == told["entries"] > 0
+
+
+@pytest.mark.parametrize("text", ["focused", "camera.0,camera.1", "price=0.1,task=planning", "least_change=none"])
+def test_a_card_names_an_effort_as_a_shell_takes_it(text):
+    assert parse_effort(effort_text(parse_effort(text))) == parse_effort(text)
+
+
+def test_a_card_names_an_effort_that_was_made_in_python():
+    assert effort_text(Effort()) == "auto" and effort_text(Effort(["camera.0"])) == "camera.0"
+    assert effort_text(None) is None
 
 
 def test_a_hub_id_stands_where_a_cache_folder_does_and_is_copied_once(run, other, server, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from pan_hf.checkpoints import results_folder
 from pan_hf.evaluation.cache_dataset import CACHE, OUTCOMES, PLANNED, export_cache
 from pan_hf.evaluation.cache_summary import describe_cache
 from pan_hf.hub import hub_id
+from pan_hf.modeling.effort_pan import Effort
 from pan_hf.publishing.data_card import size_category
 from pan_hf.publishing.push import commit
 from pan_hf.reporting.templates import Markdown, template
@@ -101,7 +102,19 @@ def cache_card(
         digest=scope["digest"],
         ledger=scope["ledger"],
         license=license,
-        effort=effort if isinstance(effort, str) else None,
+        effort=effort_text(effort),
     )
     DatasetCard(content)  # raises if the metadata on top cannot be read back
     return content
+
+
+def effort_text(effort: Any) -> str | None:
+    """An effort as `pan --effort` takes it, see [`~pan_hf.agents.world.parse_effort`]."""
+    if effort is None or isinstance(effort, str):
+        return effort
+    if not isinstance(effort, Effort):
+        return ",".join(effort)
+    usual = vars(Effort())
+    given = {name: value for name, value in vars(effort).items() if value != usual[name]}
+    blocks = given.pop("blocks", ())
+    return ",".join([*blocks, *(f"{name}={value}" for name, value in given.items())]) or "auto"
