@@ -24,8 +24,8 @@ aside: its grid, where it has one (MiniGrid), or else what is seen first |
     python benchmarks/agents.py --env pan_hf/FourRooms-8x8-v0 --episodes 100 --seed 10000 --seed 20000
     python benchmarks/agents.py --row search --row cache    # these anew; the others stay as they were measured
 
-A cache that is not there is filled first. With several runs (other training seeds of one recipe) or seeds, records are
-means over them.
+A cache that is not there is filled first: `agents/` of a run has one for each environment. With several runs (other
+training seeds of one recipe) or seeds, records are means over them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ from pan_hf.checkpoints import find_checkpoint, find_recording  # noqa: E402
 from pan_hf.data.episodes import episode_files, read_columns, read_info  # noqa: E402
 from pan_hf.envs.environment import make_recorded_environment  # noqa: E402
 from pan_hf.evaluation.acting import recorded_facts, reward_critic  # noqa: E402
-from pan_hf.evaluation.cache_dataset import CACHE  # noqa: E402
 from pan_hf.evaluation.control import RANDOM, plan  # noqa: E402
 from pan_hf.evaluation.evaluate import across_seeds  # noqa: E402
 from pan_hf.evaluation.precompute import precompute  # noqa: E402
@@ -99,7 +98,7 @@ class Setting:
 
     @property
     def cache(self) -> Path:
-        return self.run / CACHE
+        return self.run / "agents" / self.environment.replace("/", "--")
 
     @property
     def policy(self) -> Path:

@@ -160,6 +160,7 @@ def in_a_process(function, *arguments):
     receiver, sender = FORK.Pipe(duplex=False)
     process = FORK.Process(target=lambda: sender.send((function(*arguments), resident_mib())))
     process.start()
+    sender.close()  # so that one that fails is noticed
     return process, receiver
 
 
@@ -244,7 +245,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="where the cache is made; kept if given.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
-    """Measures and prints; what `docs/guide/cache.md` states comes from here."""
+    """Measures and prints."""
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         told: dict = {"entries": entries, "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))}

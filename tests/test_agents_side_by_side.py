@@ -35,6 +35,7 @@ def test_every_way_to_act_plays_the_same_seeds(run_dir, tmp_path, capsys):  # no
     assert search["recorded_steps"] > 0 and cached["median_decision_ms"] > 0 and 0 <= cached["recalled"] <= 1
     assert values_of(found, "cache")["recorded_layouts"] == 1  # the first frame shows where the agent is
     assert "no policy in" in capsys.readouterr().out
+    assert (run / "agents" / "pan_test--Corridor-v0").exists() and not (run / "cache").exists()  # of any world
 
     untrained_policy(run)
     rows = ["policy", "cache+policy+search"]
