@@ -315,20 +315,16 @@ def fill_cache(model: PanModel, belief: Belief, tables: CodeTables) -> Belief:
     mask = layout.window_mask(steps)[keep][:, keep].to(x.device).view(1, 1, total, total)
     if belief.prefix is not None:
         mask = hide_padding(mask, belief.prefix, model.config.pad_token_id)
-    belief.cache = DynamicCache()
-    model.run_backbone(x, mask, torch.arange(total, device=x.device), belief.cache)
-    return belief
-
-
-def fill_on_use(model: PanModel, belief: Belief) -> Belief:
-    """Has a belief's cache filled when it is first asked for; returns the belief."""
-    belief.cache = functools.partial(_filled, model, belief)
+    cache = DynamicCache()
+    model.run_backbone(x, mask, torch.arange(total, device=x.device), cache)
+    belief.cache = cache  # when it is whole: where the backbone fails, or another thread asks, there is no half of it
     return belief
 
 
 @torch.no_grad()
-def _filled(model: PanModel, belief: Belief) -> DynamicCache | None:
-    return fill_cache(model, belief, model.table.code_tables()).cache
+def filled_cache(belief: Belief) -> DynamicCache | None:
+    """Fills a belief's cache. A belief that is made with this function as its cache has it filled on first use."""
+    return fill_cache(belief.model, belief, belief.model.table.code_tables()).cache
 
 
 # ---- functions that are compiled, see `CompiledStep`

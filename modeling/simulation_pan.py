@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .backbone_pan import fill_on_use
+from .backbone_pan import filled_cache
 from .codecs_pan import encode_observation
 from .display_pan import Film, as_pictures, code_shapes, picture_senses, strip_html
 from .effort_pan import ALL, BlockPlan, Cost, Effort, as_effort, block_plan
@@ -77,8 +77,7 @@ class Simulator:
         history = []
         if action is not None:
             history = [(state.map(itemgetter((slice(None), i))), action[:, i]) for i in range(first, steps - 1)]
-        belief = Belief(state.map(lambda t: t[:, -1]), history, model.prefix_ids(observation), None, model)
-        return fill_on_use(model, belief)
+        return Belief(state.map(lambda t: t[:, -1]), history, model.prefix_ids(observation), filled_cache, model)
 
     def check_past(
         self, observation: Mapping[str, Tensor], action: Tensor | Mapping[str, Tensor] | Actions | None

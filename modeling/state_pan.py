@@ -287,9 +287,9 @@ def _as_int32(values: Tensor) -> Tensor:
     return (values.float() + 0.0).view(torch.int32) if values.is_floating_point() else values.to(torch.int32)
 
 
-class FilledOnUse:
-    """A field that holds a cache, or a function that fills one and is called when the field is first read: whoever
-    only looks up what it sees runs no backbone."""
+class LazyCache:
+    """A field that holds a cache, or a function of its belief that fills one and is called when the field is first
+    read: whoever only looks up what it sees runs no backbone."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -299,10 +299,10 @@ class FilledOnUse:
             raise AttributeError(self._name)  # so the field of a dataclass has no default
         held = vars(holder)[self._name]
         if callable(held):
-            held = vars(holder)[self._name] = held()
+            held = vars(holder)[self._name] = held(holder)
         return held
 
-    def __set__(self, holder: object, held: DynamicCache | Callable[[], DynamicCache | None] | None) -> None:
+    def __set__(self, holder: object, held: DynamicCache | Callable[[Belief], DynamicCache | None] | None) -> None:
         vars(holder)[self._name] = held
 
 
@@ -324,16 +324,6 @@ def fork_cache(cache: DynamicCache | None) -> DynamicCache:
     return forked
 
 
-def _padded_from(values: Tensor | None, like: Tensor, rows: int, start: int) -> Tensor:
-    """Keys or values `(rows, heads, L, D)` with zeros behind the first `start` positions, so that there are as many
-    positions as in `like`; all zeros without any."""
-    padded = _blank_rows(rows, like)
-    if values is not None:
-        padded[:, :, :start] = values[:, :, :start]
-        padded[:, :, padded.shape[2] - (values.shape[2] - start) :] = values[:, :, start:]
-    return padded
-
-
 def _blank_rows(rows: int, like: Rows) -> Rows:
     """Zeros of another number of rows."""
     return like.new_zeros(rows, *like.shape[1:])
@@ -353,6 +343,16 @@ def _as_rows(index: Any, count: int = torch.iinfo(torch.long).max) -> Tensor:
     return index.long()
 
 
+def _padded_from(values: Tensor | None, like: Tensor, rows: int, start: int) -> Tensor:
+    """Keys or values `(rows, heads, L, D)` with zeros behind the first `start` positions, so that there are as many
+    positions as in `like`; all zeros without any."""
+    padded = _blank_rows(rows, like)
+    if values is not None:
+        padded[:, :, :start] = values[:, :, :start]
+        padded[:, :, padded.shape[2] - (values.shape[2] - start) :] = values[:, :, start:]
+    return padded
+
+
 @dataclass(repr=False)
 class Belief:
     """The encoded current state and the memory of earlier steps, for a batch of B.
@@ -365,7 +365,7 @@ class Belief:
         history: the earlier steps in the cache, oldest first: their states `(B,)` and encoded actions.
         prefix: ids of the episode's constant text `(B, prefix_length)`, or None.
         cache: keys and values of the prefix and of the earlier steps; None where there is neither. It may be given as
-            a function that makes them, which is called when they are first asked for.
+            a function of the belief that makes them, which is called when they are first asked for.
         model: the model that holds it, for `decode`.
         growths: outcomes of the learning that [`PanModel.observe`] tried.
         ages: how many earlier steps each row holds, the newest of `history`, `(B,)` int64 with a maximum of
@@ -375,7 +375,7 @@ class Belief:
     state: State
     history: list[tuple[State, Tensor | Actions]]
     prefix: Tensor | None
-    cache: FilledOnUse = FilledOnUse()
+    cache: LazyCache = LazyCache()
     model: PanModel = field(repr=False, default=None)  # type: ignore[assignment]  # beliefs are made by models
     growths: list = field(repr=False, default_factory=list)
     ages: Tensor | None = None

@@ -1,5 +1,8 @@
 """What a belief is: its keys name all that a prediction depends on, and its rows may be of different age."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 from tiny_worlds import acts, observe, world_model
@@ -59,6 +62,29 @@ def test_what_is_only_looked_up_runs_no_backbone(monkeypatch):
     assert not runs
     assert belief.num_cached == model.layout.prefix_length + model.layout.trunk_length
     assert belief.cache is belief.cache and len(runs) == 1
+
+
+def test_a_cache_that_could_not_be_filled_is_filled_whole_when_it_is_asked_for_again(monkeypatch):
+    model = world_model(("touch",), context_steps=2)
+    belief, other = (model.perceive(observe(model, 1, 2), acts(model, 1, 1)) for _ in range(2))
+
+    def fails(*given):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "run_backbone", fails)
+        with pytest.raises(MemoryError):
+            assert belief.cache
+    for asked in (belief, copy.deepcopy(belief), copy.copy(belief)):
+        assert asked.num_cached == other.num_cached > 0
+
+
+def test_a_belief_whose_cache_nobody_asked_for_is_freed_at_once():
+    model = world_model(("touch",), context_steps=2)
+    belief = model.perceive(observe(model, 1, 2), acts(model, 1, 1))
+    gone = weakref.ref(belief)
+    del belief
+    assert gone() is None
 
 
 def test_coarser_keys_leave_out_finer_codes_of_the_past_too():

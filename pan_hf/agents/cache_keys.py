@@ -29,7 +29,7 @@ from torch import Tensor
 from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.cache_scope import model_of
 from pan_hf.features import feature_class
-from pan_hf.modeling.backbone_pan import fill_on_use
+from pan_hf.modeling.backbone_pan import filled_cache
 from pan_hf.modeling.state_pan import ABSENT, Actions, Belief, State, action_tensors
 
 FEATURES = 64  # numbers by which neighbours are compared
@@ -161,8 +161,7 @@ class Keys:
             middle, end = start + len(state), start + past
             history.append((self._state(rows[:, start:middle]), self._actions(rows[:, middle:end])))
         prefix = rows[:, len(state) : now].long() if prefix_length else None
-        belief = Belief(self._state(rows[:, : len(state)]), history[::-1], prefix, None, model_of(model))
-        return fill_on_use(belief.model, belief)
+        return Belief(self._state(rows[:, : len(state)]), history[::-1], prefix, filled_cache, model_of(model))
 
     @functools.cached_property
     def _state_limits(self) -> np.ndarray:
