@@ -434,11 +434,10 @@ class Codebook(nn.Module):
             its decoded picture lacked when it was born from an observation; zero for codes of training.
         refined_by (`int`): codes of the next level that a code covers. Each row keeps in `refinements` which ones
             these usually are, counted from 1; 0 where none is known.
-        decay (`float`): of the moving averages.
-        revive_below (`float`): a live code used less than this many times a batch, on average, is moved onto an
-            encoder output that the codebook describes badly, where there is one.
     """
 
+    decay = 0.95  # of the moving averages
+    revive_below = 0.03  # times a batch, on average: a live code used less is moved onto what is described badly
     vectors: Tensor
     live: Tensor
     usage: Tensor
@@ -447,18 +446,9 @@ class Codebook(nn.Module):
     refinements: Tensor | None
     started: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        capacity: int,
-        dim: int,
-        picture_dim: int = 0,
-        refined_by: int = 0,
-        decay: float = 0.95,
-        revive_below: float = 0.03,
-    ):
+    def __init__(self, size: int, capacity: int, dim: int, picture_dim: int = 0, refined_by: int = 0):
         super().__init__()
-        self.size, self.decay, self.revive_below = size, decay, revive_below
+        self.size = size
         self.register_buffer("vectors", torch.zeros(capacity, dim))
         self.register_buffer("live", torch.zeros(capacity, dtype=torch.bool))
         self.register_buffer("usage", torch.zeros(capacity))
