@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # the oldest Transformers that pyproject.toml allows, and the tests that tell whether it works
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
-CORE := tests/test_model.py tests/test_processor.py tests/test_checkpoint.py tests/test_training.py tests/test_windows.py
+CORE := tests/test_model.py tests/test_processor.py tests/test_checkpoint.py tests/test_training.py tests/test_budget.py tests/test_windows.py
 
 .PHONY: quickstart test test-fast test-oldest test-extras test-upstream lint types wheel docs bench clean
 

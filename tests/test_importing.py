@@ -4,32 +4,23 @@ Each source is a small real data set: what its own library writes or, for LeRobo
 """
 
 import json
-import os
-import signal
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import datasets
-import gymnasium
 import minari
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forked import run_forked
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
-from tiny_worlds import Board
 
-from pan_hf import RecordTrajectories, files
 from pan_hf.cli import app
-from pan_hf.data.episodes import read_info
 from pan_hf.data.importing import columns, import_dataset, import_lerobot, import_minari, import_videos, writing
-from pan_hf.data.importing.times import steps_of
 from pan_hf.data.trajectories import load_trajectories
-from pan_hf.envs.environment import make_environment
 from pan_hf.features import View
 from pan_hf.images import encode_png
 
@@ -300,70 +291,6 @@ def test_a_minari_data_set_is_imported_by_id_and_by_folder(tmp_path, monkeypatch
     assert set(load_trajectories(tmp_path / "by_folder", "train").observations) == {"state"}
 
 
-# -------------------------------------------------------------------------------------------- a loop of one's own
-
-
-def play(env, episodes: int, seed: int = 0) -> list:
-    """Random episodes in a wrapped environment; what a loop saw of them."""
-    seen = []
-    env.action_space.seed(seed)
-    for episode in range(episodes):
-        frames, is_over = [env.reset(seed=seed + episode)[0]["camera"].copy()], False
-        while not is_over:
-            observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
-            frames.append(observation["camera"].copy())
-            is_over = terminated or truncated
-        seen.append(np.stack(frames))
-    return seen
-
-
-def board() -> gymnasium.Env:
-    return gymnasium.make("TestPanBoard-v0", max_episode_steps=5, disable_env_checker=True)
-
-
-def test_a_loop_of_ones_own_is_recorded_as_it_is_played_and_goes_on(tmp_path):
-    assert Board  # importing it registers the board
-    env = RecordTrajectories(board(), tmp_path / "data", rename={"place": "touch"}, test_fraction=0.25)
-    seen = play(env, 3)
-    assert read_info(tmp_path / "data")["episodes"] == {"train": 2, "test": 1}  # usable before it is closed
-    env.reset(seed=9)
-    env.step(np.int64(0))
-    env.close()  # cuts the fourth short
-    again = RecordTrajectories(board(), tmp_path / "data", rename={"place": "touch"}, test_fraction=0.25)
-    seen += play(again, 1, seed=50)
-    entry = read_info(tmp_path / "data")["environments"][0]  # makes it again, as `pan plan` does
-    assert set(make_environment(**entry).features) == set(again.features)
-    found = load_trajectories(tmp_path / "data", "train")
-    assert found.seeds == [0, 2, 9, 50] and found.tasks == [""] * 4
-    for row, index in enumerate((0, 2)):
-        np.testing.assert_array_equal(
-            found.observations["camera"][found.episode == row], seen[index].transpose(0, 3, 1, 2)
-        )
-    assert found.episode_lengths[2] == 2 and found.truncateds[found.episode == 2][0]
-    assert set(found.observations) == {"camera", "touch", "mission"}
-    with pytest.raises(ValueError, match="another test_fraction: 0.25 there, 0.5 now"):
-        RecordTrajectories(board(), tmp_path / "data", rename={"place": "touch"}, test_fraction=0.5)
-
-
-@pytest.mark.parametrize("number", range(4))  # of its files: what is recorded, an episode, how many, an episode
-def test_a_loop_of_ones_own_goes_on_wherever_it_was_killed(tmp_path, number):
-    replace, calls = os.replace, iter(range(5))
-
-    def replace_or_die(*paths):
-        if next(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(*paths)
-
-    def killed():
-        files.os.replace = replace_or_die
-        play(RecordTrajectories(board(), "data"), 3)
-
-    assert run_forked(killed, tmp_path).returncode == -signal.SIGKILL
-    play(RecordTrajectories(board(), tmp_path / "data"), 2, seed=50)
-    assert sum(read_info(tmp_path / "data")["episodes"].values()) == number // 2 + 2
-    assert not list((tmp_path / "data").rglob(".*"))
-
-
 # ------------------------------------------------------------------------------------------------- interrupted
 
 
@@ -528,79 +455,6 @@ def test_a_picture_that_is_no_picture_is_said():
         columns.form_of(np.full((64, 65), 300.0), View())
 
 
-# ------------------------------------------------------------------------------------ order is not taken for time
-
-
-def with_rows(root: Path, number: int, change) -> None:
-    path = root / "data" / "chunk-000" / f"file-{number:03d}.parquet"
-    pq.write_table(change(pq.read_table(path)), path)
-
-
-def lerobot_with_times(root: Path, drop: tuple[int, ...] = ()) -> Path:
-    """A LeRobot data set whose rows have times, and whose video lacks some frames (of all episodes together)."""
-    lerobot_set(root)
-    info = json.loads((root / "meta" / "info.json").read_text())
-    info["features"] |= {"timestamp": {"dtype": "float32", "shape": [1]}}
-    (root / "meta" / "info.json").write_text(json.dumps(info))
-    for path in sorted((root / "data").rglob("*.parquet")):
-        table = pq.read_table(path)
-        times = pa.array((np.asarray(table["frame_index"]) / 5).astype(np.float32))
-        pq.write_table(table.append_column("timestamp", times), path)
-    video = root / "videos" / "observation.images.top" / "chunk-000" / "file-000.mp4"
-    with av.open(str(video)) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    with av.open(str(video), "w") as container:
-        stream = container.add_stream("libx264", rate=5, options={"crf": "1", "g": "3"})
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv444p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for index, frame in enumerate(frames):
-            if index not in drop:
-                shown = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                shown.pts, shown.time_base = index * 200, Fraction(1, 1000)
-                container.mux(stream.encode(shown))
-        container.mux(stream.encode())
-    return root
-
-
-@pytest.mark.slow
-def test_a_dropped_frame_is_named_with_its_row_and_resampled_where_that_is_asked_for(tmp_path):
-    root = lerobot_with_times(tmp_path / "in", drop=(6,))  # of episode 1, row 2
-    with pytest.raises(ValueError, match=r"file-000.mp4 has no frame at 1.200 s, row 2 of the episode.*--resample"):
-        import_lerobot(root, tmp_path / "data", **WHOLE)
-    import_lerobot(root, tmp_path / "data", resample=True, **WHOLE)
-    found = load_trajectories(tmp_path / "data", "train")
-    frames = frames_of(1)
-    frames[2] = frames[1]  # the one before is repeated, and those behind stay where they were
-    assert is_shown(found.observations["top"][found.episode == 1], frames)
-    whole = lerobot_with_times(tmp_path / "whole")
-    import_lerobot(whole, tmp_path / "all", **WHOLE)
-    assert len(load_trajectories(tmp_path / "all", "train")) == len(found)
-
-
-@pytest.mark.filterwarnings("ignore:.*resampled to")
-def test_rows_out_of_order_keep_their_own_frames_of_a_video(tmp_path):
-    root = lerobot_with_times(tmp_path / "in")
-    import_lerobot(root, tmp_path / "whole", **WHOLE)
-    with_rows(root, 0, lambda table: table.take([0, 2, 1, *range(3, len(table))]))
-    with pytest.raises(ValueError, match="episode 0, row 1: its frame number is 2 steps after"):
-        import_lerobot(root, tmp_path / "data", **WHOLE)
-    import_lerobot(root, tmp_path / "data", resample=True, **WHOLE)
-    whole, found = (load_trajectories(tmp_path / name, "train").observations for name in ("whole", "data"))
-    assert all((found[name] == whole[name]).all() for name in whole)
-
-
-def test_times_and_frame_numbers_that_jump_are_named(tmp_path):
-    root = lerobot_with_times(tmp_path / "in")
-
-    def late(table):
-        times = np.asarray(table["timestamp"]) + np.float32([0, 0, 3, 3] + [0] * (len(table) - 4))
-        return table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(times))
-
-    with_rows(root, 0, late)
-    with pytest.raises(ValueError, match=r"episode 0, row 2: its time is 16 steps after .* at 5 frames a second"):
-        import_lerobot(root, tmp_path / "data", **WHOLE)
-
-
 def steps(frames, times=None):
     rows = [
         {"observation.state": [float(frame)], "action": row % 2, "episode_index": 0, "frame_index": frame}
@@ -609,40 +463,6 @@ def steps(frames, times=None):
     for row, time in zip(rows, times or (), strict=False):
         row["timestamp"] = time
     return rows
-
-
-@pytest.mark.parametrize("frames", [[0, 1, 2, 4, 5], [0, 1, 1, 2, 3]])
-def test_missing_and_doubled_rows_are_refused_or_resampled(frames, tmp_path, recwarn):
-    rows = [row | {"next.reward": 2.0**number, "next.done": number == 4} for number, row in enumerate(steps(frames))]
-    with pytest.raises(ValueError, match=r"row \d: its frame number is [02] steps after"):
-        import_dataset(rows, tmp_path / "data", **WHOLE)
-    import_dataset(rows, tmp_path / "data", resample=True, **WHOLE)
-    found = load_trajectories(tmp_path / "data", "train")
-    state = found.observations["state"][:, 0]
-    assert state.tolist() == ([0, 1, 2, 2, 4, 5] if 4 in frames else [0, 1, 2, 3])
-    assert any("resampled to" in str(warning.message) for warning in recwarn.list)
-    # each reward counts once; the last two fall on the last action whose outcome was seen
-    assert found.rewards.tolist() == ([1, 2, 0, 4, 24, 0] if 4 in frames else [1, 6, 24, 0])
-    assert np.flatnonzero(found.dones).tolist() == [len(found) - 2]
-
-
-@pytest.mark.parametrize("has_action", [True, False])
-def test_the_last_row_stands_once_at_the_end_whatever_its_time(has_action):
-    made = steps_of("episode 0", None, [0, 1, 1.2, 2.6], 1, True)
-    assert made.shown([0, 1, 2, 3]) == [0, 1, 2, 3] and made.rows.tolist()[-1] == 3
-    made = steps_of("episode 0", None, [0, 1, 2.6], 1, True)
-    assert made.shown([0, 1, 2]) == [0, 1, 1, 2]
-    values = [1, 2, 4][: 2 + has_action]
-    assert made.shown(values) == [1, 2, 2, 4][: 3 + has_action]
-    assert made.summed(np.array(values, float)) == [1, 0, 2, 4][: 3 + has_action]
-    assert made.any([False, True, False][: 2 + has_action]) == [False, False, True, False][: 3 + has_action]
-
-
-def test_the_rate_is_read_off_the_times(tmp_path):
-    rows = steps(range(5), [0.0, 0.033, 0.067, 0.1, 0.133])
-    assert import_dataset(rows, tmp_path / "data", **WHOLE)["fps"] == pytest.approx(30, abs=0.5)
-    with pytest.raises(ValueError, match="at 10 frames a second; expected 1"):
-        import_dataset(rows, tmp_path / "more", fps=10, **WHOLE)
 
 
 def test_videos_of_two_rates_are_not_one_recording(videos, tmp_path):
@@ -739,56 +559,3 @@ def test_hdf5_files_of_robomimic_and_of_flat_columns_are_imported(tmp_path):
         file["frame_0_x"] = np.zeros((3, 3))
     with pytest.raises(ValueError, match=r"holds \['frame_0_x'\]; expected groups data/demo_0.*pan import videos"):
         import_dataset(tmp_path / "diamond.hdf5", tmp_path / "more", **WHOLE)
-
-
-# -------------------------------------------------------------------------------- what is written is what was played
-
-
-def played(env, steps=120):
-    """Plays on without a reset; how many episodes ended."""
-    env.reset(seed=0)
-    env.action_space.seed(0)
-    ends = 0
-    for _ in range(steps):
-        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
-        ends += bool(terminated or truncated)
-    env.close()
-    return ends
-
-
-@pytest.mark.parametrize("is_outside", [True, False])
-def test_every_episode_of_a_loop_that_never_resets_is_written(is_outside, tmp_path):
-    env, folder = gymnasium.make("CartPole-v1"), tmp_path / "data"
-    if is_outside:
-        env = RecordTrajectories(gymnasium.wrappers.Autoreset(env), folder, test_fraction=0)
-    else:
-        env = gymnasium.wrappers.Autoreset(RecordTrajectories(env, folder, test_fraction=0))
-    ends = played(env)
-    found = load_trajectories(folder, "train")
-    assert ends >= 4 and found.num_episodes in (ends, ends + 1)  # the last one may have been cut short
-    assert found.dones.sum() == ends
-    # each begins where CartPole begins: no step from one episode to the next was written
-    assert (np.abs(found.observations["state"][found.episode_starts]) <= 0.05).all()
-
-
-def test_steps_behind_an_end_are_refused_and_so_is_a_vector(tmp_path):
-    env = RecordTrajectories(gymnasium.make("CartPole-v1"), tmp_path / "data")
-    with pytest.raises(ValueError, match="episode has ended.*call reset"):
-        played(env)
-    with pytest.raises(ValueError, match="expected one gymnasium environment, got SyncVectorEnv"):
-        RecordTrajectories(gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync"), tmp_path / "more")
-
-
-def test_a_reward_that_is_no_number_is_told_with_its_step_and_its_episode_is_not_written(tmp_path):
-    class Bad(gymnasium.RewardWrapper):
-        def reward(self, reward):
-            self.count = getattr(self, "count", 0) + 1
-            return float("nan") if self.count == 7 else reward
-
-    env = RecordTrajectories(Bad(gymnasium.make("CartPole-v1")), tmp_path / "data", test_fraction=0)
-    with pytest.raises(ValueError, match=r"CartPole-v1, episode 0 \(seed 3\), step 6: .*reward nan"):
-        env.reset(seed=3)
-        for step in range(9):
-            env.step(step % 2)
-    played(gymnasium.wrappers.Autoreset(env), 60)
-    assert np.isfinite(load_trajectories(tmp_path / "data", "train").rewards).all()
