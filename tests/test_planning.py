@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pan_hf.agents.actions import ActionParts
-from pan_hf.agents.agent import PanAgent, perceive
+from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.beam_search import BeamSearch
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
 from pan_hf.agents.graph_search import GraphSearch
@@ -20,6 +20,7 @@ from pan_hf.agents.plan import Contradicted
 from pan_hf.agents.policy import PolicyPlanner
 from pan_hf.agents.reasoners import ReasonersSearch
 from pan_hf.agents.registry import make_planners
+from pan_hf.agents.seen import perceive
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.agents.strategy_search import StrategySearch
 from pan_hf.modeling import DiscreteAction, VectorAction, VectorSense

@@ -31,10 +31,10 @@ from pan_hf.agents.explain import Explanation, explanation_of
 from pan_hf.agents.plan import Contradicted, Plan, compared_keys
 from pan_hf.agents.policy import CONFIDENCE, Policy
 from pan_hf.agents.registry import guided
-from pan_hf.agents.seen import SeenStep
+from pan_hf.agents.seen import SeenStep, perceive
 from pan_hf.agents.statistics import AgentStatistics
 from pan_hf.features import feature_class
-from pan_hf.modeling.sense_configuration_pan import ACTION, OUTSIDE
+from pan_hf.modeling.sense_configuration_pan import OUTSIDE
 from pan_hf.modeling.state_pan import Actions, State
 from pan_hf.modeling.step_pan import as_seed
 from pan_hf.modeling.validation_pan import real, whole
@@ -488,29 +488,3 @@ class PanAgent:
         taken = self.parts.to_environment(action)
         self.actions.append(taken)
         return taken
-
-
-def perceive(model, processor, observations: list[dict], actions: list):
-    """The belief after `T` observations and the `T - 1` actions between them; batch of one.
-
-    Args:
-        model ([`PanModel`]), processor ([`PanProcessor`]): as loaded.
-        observations (`list[dict]`): raw senses by name, oldest first; None where a sense is absent.
-        actions (`list`): `int` or `(D,)` array each, or a dict of these by part.
-    """
-    shown = {name: [observation[name] for observation in observations] for name in observations[-1]}
-    seen = {
-        name: None if all(value is None for value in values) else _sequence(name, model.config.senses[name], values)
-        for name, values in shown.items()
-    }
-    taken: Any = None
-    if actions:
-        parts = ActionParts(model.config).parts
-        by_part = [action if isinstance(action, dict) else dict.fromkeys(parts, action) for action in actions]
-        taken = {name: _sequence(name, part, [action[name] for action in by_part]) for name, part in parts.items()}
-        taken = taken[ACTION] if set(parts) == {ACTION} else taken
-    return model.perceive(**processor(observation=seen, action=taken).to(model.device))
-
-
-def _sequence(name: str, part, values: list):
-    return feature_class(part.kind).sequence(name, part, values)

@@ -1,4 +1,4 @@
-"""What was seen after an action, in the shape of what is imagined of one, so that a critic can judge it."""
+"""What was seen: as a belief, and after an action in the shape of what is imagined of one, for a critic to judge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.plan import device_of
+from pan_hf.features import feature_class
+from pan_hf.modeling.sense_configuration_pan import ACTION
+
+
+def perceive(model, processor, observations: list[dict], actions: list):
+    """The belief after `T` observations and the `T - 1` actions between them; batch of one.
+
+    Args:
+        model ([`PanModel`]), processor ([`PanProcessor`]): as loaded.
+        observations (`list[dict]`): raw senses by name, oldest first; None where a sense is absent.
+        actions (`list`): `int` or `(D,)` array each, or a dict of these by part.
+    """
+    shown = {name: [observation[name] for observation in observations] for name in observations[-1]}
+    seen = {
+        name: None if all(value is None for value in values) else _sequence(name, model.config.senses[name], values)
+        for name, values in shown.items()
+    }
+    taken: Any = None
+    if actions:
+        parts = ActionParts(model.config).parts
+        by_part = [action if isinstance(action, dict) else dict.fromkeys(parts, action) for action in actions]
+        taken = {name: _sequence(name, part, [action[name] for action in by_part]) for name, part in parts.items()}
+        taken = taken[ACTION] if set(parts) == {ACTION} else taken
+    return model.perceive(**processor(observation=seen, action=taken).to(model.device))
+
+
+def _sequence(name: str, part, values: list):
+    return feature_class(part.kind).sequence(name, part, values)
 
 
 class SeenStep:

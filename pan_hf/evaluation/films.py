@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pan_hf.agents.actions import ActionParts
-from pan_hf.agents.agent import perceive
+from pan_hf.agents.seen import perceive
 from pan_hf.evaluation.trials import Trace, Trial
 from pan_hf.features import feature_of
 from pan_hf.files import write_file
