@@ -102,11 +102,11 @@ def test_an_earlier_plan_is_told_from_where_it_is_gone_on_with():
 
 
 def test_a_repaired_plan_is_told_as_one():
-    agent, _ = acted(GraphSearch(), GridWorld("S.....G\n......."))
-    agent.act({"camera": np.array([1, 0])})
-    agent.act({"camera": np.array([1, 1])})
-    sources = {agent.explain().source}
-    assert sources <= {"repair", "plan", "search"} and agent.statistics.repairs + agent.statistics.replans >= 2
+    agent, _ = acted(GraphSearch(), GridWorld("S..G\n...G"))
+    agent.act({"camera": np.array([1, 1])})  # blown down, to where the rest of the plan reaches the goal as well
+    told = agent.explain()
+    assert told.source == "repair" and agent.statistics.repairs + agent.statistics.replans >= 2
+    assert told.candidates[0].actions.tolist() == [3, 3] and told.rows()[0]["reward"] == 1
 
 
 def test_an_explanation_before_any_action_is_refused():
@@ -201,16 +201,20 @@ def test_several_parts_are_told_together():
     assert told.action == "right+right" and told.rows()[0]["actions"] == ["right+right"] * 2
 
 
-def test_a_policy_tells_its_likeliest_choices(tmp_path):
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_policy_tells_its_likeliest_choices(tmp_path, is_cached):
     torch.manual_seed(0)
     model = world_model(("camera",))
     features, flat = StateFeatures(model), FlatActions(model.config)
     Policy(model, ActorCritic(features.size, [8], flat.size, True), features, flat).save(tmp_path / "policy")
-    agent = PanAgent(model, lambda **_: None, RewardCritic(), PolicyPlanner(tmp_path / "policy"))
-    belief = model.perceive(observe(model, 1))
-    agent._before, agent.plan, agent._position = (belief, None), agent._search(model, belief, {}), 1
+    cache = SimulationCache(tmp_path / "cache") if is_cached else None
+    agent = PanAgent(model, lambda **_: None, RewardCritic(), PolicyPlanner(tmp_path / "policy"), cache=cache)
+    other, belief = (model.perceive(observe(model, 1, seed=seed)) for seed in (1, 0))
+    agent._new_plan(other, other.keys()[0], {})
+    agent._before, agent.plan, agent._position = (belief, None), agent._new_plan(belief, belief.keys()[0], {}), 1
     told = agent.explain()
     assert told.candidates[0].actions.tolist() == agent.plan.actions.tolist()
+    assert told.source == "search" and len(vars(agent.planner)["_loaded"]) == 1  # a cache reads it no second time
     weights = [each.weight for each in told.candidates]
     assert weights == sorted(weights, reverse=True) and sum(weights) == pytest.approx(1, abs=1e-5)
 

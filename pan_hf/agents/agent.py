@@ -179,7 +179,7 @@ class PanAgent:
             surprised = self._compare(key, reward)
             surprised = not self._follow(key, surprised) and surprised
             if self._needs_plan(surprised, masks) and not (surprised and self._repair(belief, key, masks)):
-                self.plan, self._position = self._new_plan(belief, masks), 0
+                self.plan, self._position = self._new_plan(belief, key, masks), 0
             assert self.plan is not None  # one was needed until there was one
             action = self._take(self.plan, belief, key)
         self.statistics.decisions += 1
@@ -233,8 +233,6 @@ class PanAgent:
             known = self.cache.candidates(self.model, self.critic, self._answer)
         elif self._source == "policy" and self.policy is not None:
             known = self.policy.candidates(belief, self._masks)
-        elif self._source == "search" and not self.plan.candidates and hasattr(self.planner, "candidates"):
-            known = self.planner.candidates(self.model, belief, self._masks)
         return explanation_of(
             self.plan, self._position - 1, self._source, self.planner, self.model, belief, self.parts, known
         )
@@ -403,10 +401,10 @@ class PanAgent:
         self.statistics.repairs += 1
         return True
 
-    def _new_plan(self, belief, masks: dict[str, Tensor]) -> Plan:
+    def _new_plan(self, belief, key: bytes, masks: dict[str, Tensor]) -> Plan:
         """From the cache if it knows an action, from the policy if that is sure of one, else from the planner, whose
         search is written to the cache."""
-        known = self._known_action(belief, masks)
+        known = self._known_action(belief, key, masks)
         self._is_recalled = known is not None
         if known is not None:
             return known
@@ -417,15 +415,13 @@ class PanAgent:
             recorded.keep_plan(belief, plan)
         return plan
 
-    def _known_action(self, belief, masks: dict[str, Tensor]) -> Plan | None:
+    def _known_action(self, belief, key: bytes, masks: dict[str, Tensor]) -> Plan | None:
         """What cache or policy say; nothing in a state where they were followed `patience` times already."""
-        if self.cache is None and self.policy is None:
-            return None
-        key = belief.keys(**self._compared_by)[0]
         if self._recalled[key] >= self.patience:
             return None
         plan = self._recall(belief, masks) or self._act_by_policy(belief, key, masks)
-        self._recalled[key] += plan is not None
+        if plan is not None:
+            self._recalled[key] += 1
         return plan
 
     def _recall(self, belief, masks: dict[str, Tensor]) -> Plan | None:

@@ -253,7 +253,7 @@ class Policy:
         return self.network.values(self.features(belief)) * self.about.get("reward_scale", 1.0)
 
     def candidates(self, belief: Belief, mask: Any = None) -> tuple[Candidate, ...]:
-        """What it weighs in a belief of one row: its likeliest choices. None where it gives numbers."""
+        """What it weighs in a belief of one row: its likeliest choices; nothing where it gives numbers."""
         if not self.flat.is_discrete:
             return ()
         chances = self.probabilities(belief, mask)[0]
@@ -348,7 +348,7 @@ class PolicyPlanner:
                 f"PolicyPlanner: `folder` names a policy that `pan imagine` trained, got {self.folder!r:.60}."
             )
         check_numbers(self, truth, "sampled")
-        object.__setattr__(self, "_loaded", {})  # by the world's id
+        object.__setattr__(self, "_loaded", {})  # by ids of model and configuration, which a world's wrappers share
 
     @torch.no_grad()
     def plan(
@@ -369,17 +369,19 @@ class PolicyPlanner:
         """
         start = time.perf_counter()
         check_one_row(belief, generator)
-        loaded: dict[int, Policy] = vars(self)["_loaded"]
-        if id(world) not in loaded:
-            loaded[id(world)] = Policy.load(self.folder, world)
-        policy = loaded[id(world)]
-        actions = policy.act(belief, mask, self.sampled, generator)
-        value = float(policy.values(belief)[0])
-        return Plan(actions, value, None, 0, time.perf_counter() - start, parts=policy.flat.parts)
-
-    def candidates(self, world, belief, mask) -> tuple[Candidate, ...]:
-        """What the policy weighed in a belief of one row. Args: mask, as for `plan`."""
-        return vars(self)["_loaded"][id(world)].candidates(belief, mask)
+        which = id(getattr(belief, "model", None)), id(world.config)
+        loaded: dict[tuple[int, int], Policy] = vars(self)["_loaded"]
+        if which not in loaded:
+            loaded[which] = Policy.load(self.folder, world)
+        policy = loaded[which]
+        return Plan(
+            actions=policy.act(belief, mask, self.sampled, generator),
+            expected_return=float(policy.values(belief)[0]),
+            states=None,
+            parts=policy.flat.parts,
+            candidates=policy.candidates(belief, mask),
+            seconds=time.perf_counter() - start,
+        )
 
 
 def check_hidden(hidden: Sequence[int]) -> list[int]:
