@@ -145,6 +145,30 @@ def test_a_value_that_is_damaged_or_of_another_model_is_refused(tmp_path):
         LearnedValue.load(tmp_path / "value", model)
 
 
+def test_a_value_of_the_same_senses_in_another_order_is_refused(tmp_path):
+    model = world_model(("camera", "touch"))
+    features = StateFeatures(model)
+    sizes = dict(reversed(features.sizes.items()))
+    LearnedValue(sizes, features.scales, [8], 2, 0.9).save(tmp_path)
+    with pytest.raises(ValueError, match="Take the model that it was learned in"):
+        LearnedValue.load(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"hidden": []}, {"scales": {"touch": "x"}}, {"members": 10**12}, {"hidden": [10**9]}, {"discount": "0.9"}],
+    ids=str,
+)
+def test_a_description_that_means_nothing_is_told_before_memory_is_taken(tmp_path, wrong):
+    model = world_model(("touch",))
+    features = StateFeatures(model)
+    LearnedValue(features.sizes, features.scales, [8], 2, 0.9).save(tmp_path)
+    described = json.loads((tmp_path / "value.json").read_text()) | wrong
+    (tmp_path / "value.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="or damaged"):
+        LearnedValue.load(tmp_path, model)
+
+
 # ---- what planners make of it
 
 
@@ -215,8 +239,10 @@ def test_what_does_not_go_with_a_value_is_refused():
     goal = GoalCritic(vectors={"touch": torch.zeros(3)})
     with pytest.raises(ValueError, match="GoalCritic scores states"):
         ValueCritic(critic=goal, value_of=ByColumn())
-    with pytest.raises(ValueError, match="leave `actor` out"):
-        ValueCritic(critic=RewardCritic(actor="a"), value_of=ByColumn())
+    of_one = RewardCritic(actor="a")
+    for critic in (of_one, CautiousCritic(critic=of_one, penalty=0.1)):
+        with pytest.raises(ValueError, match="leave `actor` out"):
+            ValueCritic(critic=critic, value_of=ByColumn())
     with pytest.raises(ValueError, match="got one of no model"):
         LearnedValue({"a": 1}, {"a": 1.0}, [4], 2, 0.9).expected(GridBelief(torch.zeros(1, 2)))
     broken = ByColumn()

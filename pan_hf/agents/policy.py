@@ -141,7 +141,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.hidden, self.is_discrete, self.mask = list(hidden), is_discrete, mask
         self.mlp_extractor = nn.ModuleDict(
-            {name: _perceptron(num_inputs, hidden) for name in ("policy_net", "value_net")}
+            {name: nn.Sequential(*perceptron(num_inputs, hidden, nn.Tanh)) for name in ("policy_net", "value_net")}
         )
         self.action_net, self.value_net = nn.Linear(hidden[-1], num_outputs), nn.Linear(hidden[-1], 1)
         if not is_discrete:
@@ -157,11 +157,12 @@ class ActorCritic(nn.Module):
         return self.value_net(self.mlp_extractor["value_net"](x)).squeeze(-1)
 
 
-def _perceptron(num_inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+def perceptron(num_inputs: int, hidden: Sequence[int], activation: type[nn.Module]) -> list[nn.Module]:
+    """Layers of these widths, without the last one."""
     layers: list[nn.Module] = []
     for before, after in zip([num_inputs, *hidden], hidden, strict=False):
-        layers += [nn.Linear(before, after), nn.Tanh()]
-    return nn.Sequential(*layers)
+        layers += [nn.Linear(before, after), activation()]
+    return layers
 
 
 def mask_of(features: StateFeatures, flat: FlatActions) -> slice | None:
@@ -306,8 +307,8 @@ class Policy:
             )
         try:
             described = read_json(folder / DESCRIPTION)
-            scales = {name: real(name, scale, 0, above=True) for name, scale in dict(described["scales"]).items()}
-            hidden, about = check_hidden(described["hidden"]), dict(described["about"])
+            scales, hidden = check_scales(described["scales"]), check_hidden(described["hidden"])
+            about = dict(described["about"])
             sizes, taken = dict(described["sizes"]), (described["num_outputs"], described["is_discrete"])
             weights = load_file(folder / WEIGHTS)
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -390,3 +391,8 @@ def check_hidden(hidden: Sequence[int]) -> list[int]:
     if not widths:
         raise ValueError("`hidden` must name a width at least, got none.")
     return widths
+
+
+def check_scales(scales: Mapping[str, float]) -> dict[str, float]:
+    """Scales of [`StateFeatures`], above 0. Raises ValueError for anything else."""
+    return {name: real(name, scale, 0, above=True) for name, scale in dict(scales).items()}

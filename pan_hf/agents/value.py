@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pan_hf.agents.critics import Critic, as_critic
+from pan_hf.agents.policy import check_hidden, check_scales, perceptron
 from pan_hf.envs.state_features import StateFeatures
 from pan_hf.files import finish_writing, read_json, whole_folder
 from pan_hf.modeling.state_pan import Actions
-from pan_hf.modeling.validation_pan import real
+from pan_hf.modeling.validation_pan import real, whole
 
 if TYPE_CHECKING:
     from pan_hf.modeling import PanModel
@@ -62,15 +63,12 @@ class LearnedValue(nn.Module):
         super().__init__()
         self.sizes, self.scales, self.hidden = dict(sizes), dict(scales), list(hidden)
         self.discount, self.about = discount, dict(about or {})
-        self.members = nn.ModuleList([self._member() for _ in range(members)])
+        inputs = sum(self.sizes.values())
+        self.members = nn.ModuleList(
+            nn.Sequential(*perceptron(inputs, hidden, nn.SiLU), nn.Linear(hidden[-1], 1)) for _ in range(members)
+        )
         self.register_buffer("center", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
-
-    def _member(self) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for before, after in zip([sum(self.sizes.values()), *self.hidden], self.hidden, strict=False):
-            layers += [nn.Linear(before, after), nn.SiLU()]
-        return nn.Sequential(*layers, nn.Linear(self.hidden[-1], 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """What each network expects, `(K, N)`. Args: x `(N, D)`."""
@@ -117,17 +115,23 @@ class LearnedValue(nn.Module):
         if not (folder / DESCRIPTION).is_file():
             raise FileNotFoundError(f"No value in {folder}: expected {DESCRIPTION} in it; `pan value` learns one.")
         try:
-            value = cls(**read_json(folder / DESCRIPTION))
-            value.load_state_dict(load_file(folder / WEIGHTS))
+            described, weights = read_json(folder / DESCRIPTION), load_file(folder / WEIGHTS)
+            described["scales"] = check_scales(described["scales"])
+            described["hidden"] = check_hidden(described["hidden"])
+            described["members"] = whole("members", described["members"], 1, len(weights))
+            described["discount"] = real("discount", described["discount"], 0, 1, above=True)
+            with torch.device("meta"):  # nothing is drawn, and no memory is taken before the weights are seen to fit
+                value = cls(**described)
+            value.load_state_dict(weights, assign=True)
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise ValueError(f"{folder} is no learned value, or damaged ({error!r}); learn it again.") from error
         sizes = StateFeatures(model, value.scales).sizes
-        if sizes != value.sizes:
+        if list(sizes.items()) != list(value.sizes.items()):
             raise ValueError(
                 f"The value in {folder} reads {value.sizes}, the model says {sizes}. Take the model that it was "
                 "learned in."
             )
-        return value.to(model.device).eval()
+        return value.to(model.device).float().eval()
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,8 @@ class ValueCritic(Critic):
             raise ValueError(
                 f"A learned value is of rewards, and {type(self.critic).__name__} scores states; use RewardCritic."
             )
-        if getattr(self.critic, "actor", None) is not None:
+        rewarding = getattr(self.critic, "critic", self.critic)  # a critic with caution holds the one of rewards
+        if getattr(rewarding, "actor", None) is not None:
             raise ValueError("A learned value is of the rewards of all actors together; leave `actor` out.")
         object.__setattr__(self, "caution", real("caution", self.caution))
         object.__setattr__(self, "threshold", self.critic.threshold)
