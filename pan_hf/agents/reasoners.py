@@ -138,8 +138,9 @@ class ReasonersWorld:
         """
         if example is not None:
             check_one_row(example)
-            self.problem.belief, self.problem.masks = example, {}
         with self._lock:
+            if example is not None:
+                self.problem.belief, self.problem.masks = example, {}
             self._offered, self._pending, self._imagined, self.best = {}, {}, {}, None
 
     def init_state(self) -> ReasonersState:
