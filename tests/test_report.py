@@ -251,6 +251,17 @@ def test_a_malformed_strip_is_named(tmp_path, arrays, said):
         load_strip(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_strip_is_named(tmp_path, save):
+    save(tmp_path / "a.npz", real=frames(2), imagined=frames(2))
+    whole = (tmp_path / "a.npz").read_bytes()
+    flipped = whole[:300] + bytes([whole[300] ^ 255]) + whole[301:]
+    for damaged in (whole[:-40], flipped, b""):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="a.npz is no .npz of frames, or damaged"):
+            load_strip(tmp_path / "a.npz")
+
+
 def test_frames_stored_as_pickled_objects_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", imagined=np.array([{"a": 1}], dtype=object), carried_out=frames(1))
     with pytest.raises(ValueError, match="allow_pickle=False"):

@@ -6,6 +6,8 @@ model is one square on the screen and a wrong pixel can be seen.
 
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -216,10 +218,13 @@ def load_frames(path: Path, wanted: Sequence[str] | None = None) -> dict[str, np
     """Arrays of an .npz (never pickled ones), those `wanted` or all: frames of one size.
 
     Raises:
-        ValueError: one is not uint8 `(T, H, W, 3)`, or they differ in size.
+        ValueError: the file is damaged, an array is not uint8 `(T, H, W, 3)`, or they differ in size.
     """
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in (stored.files if wanted is None else wanted) if name in stored}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in (stored.files if wanted is None else wanted) if name in stored}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no .npz of frames, or damaged: {error}") from error
     for name, array in arrays.items():
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or len(array) == 0:
             raise ValueError(f"{path}: `{name}` is {array.dtype} {array.shape}, expected uint8 (T, H, W, 3), T > 0.")

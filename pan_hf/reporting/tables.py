@@ -37,24 +37,8 @@ UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("ssim",), "", 1, 3),
     (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
     (("changed", "accuracy", "f1", "precision", "recall"), "%", 100, 1),
-    (
-        (
-            "success",
-            "success_low",
-            "success_high",
-            "share",
-            "futures",
-            "3se",
-            "rate",
-            "compute",
-            "recalled",
-            "layouts",
-        ),
-        "%",
-        100,
-        1,
-    ),
-    (("compute_per_simulated_step",), "%", 100, 1),
+    (("success", "success_low", "success_high", "share", "futures", "3se", "rate", "compute"), "%", 100, 1),
+    (("compute_per_simulated_step", "layouts"), "%", 100, 1),
     (("bits_per_observation", "bits"), " bits", 1, 1),
     (("seconds", "seconds_per_decision", "time_per_decision"), " s", 1, 2),
     (("decision_ms",), " ms", 1, 1),
@@ -62,6 +46,7 @@ UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("steps_per_second", "tokens_per_second"), "/s", 1, 0),
     (("speedup_over_all",), "x", 1, 2),
 )
+_FREQUENCIES = ("outcome:", "exact_state_after:", "recalled", "reliability:")  # beginnings of metrics, shown in %
 
 
 def format_value(entry: Record) -> str:
@@ -77,9 +62,7 @@ def format_value(entry: Record) -> str:
 
 def unit_of(metric: str) -> tuple[str, float, int | None]:
     """How a metric is shown: (unit, factor to multiply by, digits after the point or None for four significant)."""
-    if metric.removeprefix("sampled_").startswith(
-        ("outcome:", "exact_state_after:", "recalled", "reliability:")
-    ):  # how frequent it is
+    if metric.removeprefix("sampled_").startswith(_FREQUENCIES):
         return "%", 100, 1
     for endings, unit, factor, digits in UNITS:
         if any(metric == ending or metric.endswith((f"_{ending}", f".{ending}")) for ending in endings):
