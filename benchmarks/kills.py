@@ -71,14 +71,16 @@ class Command:
         work: does it in a folder; done twice it is as good as done once.
         result: what it makes, within the folder.
         is_whole: whether what lies there is the old content or the new at any moment, and not a part of the way.
-        fills_disk: each so manyth of its writes is tried with a full disk, too; None where the Hub's are among them.
+        fills_disk: each so manyth of its writes is tried with a full disk, too.
+        beside: what runs in a folder beside it, and is not killed.
     """
 
     name: str
     work: Callable[[Path], object]
     result: str = "run/checkpoint"
     is_whole: bool = True
-    fills_disk: int | None = 1
+    fills_disk: int = 1
+    beside: Callable[[Path], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
 # ---- the commands
@@ -133,8 +135,7 @@ def _report(folder: Path) -> None:
 
 
 def _push(folder: Path) -> None:
-    with _hub_of(folder):
-        push_checkpoint(folder / "run", "user/pan")
+    push_checkpoint(folder / "run", "user/pan")
 
 
 @contextlib.contextmanager
@@ -155,7 +156,7 @@ COMMANDS = (
     Command("grow, save_checkpoint", _grow),
     Command("grow, model.save_pretrained, processor.save_pretrained", _grow_apart),
     Command("pan vocabulary --double", _double),
-    Command("pan push", _push, "hub/models/user/pan/heads/main", is_whole=False, fills_disk=None),
+    Command("pan push", _push, "hub/models/user/pan/heads/main", is_whole=False, beside=_hub_of),
     Command("pan mirror", _mirror, "mirrored"),
     Command("pan evaluate", _evaluate, "run", is_whole=False),
     Command("pan report", _report, "run", is_whole=False),
@@ -210,8 +211,9 @@ def left_over(folder: Path) -> list[str]:
 
 def finished(folder: Path, command: Command, counts: Counter, expected: str) -> None:
     """Runs a command to its end, and counts what differs from an undisturbed run."""
-    again = child(partial(command.work, folder))
-    again.join()
+    with command.beside(folder):
+        again = child(partial(command.work, folder))
+        again.join()
     counts["failed again"] += again.exitcode != 0
     counts["other"] += content(folder / command.result) != expected
     counts["left over"] += bool(left_over(folder))
@@ -233,8 +235,9 @@ def undisturbed(base: Path, command: Command, folder: Path) -> tuple[str, str, f
     for number in range(2):  # twice: what a command makes depends on nothing but what it is given
         shutil.copytree(base, folder / str(number))
         before, start = content(folder / str(number) / command.result), _seconds_of_children()
-        process = child(partial(command.work, folder / str(number)), quiet=False)
-        process.join()
+        with command.beside(folder / str(number)):
+            process = child(partial(command.work, folder / str(number)), quiet=False)
+            process.join()
         assert process.exitcode == 0, f"{command.name} fails undisturbed"
         seconds.append(_seconds_of_children() - start)
     first, second = (content(folder / str(number) / command.result) for number in range(2))
@@ -262,9 +265,10 @@ def kill(base: Path, command: Command, times: int, draw: random.Random, scratch:
     counts: Counter = Counter(kills=times)
     for number in range(times):
         folder = shutil.copytree(base, scratch / f"kill-{number}")
-        process = child(partial(command.work, folder))
-        kill_after(process, draw.random() * seconds)
-        process.join()
+        with command.beside(folder):
+            process = child(partial(command.work, folder))
+            kill_after(process, draw.random() * seconds)
+            process.join()
         counts[state(folder, command, before, after)] += 1
         finished(folder, command, counts, after)
         shutil.rmtree(folder)
@@ -352,14 +356,15 @@ def num_writes(base: Path, command: Command, folder: Path) -> int:
             command.work(folder)
         told.value = calls["writes"]
 
-    child(work).join()
+    with command.beside(folder):
+        child(work).join()
     return told.value
 
 
 def fill_disk(base: Path, command: Command, scratch: Path, every: int = 1) -> Counter:
     """Lets each write of a command in turn find the disk full (each `every`-th, and as many sizes of files)."""
     before, after, _ = undisturbed(base, command, scratch / "undisturbed")
-    writes = range(1, num_writes(base, command, scratch / "counted") + 1, every * (command.fills_disk or 1))
+    writes = range(1, num_writes(base, command, scratch / "counted") + 1, every * command.fills_disk)
     sizes = [2**power for power in range(4, 24, 2 * every)]
     counts: Counter = Counter()
     for size, number in [*((size, -1) for size in sizes), *((resource.RLIM_INFINITY, number) for number in writes)]:
@@ -370,7 +375,8 @@ def fill_disk(base: Path, command: Command, scratch: Path, every: int = 1) -> Co
             with full_at(number):
                 command.work(folder)
 
-        child(work).join()
+        with command.beside(folder):
+            child(work).join()
         counts["kills"] += 1
         counts[state(folder, command, before, after)] += 1
         finished(folder, command, counts, after)
@@ -393,7 +399,7 @@ def measure(kills: int, seed: int, scratch: Path, every: int = 1, only: str = ""
         if times := kills // len(chosen) + (number < kills % len(chosen)):
             yield name, killed[name](times, random.Random(f"{seed} {name}"), scratch / f"kills-{number}")
     for number, command in enumerate(COMMANDS):
-        if every and command.fills_disk and only in (name := f"full disk: {command.name}"):
+        if every and only in (name := f"full disk: {command.name}"):
             yield name, fill_disk(base, command, scratch / f"full-{number}", every)
 
 

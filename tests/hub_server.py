@@ -93,19 +93,27 @@ def _handler(server: Hub):
         def _missing(self, code="EntryNotFound"):
             self._answer({"error": "not found"}, 404, {"X-Error-Code": code})
 
-        def _body(self) -> bytes:
+        def _body(self) -> bytes | None:
+            """None where the connection ended before the body did."""
             if self.headers.get("Transfer-Encoding") == "chunked":
                 parts = []
-                while size := int(self.rfile.readline(), 16):
+                while size := int(self.rfile.readline() or b"-1", 16):
+                    if size < 0:
+                        return None
                     parts.append(self.rfile.read(size))
                     self.rfile.readline()
                 self.rfile.readline()
                 return b"".join(parts)
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(length)
+            return body if len(body) == length else None
 
         def _serve(self, work):
             """Keeps what is asked, stumbles where a test says so, and does the `work` otherwise."""
             body, request = self._body(), f"{self.command} {self.path}"
+            if body is None:
+                self.close_connection = True  # whoever asked is gone
+                return None
             server.asked.append(request)
             self.failing = server.failure(request)
             if isinstance(self.failing, int):
