@@ -73,11 +73,11 @@ def test_training_refuses_one_string_and_too_small_a_size():
 
 def test_mixed_ids_decode_to_readable_pieces_and_encode_back(tokenizer):
     text = "go <camera.0:17><camera.1:3> then<action.0:6>"
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(text, codes_in_text=True)
     assert [item for item in ids if item >= 512] == [529, 579, 646]
     assert tokenizer.decode(ids) == text and tokenizer.decode(torch.tensor(ids)) == text
     assert tokenizer.batch_decode([ids, ids[:1]]) == [text, "go"]
-    tokens = tokenizer.tokenize(text)
+    tokens = tokenizer.tokenize(text, codes_in_text=True)
     assert tokens[2] == "<camera.0:17>" and tokenizer.convert_tokens_to_ids(tokens) == ids
     assert tokenizer.convert_ids_to_tokens(ids) == tokens
 
@@ -85,21 +85,22 @@ def test_mixed_ids_decode_to_readable_pieces_and_encode_back(tokenizer):
 def test_every_born_code_survives_decode_and_encode(tokenizer):
     ledger = tokenizer.vocabulary
     ids = [ledger.id_of(name, code) for name in ledger.segments for code in range(ledger.born(name))]
-    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+    assert tokenizer.encode(tokenizer.decode(ids), codes_in_text=True) == ids
 
 
 def test_a_code_that_was_never_born_is_an_error_and_an_unknown_segment_is_text(tokenizer):
     with pytest.raises(ValueError, match="camera.0 has no token 32: 32 were born"):
-        tokenizer.encode("<camera.0:32>")
-    assert max(tokenizer.encode("<smell.0:1>")) < 512
+        tokenizer.encode("<camera.0:32>", codes_in_text=True)
+    assert max(tokenizer.encode("<smell.0:1>", codes_in_text=True)) < 512
 
 
 def test_padding_and_truncation_work_on_text_with_codes(tokenizer):
-    batch = tokenizer(["go <camera.0:17>", "go"], padding=True, return_tensors="pt")
+    batch = tokenizer(["go <camera.0:17>", "go"], padding=True, return_tensors="pt", codes_in_text=True)
     assert batch["input_ids"].shape == (2, 3) and batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert tokenizer("<camera.0:1><camera.0:2><camera.0:3>", truncation=True, max_length=2)["input_ids"] == [513, 514]
+    short = {"truncation": True, "max_length": 2, "codes_in_text": True}
+    assert tokenizer("<camera.0:1><camera.0:2><camera.0:3>", **short)["input_ids"] == [513, 514]
     with pytest.raises(ValueError, match="return_offsets_mapping"):
-        tokenizer("<camera.0:1>", return_offsets_mapping=True)
+        tokenizer("<camera.0:1>", return_offsets_mapping=True, codes_in_text=True)
 
 
 def llama_like(words) -> PreTrainedTokenizerFast:
@@ -124,8 +125,8 @@ def test_from_backbone_keeps_every_id_of_the_backbone(words):
 
 def test_special_tokens_of_the_backbone_stand_around_text_with_codes(words):
     ours = PanTokenizer.from_backbone(llama_like(words), Vocabulary.build(len(words), 512, {"camera.0": (4, 4)}))
-    assert ours.encode("<camera.0:2>") == [1, 514]
-    assert ours.encode("<camera.0:2>", add_special_tokens=False) == [514]
+    assert ours.encode("<camera.0:2>", codes_in_text=True) == [1, 514]
+    assert ours.encode("<camera.0:2>", add_special_tokens=False, codes_in_text=True) == [514]
 
 
 def test_from_backbone_refuses_a_tokenizer_that_is_not_fast():
@@ -161,8 +162,8 @@ def test_a_saved_tokenizer_brings_its_ledger(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = PanTokenizer.from_pretrained(tmp_path)
     assert loaded.vocabulary_digest == tokenizer.vocabulary_digest
-    text = "the icepick <camera.0:17>"
-    assert loaded.encode(text) == tokenizer.encode(text) and len(loaded) == len(tokenizer)
+    text, given = "the icepick <camera.0:17>", {"codes_in_text": True}
+    assert loaded.encode(text, **given) == tokenizer.encode(text, **given) and len(loaded) == len(tokenizer)
     assert "camera" not in (tmp_path / "tokenizer_config.json").read_text()
 
 
@@ -446,8 +447,11 @@ def test_a_chat_template_writes_messages_and_their_codes(tokenizer):
     template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }} {% endfor %}"
     processor = PanProcessor(tokenizer, senses=SENSES, action=ACTION, chat_template=template)
     messages = [{"role": "user", "content": "go <camera.0:1>"}, {"role": "assistant", "content": "open"}]
-    ids = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"]
-    assert ids.tolist() == [tokenizer.encode("user: go <camera.0:1> assistant: open ")] and 513 in ids
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    for given in ({}, {"codes_in_text": True}):
+        ids = processor.apply_chat_template(messages, **settings, **given)["input_ids"]
+        assert ids.tolist() == [tokenizer.encode("user: go <camera.0:1> assistant: open ", **given)]
+        assert (513 in ids) == bool(given)  # what a message spells is words, where codes are not asked for
     settings = {"padding": "max_length", "max_length": 40}
     assert processor(text=["go", "open"], **settings)["input_ids"].shape == (2, 40)
     with pytest.raises(ValueError, match="Got images: what is seen or heard is given by sense"):
@@ -456,8 +460,9 @@ def test_a_chat_template_writes_messages_and_their_codes(tokenizer):
         processor(observation=observe(), max_length=3)
 
 
-def test_plain_text_becomes_padded_ids_with_codes(processor):
-    batch = processor(text=["go <camera.0:1>", "go"])
+def test_plain_text_becomes_padded_ids_with_codes_if_asked(processor):
+    assert processor(text=["go <camera.0:1>", "go"])["input_ids"].max() < 512
+    batch = processor(text=["go <camera.0:1>", "go"], codes_in_text=True)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 3) and 513 in batch["input_ids"]
     assert isinstance(processor(text="go", return_tensors="np")["input_ids"], np.ndarray)
     with pytest.raises(ValueError, match="'pt' or 'np'"):
@@ -535,7 +540,9 @@ import numpy as np
 from transformers import AutoProcessor, AutoTokenizer
 folder = sys.argv[1]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-assert tokenizer.decode(tokenizer.encode("go <camera.0:17>")) == "go <camera.0:17>"
+for given in (False, True):
+    ids = tokenizer.encode("go <camera.0:17>", codes_in_text=given)
+    assert tokenizer.decode(ids) == "go <camera.0:17>" and (529 in ids) == given
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 observation = {"camera": np.zeros((8, 6, 3), np.uint8), "arm": [1, 0], "mission": "go"}
 assert processor(observation=observation)["observation"]["camera"].shape == (1, 1, 3, 8, 6)

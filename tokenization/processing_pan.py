@@ -186,10 +186,12 @@ class PanProcessor(ProcessorMixin):
             action (*optional*): the actions between the frames: T - 1 of them when `observation` is given too. A dict
                 by name where they have several parts.
                 Discrete: ints or names, one, `(T,)` or `(B, T)`. Vector: as above. Text: as above with `every_step`.
-            text (`str` or `list[str]`, *optional*): plain text for `generate`; its codes (`<camera.0:17>`) count.
+            text (`str` or `list[str]`, *optional*): plain text for `generate`. What is spelled like a code
+                (`<camera.0:17>`) is words, unless `codes_in_text=True` is among the settings.
             return_tensors (`str`): "pt" or "np".
             partial (`bool`): senses may be missing; False refuses that here.
-            text_settings: for the tokenizer, `padding` or `max_length` say; `apply_chat_template` hands them on.
+            text_settings: for the tokenizer, `padding`, `max_length` or `codes_in_text` say; `apply_chat_template`
+                hands them on.
 
         Returns:
             [`PanBatch`] with the keys that were asked for: `observation`, a dict of image uint8 `(B, T, C, H, W)`

@@ -1,8 +1,9 @@
-"""A backbone's tokenizer that can also read and write codes.
+"""A backbone's tokenizer that can also write codes, and read them where it is asked to.
 
 Words stay what they are in the backbone's fast tokenizer: same ids, same merges, same chat template. Codes are not
 added to it: 65 536 added tokens cost 12 MB of JSON and 4 to 7 s at every load. Instead the ledger says which ids are
-codes, and this class spells them: id 1041 is `<camera.0:17>` when segment `camera.0` starts at row 1024. The ledger
+codes, and this class spells them: id 1041 is `<camera.0:17>` when segment `camera.0` starts at row 1024. A text that
+spells a code is words all the same, unless it is read with `codes_in_text=True`: anybody may write a text. The ledger
 travels as `vocabulary.json` beside `tokenizer.json`. Only where words outgrew the rows in front of the codes does the
 tokenizer count on behind them: unspeakable tokens then stand for the ids in between.
 """
@@ -40,6 +41,8 @@ class PanTokenizer(PreTrainedTokenizerFast):
     Args:
         vocabulary (`Vocabulary` or `dict`, *optional*): the ledger; without one this is the backbone's tokenizer.
         vocabulary_file (`str`, *optional*): path of a `vocabulary.json`; `from_pretrained` fills it in.
+        codes_in_text (`bool`): whether a text that spells a code is read as that code where a call does not say. By
+            default `<camera.0:17>` in a text is words; in what is decoded codes are spelled either way.
 
     Raises:
         ValueError: the ledger is damaged, or the tokenizer has words that are not live in it.
@@ -49,8 +52,11 @@ class PanTokenizer(PreTrainedTokenizerFast):
     _vocabulary: Vocabulary | None = None
     _merges: "tuple[int, Merges | None]" = (-1, None)  # and how many events the ledger had then
 
-    def __init__(self, *args, vocabulary=None, vocabulary_file: str | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, *args, vocabulary=None, vocabulary_file: str | None = None, codes_in_text: bool = False, **kwargs
+    ):
+        super().__init__(*args, codes_in_text=codes_in_text, **kwargs)
+        self.codes_in_text = codes_in_text
         if vocabulary is None and vocabulary_file is not None:
             vocabulary = Vocabulary.load(vocabulary_file)
         if vocabulary is not None:
@@ -163,6 +169,8 @@ class PanTokenizer(PreTrainedTokenizerFast):
         """New words take the next rows for words; the ledger gives birth to those it lacks."""
         if self._vocabulary is None:
             return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+        if codes := [str(token) for token in new_tokens if self.is_code(str(token))]:
+            raise ValueError(f"{codes} are names of codes, which cannot be words; choose other names.")
         fresh = [name for name in dict.fromkeys(map(str, new_tokens)) if not self.has_word(name)]
         first = _num_words(self._vocabulary, self._next_id())
         free = self._vocabulary.capacity(TEXT) - first
@@ -220,9 +228,10 @@ class PanTokenizer(PreTrainedTokenizerFast):
         texts = [_as_text(text) for text in texts]
         return super()._encode_plus(texts, add_special_tokens=False)["input_ids"] if texts else []
 
-    def _encode_plus(self, text, text_pair=None, **kwargs):
+    def _encode_plus(self, text, text_pair=None, codes_in_text: bool | None = None, **kwargs):
         texts = text if isinstance(text, (list, tuple)) else [text]
-        if not any(self._has_code(item) for item in (*texts, text_pair)):
+        reads_codes = self.codes_in_text if codes_in_text is None else codes_in_text
+        if not reads_codes or not any(self._has_code(item) for item in (*texts, text_pair)):
             return super()._encode_plus(text, text_pair=text_pair, **kwargs)
         options = ("is_split_into_words", "return_offsets_mapping", "return_overflowing_tokens")
         unsupported = [name for name in options if kwargs.get(name)] + ["text_pair"] * (text_pair is not None)
@@ -323,10 +332,19 @@ class PanTokenizer(PreTrainedTokenizerFast):
             return self._mixed_ids(token)[0]
         return super()._convert_token_to_id_with_added_voc(token)
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs) -> list[str]:
-        if not self._has_code(text):
+    def tokenize(
+        self,
+        text: str,
+        pair: str | None = None,
+        add_special_tokens: bool = False,
+        codes_in_text: bool | None = None,
+        **kwargs,
+    ) -> list[str]:
+        reads_codes = self.codes_in_text if codes_in_text is None else codes_in_text
+        if not (reads_codes and self._has_code(text)):
             return super().tokenize(text, pair=pair, add_special_tokens=add_special_tokens, **kwargs)
-        return self.convert_ids_to_tokens(self.encode(text, pair, add_special_tokens=add_special_tokens, **kwargs))
+        kwargs |= {"add_special_tokens": add_special_tokens, "codes_in_text": True}
+        return self.convert_ids_to_tokens(self.encode(text, pair, **kwargs))
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in any tokenizer. Raises ValueError, before anything is written, as `Vocabulary.check_replaces`."""
