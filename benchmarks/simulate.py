@@ -127,6 +127,7 @@ def token_by_token(model: PanModel, batch: int) -> Callable[[], object]:
         max_new_tokens=num_codes,
         do_sample=False,
         pad_token_id=0,
+        codes_in_text=True,
     )
 
 

@@ -179,6 +179,8 @@ class PanConfig(PreTrainedConfig):
         latent_feedback (`bool`): whether predicted latents enter the trunk of the next imagined step.
         reward_bound (`float`): the largest reward, without its sign; rewards are read as a distribution over symlog
             bins within plus and minus this. `build` reads it off the recording.
+        codes_in_text (`bool`): whether the language model may say codes where it is not asked: see
+            `PanModel.forward`. By default it says words alone.
         training (`TrainingConfig` or `dict`): how it is trained.
 
     Raises:
@@ -226,6 +228,7 @@ class PanConfig(PreTrainedConfig):
     adapter_blocks: int = bounded(1, 0, 1024)
     latent_feedback: bool = False
     reward_bound: Number = bounded(10.0, 1e-6, 1e30)
+    codes_in_text: bool = False
     initializer_range: Number = bounded(0.02, 0, 1e3)
     tie_word_embeddings: bool = False
 

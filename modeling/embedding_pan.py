@@ -169,9 +169,16 @@ class EmbeddingTable:
         logits = nn.functional.linear(hidden, head.weight[: len(active)], bias)
         return logits.float().masked_fill(~active, -torch.inf)
 
-    def mask_inactive(self, logits: Tensor) -> Tensor:
-        """Logits `(..., vocab_size)` of a language model, the least there is where a row is no token."""
-        return logits.masked_fill(~self.active, torch.finfo(logits.dtype).min)
+    def mask_inactive(self, logits: Tensor, words: Tensor | None = None) -> Tensor:
+        """Logits `(..., rows)` over the first rows, the least there is where a row is no token; if there are `words`
+        (see `active_words`), where it is none of these: codes may stand between them."""
+        active = self.active if words is None else words
+        return logits.masked_fill(~active[: logits.shape[-1]], torch.finfo(logits.dtype).min)
+
+    def over_all_rows(self, logits: Tensor) -> Tensor:
+        """Logits `(..., rows)` over the first rows as logits `(..., vocab_size)`, the least there is elsewhere."""
+        rest = len(self.active) - logits.shape[-1]
+        return nn.functional.pad(logits, (0, rest), value=torch.finfo(logits.dtype).min) if rest else logits
 
     # ---- what layers make of codes
 
@@ -186,7 +193,7 @@ class EmbeddingTable:
             if described.is_token:
                 continue
             ever = [self._segment_of(self.ever_active, part, level) for level in range(described.num_levels)]
-            sizes = tables.sizes[part] = [len(each) if whole else _extent(each) for each in ever]
+            sizes = tables.sizes[part] = [len(each) if whole else extent(each) for each in ever]
             codes = [torch.arange(size, device=model.device) for size in sizes]
             rows = [self.code_rows(part, level, each) for level, each in enumerate(codes)]
             tables.embeddings[part] = part_embedding(model, part).table(rows)
@@ -237,9 +244,8 @@ def tables_of(model: PreTrainedModel) -> list[Tensor]:
     return list({id(table): table for table in tables}.values())
 
 
-def _extent(ever_active: Tensor) -> int:
-    """Rows of a segment up to the last that was ever active; all of them in a compiled forward, which growth must not
-    change."""
+def extent(ever_active: Tensor) -> int:
+    """Rows up to the last that is marked; all of them in a compiled forward, which growth must not change."""
     return len(ever_active) if torch.compiler.is_compiling() else int(ever_active.nonzero()[-1]) + 1
 
 

@@ -17,7 +17,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -39,6 +39,7 @@ from .embedding_pan import (
 )
 from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
+from .language_pan import WordGenerationMixin, check_labels, words_alone
 from .latent_head_pan import LatentHead, shift_size
 from .layout_pan import StepLayout
 from .learning_pan import CodeLearning
@@ -72,7 +73,7 @@ def _of(
     return call
 
 
-class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels):
+class PanModel(PanPreTrainedModel, WordGenerationMixin, metaclass=LossWithoutLabels):
     """A world model around any causal language model.
 
     Use [`PanModel.from_backbone`] to make one, `from_pretrained` to load one. What it is used for: [`perceive`],
@@ -219,6 +220,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             text_size=text_size,
             text_capacity=text_capacity,
             attn_implementation=language_model.config._attn_implementation,
+            experts_implementation={"text_config": language_model.config._experts_implementation},
             **({"backbone_is_pretrained": bool(language_model.name_or_path)} | config),
         )
         eos = language_model.config.eos_token_id
@@ -487,6 +489,11 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
 
     # ---- forward
 
+    def _words(self, codes_in_text: bool | None) -> Tensor | None:
+        """Which rows are words, where a language model of words alone is asked for; None where every row counts."""
+        with_codes = self.config.codes_in_text if codes_in_text is None else truth("codes_in_text", codes_in_text)
+        return self.table.active_words() if self.is_world_model and not with_codes else None
+
     @can_return_tuple
     def forward(
         self,
@@ -507,11 +514,14 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
         condition: dict[str, Tensor] | None = None,
         importance: Tensor | None = None,
         cache=None,
+        codes_in_text: bool | None = None,
+        over_all_rows: bool = True,
         **kwargs,
     ) -> CausalLMOutputWithPast | PanOutput:
-        """Two models in one: with `input_ids` (or `inputs_embeds`) the causal language model over words and codes;
-        with an `objective` the losses of a training stage. An `observation` and an `action` without an objective are
-        trained on jointly, so a Trainer of any kind trains on what the processor gives.
+        """Two models in one: with `input_ids` (or `inputs_embeds`) the causal language model, which says words as its
+        backbone does, to the bit until it is trained; with an `objective` the losses of a training stage. An
+        `observation` and an `action` without an objective are trained on jointly, so a Trainer of any kind trains on
+        what the processor gives.
 
         Args:
             input_ids, attention_mask, position_ids, past_key_values (or `cache`), inputs_embeds, labels, use_cache,
@@ -525,13 +535,19 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             condition: what is cached for training the latent head or the switch alone.
             importance: `(B,)`, weight of a window in the codes' loss: what makes up for drawing some windows more
                 often.
+            codes_in_text (`bool`, *optional*): codes are possible in `logits` and `labels`, too, and in what
+                `generate` says; `config.codes_in_text` by default, which is False: words alone. Codes may stand in
+                `input_ids` either way.
+            over_all_rows (`bool`): logits are `(B, L, config.vocab_size)`, the least there is where a row is not
+                possible; False: they end with the last word. `generate` asks for False, and takes True, which a
+                watermark over all ids needs.
 
         Returns:
             `CausalLMOutputWithPast`, or [`PanOutput`] with `loss` and its named parts.
 
         Raises:
             ValueError: neither text nor an objective is given, the objective is unknown, or its inputs are missing or
-                do not fit.
+                do not fit; labels that are no words, without `codes_in_text`.
         """
         if objective is None and observation is not None and action is not None:
             objective = "joint"
@@ -540,6 +556,7 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             inputs |= {"reward": reward, "done": done, "importance": importance}
             inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
             others = {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+            others |= {"codes_in_text": codes_in_text}
             return run_objective(self, objective, inputs, kwargs | others)
         if observation is not None:
             raise ValueError("An observation without an action is not trained on, nor read as text; use `perceive`.")
@@ -549,7 +566,12 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
                 "to train the world model; to imagine, use `perceive` and `simulate`."
             )
         check_tied(self)
-        output = self.language_model(
+        backbone, num_words = self.language_model, None
+        words = self._words(codes_in_text)
+        if words is not None:
+            check_labels(labels, words)
+            backbone, num_words = words_alone(self, words)
+        output = backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -559,13 +581,14 @@ class PanModel(PanPreTrainedModel, GenerationMixin, metaclass=LossWithoutLabels)
             **{cache_argument(type(self.language_model)): past_key_values if cache is None else cache},  # type: ignore[arg-type]  # a class
             **kwargs,
         )
-        logits = self.table.mask_inactive(output.logits) if self.is_world_model else output.logits
-        loss = None
+        logits, loss = output.logits[..., :num_words], None
+        if self.is_world_model and num_words != self.config.text_size:  # of these all are active
+            logits = self.table.mask_inactive(logits, words)
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=self.table.over_all_rows(logits) if self.is_world_model and over_all_rows else logits,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=getattr(output, "attentions", None),  # models without attention have none

@@ -1,9 +1,9 @@
 """The losses of each training stage (section 5.3 of "Critiques of World Models"): every part by name.
 
-`senses` trains encoder, codes and decoder of each sense alone; `text` the backbone on words alone; `dynamics` the
-backbone and the agent's heads on encoded trajectories; `latent_head` the diffusion head on cached conditions; `joint`
-all of it together from raw observations, with the generative loss of equation 8, which reaches encoder, backbone and
-head.
+`senses` trains encoder, codes and decoder of each sense alone; `text` the backbone on words alone, `sentences` on
+words and codes, token by token; `dynamics` the backbone and the agent's heads on encoded trajectories; `latent_head`
+the diffusion head on cached conditions; `joint` all of it together from raw observations, with the generative loss of
+equation 8, which reaches encoder, backbone and head.
 
 Shapes: B = batch, T = transitions of a window, N = B * T, P = state tokens of one sense or of all, n = codes of a
 level, K = codes of a segment, H = backbone width.
@@ -30,6 +30,7 @@ from .embedding_pan import CodeTables, part_codec
 from .heads_pan import check_rewards, two_hot
 from .image_codec_pan import LEAST_ERROR
 from .imagination_pan import latents_given, switch_losses, switch_warm_up_losses
+from .language_pan import check_labels
 from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
@@ -135,7 +136,23 @@ def text_objective(
     model: PanModel, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None, **_
 ) -> PanOutput:
     """Stage 2: the next word of a text. `input_ids`, `labels` (-100 where nothing is to be said) `(B, L)`."""
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    if model.is_world_model:
+        check_labels(labels, model.table.active_words())
+    return _next_token(model, input_ids, labels, attention_mask, codes_in_text=False)
+
+
+def sentences_objective(
+    model: PanModel, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None, **_
+) -> PanOutput:
+    """The next token of sentences of codes, words among them. `input_ids`, `labels` `(B, L)` as in stage 2."""
+    return _next_token(model, input_ids, labels, attention_mask, codes_in_text=True)
+
+
+def _next_token(
+    model: PanModel, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None, codes_in_text: bool
+) -> PanOutput:
+    given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    logits = model(**given, codes_in_text=codes_in_text).logits
     count = shared_mean((labels[:, 1:] != -100).sum().float())
     sizes = {"vocab_size": logits.shape[-1], "num_items_in_batch": count}
     return _sum_up(model, {"text": model.loss_function(logits=logits, labels=labels, **sizes)})
@@ -512,6 +529,7 @@ def switch_warm_up_objective(model: PanModel, condition: dict[str, Tensor], **_)
 OBJECTIVES: dict[str, Callable[..., PanOutput]] = {
     "senses": senses_objective,
     "text": text_objective,
+    "sentences": sentences_objective,
     "dynamics": dynamics_objective,
     "latent_head": latent_head_objective,
     "joint": joint_objective,

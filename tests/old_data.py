@@ -71,9 +71,11 @@ def ask(name: str, model, processor) -> dict[str, dict]:
     torch.manual_seed(0)
     scored = model.log_prob(belief, ahead, {sense: value for sense, value in later.items() if sense != "mission"})
     close |= {f"log_prob.{part}": numbers(getattr(scored, part)) for part in ("codes", "latents", "observation")}
-    ids = [processor.tokenizer(text)["input_ids"] for text in TEXTS if "camera" in senses or "<" not in text]
+    given = {"codes_in_text": True}
+    ids = [processor.tokenizer(text, **given)["input_ids"] for text in TEXTS if "camera" in senses or "<" not in text]
     exact |= {"ids": ids, "vocabulary": processor.vocabulary_digest}
-    return {"exact": exact, "close": close | {"logits": numbers(model(torch.tensor(ids[-1:])).logits[..., :200])}}
+    logits = model(torch.tensor(ids[-1:]), **given).logits[..., :200]
+    return {"exact": exact, "close": close | {"logits": numbers(logits)}}
 
 
 def codes_of(what: str, state) -> dict[str, list]:

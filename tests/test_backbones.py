@@ -32,7 +32,7 @@ def family(request, tmp_path_factory):
     backbone = language_model(request.param)
     model = world_model(("camera", "mission"), architecture=request.param, context_steps=4)
     with torch.no_grad():
-        logits = model(PROMPT).logits
+        logits = model(PROMPT, codes_in_text=True).logits
     losses = [train_step(model) for _ in range(2)]
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
@@ -58,7 +58,7 @@ def test_without_senses_the_logits_are_the_backbone_s_to_the_bit(family):
     with torch.no_grad():
         expected = family.backbone(PROMPT).logits
         assert torch.equal(PanModel.from_backbone(family.backbone).eval()(PROMPT).logits, expected)
-    # with senses: the same products in a wider matrix product, which may add up in another order
+    # with codes: the same products in a wider matrix product, which may add up in another order
     torch.testing.assert_close(family.logits[..., :WORDS], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -198,9 +198,10 @@ def test_sampling_is_from_the_live_logits(speaker):
     """Frequencies of the first word sampled against its probabilities: 2000 draws, within 5 standard errors."""
     torch.manual_seed(0)
     options = {"max_new_tokens": 1, "do_sample": True, "top_k": 0, "attention_mask": torch.ones_like(PROMPT[:1])}
+    options["codes_in_text"] = True
     ids = speaker.generate(PROMPT[:1], num_return_sequences=2000, **options)[:, -1]
     with torch.no_grad():
-        expected = speaker(PROMPT[:1]).logits[0, -1].softmax(-1)
+        expected = speaker(PROMPT[:1], codes_in_text=True).logits[0, -1].softmax(-1)
     found = ids.bincount(minlength=len(expected)) / len(ids)
     assert ((found - expected).abs() <= 5 * (expected * (1 - expected) / len(ids)).sqrt() + 1e-3).all()
     assert PAD < len(set(ids.tolist())) and speaker.live_rows[ids].all()

@@ -262,7 +262,7 @@ futures = model.simulate(belief, torch.tensor([[0, 1, 2, 3]]), num_rollouts=3, s
 print("keys", hash_ := [key.hex() for row in futures.keys() for key in row])
 print("frames", int(futures.decode("camera").long().sum()), "log_prob", futures.log_prob.sum().item())
 tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
-ids = tokenizer("go <camera.0:3>", return_tensors="pt")["input_ids"]
+ids = tokenizer("go <camera.0:3>", return_tensors="pt", codes_in_text=True)["input_ids"]
 print("ids", ids.tolist(), type(tokenizer).__name__, type(processor).__name__)
 causal = AutoModelForCausalLM.from_pretrained(folder, **trust)
 assert type(causal).__name__ == "PanModel" and causal.is_world_model

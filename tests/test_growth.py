@@ -73,14 +73,16 @@ def psnr(model, frames, kinds):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_growth_changes_no_shape_and_no_old_logit_by_a_bit(architecture):
     model = grown_up(architecture)
-    before, shapes = model(PROMPT).logits, {name: tensor.shape for name, tensor in all_tensors(model).items()}
+    before, words = model(PROMPT, codes_in_text=True).logits, model(PROMPT).logits
+    shapes = {name: tensor.shape for name, tensor in all_tensors(model).items()}
     old = model.live_rows.clone()
     parameters = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     model.grow("text", names=["mug", "lava"])
     model.grow("camera.0", vectors=codec_vectors(3))
     model.grow("action.0", names=["jump"])
-    after = model(PROMPT).logits
+    after = model(PROMPT, codes_in_text=True).logits
     assert torch.equal(before[..., old], after[..., old])
+    assert torch.equal(words[..., old], model(PROMPT).logits[..., old])
     new = model.live_rows & ~old
     assert int(new.sum()) == 6 and torch.isfinite(after[..., new]).all()
     assert (before[..., new] == torch.finfo(before.dtype).min).all()

@@ -185,12 +185,12 @@ def test_merging_changes_no_shape_no_old_logit_and_no_prediction(architecture):
     model = grown_up(architecture)
     seen = {"camera": twins(2), "mission": observe(model)["mission"]}
     predicted = model.simulate(model.perceive(seen), acts(model), seed=0).decode("camera")
-    before, old = model(PROMPT).logits, model.live_rows.clone()
+    before, old = model(PROMPT, codes_in_text=True).logits, model.live_rows.clone()
     shapes = {name: tensor.shape for name, tensor in all_tensors(model).items()}
     *_, growth = model.merge("camera", twins(32), held_out=twins(16, seed=1), count=3, step=7)
     assert growth.accepted and growth.bits_after < growth.bits_before and len(growth.ids) == growth.tried
     assert {name: tensor.shape for name, tensor in all_tensors(model).items()} == shapes
-    after = model(PROMPT).logits
+    after = model(PROMPT, codes_in_text=True).logits
     assert torch.equal(after[..., old], before[..., old]) and model.live_rows.sum() == old.sum() + growth.tried
     assert torch.equal(model.simulate(model.perceive(seen), acts(model), seed=0).decode("camera"), predicted)
     birth = model.ledger().births[-1]
@@ -239,7 +239,8 @@ def test_merged_tokens_are_saved_spelled_and_read_again(tmp_path):
     assert differing(all_tensors(model), all_tensors(loaded)) == []
     merged = processor.tokenizer.merges.pairs[0][-1]
     assert again.tokenizer.decode([merged]) == "<camera.merges:0>"
-    assert again.tokenizer("<camera.merges:0>", add_special_tokens=False)["input_ids"] == [merged]
+    given = {"add_special_tokens": False, "codes_in_text": True}
+    assert again.tokenizer("<camera.merges:0>", **given)["input_ids"] == [merged]
 
 
 def test_only_merged_tokens_that_are_no_parts_retire():

@@ -74,11 +74,15 @@ def test_what_it_cannot_use_is_said(imagine):
         SimulationPipeline(world_model(("camera",)), processor=imagine.processor)
 
 
-def test_text_generation_continues_text_and_codes(folder, caplog):
+def test_text_generation_continues_text_and_codes_if_asked(folder, caplog):
     write = pipeline("text-generation", model=folder, device="cpu")
     assert "not supported" not in caplog.text
-    found = write("go <camera.0:3>", max_new_tokens=4, do_sample=False, return_tensors=True)[0]["generated_token_ids"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer("go <camera.0:3>", return_tensors="pt")
-    assert found == model.generate(**ids, max_new_tokens=4, do_sample=False)[0].tolist()
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    for asked in (False, True):
+        given = {"tokenizer_encode_kwargs": {"codes_in_text": asked}, "codes_in_text": asked, **settings}
+        found = write("go <camera.0:3>", return_tensors=True, **given)[0]["generated_token_ids"]
+        ids = tokenizer("go <camera.0:3>", return_tensors="pt", codes_in_text=asked)
+        assert found == model.generate(**ids, codes_in_text=asked, **settings)[0].tolist()
+        assert (max(found) >= model.config.text_capacity) == asked
     assert write("go", max_new_tokens=2, do_sample=False)[0]["generated_text"].startswith("go")

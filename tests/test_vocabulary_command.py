@@ -84,7 +84,7 @@ def test_a_doubled_checkpoint_predicts_what_it_predicted_and_has_room(architectu
     assert larger.config.senses["camera"].codebook_capacity == [24] and larger.config.action.capacity == 16
     assert (tmp_path / "two" / "training_data.json").exists()
     with torch.no_grad():
-        old, new = model(PROMPT).logits, larger(PROMPT).logits
+        old, new = (each(PROMPT, codes_in_text=True).logits for each in (model, larger))
     assert torch.equal(old[..., model.live_rows], new[..., larger.live_rows])
     assert torch.equal(model.live_rows.nonzero(), larger.live_rows.nonzero())  # no id has moved
     seen = observation(model, pictures(4, OLD))
@@ -111,7 +111,8 @@ def test_rows_of_a_part_of_the_action_are_doubled(segment, tmp_path):
     double(tmp_path / "one", [segment], tmp_path / "two")
     larger, processor = load(tmp_path / "two")
     assert processor.vocabulary.capacity(segment) == 2 * before
-    assert torch.equal(model(PROMPT).logits[..., model.live_rows], larger(PROMPT).logits[..., larger.live_rows])
+    old, new = (each(PROMPT, codes_in_text=True).logits for each in (model, larger))
+    assert torch.equal(old[..., model.live_rows], new[..., larger.live_rows])
     names = [f"kick{number}" for number in range(before)]
     if segment == "action.legs.0":
         assert larger.grow(segment, names=names)[-1] >= processor.vocabulary.runs(segment)[1][0]
@@ -128,7 +129,7 @@ def test_words_without_room_go_on_behind_the_codes_once_doubled(architecture, tm
     double(tmp_path / "one", ["text"], tmp_path / "two")
     larger, processor = load(tmp_path / "two")
     with torch.no_grad():
-        old, new = model(PROMPT).logits, larger(PROMPT).logits
+        old, new = (each(PROMPT, codes_in_text=True).logits for each in (model, larger))
     assert torch.equal(old[..., model.live_rows], new[..., larger.live_rows])
     before = larger.table.word_logits(torch.ones(larger.config.text_config.hidden_size))
 
@@ -136,7 +137,7 @@ def test_words_without_room_go_on_behind_the_codes_once_doubled(architecture, tm
     behind = processor.vocabulary.runs("text")[1][0]
     assert ids == (ledger.capacity("text") - 1, behind, behind + 1)
     tokenizer = processor.tokenizer
-    spoken = tokenizer.encode("mug lava<camera.0:1>last", add_special_tokens=False)
+    spoken = tokenizer.encode("mug lava<camera.0:1>last", add_special_tokens=False, codes_in_text=True)
     assert [item for item in spoken if item in ids] == [ids[1], ids[2], ids[0]]
     assert tokenizer.decode(spoken).replace(" ", "") == "muglava<camera.0:1>last"
     assert tokenizer.convert_ids_to_tokens(behind) == "mug" and tokenizer.convert_tokens_to_ids("mug") == behind
@@ -146,6 +147,10 @@ def test_words_without_room_go_on_behind_the_codes_once_doubled(architecture, tm
     kept = before.isfinite()
     assert torch.equal(before[kept], after[: len(kept)][kept])
 
+    is_code = torch.arange(larger.config.vocab_size) >= model.config.text_capacity
+    is_code[list(ids)] = False
+    with torch.no_grad():
+        assert (larger(PROMPT).logits[..., is_code] == torch.finfo(torch.float32).min).all()  # also those in between
     tokenizer.add_tokens(["rope"])  # as who knows only Transformers
     larger.resize_token_embeddings(len(tokenizer))
     assert larger.live_rows[behind + 2]

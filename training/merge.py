@@ -42,7 +42,7 @@ def callbacks(model: PanModel, windows: SentenceWindows, args: SentenceArguments
 
 STAGE = Stage(
     name="sentences",
-    objective="text",
+    objective="sentences",
     trains=r"language_model\.",
     make_data=make_data,
     callbacks=callbacks,

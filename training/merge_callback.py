@@ -52,8 +52,8 @@ def held_out_bits(
     model.eval()
     for some in np.array_split(indices, max(1, len(indices) // batch_size)):
         batch = {n: v.to(model.device) for n, v in windows.batch(some, merges, scored_only=True).items()}
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        labels = batch["labels"][:, 1:].flatten()
+        labels = batch.pop("labels")[:, 1:].flatten()
+        logits = model(**batch, use_cache=False, codes_in_text=True).logits
         nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, reduction="sum")
         bits += float(nll) / math.log(2)
     model.train(was_training)
@@ -86,7 +86,7 @@ def train_arm(
             drawn = generator.choice(candidates, args.per_device_train_batch_size)
             batch = {n: v.to(model.device) for n, v in windows.batch(drawn, merges).items()}
             optimizer.zero_grad()
-            model(objective="text", **batch).loss.backward()
+            model(objective="sentences", **batch).loss.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), args.max_grad_norm)
             optimizer.step()
             done, seen = done + int(batch["attention_mask"].sum()), seen + len(drawn)
