@@ -24,7 +24,9 @@ from benchmarks import (
     switch,
     theorem1,
     train,
+    words,
 )
+from pan_hf import PanTokenizer
 from pan_hf.checkpoints import load
 from pan_hf.data.record import record as record_episodes
 from pan_hf.reporting.results import read_records, record, write_records
@@ -93,6 +95,23 @@ def test_train_records_every_step_beside_the_bare_backbone(tmp_path, no_subproce
     assert len(select(records, metric="bare_share")) == 2
     assert table(select(records, metric="tokens_per_second"), "model", "split")
     assert "bare share" in capsys.readouterr().out
+
+
+def test_words_reads_a_text_with_the_backbone_and_with_a_world_made_of_it(tmp_path, capsys):
+    lines = [f"the keeper of lamp {number} went down to the harbour at dawn with oil" for number in range(12)]
+    (tmp_path / "text.txt").write_text("\n".join([*lines, "too short"]))
+    tokenizer = PanTokenizer.train(lines, vocab_size=common.NUM_WORDS)
+    common.language_model("debug").save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    given = {"text": tmp_path / "text.txt", "output": tmp_path / "words.json", "batch": 5}
+    records = words.main(str(tmp_path / "backbone"), **given, dtype="float32", sentences=1000, threads=1)
+    found = {entry.model: entry.value for entry in select(records, metric="perplexity")}
+    assert found["world model"] == found["backbone"] < found["world model, codes possible"]
+    alike = {entry.model: entry.value for entry in select(records, metric="continued_alike")}
+    assert alike["world model"] == 1 and records[0].environment.startswith("12 sentences, text.txt")
+    assert "| world model |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="pip install --no-deps gensim, or give --text"):
+        words.lee_corpus()
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
     (("changed", "accuracy", "f1", "precision", "recall"), "%", 100, 1),
     (("success", "success_low", "success_high", "share", "futures", "3se", "rate", "compute"), "%", 100, 1),
-    (("compute_per_simulated_step", "layouts"), "%", 100, 1),
+    (("compute_per_simulated_step", "layouts", "continued_alike"), "%", 100, 1),
     (("bits_per_observation", "bits"), " bits", 1, 1),
     (("seconds", "seconds_per_decision", "time_per_decision"), " s", 1, 2),
     (("decision_ms",), " ms", 1, 1),
