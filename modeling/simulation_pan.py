@@ -444,7 +444,7 @@ class Futures:
         return strip_html(rows, repr(self))
 
     def __getitem__(self, rows: int | slice | Tensor) -> Futures:
-        """Some of the rows as futures of their own; of one row `N` is 1.
+        """Some of the rows as futures of their own; of one row `N` is 1. Negative numbers count from the end.
 
         Raises:
             IndexError: there is no such row.
@@ -455,7 +455,8 @@ class Futures:
             index = torch.arange(len(self), device=self.log_prob.device)[rows].reshape(-1)
         except (IndexError, TypeError, ValueError) as error:
             raise IndexError(
-                f"Futures have rows 0 to {len(self) - 1}; {rows!r} is none of these ({error})."
+                f"Futures have rows 0 to {len(self) - 1}, or -1 to {-len(self)} counted from the end; {rows!r} is "
+                f"none of these ({error})."
             ) from error
         for sense in self.conditions:  # the noise of a row depends on the rows before it
             self._draw_latents(sense)
@@ -487,11 +488,11 @@ class Futures:
 
         Args:
             sense (`str`, *optional*): whose pictures; the first sense that has any by default.
-            row (`int`): which future.
+            row (`int`): which future; a negative number counts from the end.
             fps (`float`): frames a second.
 
         Raises:
-            ValueError: the model has no such sense, or it has no pictures.
+            ValueError: the model has no such sense, or it has no pictures; or there is no such row.
         """
         names, fps = picture_senses(self.belief.model), real("fps", fps, 0, above=True)
         name = next(iter(names), None) if sense is None else sense

@@ -329,8 +329,10 @@ def _blank_rows(rows: int, like: Rows) -> Rows:
     return like.new_zeros(rows, *like.shape[1:])
 
 
-def _as_rows(index: Any, count: int = torch.iinfo(torch.long).max) -> Tensor:
-    """Numbers of rows, int64 `(n,)`, less than `count`. Raises ValueError for anything else."""
+def _as_rows(index: Any, count: int) -> Tensor:
+    """Numbers of rows, int64 `(n,)` from 0 to `count - 1`; negative ones count from the end. Raises ValueError for
+    anything else."""
+    given = index
     try:
         index = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -339,8 +341,11 @@ def _as_rows(index: Any, count: int = torch.iinfo(torch.long).max) -> Tensor:
         raise ValueError("Select rows by their numbers, not by a mask; `mask.nonzero().squeeze(-1)` makes them.")
     is_index = index.dim() == 1 and not (index.is_floating_point() or index.is_complex())
     if index.numel() and not (is_index and -count <= int(index.min()) <= int(index.max()) < count):
-        raise ValueError(f"Rows are numbers `(n,)` from 0 to {count - 1}, got {index.dtype} of {tuple(index.shape)}.")
-    return index.long()
+        raise ValueError(
+            f"Rows are whole numbers `(n,)` from 0 to {count - 1}, or from -1 to {-count} counted from the end; got "
+            f"{given!r:.60}."
+        )
+    return index.long() % count
 
 
 def _padded_from(values: Tensor | None, like: Tensor, rows: int, start: int) -> Tensor:
@@ -463,7 +468,11 @@ class Belief:
     # ---- rows
 
     def select(self, index: Tensor) -> Belief:
-        """The rows `index` (int64 `(N,)`, repeats allowed) as a belief of its own."""
+        """The rows `index` (int64 `(N,)`, repeats allowed, negative numbers from the end) as a belief of its own.
+
+        Raises:
+            ValueError: there is no such row.
+        """
         index = _as_rows(index, len(self))
         chosen = replace(
             self,
@@ -500,7 +509,7 @@ class Belief:
         """This belief with other rows in some places: where an episode of a batch has ended, another begins.
 
         Args:
-            rows (int64 `(n,)`): the rows to replace, each once.
+            rows (int64 `(n,)`): the rows to replace, each once; negative numbers count from the end.
             other: their replacements, n rows of the same model, however many earlier steps they hold.
 
         Raises:
@@ -508,12 +517,10 @@ class Belief:
         """
         if not isinstance(other, Belief) or other.model is not self.model:
             raise ValueError(f"`other` must be a belief of the same model, got {other!r}.")
-        rows = _as_rows(rows)
-        named = set(rows.tolist()) & set(range(len(self)))
-        if not len(rows) == len(other) == len(named):
+        rows = _as_rows(rows, len(self))
+        if not len(rows) == len(other) == len(set(rows.tolist())):
             raise ValueError(
-                f"`rows` must name {len(other)} different rows, one for each of the other belief, from 0 to "
-                f"{len(self) - 1}; got {rows.tolist()}."
+                f"`rows` must name {len(other)} different rows, one for each of the other belief; got {rows.tolist()}."
             )
         index = torch.arange(len(self), device=rows.device)
         index[rows] = len(self) + torch.arange(len(other), device=rows.device)

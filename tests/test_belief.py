@@ -227,9 +227,34 @@ def test_a_compiled_step_takes_rows_of_different_age():
     torch.testing.assert_close(compiled.log_prob, expected.log_prob, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [[0], [0, 0], [1, 2], [-1, 0]])
-def test_rows_that_cannot_be_put_are_refused(rows):
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([0], "must name 2 different rows"),
+        ([0, 0], "must name 2 different rows"),
+        ([0, -2], "must name 2 different rows"),
+        ([1, 2], r"from 0 to 1, or from -1 to -2 .* got \[1, 2\]"),
+        ([-3, 0], r"got \[-3, 0\]"),
+    ],
+)
+def test_rows_that_cannot_be_put_are_refused(rows, said):
     model = world_model(("camera",))
     belief = model.perceive(observe(model, 2))
-    with pytest.raises(ValueError, match="must name 2 different rows"):
+    with pytest.raises(ValueError, match=said):
         belief.put(rows, belief)
+
+
+def test_a_negative_row_counts_from_the_end_wherever_rows_are_named():
+    model = world_model(("camera",))
+    belief, other = model.perceive(observe(model, 3)), model.perceive(observe(model, 1, seed=5))
+    futures = model.simulate(belief, acts(model, 3, 2), seed=0)
+    assert belief.select([-1, 0]).keys() == belief.select([2, 0]).keys()
+    assert belief.put([-2], other).keys() == belief.put([1], other).keys()
+    assert futures[-1].keys() == futures[2].keys() == futures[[-1]].keys()
+    assert futures.film(row=-3)._repr_html_() == futures.film(row=0)._repr_html_()
+    for named in (lambda row: belief.select([row]), lambda row: belief.put([row], other), lambda row: futures[row]):
+        for row in (3, -4):
+            with pytest.raises((ValueError, IndexError), match=f"0 to 2, or (from )?-1 to -3 .*{row}"):
+                named(row)
+    with pytest.raises(ValueError, match="`row` must be a whole number from -3 to 2, got -4"):
+        futures.film(row=-4)
