@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .validation_pan import real
+
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
 
@@ -70,9 +72,7 @@ class Film:
     def __init__(self, frames: Tensor, fps: float = 4.0):
         if frames.ndim != 4 or frames.dtype != torch.uint8 or not len(frames):
             raise ValueError(f"A film takes uint8 frames (T, C, H, W), got {frames.dtype} {tuple(frames.shape)}.")
-        if not fps > 0:
-            raise ValueError(f"`fps` must be positive, got {fps}.")
-        self.fps = fps
+        self.fps = real("fps", fps, 0, above=True)
         scale = max(1, round(2 * SIDE / min(frames.shape[-2:])))
         size = (frames.shape[-1] * scale, frames.shape[-2] * scale)
         self._images = [

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import type_validator
 from torch import Tensor
@@ -127,19 +128,28 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
     return number
 
 
-def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: bool = False) -> float:
+def real(
+    name: str,
+    value: Any,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: bool = False,
+    infinite: bool = False,
+) -> float:
     """An argument that measures. Raises ValueError for anything but a finite number from `least` to `most`; `above`:
-    for `least` itself, too."""
+    for `least` itself, too; `infinite`: an infinite one is taken, too."""
     try:
         plain = scalar(value)
-        is_number = hasattr(plain, "__float__") and not getattr(plain, "ndim", 0) and not isinstance(plain, bool)
+        is_number = isinstance(plain, int | float | np.floating) and not isinstance(plain, bool)
         number = float(plain) if is_number else math.nan
     except (OverflowError, RuntimeError):  # the latter from tensors that hold nothing
         number = math.nan
-    if not least <= number <= most or not math.isfinite(number) or (above and number == least):
+    is_taken = infinite or math.isfinite(number)
+    if not (is_taken and least <= number <= most) or (above and number == least):
         limits = f"above {least}" if above else f"at least {least}" if least > -math.inf else "finite"
         limits += f" and at most {most}" if most < math.inf else ""
-        raise ValueError(f"`{name}` must be {limits}, a number; got {value!r}.")
+        expected = "a number" if infinite else f"{limits}, a number"
+        raise ValueError(f"`{name}` must be {expected}; got {value!r}.")
     return number
 
 

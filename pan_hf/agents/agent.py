@@ -271,15 +271,15 @@ class PanAgent:
         senses = self.model.config.senses
         texts = [name for name, sense in senses.items() if feature_class(sense.kind).is_text]
         tasks = {} if self.task is None else dict.fromkeys(texts, self.task)
-        observation = tasks | {name: value for name, value in observation.items() if name in senses}
-        missing = sorted(set(senses) - set(observation))
+        given = tasks | dict(observation)
+        missing = sorted(set(senses) - set(given))
         if missing:
             raise ValueError(
-                f"The observation lacks the model's senses {missing}; it has {sorted(observation)}. "
+                f"The observation lacks the model's senses {missing}; it has {sorted(map(str, given))}. "
                 "Rename the environment's observations to the names used in training, pass `reset(task=...)` for a "
                 "text, or None for a sense that is absent."
             )
-        return {name: self._within_range(name, value) for name, value in observation.items()}
+        return {name: self._within_range(name, value) for name, value in given.items() if name in senses}
 
     def _within_range(self, name: str, value: Any) -> Any:
         """A vector clipped to the range of its sense, and counted; other values and misfits as they are."""

@@ -3,9 +3,8 @@
 Shapes: N = rows (imagined futures), H = horizon (actions ahead), D = coordinates of a vector, n_l = codes of level l.
 """
 
-import math
-import numbers
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,8 +34,7 @@ class Critic:
 
     def __post_init__(self):
         check_numbers(self, real, "discount", least=0, most=1, above=True)
-        if not isinstance(self.threshold, numbers.Real) or math.isnan(self.threshold):
-            raise ValueError(f"{type(self).__name__}: `threshold` must be a number, got {self.threshold!r}.")
+        check_numbers(self, real, "threshold", infinite=True)
 
     def score(self, futures) -> torch.Tensor:
         """How good each imagined step is, `(N, H)`."""
@@ -162,16 +160,18 @@ class GoalCritic(Critic):
         Args:
             model ([`PanModel`]), processor ([`PanProcessor`]): as loaded.
             observation (`dict`): raw senses by name; the goal is about those that are there, and says nothing of the
-                others.
+                others. Names the model has no sense for are ignored, as an environment gives more than is recorded.
             senses (`list[str]`, *optional*): which of them to compare; all but texts by default.
             kwargs: `threshold`, `discount`, `tolerance`.
 
         Raises:
-            ValueError: `senses` names one that the model or the observation lacks, or none is left to compare.
+            ValueError: `senses` names one that the model or the observation lacks, none is left to compare, or a name
+                is that of a missing sense but for a letter or two.
         """
         senses = None if senses is None else strings("senses", senses)
         if not isinstance(observation, Mapping):
             raise ValueError(f"`observation` must be a dict by sense, got {type(observation).__name__}.")
+        _check_spelling(observation, model.config.senses)
         shown = {name: value for name, value in observation.items() if name in model.config.coded_senses}
         if unknown := sorted(set(senses or ()) - set(shown)):
             raise ValueError(f"A goal can be about {sorted(shown)} of this observation, got `senses` {unknown}.")
@@ -243,6 +243,18 @@ class FunctionCritic(Critic):
             return self.function(futures)
         except TypeError as error:
             raise ValueError(f"The critic's function {self.function!r} failed on futures: {error}") from error
+
+
+def _check_spelling(observation: Mapping, senses: Collection[str]) -> None:
+    """Raises ValueError for a name that no sense has and a sense that is not there almost has."""
+    missing = [name for name in senses if name not in observation]
+    for name in observation:
+        near = difflib.get_close_matches(str(name), missing, 1, cutoff=0.8)
+        if name not in senses and near:
+            raise ValueError(
+                f"`observation` has {name!r} and lacks the sense {near[0]!r}; rename it, or leave it out if it is "
+                "another."
+            )
 
 
 def as_critic(critic) -> Critic:
