@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -318,6 +319,20 @@ class PanConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, rows: int) -> None:
         self.text_config.vocab_size = rows
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in Transformers. Raises FileNotFoundError where neither a folder nor a Hub has a configuration."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            path = Path(pretrained_model_name_or_path)
+            if path.is_file() or (path / "config.json").is_file():
+                raise
+            raise FileNotFoundError(
+                f"{str(path)!r} is neither a folder with config.json nor the name of a model on a Hub that can be "
+                f"reached; check the name and the network. {error}"
+            ) from error
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As any configuration. Raises ValueError for a kind of sense or action whose file cannot travel."""

@@ -11,6 +11,7 @@ import copy
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -382,11 +383,14 @@ def load_backbone(backbone, options: dict | None):
         ValueError: it is none, none that can be loaded, or quantised already: weights in few bits cannot be cast, nor
             written by a model around it.
     """
-    if isinstance(backbone, str):
+    if isinstance(backbone, str | os.PathLike):
         try:
             backbone = AutoModelForCausalLM.from_pretrained(backbone, **(options or {}))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"The backbone {backbone!r} is no causal language model to load: {error}") from error
+            raise ValueError(
+                f"`backbone` {str(backbone)!r} is no causal language model to load, in a folder or of a name on a Hub "
+                f"that can be reached; check the name and the network. {error}"
+            ) from error
     elif options:
         raise ValueError("`backbone_kwargs` are for a backbone that is loaded by name; this one is a model already.")
     config = getattr(backbone, "config", None)

@@ -4,6 +4,7 @@ The shortest way to use a checkpoint: model and processor are loaded together an
 everything a user sees is as the environment has it (frames with their channels last, texts as strings).
 """
 
+import os
 from collections.abc import Mapping
 
 from transformers import AutoModel
@@ -32,8 +33,10 @@ class SimulationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_video_processor = False
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, *args, **kwargs):
+        if isinstance(model, str | os.PathLike):
+            raise ValueError(f"`model` must be a PanModel; `pipeline({TASK!r}, model={str(model)!r})` loads one.")
+        super().__init__(model, *args, **kwargs)
         if not getattr(self.model, "is_world_model", False):
             kind = type(self.model).__name__
             raise ValueError(f"{TASK} needs a world model, a PanModel with senses; got {kind} without any.")

@@ -1,6 +1,11 @@
 """What simulating and scoring refuse, in a sentence that names what was given; and what they take beside tensors."""
 
 import dataclasses
+import math
+import re
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +13,22 @@ import torch
 from test_growth import grown_up
 from tiny_worlds import WORDS, acts, language_model, observe, outcomes, world_model
 
-from pan_hf import DiscreteAction, Effort, ImageSense, PanModel, TextSense, VectorAction
+from pan_hf import (
+    CEM,
+    DiscreteAction,
+    Effort,
+    ImageSense,
+    PanConfig,
+    PanModel,
+    PanProcessor,
+    PanTokenizer,
+    RewardCritic,
+    SimulationPipeline,
+    TextSense,
+    VectorAction,
+    VectorSense,
+)
+from pan_hf.modeling.display_pan import Film
 from pan_hf.modeling.imagination_pan import split_window, switch_examples
 from pan_hf.modeling.step_pan import StepPredictor
 
@@ -54,6 +74,48 @@ def same(one, other):
 def test_a_number_out_of_range_is_refused(model, belief, options, message):
     with pytest.raises(ValueError, match=message):
         model.simulate(belief, acts(model, 2, 2), **options)
+
+
+@pytest.mark.parametrize("number", [Decimal("1"), Fraction(1)])
+def test_what_counts_and_what_measures_take_the_same_kinds_of_numbers(model, belief, number):
+    """Python's, NumPy's and torch's: no argument takes a Decimal or a Fraction that another refuses."""
+    actions = acts(model, 2, 1)
+    for call in (
+        lambda: model.simulate(belief, actions, num_rollouts=number),
+        lambda: model.simulate(belief, actions, temperature=number),
+        lambda: Effort(price=number),
+        lambda: RewardCritic(threshold=number),
+        lambda: RewardCritic(discount=number),
+        lambda: CEM(temperature=number),
+        lambda: ImageSense(size=8, fps=number),
+        lambda: Film(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), fps=number),
+    ):
+        with pytest.raises(ValueError, match=f"got {re.escape(repr(number))}"):
+            call()
+
+
+@pytest.mark.parametrize("number", [1, np.float32(1), np.int64(1), np.array(1.0), torch.tensor(1.0)])
+def test_a_threshold_is_any_number_and_may_be_infinite(number):
+    assert RewardCritic(threshold=number).threshold == 1.0
+    assert RewardCritic(threshold=number * math.inf).threshold == math.inf
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "/missing/folder", Path("missing/folder")])
+def test_a_name_that_leads_nowhere_is_named_with_what_it_was_given_for(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    senses = {"touch": VectorSense(dim=2, low=-1, high=1)}
+    for call, said in (
+        (lambda: PanTokenizer.from_backbone(name), "`tokenizer` '{}' is neither a folder .* network"),
+        (lambda: PanProcessor(name), "`tokenizer` '{}' is neither a folder .* network"),
+        (lambda: PanModel.from_backbone(name, senses, DiscreteAction(2)), "`backbone` '{}' is no causal .* network"),
+        (lambda: PanTokenizer.from_pretrained(name), "'{}' is neither a folder .* network"),
+        (lambda: PanProcessor.from_pretrained(name), "'{}' is neither a folder .* network"),
+        (lambda: PanConfig.from_pretrained(name), "'{}' is neither a folder .* network"),
+        (lambda: PanModel.from_pretrained(name), "'{}' is neither a folder .* network|No checkpoint at {}"),
+        (lambda: SimulationPipeline(model=name), "`model` must be a PanModel; `pipeline.*'{}'"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=said.replace("{}", str(name))):
+            call()
 
 
 @pytest.mark.parametrize("fields", [{"price": float("nan")}, {"cap": float("nan")}, {"cap": "half"}, {"price": "low"}])
@@ -205,6 +267,27 @@ def window(model):
 def test_an_objective_says_what_it_needs(model, window, objective, change, message):
     with pytest.raises(ValueError, match=message):
         model(objective=objective, **(window | change))
+
+
+@pytest.mark.parametrize(
+    ("sense", "change"),
+    [
+        ("mission", lambda ids: ids + 10**7),
+        ("mission", lambda ids: ids - 1000),
+        ("mission", lambda ids: ids.double()),
+        ("mission", lambda ids: ids > 0),
+        ("touch", lambda numbers: numbers + 1e6),
+        ("camera", lambda frames: frames.float()),
+        ("camera", lambda frames: frames.long()),
+        ("camera", lambda frames: frames > 0),
+    ],
+)
+def test_an_objective_takes_no_values_beyond_a_sense_s_range(sense, change):
+    model = world_model(("touch", "mission", "camera"), DiscreteAction(4))
+    seen = observe(model, 2, 3)
+    window = {"observation": seen | {sense: change(seen[sense])}, "action": acts(model, 2, 2), **outcomes(2, 2)}
+    with pytest.raises(ValueError, match=f"Sense '{sense}': .* got "):
+        model(objective="joint", **window)
 
 
 def test_a_window_may_be_trained_on_by_names_of_its_actions(model, window):

@@ -585,3 +585,10 @@ def test_a_column_of_actions_has_no_batch(tokenizer):
     assert processor.read_columns({"action": [0, 2, 1]})["action"].tolist() == [0, 2, 1]
     with pytest.raises(ValueError, match="action: a column has no batch, got one of 2 rows"):
         processor.read_columns({"action": [[0, 2], [1, 1]]})
+
+
+def test_columns_of_one_recording_have_equally_many_rows(tokenizer):
+    spec = {"kind": "vector", "dim": 1, "low": [0.0], "high": [1.0]}
+    processor = PanProcessor(tokenizer, {"arm": spec}, action={"kind": "discrete", "num_actions": 3})
+    with pytest.raises(ValueError, match=r"equally many rows; got \{'arm': 2, 'action': 3\}"):
+        processor.read_columns({"arm": np.zeros((2, 1)), "action": [0, 2, 1]})

@@ -21,7 +21,7 @@ from .readers_pan import ACTION, READERS, SENSE, Reader, as_array
 from .readers_pan import as_numbers as as_numbers
 from .readers_pan import register_reader as register_reader
 from .readers_pan import with_batch_and_time as with_batch_and_time
-from .tokenization_pan import PanTokenizer
+from .tokenization_pan import PanTokenizer, found
 from .vocabulary_pan import Vocabulary
 
 # What saving calls with the folder, and with the readers of the kinds that are read; see `pan_hf.custom_kinds`.
@@ -101,9 +101,10 @@ class PanProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in any processor."""
+        """As in any processor. Raises FileNotFoundError where neither a folder nor a Hub has one."""
         FINISH_WRITING(pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        with found(pretrained_model_name_or_path, kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in any processor, except that `save_directory` changes whole or not at all.
@@ -253,6 +254,10 @@ class PanProcessor(ProcessorMixin):
             reader = self._reader(name)
             array = reader.read(values)
             rows[name] = torch.from_numpy(array) if reader.is_constant else _only_row(name, array)
+        parts = {name: next(iter(each.values())) if isinstance(each, dict) else each for name, each in rows.items()}
+        counts = {name: len(part) for name, part in parts.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"columns are of one recording, so of equally many rows; got {counts}.")
         return rows
 
     def _read_observation(self, observation, partial: bool) -> dict[str, np.ndarray]:

@@ -12,12 +12,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import SupportsIndex
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import PaddingStrategy
+from transformers.utils import PaddingStrategy, cached_file
 
 from .vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
@@ -33,6 +34,7 @@ _SETTINGS = (
     "split_special_tokens",
     "extra_special_tokens",
 )
+_PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 
 class PanTokenizer(PreTrainedTokenizerFast):
@@ -68,6 +70,12 @@ class PanTokenizer(PreTrainedTokenizerFast):
         return PreTrainedTokenizerFast.convert_to_native_format(**kwargs)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in any tokenizer. Raises FileNotFoundError where there is none, see `found`."""
+        with found(pretrained_model_name_or_path, kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
     def from_backbone(cls, tokenizer, vocabulary=None) -> "PanTokenizer":
         """The tokenizer of a backbone, ids unchanged.
 
@@ -78,10 +86,10 @@ class PanTokenizer(PreTrainedTokenizerFast):
             vocabulary (`Vocabulary` or `dict`, *optional*): the ledger to attach.
 
         Raises:
-            ValueError: the tokenizer is not a fast one.
+            ValueError: the tokenizer is not a fast one, or there is none of that name.
         """
         if isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = _load(tokenizer)
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ValueError(
                 f"Expected a fast tokenizer (one with a `backend_tokenizer`), got {type(tokenizer).__name__}; "
@@ -355,6 +363,35 @@ class PanTokenizer(PreTrainedTokenizerFast):
     def _save_pretrained(self, save_directory, file_names, legacy_format=None, filename_prefix=None):
         files = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         return files if self._vocabulary is None else (*files, self._vocabulary.save(save_directory))
+
+
+@contextmanager
+def found(name, where: Mapping) -> Iterator[None]:
+    """Raises FileNotFoundError where loading fails because neither a folder nor a Hub has a tokenizer of that name.
+    Args: where, arguments of `from_pretrained`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        try:
+            cached_file(str(name), "tokenizer.json", **{key: where[key] for key in _PLACE if key in where})
+        except (OSError, ValueError) as missing:
+            raise FileNotFoundError(
+                f"{str(name)!r} is neither a folder with tokenizer.json nor the name of one on a Hub that can be "
+                f"reached; check the name and the network. {missing}"
+            ) from error
+        raise
+
+
+def _load(name):
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"`tokenizer` {str(name)!r} is neither a folder with a tokenizer nor the name of one on a Hub that can be "
+            f"reached; check the name and the network. {error}"
+        ) from error
 
 
 def _as_text(text: str) -> str:
