@@ -35,7 +35,7 @@ from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
 from .state_pan import Actions, Observation, State, action_tensors, as_action, checked_actions
-from .validation_pan import check_dense, check_observation
+from .validation_pan import check_dense, check_observation, check_values
 
 if TYPE_CHECKING:
     from .configuration_pan import PanConfig
@@ -575,6 +575,7 @@ def run_objective(model: PanModel, objective: str, inputs: dict, others: Mapping
 def _checked_window(model: PanModel, observation: Mapping[str, Tensor], action: Any, inputs: dict) -> Tensor | Actions:
     """The actions of windows as tensors. Raises ValueError unless frames, actions, rewards and ends fit."""
     check_observation(model.config, observation, needs_prefix=True)
+    check_values(model.config, observation)
     rows, frames = Observation(observation, model.config.prefix_senses).shape
     expected = f"with B = {rows} and T = {frames - 1}, one between two frames"
     action = checked_actions(model, "action", action, expected, rows, "T")

@@ -152,9 +152,9 @@ _PLAIN: dict[Any, Callable[[Any], Any]] = {
 def _path(name: str, value: Any) -> Any:
     try:
         os.lstat(value)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         pass  # it may be made, or named on a Hub
-    except (OSError, ValueError) as error:  # too long, a null byte, no permission
+    except (OSError, ValueError) as error:  # too long, a null byte, below a file, no permission
         raise ValueError(f"{name}: {str(value)[:80]!r} cannot be used as a path ({error})") from error
     return value
 

@@ -6,9 +6,10 @@ trains.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pan_hf.arguments import a_seed, checked
@@ -67,11 +68,25 @@ def build(
     else:
         tokenizer = _tokenizer_of(backbone)
     senses = {
-        name: _sense(name, values, trajectories, tokenizer, options.get(name, {}))
+        name: _made(
+            f"Sense {name!r}",
+            feature_of(trajectories.features[f"observation.{name}"]).make_sense,
+            name,
+            values,
+            trajectories.episode,
+            tokenizer,
+            options.get(name, {}),
+        )
         for name, values in trajectories.observations.items()
     }
     actions = {
-        name: part.make_action(trajectories.actions_by_part[name], tokenizer, options.get(action_column(name), {}))
+        name: _made(
+            f"Action {name!r}",
+            part.make_action,
+            trajectories.actions_by_part[name],
+            tokenizer,
+            options.get(action_column(name), {}),
+        )
         for name, part in parts.items()
     }
     config.setdefault("reward_bound", reward_bound(trajectories.all_rewards()))
@@ -140,12 +155,12 @@ def recorded_texts(trajectories: Trajectories) -> list[str]:
     return sorted(said.union(trajectories.tasks) - {""})
 
 
-def _sense(name: str, values: np.ndarray, trajectories: Trajectories, tokenizer, options: dict):
-    feature = feature_of(trajectories.features[f"observation.{name}"])
+def _made(what: str, make: Callable, *arguments: Any) -> Any:
+    """What `make` returns. Raises ValueError, which says of what, where an option is none, or has a wrong value."""
     try:
-        return feature.make_sense(name, values, trajectories.episode, tokenizer, options)
-    except TypeError as error:
-        raise ValueError(f"Sense {name!r}: {error}.") from error
+        return make(*arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(str(error) if what in str(error) else f"{what}: {error}") from error
 
 
 def check_backbone(backbone: str | Path) -> None:

@@ -51,6 +51,19 @@ _turn = threading.RLock()
 _cleaned: set[Path] = set()  # folders in which this process has looked for what others left
 
 
+def missing_above(folder: Path) -> list[Path]:
+    """The folders that one would lie in and that are not there yet, the innermost first."""
+    return [above for above in folder.absolute().parents if not above.exists()]
+
+
+def unmake(folder: Path, above: Sequence[Path]) -> None:
+    """Removes a folder, and those `above` it that then hold nothing."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # one holds something else
+        for parent in above:
+            parent.rmdir()
+
+
 def read_json(path: str | os.PathLike, kind: type = dict, may_lack: bool = False) -> Any:
     """The content of a JSON file, a dict or what else `kind` says; an empty one where the file `may_lack` and does.
 

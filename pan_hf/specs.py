@@ -19,9 +19,9 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: a parameter is not of the form `key=value`, or is there twice.
     """
-    target, _, query = spec.partition("?")
+    target, mark, query = spec.partition("?")
     arguments = {}
-    for pair in filter(None, query.split("&")):
+    for pair in query.split("&") if mark else ():
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"{spec!r}: expected key=value after '?', got {pair!r}")

@@ -131,7 +131,7 @@ def test_a_misspelt_argument_names_those_there_are():
 )  # fmt: skip
 def test_a_refused_recording_leaves_nothing(given, tmp_path):
     with pytest.raises(ValueError):
-        record("CartPole-v1", tmp_path / "data", **{"episodes": 2, "progress": False} | given)
+        record("CartPole-v1", tmp_path / "run" / "data", **{"episodes": 2, "progress": False} | given)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,3 +151,19 @@ def test_a_refused_wrapper_leaves_nothing(given, tmp_path):
     with pytest.raises(ValueError, match=next(iter(given))):
         RecordTrajectories(gymnasium.make("CartPole-v1"), tmp_path / "data", **given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_an_episode_is_played(tmp_path):
+    import gymnasium
+
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file" / "new", "/proc/new"):
+        with pytest.raises(ValueError, match=f"folder: .*{folder}.* cannot be"):
+            RecordTrajectories(gymnasium.make("CartPole-v1"), folder)
+
+
+@pytest.mark.parametrize("steps", [-1, 0])
+def test_a_stage_takes_a_step_at_least(steps, tmp_path):
+    """Transformers means epochs by -1; a stage counts none, and would end before its first step."""
+    with pytest.raises(ValueError, match=f"Stage 'dynamics': `max_steps` must be at least 1, got {steps}"):
+        train(tmp_path, overrides={"dynamics": {"max_steps": steps}})

@@ -1,5 +1,7 @@
 """Any environment becomes named senses and one kind of action, and what does not fit is said at once."""
 
+import re
+
 import gymnasium
 import numpy as np
 import pytest
@@ -56,6 +58,18 @@ def test_a_spec_holds_python_literals():
 def test_a_spec_that_names_nothing_says_which_part_is_wrong(spec, message):
     with pytest.raises(ValueError, match=message):
         import_object(spec)
+
+
+@pytest.mark.parametrize("spec", ["cem?", "cem?horizon=3&", "cem?horizon"])
+def test_a_spec_that_was_cut_short_is_refused(spec):
+    with pytest.raises(ValueError, match=f"'{re.escape(spec)}': expected key=value after '.'"):
+        parse_spec(spec)
+
+
+def test_a_wrapper_that_refuses_its_arguments_is_named():
+    spec = "gymnasium.wrappers:ResizeObservation?shape=[1,2,3]"
+    with pytest.raises(ValueError, match=f"wrapper '{re.escape(spec)}' does not fit"):
+        make_environment("CartPole-v1", wrappers=[spec])
 
 
 # making

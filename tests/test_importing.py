@@ -357,6 +357,13 @@ def test_a_dataset_that_does_not_fit_is_named_and_nothing_is_written(changed, gi
     assert not list(tmp_path.iterdir())
 
 
+def test_a_data_set_without_rows_is_refused_as_one(tmp_path):
+    data = datasets.Dataset.from_dict({"observation.at": [[0.5]], "action": [0], "episode_index": [0]}).select([])
+    with pytest.raises(ValueError, match="dataset holds no rows, so no episode to import"):
+        import_dataset(data, tmp_path / "data", **WHOLE)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
@@ -555,6 +562,10 @@ def test_hdf5_files_of_robomimic_and_of_flat_columns_are_imported(tmp_path):
     import_dataset(tmp_path / "flat.h5", tmp_path / "flat", map={"pixels": "camera"}, **WHOLE)
     seen, flat = (load_trajectories(tmp_path / name, "train") for name in ("data", "flat"))
     assert (seen.observations["camera"] == flat.observations["camera"]).all()
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file["ep_len"], file["action"] = np.zeros(0, int), np.zeros((0, 1))
+    with pytest.raises(ValueError, match=r"empty\.h5 holds no rows, so no episode to import"):
+        import_dataset(tmp_path / "empty.h5", tmp_path / "more", **WHOLE)
     with h5py.File(tmp_path / "diamond.hdf5", "w") as file:
         file["frame_0_x"] = np.zeros((3, 3))
     with pytest.raises(ValueError, match=r"holds \['frame_0_x'\]; expected groups data/demo_0.*pan import videos"):

@@ -1,6 +1,7 @@
 """The training stages: what each trains and leaves alone, and that nothing stops them for good."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from tiny_worlds import all_tensors, board_world, differing
 
 from pan_hf import PanModel, PanProcessor
+from pan_hf.build import build
 from pan_hf.checkpoints import save_checkpoint
 from pan_hf.data.episodes import episode_files
 from pan_hf.training import (
@@ -134,6 +136,20 @@ def test_a_stage_that_is_finished_is_not_run_again(world, tmp_path):
     written = (final / "model.safetensors").stat().st_mtime_ns
     assert run_stage(world, "backbone", tmp_path, max_steps=5) == final
     assert (final / "model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"place": {"low": [math.nan, 0]}}, "Sense 'place': VectorSense: `low`"),
+        ({"camera": {"patch_size": 0}}, "Sense 'camera': .*patch_size"),
+        ({"action": {"num_actions": 0}}, "Action 'action': DiscreteAction: `num_actions`"),
+        ({"action": {"n": 3}}, "Action 'action': .*'n'"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_said_of_its_sense(options, said, world):
+    with pytest.raises(ValueError, match=said):
+        build(world.trajectories, "debug", options)
 
 
 def test_no_options_and_empty_options_are_the_same_run(world, tmp_path):

@@ -88,7 +88,7 @@ def find_config(path: str | Path, flag: str = "--config") -> Path:
         FileNotFoundError: there is neither such a file nor such a recipe; the message lists the recipes.
     """
     path = Path(path)
-    if path.suffix or len(path.parts) > 1 or path.exists():  # no bare name
+    if path.suffix or len(path.parts) > 1 or path.is_file():  # no bare name
         return path
     recipes = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
     if path.name not in recipes:
@@ -252,7 +252,7 @@ class StageArguments(TrainingArguments):
             )
         if not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"`learning_rate` must be at least 0, got {self.learning_rate}.")
-        self.check_least(eval_windows=1, early_stopping_patience=1, stream_buffer=1, rollout_every=0)
+        self.check_least(max_steps=1, eval_windows=1, early_stopping_patience=1, stream_buffer=1, rollout_every=0)
         if self.streaming and self.dataloader_num_workers:
             raise ValueError("A stream is read where its place is known; leave `dataloader_num_workers` at 0.")
 

@@ -25,7 +25,7 @@ from pan_hf.data.recorder import RecordingJob, Stream, record_streams, recording
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.envs.policies import load_policies
 from pan_hf.features import feature_of
-from pan_hf.files import holds_nothing
+from pan_hf.files import holds_nothing, missing_above, unmake
 from pan_hf.processes import call_in_fork, is_forked
 from pan_hf.specs import load_callable, spelled
 
@@ -153,12 +153,13 @@ def record(
     if before and before["complete"] and all(stream.is_reached for stream in streams):
         return before
     _check_disk(root, streams, bytes_per_frame)
+    above = missing_above(root)
     write_info(root, info if before is None else {**before, "requested": info["requested"], "complete": False})
     try:
         return _run(job, info, streams, workers, progress)
     except ValueError:
         if before is None and not any(info["episodes"].values()):
-            shutil.rmtree(root, ignore_errors=True)  # nothing was recorded: as if it had not been begun
+            unmake(root, above)  # nothing was recorded: as if it had not been begun
         raise
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pan_hf.data.episodes import SPLITS, episode_files, read_info, write_info
+from pan_hf.files import missing_above, unmake
 
 COUNTED = ("features", "episodes", "frames", "complete")  # of `meta/info.json`, what is known when all is written
 
@@ -33,12 +34,12 @@ def write_whole(output: str | Path, info: dict, write: Callable[[Path], None], w
     before = _made_before(root, info, what)
     if before is not None:
         return before
-    partial = root.with_name(f".{root.name}.partial")
+    partial, above = root.with_name(f".{root.name}.partial"), missing_above(root)
     _begin(partial, info)
     try:
         write(partial)
     except (ValueError, FileNotFoundError):
-        shutil.rmtree(partial)
+        unmake(partial, above)
         raise
     except KeyboardInterrupt:
         done = sum(len(episode_files(partial, split)) for split in SPLITS)

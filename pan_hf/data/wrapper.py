@@ -72,7 +72,8 @@ class RecordTrajectories(gymnasium.Wrapper):
     `features` says what its senses and its action are, as `meta/info.json` does.
 
     Raises:
-        ValueError: an observation or action space that cannot be recorded, or the folder holds something else.
+        ValueError: an observation or action space that cannot be recorded, or the folder holds something else or
+            cannot be made.
     """
 
     @checked(fps=least(0, above=True), **PICTURES)
@@ -115,6 +116,10 @@ class RecordTrajectories(gymnasium.Wrapper):
         self._number = 0
         self._extremes: Extremes | None = None
         self._go_on()
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"folder: {folder} cannot be made ({error})") from error
         self._episode: Episode | None = None
         self._is_looked_at = False
 

@@ -471,9 +471,10 @@ def _plain(arguments: dict) -> dict:
 
 def _wrap(env: gymnasium.Env, spec: str) -> gymnasium.Env:
     target, arguments = parse_spec(spec)
+    wrapper = import_object(target, "wrapper")
     try:
-        return import_object(target, "wrapper")(env, **arguments)
-    except (TypeError, AssertionError) as error:
+        return wrapper(env, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"wrapper {spec!r} does not fit: {error}") from error
 
 

@@ -218,7 +218,7 @@ class TableSource:
         taking: how their values are taken.
 
     Raises:
-        ValueError: see `assign`; or a column's first value is no sense.
+        ValueError: see `assign`; the table has no rows; or a column's first value is no sense.
     """
 
     def __init__(self, table: Table, mapping: Mapping[str, str], taking: Taking):
@@ -228,13 +228,15 @@ class TableSource:
         rare = {"optional": list(taking.optional), "resample": taking.resample}
         rare |= {"depth_scale": view.depth_scale, "depth_unit": view.depth_unit}
         self.about |= {name: value for name, value in rare.items() if value}
+        if not len(table):
+            raise ValueError(
+                f"{table.about['path']} holds no rows, so no episode to import; check the file, or the split"
+            )
         self.environment = {"id": table.about["path"]}
         self._roles = assign(table.columns, mapping, table.about["path"])
         self.has_rewards = "reward" in self._roles
         self._actions = [name for name in self._roles if name == ACTION or _is_part(name)]
         self._senses = [name for name in self._roles if name not in ROLES and name not in self._actions]
-        if not len(table):
-            raise ValueError(f"{table.about['path']} has no episode")
         if unknown := sorted(set(taking.optional) - set(self._senses)):
             raise ValueError(f"optional names {unknown}, which are no senses of {table.about['path']}: {self._senses}")
         first = self._first_values()

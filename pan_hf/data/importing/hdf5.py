@@ -40,7 +40,7 @@ class Hdf5Table:
         self._file = h5py.File(path, "r")
         self._path, self.fps = path, float(fps or 10.0)
         self._spans = self._flat() if _LENGTHS in self._file else self._demos()
-        self.columns = list(self._spans[0][0])
+        self.columns = list(self._spans[0][0]) if self._spans else []
         self.about: dict[str, Any] = {"kind": "hdf5", "path": str(path), "episodes": len(self)}
 
     def _demos(self) -> list[tuple[dict, slice]]:
