@@ -341,7 +341,7 @@ def _where(run: Path, model: str | None, data: str | Path | None, output: Path |
     if data is None and (model is None or (run / "data").exists()):
         data = run / "data"
     output = output or library("pan_hf.checkpoints:results_folder")(run, None if model is None else run)
-    return {"run": model or run, "data_root": data, "output": output}
+    return {"run": run if model is None else model, "data_root": data, "output": output}
 
 
 def _effort(text: str | None) -> Any:
@@ -370,11 +370,12 @@ def vocabulary(
         double: give this segment twice the rows, e.g. camera.0; ids stay.
         output: where the picture, or the larger checkpoint, goes, if not into the run.
     """
+    shown = run if model is None else model
     if double:
-        larger = library("pan_hf.vocabulary:double")(model or run, double, output)
+        larger = library("pan_hf.vocabulary:double")(shown, double, output)
         print(f"Done. The larger checkpoint is in {larger}")
         return
-    tables, picture = library("pan_hf.vocabulary:show")(model or run, output or (run if model else None))
+    tables, picture = library("pan_hf.vocabulary:show")(shown, output or (None if model is None else run))
     console = Console(markup=False, emoji=False, highlight=False)  # names are shown as they are
     for table in tables:
         console.print(table)

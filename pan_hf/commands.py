@@ -151,7 +151,9 @@ app = App(
     name="pan",
     version=declarations("pan_hf.modeling.configuration_pan")["VERSION"],
     help="World models from any causal language model: record, train, evaluate, plan.",
-    default_parameter=Parameter(negative_iterable=(), allow_repeating=True, show_default=_default_text),
+    default_parameter=Parameter(
+        negative_iterable=(), allow_repeating=True, json_list=False, show_default=_default_text
+    ),
     config=_read_recipe,
     error_console=Console(stderr=True, soft_wrap=True),
     error_formatter=lambda error: Text(f"Error: {error}"),
@@ -256,12 +258,13 @@ def _annotation(hint: Any, flag: str | None) -> Any:
 
 def _whole_numbers(kind: Any, tokens: Sequence[Token]) -> Any:
     """What was typed, as an int or a list of them. Raises ValueError for anything else."""
-    numbers = []
+    numbers, are_several = [], any(get_origin(each) is list for each in _kinds(kind)[0])
     for token in tokens:
         if not re.fullmatch(r"[+-]?[0-9]+", token.value):
-            raise ValueError(f"{token.keyword} takes a whole number, got {token.value!r}.")
+            more = f"; for several give {token.keyword} once for each" if are_several else ""
+            raise ValueError(f"{token.keyword} takes a whole number, got {token.value!r}{more}.")
         numbers.append(int(token.value))
-    return numbers if any(get_origin(each) is list for each in _kinds(kind)[0]) else numbers[-1]
+    return numbers if are_several else numbers[-1]
 
 
 def _kinds(hint: Any) -> tuple[list, tuple]:

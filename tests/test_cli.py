@@ -13,8 +13,11 @@ import pytest
 
 import pan_hf
 from pan_hf import cli
+from pan_hf.checkpoints import find_checkpoint
 from pan_hf.commands import declarations
 from pan_hf.data import record as recording
+from pan_hf.evaluation import evaluate as evaluation
+from pan_hf.evaluation.cache_dataset import cache_folder
 from pan_hf.training import pipeline
 
 # as of 0.1, when each was written by hand; recorded commands, scripts and the docs have them
@@ -104,6 +107,32 @@ def test_a_field_without_a_value_is_named():
     for words, form in (("--set context_steps", "NAME=VALUE"), ("--stage max_steps=5", "NAME.FIELD=VALUE")):
         with pytest.raises(ValueError, match=f"must be {form}"):
             cli.app(f"train {words}")
+
+
+def test_a_flag_of_several_numbers_is_given_once_for_each(monkeypatch, capsys):
+    calls = called(evaluation.evaluate, monkeypatch, evaluation)
+    monkeypatch.setattr("pan_hf.evaluation.summary.evaluation_summary", str)
+    cli.app("evaluate --run r --output o --horizon 1 --horizon 5")
+    assert calls[0]["horizons"] == [1, 5]
+    for text in ("[1]", "[1, 5]", "1,5"):
+        with pytest.raises(SystemExit):
+            cli.app(["evaluate", "--run", "r", "--horizon", text])
+        said = f"--horizon takes a whole number, got '{text}'; for several give --horizon once for each"
+        assert said in capsys.readouterr().err
+    assert len(calls) == 1
+
+
+def test_an_empty_text_is_not_taken_for_what_was_left_out(monkeypatch):
+    calls = called(evaluation.evaluate, monkeypatch, evaluation)
+    monkeypatch.setattr("pan_hf.evaluation.summary.evaluation_summary", str)
+    cli.app(["evaluate", "--run", "r", "--output", "o", "--model", ""])
+    assert calls[0]["run"] == ""  # which no checkpoint is called
+    with pytest.raises(ValueError, match="Expected a folder or the name of a model"):
+        find_checkpoint("")
+    with pytest.raises(ValueError, match="leave it out for the run's own"):
+        cache_folder("r", "", "o", None)
+    with pytest.raises(FileNotFoundError, match="--config .: no such file, and no recipe of"):
+        cli.app(["train", "--config", ""])
 
 
 def test_what_has_left_the_package_says_where_it_went():

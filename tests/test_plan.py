@@ -278,6 +278,11 @@ def test_what_an_environment_raises_is_told_with_where_and_when(run_dir, tmp_pat
         plan(run_dir, planners=SMALL[1:2], episodes=2, output=tmp_path, progress=False)
 
 
+def test_an_empty_text_is_no_way_to_replan(run_dir, tmp_path):
+    with pytest.raises(ValueError, match="`replan` must be one of .* got ''"):
+        plan(run_dir, planners=SMALL[1:2], replan="", episodes=1, output=tmp_path, progress=False)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -331,6 +336,9 @@ def test_a_goal_may_be_about_some_of_the_senses():
     for given, wanted in (({"camera": camera}, ["touch"]), ({"mission": "go"}, None)):
         with pytest.raises(ValueError, match="goal"):
             GoalCritic.from_observation(model, processor, given, senses=wanted)
+    for name, near in (("cameras", "camera"), ("camrea", "camera"), ("misson", "mission")):
+        with pytest.raises(ValueError, match=f"has '{name}' and lacks the sense '{near}'; rename it"):
+            GoalCritic.from_observation(model, processor, {"touch": touch, name: camera})
 
 
 def test_cem_plans_vector_actions_in_a_real_model():

@@ -386,7 +386,8 @@ def test_wrong_settings_are_refused_with_what_to_do():
         (lambda: make_planners([3], GridWorld().config), "`planners` must be a list of strings, got [3]"),
         (lambda: make_planners(["cem", "cem"], GridWorld().config), "one is there twice"),
         (lambda: make_planners(["cem?horizon=3&horizon=4"], GridWorld().config), "'horizon' is given twice"),
-        (lambda: make_planners(["cem?horizon=0"], GridWorld().config), "`horizon` must be a whole number"),
+        (lambda: make_planners(["cem?horizon=0"], GridWorld().config), "Planner 'cem?horizon=0': CEM: `horizon` must"),
+        (lambda: make_planners(["cem?horizon=x"], GridWorld().config), "Planner 'cem?horizon=x': CEM: `horizon` must"),
         (lambda: make_planners(["cem?horizn=3"], GridWorld().config), "its settings are"),
         (lambda: PanAgent(GridWorld(), processor, RewardCritic(), GraphSearch(), patience=0), "`patience` must be"),
         (lambda: PanAgent(GridWorld(), processor, RewardCritic(), "cem"), "A planner has a method `plan`"),
@@ -818,7 +819,7 @@ def test_reset_forgets_the_episode():
 def test_a_missing_sense_is_named():
     world = GridWorld()
     agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
-    with pytest.raises(ValueError, match="camera"):
+    with pytest.raises(ValueError, match=r"lacks the model's senses \['camera'\]; it has \['picture'\]"):
         agent.act({"picture": np.zeros(2)})
 
 

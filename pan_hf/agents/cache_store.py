@@ -110,7 +110,8 @@ class CacheStore:
     def __init__(self, folder: str | os.PathLike, create: bool = True):
         self.path = Path(folder) / FILE
         if not create and not self.path.is_file():
-            raise FileNotFoundError(f"No simulation cache at {folder}: {FILE} is missing. `pan precompute` makes one.")
+            problem = f"{FILE} is missing, and `create` is False"
+            raise FileNotFoundError(f"No simulation cache at {folder}: {problem}. `pan precompute` makes one.")
         self._local = threading.local()
         with self.guarded():
             self.path.parent.mkdir(parents=True, exist_ok=True)

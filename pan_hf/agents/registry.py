@@ -42,8 +42,8 @@ def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) ->
         has_goal (`bool`): whether what is wanted is a goal to be reached, rather than as much as possible.
 
     Raises:
-        ValueError: an unknown planner or setting, the same text twice, a planner that cannot take the actions of the
-            world, or graph search for no goal.
+        ValueError: an unknown planner or setting, a value that a setting cannot have, the same text twice, a planner
+            that cannot take the actions of the world, or graph search for no goal.
     """
     is_discrete = ActionParts(config).is_discrete
     if specs is None:
@@ -69,6 +69,8 @@ def make_planners(specs: Sequence[str] | None, config, has_goal: bool = True) ->
         except TypeError as error:
             settings_of = sorted(field.name for field in fields(PLANNERS[name]))
             raise ValueError(f"Planner {spec!r}: {error}; its settings are {settings_of}.") from error
+        except ValueError as error:
+            raise ValueError(f"Planner {spec!r}: {error}") from error
         if hasattr(planner, "check_world"):
             planner.check_world(config)
         made[label] = planner

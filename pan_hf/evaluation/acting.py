@@ -65,7 +65,8 @@ def make_agents(
     wanted = CautiousCritic(critic=wanted, penalty=uncertainty_penalty) if uncertainty_penalty else wanted
     if value is not None:
         wanted = ValueCritic(critic=wanted, value_of=LearnedValue.load(value, model), caution=value_caution)
-    when = replan or ("on_surprise" if ActionParts(model.config).is_discrete else "at_end")
+    usual = "on_surprise" if ActionParts(model.config).is_discrete else "at_end"
+    when = usual if replan is None else replan
     learned = None if policy is None else Policy.load(policy, model)
     agents = {}
     for name, planner in make_planners(planners, model.config, has_goal).items():

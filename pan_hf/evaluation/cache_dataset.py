@@ -60,11 +60,13 @@ def cache_folder(run: str | Path, cache: str | Path | None, output: str | Path |
         world ([`PanModel`], at an effort): for which the entries of a copy have to hold.
 
     Raises:
-        ValueError: what is on the Hub is damaged, of another format, or holds for another model.
+        ValueError: no name, or what is on the Hub is damaged, of another format, or holds for another model.
         HubError: the Hub did not give it.
     """
     if cache is None:
         return results_folder(run, output) / CACHE
+    if cache == "":
+        raise ValueError("`cache` must be a folder or a Hub id, got ''; leave it out for the run's own.")
     published = hub_id(cache, "dataset")
     if published is None:
         return Path(cache)

@@ -136,7 +136,7 @@ def precompute(
     has_goal = all(math.isfinite(wish.threshold) for wish in wishes.values())
     parts = ActionParts(model.config)
     tries_all = parts.is_discrete and parts.num_choices <= _TRANSITIONS and has_goal
-    name = planner or (None if tries_all else "cem")
+    name = "cem" if planner is None and not tries_all else planner
     if name is not None:
         make_planners([name], model.config, critic is not None or has_goal)
     followed = None if policy is None else Policy.load(policy, model)

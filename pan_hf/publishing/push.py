@@ -237,7 +237,7 @@ def _pinned(dataset: str) -> str:
 
 
 def _base_of(settings: dict[str, Any], named: str | None) -> str:
-    base = named or settings.get("base_model_name_or_path") or ""
+    base = (settings.get("base_model_name_or_path") or "") if named is None else named
     published = hub_id(address(base) or base)
     if published is None:
         raise ValueError(
