@@ -28,12 +28,13 @@ WHOLE = ["-1", "2.5", "x", "", "nan", "None", "1e3"]  # where 0 is right
 NUMBER = ["-1", "x", "", "nan", "1,5", "None", "-inf", "[1]"]
 POSITIVE = ["0", *NUMBER]
 IF_GIVEN = [text for text in POSITIVE if text != "None"]  # where None is the default
-FOLDER = ["missing", "file.txt", "/proc/none", "x" * 5000, "\udcff", "user/missing@main"]
+FOLDER = ["missing", "", "file.txt", "/proc/none", "x" * 5000, "\udcff", "user/missing@main"]
 NAMES = ["missing", "", "3", "\udcff", " "]
 FIELDS = ["", "x", "=3", "camera", "camera=3", "camra.patch_size=4", "camera.patchsize=4", "camera.patch_size=x"]
 FIELDS += ["camera.patch_size=0", "camera.patch_size=", ".patch_size=4", "camera.=4"]
 STAGES = ["", "x", "=3", "dynamics=3", "dynamic.max_steps=3", "dynamics.max_step=3", "dynamics.max_steps=x"]
-STAGES += ["dynamics.max_steps=-1", "dynamics.seconds=nan", "dynamics.learning_rate=x", "dynamics.learning_rate=-1"]
+STAGES += ["dynamics.max_steps=-1", "dynamics.max_steps=0", "dynamics.seconds=nan"]
+STAGES += ["dynamics.learning_rate=x", "dynamics.learning_rate=-1"]
 SETTINGS = [
     "",
     "x",
@@ -148,9 +149,9 @@ COMMANDS: dict[str, tuple[str, bool, dict[str, list[str]]]] = {
             "--seconds": POSITIVE,
             "--max-steps": COUNT,
             "--every": COUNT,
-            "--threshold": POSITIVE,
+            "--threshold": IF_GIVEN,
             "--max-new": COUNT,
-            "--name": ["", "=x", "red"],
+            "--name": ["", "=x"],
             "--seed": WHOLE,
         },
     ),

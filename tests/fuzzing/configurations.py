@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import torch
@@ -230,7 +232,17 @@ def pan_config(world: World, number: int) -> Call:
 @target("PanModel.from_backbone", ("discrete",), numbers=1, weight=2)
 def from_backbone(world: World, number: int) -> Call:
     backbones = v.given(
-        wrong=[None, 3, "runs/missing/folder", world.model.config, world.model, torch.nn.Linear(2, 2), ""]
+        wrong=[
+            None,
+            3,
+            "runs/missing/folder",
+            "nobody/nothing",
+            Path("runs/missing"),
+            world.model.config,
+            world.model,
+            torch.nn.Linear(2, 2),
+            "",
+        ]
     )
     arguments = {
         **settings(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ def processor_text(world: World, number: int) -> Call:
 @target("PanProcessor.decode_observation")
 def decode_observation(world: World, number: int) -> Call:
     observation, changes = seen(world, 2, number, 1, any_rows=True)
+    # a vector that is NaN throughout is an absent one, and stays so
+    changes = [made for made in changes if not made().what.endswith("] with NaN")]
     output = "np", v.choice("output_type", "np", ["pil"])
     return Call(
         world.processor.decode_observation,
@@ -91,7 +94,7 @@ def processor_made(world: World, number: int) -> Call:
             world.processor.tokenizer,
             v.listed(
                 "tokenizer",
-                v.given(wrong=[None, "gpt2", 3]),
+                v.given(wrong=[None, "gpt2", "nobody/nothing", Path("runs/missing"), "/missing", "", 3]),
             ),
         ),
         "senses": (senses, _spec_changes("senses", senses, "camera")),
@@ -219,18 +222,17 @@ def futures_decode(world: World, number: int) -> Call:
 def futures_film(world: World, number: int) -> Call:
     arguments = {
         "sense": ("camera", v.choice("sense", "camera", optional=True)),
-        "row": (1, v.count("row", 1, least=-1, most=1)),
+        "row": (1, v.listed("row", v.given(same=[-1])) + v.count("row", 1, least=-2, most=1)),
         "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True)),
     }
-    return Call(lambda **given: len(futures_of(world, number).film(**given)._repr_html_() or "") > 0, arguments)
+    return Call(lambda **given: futures_of(world, number).film(**given)._repr_html_(), arguments)
 
 
 @target("Futures.__getitem__", weight=1)
 def futures_rows(world: World, number: int) -> Call:
     made = v.given(
-        same=[np.array([1]), torch.tensor([1]), slice(1, 2), np.int64(1)],
-        free=[torch.tensor([False, True])],
-        wrong=[99, "a", 0.5, None, [99]],
+        same=[np.array([1]), torch.tensor([1]), slice(1, 2), np.int64(1), -1, [-1], torch.tensor([False, True])],
+        wrong=[99, 2, -3, "a", 0.5, None, [99], [0, -3], (0, 1), True],
     )
     arguments = {"rows": (1, v.listed("rows", made, "row"))}
     return Call(lambda rows: futures_of(world, number)[rows], arguments, state=model_state(world))
@@ -248,9 +250,11 @@ def futures_keys(world: World, number: int) -> Call:
 @target("Belief.select", weight=1)
 def belief_select(world: World, number: int) -> Call:
     made = v.given(
-        same=[[1, 0], np.array([1, 0]), torch.tensor([1, 0]).int()],
-        free=[1, [-1, -2]],
+        same=[[1, 0], np.array([1, 0]), torch.tensor([1, 0]).int(), [-1, -2], torch.tensor([1, -2])],
         wrong=[
+            1,
+            [0, 2],
+            [0, -3],
             torch.tensor([0, 9]),
             torch.tensor([0.5]),
             "first",
@@ -270,7 +274,8 @@ def belief_repeat(world: World, number: int) -> Call:
 
 @target("Belief.put", weight=1)
 def belief_put(world: World, number: int) -> Call:
-    made = v.given(same=[[1], np.array([1])], wrong=[[9], None, "one", torch.tensor([0.5])])
+    wrong = [[9], [-3], [0, 1], [1, 1], [1, -1], 1, None, "one", torch.tensor([0.5])]
+    made = v.given(same=[[1], np.array([1]), [-1]], wrong=wrong)
     others = v.given(
         wrong=[
             None,

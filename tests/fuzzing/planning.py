@@ -305,10 +305,10 @@ def function_critic(world: World, number: int) -> Call:
 def goal_critic(world: World, number: int) -> Call:
     coded = list(world.model.config.coded_senses)
     observation, changes = raw_observation(world, 1, number, senses=coded)  # the others are not looked at
-    made = v.given(same=[tuple(coded), None], wrong=["touch", ["touhc"], [], 3, [3], ["mission"]])
+    made = v.given(same=[tuple(coded), coded, None], wrong=["touch", ["touhc"], [], 3, [3], ["mission"]])
     arguments = {
         "observation": (observation, changes),
-        "senses": (coded, v.listed("senses", made, "sense")),
+        "senses": (None if number % 2 else coded, v.listed("senses", made, "sense")),
         "threshold": (1.0, v.number("threshold", 1.0)),
         "tolerance": (0.02, v.number("tolerance", 0.02, low=0)),
         "discount": (0.9, v.number("discount", 0.9, 0, 1, open_low=True)),
@@ -357,7 +357,7 @@ def agent_act(world: World, number: int) -> Call:
                 ("as its tensor", SAME, lambda value=value: torch.from_numpy(value.copy())),
             ]
     arguments = {
-        "observation": (first, v.entries("observation", first, made, "x", may_have_more=True)),
+        "observation": (first, v.entries("observation", first, made, may_have_more=True)),
         "reward": (0.0, v.number("reward", 0.0, optional=True)),
     }
 

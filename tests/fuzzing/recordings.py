@@ -267,7 +267,7 @@ def dataset_imported(world: World, number: int) -> Call:
         "output": output,
         "map": ({}, v.listed("map", maps, "palce")),
         "image_size": (None, v.count("image_size", 16, optional=True)[7:]),
-        "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True)),
+        "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True, optional=True)),
         "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 1)),
         "progress": (False, []),
         **misspelt("maps", {}),
@@ -321,7 +321,7 @@ def evaluated(world: World, number: int) -> Call:
     from pan_hf.evaluation.evaluate import evaluate_model
 
     model, processor = world.kept_as("board model", lambda: load(board().model))
-    horizons = v.given(same=[(1,), np.array([1]), [1, 1]], wrong=[[0], [-1], [], 1, ["1"], [999], [1.5], None])
+    horizons = v.given(same=[(1,), 1, np.array([1]), [1, 1]], wrong=[[0], [-1], [], 0, ["1"], [999], [1.5], None])
     names = v.given(same=[None], free=["TestPanBoard-v0", []], wrong=[["Board-v9"], 3])
     arguments = {
         "horizons": ([1], v.listed("horizons", horizons, "horizon")),
@@ -432,7 +432,7 @@ def pipeline(world: World, number: int) -> Call:
         "num_rollouts": (2, v.count("num_rollouts", 2)),
         "temperature": (0.5, v.number("temperature", 0.5, low=0)),
         "seed": (3, v.seed("seed")),
-        "output_type": ("np", v.choice("output_type", "np", ["pil"])),
+        "output_type": ("np", v.choice("output_type", "np", ["pil"], optional=True)),
         **misspelt("rollouts", 3),
     }
 

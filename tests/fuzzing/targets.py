@@ -115,7 +115,7 @@ def raw_observation(
         made[sense] = v.words(value) if kind == "text" else v.array(value, kind, value.ndim - 1)
         made[sense] = [(what, FREE if what == "of two rows" else expects, make) for what, expects, make in made[sense]]
         made[sense] += v.given(free=[None, [None] * steps])
-    return seen, v.entries(name, seen, made, next(iter(seen)) + "s", may_lack=True, may_have_more=senses is not None)
+    return seen, v.entries(name, seen, made, may_lack=True, may_have_more=senses is not None)
 
 
 def raw_action(world: World, steps: int, number: int, is_alone: bool = False) -> tuple[Any, Changes]:
@@ -127,7 +127,7 @@ def raw_action(world: World, steps: int, number: int, is_alone: bool = False) ->
         free = {"of two rows", "empty", "an empty list"} if len(parts) == 1 else set()
         made = {name: [(w, FREE if w in free else e, m) for w, e, m in several] for name, several in made.items()}
     if isinstance(done, dict):
-        return done, v.entries("action", done, made, "moves")
+        return done, v.entries("action", done, made)
     return done, v.listed("action", made["action"])
 
 
@@ -154,7 +154,7 @@ def seen(
         if described.is_constant and not needs_prefix:  # it stands before the first state, and is passed over here
             made[sense] = [(what, FREE, make) for what, _, make in made[sense]]
     given = dict(sorted(given.items(), key=lambda item: item[0] == "mission"))  # a sense that changes comes first
-    changes = v.entries(name, given, made, next(iter(given)) + "s", may_lack=any_rows)
+    changes = v.entries(name, given, made, may_lack=any_rows)
     first = next(sense for sense in given if not world.model.config.senses[sense].is_constant)
     mask = torch.ones(rows, steps, dtype=torch.bool)
     masks = v.given(
@@ -170,7 +170,7 @@ def acted(world: World, steps: int, number: int, rows: int, name: str = "action"
     given = world.action(steps, number, rows)
     if isinstance(given, dict):
         made = {part: v.tensor(value, world.actions[part].kind, True, any_rows) for part, value in given.items()}
-        return given, v.entries(name, given, made, "moves")
+        return given, v.entries(name, given, made)
     return given, v.listed(name, v.tensor(given, world.actions["action"].kind, True, any_rows))
 
 

@@ -72,7 +72,8 @@ def said(value: Any) -> str:
 def count(name: str, value: int, least: int = 1, optional: bool = False, most: int | None = None):
     """A whole number of at least `least`."""
     made = _given((SAME, np.int64(value)), (SAME, np.int32(value)), (SAME, np.uint32(value)), (SAME, float(value)))
-    made += _given((SAME, np.array(value)), (SAME, torch.tensor(value)), (SAME, Fraction(value)))
+    made += _given((SAME, np.array(value)), (SAME, torch.tensor(value)))
+    made += _given((WRONG, Fraction(value)), (WRONG, Decimal(value)))
     made += _given(
         (WRONG, least - 1), (WRONG, -7), (WRONG, "3"), (WRONG, "many"), (WRONG, value + 0.5), (WRONG, [value])
     )
@@ -84,7 +85,7 @@ def count(name: str, value: int, least: int = 1, optional: bool = False, most: i
 def number(name: str, value: float, low: float = -INF, high: float = INF, optional: bool = False, open_low=False):
     """A real number within `low` and `high`."""
     made = _given((SAME, np.float64(value)), (SAME, np.float32(value)), (SAME, torch.tensor(value)))
-    made += _given((SAME, Fraction(value)), (FREE, Decimal(str(value))), (FREE, True), (SAME, np.array(value)))
+    made += _given((WRONG, Fraction(value)), (WRONG, Decimal(str(value))), (FREE, True), (SAME, np.array(value)))
     made += _given(
         (WRONG, NAN), (WRONG, np.float32(NAN)), (WRONG, "0.5"), (WRONG, "hot"), (WRONG, [value]), (WRONG, 1j)
     )
@@ -334,6 +335,7 @@ def _tensor(value: torch.Tensor, kind: str, has_time: bool) -> list[Made]:
             ("as float16", FREE, value.half),
             ("as whole numbers", FREE, value.long),
             ("with NaN", WRONG, lambda: torch.full_like(value, NAN)),
+            ("with a NaN", WRONG, lambda: torch.cat([value[..., :-1], torch.full_like(value[..., -1:], NAN)], -1)),
             ("with inf", WRONG, lambda: torch.full_like(value, INF)),
             ("out of range", FREE, lambda: value + 1e6),
         ]
@@ -362,7 +364,6 @@ def entries(
     name: str,
     value: Mapping,
     made: Mapping[str, list[Made]],
-    misspelt: str,
     may_lack: bool = False,
     may_have_more: bool = False,
 ) -> list[Callable[[], Change]]:
@@ -378,9 +379,12 @@ def entries(
     def without(key: str) -> dict:
         return {entry: each for entry, each in value.items() if entry != key}
 
+    def misspelt(entry: str) -> Made:
+        return f"with {entry!r} misspelt", WRONG, lambda: {**without(entry), f"{entry}s": value[entry]}
+
     whole: list[Made] = [
+        *map(misspelt, value),
         ("with an entry more", FREE if may_have_more else WRONG, lambda: {**value, "rgb": value[first]}),
-        ("with a misspelt entry", WRONG, lambda: {**without(first), misspelt: value[first]}),
         ("with one entry less", FREE if may_lack else WRONG, lambda: without(first)),
         ("empty", WRONG, dict),
         ("as list", WRONG, lambda: list(value.values())),
