@@ -294,12 +294,18 @@ def check_values(config, observation: Mapping[str, Tensor]) -> None:
         try:
             if sense.is_coded:
                 sense.check_values(values if mask is None else values[mask])
-            elif values.dtype != torch.long or not -1 <= int(values.min()) <= int(values.max()) < config.vocab_size:
-                least, most = (bound.item() for bound in values.aminmax())
-                expected = f"ids of words, int64 from 0 to {config.vocab_size - 1} (-1 where there is none)"
-                raise ValueError(f"expected {expected}, got {values.dtype} from {least} to {most}.")
+            else:
+                _check_words(values, config.vocab_size, may_lack=not sense.is_constant)
         except ValueError as error:
             raise ValueError(f"Sense {name!r}: {error}") from error
+
+
+def _check_words(ids: Tensor, size: int, may_lack: bool) -> None:
+    least, most = (bound.item() for bound in ids.aminmax())
+    if ids.dtype != torch.long or not (-1 if may_lack else 0) <= least <= most < size:
+        absent = " (-1 where there is none)" if may_lack else ""
+        expected = f"ids of words, int64 from 0 to {size - 1}{absent}"
+        raise ValueError(f"expected {expected}, got {ids.dtype} from {least} to {most}.")
 
 
 def check_decodes(senses, state: State, sense: str, num_levels: int | None, latents: bool | None) -> None:

@@ -150,6 +150,8 @@ _PLAIN: dict[Any, Callable[[Any], Any]] = {
 
 
 def _path(name: str, value: Any) -> Any:
+    if value == "":  # which as a path would be the working directory
+        raise ValueError(f"{name}: expected a path, got ''; name one, '.' for the working directory")
     try:
         os.lstat(value)
     except FileNotFoundError:

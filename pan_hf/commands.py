@@ -68,6 +68,15 @@ def _read_recipe(_app: App, _commands: tuple[str, ...], arguments: ArgumentColle
             ]
 
 
+def _check_folders(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Raises ValueError for a folder without a name, which `Path` would take for the working directory."""
+    for argument in arguments:
+        kinds = _kinds(argument.hint)[0]
+        is_folder = Path in [*kinds, *(item for kind in kinds for item in get_args(kind))]
+        if is_folder and any(token.value == "" for token in argument.tokens):
+            raise ValueError(f"{argument.name} takes a folder, got ''; the working directory is '.'.")
+
+
 def _as_texts(value: Any, depth: int) -> list[str]:
     """`{"a": {"b": 1}}` as `["a.b=1"]` where the names are 2 deep; a list's items; one value as a list of it."""
     if not depth or not isinstance(value, dict):
@@ -154,7 +163,7 @@ app = App(
     default_parameter=Parameter(
         negative_iterable=(), allow_repeating=True, json_list=False, show_default=_default_text
     ),
-    config=_read_recipe,
+    config=(_read_recipe, _check_folders),
     error_console=Console(stderr=True, soft_wrap=True),
     error_formatter=lambda error: Text(f"Error: {error}"),
     result_action="return_value",

@@ -76,6 +76,7 @@ def test_other_types_are_taken_where_they_mean_the_same():
         ({"fields": ["a"]}, "fields: expected a dict or None, got list"),
         ({"fields": {"a": 3}}, r"fields\['a'\]: expected a text, got int 3"),
         ({"folder": 3}, "folder: expected a text or a path, got int 3"),
+        ({"folder": ""}, "folder: expected a path, got ''"),
         ({"folder": "x" * 5000}, "folder: 'x+' cannot be used as a path"),
         ({"folder": Path("a\0b")}, "folder: .* cannot be used as a path"),
         ({"call": 3}, "call: expected a callable or None"),

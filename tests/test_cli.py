@@ -127,6 +127,9 @@ def test_an_empty_text_is_not_taken_for_what_was_left_out(monkeypatch):
     monkeypatch.setattr("pan_hf.evaluation.summary.evaluation_summary", str)
     cli.app(["evaluate", "--run", "r", "--output", "o", "--model", ""])
     assert calls[0]["run"] == ""  # which no checkpoint is called
+    for words in ("train --run ''", "evaluate --output ''", "vocabulary --run ''", "pool r '' --output o"):
+        with pytest.raises(ValueError, match=" takes a folder, got ''"):
+            cli.app(words)
     with pytest.raises(ValueError, match="Expected a folder or the name of a model"):
         find_checkpoint("")
     with pytest.raises(ValueError, match="leave it out for the run's own"):

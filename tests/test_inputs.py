@@ -274,6 +274,7 @@ def test_an_objective_says_what_it_needs(model, window, objective, change, messa
     [
         ("mission", lambda ids: ids + 10**7),
         ("mission", lambda ids: ids - 1000),
+        ("mission", lambda ids: ids * 0 - 1),
         ("mission", lambda ids: ids.double()),
         ("mission", lambda ids: ids > 0),
         ("touch", lambda numbers: numbers + 1e6),

@@ -347,7 +347,11 @@ def _tensor(value: torch.Tensor, kind: str, has_time: bool) -> list[Made]:
         made += [("below 0", WRONG, lambda: value - 100), ("too large", WRONG, lambda: value + 100)]
         made += [("as half numbers", WRONG, lambda: value + 0.5)]
     if kind == "text":
-        made += [("below 0", FREE, lambda: value - 1000), ("too large", WRONG, lambda: value + 10**7)]
+        made += [
+            ("of no words", FREE, lambda: value * 0 - 1),
+            ("below 0", FREE, lambda: value - 1000),
+            ("too large", WRONG, lambda: value + 10**7),
+        ]
     if kind == "image":
         made += [
             ("channels last", WRONG, lambda: value.movedim(-3, -1)),

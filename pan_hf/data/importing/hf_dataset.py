@@ -101,6 +101,8 @@ def _load(data: Any, split: str, encoding: str) -> tuple[Any, str, Root]:
         return _split_of(data, split, "the data set"), "dataset", None
     if not isinstance(data, str | os.PathLike):
         return _made_of(data), "dataset", None
+    if not str(data):
+        raise ValueError(f"data: expected a folder, a file or a name on the Hub, got {data!r}")
     path = Path(data)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         stored = datasets.load_from_disk(str(path))
