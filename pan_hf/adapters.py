@@ -46,6 +46,7 @@ from pan_hf.tokenization.vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 __all__ = ["base_of", "ia3_config", "load_adapter", "lora_config", "save_adapter", "targets", "train_grown_rows"]
 
 CONFIG, WEIGHTS, GROWN = "adapter_config.json", "adapter_model.safetensors", "grown.safetensors"
+BASE = "base"  # below an adapter, the model that it was trained together with
 _BOOK = ("vectors", "sums", "usage", "corrections", "refinements")
 _MARKED = 256  # numbers of a tensor in the fingerprint of a base
 _CLOSE = 2**-6  # of their size: a base may be loaded in half precision
@@ -192,11 +193,14 @@ def load_adapter(
 
 
 def base_of(folder: str | Path) -> str:
-    """What an adapter's folder says it was made on: a folder, or a model of the Hub.
+    """What an adapter was made on: the model in its folder's `base`, or the folder or the model of the Hub that it
+    names.
 
     Raises:
         ValueError: it does not say, or is damaged.
     """
+    if (Path(folder) / BASE / "config.json").is_file():
+        return str(Path(folder) / BASE)
     name = _read(Path(folder)).config.base_model_name_or_path
     if not name:
         raise ValueError(f"The adapter at {folder} names no base; use `load_adapter(base, folder)`.")

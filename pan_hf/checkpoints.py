@@ -1,8 +1,23 @@
-"""Checkpoints and recordings of a run: how they are found, loaded and saved."""
+"""Checkpoints and recordings of a run: how they are found, loaded and saved.
+
+A model whose backbone was loaded is written in three files, of which the first two seldom change:
+
+    model-00001-of-00003.safetensors    the backbone without its table
+    model-00002-of-00003.safetensors    the table, words and codes
+    model-00003-of-00003.safetensors    everything else
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from pan_hf.console import without_bars
 from pan_hf.files import finish_writing, read_json, whole_folder
@@ -10,21 +25,79 @@ from pan_hf.hub import hub_id, on_disk
 from pan_hf.modeling import PanModel
 from pan_hf.tokenization import PanProcessor
 
+PARTS = tuple(f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3))
+
 
 @without_bars()
 def save_checkpoint(
-    folder: str | Path, model: PanModel, processor: PanProcessor, files: dict[str, str] | None = None
+    folder: str | Path,
+    model: PanModel,
+    processor: PanProcessor,
+    files: dict[str, str] | None = None,
+    before: str | Path | None = None,
 ) -> None:
-    """Saves model and processor, and `files` (name -> text) with them, into a folder that changes whole or not at all;
-    files of a user's own in it stay. Raises ValueError where another process has grown its vocabulary otherwise."""
+    """Saves model and processor into a folder that changes whole or not at all; files of a user's own in it stay.
+
+    Args:
+        folder: where to.
+        files (`dict[str, str]`, *optional*): name -> text, saved with them.
+        before (*optional*): a checkpoint that the model was made from. What is the same in it is linked and not
+            written again; either folder can be removed without the other.
+
+    Raises:
+        ValueError: another process has grown the vocabulary in the folder otherwise.
+    """
     with whole_folder(folder) as temporary:
         if processor.vocabulary is not None:
             processor.vocabulary.check_replaces(folder)
-        model.save_pretrained(temporary)
+        if model.is_world_model and model.config.training.backbone_is_pretrained:
+            _save_in_parts(temporary, model, before)
+        else:
+            model.save_pretrained(temporary)
         if model.processor is not processor:  # an attached one has been saved with its model
             processor.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text)
+
+
+def _save_in_parts(folder: Path, model: PanModel, before: str | Path | None) -> None:
+    tables = {id(table) for table in model.table.weights()}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in PARTS}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        part = 2 if not name.startswith("language_model.") else int(id(tensor) in tables)
+        if name not in model.all_tied_weights_keys:
+            parts[PARTS[part]][name] = tensor.detach().cpu().contiguous()
+    index = {name: part for part, tensors in parts.items() for name in tensors}
+    size = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
+    model.save_pretrained(folder, state_dict=parts[PARTS[-1]])
+    (folder / "model.safetensors").rename(folder / PARTS[-1])
+    for part in PARTS[:-1]:
+        if before is not None and _holds(Path(before) / part, parts[part]):
+            link(Path(before) / part, folder / part)
+        else:
+            save_file(parts[part], folder / part, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=1)
+    )
+
+
+def _holds(path: Path, tensors: dict[str, Tensor]) -> bool:
+    """Whether a file holds these tensors and no others."""
+    if not path.exists():
+        return False
+    with safe_open(path, "pt") as file:
+        if {*file.keys()} != {*tensors}:
+            return False
+        held = ((file.get_tensor(name), tensor) for name, tensor in tensors.items())
+        return all(one.dtype == other.dtype and torch.equal(one, other) for one, other in held)
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Another name for a file that is never written in place; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def find_checkpoint(path: str | Path, adapters: bool = False) -> Path:
