@@ -19,6 +19,7 @@ from pan_hf.deprecated import old_names
 from pan_hf.features import action_column, action_parts, feature_of
 from pan_hf.modeling import PanModel
 from pan_hf.modeling.heads_pan import reward_bound
+from pan_hf.modeling.loading_pan import explained
 from pan_hf.tokenization import PanProcessor, PanTokenizer
 from pan_hf.tokenization.vocabulary_pan import Vocabulary
 
@@ -39,6 +40,7 @@ def build(
     backbone: str | Path = "tiny",
     sense_options: dict[str, dict] | None = None,
     seed: int = 0,
+    layers: int | None = None,
     **config,
 ) -> tuple[PanModel, PanProcessor]:
     """An untrained world model and its processor, for a recording.
@@ -49,12 +51,13 @@ def build(
         sense_options (`dict`, *optional*): by sense, fields that override what the recording suggests, e.g.
             `{"camera": {"patch_size": 4}}`; under `action` those of the action, under `action.<part>` of a part of it.
         seed (`int`): of the random weights.
+        layers (`int`, *optional*): the backbone's first layers that are used; all by default.
         config: any field of [`PanConfig`], e.g. `context_steps=3`.
 
     Raises:
         ValueError: a reward that is not finite, an image that no patch size fits, a text that is too long, an option
-            for a sense that was not recorded, a field that the sense does not have, or a sense that would take
-            billions of parameters.
+            for a sense that was not recorded, a field that the sense does not have, a sense that would take billions
+            of parameters, or more `layers` than the backbone has.
     """
     from transformers import set_seed
 
@@ -90,7 +93,7 @@ def build(
         for name, part in parts.items()
     }
     config.setdefault("reward_bound", reward_bound(trajectories.all_rewards()))
-    language_model = _language_model(backbone, tokenizer)
+    language_model = _language_model(backbone, tokenizer, layers)
     model = PanModel.from_backbone(
         language_model,
         senses,
@@ -128,10 +131,10 @@ def make_processor(model: PanModel, tokenizer: PanTokenizer) -> PanProcessor:
     )
 
 
-def _language_model(backbone: str | Path, tokenizer: PanTokenizer):
+def _language_model(backbone: str | Path, tokenizer: PanTokenizer, layers: int | None):
     if backbone not in PRESETS:
-        return AutoModelForCausalLM.from_pretrained(backbone)
-    preset = PRESETS[backbone]
+        return _pretrained(backbone, layers)
+    preset = PRESETS[backbone] | ({} if layers is None else {"num_hidden_layers": layers})
     config = AutoConfig.for_model(
         "qwen3",
         vocab_size=512,
@@ -145,6 +148,24 @@ def _language_model(backbone: str | Path, tokenizer: PanTokenizer):
         **preset,
     )
     return AutoModelForCausalLM.from_config(config)
+
+
+def _pretrained(backbone: str | Path, layers: int | None):
+    if layers is None:
+        return AutoModelForCausalLM.from_pretrained(backbone)
+    config = AutoConfig.from_pretrained(backbone)
+    if layers > config.num_hidden_layers:
+        raise ValueError(
+            f"`layers`: {str(backbone)!r} has {config.num_hidden_layers} layers, got {layers}. Name as many or fewer."
+        )
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    config.num_hidden_layers = layers
+    with explained(backbone):  # without a report of the layers that are left out
+        model, info = AutoModelForCausalLM.from_pretrained(backbone, config=config, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{str(backbone)!r} lacks {sorted(info['missing_keys'])[:4]} of its first {layers} layers.")
+    return model
 
 
 def recorded_texts(trajectories: Trajectories) -> list[str]:

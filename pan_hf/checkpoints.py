@@ -64,9 +64,9 @@ def _save_in_parts(folder: Path, model: PanModel, before: str | Path | None) -> 
     tables = {id(table) for table in model.table.weights()}
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in PARTS}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        part = 2 if not name.startswith("language_model.") else int(id(tensor) in tables)
+        number = 2 if not name.startswith("language_model.") else int(id(tensor) in tables)
         if name not in model.all_tied_weights_keys:
-            parts[PARTS[part]][name] = tensor.detach().cpu().contiguous()
+            parts[PARTS[number]][name] = tensor.detach().cpu().contiguous()
     index = {name: part for part, tensors in parts.items() for name in tensors}
     size = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
     model.save_pretrained(folder, state_dict=parts[PARTS[-1]])

@@ -28,6 +28,7 @@ from pan_hf.modeling import PanModel
 from pan_hf.modeling.configuration_pan import check_loss_weights
 from pan_hf.training.budget import now
 from pan_hf.training.optimizers import MUON
+from pan_hf.training.tuning import TUNINGS, check_lora
 
 CONFIGS = Path(__file__).parent / "configs"  # examples, installed with the package
 # of `TrainingArguments`, what a run of a stage most often sets
@@ -216,6 +217,15 @@ class StageArguments(TrainingArguments):
         default=None,
         metadata={"help": 'Weights of losses from this stage on, as JSON: {"reward": 0.5}. Others stay as they are.'},
     )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a backbone is trained: lora, freeze or full; lora if it is pretrained, full if it is not."
+        },
+    )
+    lora: dict | str | None = field(
+        default=None, metadata={"help": 'Fields of a new adapter\'s LoraConfig, as JSON: {"r": 16}.'}
+    )
     started: float = field(
         default=0.0, init=False, metadata={"help": "When the stage began; `seconds` count from it."}
     )
@@ -233,11 +243,11 @@ class StageArguments(TrainingArguments):
         super().__post_init__()
         if with_muon:
             self.optim = MUON
-        try:
-            weights = json.loads(self.loss_weights) if isinstance(self.loss_weights, str) else self.loss_weights
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`loss_weights` is not JSON ({error}): {self.loss_weights!r}.") from error
-        self.loss_weights = check_loss_weights(weights or {})
+        self.loss_weights = check_loss_weights(self.mapping("loss_weights"))
+        self.lora = self.mapping("lora")
+        check_lora(self.lora)
+        if self.backbone not in (None, *TUNINGS):
+            raise ValueError(f"`backbone` must be one of {TUNINGS}, got {self.backbone!r}.")
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must be at least 0 and below 1, got {self.eval_fraction}.")
         if not 0 <= self.averaged_share <= 1:
@@ -255,6 +265,17 @@ class StageArguments(TrainingArguments):
         self.check_least(max_steps=1, eval_windows=1, early_stopping_patience=1, stream_buffer=1, rollout_every=0)
         if self.streaming and self.dataloader_num_workers:
             raise ValueError("A stream is read where its place is known; leave `dataloader_num_workers` at 0.")
+
+    def mapping(self, name: str) -> dict:
+        """An argument that is a mapping, or one as JSON. Raises ValueError for anything else."""
+        given = getattr(self, name)
+        try:
+            found = json.loads(given) if isinstance(given, str) else given or {}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` is not JSON ({error}): {given!r}.") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"`{name}` takes values by name, got {given!r}.")
+        return found
 
     def seconds_left(self, share: float = 1.0) -> float:
         """Seconds until a share of the time budget is spent, by this process's clock; infinite without a budget."""
@@ -332,7 +353,7 @@ class Stage:
         prepare: `(model, arguments) -> (model, dataset) -> None`, called with the model before training, and what it
             returns with the model after it.
         wrap: `(model, arguments) -> model`, what the Trainer gets in its place, e.g. the model with an adapter on it.
-        save: `(folder, what wrap gave, processor, files)`, how the result is saved, see [`save_checkpoint`].
+        save: `(folder, what wrap gave, processor, files, before)`, how the result is saved, see [`save_checkpoint`].
         arguments: the class of its arguments.
         callbacks: `(model, dataset, arguments) -> callbacks` of the Trainer.
         look: `(model, dataset) -> None`, what the model notes of a recording before it trains on it: of all windows,

@@ -21,6 +21,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from pan_hf.modeling import PanModel
 from pan_hf.training.optimizers import MUON
+from pan_hf.training.tuning import FULL
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -42,10 +43,16 @@ def check_can_be_shared_out(model: nn.Module) -> None:
         )
 
 
-def check_needs_no_whole_weights(trainer) -> None:
-    """Raises ValueError where processes share out the weights of a Trainer whose stage cannot do with parts."""
+def check_needs_no_whole_weights(trainer, tuning: str) -> None:
+    """Raises ValueError where processes share out the weights of a Trainer whose stage cannot do with parts. Args:
+    tuning, how its backbone is trained."""
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
+    if tuning != FULL:
+        raise ValueError(
+            f"`backbone={tuning}` keeps a pretrained backbone by its rows and layers, and processes share them out; "
+            "launch without FSDP and DeepSpeed, or train it whole (`backbone=full`)."
+        )
     args = trainer.args
     for name, is_needed in (("averaged_share", args.averaged_share > 0), ("optim", args.optim == MUON)):
         if is_needed:

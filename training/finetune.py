@@ -25,6 +25,7 @@ from pan_hf.training.arguments import Stage, StageArguments
 from pan_hf.training.run_folder import TIME, find_start, publish, run_one_stage
 from pan_hf.training.sampling import make_encoded
 from pan_hf.training.stage import TRAINING_DATA, main
+from pan_hf.training.tuning import FULL
 
 ADAPTERS = {
     "lora": lambda model, rank: lora_config(model, r=rank),
@@ -47,6 +48,7 @@ class FinetuneArguments(StageArguments):
         if self.adapter not in ADAPTERS:
             raise ValueError(f"`adapter` must be one of {[*ADAPTERS]}, got {self.adapter!r}.")
         self.check_least(rank=1)
+        self.backbone = FULL  # the adapter is put on here
 
 
 def wrap(model: PanModel, args: FinetuneArguments) -> torch.nn.Module:
@@ -59,12 +61,14 @@ def wrap(model: PanModel, args: FinetuneArguments) -> torch.nn.Module:
     return adapted
 
 
-def save(folder: Path, model: PanModel | PeftModel, processor, files: dict[str, str]) -> None:
+def save(
+    folder: Path, model: PanModel | PeftModel, processor, files: dict[str, str], before: Path | None = None
+) -> None:
     """An adapter's folder, or a checkpoint's."""
     if isinstance(model, PeftModel):
         save_adapter(model, folder, files=files)
     else:
-        save_checkpoint(folder, model, processor, files)
+        save_checkpoint(folder, model, processor, files, before)
 
 
 STAGE = Stage(

@@ -24,7 +24,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from pan_hf.arguments import a_seed, as_type, checked, least
-from pan_hf.build import build
+from pan_hf.build import PRESETS, build
 from pan_hf.checkpoints import load, save_checkpoint
 from pan_hf.console import without_bars
 from pan_hf.data.trajectories import Trajectories, load_trajectories
@@ -32,6 +32,7 @@ from pan_hf.data.windows import WindowReader
 from pan_hf.extras import extra
 from pan_hf.files import write_file
 from pan_hf.hub import on_disk
+from pan_hf.modeling import PanConfig
 from pan_hf.reporting.results import read_records
 from pan_hf.reporting.tables import select
 from pan_hf.reporting.timing import stage_timer
@@ -42,6 +43,7 @@ from pan_hf.training.code_cache import forget
 from pan_hf.training.run_folder import keeping_settings, publish
 from pan_hf.training.stage import run as run_stage
 from pan_hf.training.summary import summary
+from pan_hf.training.tuning import chosen, told
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,16 @@ def _check_fields(name: str, given: dict) -> None:
         raise ValueError(f"Stage {name!r}: {error}") from error
 
 
-@checked(seconds=least(0, above=True), num_processes=least(1), seed=a_seed)
+@checked(seconds=least(0, above=True), num_processes=least(1), layers=least(1), seed=a_seed)
 def train(
     run: str | Path,
     data: str | Path | None = None,
     *,
     backbone: str = "tiny",
+    freeze: bool = False,
+    lora: dict | None = None,
+    layers: int | None = None,
+    full: bool = False,
     seconds: float = 400.0,
     sense_options: dict[str, dict] | None = None,
     config: dict | None = None,
@@ -153,7 +159,13 @@ def train(
     Args:
         run: folder of the run; holds everything afterwards.
         data: the recording, a folder or a Hub id; `<run>/data` by default.
-        backbone (`str`): a preset (debug, tiny, small), or a name or folder of any causal language model.
+        backbone (`str`): a preset (debug, tiny, small), or a name or folder of any causal language model. One that is
+            pretrained keeps its words: its layers are trained by LoRA of rank 8, at a share of the learning rate.
+        freeze (`bool`): train no layer of a pretrained backbone.
+        lora (`dict`, *optional*): fields of its LoRA, as `r=16`; see peft's `LoraConfig`.
+        layers (`int`, *optional*): the backbone's first layers that are used; all by default.
+        full (`bool`): train all weights of a pretrained backbone, at a smaller share of the learning rate; its words
+            may drift.
         seconds (`float`): budget of all stages together, shared out as in `SHARES`; stages that `overrides` give
             `seconds` or `max_steps` have their own. It bounds wall-clock time, reading and saving included, so the
             number of steps depends on the machine; `max_steps` makes a run independent of it.
@@ -175,8 +187,8 @@ def train(
     Raises:
         FileNotFoundError: there is no recording.
         ValueError: the run was begun with other settings, a stage or a field of one is unknown or has a value that it
-            cannot have, `accelerate_config` is no file of settings, or there are too few seconds for a step of each
-            stage. Nothing has been written then.
+            cannot have, the backbone cannot be trained as chosen, `accelerate_config` is no file of settings, or there
+            are too few seconds for a step of each stage. Nothing has been written then.
     """
     begun, run = now(), Path(run)
     with without_bars(downloads=not progress):
@@ -187,15 +199,19 @@ def train(
         read_config(accelerate_config, "--accelerate")  # raises for what is no file of settings
     settings = {"backbone": backbone, "sense_options": sense_options or {}, "config": config or {}, "seed": seed}
     settings |= {"seconds": seconds, "overrides": schedule.overrides, "skip": list(skip)}
+    tuning = chosen(freeze, lora, full, is_pretrained=backbone not in PRESETS)
+    settings |= {"layers": layers, "tuning": tuning or None}  # which runs begun by older versions do not have
     trajectories, start = load_trajectories(data, "train"), run / "stages" / "0-init"
     with keeping_settings(run / "stages" / "settings.json", settings, begun=start):
         if not start.exists():
             with without_bars(downloads=not progress):  # a backbone may be downloaded
-                model, processor = build(trajectories, backbone, sense_options, seed, **(config or {}))
+                model, processor = build(trajectories, backbone, sense_options, seed, layers, **(config or {}))
             trajectories.windows(model.config.context_steps)  # raises where no episode is long enough
             cost = check_seconds(model, processor, trajectories, schedule.shared, seconds)
             save_checkpoint(start, model, processor, {COST: json.dumps(cost)})
-    given = {"seed": seed, "progress": progress, "data": str(data), "encoded": str(start.parent)}
+    if progress and (line := told(PanConfig.from_pretrained(start), str(backbone), tuning)):
+        print(line, file=sys.stderr)
+    given = {"seed": seed, "progress": progress, "data": str(data), "encoded": str(start.parent)} | tuning
     current = _run_stages(run, schedule, given, trajectories, begun, num_processes, accelerate_config)
     forget(run / "stages")
     checkpoint = publish(current, run / "checkpoint", data)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pan_hf.arguments import a_seed, least
-from pan_hf.checkpoints import find_checkpoint
+from pan_hf.checkpoints import PARTS, find_checkpoint, link, load, save_checkpoint
 from pan_hf.data.compat import check_fits
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.files import whole_folder, write_file
@@ -26,6 +26,7 @@ from pan_hf.training.budget import now
 from pan_hf.training.code_cache import forget
 from pan_hf.training.stage import TRAINING_DATA
 from pan_hf.training.stage import run as run_stage
+from pan_hf.training.tuning import base_folder
 
 # ---- A stage that a finished checkpoint is trained by further: `pan finetune`, `pan grow`, `pan merge`.
 #
@@ -141,12 +142,23 @@ def publish(current: Path, checkpoint: Path, data: Path) -> Path:
     known = json.loads((current / TRAINING_DATA).read_text())
     known["root"] = address(data) or os.path.relpath(data, checkpoint)
     with whole_folder(checkpoint, replaced=["README.md"]) as temporary:  # the card is of the model before
-        shutil.copytree(current, temporary, dirs_exist_ok=True)
+        if base_folder(current) != current:
+            save_checkpoint(temporary, *load(current), before=base_folder(current))  # the adapter is merged
+        else:
+            shutil.copytree(current, temporary, dirs_exist_ok=True, copy_function=_copy)
         (temporary / TRAINING_DATA).write_text(json.dumps(known, indent=1))
     return checkpoint
 
 
+def _copy(source: str, target: str) -> None:
+    """Parts of a model, which are never written in place, are linked."""
+    if Path(source).name in PARTS:
+        link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
 def _saved_at(checkpoint: Path) -> float:
     """When a model was saved, in seconds, wherever it was copied to since; 0 where there is none."""
-    config = checkpoint / "config.json"
+    config = base_folder(checkpoint) / "config.json"
     return config.stat().st_mtime if config.exists() else 0.0

@@ -8,7 +8,6 @@ uninterrupted run would have ended.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from pan_hf.training.datasets import StageData, make_stage_data
 from pan_hf.training.distributed import check_can_be_shared_out, check_needs_no_whole_weights
 from pan_hf.training.streaming import collate
 from pan_hf.training.trainer import PanTrainer
+from pan_hf.training.tuning import Tuning, base_folder, save_adapted, tune
 
 TRAINING_DATA = "training_data.json"
 CALIBRATION = 0.05  # share of a time budget that is kept for it
@@ -61,7 +61,8 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     check_trackers(args.report_to)
     set_seed(args.seed)
     before = now()
-    model, processor = PanModel.from_pretrained(args.model), PanProcessor.from_pretrained(args.model)
+    start = base_folder(args.model)
+    model, processor = PanModel.from_pretrained(start), PanProcessor.from_pretrained(start)
     reserve = now() - before  # saving takes about as long as loading
     processor.check_model(model)
     if getattr(model, "is_quantized", False):
@@ -74,8 +75,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     if args.use_cpu:
         # at a few hundred positions the fused kernel is slower backwards than plain products
         model.set_attn_implementation("eager")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(re.match(stage.trains, name) is not None)
+    tuning = tune(model, processor, args.model, stage.trains, args.backbone, args.mapping("lora"))
     data = make_stage_data(stage, args, model, processor, trajectories)
     finish = stage.prepare(model, args)
     if checkpoint := last_checkpoint(folder):
@@ -86,7 +86,7 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
     if stage.calibrate is not None and args.seconds is not None:
         reserve += CALIBRATION * args.seconds
     budget = Budget(folder, args.max_steps, args.seconds, args.averaged_share, args.started, reserve)
-    trainer = _trainer(stage, args, stage.wrap(model, args), processor, data, budget)
+    trainer = _trainer(stage, args, stage.wrap(model, args), processor, data, budget, tuning)
     _train(trainer, stage.name, folder)
     trained = trainer.whole_model()
     finish(trained, data.dataset)
@@ -97,7 +97,10 @@ def run(stage: Stage, args: StageArguments, trajectories: Trajectories | None = 
             parameter.requires_grad_(True)
         write_file(folder / "log.json", json.dumps(trainer.state.log_history, indent=1))
         trained_on = {TRAINING_DATA: json.dumps(training_data(args, *data.trained_on()), indent=1)}
-        stage.save(final, trained, processor, trained_on)
+        if tuning.adapted is not None:
+            save_adapted(final, tuning.adapted, processor, trained_on, start)
+        else:
+            stage.save(final, trained, processor, trained_on, start)
         for left in folder.glob("checkpoint-*"):
             shutil.rmtree(left)
     trainer.accelerator.wait_for_everyone()
@@ -115,7 +118,7 @@ def _train(trainer: PanTrainer, name: str, folder: Path) -> None:
         ) from None
 
 
-def _trainer(stage: Stage, args, model, processor, data: StageData, budget: Budget) -> PanTrainer:
+def _trainer(stage: Stage, args, model, processor, data: StageData, budget: Budget, tuning: Tuning) -> PanTrainer:
     trainer = PanTrainer(
         model=model,
         args=args,
@@ -126,9 +129,10 @@ def _trainer(stage: Stage, args, model, processor, data: StageData, budget: Budg
         objective=stage.objective,
         sampler=data.sampler,
         budget=budget,
-        slow=stage.slow,
+        slow=stage.slow | tuning.slow,
+        tuning=tuning,
     )
-    check_needs_no_whole_weights(trainer)
+    check_needs_no_whole_weights(trainer, tuning.kind)
     if trainer.is_fsdp_enabled:
         check_can_be_shared_out(model)
     trainer.remove_callback(PrinterCallback)

@@ -22,6 +22,7 @@ from pan_hf.training.distributed import (
 )
 from pan_hf.training.optimizers import WeightAverage, build_optimizer
 from pan_hf.training.streaming import WindowStream, write_state
+from pan_hf.training.tuning import FULL, Tuning
 
 
 class NamedMeans:
@@ -61,15 +62,27 @@ class PanTrainer(Trainer):
         sampler: of the rows of the training set.
         budget ([`Budget`]): number of steps and the learning rate's shape.
         slow (`dict[str, float]`, *optional*): share of the learning rate by the beginning of a parameter's name.
+        tuning ([`Tuning`], *optional*): how the backbone is trained. Where it is kept, a checkpoint of the Trainer
+            holds only what the stage changes; the rest is in what it started from.
 
     Where `budget` says that weights are averaged, they are (see [`WeightAverage`]).
     """
 
     lr_scheduler: LambdaLR | None
 
-    def __init__(self, *args, objective: str, sampler, budget: Budget, slow: dict[str, float] | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        objective: str,
+        sampler,
+        budget: Budget,
+        slow: dict[str, float] | None = None,
+        tuning: Tuning | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.objective, self.sampler, self.budget, self.slow = objective, sampler, budget, slow or {}
+        self.tuning = tuning or Tuning(FULL)
         self._sums = {"loss": NamedMeans(), "eval_loss": NamedMeans()}
         self._micro_step = (-1, 0)
         self.add_callback(BudgetCallback(budget))
@@ -88,6 +101,7 @@ class PanTrainer(Trainer):
         if self.optimizer is None:
             args, groups = self.args, {}
             decays = set(self.get_decay_parameter_names(self.model)) if args.weight_decay else set()
+            decays -= self.tuning.tables
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     share = next((share for start, share in self.slow.items() if name.startswith(start)), 1.0)
@@ -165,6 +179,17 @@ class PanTrainer(Trainer):
         if self.args.should_save:
             whole.save_pretrained(output_dir or self.args.output_dir)
             self.processing_class.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is None and self.tuning.kind != FULL:
+            kept = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+            kept |= set(self.model.all_tied_weights_keys)
+            state_dict = {name: value for name, value in self.model.state_dict().items() if name not in kept}
+        super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        if self.tuning.kind == FULL:  # otherwise most weights are missing, as they should
+            super()._issue_warnings_after_load(load_result)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:

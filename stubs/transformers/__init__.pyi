@@ -34,6 +34,7 @@ class PreTrainedConfig(_Saved):
     name_or_path: str
     vocab_size: int
     hidden_size: int
+    num_hidden_layers: int
     tie_word_embeddings: bool
     pad_token_id: int | None
     eos_token_id: int | list[int] | None
@@ -55,6 +56,7 @@ class PreTrainedModel(_Saved, nn.Module):
     loss_type: str
     loss_function: Callable[..., Tensor]
     hf_quantizer: Incomplete
+    all_tied_weights_keys: dict[str, str]
     def __init__(self, config: PreTrainedConfig, *args: Incomplete, **kwargs: Incomplete) -> None: ...
     @property
     def device(self) -> torch.device: ...
