@@ -18,8 +18,16 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .codecs_pan import Codec, PositionBlock, as_bytes, fold_grid, register_sense, unfold_grid, value_log_prob
-from .distributed_pan import all_gather_rows, all_reduce_sum, broadcast_from_main, log_of_mean, shared_mean, variance
-from .embedding_pan import module_list, without_autocast
+from .embedding_pan import (
+    all_gather_rows,
+    all_reduce_sum,
+    broadcast_from_main,
+    log_of_mean,
+    module_list,
+    shared_mean,
+    variance,
+    without_autocast,
+)
 from .layout_pan import fold_cells, unfold_cells
 from .sense_configuration_pan import CodedPart, ImageSense
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks_pan import StepDraft
-from .distributed_pan import shared_mean
+from .embedding_pan import shared_mean
 from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput, SwitchPlan
 from .image_codec_pan import LEAST_ERROR
 from .latent_head_pan import SenseLatents, reconstructs_latents

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .distributed_pan import broadcast_from_main
+from .embedding_pan import broadcast_from_main
 from .growth_pan import VocabularyGrowth
 from .image_codec_pan import LEAST_DISTANCE
 from .simulation_pan import Simulator

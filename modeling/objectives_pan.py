@@ -24,9 +24,8 @@ from transformers.utils import ModelOutput
 
 from .augmentation_pan import ReadoutView, corrupt_context, crop, nested_dropout, training_focus
 from .codecs_pan import encode_observation
-from .distributed_pan import log_of_mean, shared_mean
 from .effort_pan import changed_tokens
-from .embedding_pan import CodeTables, part_codec
+from .embedding_pan import CodeTables, log_of_mean, part_codec, shared_mean
 from .heads_pan import check_rewards, two_hot
 from .image_codec_pan import LEAST_ERROR
 from .imagination_pan import latents_given, switch_losses, switch_warm_up_losses

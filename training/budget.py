@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from pan_hf.files import write_file
-from pan_hf.modeling.distributed_pan import are_several, broadcast_from_main
+from pan_hf.modeling.embedding_pan import are_several, broadcast_from_main
 
 MEASURED_STEPS = (10, 30)  # steps timed to turn seconds into steps: the first ones warm up
 CHECK_EVERY = 10  # steps between corrections of their number

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from pan_hf.modeling import PanModel
-from pan_hf.modeling.distributed_pan import broadcast_from_main
+from pan_hf.modeling.embedding_pan import broadcast_from_main
 from pan_hf.modeling.learning_pan import Growth, logged
 from pan_hf.modeling.merging_pan import TokenMerging
 from pan_hf.modeling.sense_configuration_pan import MERGES

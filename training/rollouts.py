@@ -7,7 +7,7 @@ from accelerate.utils import concatenate, recursively_apply, send_to_device
 from torch.utils.data import Dataset
 
 from pan_hf.data.windows import read_rows
-from pan_hf.modeling.distributed_pan import broadcast_from_main
+from pan_hf.modeling.embedding_pan import broadcast_from_main
 from pan_hf.modeling.imagination_pan import update_latents_help
 from pan_hf.training.streaming import some_windows
 from pan_hf.training.windows import Windows
