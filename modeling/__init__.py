@@ -1,6 +1,7 @@
 """The networks: everything a checkpoint needs to run. These files travel with it, so they import only one another."""
 
 from .configuration_pan import PanConfig, TrainingConfig
+from .discrete_sense_pan import DiscreteSense
 from .effort_pan import Effort
 from .modeling_pan import PanModel
 from .sense_configuration_pan import DiscreteAction, ImageSense, TextAction, TextSense, VectorAction, VectorSense
@@ -11,6 +12,7 @@ __all__ = [
     "Actions",
     "Belief",
     "DiscreteAction",
+    "DiscreteSense",
     "Effort",
     "Futures",
     "ImageSense",

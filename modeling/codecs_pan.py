@@ -121,7 +121,7 @@ class Codec(Float32Module):
         return decoded
 
     def to_picture(self, values: Tensor) -> Tensor:
-        """Observations `(..., C, H, W)` as uint8 to look at, of a sense that has pictures."""
+        """Observations `(..., *shape)` as uint8 `(..., C, H, W)` to look at, of a sense on a grid."""
         return values
 
     def span(self, device: torch.device) -> Tensor:
@@ -132,6 +132,11 @@ class Codec(Float32Module):
         """Decoded values less observations, `(B, *shape)`, in halves of the range."""
         return imagined - self.to_float(true)
 
+    def squared_shares(self, values: Tensor, others: Tensor) -> Tensor:
+        """How far observations `(..., *shape)` are from others, in shares of the range, squared: `(..., numbers)`."""
+        differences = (values.float() - others.float()) / self.span(values.device)
+        return differences.square().flatten(-len(self.sense.shape))
+
     def log_prob(self, true: Tensor, codes: list[Tensor], latents: Tensor | None = None) -> Tensor:
         """Log probability `(B,)` in nats of observations `(B, *shape)`, given their codes and latents."""
         raise NotImplementedError
@@ -139,6 +144,15 @@ class Codec(Float32Module):
     def scalars(self, codes: list[Tensor]) -> Tensor:
         """Of codes `(..., n)`, one a level: the coordinates that they say, in [-1, 1], `(..., sense.num_scalars)`."""
         raise NotImplementedError
+
+    @property
+    def num_readings(self) -> int:
+        """D of `readings`."""
+        return self.sense.num_scalars or math.prod(self.sense.shape)
+
+    def readings(self, codes: list[Tensor]) -> Tensor:
+        """Codes `(N, n)` a level, none of them absent, as numbers that a small policy reads, `(N, D)` float32."""
+        return self.scalars(codes) if self.sense.num_scalars else self.decode(codes).float().flatten(1)
 
     def corrupt(self, codes: list[Tensor], is_corrupt: Tensor) -> list[Tensor]:
         """Codes `(B, n)` a level that are wrong in a likely way in some rows `(B,)` bool: those of some cells, all

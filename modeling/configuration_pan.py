@@ -15,7 +15,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .codecs_pan import action_from_dict, classes_of, sense_from_dict
-from .latent_head_pan import check_latent_head  # through it all kinds of ours are registered
+from .discrete_sense_pan import DiscreteSense  # noqa: F401  # registers itself, as images do through the next one
+from .latent_head_pan import check_latent_head
 from .sense_configuration_pan import ACTION, Part
 from .validation_pan import MOST_WIDE, Number, bounded, check_backbone_sizes, check_fields, checked
 
@@ -150,8 +151,8 @@ class PanConfig(PreTrainedConfig):
 
     Args:
         text_config (`dict` or `PreTrainedConfig`): the backbone, any causal language model.
-        senses (`dict[str, ImageSense | VectorSense | TextSense]`): named channels of observation; may be empty, then
-            the model is its backbone.
+        senses (`dict[str, ImageSense | VectorSense | DiscreteSense | TextSense]`): named channels of observation; may
+            be empty, then the model is its backbone.
         action (`DiscreteAction | VectorAction | TextAction`, *optional*): the action of a step, if that has one part;
             short for `actions={"action": ...}`. A model with senses needs an action.
         actions (`dict[str, DiscreteAction | VectorAction | TextAction]`, *optional*): the named parts of the action of

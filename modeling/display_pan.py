@@ -117,10 +117,10 @@ def _data_uri(image: Image.Image, kind: str) -> str:
 
 
 def picture_senses(model: PanModel) -> list[str]:
-    """The senses whose observations are pictures `(C, H, W)`."""
-    return [name for name, sense in model.config.senses.items() if len(sense.shape) == 3]
+    """The senses whose observations can be looked at: those on a grid."""
+    return [name for name, sense in model.config.coded_senses.items() if sense.is_grid]
 
 
 def as_pictures(model: PanModel, sense: str, values: Tensor) -> Tensor:
-    """Observations `(..., C, H, W)` of a sense as uint8 to look at."""
+    """Observations `(..., *shape)` of a sense as uint8 `(..., C, H, W)` to look at."""
     return model.senses[sense].to_picture(values)

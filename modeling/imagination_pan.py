@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .blocks_pan import StepDraft
-from .embedding_pan import shared_mean
 from .effort_pan import LEAST_PRICE, MOST_PRICE, TASKS, Effort, SwitchInput, SwitchPlan
+from .embedding_pan import shared_mean
 from .image_codec_pan import LEAST_ERROR
 from .latent_head_pan import SenseLatents, reconstructs_latents
 from .simulation_pan import Futures, Simulator
@@ -216,10 +216,9 @@ def distortion(model: PanModel, futures: Futures, later: Later, task: str) -> Te
 
 def _observation_error(model: PanModel, name: str, futures: Futures, later: Later, is_moving: bool) -> Tensor:
     codec = model.senses[name]
-    true, before = later.observation[name].float(), later.before[name].float()
-    imagined, span = futures.decode(name).float(), codec.span(true.device)
-    is_present = later.state.present(name).unsqueeze(2)
-    error, still = (is_present * ((other - true) / span).square().flatten(2) for other in (imagined, before))
+    true, is_present = later.observation[name], later.state.present(name).unsqueeze(2)
+    others = futures.decode(name), later.before[name]
+    error, still = (is_present * codec.squared_shares(other, true) for other in others)
     if not is_moving or codec.sense.num_scalars:  # numbers move, or stand still, together
         error, still = error.mean(2), still.mean(2)
         return error / still.mean().clamp(min=LEAST_STILL)

@@ -195,7 +195,8 @@ class PanModel(PanPreTrainedModel, WordGenerationMixin, metaclass=LossWithoutLab
         Args:
             backbone (`str` or `PreTrainedModel`): a name or folder for `AutoModelForCausalLM.from_pretrained`, or a
                 model, whose weights are taken over (not copied).
-            senses (`dict`): name -> [`ImageSense`], [`VectorSense`], [`TextSense`]. None: the model is its backbone.
+            senses (`dict`): name -> [`ImageSense`], [`VectorSense`], [`DiscreteSense`], [`TextSense`]. None: the model
+                is its backbone.
             action: [`DiscreteAction`], [`VectorAction`] or [`TextAction`]; or a `dict` of several by name.
             text_reserve (`int`): ids kept for new words; unused without senses.
             pad_token_id (`int`, *optional*): the id text senses are padded with; the backbone's own by default.
@@ -402,7 +403,8 @@ class PanModel(PanPreTrainedModel, WordGenerationMixin, metaclass=LossWithoutLab
                 where they help, see `imagination_pan.update_latents_help`.
 
         Returns:
-            images `(..., C, height, width)` uint8, vectors `(..., dim)` float, text `(..., max_length)` ids.
+            images `(..., C, height, width)` uint8, vectors `(..., dim)` float, symbols `(..., *dims)` int64, text
+            `(..., max_length)` ids.
 
         Raises:
             ValueError: no such sense, or no such prefix of levels.

@@ -54,6 +54,7 @@ __all__ = [  # noqa: F405  # star imports
     "Belief",
     "Critic",
     "DiscreteAction",
+    "DiscreteSense",
     "Effort",
     "FunctionCritic",
     "Futures",

@@ -11,6 +11,7 @@ from pan_hf.files import finish_writing, whole_folder
 from pan_hf.modeling import (
     Belief,
     DiscreteAction,
+    DiscreteSense,
     Effort,
     Futures,
     ImageSense,
@@ -32,6 +33,7 @@ __version__ = VERSION
 __all__ = [
     "Belief",
     "DiscreteAction",
+    "DiscreteSense",
     "Effort",
     "Futures",
     "ImageSense",

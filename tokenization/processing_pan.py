@@ -182,6 +182,7 @@ class PanProcessor(ProcessorMixin):
                 Image: uint8, `(H, W, C)` for one frame, `(T, H, W, C)` or `(B, T, H, W, C)`; numpy, torch (channels
                 first too), PIL, or lists of them. Whole numbers in the sense's range where it has `bits=16`.
                 Vector: numbers within `low`..`high`, `(D,)`, `(T, D)` or `(B, T, D)`.
+                Symbols: whole numbers `(*dims)`, with `(T,)` or `(B, T)` in front.
                 Text: with `every_step`, a string, a list of T, or B lists of T; without, one string for the whole
                 batch or a list of B.
             action (*optional*): the actions between the frames: T - 1 of them when `observation` is given too. A dict
@@ -196,7 +197,8 @@ class PanProcessor(ProcessorMixin):
 
         Returns:
             [`PanBatch`] with the keys that were asked for: `observation`, a dict of image uint8 `(B, T, C, H, W)`
-            (int32 with `bits=16`), vector float32 `(B, T, D)` and text int64 `(B, T, L)` or `(B, L)`, padded, and for
+            (int32 with `bits=16`), vector float32 `(B, T, D)`, symbols `(B, T, *dims)`, uint8 if they fit and int64 if
+            not, and text int64 `(B, T, L)` or `(B, L)`, padded, and for
             a sense that is absent somewhere `<sense>.present` bool `(B, T)`; `action`, int64 `(B, T)`, float32
             `(B, T, D)` or int64 `(B, T, L)`, by name where it has several parts; `input_ids` and `attention_mask`,
             int64.

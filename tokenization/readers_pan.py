@@ -240,6 +240,54 @@ class DiscreteReader(Reader):
         return np.array([number[str(word)] for word in words.flat], np.int64).reshape(words.shape)
 
 
+class SymbolsReader(Reader):
+    """Whole numbers that are names: one, or an array of the sense's shape, with batch and time in front."""
+
+    needs = ("dims", "num_values", "start")
+
+    def read(self, value) -> np.ndarray:
+        name, dims = self.name, tuple(self.spec["dims"])
+        array = as_array(value, name)
+        if array.dtype.kind not in "iub":
+            raise ValueError(
+                f"{name}: expected whole numbers, which name what is there, got {array.dtype}; convert them to "
+                "integers, or make the sense a vector if they measure something."
+            )
+        num_leading = array.ndim - len(dims)
+        if not 0 <= num_leading <= 2 or array.shape[num_leading:] != dims:
+            shapes = f"one value of shape {dims}" if dims else "one number"
+            raise ValueError(f"{name}: expected {shapes}, after (time,) or (batch, time), got shape {array.shape}.")
+        low, high = self._limits()
+        wrong = array[(array < low) | (array > high)]
+        if wrong.size:
+            spans = ", ".join(sorted({f"{least}..{most}" for least, most in np.stack([low, high], -1).reshape(-1, 2)}))
+            raise ValueError(
+                f"{name}: expected values within {spans}, got {int(wrong[0])}; build the sense with more values "
+                f"(`--sense {name}.num_values=...`), or map the value to one of these."
+            )
+        return with_batch_and_time(name, array.astype(self._dtype()), len(dims))
+
+    def _limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest value, broadcast to the shape of an observation."""
+        low, count = (np.array(self.spec[key]) for key in ("start", "num_values"))
+        low, count = (low, count) if self.spec["dims"] else (low[0], count[0])
+        return low, low + count - 1
+
+    def _dtype(self) -> type:
+        low, high = self._limits()
+        return np.uint8 if low.min() >= 0 and high.max() <= 255 else np.int64
+
+    def blank(self, leading: tuple[int, ...]) -> np.ndarray:
+        return np.broadcast_to(self._limits()[0], (*leading, *self.spec["dims"])).astype(self._dtype())
+
+    def write(self, array: np.ndarray, output_type: str):
+        dims = tuple(self.spec["dims"])
+        if array.dtype.kind not in "iu" or array.ndim < len(dims) or array.shape[array.ndim - len(dims) :] != dims:
+            expected = f"whole numbers (..., {', '.join(map(str, dims))})" if dims else "whole numbers (...)"
+            raise ValueError(f"{self.name}: expected {expected}, got {array.dtype} of shape {array.shape}.")
+        return array
+
+
 class TextReader(Reader):
     """A text with time, the sense of a world that talks or an action in words; or a sense that is constant."""
 
@@ -302,6 +350,7 @@ class TextReader(Reader):
 
 register_reader("image", ImageReader)
 register_reader("discrete", DiscreteReader)
+register_reader("symbols", SymbolsReader)
 register_reader("vector", VectorReader)
 register_reader("text", TextReader)
 

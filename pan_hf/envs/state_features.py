@@ -1,8 +1,9 @@
 """A belief as one vector of numbers: what a small policy reads of a world, the same whether it is seen or imagined.
 
 Nothing is decoded. A sense with learned codes is the vectors of its codes, numbers are their digits' value in [-1, 1],
-a text is the mean of the model's rows of its words (so their order is lost), and a sense that is absent is zero. Of a
-world of which the model sees several steps, the vector tells the last one.
+symbols are one number a value (1 for the one that is there), a text is the mean of the model's rows of its words (so
+their order is lost), and a sense that is absent is zero. Of a world of which the model sees several steps, the vector
+tells the last one.
 
 Shapes: N = rows, D = numbers of the vector, n = codes of a level, P = state tokens of a sense.
 """
@@ -88,8 +89,7 @@ class StateFeatures:
             return torch.cat([level.flatten(1) for level in vectors], 1).float()
         is_present = belief.state.present(name).unsqueeze(1)
         known = [level.clamp(min=0) for level in codes]
-        numbers = codec.scalars(known) if codec.sense.num_scalars else codec.decode(known).float().flatten(1)
-        return torch.where(is_present, numbers, 0.0)
+        return torch.where(is_present, codec.readings(known), 0.0)
 
     def _mean_row(self, ids: Tensor) -> Tensor:
         """The mean of the rows of words `(N, length)`, padding and absent ones aside; zero where there is none."""
@@ -107,7 +107,7 @@ class StateFeatures:
         if codec.can_grow:
             counts = [codec.sense.num_state_tokens * count for count in codec.sense.codes_per_token]
             return sum(counts) * codec.sense.code_dim
-        return codec.sense.num_scalars or int(np.prod(codec.sense.shape))
+        return codec.num_readings
 
     @torch.no_grad()
     def _measure_scales(self) -> dict[str, float]:
