@@ -70,6 +70,8 @@ def record(
 ) -> None:
     if frames is None and episodes is None:
         frames = 20_000
+    if options.get("symbols") == ["none"]:
+        options["symbols"] = []
     function(output=output or run / "data", frames=frames, episodes=episodes, **options)
     print(f"Done. The recording is in {output or run / 'data'}")
     if output is None:

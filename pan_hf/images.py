@@ -29,7 +29,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 # MiniGrid's symbols: an object's number up to 10, its colour up to 5, its state up to 3; grids are at most this wide.
 _MOST_SYMBOLS = 10
-_WIDEST_GRID = 32
+WIDEST_GRID = 32
 _SPACE, _LAST_LETTER = 32, 126  # of ASCII, what is printed
 
 
@@ -98,7 +98,8 @@ def _of_bytes(axes: str, shape: tuple[int, ...], high: float) -> Layout:
     if high not in (1, 255):
         raise ValueError(
             f"uint8 of shape {shape} that is declared from 0 to {high:g} holds symbols, not colours, which go to 255. "
-            f"Draw them as colours; if they are grey levels or colours, {_as_floats(shape)}"
+            "Draw them as colours, or name the observation in symbols (--symbols NAME); if they are grey levels or "
+            f"colours, {_as_floats(shape)}"
         )
     return Layout(axes, high=high)
 
@@ -162,20 +163,46 @@ def as_deep(value: np.ndarray, layout: Layout, scale: float | None) -> np.ndarra
     return np.ascontiguousarray(_channels_last(whole, layout).astype(np.uint16))
 
 
+def are_symbols(value: np.ndarray) -> bool:
+    """Whether whole numbers in the shape of a picture are a grid of symbols, such as MiniGrid's `image`, whose space
+    says 0 to 255, as those of colours do: it is small, and its numbers are those of no colours but black."""
+    if (
+        value.ndim not in (2, 3)
+        or value.dtype.kind not in "iu"
+        or not 0 < value.size
+        or max(value.shape) > WIDEST_GRID
+    ):
+        return False
+    return len(np.unique(value)) > 1 and value.min() >= 0 and value.max() <= _MOST_SYMBOLS
+
+
+def has_picture_shape(shape: tuple[int, ...]) -> bool:
+    """Whether bytes of this shape are a picture, as far as that tells."""
+    return (
+        len(shape) == 3 and (shape[2] in (1, 3) or shape[0] in (1, 3)) or len(shape) == 2 and min(shape) >= _LEAST_SIDE
+    )
+
+
+def taken_as_symbols(value: np.ndarray) -> str:
+    """What is said of such a grid; what else can be done goes on behind it."""
+    shape = "x".join(map(str, value.shape))
+    return f"{shape} whole numbers up to {value.max()} are taken as symbols, not as colours;"
+
+
 def check_colours(image: np.ndarray) -> None:
-    """Raises ValueError for a grid of symbols (MiniGrid's `image`) or of letters (NetHack's `chars`), whose spaces say
-    0 to 255, as those of colours do: a model would take neighbouring numbers for similar colours."""
-    if max(image.shape) <= _WIDEST_GRID and len(np.unique(image)) > 1 and image.max() <= _MOST_SYMBOLS:
+    """Raises ValueError for a grid of symbols or of letters (NetHack's `chars`), whose spaces say 0 to 255: a model
+    would take neighbouring numbers for similar colours."""
+    if are_symbols(image):
         raise ValueError(
-            f"{image.shape} with numbers up to {image.max()} is a grid of symbols, not of colours. Record MiniGrid's "
-            "pictures with the wrapper minigrid.wrappers:RGBImgPartialObsWrapper (RGBImgObsWrapper: the whole grid). "
-            f"If they are dark colours, {_as_floats(image.shape)}"
+            f"{image.shape} with numbers up to {image.max()} is a grid of symbols, not of colours. Name the "
+            f"observation in symbols (--symbols NAME). If they are dark colours, {_as_floats(image.shape)}"
         )
     is_printed = image.ndim == 2 and image.min() >= _SPACE and image.max() <= _LAST_LETTER
     if is_printed and 0.5 < np.mean(image == _SPACE) < 1:
         raise ValueError(
             f"{image.shape} with numbers from {image.min()} to {image.max()}, most of them {_SPACE}, is a grid of "
-            f"letters, not of colours. Draw them as colours. If they are grey levels, {_as_floats(image.shape)}"
+            f"letters, not of colours. Draw them as colours, or name the observation in symbols (--symbols NAME). If "
+            f"they are grey levels, {_as_floats(image.shape)}"
         )
 
 

@@ -120,6 +120,7 @@ def test_a_models_sense_is_described_as_a_recording_describes_it(part, descripti
 def test_a_bounded_vector_is_no_picture_and_a_picture_no_vector():
     assert [kind.kind for kind in kinds() if kind.__module__.startswith("pan_hf.")] == [
         "text",
+        "symbols",
         "image",
         "discrete",
         "vector",

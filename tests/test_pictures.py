@@ -20,7 +20,7 @@ from pan_hf.data.importing import import_dataset
 from pan_hf.data.record import record
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import make_environment
-from pan_hf.features import ImageFeature, View, feature_of
+from pan_hf.features import ImageFeature, SymbolsFeature, View, feature_of
 from pan_hf.images import MOST_PIXELS, check_colours, fit, read_picture
 
 WHOLE = {"test_fraction": 0, "progress": False}
@@ -97,10 +97,8 @@ def test_colours_of_a_known_range_become_bytes(kind, tmp_path):
         ("unbounded", "looks like a picture, and it is not known which numbers are black.*RescaleObservation"),
         ("many", "has 4800 numbers; expected at most 4096 in a vector"),
         ("depthmetres", "floats from .* say what to multiply them with.*--depth-scale 1000"),
-        ("symbols", "grid of symbols, not of colours.*RGBImgPartialObsWrapper.*8 pixels high and wide or larger"),
-        ("night", "grid of symbols, not of colours.*RGBImgPartialObsWrapper.*floats within 0..1"),
-        ("letters", "grid of letters, not of colours.*floats within 0..1"),
-        ("sixteen", r"uint8 of shape \(21, 79\) that is declared from 0 to 15 holds symbols.*floats within 0..1"),
+        ("letters", "grid of letters, not of colours.*--symbols NAME.*floats within 0..1"),
+        ("sixteen", r"of shape \(21, 79\) that is declared from 0 to 15 holds symbols.*--symbols NAME.*floats within"),
     ],
 )
 def test_a_picture_of_unknown_meaning_is_said_before_anything_is_recorded(kind, message, tmp_path):
@@ -109,17 +107,35 @@ def test_a_picture_of_unknown_meaning_is_said_before_anything_is_recorded(kind, 
     assert not (tmp_path / "data").exists()
 
 
-def test_symbols_are_told_from_colours_at_any_size_that_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match="symbols"):
-        recorded("symbols", tmp_path / "data", image_size=64)
-    env = RecordTrajectories(make_environment("pictures/Picture-v0", {"kind": "symbols"}).env, tmp_path / "data")
-    with pytest.raises(ValueError, match="symbols"):
-        env.reset()
+@pytest.mark.parametrize("kind", ["symbols", "night"])
+def test_a_grid_that_begins_with_few_numbers_is_symbols_which_is_said(kind, tmp_path):
+    with pytest.warns(UserWarning, match="camera: .*x3 whole numbers up to 5 are taken as symbols.*--symbols"):
+        features = recorded(kind, tmp_path / "data")
+    shape = list(Picture.KINDS[kind][0])
+    described = {"kind": "symbols", "dims": shape, "num_values": [256] * 3, "start": [0] * 3}
+    assert features["observation.camera"] == described
+    assert read_info(tmp_path / "data")["environments"][0]["symbols"] == ["camera"]
+    env = make_environment("pictures/Picture-v0", {"kind": kind}, symbols=["camera"])
+    assert (load_trajectories(tmp_path / "data", "train").observations["camera"][0] == env.reset()[0]["camera"]).all()
+    with pytest.warns(UserWarning, match="taken as symbols"):
+        env = RecordTrajectories(env.env, tmp_path / "loop")
+    assert env.features == features
+
+
+def test_whoever_says_that_a_dark_picture_is_one_has_one(tmp_path):
+    assert recorded("night", tmp_path / "data", symbols=[])["observation.camera"]["kind"] == "image"
+    with pytest.raises(ValueError, match="float32. cannot be symbols, which are whole numbers"):
+        recorded("dark", tmp_path / "more", symbols=["camera"])
+    with pytest.raises(ValueError, match="symbols names .*'lens'.* which the environment has not"):
+        recorded("night", tmp_path / "more", symbols=["lens"])
+
+
+def test_dark_and_uniform_pictures_are_no_symbols():
     check_colours(np.zeros((16, 16, 3), np.uint8))  # a dark frame is no symbol
     check_colours(np.full((64, 64, 3), 7, np.uint8))
 
 
-@pytest.mark.parametrize("kind", ["night", "letters", "sixteen"])
+@pytest.mark.parametrize("kind", ["letters", "sixteen"])
 def test_pictures_that_look_like_something_else_are_taken_as_the_advice_says(kind, tmp_path):
     with pytest.raises(ValueError, match="--wrapper") as refused:
         recorded(kind, tmp_path / "data")
@@ -151,8 +167,9 @@ def test_a_column_of_no_picture_is_told_how_it_is_left_out():
         ImageFeature.from_value(many, View())
     grid = np.zeros((7, 7, 3), np.uint8)
     grid[::2] = 2, 5, 0
-    with pytest.raises(ValueError, match="grid of symbols.*leave the column out with map COLUMN="):
-        ImageFeature.from_value(grid, View())
+    with pytest.warns(UserWarning, match="7x7x3 whole numbers up to 5 are taken as symbols"):
+        assert SymbolsFeature.from_value(grid, View()).feature["dims"] == [7, 7, 3]
+    assert SymbolsFeature.from_value(grid[:5, :5, 0], View()) is None  # a table does not say that these are names
 
 
 def test_depth_keeps_its_bits_its_range_and_its_unit(tmp_path):

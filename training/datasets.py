@@ -146,8 +146,8 @@ def rollout_windows(
     model, processor, trajectories: Trajectories, count: int = 2
 ) -> tuple[dict, Tensor | Actions] | None:
     """Observation and actions of the first windows of some episodes: what the model sees first, and `SHOWN_STEPS`
-    steps, or as many as the longest episode has. None for a model without image senses."""
-    if not any(feature_of(sense).is_picture for sense in model.config.senses.values()):
+    steps, or as many as the longest episode has. None for a model without a sense that can be shown."""
+    if not any(feature_of(sense).is_shown for sense in model.config.senses.values()):
         return None
     # no arguments of a Trainer: making some anew would forget which process this is
     windows, _ = make_rollouts(model, processor, trajectories, SimpleNamespace(horizon=SHOWN_STEPS))

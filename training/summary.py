@@ -24,7 +24,7 @@ def summary(model, processor, trajectories: Trajectories, num_windows: int = NUM
         num_windows (`int`): windows that are looked at, spread over the episodes.
 
     Returns:
-        `list[str]`: a sentence for each sense of pictures or numbers, with advice where one is poor.
+        `list[str]`: a sentence for each sense of pictures, numbers or symbols, with advice where one is poor.
     """
     reader = WindowReader(trajectories, processor, model)
     starts = trajectories.windows(reader.lead + 1)
@@ -37,13 +37,14 @@ def summary(model, processor, trajectories: Trajectories, num_windows: int = NUM
     for name, sense in model.config.coded_senses.items():
         feature, true = feature_of(sense), batch["observation"][name]
         rebuilt, imagined = model.decode(state, name)[:, -1], futures.decode(name)[:, 0]
-        span = model.senses[name].span(true.device)  # errors are shares of the range of a pixel, or of each number
-        shares = [(shown.float() - true[:, -1].float()) / span for shown in (rebuilt, imagined, true[:, -2])]
-        errors = [float(share.square().mean()) for share in shares]
+        codec = model.senses[name]  # errors are shares of the range of a pixel, or of each number
+        errors = [float(codec.squared_shares(each, true[:, -1]).mean()) for each in (rebuilt, imagined, true[:, -2])]
         if feature.is_picture:
             lines.append(f"{name}: {_of_pictures(*(_psnr(error) for error in errors))}.")
         elif feature.is_numeric:
             lines.append(f"{name}: {_of_numbers(*(error**0.5 for error in errors[1:]))}.")
+        elif feature.is_symbolic:
+            lines.append(f"{name}: {_of_symbols(*(1 - error for error in errors[1:]))}.")
     model.train(was_training)
     return lines
 
@@ -63,3 +64,9 @@ def _of_pictures(rebuilt: float, imagined: float, repeated: float) -> str:
 def _of_numbers(imagined: float, repeated: float) -> str:
     line = f"numbers imagined one step ahead are off by {imagined:.2%} of their range (those before: {repeated:.2%})"
     return line if imagined < repeated else f"{line}: give the dynamics more time (`--stage dynamics.seconds=...`)"
+
+
+def _of_symbols(imagined: float, repeated: float) -> str:
+    line = f"{imagined:.1%} of the symbols imagined one step ahead are right (the same as before: {repeated:.1%})"
+    is_better = imagined > repeated or imagined == 1
+    return line if is_better else f"{line}: give the dynamics more time (`--stage dynamics.seconds=...`)"

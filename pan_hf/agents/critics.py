@@ -133,8 +133,8 @@ class GoalCritic(Critic):
     Args:
         threshold (`float`): 1 asks for every code to match and every vector to be within its tolerance.
         discount (`float`): see [`Critic`].
-        codes (`dict[str, list[torch.Tensor]]`): wanted codes of each image sense, `(n_l,)` a level; the score is the
-            share that matches.
+        codes (`dict[str, list[torch.Tensor]]`): wanted codes of each sense that is no vector, `(n_l,)` a level; the
+            score is the share that matches.
         vectors (`dict[str, torch.Tensor]`): wanted value of each vector sense, `(D,)`.
         scales (`dict[str, float]`): distance at which a vector scores 0, in the sense's unit.
         tolerance (`float`): distance within which a vector scores 1, as a share of its scale.
@@ -150,7 +150,7 @@ class GoalCritic(Critic):
         super().__post_init__()
         check_numbers(self, real, "tolerance", least=0)
         if not self.codes and not self.vectors:
-            raise ValueError("GoalCritic needs at least one image or vector sense to compare; got neither.")
+            raise ValueError("GoalCritic needs at least one sense but texts to compare; got none.")
 
     @classmethod
     @torch.no_grad()

@@ -33,9 +33,12 @@ def new_info(fps: float, features: dict[str, dict], environments: list[dict], te
     return info | {"episodes": dict.fromkeys(SPLITS, 0), "frames": 0, "complete": False}
 
 
-def rare_options(optional: Sequence[str], depth_scale: float | None, depth_unit: str) -> dict:
+def rare_options(
+    optional: Sequence[str], depth_scale: float | None, depth_unit: str, symbols: Sequence[str] = ()
+) -> dict:
     """What an environment's entry says where it is asked for; recordings of before go on without."""
     options = {"optional": list(optional), "depth_scale": depth_scale, "depth_unit": depth_unit}
+    options["symbols"] = list(symbols)
     return {name: value for name, value in options.items() if value}
 
 

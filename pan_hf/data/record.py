@@ -62,6 +62,7 @@ def record(
     optional: Sequence[str] = (),
     depth_scale: float | None = None,
     depth_unit: str = "",
+    symbols: Sequence[str] | None = None,
     seed: int = 0,
     test_fraction: float = 0.1,
     fps: float | None = None,
@@ -93,6 +94,9 @@ def record(
         depth_scale: what numbers of a picture that are no colours, such as depth, are multiplied with to be whole
             numbers of 16 bits: 1000 makes metres millimetres. Whole numbers need none.
         depth_unit: the unit that they have then, e.g. `"mm"`.
+        symbols: observations of whole numbers that are names and no measures, by the environment's names: each value
+            gets a code. All that seem to be (`Discrete` and the like, small grids of few numbers) when None. With an
+            empty list (`--symbols none`) whole numbers are vectors, or pictures.
         seed: of the whole recording.
         test_fraction: share of each environment's episodes that is kept for testing, in [0, 0.5], or 1.
         fps: frames a second, for timestamps; what the environment says, or 10, when None.
@@ -129,10 +133,13 @@ def record(
     environments = [{"id": id, **entry} for id in ids]
     policies = load_policies(policy)
     set_start = load_callable(start, "start") if start else None
-    look = partial(_look_at, environments, set_start)
+    look = partial(_look_at, environments, set_start, symbols)
     # What drawing sets up (EGL contexts) does not survive a fork, so it is not set up here.
     seen = call_in_fork(look) if workers > 1 and is_forked() else look()
-    features, actors, env_fps, bytes_per_frame = seen
+    features, actors, env_fps, bytes_per_frame, found = seen
+    environments = [
+        entry | rare_options((), None, "", names) for entry, names in zip(environments, found, strict=True)
+    ]
     job = RecordingJob(
         root=root,
         environments=environments,
@@ -197,18 +204,21 @@ def _rename(rename: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=") for pair in rename or ())
 
 
-def _look_at(environments: list[dict], start: Callable | None) -> tuple[dict[str, dict], list[str], float, int]:
-    """Makes every environment once: their shared features, their actors, frames a second and about how many bytes a
-    frame takes."""
+def _look_at(
+    environments: list[dict], start: Callable | None, symbols: Sequence[str] | None
+) -> tuple[dict[str, dict], list[str], float, int, list[list[str]]]:
+    """Makes every environment once: their shared features, their actors, frames a second, about how many bytes a
+    frame takes, and the observations of each that are symbols."""
     features: dict[str, dict] = {}
-    actors, size = [], 0
+    actors, size, found = [], 0, []
     for entry in environments:
-        env = make_environment(**entry, start=start)
+        env = make_environment(**entry, symbols=symbols, start=start)
         try:
             observation = env.look(seed=0)
             described = describe_environment(env)
             features = _merged(features, described, environments[0]["id"], entry["id"]) if features else described
             actors.append(env.actors)
+            found.append(env.symbols)
             fps = env.metadata.get("render_fps") or 10
         finally:
             env.close()
@@ -216,7 +226,7 @@ def _look_at(environments: list[dict], start: Callable | None) -> tuple[dict[str
         size = max(size, sum(feature_of(described[f"observation.{n}"]).num_bytes(v) for n, v in seen.items()))
     if any(names != actors[0] for names in actors):
         raise ValueError(f"Environments of one recording need the same actors, got {actors}. Record them apart")
-    return features, actors[0], fps, size + 100  # the other columns
+    return features, actors[0], fps, size + 100, found  # 100: the other columns
 
 
 def _merged(features: dict[str, dict], others: dict[str, dict], id: str, other_id: str) -> dict[str, dict]:

@@ -62,7 +62,8 @@ class RecordingJob:
         """The environment, with room for the steps that are not recorded."""
         steps = self.max_episode_steps
         limit = steps and steps + self.explore_steps
-        return make_environment(**self.environments[environment], max_episode_steps=limit, start=self.start)
+        entry = {"symbols": [], **self.environments[environment]}  # where it names none there are none
+        return make_environment(**entry, max_episode_steps=limit, start=self.start)
 
 
 # One episode

@@ -164,7 +164,7 @@ class Trajectories:
         strips = {}
         for name, values in self.observations.items():
             feature = feature_of(self.features[f"observation.{name}"])
-            if feature.is_picture:
+            if feature.is_shown:
                 frames = feature.to_frames(torch.from_numpy(np.array(values[: self.episode_lengths[0]])))
                 strips[f"{name}, first episode"] = torch.from_numpy(frames).movedim(-1, 1)  # (T, 3, H, W)
         return strip_html(strips, repr(self))

@@ -66,6 +66,8 @@ class RecordTrajectories(gymnasium.Wrapper):
         optional: observations that may be None or missing at some steps, by their own names.
         depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
             be whole, and the unit they have then.
+        symbols: the observations that are taken as symbols, by the environment's names; those that seem to be when
+            None. To tell a small grid of bytes from a picture, `env` is reset once.
         test_fraction: share of the episodes that is kept for testing, in [0, 0.5], or 1.
         fps: frames a second, for timestamps; what the environment says, or 10, when None.
 
@@ -90,6 +92,7 @@ class RecordTrajectories(gymnasium.Wrapper):
         optional: Sequence[str] = (),
         depth_scale: float | None = None,
         depth_unit: str = "",
+        symbols: Sequence[str] | None = None,
         test_fraction: float = 0.1,
         fps: float | None = None,
     ):
@@ -103,7 +106,8 @@ class RecordTrajectories(gymnasium.Wrapper):
         self._has_ended = False
         view: dict = {"keep": list(keep), "rename": dict(rename or {}), "render": render}
         view |= {"image_size": image_size, "crop": crop} | rare_options(optional, depth_scale, depth_unit)
-        self._senses = SenseEnvironment(env, **view)
+        self._senses = SenseEnvironment(env, **view, symbols=symbols)
+        view |= rare_options((), None, "", self._senses.symbols)
         made = spec_entry(env.spec) if env.spec is not None else {"id": type(env.unwrapped).__name__}
         check_test_fraction(test_fraction)
         self._root, self.features = Path(folder), self._senses.features

@@ -13,6 +13,7 @@ when one is made, and `pan_hf/Imagined-v0`, the imagined world of a checkpoint.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import sys
 import warnings
@@ -111,6 +112,9 @@ class SenseEnvironment(gymnasium.Wrapper):
         image_size: side in pixels that every image is averaged to; None leaves them as they are.
         crop: cut every image to its middle square before that.
         optional: observations that may be None or missing at some steps.
+        symbols: the observations that are taken as symbols, by their own names; those that seem to be when None: of a
+            `Discrete` space and the like, of a box that is a small grid of few whole numbers, and where a small grid
+            of bytes begins with few of them, for which `env` is reset once.
         depth_scale, depth_unit: what numbers of a picture that are no colours, such as depth, are multiplied with to
             be whole, and the unit they have then.
 
@@ -133,6 +137,7 @@ class SenseEnvironment(gymnasium.Wrapper):
         optional: Sequence[str] = (),
         depth_scale: float | None = None,
         depth_unit: str = "",
+        symbols: Sequence[str] | None = None,
     ):
         super().__init__(env)
         self._action = action_form_of(env.action_space)
@@ -140,7 +145,8 @@ class SenseEnvironment(gymnasium.Wrapper):
         self.actors = list(getattr(env.unwrapped, "actors", None) or ())
         own = {sense_name(*leaf) for leaf in leaves(env.observation_space)}
         kept = [name for name in keep if name in own or not (render and name == "camera")] if keep else None
-        self.senses = senses_of(env.observation_space, kept, rename or {}, self._view, optional)
+        first = functools.lru_cache(lambda: self._reset(seed=0)[0])
+        self.senses = senses_of(env.observation_space, kept, rename or {}, self._view, optional, symbols, first)
         if render and self._has_image():
             warnings.warn(f"render adds nothing: {env.observation_space} has an image already", stacklevel=3)
         self._camera = self._camera_feature() if render and not self._has_image() else None
@@ -181,6 +187,11 @@ class SenseEnvironment(gymnasium.Wrapper):
     def _observation_features(self) -> list[tuple[str, dict]]:
         camera = [("observation.camera", self._camera)] if self._camera else []
         return camera + [(f"observation.{sense.name}", sense.feature) for sense in self.senses]
+
+    @property
+    def symbols(self) -> list[str]:
+        """The observations that are taken as symbols, by their own names."""
+        return [sense.own_name for sense in self.senses if feature_of(sense.feature).is_symbolic]
 
     @property
     def features(self) -> dict[str, dict]:
@@ -324,6 +335,7 @@ def describe_environment(env: SenseEnvironment) -> dict[str, dict]:
     Returns:
         `observation.<sense>` and `action` to `{"kind": "image", "shape": [H, W, 3], "unit": ...}`,
         `{"kind": "vector", "dim", "low", "high"}` (a bound is None where the environment states none),
+        `{"kind": "symbols", "dims", "num_values", "start"}`,
         `{"kind": "text", "every_step": bool}` or, for actions, `{"kind": "discrete", "n"}`, with `names` where the
         environment has some. An action of several parts has `action.<part>` in place of `action`.
     """
@@ -343,6 +355,7 @@ def make_environment(
     optional: Sequence[str] = (),
     depth_scale: float | None = None,
     depth_unit: str = "",
+    symbols: Sequence[str] | None = None,
     max_episode_steps: int | None = None,
     start: Callable[[gymnasium.Env, np.random.Generator], Any] | None = None,
 ) -> SenseEnvironment:
@@ -359,6 +372,7 @@ def make_environment(
         crop: cut images to their middle square before that.
         optional: observations that may be None or missing at some steps, by their own names.
         depth_scale, depth_unit: of pictures that are no colours, see [`SenseEnvironment`].
+        symbols: observations that are taken as symbols, see [`SenseEnvironment`].
         max_episode_steps: replaces the time limit the environment was registered with.
         start: sets a starting state after every reset; see `StartingState`.
 
@@ -371,7 +385,8 @@ def make_environment(
             env = StartingState(env, start)
         for spec in wrappers or ():
             env = _wrap(env, spec)
-        return SenseEnvironment(env, keep, rename, render, image_size, crop, optional, depth_scale, depth_unit)
+        view = (image_size, crop, optional, depth_scale, depth_unit, symbols)
+        return SenseEnvironment(env, keep, rename, render, *view)
     except Exception as error:
         env.close()
         if isinstance(error, ValueError):
@@ -418,11 +433,12 @@ def make_recorded_environment(
     for text in imports:
         shown = text.encode("unicode_escape").decode()  # on a terminal, letters that move its cursor hide others
         print(f"trusting the recording: imports and runs {shown} {entry.get('env_args') or ''}", file=sys.stderr)
-    return make_environment(**entry, max_episode_steps=max_episode_steps)
+    # where a recording names none there were none: whole numbers are vectors in those of before
+    return make_environment(**{"symbols": [], **entry}, max_episode_steps=max_episode_steps)
 
 
 _ENTRY = {"id", "env_args", "wrappers", "render", "keep", "rename", "image_size", "crop", "optional"}
-_ENTRY |= {"depth_scale", "depth_unit"}
+_ENTRY |= {"depth_scale", "depth_unit", "symbols"}
 _TYPES = get_type_hints(make_environment)
 
 

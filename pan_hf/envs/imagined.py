@@ -122,7 +122,7 @@ class Imagination:
         self.observation_space = self._observation_space()
         parts = {name: _space(part) for name, part in model.config.actions.items()}
         self.action_space = parts[ACTION] if set(parts) == {ACTION} else spaces.Dict(parts)
-        self.pictures = [name for name, sense in model.config.senses.items() if feature_of(sense).is_picture]
+        self.pictures = [name for name, sense in model.config.senses.items() if feature_of(sense).is_shown]
         self._keeps_entropy = settings.measures_entropy or settings.uncertainty_penalty > 0
         self.predictor: StepPredictor
         self.belief: Belief  # of the N rows

@@ -6,14 +6,16 @@ is a part of the action. The kinds themselves say which spaces are theirs, see `
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pan_hf.extras import extra
 from pan_hf.features import ACTION, ActionForm, Feature, Form, View, action_column, check_sense_name, kinds
+from pan_hf.images import are_symbols, taken_as_symbols
 
 with extra("envs", "A space"):
     from gymnasium import spaces
@@ -27,6 +29,16 @@ class Sense:
     path: tuple  # keys of nested Dict and Tuple observations; () for a bare observation
     feature: dict  # as in meta/info.json
     form: Form
+    own_name: str = ""  # the environment's name for it
+
+    def shows_symbols(self, observation: Any) -> bool:
+        """Whether the value in a raw observation is a grid of symbols, which is said."""
+        value = self._value(observation)
+        if value is None or not are_symbols(value := np.asarray(value)):
+            return False
+        remedy = "if they are dark colours, leave it out of symbols (--symbols)"
+        warnings.warn(f"{self.name}: {taken_as_symbols(value)} {remedy}", stacklevel=5)
+        return True
 
     def check(self, observation: Any) -> None:
         """Raises ValueError where the value means something else than it seems to."""
@@ -94,6 +106,8 @@ def senses_of(
     rename: Mapping[str, str],
     view: View,
     optional: Sequence[str] = (),
+    symbols: Sequence[str] | None = None,
+    first: Callable[[], Any] | None = None,
 ) -> list[Sense]:
     """The senses of an observation space.
 
@@ -103,6 +117,8 @@ def senses_of(
         rename: sense names by observation name.
         view: how images are brought to size.
         optional: observations that may be None or missing, by their own names.
+        symbols: observations that are taken as symbols, by their own names; those that seem to be when None.
+        first: gives a raw observation; asked where the space leaves open whether it holds symbols or colours.
 
     Raises:
         ValueError: a space that no sense can hold, or a name that is unknown, taken twice or cannot name a sense.
@@ -113,7 +129,12 @@ def senses_of(
         if name in named:
             raise ValueError(f"Two observations of {space} are called {name!r}; wrap the environment to rename one")
         named[name] = (path, leaf)
-    for option, names in (("keep", keep or ()), ("rename", rename), ("optional", optional)):
+    for option, names in (
+        ("keep", keep or ()),
+        ("rename", rename),
+        ("optional", optional),
+        ("symbols", symbols or ()),
+    ):
         if unknown := [name for name in names if name not in named]:
             raise ValueError(f"{option} names {unknown}, which the environment has not; it has {sorted(named)}")
     kept = [name for name in named if keep is None or name in keep]
@@ -122,7 +143,14 @@ def senses_of(
         raise ValueError(f"rename {dict(rename)} gives two senses one name: {final}")
     for name in final:
         check_sense_name(name, "give it another with rename")
-    return [_sense(rename.get(name, name), *named[name], view, name in optional) for name in kept]
+    senses = []
+    for name in kept:
+        asked = replace(view, symbols=None if symbols is None else name in symbols)
+        sense = _sense(name, *named[name], asked, name in optional)
+        if asked.symbols is None and sense.form.may_be_symbols and first is not None and sense.shows_symbols(first()):
+            sense = _sense(name, *named[name], replace(view, symbols=True), name in optional)
+        senses.append(replace(sense, name=rename.get(name, name), own_name=name))
+    return senses
 
 
 def _sense(name: str, path: tuple, space: spaces.Space, view: View, is_optional: bool) -> Sense:

@@ -100,7 +100,7 @@ class Comparison:
         """`(n,)`: whether anything observed differs from the last frame seen."""
         flags = []
         for name in self.predicted:
-            differs = (true.observations[name] != last_seen.observations[name]).flatten(1).any(1)
+            differs = (true.observations[name] != last_seen.observations[name]).reshape(len(true.reward), -1).any(1)
             flags.append(differs & true.present.get(name, differs))
         return torch.stack(flags).any(0)
 

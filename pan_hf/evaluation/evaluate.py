@@ -19,6 +19,8 @@ where the observation changed since the last frame seen |
 | `exact_coarse_state` | share in which the coarsest codes of every sense, and texts, are those of the true frame |
 | `code_accuracy`, `<sense>.<level>_code_accuracy` | share of right codes, of all levels and of one |
 | `rmse`, `rmse_normalised` | vector senses, in their unit and in standard deviations of the held-out frames |
+| `exact_observation`, `value_accuracy`, `value_accuracy_changed` | symbols: share of observations that are right \
+whole, of values that are, and of values that changed since the last frame seen |
 | `token_accuracy` | text senses that change with time |
 | `reward_mae`, `reward_f1`, `done_f1` | the step's reward and end; an event is a reward beyond the threshold, and \
 there is no F1 where every step is one |
@@ -77,7 +79,7 @@ from pan_hf.reporting.results import Record, mean_stderr, read_records, record, 
 from pan_hf.reporting.strips import shown_senses, write_strips
 
 HORIZONS = (1, 5, 10, 20)
-PLOTTED = ("psnr", "psnr_moving", "exact_frame", "exact_state", "rmse_normalised", "token_accuracy")
+PLOTTED = ("psnr", "psnr_moving", "exact_frame", "exact_state", "rmse_normalised", "value_accuracy", "token_accuracy")
 UNPLOTTED = ("teacher_forced_", "action_sensitivity_")
 REWARD_THRESHOLD = 0.05
 """A reward counts as an event when it is larger than this in size."""
@@ -426,19 +428,25 @@ def load_for_evaluation(
         `(PanModel, PanProcessor, Trajectories, list[int])`, the model on `device` in evaluation mode.
 
     Raises:
-        ValueError: an episode was trained on (with `skip_trained`: all were), see [`check_held_out`]; the processor
-            does not belong to the model; or there is no such device.
+        ValueError: an episode was trained on (with `skip_trained`, or of a world of symbols alone: all were), see
+            [`check_held_out`]; the processor does not belong to the model; or there is no such device.
         FileNotFoundError: no checkpoint or no recording.
     """
     checkpoint = find_checkpoint(path, adapters=True)
     trained = trained_fingerprints(checkpoint)
     trajectories = load_trajectories(find_recording(checkpoint, data_root), "test")
-    skipped = check_held_out(trajectories, trained, skip_trained)
+    skipped = check_held_out(trajectories, trained, skip_trained or _repeats_itself(trajectories))
     model, processor = load(checkpoint)
     try:
         return model.to(device), processor, trajectories, skipped
     except (RuntimeError, AssertionError) as error:  # torch built without it asserts
         raise ValueError(f"The model cannot be put on the device {device!r}: {error}") from error
+
+
+def _repeats_itself(trajectories: Trajectories) -> bool:
+    """Whether whole episodes equal one another by chance: nothing that is observed is anything but a name or words."""
+    senses = (feature_of(trajectories.features[f"observation.{name}"]) for name in trajectories.observations)
+    return all(sense.is_symbolic or sense.is_text for sense in senses)
 
 
 @checked(seed=a_seed)
@@ -485,7 +493,8 @@ def evaluate(
             default, so that windows start at least that far into an episode.
         reward_threshold (`float`): rewards larger than this in size are events for `reward_f1`.
         skip_trained (`bool`): leave out episodes that were trained on, with a warning, instead of refusing: in a small
-            world an episode recorded for testing can happen to equal one recorded for training.
+            world an episode recorded for testing can happen to equal one recorded for training. In a world of symbols
+            alone they are always left out.
         device (`str`): where the model runs, such as "cpu" or "cuda".
         effort (*optional*): what is spent on an imagined step, as [`PanModel.simulate`] takes it. A code that is not
             predicted and absent is not right; `compute_per_simulated_step` and the like say what a step cost.

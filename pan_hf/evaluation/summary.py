@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pan_hf.reporting.results import MISSING, Record
 from pan_hf.reporting.tables import format_value, metric_label, select
 
-PREDICTED = ("exact_frame", "psnr", "exact_state", "rmse_normalised", "token_accuracy", "reward_mae")
+PREDICTED = ("exact_frame", "psnr", "exact_state", "rmse_normalised", "value_accuracy", "token_accuracy", "reward_mae")
 """What the summary of an evaluation shows, where it was measured."""
 
 PLANNED = ("success", "return", "steps", "recalled", "by_policy", "searched", "episodes", "given_up")

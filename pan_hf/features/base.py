@@ -48,12 +48,14 @@ class View:
         depth_scale (`float`, *optional*): what numbers that are no colours, such as depth, are multiplied with to be
             whole numbers; floats need it.
         depth_unit (`str`): the unit of those whole numbers.
+        symbols (`bool`, *optional*): whether whole numbers are taken as symbols; where they seem to be when None.
     """
 
     image_size: int | None = None
     crop: bool = False
     depth_scale: float | None = None
     depth_unit: str = ""
+    symbols: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,13 @@ class Form:
         feature (`dict`): as in `meta/info.json`.
         convert: raw value -> recorded value; ValueError for one that does not fit.
         check: ValueError for a first raw value that means something else than it seems to.
+        may_be_symbols: the source leaves open whether its values are symbols; a first one tells.
     """
 
     feature: dict
     convert: Callable[[Any], Any]
     check: Callable[[Any], None] = lambda value: None
+    may_be_symbols: bool = False
 
 
 class ActionForm:
@@ -137,6 +141,7 @@ class Feature:
     is_text: ClassVar[bool] = False
     card_fields: ClassVar[tuple[str, ...] | None] = None  # of a configuration, what a model's card tells; None: all
     is_picture: ClassVar[bool] = False  # its values are frames to look at: see `to_frames`
+    is_symbolic: ClassVar[bool] = False  # its values are right or wrong, and never nearly right
 
     def __init__(self, description: Mapping[str, Any]):
         self.description = dict(description)
@@ -369,9 +374,14 @@ class Feature:
 
     # ---- Shown
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether its values can be looked at, see `to_frames`."""
+        return self.is_picture
+
     def to_frames(self, values: Tensor) -> np.ndarray:
         """Values `(T, ...)`, as the model decodes them, as RGB pictures uint8 `(T, H, W, 3)`."""
-        raise NotImplementedError(f"{type(self).__name__} is a picture and has no to_frames()")
+        raise NotImplementedError(f"{type(self).__name__} has no to_frames()")
 
     def label(self, value: Any) -> str:
         """What a person reads for one recorded value."""

@@ -13,6 +13,7 @@ from pan_hf.features.base import Feature, Form, Measures, View, register_feature
 from pan_hf.images import (
     DEEP_BITS,
     DEEP_HIGH,
+    WIDEST_GRID,
     Layout,
     as_deep,
     as_rgb,
@@ -124,10 +125,12 @@ class ImageFeature(Feature):
             described = {"kind": cls.kind, "shape": [*size, 1], "unit": view.depth_unit}
             described |= {"bits": DEEP_BITS, "low": None, "high": None}
             return Form(described, convert)
-        if not layout.is_plain:  # nobody declares symbols as floats, or as two colours
+        # nobody declares symbols as floats, or as two colours; and whoever was asked has said that these are none
+        if not layout.is_plain or view.symbols is False:
             return Form(described, convert)
         # of the first one only: a world may well turn dark
-        return Form(described, convert, lambda value: check_colours(np.asarray(value)))
+        is_small = max(shape) <= WIDEST_GRID
+        return Form(described, convert, lambda value: check_colours(np.asarray(value)), may_be_symbols=is_small)
 
     def space(self) -> spaces.Space:
         from gymnasium.spaces import Box

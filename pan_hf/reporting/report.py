@@ -49,7 +49,13 @@ with extra("report", "A report"):
 # result file -> the command that writes it; None for what only some runs have
 RESULT_FILES = {"evaluation": "evaluate", "futures": None, "planning": "plan", "improvement": None, "timing": "train"}
 _HEADLINE_HORIZONS = (1, 10)
-_DRAWN_METRICS = ("exact_state", "psnr_moving", "rmse_normalised", "token_accuracy")  # others follow these closely
+_DRAWN_METRICS = (
+    "exact_state",
+    "psnr_moving",
+    "rmse_normalised",
+    "value_accuracy_changed",
+    "token_accuracy",
+)  # others follow these closely
 RANDOM = "random_policy"  # which every planner is measured beside
 _HEADLINE_FUTURES = ("coherent_futures", "calibration_max_z")
 

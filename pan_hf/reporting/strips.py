@@ -10,7 +10,7 @@ import torch
 
 from pan_hf.agents.actions import ActionParts
 from pan_hf.data.trajectories import map_columns
-from pan_hf.features import feature_class, feature_of
+from pan_hf.features import feature_of
 from pan_hf.files import whole_file, write_file
 from pan_hf.images import to_rgb
 from pan_hf.modeling.effort_pan import Effort
@@ -36,7 +36,7 @@ def pick_by_rank(errors: dict[int, float]) -> dict[str, int]:
 
 def shown_senses(config) -> list[str]:
     """The senses of a model that strips and films can show, the first one first."""
-    return [name for name, sense in config.senses.items() if feature_class(sense.kind).is_picture]
+    return [name for name, sense in config.senses.items() if feature_of(sense).is_shown]
 
 
 @torch.inference_mode()

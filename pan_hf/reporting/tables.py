@@ -35,7 +35,7 @@ UNITS: tuple[tuple[tuple[str, ...], str, float, int], ...] = (
     (("refused", "false", "false_low", "false_high", "unconfirmed", "searched", "by_policy"), "%", 100, 1),
     (("psnr", "psnr_moving", "db"), " dB", 1, 1),
     (("ssim",), "", 1, 3),
-    (("exact", "exact_state", "exact_coarse_state", "exact_frame"), "%", 100, 1),
+    (("exact", "exact_state", "exact_coarse_state", "exact_frame", "exact_observation"), "%", 100, 1),
     (("changed", "accuracy", "f1", "precision", "recall"), "%", 100, 1),
     (("success", "success_low", "success_high", "share", "futures", "3se", "rate", "compute"), "%", 100, 1),
     (("compute_per_simulated_step", "layouts", "continued_alike"), "%", 100, 1),

@@ -14,7 +14,7 @@ from pan_hf.data.episodes import UNKNOWN_SEED, Episode
 from pan_hf.data.importing.writing import make_episode, write_recording
 from pan_hf.data.info import PICTURES, rare_options
 from pan_hf.extras import extra
-from pan_hf.features import View, task_of
+from pan_hf.features import View, feature_of, task_of
 
 
 @checked(fps=least(0, above=True), **PICTURES)
@@ -89,16 +89,21 @@ class _MinariSource:
         if not keep or set(mapping) - set(names):
             raise ValueError(f"{data}: map leaves no sense, or names one that is not there; there are {names}")
         rename = {name: sense for name, sense in mapping.items() if sense}
-        self._senses = senses_of(self._data.observation_space, keep, rename, view)
+        self._senses = senses_of(self._data.observation_space, keep, rename, view, first=self._first)
         self._action = action_form_of(self._data.action_space)
         self.features = {f"observation.{sense.name}": sense.feature for sense in self._senses} | self._action.features
         entry = spec_entry(spec) if spec is not None else {"id": self._data.id}
         pictures = {"image_size": view.image_size, "crop": view.crop}
-        pictures |= rare_options((), view.depth_scale, view.depth_unit)
+        symbols = [sense.own_name for sense in self._senses if feature_of(sense.feature).is_symbolic]
+        pictures |= rare_options((), view.depth_scale, view.depth_unit, symbols)
         self.environment = {**entry, "keep": keep, "rename": rename, **pictures}
         self.fps = float(fps or 10)
         self.about = {"kind": "minari", "path": str(data), "map": mapping, **pictures}
         self.about |= {"episodes": len(self), "steps": int(self._data.total_steps)}
+
+    def _first(self) -> Any:
+        (episode,) = self._data.iterate_episodes([int(self._data.episode_indices[0])])
+        return _at(episode.observations, 0)
 
     def __len__(self) -> int:
         return len(self._data)
