@@ -22,7 +22,17 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .backbone_pan import cache_argument, check_backbone, fill_new_rows, keep_weights, run_trunk, trunk_call
+from .backbone_pan import (
+    WordGenerationMixin,
+    cache_argument,
+    check_backbone,
+    check_labels,
+    fill_new_rows,
+    keep_weights,
+    run_trunk,
+    trunk_call,
+    words_alone,
+)
 from .blocks_pan import state_blocks
 from .codecs_pan import build_action_codec, build_codec, encode_observation
 from .configuration_pan import PanConfig, check_settings
@@ -39,7 +49,6 @@ from .embedding_pan import (
 )
 from .growth_pan import VocabularyGrowth
 from .heads_pan import InverseDynamicsHead, OutcomeHead
-from .language_pan import WordGenerationMixin, check_labels, words_alone
 from .latent_head_pan import LatentHead, shift_size
 from .layout_pan import StepLayout
 from .learning_pan import CodeLearning

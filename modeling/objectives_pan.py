@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .augmentation_pan import ReadoutView, corrupt_context, crop, nested_dropout, training_focus
+from .backbone_pan import check_labels
 from .codecs_pan import encode_observation
 from .effort_pan import changed_tokens
 from .embedding_pan import CodeTables, log_of_mean, part_codec, shared_mean
 from .heads_pan import check_rewards, two_hot
 from .image_codec_pan import LEAST_ERROR
 from .imagination_pan import latents_given, switch_losses, switch_warm_up_losses
-from .language_pan import check_labels
 from .latent_head_pan import SenseLatents, hedged_senses, reconstructs_latents
 from .layout_pan import hide_padding
 from .readout_pan import readout_scalars, window_numbers
