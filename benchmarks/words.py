@@ -7,6 +7,10 @@ next token, which is what a softmax over the whole table would give. Nothing is 
     pip install --no-deps gensim
     python benchmarks/words.py --backbone DIR_OR_NAME
 
+What training has done to the words, with the adapter on and off, is read with the stages of a run of `pan train`:
+
+    python benchmarks/words.py --backbone DIR_OR_NAME --trained runs/mine/stages/4-dynamics/final --output FILE
+
 A text of one's own, a sentence a line, is read with `--text FILE`.
 """
 
@@ -25,8 +29,10 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf import DiscreteAction, ImageSense, PanModel, PanTokenizer, TextSense  # noqa: E402
+from pan_hf.checkpoints import load  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import table  # noqa: E402
+from pan_hf.training.tuning import base_folder  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "words" / "words.json"
 LEAST_WORDS = 8  # of a sentence
@@ -37,6 +43,9 @@ def main(
     backbone: Annotated[str, typer.Option(help="Folder or Hub id of a pretrained causal language model.")],
     text: Annotated[
         Path | None, typer.Option(help="A text, a sentence a line; gensim's Lee corpus by default.")
+    ] = None,
+    trained: Annotated[
+        list[Path] | None, typer.Option(help="Checkpoint, or a stage's folder, of a world model made of it.")
     ] = None,
     sentences: Annotated[int, typer.Option(help="How many sentences are read.")] = 1000,
     batch: Annotated[int, typer.Option(help="Sentences that are read at once.")] = 16,
@@ -60,6 +69,12 @@ def main(
     found["world model, codes possible"] = perplexity(model, ids, batch, codes_in_text=True)
     spoken = {"world model": continuations(model, ids)}
     spoken["world model, codes possible"] = continuations(model, ids, codes_in_text=True)
+
+    for folder in trained or []:
+        found[f"{folder}"] = perplexity(load(folder)[0], ids, batch)
+        if base_folder(folder) != folder:
+            alone = PanModel.from_pretrained(base_folder(folder)).eval()
+            found[f"{folder}, adapter off"] = perplexity(alone, ids, batch)
 
     records = [_record("perplexity", value, who, name) for who, value in found.items()]
     for who, rows in spoken.items():

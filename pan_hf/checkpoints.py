@@ -122,7 +122,8 @@ def find_checkpoint(path: str | Path, adapters: bool = False) -> Path:
             if adapters:
                 return folder
             raise FileNotFoundError(
-                f"No checkpoint at {path}, only an adapter: `pan finetune ... --merge`, run again, makes a checkpoint."
+                f"No checkpoint at {path}, only an adapter: `pan finetune ... --merge`, run again, makes one; "
+                "what a stage of `pan train` left is in the run's checkpoint/ once all are done."
             )
     raise FileNotFoundError(
         f"No checkpoint at {path}: expected config.json in it or in its folder checkpoint/. `pan train` makes one."

@@ -15,11 +15,13 @@ from tiny_worlds import BOARD_OPTIONS, all_tensors, differing, language_model, r
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks import words
 from pan_hf import PanModel, PanProcessor
 from pan_hf.adapters import BASE, base_of
 from pan_hf.build import build
 from pan_hf.checkpoints import PARTS, load, save_checkpoint
 from pan_hf.data.trajectories import load_trajectories
+from pan_hf.reporting.tables import select
 from pan_hf.training import align, distributed, pretrain_senses, reinforce, trainer
 from pan_hf.training.arguments import arguments
 from pan_hf.training.pipeline import SHARES, train
@@ -183,6 +185,17 @@ def test_a_killed_stage_goes_on_to_the_same_end_from_a_checkpoint_without_what_i
     assert held and all("lora_" in name or "embed" in name or "lm_head" in name for name in held)
     resumed = stage(world, align.DYNAMICS, tmp_path / "killed", **given)
     assert differing(all_tensors(load(whole)[0]), all_tensors(load(resumed)[0])) == []
+
+
+@pytest.mark.slow
+def test_a_text_is_read_with_what_a_stage_left_and_with_its_adapter_off(world, tmp_path):
+    (tmp_path / "text.txt").write_text("go to the corner of the red door and open it\n" * 4)
+    final = stage(world, align.DYNAMICS, tmp_path / "stage", max_steps=4)
+    given = {"text": tmp_path / "text.txt", "output": tmp_path / "words.json", "trained": [final]}
+    records = words.main(world.backbone, **given, batch=4, dtype="float32", sentences=4, threads=1)
+    found = {entry.model: entry.value for entry in select(records, metric="perplexity")}
+    assert found[f"{final}, adapter off"] == pytest.approx(found["backbone"], rel=1e-6)
+    assert found[str(final)] != pytest.approx(found["backbone"], rel=1e-6)
 
 
 def test_a_random_backbone_is_trained_whole_at_the_rate_of_the_stage(world):
