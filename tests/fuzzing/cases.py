@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -40,6 +40,15 @@ def cases(draw, targets: tuple[Target, ...] = ()) -> Case:
     number = draw(st.integers(0, chosen.numbers - 1))
     pick = st.tuples(st.integers(0, 40), st.integers(0, 10_000))
     return Case(chosen, world, number, tuple(draw(st.lists(pick, min_size=0, max_size=MOST_CHANGES))))
+
+
+def singles(targets: Sequence[Target]) -> Iterator[Case]:
+    """Every change that every argument has, each by itself, in the first world of its target."""
+    for target in targets:
+        call = target.make(world_of(target.worlds[0]), 0)
+        open_to_change = [made for _, made in call.arguments.values() if made]
+        for which, made in enumerate(open_to_change):
+            yield from (Case(target, target.worlds[0], 0, ((which, how),)) for how in range(len(made)))
 
 
 def run(case: Case) -> Outcome:
