@@ -143,7 +143,7 @@ class DiscreteSense(CodedPart):
         return min(MOST_TOKENS, len(self.entries(self.num_levels - 1)))
 
     @functools.cached_property
-    def codes_per_token(self) -> list[int]:  # type: ignore[override]
+    def codes_per_token(self) -> list[int]:
         if self._has_cells:
             return [self.spatial_merge_size**2] * self.num_levels
         counts, coarser = [], 1

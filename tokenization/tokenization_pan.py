@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -22,7 +22,7 @@ from transformers.utils import PaddingStrategy, cached_file
 
 from .vocabulary_pan import FILE_NAME, TEXT, Vocabulary
 
-_SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+_SPECIAL_TOKENS: dict[str, Any] = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 _UNSPEAKABLE = "\U000f0000"  # of a plane that Unicode keeps for private use
 _SETTINGS = (
     "model_max_length",
@@ -95,9 +95,11 @@ class PanTokenizer(PreTrainedTokenizerFast):
                 f"Expected a fast tokenizer (one with a `backend_tokenizer`), got {type(tokenizer).__name__}; "
                 "convert it to a tokenizer.json first."
             )
-        settings = {name: getattr(tokenizer, name, None) for name in _SETTINGS}
-        settings = {name: value for name, value in settings.items() if value is not None}
-        special = {name: token for name, token in tokenizer._special_tokens_map.items() if token is not None}
+        named = {name: getattr(tokenizer, name, None) for name in _SETTINGS}
+        settings: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        special: dict[str, Any] = {
+            name: token for name, token in tokenizer._special_tokens_map.items() if token is not None
+        }
         if "pad_token" not in special and "eos_token" in special:
             special["pad_token"] = special["eos_token"]
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

@@ -236,7 +236,7 @@ def _bounds(space: spaces.Space, is_asked_for: bool) -> tuple[np.ndarray, np.nda
     return None if (bounds[1].astype(float) - bounds[0] >= _MOST_VALUES).any() else bounds
 
 
-def _is_declared_grid(box: spaces.Space) -> bool:
+def _is_declared_grid(box: spaces.Box) -> bool:
     """Whether a box of whole numbers is a grid of few values by what it says of itself; of bytes from 0 to 1, black
     and white, and of bytes to 255 it is not."""
     shape, low, high = box.shape, box.low.astype(float), box.high.astype(float)
