@@ -8,12 +8,14 @@ import torch
 from gymnasium import spaces
 from tiny_worlds import outcomes
 
-from pan_hf import DiscreteSense, GoalCritic
+from pan_hf import DiscreteSense, GoalCritic, RecordTrajectories
 from pan_hf.build import build
 from pan_hf.data.episodes import read_info
 from pan_hf.data.record import record
+from pan_hf.data.starts import RecordedStarts
 from pan_hf.data.trajectories import load_trajectories
 from pan_hf.envs.environment import SenseEnvironment, make_environment, make_recorded_environment
+from pan_hf.envs.imagined import ImaginedEnv
 from pan_hf.envs.state_features import StateFeatures
 from pan_hf.evaluation.evaluate import evaluate_model
 from pan_hf.features import feature_of
@@ -243,6 +245,22 @@ def test_a_recording_of_before_is_played_in_vectors():
     assert make_recorded_environment(entry).features["observation.place"]["kind"] == "symbols"
 
 
+def test_a_recording_of_before_goes_on_as_it_was_begun(tmp_path):
+    before = {"test_fraction": 0, "symbols": [], "progress": False}
+    record("symbols/Ring-v0", tmp_path / "data", episodes=2, **before)
+    assert "symbols" not in read_info(tmp_path / "data")["environments"][0]
+    info = record("symbols/Ring-v0", tmp_path / "data", episodes=4, test_fraction=0, progress=False)
+    assert info["features"]["observation.bits"]["kind"] == "vector" and info["episodes"]["train"] == 4
+    env = RecordTrajectories(gymnasium.make("symbols/Ring-v0"), tmp_path / "loop", symbols=["bits"])
+    for _ in range(2):
+        env.reset(seed=0)
+        env.step(0)
+        env.close()
+        env = RecordTrajectories(gymnasium.make("symbols/Ring-v0"), tmp_path / "loop")
+    assert env.features["observation.bits"]["kind"] == "symbols"
+    assert env.features["observation.place"]["kind"] == "vector"
+
+
 def test_values_that_were_not_recorded_are_no_values(world, tmp_path):
     feature = feature_of({"kind": "symbols", "dims": [2], "num_values": [2, 3], "start": [0, 0]})
     import pyarrow as pa
@@ -384,6 +402,18 @@ def test_a_world_of_symbols_is_learned_to_the_last_value(tmp_path):
     belief = model.perceive({"place": observation["place"][:, :1]})
     futures = model.simulate(belief, action, temperature=0.0, seed=0)
     assert torch.equal(futures.decode("place"), observation["place"][:, 1:])
+
+
+def test_a_dream_of_it_is_a_gymnasium_world(world):
+    _, trajectories, model, processor = world
+    starts = RecordedStarts(trajectories, processor, model)
+    env = ImaginedEnv(model, processor, starts, horizon=3)
+    observation, _ = env.reset(seed=0)
+    for _ in range(2):
+        assert env.observation_space.contains(observation)
+        observation, *_ = env.step(1)
+    assert env.observation_space["place"] == spaces.Discrete(6, start=-2)
+    assert env.observation_space["board"] == spaces.Box(0, 3, (3, 4, 2), np.uint8)
 
 
 @pytest.mark.slow

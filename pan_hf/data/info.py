@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from pan_hf.arguments import least
-from pan_hf.data.episodes import FORMAT, SPLITS, VERSION, episode_files, read_summary, write_info
+from pan_hf.data.episodes import FORMAT, SPLITS, VERSION, episode_files, read_info, read_summary, write_info
 from pan_hf.features import feature_of
 
 # By column, what `Feature.summary` says of an episode: of a vector the smallest and largest value of each number.
@@ -40,6 +40,13 @@ def rare_options(
     options = {"optional": list(optional), "depth_scale": depth_scale, "depth_unit": depth_unit}
     options["symbols"] = list(symbols)
     return {name: value for name, value in options.items() if value}
+
+
+def begun_with(root: Path, symbols: Sequence[str] | None) -> Sequence[str] | None:
+    """What is taken as symbols in a recording that may have been begun: as there, where nothing is asked for."""
+    if symbols is not None or not (root / "meta" / "info.json").is_file():
+        return symbols
+    return read_info(root)["environments"][0].get("symbols", [])
 
 
 def write_counted(root: Path, info: dict, features: dict[str, dict], is_complete: bool) -> None:

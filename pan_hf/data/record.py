@@ -20,7 +20,7 @@ from typing import Any
 from pan_hf.arguments import a_seed, checked, least
 from pan_hf.console import Progress
 from pan_hf.data.episodes import SPLITS, episode_files, episode_schema, read_info, read_summary, write_info
-from pan_hf.data.info import PICTURES, check_test_fraction, new_info, rare_options, write_counted
+from pan_hf.data.info import PICTURES, begun_with, check_test_fraction, new_info, rare_options, write_counted
 from pan_hf.data.recorder import RecordingJob, Stream, record_streams, recording_processes
 from pan_hf.envs.environment import describe_environment, make_environment
 from pan_hf.envs.policies import load_policies
@@ -133,7 +133,7 @@ def record(
     environments = [{"id": id, **entry} for id in ids]
     policies = load_policies(policy)
     set_start = load_callable(start, "start") if start else None
-    look = partial(_look_at, environments, set_start, symbols)
+    look = partial(_look_at, environments, set_start, begun_with(root, symbols))
     # What drawing sets up (EGL contexts) does not survive a fork, so it is not set up here.
     seen = call_in_fork(look) if workers > 1 and is_forked() else look()
     features, actors, env_fps, bytes_per_frame, found = seen

@@ -31,6 +31,7 @@ from pan_hf.data.episodes import (
 from pan_hf.data.info import (
     PICTURES,
     Extremes,
+    begun_with,
     bounded,
     check_test_fraction,
     is_test_episode,
@@ -106,7 +107,7 @@ class RecordTrajectories(gymnasium.Wrapper):
         self._has_ended = False
         view: dict = {"keep": list(keep), "rename": dict(rename or {}), "render": render}
         view |= {"image_size": image_size, "crop": crop} | rare_options(optional, depth_scale, depth_unit)
-        self._senses = SenseEnvironment(env, **view, symbols=symbols)
+        self._senses = SenseEnvironment(env, **view, symbols=begun_with(Path(folder), symbols))
         view |= rare_options((), None, "", self._senses.symbols)
         made = spec_entry(env.spec) if env.spec is not None else {"id": type(env.unwrapped).__name__}
         check_test_fraction(test_fraction)
