@@ -589,6 +589,8 @@ def test_a_column_of_actions_has_no_batch(tokenizer):
 
 def test_columns_of_one_recording_have_equally_many_rows(tokenizer):
     spec = {"kind": "vector", "dim": 1, "low": [0.0], "high": [1.0]}
-    processor = PanProcessor(tokenizer, {"arm": spec}, action={"kind": "discrete", "num_actions": 3})
+    senses = {"arm": spec, "goal": {"kind": "text", "max_length": 8}}
+    processor = PanProcessor(tokenizer, senses, action={"kind": "discrete", "num_actions": 3})
     with pytest.raises(ValueError, match=r"equally many rows; got \{'arm': 2, 'action': 3\}"):
         processor.read_columns({"arm": np.zeros((2, 1)), "action": [0, 2, 1]})
+    assert len(processor.read_columns({"arm": np.zeros((2, 1)), "goal": "go"})["goal"]) == 1  # of all rows

@@ -237,7 +237,7 @@ class PanProcessor(ProcessorMixin):
 
         Args:
             columns (`dict[str, ...]`): by sense, and under `action`, what a call takes for N steps; of a constant text
-                N strings.
+                N strings, or one of which one row is made.
 
         Returns:
             N rows by name: image uint8 `(N, C, H, W)`, in the memory of the array that was given where that is laid
@@ -257,7 +257,7 @@ class PanProcessor(ProcessorMixin):
             array = reader.read(values)
             rows[name] = torch.from_numpy(array) if reader.is_constant else _only_row(name, array)
         parts = {name: next(iter(each.values())) if isinstance(each, dict) else each for name, each in rows.items()}
-        counts = {name: len(part) for name, part in parts.items()}
+        counts = {name: len(part) for name, part in parts.items() if not isinstance(columns[name], str)}
         if len(set(counts.values())) > 1:
             raise ValueError(f"columns are of one recording, so of equally many rows; got {counts}.")
         return rows

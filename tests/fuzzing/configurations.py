@@ -249,7 +249,7 @@ def from_backbone(world: World, number: int) -> Call:
         **parts_of(world),
         "backbone": (v.LEFT_OUT, v.listed("backbone", backbones, "missing", "checkpoint")),
         "text_reserve": (10, v.count("text_reserve", 10, least=0)),
-        "pad_token_id": (0, v.count("pad_token_id", 1, least=0, optional=True)[7:]),
+        "pad_token_id": (0, v.count("pad_token_id", 1, least=0, optional=True)[6:]),
         "backbone_kwargs": (
             None,
             v.listed(

@@ -19,7 +19,7 @@ def observe(world: World, number: int) -> Call:
         "learn": (True, v.flag("learn", True)),
         "threshold": (1.0, v.number("threshold", 1.0, low=0, open_low=True)),
         "max_new": (2, v.count("max_new", 2)),
-        "step": (0, v.count("step", 1, least=0)[7:]),
+        "step": (0, v.count("step", 1, least=0)[6:]),
     }
     held = v.listed("held_out", v.given(wrong=[3, world.observation(1), "half"]))
     misspelt = v.listed("treshold", v.given(wrong=[0.5]), "treshold")
@@ -40,7 +40,7 @@ def description_length(world: World, number: int) -> Call:
 @target("PanModel.prune", ("discrete",), weight=1)
 def prune(world: World, number: int) -> Call:
     own = fresh(world)
-    arguments = {"observation": seen(world, 1, number, 1), "step": (0, v.count("step", 1, least=0)[7:])}
+    arguments = {"observation": seen(world, 1, number, 1), "step": (0, v.count("step", 1, least=0)[6:])}
     return Call(own.model.prune, arguments, state=model_state(own), is_pure=False)
 
 
@@ -51,7 +51,7 @@ def grow_words(world: World, number: int) -> Call:
         "segment": ("text", v.choice("segment", "text", ["action.0"])),
         "names": (["robot", "lamp"], v.texts("names", ["robot", "lamp"])),
         "descriptions": (["red", "key"], v.texts("descriptions", ["red", "key"], optional=True)),
-        "step": (0, v.count("step", 1, least=0)[7:]),
+        "step": (0, v.count("step", 1, least=0)[6:]),
     }
     return Call(own.model.grow, arguments, state=model_state(own), is_pure=False)
 
@@ -94,8 +94,8 @@ def retire(world: World, number: int) -> Call:
         "segment": ("camera.0", v.choice("segment", "camera.0", ["camera.1"])),
         "codes": ([1, 2], v.listed("codes", made, "token")),
         "reason": ("unused", v.choice("reason", "unused", ["odd"])[:1]),
-        "into": (0, v.count("into", 3, least=0, optional=True, most=5)[7:]),
-        "step": (0, v.count("step", 1, least=0)[7:]),
+        "into": (0, v.count("into", 3, least=0, optional=True, most=5)[6:]),
+        "step": (0, v.count("step", 1, least=0)[6:]),
     }
     return Call(own.model.retire, arguments, state=model_state(own), is_pure=False)
 
@@ -133,7 +133,7 @@ def merge(world: World, number: int) -> Call:
         "chunk": (2, v.count("chunk", 2)),
         "count": (2, v.count("count", 2)),
         "min_count": (2, v.count("min_count", 2)),
-        "step": (0, v.count("step", 1, least=0)[7:]),
+        "step": (0, v.count("step", 1, least=0)[6:]),
     }
     return Call(own.model.merge, arguments, state=model_state(own), is_pure=False)
 

@@ -154,7 +154,7 @@ def simulate(world: World, number: int) -> Call:
         "num_rollouts": (2, v.count("num_rollouts", 2)),
         "temperature": (0.5, v.number("temperature", 0.5, low=0)),
         "seed": (3, v.seed("seed")),
-        "reencode": (0, v.count("reencode", 1, least=0)[5:]),
+        "reencode": (0, v.count("reencode", 1, least=0)[6:]),
         "effort": an_effort(world),
         "uncertainty": (False, v.flag("uncertainty", False)),
     }
@@ -242,7 +242,7 @@ def futures_rows(world: World, number: int) -> Call:
 def futures_keys(world: World, number: int) -> Call:
     arguments = {
         "levels": (1, v.count("levels", 1, optional=True)),
-        "steps": (0, v.count("steps", 1, least=0, optional=True)[7:]),
+        "steps": (0, v.count("steps", 1, least=0, optional=True)[6:]),
     }
     return Call(futures_of(world, number).keys, arguments)
 

@@ -133,7 +133,7 @@ def graph_made(world: World, number: int) -> Call:
         "max_depth": (3, v.count("max_depth", 3)),
         "actions": ((0, 1), v.listed("actions", made)),
         "key_levels": (1, v.count("key_levels", 1, optional=True)),
-        "sampled_searches": (0, v.count("sampled_searches", 1, least=0)[7:]),
+        "sampled_searches": (0, v.count("sampled_searches", 1, least=0)[6:]),
         **misspelt("depth", 3),
     }
     return Call(without_marks(GraphSearch), arguments)
@@ -204,7 +204,7 @@ _planner_made(
         | {
             "exploration": (1.0, v.number("exploration", 1.0, low=0)),
             "widening": (0.5, v.number("widening", 0.5, 0, 1)),
-            "rollout_steps": (0, v.count("rollout_steps", 1, least=0)[7:]),
+            "rollout_steps": (0, v.count("rollout_steps", 1, least=0)[6:]),
             "prior": (None, v.listed("prior", v.given(wrong=[3, "uniform"]))),
         }
     ),

@@ -68,7 +68,7 @@ def trajectories_loaded(world: World, number: int) -> Call:
     arguments = {
         "root": (board().data, v.folder("root", board().data, Path("runs/missing"))),
         "split": ("train", v.choice("split", "train", ["test"])),
-        "in_memory": (10**9, v.count("in_memory", 10**9, least=0)[7:]),
+        "in_memory": (10**9, v.count("in_memory", 10**9, least=0)[6:]),
         "episodes": (None, v.listed("episodes", episodes, "episode")),
     }
     return Call(lambda **given: load_trajectories(**given).actions, arguments, state=(board().data,), is_pure=False)
@@ -129,7 +129,7 @@ def recorder(world: World, number: int) -> Call:
         "folder": folder,
         "keep": (["place"], v.listed("keep", keep)),
         "rename": (None, v.listed("rename", rename)),
-        "image_size": (None, v.count("image_size", 16, optional=True)[7:]),
+        "image_size": (None, v.count("image_size", 16, optional=True)[6:]),
         "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 1)),
         "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True, optional=True)),
         "render": (False, v.flag("render", False)),
@@ -266,7 +266,7 @@ def dataset_imported(world: World, number: int) -> Call:
         ),
         "output": output,
         "map": ({}, v.listed("map", maps, "palce")),
-        "image_size": (None, v.count("image_size", 16, optional=True)[7:]),
+        "image_size": (None, v.count("image_size", 16, optional=True)[6:]),
         "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True, optional=True)),
         "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 1)),
         "progress": (False, []),
@@ -332,7 +332,7 @@ def evaluated(world: World, number: int) -> Call:
         "temperature": (0.0, v.number("temperature", 0.0, low=0)),
         "context": (1, v.count("context", 1, optional=True)),
         "reward_threshold": (0.05, v.number("reward_threshold", 0.05, low=0)),
-        "reencode": (0, v.count("reencode", 1, least=0)[7:]),
+        "reencode": (0, v.count("reencode", 1, least=0)[6:]),
         "progress": (False, []),
         **misspelt("horizon", 1),
     }
@@ -380,7 +380,7 @@ def recorded(world: World, number: int) -> Call:
         "output": output,
         "episodes": (2, v.count("episodes", 2)),
         "policy": ("random", v.listed("policy", policies, "action", "radnom", "random")),
-        "explore_steps": (0, v.count("explore_steps", 1, least=0)[7:]),
+        "explore_steps": (0, v.count("explore_steps", 1, least=0)[6:]),
         "env_args": ({}, v.listed("env_args", args, "size")),
         "wrappers": (
             [],
@@ -403,10 +403,10 @@ def recorded(world: World, number: int) -> Call:
         ),
         "seed": (3, v.count("seed", 3, least=0)),
         "test_fraction": (0.5, v.number("test_fraction", 0.5, 0, 1)),
-        "workers": (1, v.count("workers", 1)[7:]),
+        "workers": (1, v.count("workers", 1)[6:]),
         "max_episode_steps": (3, v.count("max_episode_steps", 3, optional=True)),
         "fps": (4.0, v.number("fps", 4.0, low=0, open_low=True, optional=True)),
-        "image_size": (None, v.count("image_size", 16, optional=True)[7:]),
+        "image_size": (None, v.count("image_size", 16, optional=True)[6:]),
         "progress": (False, []),
         **misspelt("env", "TestPanBoard-v0"),
     }
