@@ -20,6 +20,7 @@ from torch._inductor.utils import fresh_cache
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a checkout that is not installed
 from benchmarks import common  # noqa: E402
 from pan_hf import PanModel  # noqa: E402
+from pan_hf.modeling.backbone_pan import embed_step  # noqa: E402
 from pan_hf.modeling.effort_pan import LEAST_CHANGE  # noqa: E402
 from pan_hf.reporting.results import Record, record, write_records  # noqa: E402
 from pan_hf.reporting.tables import table  # noqa: E402
@@ -65,7 +66,7 @@ def glancing_at(places: float, model: PanModel) -> PanModel:
     (glance,) = model.glances.values()
     glance.change.weight.mul_(10)  # random weights tell places apart too little
     state = model.perceive(common.observe(64)).state
-    _, change = model.embed_step(state, model.embed_state(state), model.embed_action(torch.arange(64) % 7))
+    _, change = embed_step(model, state, model.embed_state(state), model.embed_action(torch.arange(64) % 7))
     (logits,) = change.values()
     edge = logits.flatten().quantile(1 - places / logits.shape[1])
     glance.change.bias += torch.tensor(LEAST_CHANGE).logit() - edge

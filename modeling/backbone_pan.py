@@ -22,7 +22,8 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 
 from .embedding_pan import CodeTables, extent, tables_of
 from .layout_pan import Pass, Tokens, TokenSelection, additive, at_least, hide_padding
-from .state_pan import Belief, fork_cache, select_cache
+from .state_pan import Belief, State, fork_cache, select_cache
+from .validation_pan import truth
 
 if TYPE_CHECKING:
     from .modeling_pan import PanModel
@@ -296,6 +297,41 @@ class BackboneRun:
         return self.model.compiled_step(run, *inputs, rows=len(x), sizes=sizes)
 
 
+def embed_step(
+    model: PanModel, state: State, embedded_state: Tensor, action: Tensor, tables: CodeTables | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The trunk of one step, from a state `(N,)`, the same embedded, and actions that are rows of the vocabulary by
+    now, `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change of each token `(N, P)`.
+    The action is told the gist of the state. Args: tables, from `code_tables`, if they are at hand."""
+    tables = tables or model.table.code_tables()
+    change, gist = {}, 0.0
+    for name, predictor in model.glances.items():
+        start = model.layout.token_starts[name]
+        tokens = embedded_state[:, start : start + predictor.sense.num_state_tokens]
+        change[name], part = predictor(tokens, state.codes[name][0], tables.change[name], action.mean(1))
+        gist = gist + part.unsqueeze(1)
+    return torch.cat([embedded_state, action + gist if change else action], 1), change
+
+
+def embed_queries(
+    model: PanModel, one_pass: Pass, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
+) -> Tensor:
+    """Queries of a pass of levels, `(N, one_pass.length, hidden_size)`: what each token is, what it holds now, and the
+    coarser codes already chosen for it (`chosen[name]`, `(N, n_l)` a level)."""
+    parts, start, level = [], 0, one_pass.levels[0]
+    for name, sense in model.config.coded_senses.items():
+        now = embedded_state[:, start : start + sense.num_state_tokens]
+        start += sense.num_state_tokens
+        if level >= sense.num_levels:
+            continue
+        query = now + model.queries[name][level]
+        coarser = chosen.get(name, [])[:level]
+        if coarser:
+            query = query + model.state_embeddings[name].codes(coarser, tables.embeddings[name], tables.sizes[name])
+        parts.append(query)
+    return torch.cat(parts, 1)
+
+
 def fill_cache(model: PanModel, belief: Belief, tables: CodeTables) -> Belief:
     """Runs a belief's prefix and history into its cache; returns the belief. Args: tables, see
     `EmbeddingTable.code_tables`."""
@@ -304,7 +340,7 @@ def fill_cache(model: PanModel, belief: Belief, tables: CodeTables) -> Belief:
         parts.append(model.get_input_embeddings()(belief.prefix))
     for state, action in belief.history:
         embedded = model.embed_state(state, tables)
-        parts.append(model.embed_step(state, embedded, model.embed_action(action, tables), tables)[0])
+        parts.append(embed_step(model, state, embedded, model.embed_action(action, tables), tables)[0])
     if not parts:
         belief.cache = None
         return belief
@@ -366,6 +402,12 @@ def _without_padding(mask: Tensor, visible: Tensor | None) -> Tensor:
 # bits.
 #
 # Shapes: B = batch, L = positions, V = rows of the table.
+
+
+def words_asked_for(model: PanModel, codes_in_text: bool | None) -> Tensor | None:
+    """Which rows are words, where a language model of words alone is asked for; None where every row counts."""
+    with_codes = model.config.codes_in_text if codes_in_text is None else truth("codes_in_text", codes_in_text)
+    return model.table.active_words() if model.is_world_model and not with_codes else None
 
 
 def words_alone(model: PanModel, words: Tensor) -> tuple[PreTrainedModel, int]:

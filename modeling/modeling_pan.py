@@ -32,6 +32,7 @@ from .backbone_pan import (
     run_trunk,
     trunk_call,
     words_alone,
+    words_asked_for,
 )
 from .blocks_pan import state_blocks
 from .codecs_pan import build_action_codec, build_codec, encode_observation
@@ -450,39 +451,6 @@ class PanModel(PanPreTrainedModel, WordGenerationMixin, metaclass=LossWithoutLab
         parts = zip(self.config.action_parts, action_tensors(action), strict=True)
         return torch.cat([part_codec(self, part).embed(values, self, part, tables) for part, values in parts], 1)
 
-    def embed_step(
-        self, state: State, embedded_state: Tensor, action: Tensor, tables: CodeTables | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The trunk of one step, from a state `(N,)`, the same embedded, and actions that are rows of the vocabulary
-        by now, `(N, action_length, H)`: `(N, trunk_length, H)`, and by sense the logit of a change of each token
-        `(N, P)`. The action is told the gist of the state. Args: tables, from `code_tables`, if they are at hand."""
-        tables = tables or self.table.code_tables()
-        change, gist = {}, 0.0
-        for name, predictor in self.glances.items():
-            start = self.layout.token_starts[name]
-            tokens = embedded_state[:, start : start + predictor.sense.num_state_tokens]
-            change[name], part = predictor(tokens, state.codes[name][0], tables.change[name], action.mean(1))
-            gist = gist + part.unsqueeze(1)
-        return torch.cat([embedded_state, action + gist if change else action], 1), change
-
-    def embed_queries(
-        self, one_pass, embedded_state: Tensor, chosen: dict[str, list[Tensor]], tables: CodeTables
-    ) -> Tensor:
-        """Queries of a pass of levels, `(N, one_pass.length, hidden_size)`: what each token is, what it holds now, and
-        the coarser codes already chosen for it (`chosen[name]`, `(N, n_l)` a level)."""
-        parts, start, level = [], 0, one_pass.levels[0]
-        for name, sense in self.config.coded_senses.items():
-            now = embedded_state[:, start : start + sense.num_state_tokens]
-            start += sense.num_state_tokens
-            if level >= sense.num_levels:
-                continue
-            query = now + self.queries[name][level]
-            coarser = chosen.get(name, [])[:level]
-            if coarser:
-                query = query + self.state_embeddings[name].codes(coarser, tables.embeddings[name], tables.sizes[name])
-            parts.append(query)
-        return torch.cat(parts, 1)
-
     @functools.cached_property
     def compute_model(self) -> ComputeModel:
         """What each part of a step of simulation costs, counted once while one runs."""
@@ -499,11 +467,6 @@ class PanModel(PanPreTrainedModel, WordGenerationMixin, metaclass=LossWithoutLab
         return torch.cat(parts, 1) if parts else None
 
     # ---- forward
-
-    def _words(self, codes_in_text: bool | None) -> Tensor | None:
-        """Which rows are words, where a language model of words alone is asked for; None where every row counts."""
-        with_codes = self.config.codes_in_text if codes_in_text is None else truth("codes_in_text", codes_in_text)
-        return self.table.active_words() if self.is_world_model and not with_codes else None
 
     @can_return_tuple
     def forward(
@@ -578,7 +541,7 @@ class PanModel(PanPreTrainedModel, WordGenerationMixin, metaclass=LossWithoutLab
             )
         check_tied(self)
         backbone, num_words = self.language_model, None
-        words = self._words(codes_in_text)
+        words = words_asked_for(self, codes_in_text)
         if words is not None:
             check_labels(labels, words)
             backbone, num_words = words_alone(self, words)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .augmentation_pan import ReadoutView, corrupt_context, crop, nested_dropout, training_focus
-from .backbone_pan import check_labels
+from .backbone_pan import check_labels, embed_queries, embed_step
 from .codecs_pan import encode_observation
 from .effort_pan import changed_tokens
 from .embedding_pan import CodeTables, log_of_mean, part_codec, shared_mean
@@ -294,7 +294,7 @@ def _teacher_forced(
     tables = model.table.code_tables()
     embedded = model.embed_state(_trunk_latents(model, current), tables)
     queries = _queries(model, embedded, following, tables)
-    trunk, change = model.embed_step(current, embedded, model.embed_action(action.flatten(0, 1), tables), tables)
+    trunk, change = embed_step(model, current, embedded, model.embed_action(action.flatten(0, 1), tables), tables)
     focus = training_focus(model.config, change) if may_focus else None
     x, layout = torch.cat([trunk, *queries], 1), model.layout
     tokens = None if focus is None else layout.tokens(focus, layout.passes, trunk=True)
@@ -337,7 +337,7 @@ def _queries(model: PanModel, embedded: Tensor, following: State, tables: CodeTa
     parts = []
     for each in model.layout.passes:
         if each.levels:
-            parts.append(model.embed_queries(each, embedded, following.codes, tables))
+            parts.append(embed_queries(model, each, embedded, following.codes, tables))
         else:
             words = model.table.word_rows(following.text[each.name][:, :-1])
             parts.append(torch.cat([model.text_start.expand(len(words), 1, -1), words], 1))

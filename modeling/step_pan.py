@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import DynamicCache
 
-from .backbone_pan import BackboneRun, fill_cache
+from .backbone_pan import BackboneRun, embed_queries, embed_step, fill_cache
 from .blocks_pan import Block, CodeSampler, StepDraft, entropy_of
 from .effort_pan import ALL, BlockPlan, ComputeModel, Cost
 from .embedding_pan import CodeTables
@@ -187,7 +187,7 @@ class StepPredictor:
             return
         draft.last_pass = block.number
         if each.levels:
-            draft.run.queries(each, self.model.embed_queries(each, draft.embedded, draft.codes, self.tables))
+            draft.run.queries(each, embed_queries(self.model, each, draft.embedded, draft.codes, self.tables))
             draft.tokens = self.model.layout.split_tokens(each, draft.run.hidden[each.name], draft.trunk)
         elif is_first and (blocks.is_asked or not blocks.wants(block)):
             draft.run.lead()  # without a text's first word, which is not read yet, or not at all
@@ -278,7 +278,7 @@ def measure_compute(model: PanModel) -> ComputeModel:
                 backbone = sum(counter.get_flop_counts().get(type(base).__name__, {}).values())
                 return counter.get_total_flops() - backbone, backbone
 
-            model.embed_step(draft.current, draft.embedded, draft.trunk[:, model.layout.state_length :], draft.tables)
+            embed_step(model, draft.current, draft.embedded, draft.trunk[:, model.layout.state_length :], draft.tables)
             before, blocks = taken()[0], {}
             for block in model.blocks:
                 predictor.run_pass(draft, block, ALL)
@@ -348,8 +348,8 @@ def whole_tables(model: PanModel) -> CodeTables:
 def begin(
     model: PanModel, state: State, embedded: Tensor, action: list[Tensor], tables: CodeTables
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What [`PanModel.embed_step`] gives, of a state, the same embedded, and the parts of actions `(N, ...)`."""
-    return model.embed_step(state, embedded, model.embed_action(action, tables), tables)
+    """What `embed_step` gives, of a state, the same embedded, and the parts of actions `(N, ...)`."""
+    return embed_step(model, state, embedded, model.embed_action(action, tables), tables)
 
 
 def predict_outcome(

@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pan_hf import DiscreteAction, ImageSense, PanModel, TextSense, VectorAction, VectorSense
+from pan_hf.modeling.backbone_pan import embed_step
 
 # graphs add up in another order, and fuse: some units in the last of float32's 7 digits
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -30,7 +31,7 @@ def glancing():
         model.glances["camera"].change.weight.mul_(10)
         model.glances["camera"].inventory.weight.normal_(std=0.05)
         state = model.perceive(observe(model, 64)).state
-        _, change = model.embed_step(state, model.embed_state(state), model.embed_action(acts(model, 64)[:, 0]))
+        _, change = embed_step(model, state, model.embed_state(state), model.embed_action(acts(model, 64)[:, 0]))
         model.glances["camera"].change.bias -= change["camera"].quantile(0.8) + 5.3
     return model
 

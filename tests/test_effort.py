@@ -9,7 +9,7 @@ from tiny_worlds import acts, observe, world_model
 
 from pan_hf import Belief, Effort, ImageSense
 from pan_hf.modeling.augmentation_pan import nested_dropout
-from pan_hf.modeling.backbone_pan import BackboneRun
+from pan_hf.modeling.backbone_pan import BackboneRun, embed_queries, embed_step
 from pan_hf.modeling.blocks_pan import may_follow
 from pan_hf.modeling.effort_pan import ChangePredictor, as_effort, changed_tokens, likely_changes
 from pan_hf.modeling.layout_pan import TokenSelection, group_by_token, spread_codes
@@ -236,7 +236,7 @@ def test_the_action_is_told_which_codes_stand_anywhere_and_not_where():
 
     def told(codes):
         shown = State({"camera": [codes, state.codes["camera"][1]]}, state.latents, state.text)
-        return model.embed_step(shown, embedded, action)[0][:, -1]
+        return embed_step(model, shown, embedded, action)[0][:, -1]
 
     codes = torch.tensor([[0, 1, 1, 2], [3, 3, 3, 3]])
     torch.testing.assert_close(told(codes), told(codes[:, [3, 1, 0, 0]]))
@@ -312,10 +312,10 @@ def test_a_focused_window_equals_a_focused_step():
     wanted = TokenSelection.of(window.seen)
     belief = model.perceive({name: v if name == "mission" else v[:, :1] for name, v in observation.items()})
     with torch.no_grad():
-        trunk, _ = model.embed_step(belief.state, model.embed_state(belief.state), model.embed_action(action[:, 0]))
+        trunk, _ = embed_step(model, belief.state, model.embed_state(belief.state), model.embed_action(action[:, 0]))
         run = BackboneRun(model, belief, trunk, wanted)
         each = model.layout.passes[0]
-        run.queries(each, model.embed_queries(each, model.embed_state(belief.state), {}, model.table.code_tables()))
+        run.queries(each, embed_queries(model, each, model.embed_state(belief.state), {}, model.table.code_tables()))
     torch.testing.assert_close(run.hidden[each.name], window.hidden[each.name], **CLOSE)
     torch.testing.assert_close(run.hidden["action"], window.hidden["action"], **CLOSE)
     assert (run.hidden[each.name][~window.seen] == 0).all()
