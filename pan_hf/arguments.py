@@ -157,7 +157,7 @@ def _path(name: str, value: Any) -> Any:
     except FileNotFoundError:
         pass  # it may be made, or named on a Hub
     except (OSError, ValueError) as error:  # too long, a null byte, below a file, no permission
-        raise ValueError(f"{name}: {str(value)[:80]!r} cannot be used as a path ({error})") from error
+        raise ValueError(f"{name}: {str(value)[:300]!r} cannot be used as a path ({error})") from error
     return value
 
 

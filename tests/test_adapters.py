@@ -37,7 +37,7 @@ def train(adapted, ids, steps=2):
     prompt = torch.cat([PROMPT, torch.tensor([list(ids)])], 1).repeat(1, 2)
     for _ in range(steps):
         optimizer.zero_grad()
-        adapted(input_ids=prompt, labels=prompt).loss.backward()
+        adapted(input_ids=prompt, labels=prompt, codes_in_text=True).loss.backward()
         optimizer.step()
 
 

@@ -22,6 +22,7 @@ from benchmarks.moving_obstacles import (
     total_variation,
     z_score,
 )
+from pan_hf import DiscreteAction, ImageSense
 
 gymnasium = pytest.importorskip("gymnasium")
 minigrid = pytest.importorskip("minigrid")
@@ -271,7 +272,7 @@ def test_a_model_that_is_the_simulator_is_coherent_and_calibrated(world, played)
 class _PaintedSimulator:
     """`simulate` by the true rules from states read off frames, `decode` by the simulator's own drawings."""
 
-    config = SimpleNamespace(senses={"camera": SimpleNamespace(kind="image")}, action=SimpleNamespace(kind="discrete"))
+    config = SimpleNamespace(senses={"camera": ImageSense(size=64)}, action=DiscreteAction(3))
 
     def __init__(self, world):
         self.world = world

@@ -31,6 +31,7 @@ from pan_hf.training.distributed import check_can_be_shared_out, check_needs_no_
 from pan_hf.training.stage import run
 from pan_hf.training.streaming import WindowStream, collate, dataset_stats
 from pan_hf.training.trainer import PanTrainer
+from pan_hf.training.tuning import FULL
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"per_device_train_batch_size": 8, "logging_steps": 1, "progress": False, "bf16": False}
@@ -399,9 +400,9 @@ def test_a_killed_streamed_run_resumed_equals_an_uninterrupted_one_to_the_bit(wo
 def test_weights_that_are_shared_out_are_neither_averaged_nor_muons(name, value, by):
     usual = {"averaged_share": 0.0, "optim": "adamw_torch"}
     shared = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False} | {by: True}
-    check_needs_no_whole_weights(SimpleNamespace(args=SimpleNamespace(**usual), **shared))
+    check_needs_no_whole_weights(SimpleNamespace(args=SimpleNamespace(**usual), **shared), FULL)
     with pytest.raises(ValueError, match=f"`{name}={value}` needs whole weights"):
-        check_needs_no_whole_weights(SimpleNamespace(args=SimpleNamespace(**(usual | {name: value})), **shared))
+        check_needs_no_whole_weights(SimpleNamespace(args=SimpleNamespace(**(usual | {name: value})), **shared), FULL)
 
 
 # by name: script, stage, and what is asked of two processes; one process has the whole batch

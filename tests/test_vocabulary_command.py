@@ -189,7 +189,7 @@ def test_what_cannot_be_doubled_leaves_the_checkpoint(checkpoint, segment, messa
         ({"segments": []}, "`segments` names none"),
         ({"segments": None}, "segments: expected a list, got NoneType"),
         ({"output": 3}, "output: expected a text or a path or None, got int 3"),
-        ({"path": ""}, "a folder or the name of a model on a Hub, got ''"),
+        ({"path": ""}, "path: expected a path, got ''"),
     ],
 )
 def test_doubling_nothing_or_into_nothing_is_refused(given, message):
