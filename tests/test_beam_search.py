@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_planning import (
+from mazes import (
     GridBelief,
     GridWorld,
     MaskedWorld,

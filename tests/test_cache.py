@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_planning import GridBelief, GridWorld
+from mazes import GridBelief, GridWorld
 from tiny_worlds import board_world, observe, world_model
 
 from pan_hf.agents import cache_neighbours, cache_scope

@@ -6,8 +6,8 @@ import warnings
 from contextlib import closing
 
 import pytest
+from mazes import MAZE, GridWorld
 from test_cache import CRITIC, fill, follow
-from test_planning import MAZE, GridWorld
 
 from pan_hf.agents.cache import SimulationCache
 from pan_hf.agents.cache_recorder import Recorded

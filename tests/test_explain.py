@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from mazes import GridWorld, TwoWalkers, processor, walk
 from test_mcts import RIVER, SlippingWalk, WindyWorld
 from test_plan import SMALL, run_dir  # noqa: F401  a fixture
-from test_planning import GridWorld, TwoWalkers, processor, walk
 from tiny_worlds import observe, world_model
 
 from pan_hf.agents.agent import PanAgent

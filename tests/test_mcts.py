@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_planning import (
+from mazes import (
     GridBelief,
     GridWorld,
     MaskedWorld,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_planning import GridBelief, GridWorld, PointWorld, _with, not_a_number, processor
+from mazes import GridBelief, GridWorld, PointWorld, _with, not_a_number, processor
 
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.critics import GoalCritic, RewardCritic

@@ -1,16 +1,28 @@
-"""Planners, critics and the agent on worlds small enough to know the right answer."""
+"""Planners and critics on worlds small enough to know the right answer."""
 
-import copy
 import math
 import re
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mazes import (
+    DOOR,
+    MAZE,
+    MOVES,
+    DoubtingWorld,
+    GridBelief,
+    GridWorld,
+    MaskedWorld,
+    PointWorld,
+    TwoWalkers,
+    _with,
+    carry_out,
+    not_a_number,
+    processor,
+)
 
-from pan_hf.agents.actions import ActionParts
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.beam_search import BeamSearch
 from pan_hf.agents.critics import FunctionCritic, GoalCritic, RewardCritic
@@ -20,105 +32,9 @@ from pan_hf.agents.plan import Contradicted
 from pan_hf.agents.policy import PolicyPlanner
 from pan_hf.agents.reasoners import ReasonersSearch
 from pan_hf.agents.registry import make_planners
-from pan_hf.agents.seen import perceive
 from pan_hf.agents.shooting import CEM, RandomShooting
 from pan_hf.agents.strategy_search import StrategySearch
-from pan_hf.modeling import DiscreteAction, VectorAction, VectorSense
-from pan_hf.modeling.state_pan import State
-
-# S start, G goal, # wall. The way from S to G is 11 steps: down, round the wall, and up again.
-MAZE = """
-S.#G.
-..#..
-..#..
-..#..
-.....
-"""
-MOVES = torch.tensor([[-1, 0], [1, 0], [0, -1], [0, 1], [0, 0]])  # up, down, left, right, stay
-
-
-@dataclass
-class GridBelief:
-    cells: torch.Tensor  # (N, 2) row and column
-
-    def __len__(self):
-        return len(self.cells)
-
-    def keys(self, steps=None):
-        return [bytes(cell) for cell in self.cells.tolist()]
-
-    def select(self, index):
-        return GridBelief(self.cells[index])
-
-    @staticmethod
-    def cat(beliefs):
-        return GridBelief(torch.cat([belief.cells for belief in beliefs]))
-
-
-class GridWorld:
-    """An exact model of a maze; `lies` are cells that claim a reward when imagined one step at a time."""
-
-    def __init__(self, maze=MAZE, lies=(), hidden_doors=()):
-        rows = maze.split()
-        self.wall = torch.tensor([[mark == "#" for mark in row] for row in rows])
-        self.goal = torch.tensor([[mark == "G" for mark in row] for row in rows])
-        for door in hidden_doors:  # the model believes that one can walk here
-            self.wall[door] = False
-        self.start = torch.tensor([next((r, row.index("S")) for r, row in enumerate(rows) if "S" in row)])
-        self.lies, self.calls = {tuple(cell) for cell in lies}, 0
-        senses = {"camera": SimpleNamespace(kind="image")}
-        action = DiscreteAction(len(MOVES))
-        self.config = SimpleNamespace(action=action, senses=senses, context_steps=1)
-        self.device = torch.device("cpu")
-
-    def root(self):
-        return GridBelief(self.start)
-
-    def perceive(self, observation, action=None):
-        return GridBelief(torch.as_tensor(observation["camera"])[:, -1])
-
-    def step(self, cells, actions):
-        wanted = cells + MOVES[actions]
-        limits = torch.tensor(self.wall.shape)
-        inside = ((wanted >= 0) & (wanted < limits)).all(dim=1)
-        clamped = wanted.clamp(min=torch.zeros(2, dtype=torch.long), max=limits - 1)
-        free = inside & ~self.wall[clamped[:, 0], clamped[:, 1]]
-        return torch.where(free[:, None], clamped, cells)
-
-    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
-        self.calls += 1
-        cells, trace = belief.cells.repeat_interleave(num_rollouts, 0), []
-        for step in actions.repeat_interleave(num_rollouts, 0).T:
-            cells = self.step(cells, step)
-            trace.append(cells)
-        visited = torch.stack(trace, dim=1)  # (N, H, 2)
-        reward = self.goal[visited[..., 0], visited[..., 1]].float()
-        lied = torch.tensor([[tuple(cell) in self.lies for cell in row] for row in visited.tolist()])
-        told = torch.where(lied, 1.0, reward) if actions.shape[1] == 1 else reward
-        return SimpleNamespace(
-            reward=told,
-            continue_prob=1 - reward,
-            belief=GridBelief(cells),
-            codes={"camera": [visited]},
-            keys=lambda: [[bytes(cell) for cell in row] for row in visited.tolist()],
-        )
-
-
-class Batch(dict):
-    def to(self, device):
-        return self
-
-
-def processor(observation, action=None):
-    return Batch(observation=observation, action=action)
-
-
-def carry_out(world, actions):
-    cells = world.start
-    for action in actions:
-        cells = world.step(cells, action[None])
-    return tuple(cells[0].tolist())
-
+from pan_hf.modeling import DiscreteAction
 
 # --- Graph search
 
@@ -200,27 +116,6 @@ def test_preferred_actions_are_tried_alone_first_and_all_where_they_fail():
         GraphSearch(actions=[5]).plan(world, world.root(), RewardCritic())
 
 
-class DoubtingWorld(GridWorld):
-    """A model that believes a door shut, more likely than not: a sampled future goes through in 2 of 5 cases."""
-
-    def __init__(self, maze, door):
-        super().__init__(maze)
-        self.shut, self.open, self.temperatures = self.wall, self.wall.clone(), []
-        self.open[door] = False
-
-    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
-        self.temperatures.append(temperature)
-        opens = temperature > 0 and torch.rand((), generator=torch.Generator().manual_seed(seed)) < 0.4
-        self.wall = self.open if opens else self.shut
-        return super().simulate(belief, actions, num_rollouts, temperature, seed)
-
-
-DOOR = """
-S.#.G
-..#..
-"""
-
-
 def test_where_the_likely_futures_reach_no_goal_a_possible_one_is_tried():
     world, generator = DoubtingWorld(DOOR, (0, 2)), torch.Generator().manual_seed(0)
     plan = GraphSearch(sampled_searches=50).plan(world, world.root(), RewardCritic(), generator=generator)
@@ -239,12 +134,6 @@ def test_futures_are_sampled_only_where_the_likely_ones_reach_no_goal():
     world = DoubtingWorld(DOOR, (0, 2))  # a function says what is better and knows no goal
     GraphSearch().plan(world, world.root(), lambda futures: futures.reward)
     assert set(world.temperatures) == {0.0}
-
-
-def test_an_agent_tries_a_door_that_its_model_doubts():
-    world, model = GridWorld(DOOR.replace("S.#", "S..")), DoubtingWorld(DOOR, (0, 2))
-    agent = PanAgent(model, processor, RewardCritic(), GraphSearch(sampled_searches=50))
-    assert walk(agent, world) == (4, (0, 4))
 
 
 def test_a_goal_observation_is_reached():
@@ -275,29 +164,6 @@ def test_the_same_generator_state_gives_the_same_plan(planner):
         for _ in range(2)
     ]
     assert torch.equal(*plans)
-
-
-class PointWorld:
-    """A point that moves by a vector action; reward grows towards (3, -1)."""
-
-    target = torch.tensor([3.0, -1.0])
-
-    def __init__(self):
-        action = VectorAction(dim=2, low=[-1.0, -1.0], high=[1.0, 0.5])
-        self.config = SimpleNamespace(action=action, senses={"at": SimpleNamespace(kind="vector")}, context_steps=1)
-        self.largest = 0.0
-
-    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
-        low, high = torch.tensor(self.config.action.low), torch.tensor(self.config.action.high)
-        assert ((actions >= low) & (actions <= high)).all()
-        places = belief.cells[:, None] + actions.cumsum(dim=1)
-        reward = -(places - self.target).norm(dim=-1)
-        return SimpleNamespace(
-            reward=reward,
-            continue_prob=torch.ones_like(reward),
-            belief=GridBelief(places[:, -1]),
-            decode={"at": places}.__getitem__,
-        )
 
 
 def test_cem_steers_vector_actions_within_their_bounds():
@@ -399,10 +265,6 @@ def test_nonsense_is_refused_when_it_is_built(build, said):
         build()
 
 
-def not_a_number(futures):
-    return torch.where(futures.reward > 0, futures.reward, torch.nan)
-
-
 @pytest.mark.parametrize("planner", [RandomShooting(8, 3), CEM(8, 3, 2), GraphSearch()])
 def test_no_plan_is_made_of_scores_that_are_not_numbers(planner):
     world = GridWorld()
@@ -475,40 +337,6 @@ def test_a_plan_prints_in_one_line_with_the_names_of_its_actions():
         GraphSearch(actions=["jump"]).plan(world, world.root(), RewardCritic())
 
 
-class TwoWalkers(GridWorld):
-    """Two walkers in one maze, moved at once by one action of two parts; each is rewarded at the goal."""
-
-    def __init__(self, maze):
-        super().__init__(maze)
-        names = ["up", "down", "left", "right", "stay"]
-        self.config.action, self.config.actors = None, ["first", "second"]
-        self.config.actions = {name: DiscreteAction(5, names=names) for name in self.config.actors}
-
-    def root(self):
-        return GridBelief(torch.cat([self.start, self.start], 1))
-
-    def perceive(self, observation, action=None):
-        assert action is None or set(action) == {"first", "second"}
-        return GridBelief(torch.as_tensor(observation["camera"])[:, -1])
-
-    def simulate(self, belief, actions, num_rollouts=1, temperature=1.0, seed=None):
-        pairs = [
-            super(TwoWalkers, self).simulate(GridBelief(cells), part)
-            for cells, part in zip(belief.cells.split(2, 1), actions.parts.values(), strict=True)
-        ]
-        reward = torch.stack([pair.reward for pair in pairs], -1)
-        visited = torch.cat([pair.codes["camera"][0] for pair in pairs], -1)
-        belief = GridBelief(visited[:, -1])
-        belief.model = SimpleNamespace(config=self.config)
-        return SimpleNamespace(
-            reward=reward,
-            continue_prob=torch.ones_like(reward[..., 0]),
-            belief=belief,
-            codes={"camera": [visited]},
-            keys=lambda: [[bytes(cell) for cell in row] for row in visited.tolist()],
-        )
-
-
 @pytest.mark.parametrize("planner", [GraphSearch(), CEM(200, 4, 6), RandomShooting(2000, 3)])
 def test_planners_move_several_parts_at_once(planner):
     world = TwoWalkers("S.G")
@@ -526,14 +354,6 @@ def test_one_actor_s_reward_can_be_wanted_alone():
         GraphSearch().plan(world, world.root(), RewardCritic(actor="third"))
 
 
-def test_an_agent_does_several_things_at_once():
-    world = TwoWalkers("S.G")
-    world.config.context_steps = 2  # so that the actions between observations are given, too
-    agent = PanAgent(world, processor, RewardCritic(threshold=2.0), GraphSearch(), replan="at_end")
-    taken = [agent.act({"camera": np.array(cells)}) for cells in ([0, 0, 0, 0], [0, 1, 0, 1])]
-    assert taken == [{"first": 3, "second": 3}] * 2
-
-
 # --- Actions that are not allowed now
 
 
@@ -545,46 +365,6 @@ def test_a_plan_begins_with_an_action_that_is_allowed(planner):
     for mask, said in (([0] * 5, "allows no action"), ([1, 1], "'action' does not fit: expected 5 numbers of 0 or 1")):
         with pytest.raises(ValueError, match=said):
             planner.plan(world, world.root(), RewardCritic(), mask=mask)
-
-
-@dataclass
-class MaskedBelief(GridBelief):
-    world: "MaskedWorld"
-
-    def decode(self, name):
-        return self.world.mask(self.cells)
-
-    def select(self, index):
-        return MaskedBelief(self.cells[index], self.world)
-
-    @staticmethod
-    def cat(beliefs):
-        return MaskedBelief(GridBelief.cat(beliefs).cells, beliefs[0].world)
-
-
-class MaskedWorld(GridWorld):
-    """A maze that says which moves do not run into a wall, as a sense; `tried` are the cells and actions imagined."""
-
-    def __init__(self, maze):
-        super().__init__(maze)
-        self.tried = []
-        self.config.senses["action_mask"] = VectorSense(dim=5, low=0.0, high=1.0)
-
-    def mask(self, cells):
-        moves = torch.arange(5)
-        return torch.stack([(self.step(cell.expand(5, 2), moves) != cell).any(-1) for cell in cells]).float()
-
-    def simulate(self, belief, actions, *args, **kwargs):
-        self.tried.append((belief.cells, actions))
-        futures = super().simulate(belief, actions, *args, **kwargs)
-        futures.belief = MaskedBelief(futures.belief.cells, self)
-        visited = futures.codes["camera"][0]
-        masks = self.mask(visited.flatten(0, 1)).view(*visited.shape[:2], 5)
-        futures.decode = {"action_mask": masks}.__getitem__
-        return futures
-
-    def root(self):
-        return MaskedBelief(self.start, self)
 
 
 @pytest.mark.parametrize("planner", [CEM(64, 6, 3), RandomShooting(200, 6)])
@@ -606,265 +386,6 @@ def test_a_search_tries_what_is_allowed_in_imagined_states():
     assert plan.reaches_goal and len(plan) == 2
     for cells, actions in world.tried[:-1]:  # the last call confirms the whole plan
         assert world.mask(cells).gather(1, actions).all()
-
-
-def test_an_agent_plans_anew_where_its_next_action_is_not_allowed():
-    world = GridWorld("S.G\n...")
-    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
-    assert agent.act({"camera": np.array([0, 0])}) == 3
-    assert agent.act({"camera": np.array([0, 1])}, mask=[1, 1, 1, 0, 1]) == 1
-    assert agent.act({"camera": np.array([1, 1]), "action_mask": [0, 0, 0, 1, 0]}) == 3
-    assert (agent.statistics.replans, agent.statistics.surprises) == (2, 0)
-
-
-# --- What the agent cannot see, and what lies outside its range
-
-
-class PartlySeen(GridWorld):
-    """A maze of which the present state has codes, as a real model's has."""
-
-    def __init__(self, maze):
-        super().__init__(maze)
-        self.config.senses["touch"] = VectorSense(dim=1, low=-1.0, high=1.0)
-
-    def perceive(self, observation, action=None):
-        cells = observation["camera"]
-        cells = torch.full((1, 2), -1) if cells is None else torch.as_tensor(cells)[:, -1]
-        return StatefulBelief(cells)
-
-    def simulate(self, *args, **kwargs):
-        futures = super().simulate(*args, **kwargs)
-        futures.belief = StatefulBelief(futures.belief.cells)
-        return futures
-
-
-@dataclass
-class StatefulBelief(GridBelief):
-    cells: torch.Tensor = None
-    state: State = None
-
-    def __post_init__(self):
-        if self.state is None:
-            self.state = State({"camera": [self.cells], "touch": [self.cells[:, :1]]})
-        self.cells = self.state.codes["camera"][0]
-
-    def select(self, index):
-        return StatefulBelief(self.cells[index])
-
-    @staticmethod
-    def cat(beliefs):
-        return StatefulBelief(torch.cat([belief.cells for belief in beliefs]))
-
-
-@pytest.mark.parametrize(("planner", "replan"), [(GraphSearch(), "on_surprise"), (RandomShooting(400, 6), "always")])
-def test_what_is_absent_is_no_surprise_and_is_believed_as_imagined(planner, replan):
-    world = PartlySeen("S...G")
-    agent = PanAgent(world, processor, RewardCritic(), planner, replan=replan)
-    cells, seen = world.start, [True, False, False, True]
-    for is_seen in seen:
-        camera = cells[0].numpy() if is_seen else None
-        action = agent.act({"camera": camera, "touch": np.zeros(1, np.float32)})
-        cells = world.step(cells, torch.tensor([action]))
-    assert tuple(cells[0].tolist()) == (0, 4), "two blind steps go on where the agent believes to be"
-    assert agent.statistics.surprises == 0
-
-
-def test_a_vector_outside_the_range_is_clipped_counted_and_said_once():
-    world = PartlySeen("S...G")
-    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
-    with pytest.warns(UserWarning, match=r"touch\[0\] is 3, and the model was built for -1 to 1") as told:
-        for column, touch in enumerate((3.0, -2.0, 1.0005)):  # the last is rounding
-            agent.act({"camera": np.array([0, column]), "touch": np.array([touch])})
-    assert len(told) == 1 and agent.statistics.clipped == 2
-    assert agent.observations[-1]["touch"] == 1.0005
-
-
-@pytest.mark.parametrize("fails", ["processor", "critic", "planner"])
-def test_an_agent_that_refuses_is_as_it_was_before(fails):
-    world = GridWorld()
-    agent = PanAgent(world, processor, RewardCritic(), GraphSearch(), replan="always")
-    agent.act({"camera": np.array([0, 0])})
-    kept = {
-        name: copy.deepcopy(value) for name, value in vars(agent).items() if name in ("statistics", "observations")
-    }
-    position, plan, state = agent._position, agent.plan, agent.generator.get_state()
-
-    def refuse(*args, **kwargs):
-        agent.generator.manual_seed(99)
-        raise ValueError("no")
-
-    broken = {"processor": refuse, "critic": FunctionCritic(function=refuse), "planner": SimpleNamespace(plan=refuse)}
-    working = getattr(agent, fails)
-    setattr(agent, fails, broken[fails])
-    with pytest.raises(ValueError, match="no"):
-        agent.act({"camera": np.array([1, 0])})
-    assert agent.statistics == kept["statistics"] and len(agent.observations) == len(kept["observations"])
-    assert (agent._position, agent.plan) == (position, plan) and torch.equal(agent.generator.get_state(), state)
-    setattr(agent, fails, working)
-    assert agent.act({"camera": np.array([1, 0])}) == 1
-
-
-# --- The agent
-
-
-def walk(agent, world, limit=60):
-    """Carries the agent out in the true world; returns (steps, cell it ended on)."""
-    cells, reward = world.start, 0.0
-    for step in range(limit):
-        action = agent.act({"camera": cells[0].numpy(), "unknown": 0}, reward)
-        cells = world.step(cells, torch.tensor([action]))
-        reward = float(world.goal[tuple(cells[0])])
-        if reward:
-            return step + 1, tuple(cells[0].tolist())
-    return limit, tuple(cells[0].tolist())
-
-
-@pytest.mark.parametrize(("replan", "replans"), [("on_surprise", 1), ("at_end", 1), ("always", 11)])
-def test_a_plan_is_kept_while_the_world_does_what_was_imagined(replan, replans):
-    world = GridWorld()
-    agent = PanAgent(world, processor, RewardCritic(), GraphSearch(), replan=replan)
-    assert walk(agent, world) == (11, (0, 3))
-    assert agent.statistics.replans == replans
-    assert agent.statistics.decisions == 11 and agent.statistics.surprises == 0
-    assert agent.statistics.seconds > 0
-
-
-def test_an_agent_stops_walking_into_a_door_that_only_its_model_believes_in():
-    world, model = GridWorld(), GridWorld(hidden_doors=[(0, 2)])
-    agent = PanAgent(model, processor, RewardCritic(), GraphSearch(), patience=2)
-    steps, cell = walk(agent, world)
-    assert cell == (0, 3)
-    assert agent.statistics.surprises == 2
-    assert steps == 1 + 2 + (4 + 2 + 4)  # to the door, two tries, then down, across and up
-
-
-def test_a_surprise_that_does_not_spoil_the_plan_keeps_it():
-    world = GridWorld("S..G\n...G\n....")
-    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
-    seen = [agent.act({"camera": np.array(cell)}) for cell in ([0, 0], [1, 1], [1, 2])]  # blown down in the first step
-    assert seen == [3, 3, 3]
-    assert (agent.statistics.surprises, agent.statistics.repairs, agent.statistics.replans) == (1, 1, 1)
-    agent.reset()
-    for cell in ([0, 0], [2, 1]):  # blown to where going right misses the goal
-        agent.act({"camera": np.array(cell)})
-    assert (agent.statistics.surprises, agent.statistics.repairs, agent.statistics.replans) == (1, 0, 2)
-
-
-def test_an_agent_that_is_told_the_reward_leaves_an_imagined_goal():
-    world = GridWorld()
-    model = GridWorld()
-    model.goal[1, 0] = True  # the model is sure that a cell beside the start is rewarded
-    model.simulate = _with(model.simulate, continue_prob=1.0)
-    agent = PanAgent(model, processor, RewardCritic(), GraphSearch(), patience=1)
-    assert walk(agent, world)[1] == (0, 3)
-
-
-def promises(model, world, planner, limit=12):
-    """Carries an agent out and tells what became of each goal that an action was to reach; and its statistics."""
-    agent = PanAgent(model, processor, RewardCritic(), planner)
-    cells, reward, told = world.start, 0.0, []
-    for _ in range(limit):
-        action = agent.act({"camera": cells[0].numpy()}, reward)
-        cells = world.step(cells, torch.tensor([action]))
-        reward = float(world.goal[tuple(cells[0])])
-        told.append(agent.keeps_promise({"camera": cells[0].numpy()}, reward, bool(reward)))
-        if reward:
-            break
-    return told, agent.statistics
-
-
-@pytest.mark.parametrize("planner", [GraphSearch(), MCTS(budget=300), StrategySearch(budget=300)])
-def test_a_goal_that_was_expected_is_looked_for_once_the_last_action_is_done(planner):
-    world = GridWorld("S.G\n...")
-    told, statistics = promises(world, world, planner)
-    assert told == [None, True] and (statistics.promised, statistics.broken) == (1, 0)
-    assert statistics.claims >= 1 and statistics.refused == 0
-
-
-def test_a_goal_that_was_only_imagined_is_a_broken_promise_and_one_refused_is_counted():
-    told, statistics = promises(GridWorld("S..G"), GridWorld("S..."), GraphSearch(sampled_searches=0), limit=3)
-    assert told[:3] == [None, None, False] and statistics.broken == 1
-    _, statistics = promises(GridWorld("S..G", lies=[(0, 2)]), GridWorld("S..G"), GraphSearch())
-    assert (statistics.claims - statistics.refused, statistics.promised, statistics.broken) == (1, 1, 0)
-    assert statistics.refused == 3  # the lie is met from its left, and by two actions that stay there
-
-
-def test_looking_for_the_goal_changes_nothing_that_an_agent_does():
-    seen, results = {"camera": np.array([0, 1])}, []
-    for looks in (True, False):
-        agent = PanAgent(GridWorld("S.G\n..."), processor, RewardCritic(), GraphSearch())
-        agent.act({"camera": np.array([0, 0])})
-        agent.act(seen)
-        if looks:
-            agent.keeps_promise({"camera": np.array([1, 2])}, 0.0, False)
-        results.append((agent.act({"camera": np.array([1, 2])}, 0.0), agent.statistics.surprises))
-    assert results[0] == results[1]
-
-
-def test_sampled_plans_are_checked_for_surprise_one_step_ahead():
-    world, model = GridWorld("S#G\n..."), GridWorld("S.G\n...")
-    agent = PanAgent(model, processor, RewardCritic(), RandomShooting(400, 5))
-    assert walk(agent, world, limit=40)[1] == (0, 2) or agent.statistics.surprises > 0
-
-
-def test_reset_forgets_the_episode():
-    world = GridWorld()
-    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
-    first = walk(agent, world)
-    agent.reset()
-    assert agent.statistics.decisions == 0 and agent.plan is None
-    assert walk(agent, world) == first
-
-
-def test_a_missing_sense_is_named():
-    world = GridWorld()
-    agent = PanAgent(world, processor, RewardCritic(), GraphSearch())
-    with pytest.raises(ValueError, match=r"lacks the model's senses \['camera'\]; it has \['picture'\]"):
-        agent.act({"picture": np.zeros(2)})
-
-
-@pytest.mark.parametrize(
-    ("later", "said"),
-    [(np.zeros(3), r"shape, got \(2,\), \(3,\)"), ([[1], 2], "no array"), (torch.zeros(2).bfloat16(), "no array")],
-)
-def test_a_step_that_does_not_fit_those_before_names_its_sense(later, said):
-    world = GridWorld()
-    with pytest.raises(ValueError, match=f"'camera': .*{said}"):
-        perceive(world, processor, [{"camera": np.zeros(2)}, {"camera": later}], [0])
-
-
-def test_an_observation_without_names_is_refused_with_how_to_name_it():
-    agent = PanAgent(GridWorld(), processor, RewardCritic(), GraphSearch())
-    with pytest.raises(ValueError, match="must be a dict of senses by name, got ndarray; wrap it"):
-        agent.act(np.zeros(2))
-
-
-def test_a_mask_is_what_an_environment_gives():
-    parts = ActionParts(SimpleNamespace(actions={"legs": DiscreteAction(6), "arm": VectorAction(2)}))
-    for told in (np.array([0, 0, 0, 1, 0, 1]), ([0, 1], [1, 0, 1]), [False] * 3 + [True, False, True]):
-        (mask,) = parts.check_masks({"legs": told, "arm": None}).values()
-        assert mask.tolist() == [False, False, False, True, False, True]
-    assert parts.check_masks(None) == {}
-    wrong = [
-        ({"legs": [0.5] * 6}, "numbers of 0 or 1"),
-        ({"legs": [1, 1]}, "expected 6"),
-        ({"arm": [1]}, "no choices"),
-    ]
-    for told, said in [*wrong, ({"wings": [1]}, r"parts \['legs', 'arm'\], got \['wings'\]")]:
-        with pytest.raises(ValueError, match=said):
-            parts.check_masks(told)
-
-
-def _with(simulate, continue_prob, reward=None):
-    """`simulate` whose futures never end, or always do, and are paid alike."""
-
-    def changed(*args, **kwargs):
-        futures = simulate(*args, **kwargs)
-        futures.continue_prob = torch.full_like(futures.continue_prob, continue_prob)
-        futures.reward = futures.reward if reward is None else torch.full_like(futures.reward, reward)
-        return futures
-
-    return changed
 
 
 # what takes several steps

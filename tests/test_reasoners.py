@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_planning import GridBelief, GridWorld, MaskedWorld, PointWorld, TwoWalkers, not_a_number, processor, walk
+from mazes import GridBelief, GridWorld, MaskedWorld, PointWorld, TwoWalkers, not_a_number, processor, walk
 from tiny_worlds import observe, world_model
 
 from pan_hf.agents.agent import PanAgent

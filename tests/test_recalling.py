@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from mazes import GridWorld, processor, walk
 from test_plan import SMALL, run_dir  # noqa: F401  a fixture
-from test_planning import GridWorld, processor, walk
 
 from pan_hf.agents.agent import PanAgent
 from pan_hf.agents.cache import SimulationCache

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mazes import GridBelief, GridWorld, carry_out
 from test_imagine import board, duel  # noqa: F401  fixtures
 from test_plan import run_dir  # noqa: F401  a fixture
-from test_planning import GridBelief, GridWorld, carry_out
 from tiny_worlds import observe, world_model
 
 from pan_hf.agents.beam_search import BeamSearch
