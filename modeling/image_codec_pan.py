@@ -420,19 +420,16 @@ class ImageCodec(CodebookCodec):
 register_sense(ImageSense, ImageCodec)
 
 
-# ---- A codebook with room to grow: vector quantisation with moving averages, and revival of codes hardly in use.
-#
-# Nearest-neighbour codes with a straight-through gradient (van den Oord et al. 2017) and codebook vectors that follow
-# the mean of what they code (EMA, its appendix A.1). Unusual here: the table is allocated at its full *capacity*, and
-# only the rows marked `live` can be chosen, so that a new code is a row made live and no shape ever changes.
-
 PARKED = 1e3  # where a live row waits that has nothing to describe
 FORGOTTEN = 1e-4  # usage below which a row describes nothing any more: unseen for some 120 to 270 batches
 LEAST_DISTANCE = 1e-3  # squared, as a share of the inputs' variance: what is closer counts as the same thing
 
 
 class Codebook(nn.Module):
-    """One level's table of code vectors.
+    """One level's table of code vectors, which follow the mean of what they code (EMA; van den Oord et al. 2017, A.1).
+
+    Unusual here: the table is allocated at its full *capacity*, and only the rows marked `live` can be chosen, so that
+    a new code is a row made live and no shape ever changes. Codes that are hardly in use are revived.
 
     Args:
         size (`int`): live codes at birth.

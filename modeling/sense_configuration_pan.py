@@ -94,6 +94,7 @@ class CodedPart(Part):
     is_token: ClassVar[bool] = False  # one code is all there is, and its row is what the backbone reads
     can_grow: ClassVar[bool] = False  # codes are learned vectors, `code_dim` wide, and there can be more of them
     is_grid: ClassVar[bool] = False  # codes have neighbours in two directions, which readouts look at and crops keep
+    is_picture: ClassVar[bool] = False  # an observation is `(channels, height, width)`, of which parts can be learned
     joins_steps: ClassVar[bool] = False  # the codes of several steps can stand together in one sequence of tokens
     has_digits: ClassVar[bool] = False  # codes are digits of coordinates, in order: readouts add a density over them
     if TYPE_CHECKING:  # fields or properties of every subclass
@@ -277,6 +278,7 @@ class ImageSense(CodedPart):
 
     can_grow = True
     is_grid = True
+    is_picture = True
 
     def to_dict(self) -> dict:
         """As JSON. Colours leave the range out: versions before it read such a sense too."""

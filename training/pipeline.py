@@ -328,7 +328,7 @@ def check_seconds(model, processor, trajectories: Trajectories, stages: list[str
     pictures = [
         f"{name!r} is {sense.height}x{sense.width} pixels"
         for name, sense in model.config.coded_senses.items()
-        if sense.is_grid and sense.can_grow and sense.height * sense.width > LARGE
+        if sense.is_picture and sense.height * sense.width > LARGE
     ]
     smaller = f" {', '.join(pictures)}: `pan record --image-size 64` makes it smaller." if pictures else ""
     if _is_too_long(least, seconds):

@@ -123,7 +123,7 @@ class CroppedFrames(Dataset):
             values = self.tensors[name]
             median = self.median[name].expand(len(rows), *self.median[name].shape)
             triples = torch.stack([values[self.neighbour[rows]], values[rows], median], 1)
-            observation[name] = _crop(triples, sense, chance) if sense.is_grid and sense.can_grow else triples
+            observation[name] = _crop(triples, sense, chance) if sense.is_picture else triples
             if (is_present := self.tensors.get(f"{name}.present")) is not None:
                 # the neighbour may be absent: what was seen last stands in its place
                 observation[f"{name}.present"] = is_present[rows].unsqueeze(1).expand(-1, 3)
