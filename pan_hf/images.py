@@ -27,9 +27,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MOST_PIXELS = 2**26
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-# MiniGrid's symbols: an object's number up to 10, its colour up to 5, its state up to 3; grids are at most this wide.
-_MOST_SYMBOLS = 10
-WIDEST_GRID = 32
+# A picture that is lit has numbers beyond these; the symbols of grid worlds are numbered from 0 (MiniGrid has 11).
+_MOST_SYMBOLS = 31
+WIDEST_GRID = 32  # cells
 _SPACE, _LAST_LETTER = 32, 126  # of ASCII, what is printed
 
 
@@ -165,7 +165,7 @@ def as_deep(value: np.ndarray, layout: Layout, scale: float | None) -> np.ndarra
 
 def are_symbols(value: np.ndarray) -> bool:
     """Whether whole numbers in the shape of a picture are a grid of symbols, such as MiniGrid's `image`, whose space
-    says 0 to 255, as those of colours do: it is small, and its numbers are those of no colours but black."""
+    says 0 to 255, as those of colours do: it is small, and its numbers are those of nothing that is lit."""
     if (
         value.ndim not in (2, 3)
         or value.dtype.kind not in "iu"

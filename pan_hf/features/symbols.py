@@ -72,7 +72,9 @@ class SymbolsFeature(Feature):
     @classmethod
     def from_value(cls, value: Any, view: View) -> Form | None:
         # what has the shape of no picture is a vector: a table does not say that its numbers are names
-        if isinstance(value, str) or not (has_picture_shape(value.shape) and are_symbols(value)):
+        if view.symbols is False or isinstance(value, str):
+            return None
+        if not (has_picture_shape(value.shape) and are_symbols(value)):
             return None
         warnings.warn(
             f"{taken_as_symbols(value)} if they are dark colours, make them floats within 0..1", stacklevel=2
@@ -103,6 +105,7 @@ class SymbolsFeature(Feature):
     def _dims(self) -> tuple[int, ...]:
         return tuple(self.description["dims"])
 
+    # a reader of the processor says the same: it travels with a checkpoint, and importing it here would import torch
     @property
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
         """The least and the greatest value, int64, broadcast to the shape of a value."""

@@ -8,7 +8,7 @@ that picture. Several columns of numbers with one name are one vector, in their 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -148,7 +148,10 @@ def form_of(value: Any, view: View, root: Root = None) -> Form:
         ValueError: it is neither a picture nor numbers nor a text, or a picture whose numbers have no known meaning.
     """
     opened = _opener(value, root)
-    first = _plain(opened(value), root)
+    shown = opened(value)
+    first = _plain(shown, root)
+    if shown is not value or isinstance(shown, Image.Image | Mapping):  # a picture holds colours, however dark
+        view = replace(view, symbols=False)
     if not isinstance(first, str) and first.dtype.kind not in "iufb":
         raise ValueError(f"expected a picture, numbers or a text, got {first.dtype} {first!r:.80}")
     form = _form(first, (kind.from_value(first, view) for kind in kinds()), root)
